@@ -1,0 +1,1 @@
+//! Runtime of the sas serverless SDK: functions that are async Rust closures

@@ -1,0 +1,1 @@
+//! Runtime of the sas serverless SDK: code packages as native processes

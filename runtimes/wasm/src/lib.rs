@@ -1,0 +1,1 @@
+//! Runtime of the sas serverless SDK: WebAssembly functions, a fresh sandbox per request

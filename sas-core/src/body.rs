@@ -1,0 +1,196 @@
+//! HTTP messages as the platform passes them on.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+
+use crate::{BoxError, Lease, Outcome};
+
+/// A request inside the platform.
+pub type Request = http::Request<Body>;
+/// A response inside the platform.
+pub type Response = http::Response<Body>;
+
+type Stream = Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError> + Send>>;
+
+enum Inner {
+    Empty,
+    Full(Bytes),
+    Stream(Stream),
+}
+
+/// A streamed body, which may hold the [`Lease`] of the instance that produces it.
+///
+/// The lease is given back with the last frame (or the first error, or when the body is dropped), so that a
+/// streamed answer keeps its concurrency slot exactly as long as the instance works on it. Empty and one-piece
+/// bodies allocate nothing.
+///
+/// ```
+/// use sas_core::Body;
+/// assert_eq!(http_body::Body::size_hint(&Body::from("abc")).exact(), Some(3));
+/// ```
+pub struct Body {
+    inner: Inner,
+    hold: Option<Lease>,
+}
+
+impl Body {
+    /// A body of no bytes.
+    pub const fn empty() -> Self {
+        Self { inner: Inner::Empty, hold: None }
+    }
+
+    /// A body that streams from `body`.
+    pub fn new<B>(body: B) -> Self
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        use http_body_util::BodyExt as _;
+        Self { inner: Inner::Stream(Box::pin(body.map_err(Into::into))), hold: None }
+    }
+
+    /// Makes the body keep `lease` until its last frame.
+    #[must_use]
+    pub fn with_lease(mut self, lease: Lease) -> Self {
+        self.hold = Some(lease);
+        self
+    }
+
+    /// The lease that the body holds, if it holds one and has not ended.
+    pub fn lease(&self) -> Option<&Lease> {
+        self.hold.as_ref()
+    }
+
+    /// Takes the lease out, for an owner that outlives the body (a spliced upgrade).
+    pub fn take_lease(&mut self) -> Option<Lease> {
+        self.hold.take()
+    }
+
+    /// Whether a second, identical attempt can be made with what this body still holds: true for bodies in memory.
+    pub fn try_clone(&self) -> Option<Self> {
+        match &self.inner {
+            Inner::Empty => Some(Self::empty()),
+            Inner::Full(bytes) => Some(Self::from(bytes.clone())),
+            Inner::Stream(_) => None,
+        }
+    }
+
+    /// Reads the whole body, refusing more than `limit` bytes.
+    ///
+    /// # Errors
+    /// The body's own error, or [`http_body_util::LengthLimitError`] when it is longer than `limit`.
+    pub async fn collect(self, limit: usize) -> Result<Bytes, BoxError> {
+        use http_body_util::BodyExt as _;
+        Ok(http_body_util::Limited::new(self, limit).collect().await?.to_bytes())
+    }
+
+    fn release(&mut self, outcome: Outcome) {
+        if let Some(mut lease) = self.hold.take() {
+            if outcome != Outcome::Ok {
+                lease.outcome = outcome;
+            }
+            drop(lease);
+        }
+    }
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        let inner = if bytes.is_empty() { Inner::Empty } else { Inner::Full(bytes) };
+        Self { inner, hold: None }
+    }
+}
+
+impl From<&'static str> for Body {
+    fn from(text: &'static str) -> Self {
+        Self::from(Bytes::from_static(text.as_bytes()))
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Self {
+        Self::from(Bytes::from(text))
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::from(Bytes::from(bytes))
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self.inner {
+            Inner::Empty => "empty",
+            Inner::Full(_) => "full",
+            Inner::Stream(_) => "stream",
+        };
+        f.debug_struct("Body").field("kind", &kind).field("lease", &self.hold.is_some()).finish()
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let polled = match &mut this.inner {
+            Inner::Empty => Poll::Ready(None),
+            Inner::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.inner = Inner::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Inner::Stream(stream) => stream.as_mut().poll_frame(cx),
+        };
+        match &polled {
+            Poll::Ready(None) => this.release(Outcome::Ok),
+            Poll::Ready(Some(Err(_))) => this.release(Outcome::Lost),
+            Poll::Ready(Some(Ok(_))) => {
+                let ended = match &this.inner {
+                    Inner::Empty => true,
+                    Inner::Full(_) => false,
+                    Inner::Stream(stream) => stream.is_end_stream(),
+                };
+                if ended {
+                    this.release(Outcome::Ok);
+                }
+            }
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Empty => true,
+            Inner::Full(_) => false,
+            Inner::Stream(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Empty => SizeHint::with_exact(0),
+            Inner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Inner::Stream(stream) => stream.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! One error type for backends; callers branch on its [`ErrorKind`] and [`Retry`], never on text.
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Request;
+
+/// Any error, boxed.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What went wrong, coarsely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// What was asked for is malformed; the same request can never succeed.
+    InvalidSpec,
+    /// The thing named does not exist.
+    NotFound,
+    /// Somebody else changed it first, or it exists already.
+    Conflict,
+    /// This backend does not do that; see [`crate::Capabilities`].
+    Unsupported,
+    /// It can't be done now (not reachable, shutting down).
+    Unavailable,
+    /// A limit was met: memory, instances, queue, quota.
+    Exhausted,
+    /// A deadline passed.
+    Timeout,
+    /// The code that was run ended, or closed its connection, before it had answered.
+    Crashed,
+    /// A defect, of this SDK or of a backend.
+    Unexpected,
+}
+
+impl ErrorKind {
+    /// The kind as it appears in JSON, in snake case.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidSpec => "invalid_spec",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::Unsupported => "unsupported",
+            Self::Unavailable => "unavailable",
+            Self::Exhausted => "exhausted",
+            Self::Timeout => "timeout",
+            Self::Crashed => "crashed",
+            Self::Unexpected => "unexpected",
+        }
+    }
+}
+
+/// What a caller may do next: a classification, not a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// The same call fails again.
+    Never,
+    /// Another instance may do it.
+    AnotherInstance,
+    /// The same call may succeed after this long.
+    After(Duration),
+}
+
+/// The error of every backend.
+///
+/// ```
+/// use sas_core::{Error, ErrorKind, Retry};
+/// let error = Error::new(ErrorKind::Exhausted, "start", "memory budget of 512 MiB is used up")
+///     .with_retry(Retry::After(std::time::Duration::from_secs(1)));
+/// assert_eq!(error.to_string(), "start: exhausted: memory budget of 512 MiB is used up");
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[error("{operation}: {}: {message}", kind.as_str())]
+#[non_exhaustive]
+pub struct Error {
+    /// What went wrong, coarsely.
+    pub kind: ErrorKind,
+    /// What may help.
+    pub retry: Retry,
+    /// The contract method or step that failed, such as `start` or `prepare`.
+    pub operation: &'static str,
+    /// What, where and what to do about it, for a human. Never holds a secret.
+    pub message: String,
+    /// The cause.
+    #[source]
+    pub source: Option<BoxError>,
+}
+
+impl Error {
+    /// An error with the kind's usual retry class: [`Retry::AnotherInstance`] for [`ErrorKind::Crashed`],
+    /// [`Retry::Never`] for all others.
+    pub fn new(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Self {
+        let retry = match kind {
+            ErrorKind::Crashed => Retry::AnotherInstance,
+            _ => Retry::Never,
+        };
+        Self { kind, retry, operation, message: message.into(), source: None }
+    }
+
+    /// `operation` is an optional ability that this backend does not have.
+    pub fn unsupported(operation: &'static str) -> Self {
+        Self::new(ErrorKind::Unsupported, operation, "this backend does not support it; see its Capabilities")
+    }
+
+    /// The same error with another retry class.
+    #[must_use]
+    pub fn with_retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// The same error with a cause.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The message followed by those of all causes, for a log line or an answer.
+    pub fn chain(&self) -> String {
+        use fmt::Write as _;
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            let _ = write!(text, ": {cause}");
+            next = cause.source();
+        }
+        text
+    }
+}
+
+/// The result of a backend.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failed call. It hands the request back when nothing of it was sent, so that another instance can have it.
+#[derive(Debug)]
+pub struct CallError {
+    /// Why.
+    pub error: Error,
+    /// The request, whole, when no byte of it reached an instance.
+    pub unsent: Option<Box<Request>>,
+}
+
+impl CallError {
+    /// A call that failed after (a part of) the request may have been sent.
+    pub fn sent(error: Error) -> Self {
+        Self { error, unsent: None }
+    }
+
+    /// A call that failed before anything was sent.
+    pub fn unsent(error: Error, request: Request) -> Self {
+        Self { error, unsent: Some(Box::new(request)) }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for CallError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.error)
+    }
+}

@@ -1,0 +1,286 @@
+//! Events, where they come from and where they go.
+
+use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Clock, Result, Store, Timestamp};
+
+/// When something recurs; `sas-trigger`'s cron is one.
+pub trait Schedule: fmt::Debug + Send + Sync + 'static {
+    /// The first time strictly after `after`; `None`: never again.
+    fn next_after(&self, after: Timestamp) -> Option<Timestamp>;
+}
+
+/// A CloudEvent 1.0, valid by construction.
+///
+/// ```
+/// use sas_core::Event;
+/// let event = Event::new("1", "/sensors/7", "com.example.reading")?.with_data("text/plain", "21.5")?;
+/// assert_eq!(event.kind(), "com.example.reading");
+/// # Ok::<(), sas_core::EventError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    id: String,
+    source: String,
+    kind: String,
+    subject: Option<String>,
+    time: Option<Timestamp>,
+    data_schema: Option<String>,
+    data_content_type: Option<String>,
+    extensions: BTreeMap<String, String>,
+    data: Bytes,
+}
+
+/// What is wrong with an event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{attribute}: {value:?}: {problem}")]
+pub struct EventError {
+    /// Which attribute.
+    pub attribute: String,
+    /// What stands there.
+    pub value: String,
+    /// What should.
+    pub problem: &'static str,
+}
+
+fn non_empty(attribute: &str, value: String) -> Result<String, EventError> {
+    if value.is_empty() || value.chars().any(char::is_control) {
+        let problem = "must not be empty and must hold no control characters";
+        return Err(EventError { attribute: attribute.to_owned(), value, problem });
+    }
+    Ok(value)
+}
+
+impl Event {
+    /// An event without data.
+    ///
+    /// # Errors
+    /// When one of the attributes is empty or holds control characters.
+    pub fn new(
+        id: impl Into<String>,
+        source: impl Into<String>,
+        kind: impl Into<String>,
+    ) -> Result<Self, EventError> {
+        Ok(Self {
+            id: non_empty("id", id.into())?,
+            source: non_empty("source", source.into())?,
+            kind: non_empty("type", kind.into())?,
+            subject: None,
+            time: None,
+            data_schema: None,
+            data_content_type: None,
+            extensions: BTreeMap::new(),
+            data: Bytes::new(),
+        })
+    }
+
+    /// With data.
+    ///
+    /// # Errors
+    /// When the content type is empty.
+    pub fn with_data(
+        mut self,
+        content_type: impl Into<String>,
+        data: impl Into<Bytes>,
+    ) -> Result<Self, EventError> {
+        self.data_content_type = Some(non_empty("datacontenttype", content_type.into())?);
+        self.data = data.into();
+        Ok(self)
+    }
+
+    /// With a subject.
+    ///
+    /// # Errors
+    /// When it is empty.
+    pub fn with_subject(mut self, subject: impl Into<String>) -> Result<Self, EventError> {
+        self.subject = Some(non_empty("subject", subject.into())?);
+        Ok(self)
+    }
+
+    /// With the time of the occurrence.
+    #[must_use]
+    pub fn with_time(mut self, time: Timestamp) -> Self {
+        self.time = Some(time);
+        self
+    }
+
+    /// With a schema that the data follows.
+    ///
+    /// # Errors
+    /// When it is empty.
+    pub fn with_data_schema(mut self, schema: impl Into<String>) -> Result<Self, EventError> {
+        self.data_schema = Some(non_empty("dataschema", schema.into())?);
+        Ok(self)
+    }
+
+    /// With an extension attribute.
+    ///
+    /// # Errors
+    /// When the name is not of lower-case letters and digits, or is one of the specification's own.
+    pub fn with_extension(
+        mut self,
+        name: impl Into<String>,
+        value: impl Into<String>,
+    ) -> Result<Self, EventError> {
+        const OWN: [&str; 9] = [
+            "id",
+            "source",
+            "type",
+            "specversion",
+            "subject",
+            "time",
+            "datacontenttype",
+            "dataschema",
+            "data",
+        ];
+        let name = name.into();
+        let well_formed =
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        if !well_formed || OWN.contains(&name.as_str()) {
+            let problem =
+                "an extension's name has only lower-case letters and digits, and none of the core names";
+            return Err(EventError { attribute: "extension".into(), value: name, problem });
+        }
+        self.extensions.insert(name, value.into());
+        Ok(self)
+    }
+
+    /// Identifies the event within its source.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+    /// Where it happened.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+    /// What kind of thing happened: the attribute `type`.
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+    /// About what.
+    pub fn subject(&self) -> Option<&str> {
+        self.subject.as_deref()
+    }
+    /// When.
+    pub fn time(&self) -> Option<Timestamp> {
+        self.time
+    }
+    /// The schema of the data.
+    pub fn data_schema(&self) -> Option<&str> {
+        self.data_schema.as_deref()
+    }
+    /// The media type of the data.
+    pub fn data_content_type(&self) -> Option<&str> {
+        self.data_content_type.as_deref()
+    }
+    /// Extension attributes.
+    pub fn extensions(&self) -> &BTreeMap<String, String> {
+        &self.extensions
+    }
+    /// The data.
+    pub fn data(&self) -> &Bytes {
+        &self.data
+    }
+}
+
+/// How far an event got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ack {
+    /// Its target answered.
+    Completed,
+    /// It is kept durably and will be delivered, or it went to the dead-letter target.
+    Stored,
+    /// No filter wanted it.
+    Filtered,
+}
+
+/// Room for one event. Anything that must be given back on drop goes inside.
+pub struct Slot(pub Box<dyn Any + Send>);
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Slot(..)")
+    }
+}
+
+/// Takes events from sources to their targets.
+#[async_trait]
+pub trait EventSink: fmt::Debug + Send + Sync + 'static {
+    /// Waits for room, before the source takes more from upstream.
+    ///
+    /// **Cancel safety:** dropping the future gives up the place.
+    ///
+    /// # Errors
+    /// `Unavailable` when the platform shuts down.
+    async fn ready(&self) -> Result<Slot>;
+
+    /// Delivers, with retries and dead letter as configured. The source acknowledges upstream after `Ok` only.
+    ///
+    /// **Cancel safety:** the event may have reached its target.
+    ///
+    /// # Errors
+    /// When it was neither delivered nor stored: the source must offer it again.
+    async fn deliver(&self, slot: Slot, event: Event) -> Result<Ack>;
+}
+
+/// What a trigger source gets to run with.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TriggerCx {
+    /// A name that is unique among the platform's triggers and stable over restarts: its part of the store.
+    pub name: Arc<str>,
+    /// Where events go.
+    pub sink: Arc<dyn EventSink>,
+    /// What must outlive a restart, such as the last fire time. Keys start with `trigger/<name>/`.
+    pub store: Arc<dyn Store>,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// When to end.
+    pub shutdown: CancellationToken,
+}
+
+impl TriggerCx {
+    /// A context.
+    pub fn new(
+        name: impl Into<Arc<str>>,
+        sink: Arc<dyn EventSink>,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { name: name.into(), sink, store, clock, shutdown }
+    }
+}
+
+/// Where events come from: a timer, a queue, a topic.
+///
+/// # Contract
+/// - Takes a slot from [`EventSink::ready`] before it pulls from upstream, so that back-pressure reaches it.
+/// - Acknowledges upstream only after [`EventSink::deliver`] returned `Ok`: at least once.
+/// - Ends soon after `shutdown`, with what is under way acknowledged or left for the next run.
+#[async_trait]
+pub trait TriggerSource: fmt::Debug + Send + Sync + 'static {
+    /// What it is, such as `cron`.
+    fn kind(&self) -> &'static str;
+
+    /// Owns its loop until `shutdown`.
+    ///
+    /// **Cancel safety:** dropping the future is like a crash of the host: events may come again, none is lost.
+    ///
+    /// # Errors
+    /// When it can't go on; the platform starts it again with back-off.
+    async fn run(&self, cx: TriggerCx) -> Result<()>;
+
+    /// What waits upstream, for the scaler; `None` when it can't be known.
+    ///
+    /// # Errors
+    /// When upstream does not answer.
+    async fn backlog(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+}

@@ -1,0 +1,139 @@
+//! Identities: small and `Copy` where they are hot, readable where people see them.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+/// A registered revision: a slot of the pool's slab and the slot's generation, in one word.
+///
+/// Minted by [`crate::Pool::register`]. A key of a revision that was unregistered never names another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RevisionKey(pub u64);
+
+impl RevisionKey {
+    /// The key of `slot` in its `generation`.
+    pub const fn new(slot: u32, generation: u32) -> Self {
+        Self((generation as u64) << 32 | slot as u64)
+    }
+
+    /// The slot.
+    #[allow(clippy::cast_possible_truncation, reason = "the low word is the slot")]
+    pub const fn slot(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The generation of the slot.
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// A tenant, interned by the control plane. Tenant 0 is the host platform itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TenantKey(pub u32);
+
+/// An instance. Minted by the pool, never by a runtime; unique within one pool's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InstanceId(pub u64);
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "i-{:08x}", self.0)
+    }
+}
+
+/// A request, as 32 hexadecimal digits in headers, logs and answers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RequestId(pub u128);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for RequestId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// `namespace/service/revision` in one allocation.
+///
+/// ```
+/// use sas_core::RevisionName;
+/// let name = RevisionName::new("default", "hello", "hello-00001");
+/// assert_eq!((name.namespace(), name.service(), name.revision()), ("default", "hello", "hello-00001"));
+/// assert_eq!(name.to_string(), "default/hello/hello-00001");
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RevisionName {
+    text: Arc<str>,
+    service_at: u16,
+    revision_at: u16,
+}
+
+impl RevisionName {
+    /// A name of three DNS labels. Labels longer than 63 bytes are refused by the manifests, not here.
+    ///
+    /// # Panics
+    /// When namespace and service together are longer than 65,533 bytes.
+    pub fn new(namespace: &str, service: &str, revision: &str) -> Self {
+        let service_at = u16::try_from(namespace.len() + 1).expect("a namespace of at most 63 bytes");
+        let revision_at =
+            u16::try_from(namespace.len() + service.len() + 2).expect("labels of at most 63 bytes each");
+        Self { text: Arc::from(format!("{namespace}/{service}/{revision}")), service_at, revision_at }
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        &self.text[..usize::from(self.service_at) - 1]
+    }
+
+    /// The service.
+    pub fn service(&self) -> &str {
+        &self.text[usize::from(self.service_at)..usize::from(self.revision_at) - 1]
+    }
+
+    /// The revision.
+    pub fn revision(&self) -> &str {
+        &self.text[usize::from(self.revision_at)..]
+    }
+
+    /// `namespace/service`.
+    pub fn service_path(&self) -> &str {
+        &self.text[..usize::from(self.revision_at) - 1]
+    }
+
+    /// `namespace/service/revision`.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for RevisionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for RevisionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Serialize for RevisionName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}

@@ -1,0 +1,82 @@
+#![forbid(unsafe_code)]
+//! Vocabulary and traits of the `sas` serverless SDK.
+//!
+//! This crate is what a *backend author* depends on: it says what a [`Runtime`], a [`Pool`], a [`Scaler`], a
+//! [`Router`] or a [`TriggerSource`] is, and nothing about how one works. It opens no socket and spawns no task.
+//!
+//! | You write | Implement | Prove it with `sas-testkit` |
+//! |---|---|---|
+//! | a way to run code (a microVM, a remote worker) | [`Runtime`], [`Instance`] | `runtime::suite` |
+//! | a scaling policy | [`Policy`] (pure), or [`Scaler`] for state in columns | `scaler::suite` |
+//! | a pool, a balancer, a capacity or keep-alive policy | [`Pool`], [`Balancer`], [`CapacityPolicy`], [`KeepAlivePolicy`] | `pool::suite` |
+//! | a source of events | [`TriggerSource`] | `trigger::suite` |
+//! | routing of one's own | [`Router`] | `router::suite` |
+//! | state elsewhere than in memory or on redb | [`Store`] | `store::suite` |
+//!
+//! A handler in one line, the smallest thing that a gateway can serve:
+//!
+//! ```
+//! use sas_core::{Body, Handler, Request, Response};
+//!
+//! #[derive(Debug)]
+//! struct Hello;
+//!
+//! #[async_trait::async_trait]
+//! impl Handler for Hello {
+//!     async fn handle(&self, _request: Request) -> Response {
+//!         Response::new(Body::from("hello"))
+//!     }
+//! }
+//! ```
+
+mod body;
+mod clock;
+mod context;
+mod error;
+mod event;
+mod id;
+mod invoke;
+mod policy;
+mod pool;
+mod recorder;
+mod route;
+mod runtime;
+mod scale;
+mod sink;
+mod spec;
+mod start;
+mod store;
+
+pub use body::{Body, Request, Response};
+pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
+pub use context::{Cx, Purpose};
+pub use error::{BoxError, CallError, Error, ErrorKind, Result, Retry};
+pub use event::{Ack, Event, EventError, EventSink, Schedule, Slot, TriggerCx, TriggerSource};
+pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
+pub use invoke::{CallTimings, Handler, Invoker, Target};
+pub use policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, SlotView};
+pub use pool::{
+    Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Load, Outcome, Pool, RevisionStatus,
+    WaitList, Waiting,
+};
+pub use recorder::Recorder;
+pub use route::{
+    Affinity, HostPattern, Route, RouteAction, RouteChange, RouteError, RouteMatch, RouteQuery, RouteRule,
+    RouteTarget, Router, Split, ValueMatch,
+};
+pub use runtime::{
+    Answer, Artifact, ArtifactInfo, Capabilities, Deployed, Endpoint, ExitReport, Instance, InstanceEvents,
+    Io, Isolation, Runtime, Stem, StemClass, StemRequest, Usage,
+};
+pub use scale::{
+    Aggregation, Clamps, Decision, Metric, Policy, Reason, ScaleInput, Scaler, ScalingSpec, Verdict, Vote,
+};
+pub use sink::{
+    DecisionRecord, DecisionSink, LogSink, LogStream, MeterPhase, MeterSink, NoSink, SecretSource,
+};
+pub use spec::{
+    EnvValue, Probe, ProbeAction, Protocol, Resources, RevisionSpec, Secret, Source, SpecError, SpecErrors,
+    Timeouts,
+};
+pub use start::{StartPhase, StartRequest, StartTimings};
+pub use store::{Change, Entry, Store, Version};

@@ -1,0 +1,124 @@
+//! Pure policies of the pool: which instance, how many stems, what stays warm.
+
+use std::{fmt, time::Duration};
+
+use crate::{Claim, InstanceId, RevisionKey, Timestamp};
+
+/// An instance as a [`Balancer`] sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlotView {
+    /// Its id.
+    pub id: InstanceId,
+    /// Leases out.
+    pub in_flight: u32,
+    /// Leases at most; `u32::MAX`: unlimited.
+    pub limit: u32,
+    /// When it became ready, in milliseconds of the pool's life, for slow starts.
+    pub ready_ms: u32,
+    /// Left out for its failures, or not ready: may not be picked.
+    pub ejected: bool,
+}
+
+impl SlotView {
+    /// A view of an instance that just became ready.
+    pub const fn new(id: InstanceId, limit: u32) -> Self {
+        Self { id, in_flight: 0, limit, ready_ms: 0, ejected: false }
+    }
+
+    /// Whether it can take one more.
+    pub const fn has_room(&self) -> bool {
+        !self.ejected && self.in_flight < self.limit
+    }
+}
+
+/// Chooses among a revision's instances. Pure and short: it is called under the shard's lock.
+pub trait Balancer: fmt::Debug + Send + Sync + 'static {
+    /// The index of an instance with room, or `None` when none has. `draw` is uniform and seeded by the caller;
+    /// `cursor` is the balancer's own memory for this revision, 0 at first.
+    fn pick(&self, slots: &[SlotView], claim: &Claim, draw: u64, cursor: &mut u32) -> Option<usize>;
+}
+
+/// What a slot of time looked like to a stem pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CapacityInput {
+    /// The end of the slot.
+    pub now: Timestamp,
+    /// Its length.
+    pub slot: Duration,
+    /// Stems taken in it, those that were missing included.
+    pub taken: u32,
+    /// Of these, starts that found no stem.
+    pub missed: u32,
+    /// Stems that are ready.
+    pub ready: u32,
+    /// Stems that boot.
+    pub booting: u32,
+    /// How long one boots.
+    pub boot_time: Duration,
+    /// The least to hold.
+    pub min: u32,
+    /// The most to hold.
+    pub max: u32,
+}
+
+impl CapacityInput {
+    /// A slot in which `taken` stems were asked for, with no bounds.
+    pub const fn new(now: Timestamp, slot: Duration, taken: u32) -> Self {
+        Self {
+            now,
+            slot,
+            taken,
+            missed: 0,
+            ready: 0,
+            booting: 0,
+            boot_time: Duration::ZERO,
+            min: 0,
+            max: u32::MAX,
+        }
+    }
+}
+
+/// How many stems of one class to hold for the next slot. Deterministic: its state and the inputs decide.
+pub trait CapacityPolicy: fmt::Debug + Send + 'static {
+    /// The size for the slot that begins at `input.now`, within `min` and `max`.
+    fn target(&mut self, input: &CapacityInput) -> u32;
+}
+
+/// When an idle revision may sleep, and when to wake it ahead of its next call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeepAlive {
+    /// Its last instance may stop at this time; in the past: now.
+    pub sleep_at: Timestamp,
+    /// Start one again at this time; `None`: when it is called.
+    pub wake_at: Option<Timestamp>,
+    /// After a wake, keep it until this time if no call comes.
+    pub wake_until: Option<Timestamp>,
+}
+
+impl KeepAlive {
+    /// Sleep at `sleep_at`, wake when called.
+    pub const fn until(sleep_at: Timestamp) -> Self {
+        Self { sleep_at, wake_at: None, wake_until: None }
+    }
+
+    /// Sleep at `sleep_at`, be warm from `wake_at` to `wake_until`.
+    pub const fn with_wake(sleep_at: Timestamp, wake_at: Timestamp, wake_until: Timestamp) -> Self {
+        Self { sleep_at, wake_at: Some(wake_at), wake_until: Some(wake_until) }
+    }
+}
+
+/// Learns when revisions are called and says what stays warm. Deterministic; what it remembers per revision is
+/// bounded, and a revision that was never called costs nothing.
+pub trait KeepAlivePolicy: fmt::Debug + Send + 'static {
+    /// `revision` was called at `now`, after being idle or asleep.
+    fn called(&mut self, revision: RevisionKey, now: Timestamp);
+    /// The last running call of `revision` ended at `now`.
+    fn idle(&mut self, revision: RevisionKey, now: Timestamp) -> KeepAlive;
+    /// `revision` was unregistered.
+    fn forget(&mut self, revision: RevisionKey);
+    /// Bytes remembered now, for all revisions.
+    fn bytes(&self) -> usize;
+}

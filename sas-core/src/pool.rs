@@ -1,0 +1,415 @@
+//! Instances and the slots on them.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::{
+    Cx, Deployed, Endpoint, Error, Instance, InstanceId, Result, RevisionKey, StartTimings, TenantKey, Usage,
+};
+
+/// What a caller wants: any free slot of a revision, with hints.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Claim {
+    /// Of which revision.
+    pub revision: RevisionKey,
+    /// Who asks.
+    pub tenant: TenantKey,
+    /// Callers with the same value want the same instance, if that is possible.
+    pub affinity: Option<u64>,
+    /// An instance that just failed this request.
+    pub exclude: Option<InstanceId>,
+    /// 0 is ordinary; higher goes first at the start gate.
+    pub priority: u8,
+    /// Whether the claim counts for scaling and metering; false for test runs and probes.
+    pub metered: bool,
+    /// Whether the claim may start an instance; false for probes, which then fail with [`ClaimError::Asleep`].
+    pub wakes: bool,
+    /// Bytes that the waiting request holds in memory, for the pool's queue budgets.
+    pub bytes: u32,
+}
+
+impl Claim {
+    /// An ordinary claim.
+    pub const fn new(revision: RevisionKey, tenant: TenantKey) -> Self {
+        Self {
+            revision,
+            tenant,
+            affinity: None,
+            exclude: None,
+            priority: 0,
+            metered: true,
+            wakes: true,
+            bytes: 0,
+        }
+    }
+}
+
+/// How the call on a lease went, for outlier ejection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It answered.
+    Ok,
+    /// It answered with a server error, or too late.
+    Failed,
+    /// The connection or the instance was lost.
+    Lost,
+    /// The lease was given back without a call.
+    Unused,
+}
+
+/// Who gets a slot back. Release is synchronous: it hands the slot to the next waiter, stamps idleness, meters.
+pub trait LeaseOwner: Send + Sync + 'static {
+    /// Takes the slot of `token` back. Called once per lease, from any thread, also from `Drop`: never blocks.
+    fn release(&self, token: u64, outcome: Outcome);
+}
+
+/// One concurrency slot of one instance, given back on drop.
+pub struct Lease {
+    /// Where to send the request.
+    pub instance: Arc<dyn Instance>,
+    /// How it went; [`Outcome::Unused`] until somebody says.
+    pub outcome: Outcome,
+    /// The phases of the start that this claim waited for; `None` when a warm instance took it.
+    pub start: Option<Arc<StartTimings>>,
+    owner: Arc<dyn LeaseOwner>,
+    token: u64,
+}
+
+impl Lease {
+    /// A slot of `instance` that goes back to `owner` under `token`.
+    pub fn new(instance: Arc<dyn Instance>, owner: Arc<dyn LeaseOwner>, token: u64) -> Self {
+        Self { instance, outcome: Outcome::Unused, start: None, owner, token }
+    }
+
+    /// The same, telling that the claim waited for a start.
+    #[must_use]
+    pub fn after_start(mut self, start: Arc<StartTimings>) -> Self {
+        self.start = Some(start);
+        self
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("instance", &self.instance.id())
+            .field("outcome", &self.outcome)
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.owner.release(self.token, self.outcome);
+    }
+}
+
+/// Why no slot was given.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClaimError {
+    /// Too many wait already.
+    #[error("the activation queue is full ({resource})")]
+    QueueFull {
+        /// Which bound was met: `revision`, `tenant`, `host` or one of these with `bytes`.
+        resource: &'static str,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// A budget or quota was met that waiting would not lift in time.
+    #[error("{resource} is used up")]
+    Exhausted {
+        /// Which.
+        resource: &'static str,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// The deadline passed while waiting.
+    #[error("the deadline passed while waiting for an instance")]
+    Deadline,
+    /// Instances of this revision fail to start, and the last attempt is too recent to try again.
+    #[error("instances fail to start: {error}")]
+    Start {
+        /// The error of the last start.
+        #[source]
+        error: Arc<Error>,
+        /// When the next attempt is due.
+        retry_after: Duration,
+    },
+    /// The revision has no instance, and this claim must not start one.
+    #[error("the revision is asleep, and this request may not wake it")]
+    Asleep,
+    /// No such revision (any more).
+    #[error("no such revision")]
+    Unknown,
+    /// The pool is shutting down.
+    #[error("shutting down")]
+    Closed,
+}
+
+impl ClaimError {
+    /// When the caller may come back, where that is known.
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { retry_after, .. }
+            | Self::Exhausted { retry_after, .. }
+            | Self::Start { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
+}
+
+/// A place in a pool's queue. A lease handed to a place that was just given up goes to the next in line.
+pub trait WaitList: Send + Sync + 'static {
+    /// Polls the place of `ticket`. After `Ready` the ticket is spent.
+    fn poll(&self, ticket: u64, cx: &mut Context<'_>) -> Poll<Result<Lease, ClaimError>>;
+    /// Gives the place up. Never called for a spent ticket.
+    fn leave(&self, ticket: u64);
+}
+
+/// The wait for a slot: a concrete future, so that waiting needs no box. Dropping it leaves the queue.
+#[must_use = "futures do nothing unless polled"]
+pub struct Waiting(State);
+
+enum State {
+    Ready(Result<Lease, ClaimError>),
+    Queued { list: Arc<dyn WaitList>, ticket: u64 },
+    Done,
+}
+
+impl Waiting {
+    /// Decided already.
+    pub fn ready(result: Result<Lease, ClaimError>) -> Self {
+        Self(State::Ready(result))
+    }
+
+    /// Waits in `list` as `ticket`.
+    pub fn queued(list: Arc<dyn WaitList>, ticket: u64) -> Self {
+        Self(State::Queued { list, ticket })
+    }
+}
+
+impl fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.0 {
+            State::Ready(_) => "Waiting(ready)",
+            State::Queued { .. } => "Waiting(queued)",
+            State::Done => "Waiting(done)",
+        })
+    }
+}
+
+impl Future for Waiting {
+    type Output = Result<Lease, ClaimError>;
+
+    /// # Panics
+    /// When polled after it was ready.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let State::Queued { list, ticket } = &self.0 {
+            let polled = list.poll(*ticket, cx);
+            if polled.is_ready() {
+                self.0 = State::Done;
+            }
+            return polled;
+        }
+        match std::mem::replace(&mut self.0, State::Done) {
+            State::Ready(result) => Poll::Ready(result),
+            _ => panic!("Waiting polled after it was ready"),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let State::Queued { list, ticket } = &self.0 {
+            list.leave(*ticket);
+        }
+    }
+}
+
+/// What a revision was asked to do since the last visit. `None` means not measured, never zero.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Load {
+    /// Which revision.
+    pub revision: RevisionKey,
+    /// Mean number of requests in the revision (running and waiting), weighted by time, since the last visit.
+    pub concurrency: f64,
+    /// Requests that arrived since the last visit.
+    pub requests: u32,
+    /// Requests that wait for a slot now.
+    pub queued: u32,
+    /// Instances that can take requests now.
+    pub ready: u32,
+    /// Instances that are starting now.
+    pub starting: u32,
+    /// Mean CPU use per ready instance since the last visit, in cores.
+    pub cpu: Option<f64>,
+    /// Mean memory per ready instance, in bytes.
+    pub memory: Option<f64>,
+    /// What waits upstream of the revision's triggers.
+    pub backlog: Option<u64>,
+    /// A recent time from the decision to start until ready; `None`: none started yet.
+    pub start_time: Option<Duration>,
+}
+
+impl Load {
+    /// No load at all.
+    pub const fn idle(revision: RevisionKey) -> Self {
+        Self {
+            revision,
+            concurrency: 0.0,
+            requests: 0,
+            queued: 0,
+            ready: 0,
+            starting: 0,
+            cpu: None,
+            memory: None,
+            backlog: None,
+            start_time: None,
+        }
+    }
+}
+
+/// What an instance is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum InstanceState {
+    /// Waiting for the start gate, or starting.
+    Starting,
+    /// Taking requests.
+    Ready,
+    /// Idle and off the CPU.
+    Suspended,
+    /// Taking no more requests, finishing those it has.
+    Draining,
+    /// Being stopped.
+    Stopping,
+}
+
+/// An instance as operators see it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct InstanceView {
+    /// Its id.
+    pub id: InstanceId,
+    /// What it does.
+    pub state: InstanceState,
+    /// Leases out.
+    pub in_flight: u32,
+    /// Leases at most; `u32::MAX`: unlimited.
+    pub limit: u32,
+    /// Since it was asked for.
+    pub age: Duration,
+    /// How its start went; `None` while it starts.
+    pub start: Option<StartTimings>,
+    /// Where it listens, if it does.
+    pub endpoint: Option<Endpoint>,
+    /// What it has used, if the runtime knows.
+    pub usage: Option<Usage>,
+    /// Whether the balancer leaves it out for its failures.
+    pub ejected: bool,
+}
+
+impl InstanceView {
+    /// A view of a young instance.
+    pub fn new(id: InstanceId, state: InstanceState, in_flight: u32, limit: u32, age: Duration) -> Self {
+        Self { id, state, in_flight, limit, age, start: None, endpoint: None, usage: None, ejected: false }
+    }
+}
+
+/// A revision as operators see it.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct RevisionStatus {
+    /// The last decision, 0 before any.
+    pub desired: u32,
+    /// Instances that take requests.
+    pub ready: u32,
+    /// Instances on their way up.
+    pub starting: u32,
+    /// Instances on their way out.
+    pub draining: u32,
+    /// Requests that wait.
+    pub queued: u32,
+    /// Requests on instances.
+    pub in_flight: u32,
+    /// The error of the last start, until one succeeds.
+    pub last_start_error: Option<Arc<Error>>,
+    /// Starts that failed in a row.
+    pub failed_starts: u32,
+}
+
+/// Holds the instances of all revisions and gives out their slots.
+///
+/// # Contract
+/// - An instance never has more leases out than its limit.
+/// - A claim is answered exactly once: with a lease, or with an error at the latest at its deadline.
+/// - Starts belong to the pool: a caller that goes away takes nothing with it.
+/// - The pool holds min(limit, max(desired, ⌈waiting ÷ concurrency⌉)) instances, where an unlimited concurrency
+///   counts as one instance for all that wait; the first arrival starts instances at once.
+/// - Shrinking takes idle instances first, busy ones only after their drain.
+#[async_trait]
+pub trait Pool: fmt::Debug + Send + Sync + 'static {
+    /// Takes a revision in, at zero instances, or at its minimum if it has one. Costs bytes, not tasks.
+    ///
+    /// # Errors
+    /// `Exhausted` when the pool is full; `Unavailable` when it shuts down.
+    fn register(&self, deployed: Arc<Deployed>) -> Result<RevisionKey>;
+
+    /// Forgets a revision: waiting claims fail with [`ClaimError::Unknown`], instances drain and stop. Idempotent.
+    fn unregister(&self, revision: RevisionKey);
+
+    /// What was registered under the key.
+    fn deployed(&self, revision: RevisionKey) -> Option<Arc<Deployed>>;
+
+    /// Warm way: a free slot now, or `None`. Never waits, never starts anything.
+    fn try_claim(&self, claim: &Claim) -> Option<Lease>;
+
+    /// Cold way: waits in the bounded queue until a slot is free, the deadline of `cx` passes, or starts fail.
+    ///
+    /// **Cancel safety:** dropping the future leaves the queue without trace.
+    fn claim(&self, claim: &Claim, cx: &Cx) -> Waiting;
+
+    /// Intent of the scaler; returns at once. Clamped to the spec's bounds; what waits is served all the same.
+    fn set_desired(&self, revision: RevisionKey, desired: u32);
+
+    /// The instances of a revision.
+    fn instances(&self, revision: RevisionKey) -> Vec<InstanceView>;
+
+    /// The state of a revision; `None`: no such revision.
+    fn status(&self, revision: RevisionKey) -> Option<RevisionStatus>;
+
+    /// Ends one instance as a crash would be mended: it leaves the rotation, drains for `grace`, stops, and is
+    /// replaced if it is still wanted. False when there is no such instance.
+    fn recycle(&self, revision: RevisionKey, instance: InstanceId, grace: Duration) -> bool;
+
+    /// Visits the load of each active revision of a shard since the last call. A revision is active while it has
+    /// instances or waiting claims, and once more after that; sleeping ones cost nothing.
+    fn drain_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>));
+
+    /// How many shards there are. Constant.
+    fn shards(&self) -> usize;
+
+    /// Stops all instances of a revision, each after its leases came back or after `grace`; resolves when they are
+    /// gone. The revision stays registered and wakes again on the next claim.
+    async fn drain(&self, revision: RevisionKey, grace: Duration);
+
+    /// Refuses new claims, lets running ones finish until `deadline`, stops everything and joins every task.
+    /// Idempotent.
+    async fn shutdown(&self, deadline: Instant);
+}

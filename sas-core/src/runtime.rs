@@ -1,0 +1,431 @@
+//! Where code runs.
+
+use std::{any::Any, fmt, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    CallError, Cx, Error, InstanceId, Request, Response, Result, RevisionName, RevisionSpec, StartPhase,
+    StartRequest, TenantKey, Timestamp,
+};
+
+/// How strongly instances are kept apart, weakest first. `Shared` editions refuse less than they ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Isolation {
+    /// One address space with the host.
+    None,
+    /// A process of its own; processes of one user can read each other's environment.
+    Process,
+    /// Namespaces and cgroups of its own.
+    Container,
+    /// A software sandbox such as WebAssembly, with capabilities.
+    Sandbox,
+    /// A virtual machine.
+    MicroVm,
+}
+
+/// What a backend can do beyond the required methods. Suites skip by these flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// What keeps instances apart.
+    pub isolation: Isolation,
+    /// [`Instance::suspend`] and [`Instance::resume`].
+    pub suspend: bool,
+    /// [`Runtime::start_stem`].
+    pub stems: bool,
+    /// [`Runtime::adopt`].
+    pub adopt: bool,
+    /// [`Instance::usage`] says something.
+    pub usage: bool,
+    /// [`RevisionSpec::resources`] limits are enforced.
+    pub limits: bool,
+    /// Starting burns CPU, so the pool's start gate applies.
+    pub cpu_bound_start: bool,
+    /// The most requests that one instance takes at once; `None`: as many as the spec says.
+    pub max_concurrency: Option<u32>,
+}
+
+impl Capabilities {
+    /// No optional ability at all.
+    pub const fn new(isolation: Isolation) -> Self {
+        Self {
+            isolation,
+            suspend: false,
+            stems: false,
+            adopt: false,
+            usage: false,
+            limits: false,
+            cpu_bound_start: false,
+            max_concurrency: None,
+        }
+    }
+}
+
+/// What `prepare` made of the code: an unpacked package, a compiled module, a root file system. Opaque to the
+/// platform; what it holds on disk or in memory is freed when the last clone is dropped.
+#[derive(Clone)]
+pub struct Artifact {
+    content: Arc<dyn Any + Send + Sync>,
+    info: Arc<ArtifactInfo>,
+}
+
+/// What the platform may know of an artifact.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ArtifactInfo {
+    /// Digest of the code as `sha256:<64 hex digits>`; empty for code without bytes (a closure).
+    pub digest: String,
+    /// Bytes that the prepared form takes.
+    pub bytes: u64,
+    /// The class of stems that can become this artifact; `None`: every start is cold.
+    pub stem: Option<StemClass>,
+    /// What a developer should know, such as why no stem can be used. Shown in the revision's conditions.
+    pub notes: Vec<String>,
+}
+
+impl Artifact {
+    /// Wraps a backend's own type.
+    pub fn new<T: Any + Send + Sync>(content: T, info: ArtifactInfo) -> Self {
+        Self { content: Arc::new(content), info: Arc::new(info) }
+    }
+
+    /// The backend's own type back; `None` when another backend made it.
+    pub fn downcast<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.content.downcast_ref()
+    }
+
+    /// What the platform may know.
+    pub fn info(&self) -> &ArtifactInfo {
+        &self.info
+    }
+}
+
+impl fmt::Debug for Artifact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Artifact").field(&self.info).finish()
+    }
+}
+
+/// All that the pool must know to start a revision. Specs and artifacts are shared between equal revisions.
+#[derive(Clone, Debug)]
+pub struct Deployed {
+    /// Who runs it.
+    pub runtime: Arc<dyn Runtime>,
+    /// What `prepare` made.
+    pub artifact: Artifact,
+    /// How.
+    pub spec: Arc<RevisionSpec>,
+    /// Its name.
+    pub name: RevisionName,
+    /// Whose it is.
+    pub tenant: TenantKey,
+}
+
+/// What an instance tells its owner, from whatever thread: no task waits on a quiet instance.
+///
+/// Both methods return at once and never block; an implementation must bear late and repeated calls.
+pub trait InstanceEvents: fmt::Debug + Send + Sync + 'static {
+    /// A start came this far. The owner stamps the time.
+    fn phase(&self, id: InstanceId, phase: StartPhase);
+    /// The instance (or stem) is gone. Told exactly once for each that started, whether it was asked to stop or not.
+    fn exited(&self, id: InstanceId, report: ExitReport);
+}
+
+/// How an instance ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ExitReport {
+    /// Exit status, if it has one.
+    pub code: Option<i32>,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+    /// Whether it was killed for want of memory, as far as the runtime can tell.
+    pub out_of_memory: bool,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl ExitReport {
+    /// An end without status, such as that of a closure.
+    pub const fn at(at: Timestamp) -> Self {
+        Self { code: None, signal: None, out_of_memory: false, at }
+    }
+
+    /// With an exit status.
+    #[must_use]
+    pub const fn with_code(mut self, code: i32) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// With the signal that ended it.
+    #[must_use]
+    pub const fn with_signal(mut self, signal: i32) -> Self {
+        self.signal = Some(signal);
+        self
+    }
+
+    /// Killed for want of memory.
+    #[must_use]
+    pub const fn with_out_of_memory(mut self) -> Self {
+        self.out_of_memory = true;
+        self
+    }
+}
+
+impl fmt::Display for ExitReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.out_of_memory, self.signal, self.code) {
+            (true, _, _) => f.write_str("killed for want of memory"),
+            (_, Some(signal), _) => write!(f, "killed by signal {signal}"),
+            (_, _, Some(code)) => write!(f, "exited with status {code}"),
+            _ => f.write_str("ended"),
+        }
+    }
+}
+
+/// What an instance has used since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Usage {
+    /// CPU time of all its threads and children, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Memory in bytes now (the proportional share where that is known, else resident).
+    pub memory_bytes: u64,
+}
+
+impl Usage {
+    /// A sample.
+    pub const fn new(cpu_ns: u64, memory_bytes: u64) -> Self {
+        Self { cpu_ns, memory_bytes }
+    }
+}
+
+/// A way to run code.
+///
+/// # Contract
+/// - Instances are independent: the end of one touches no other.
+/// - [`InstanceEvents::exited`] is told once for every instance whose `start` succeeded.
+/// - Nothing blocks in `Drop`; what must be cleaned up goes to a reaper of the runtime's own, and
+///   [`Runtime::quiesce`] waits for it.
+/// - Secrets in a [`StartRequest`] reach the instance and nothing else.
+///
+/// # Minimal implementation
+/// `name`, `capabilities`, `prepare`, `start`, `quiesce`, and for the instance `id`, `stop` and one of `endpoint`
+/// and `call`. `examples/custom_runtime.rs` is one in under a hundred lines.
+#[async_trait]
+pub trait Runtime: fmt::Debug + Send + Sync + 'static {
+    /// The name by which specs ask for it.
+    fn name(&self) -> &'static str;
+
+    /// What it can do. Constant.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Makes the code ready to start: fetch, verify, unpack, compile. Off the request path; idempotent and cached.
+    ///
+    /// **Cancel safety:** dropping the future leaves no half-made artifact behind.
+    ///
+    /// # Errors
+    /// `InvalidSpec` with the field, the value and the remedy, when this code or these options can never run.
+    async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact>;
+
+    /// Starts an instance and resolves when it can serve, at the latest at `request.deadline`.
+    ///
+    /// **Cancel safety:** dropping the future hands what it made to the runtime's reaper; nothing is left after
+    /// [`Runtime::quiesce`].
+    ///
+    /// # Errors
+    /// `Timeout` when it was not ready by the deadline, `Crashed` when it ended before (with its last words where
+    /// they are known), `Exhausted` when the host has no room.
+    async fn start(&self, request: StartRequest) -> Result<Arc<dyn Instance>>;
+
+    /// A start that completes at once, for runtimes that can: no future, no task. `None`: use [`Runtime::start`].
+    fn try_start(&self, request: &StartRequest) -> Option<Result<Arc<dyn Instance>>> {
+        let _ = request;
+        None
+    }
+
+    /// Waits until everything that was dropped or stopped is gone. Does not stop anything itself.
+    async fn quiesce(&self);
+
+    /// Boots an instance that belongs to no revision yet. Gated by [`Capabilities::stems`].
+    ///
+    /// Cancel safety and errors as [`Runtime::start`].
+    async fn start_stem(&self, request: StemRequest) -> Result<Box<dyn Stem>> {
+        let _ = request;
+        Err(Error::unsupported("start_stem"))
+    }
+
+    /// Takes over an instance that a previous host left running. Gated by [`Capabilities::adopt`].
+    ///
+    /// # Errors
+    /// `Unsupported` unless gated in.
+    async fn adopt(&self, request: StartRequest) -> Result<Option<Arc<dyn Instance>>> {
+        let _ = request;
+        Err(Error::unsupported("adopt"))
+    }
+}
+
+/// Where an instance listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Endpoint {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(Arc<Path>),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Bytes both ways, after an upgrade.
+pub trait Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Io for T {}
+
+/// What an instance in this process answers.
+pub enum Answer {
+    /// A response.
+    Http(Response),
+    /// A switch of protocols.
+    Upgrade {
+        /// The head of the 101 answer.
+        head: http::Response<()>,
+        /// The instance's end of the connection.
+        io: Box<dyn Io>,
+    },
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(response) => f.debug_tuple("Http").field(response).finish(),
+            Self::Upgrade { head, .. } => f.debug_tuple("Upgrade").field(head).finish(),
+        }
+    }
+}
+
+/// A running copy of a revision.
+#[async_trait]
+pub trait Instance: fmt::Debug + Send + Sync + 'static {
+    /// The id from its [`StartRequest`].
+    fn id(&self) -> InstanceId;
+
+    /// Instances behind a socket give it here, and the data plane owns the HTTP client, its connections and
+    /// time-outs. Constant.
+    fn endpoint(&self) -> Option<&Endpoint> {
+        None
+    }
+
+    /// Instances in this process (closures, wasm) answer here. Called only when [`Instance::endpoint`] is `None`.
+    ///
+    /// **Cancel safety:** dropping the future (or the response's body) aborts the call.
+    ///
+    /// # Errors
+    /// `Crashed` when the instance ended or trapped; `Exhausted` when a limit of the call was met; `Timeout` at
+    /// `cx.deadline`. The request is handed back iff nothing of it was used.
+    async fn call(&self, request: Request, cx: &Cx) -> std::result::Result<Answer, CallError> {
+        let _ = cx;
+        Err(CallError::unsent(Error::unsupported("call"), request))
+    }
+
+    /// What it has used so far; `None`: not known. Cheap enough for once a second.
+    fn usage(&self) -> Option<Usage> {
+        None
+    }
+
+    /// Ends it: politely, then by force after `grace`. Idempotent; resolves when it is gone.
+    ///
+    /// **Cancel safety:** once polled, the stop goes on without the future.
+    ///
+    /// # Errors
+    /// `Unexpected` when it can't be made sure that it is gone.
+    async fn stop(&self, grace: Duration) -> Result<()>;
+
+    /// Takes it off the CPU. Gated by [`Capabilities::suspend`]. Idempotent.
+    ///
+    /// # Errors
+    /// `Unsupported` unless gated in; `Crashed` when it is gone.
+    async fn suspend(&self) -> Result<()> {
+        Err(Error::unsupported("suspend"))
+    }
+
+    /// Undoes [`Instance::suspend`]. Idempotent.
+    ///
+    /// # Errors
+    /// As `suspend`.
+    async fn resume(&self) -> Result<()> {
+        Err(Error::unsupported("resume"))
+    }
+}
+
+/// What a stem can become: runtime, stack, size; for example `process/java17/256Mi`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StemClass(pub Arc<str>);
+
+impl fmt::Display for StemClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is needed to boot a stem.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StemRequest {
+    /// The id under which its exit is told while it is still a stem.
+    pub id: InstanceId,
+    /// What it is to be.
+    pub class: StemClass,
+    /// Whom to tell.
+    pub events: Arc<dyn InstanceEvents>,
+    /// When the boot is given up.
+    pub deadline: tokio::time::Instant,
+}
+
+impl StemRequest {
+    /// A request to boot a stem of `class`.
+    pub fn new(
+        id: InstanceId,
+        class: StemClass,
+        events: Arc<dyn InstanceEvents>,
+        deadline: tokio::time::Instant,
+    ) -> Self {
+        Self { id, class, events, deadline }
+    }
+}
+
+/// A booted, pre-touched instance that belongs to no revision yet (OpenWhisk's stem cell).
+#[async_trait]
+pub trait Stem: fmt::Debug + Send + Sync + 'static {
+    /// Becomes an instance, for one tenant, once. On error it is gone and the caller starts cold.
+    ///
+    /// After success, exits are told under `request.id`; the stem's own id is never told.
+    ///
+    /// **Cancel safety:** as [`Runtime::start`].
+    ///
+    /// # Errors
+    /// As [`Runtime::start`]; any error means that a cold start may still succeed.
+    async fn specialize(self: Box<Self>, request: StartRequest) -> Result<Arc<dyn Instance>>;
+
+    /// What it uses.
+    fn usage(&self) -> Option<Usage> {
+        None
+    }
+
+    /// Ends it at once.
+    ///
+    /// # Errors
+    /// As [`Instance::stop`].
+    async fn stop(self: Box<Self>) -> Result<()>;
+}

@@ -1,0 +1,1 @@
+//! Instances, leases, activation queues, stems and warm-pool policies of the sas serverless SDK

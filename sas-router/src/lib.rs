@@ -1,0 +1,1 @@
+//! Routes, HTTP ingress, upstream client and gateway of the sas serverless SDK

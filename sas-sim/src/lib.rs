@@ -1,0 +1,1 @@
+//! Deterministic simulator that drives the production crates of the sas serverless SDK

@@ -1,0 +1,1 @@
+//! Trigger sources, filters and event delivery of the sas serverless SDK
