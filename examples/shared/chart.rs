@@ -1,0 +1,78 @@
+//! The one chart that the examples draw: lines over a common x axis, as SVG.
+
+use std::{io, path::Path};
+
+use plotters::prelude::*;
+
+/// A line of a chart.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// What the legend says.
+    pub name: String,
+    /// Its points, in order.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// Draws `series` to an SVG file of 960 × 540 pixels. The axes begin at zero unless a point lies below.
+pub fn lines(path: &Path, title: &str, x: &str, y: &str, series: &[Series]) -> io::Result<()> {
+    let points = || series.iter().flat_map(|s| s.points.iter().copied());
+    let (mut x_range, mut y_range) = ((0.0_f64, 1.0_f64), (0.0_f64, 1.0_f64));
+    if points().next().is_some() {
+        let bounds = |of: fn((f64, f64)) -> f64| {
+            points().map(of).fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+        };
+        x_range = bounds(|p| p.0);
+        y_range = bounds(|p| p.1);
+        y_range.0 = y_range.0.min(0.0);
+    }
+    if x_range.1 <= x_range.0 {
+        x_range.1 = x_range.0 + 1.0;
+    }
+    y_range.1 = if y_range.1 <= y_range.0 { y_range.0 + 1.0 } else { y_range.1 * 1.05 };
+    draw(path, title, x, y, series, x_range, y_range).map_err(io::Error::other)
+}
+
+fn draw(
+    path: &Path,
+    title: &str,
+    x: &str,
+    y: &str,
+    series: &[Series],
+    x_range: (f64, f64),
+    y_range: (f64, f64),
+) -> Result<(), String> {
+    let root = SVGBackend::new(path, (960, 540)).into_drawing_area();
+    let text = |error: DrawingAreaErrorKind<_>| format!("{error}");
+    root.fill(&WHITE).map_err(text)?;
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title, ("sans-serif", 22))
+        .margin(16)
+        .x_label_area_size(44)
+        .y_label_area_size(64)
+        .build_cartesian_2d(x_range.0..x_range.1, y_range.0..y_range.1)
+        .map_err(text)?;
+    chart
+        .configure_mesh()
+        .x_desc(x)
+        .y_desc(y)
+        .light_line_style(WHITE.mix(0.0))
+        .bold_line_style(BLACK.mix(0.12))
+        .draw()
+        .map_err(text)?;
+    for (at, line) in series.iter().enumerate() {
+        let color = Palette99::pick(at).to_rgba();
+        chart
+            .draw_series(LineSeries::new(line.points.iter().copied(), color.stroke_width(2)))
+            .map_err(text)?
+            .label(line.name.as_str())
+            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], color.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK.mix(0.2))
+        .draw()
+        .map_err(text)?;
+    root.present().map_err(text)
+}
