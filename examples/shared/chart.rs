@@ -6,15 +6,15 @@ use plotters::prelude::*;
 
 /// A line of a chart.
 #[derive(Clone, Debug)]
-pub struct Series {
+pub(crate) struct Series {
     /// What the legend says.
-    pub name: String,
+    pub(crate) name: String,
     /// Its points, in order.
-    pub points: Vec<(f64, f64)>,
+    pub(crate) points: Vec<(f64, f64)>,
 }
 
 /// Draws `series` to an SVG file of 960 × 540 pixels. The axes begin at zero unless a point lies below.
-pub fn lines(path: &Path, title: &str, x: &str, y: &str, series: &[Series]) -> io::Result<()> {
+pub(crate) fn lines(path: &Path, title: &str, x: &str, y: &str, series: &[Series]) -> io::Result<()> {
     let points = || series.iter().flat_map(|s| s.points.iter().copied());
     let (mut x_range, mut y_range) = ((0.0_f64, 1.0_f64), (0.0_f64, 1.0_f64));
     if points().next().is_some() {
