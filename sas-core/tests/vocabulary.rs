@@ -1,0 +1,213 @@
+//! What the vocabulary promises.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::Body as _;
+use sas_core::{
+    Body, Claim, Clock, Error, ErrorKind, Event, Instance, InstanceId, Lease, LeaseOwner, Outcome, Result,
+    Retry, RevisionKey, RevisionName, RevisionSpec, ScalingSpec, Secret, Source, SpecErrors, SystemClock,
+    TenantKey, Timestamp, TokioClock, WaitList, Waiting,
+};
+
+#[derive(Debug)]
+struct Nothing;
+
+#[async_trait::async_trait]
+impl Instance for Nothing {
+    fn id(&self) -> InstanceId {
+        InstanceId(7)
+    }
+    async fn stop(&self, _: Duration) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Owner {
+    ok: AtomicU32,
+    lost: AtomicU32,
+    other: AtomicU32,
+}
+
+impl LeaseOwner for Owner {
+    fn release(&self, _: u64, outcome: Outcome) {
+        let counter = match outcome {
+            Outcome::Ok => &self.ok,
+            Outcome::Lost => &self.lost,
+            _ => &self.other,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn lease(owner: &Arc<Owner>) -> Lease {
+    Lease::new(Arc::new(Nothing), Arc::clone(owner) as Arc<dyn LeaseOwner>, 1)
+}
+
+async fn next(body: &mut Body) -> Option<std::result::Result<Bytes, sas_core::BoxError>> {
+    poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx))
+        .await
+        .map(|frame| frame.map(|frame| frame.into_data().expect("data")))
+}
+
+#[tokio::test]
+async fn a_body_gives_its_lease_back_with_the_last_frame() {
+    let owner = Arc::new(Owner::default());
+    let mut lease = lease(&owner);
+    lease.outcome = Outcome::Ok;
+    let mut body = Body::from("abc").with_lease(lease);
+    assert!(body.lease().is_some());
+    assert_eq!(next(&mut body).await.expect("a frame").expect("data"), "abc");
+    assert_eq!(owner.ok.load(Ordering::Relaxed), 1);
+    assert!(next(&mut body).await.is_none());
+    drop(body);
+    assert_eq!(owner.ok.load(Ordering::Relaxed), 1, "given back once");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_says_that_the_instance_was_lost() {
+    let owner = Arc::new(Owner::default());
+    let broken = http_body_util::StreamBody::new(Broken);
+    let mut body = Body::new(broken).with_lease(lease(&owner));
+    assert!(next(&mut body).await.expect("an item").is_err());
+    assert_eq!(owner.lost.load(Ordering::Relaxed), 1);
+}
+
+struct Broken;
+
+impl futures_util::Stream for Broken {
+    type Item = std::result::Result<http_body::Frame<Bytes>, std::io::Error>;
+    fn poll_next(self: Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
+        Poll::Ready(Some(Err(std::io::Error::other("reset"))))
+    }
+}
+
+#[test]
+fn a_dropped_body_gives_its_lease_back() {
+    let owner = Arc::new(Owner::default());
+    drop(Body::from("abc").with_lease(lease(&owner)));
+    assert_eq!(owner.other.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn collect_refuses_a_body_over_the_limit() {
+    assert_eq!(Body::from("abcd").collect(4).await.expect("four bytes"), "abcd");
+    assert!(Body::from("abcde").collect(4).await.is_err());
+}
+
+#[test]
+fn only_bodies_in_memory_can_be_sent_again() {
+    assert!(Body::empty().try_clone().is_some());
+    assert!(Body::from("x").try_clone().is_some());
+    assert!(Body::new(http_body_util::StreamBody::new(Broken)).try_clone().is_none());
+}
+
+#[test]
+fn timestamps_saturate_and_round_down() {
+    assert_eq!(Timestamp(-1).as_secs(), -1);
+    assert_eq!(Timestamp::from_secs(i64::MAX), Timestamp(i64::MAX));
+    assert_eq!(Timestamp(i64::MAX) + Duration::from_secs(1), Timestamp(i64::MAX));
+    assert_eq!(Timestamp(5).since(Timestamp(9)), Duration::ZERO);
+    assert!(SystemClock.now() > Timestamp::from_secs(1_700_000_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokio_clock_moves_with_the_paused_clock() {
+    let clock = TokioClock::starting_at(Timestamp::from_secs(10));
+    tokio::time::advance(Duration::from_millis(1500)).await;
+    assert_eq!(clock.now(), Timestamp::from_millis(11_500));
+}
+
+#[test]
+fn keys_and_names_come_apart_again() {
+    let key = RevisionKey::new(u32::MAX, 3);
+    assert_eq!((key.slot(), key.generation()), (u32::MAX, 3));
+    let name = RevisionName::new("team-a", "shop", "shop-00012");
+    assert_eq!(name.service_path(), "team-a/shop");
+    assert_eq!((name.namespace(), name.service(), name.revision()), ("team-a", "shop", "shop-00012"));
+}
+
+#[test]
+fn secrets_do_not_show_in_debug() {
+    assert!(!format!("{:?}", Secret::new("hunter2")).contains("hunter2"));
+}
+
+#[test]
+fn a_spec_reports_all_its_mistakes_with_their_fields() {
+    let mut spec = RevisionSpec::new("", Source::Path("x".into()));
+    spec.port = Some(0);
+    spec.queue_limit = 0;
+    spec.working_dir = Some("../up".to_owned());
+    spec.scaling.min = 5;
+    spec.scaling.max = 2;
+    let errors = spec.validate().expect_err("five mistakes");
+    let fields: Vec<&str> = errors.0.iter().map(|e| e.field.as_str()).collect();
+    assert_eq!(fields, ["runtime", "port", "queue_limit", "working_dir", "scaling.min"]);
+    let error = Error::from(errors);
+    assert_eq!((error.kind, error.retry), (ErrorKind::InvalidSpec, Retry::Never));
+    assert!(error.to_string().contains("queue_limit: \"0\""));
+}
+
+#[test]
+fn a_spec_survives_a_round_trip_and_refuses_unknown_fields() {
+    let spec = RevisionSpec::new("process", Source::Path("x".into()));
+    let json = serde_json::to_value(&spec).expect("serialises");
+    assert_eq!(serde_json::from_value::<RevisionSpec>(json.clone()).expect("reads"), spec);
+    let mut unknown = json;
+    unknown["nonsense"] = 1.into();
+    assert!(serde_json::from_value::<RevisionSpec>(unknown).is_err());
+}
+
+#[test]
+fn not_a_number_is_no_valid_target() {
+    let mut spec = ScalingSpec::default();
+    assert_eq!(spec.validate(), Ok(()));
+    spec.target = f64::NAN;
+    let SpecErrors(errors) = spec.validate().expect_err("NaN");
+    assert_eq!(errors[0].field, "target");
+}
+
+#[test]
+fn events_are_valid_by_construction() {
+    assert!(Event::new("", "s", "t").is_err());
+    assert!(Event::new("1", "s", "t\n").is_err());
+    let event = Event::new("1", "s", "t").expect("valid");
+    assert!(event.clone().with_extension("Bad", "1").is_err());
+    assert!(event.clone().with_extension("id", "1").is_err());
+    assert_eq!(event.with_extension("fireid", "9").expect("valid").extensions()["fireid"], "9");
+}
+
+struct Never {
+    left: AtomicU32,
+}
+
+impl WaitList for Never {
+    fn poll(
+        &self,
+        _: u64,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<std::result::Result<Lease, sas_core::ClaimError>> {
+        Poll::Pending
+    }
+    fn leave(&self, _: u64) {
+        self.left.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_dropped_wait_leaves_its_place() {
+    let list = Arc::new(Never { left: AtomicU32::new(0) });
+    drop(Waiting::queued(Arc::clone(&list) as Arc<dyn WaitList>, 1));
+    assert_eq!(list.left.load(Ordering::Relaxed), 1);
+    let _claim = Claim::new(RevisionKey(1), TenantKey(1));
+}
