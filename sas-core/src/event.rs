@@ -4,9 +4,10 @@ use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Clock, Result, Store, Timestamp};
+use crate::{Clock, Result, SpecErrors, Store, TenantKey, Timestamp};
 
 /// When something recurs; `sas-trigger`'s cron is one.
 pub trait Schedule: fmt::Debug + Send + Sync + 'static {
@@ -283,4 +284,121 @@ pub trait TriggerSource: fmt::Debug + Send + Sync + 'static {
     async fn backlog(&self) -> Result<Option<u64>> {
         Ok(None)
     }
+}
+
+/// A trigger as it is declared: what makes events, and where they go.
+///
+/// ```
+/// use sas_core::TriggerSpec;
+/// let spec = TriggerSpec::new("default/nightly", "cron", "default/report")
+///     .with_option("schedule", "0 2 * * *")
+///     .with_option("timezone", "Europe/Berlin");
+/// assert_eq!(spec.options["schedule"], "0 2 * * *");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct TriggerSpec {
+    /// `namespace/name`, unique among the platform's triggers.
+    pub name: String,
+    /// Which kind of source, such as `cron` or `timer`.
+    pub kind: String,
+    /// The service that gets the events, as `namespace/service`.
+    pub target: String,
+    /// The path of the service that gets them, with its query.
+    #[serde(default = "root_path")]
+    pub path: String,
+    /// Who pays.
+    #[serde(default)]
+    pub tenant: TenantKey,
+    /// What the source's kind asks for, such as `schedule` or `misfire`; it validates them.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+    /// Extension attributes that every event gets.
+    #[serde(default)]
+    pub extensions: BTreeMap<String, String>,
+    /// The media type of `data`.
+    #[serde(default)]
+    pub content_type: Option<String>,
+    /// The data of every event, for sources that have none of their own.
+    #[serde(default)]
+    pub data: Vec<u8>,
+}
+
+fn root_path() -> String {
+    "/".to_owned()
+}
+
+impl TriggerSpec {
+    /// A trigger of `kind` that sends to `/` of `target`.
+    pub fn new(name: impl Into<String>, kind: impl Into<String>, target: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            kind: kind.into(),
+            target: target.into(),
+            path: root_path(),
+            tenant: TenantKey::default(),
+            options: BTreeMap::new(),
+            extensions: BTreeMap::new(),
+            content_type: None,
+            data: Vec::new(),
+        }
+    }
+
+    /// With an option of its kind.
+    #[must_use]
+    pub fn with_option(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.options.insert(name.into(), value.into());
+        self
+    }
+}
+
+/// How a trigger is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TriggerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// Whether its source runs now; false while it waits to be started again.
+    pub running: bool,
+    /// How often its source failed and was started again.
+    pub restarts: u64,
+    /// The error of the last failure, until a run lasts.
+    pub last_error: Option<String>,
+}
+
+impl TriggerStatus {
+    /// A trigger that runs and never failed.
+    pub fn new(name: impl Into<String>, kind: impl Into<String>) -> Self {
+        Self { name: name.into(), kind: kind.into(), running: true, restarts: 0, last_error: None }
+    }
+}
+
+/// Makes sources from their declarations and runs them; `sas-trigger`'s host is one.
+#[async_trait]
+pub trait Triggers: fmt::Debug + Send + Sync + 'static {
+    /// Checks a declaration without running it.
+    ///
+    /// # Errors
+    /// All mistakes at once; fields are named as in [`TriggerSpec`], such as `options.schedule`.
+    fn check(&self, spec: &TriggerSpec) -> std::result::Result<(), SpecErrors>;
+
+    /// Runs the trigger; one of the same name is stopped first, and what it remembers stays.
+    ///
+    /// **Cancel safety:** the old one may have been stopped without the new one running.
+    ///
+    /// # Errors
+    /// `InvalidSpec` as [`Triggers::check`]; `Unavailable` when the platform shuts down.
+    async fn apply(&self, spec: TriggerSpec) -> Result<()>;
+
+    /// Stops the trigger and forgets what it remembers. Idempotent.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store fails; the trigger is stopped all the same.
+    async fn remove(&self, name: &str) -> Result<()>;
+
+    /// All triggers, by name.
+    fn status(&self) -> Vec<TriggerStatus>;
 }

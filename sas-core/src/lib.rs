@@ -51,7 +51,9 @@ pub use body::{Body, Request, Response};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use context::{Cx, Purpose};
 pub use error::{BoxError, CallError, Error, ErrorKind, Result, Retry};
-pub use event::{Ack, Event, EventError, EventSink, Schedule, Slot, TriggerCx, TriggerSource};
+pub use event::{
+    Ack, Event, EventError, EventSink, Schedule, Slot, TriggerCx, TriggerSource, TriggerSpec, TriggerStatus, Triggers,
+};
 pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use invoke::{CallTimings, Handler, Invoker, Target};
 pub use policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, SlotView};
