@@ -29,6 +29,8 @@
 //! }
 //! ```
 
+pub mod knative;
+
 mod body;
 mod clock;
 mod context;
@@ -42,6 +44,7 @@ mod recorder;
 mod route;
 mod runtime;
 mod scale;
+mod scaling;
 mod sink;
 mod spec;
 mod start;
@@ -56,7 +59,7 @@ pub use event::{
 };
 pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use invoke::{CallTimings, Handler, Invoker, Target};
-pub use policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, SlotView};
+pub use policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, Pick, SlotView};
 pub use pool::{
     Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Load, Outcome, Pool, RevisionStatus,
     WaitList, Waiting,
@@ -71,7 +74,11 @@ pub use runtime::{
     Io, Isolation, Runtime, Stem, StemClass, StemRequest, Usage,
 };
 pub use scale::{
-    Aggregation, Clamps, Decision, Metric, Policy, Reason, ScaleInput, Scaler, ScalingSpec, Verdict, Vote,
+    Clamps, Decision, Metric, Policy, Reason, ScaleInput, Scaler, Verdict, Vote, Votes,
+};
+pub use scaling::{
+    Aggregation, BacklogSpec, Combine, Fallback, FallbackBehavior, ForecastSpec, MetricSpec, Preset, ResourceSpec,
+    ScalingPolicy, ScalingRules, ScalingSpec, ScheduleWindow, SelectPolicy, Target,
 };
 pub use sink::{
     DecisionRecord, DecisionSink, LogSink, LogStream, MeterPhase, MeterSink, NoSink, SecretSource,

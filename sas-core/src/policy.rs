@@ -32,11 +32,30 @@ impl SlotView {
     }
 }
 
+/// What a [`Balancer`] chooses for.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Pick<'a> {
+    /// Who asks.
+    pub claim: &'a Claim,
+    /// Uniform, and seeded by the pool: the only randomness that a balancer has.
+    pub draw: u64,
+    /// Now, in milliseconds of the pool's life, to be compared with [`SlotView::ready_ms`].
+    pub now_ms: u32,
+}
+
+impl<'a> Pick<'a> {
+    /// A choice for `claim`.
+    pub const fn new(claim: &'a Claim, draw: u64, now_ms: u32) -> Self {
+        Self { claim, draw, now_ms }
+    }
+}
+
 /// Chooses among a revision's instances. Pure and short: it is called under the shard's lock.
 pub trait Balancer: fmt::Debug + Send + Sync + 'static {
-    /// The index of an instance with room, or `None` when none has. `draw` is uniform and seeded by the caller;
-    /// `cursor` is the balancer's own memory for this revision, 0 at first.
-    fn pick(&self, slots: &[SlotView], claim: &Claim, draw: u64, cursor: &mut u32) -> Option<usize>;
+    /// The index of an instance with room, or `None` when none has. `slots` are in the order in which the instances
+    /// became ready; `cursor` is the balancer's own memory for this revision, 0 at first.
+    fn pick(&self, slots: &[SlotView], pick: &Pick<'_>, cursor: &mut u32) -> Option<usize>;
 }
 
 /// What a slot of time looked like to a stem pool.
