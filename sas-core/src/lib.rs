@@ -55,7 +55,8 @@ pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use context::{Cx, Purpose};
 pub use error::{BoxError, CallError, Error, ErrorKind, Result, Retry};
 pub use event::{
-    Ack, Event, EventError, EventSink, Schedule, Slot, TriggerCx, TriggerSource, TriggerSpec, TriggerStatus, Triggers,
+    Ack, Event, EventError, EventSink, Schedule, Slot, TriggerCx, TriggerSource, TriggerSpec, TriggerStatus,
+    Triggers,
 };
 pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use invoke::{CallTimings, Handler, Invoker, Target};
@@ -73,12 +74,10 @@ pub use runtime::{
     Answer, Artifact, ArtifactInfo, Capabilities, Deployed, Endpoint, ExitReport, Instance, InstanceEvents,
     Io, Isolation, Runtime, Stem, StemClass, StemRequest, Usage,
 };
-pub use scale::{
-    Clamps, Decision, Metric, Policy, Reason, ScaleInput, Scaler, Verdict, Vote, Votes,
-};
+pub use scale::{Clamps, Decision, Metric, Policy, Reason, ScaleInput, Scaler, Verdict, Vote, Votes};
 pub use scaling::{
-    Aggregation, BacklogSpec, Combine, Fallback, FallbackBehavior, ForecastSpec, MetricSpec, Preset, ResourceSpec,
-    ScalingPolicy, ScalingRules, ScalingSpec, ScheduleWindow, SelectPolicy, Target,
+    Aggregation, BacklogSpec, Combine, Fallback, FallbackBehavior, ForecastSpec, MetricSpec, MetricTarget,
+    Preset, ResourceSpec, ScalingPolicy, ScalingRules, ScalingSpec, ScheduleWindow, SelectPolicy,
 };
 pub use sink::{
     DecisionRecord, DecisionSink, LogSink, LogStream, MeterPhase, MeterSink, NoSink, SecretSource,

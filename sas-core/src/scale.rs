@@ -4,7 +4,9 @@ use std::{any::Any, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Load, SpecErrors, Timestamp};
+use smallvec::SmallVec;
+
+use crate::{Load, Resources, ScalingSpec, SpecErrors, Timestamp};
 
 /// What a scaler looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -28,134 +30,6 @@ pub enum Metric {
     Forecast,
 }
 
-/// How many instances a revision may have and what decides within these bounds.
-///
-/// The defaults are Knative's. Durations are in nanosecond precision; percentages are written as such (200 = 200 %).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[non_exhaustive]
-pub struct ScalingSpec {
-    /// Which scaler, by [`Scaler::name`].
-    pub scaler: String,
-    /// Least instances while the revision gets traffic.
-    pub min: u32,
-    /// Most instances; 0: unlimited.
-    pub max: u32,
-    /// Instances of a new revision before its first decision.
-    pub initial: u32,
-    /// Instances to wake up to, when more than none are wanted; 0 or 1: as many as are wanted.
-    pub activation: u32,
-    /// Whether it may sleep.
-    pub scale_to_zero: bool,
-    /// What the target is about.
-    pub metric: Metric,
-    /// What one instance should carry at 100 % utilisation: requests at once, or per second.
-    pub target: f64,
-    /// The share of the target to aim at, above 0 and at most 1.
-    pub utilization: f64,
-    /// Over how long the metric is averaged.
-    pub stable_window: Duration,
-    /// The share of the stable window that shows a panic, in percent.
-    pub panic_window_percentage: f64,
-    /// Panic when the short window wants this many percent of what is ready.
-    pub panic_threshold_percentage: f64,
-    /// Requests beyond capacity that must find room; 0: none is kept, -1: unlimited.
-    pub target_burst_capacity: f64,
-    /// At most this many times the ready instances in one decision.
-    pub max_scale_up_rate: f64,
-    /// At least one in this many of the ready instances stays in one decision.
-    pub max_scale_down_rate: f64,
-    /// How long a lower decision waits.
-    pub scale_down_delay: Duration,
-    /// How long the last instance stays after the decision to sleep.
-    pub scale_to_zero_grace: Duration,
-    /// How long the last instance stays at least after the last request.
-    pub retention: Duration,
-    /// How a window is averaged.
-    pub aggregation: Aggregation,
-}
-
-/// How a metric window is averaged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Aggregation {
-    /// The mean.
-    #[default]
-    Linear,
-    /// Younger seconds count more.
-    WeightedExponential,
-}
-
-impl Default for ScalingSpec {
-    fn default() -> Self {
-        Self {
-            scaler: "kpa".to_owned(),
-            min: 0,
-            max: 0,
-            initial: 1,
-            activation: 0,
-            scale_to_zero: true,
-            metric: Metric::Concurrency,
-            target: 100.0,
-            utilization: 0.7,
-            stable_window: Duration::from_secs(60),
-            panic_window_percentage: 10.0,
-            panic_threshold_percentage: 200.0,
-            target_burst_capacity: 211.0,
-            max_scale_up_rate: 1000.0,
-            max_scale_down_rate: 2.0,
-            scale_down_delay: Duration::ZERO,
-            scale_to_zero_grace: Duration::from_secs(30),
-            retention: Duration::ZERO,
-            aggregation: Aggregation::Linear,
-        }
-    }
-}
-
-impl ScalingSpec {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// All mistakes at once, each with its field.
-    pub fn validate(&self) -> Result<(), SpecErrors> {
-        let mut errors = SpecErrors::default();
-        if self.max != 0 && self.min > self.max {
-            errors.push("min", self.min, format!("at most max, which is {}", self.max));
-        }
-        let mut positive = |name: &str, value: f64, least: f64, most: f64| {
-            if !(value >= least && value <= most) {
-                errors.push(name, value, format!("a number from {least} to {most}"));
-            }
-        };
-        positive("target", self.target, 0.01, 1e9);
-        positive("utilization", self.utilization, f64::MIN_POSITIVE, 1.0);
-        positive("panic_window_percentage", self.panic_window_percentage, 1.0, 100.0);
-        positive("panic_threshold_percentage", self.panic_threshold_percentage, 100.0, 1000.0);
-        positive("max_scale_up_rate", self.max_scale_up_rate, 1.0 + f64::EPSILON, 1e9);
-        positive("max_scale_down_rate", self.max_scale_down_rate, 1.0 + f64::EPSILON, 1e9);
-        if !(self.target_burst_capacity == -1.0 || (0.0..=1e9).contains(&self.target_burst_capacity)) {
-            errors.push("target_burst_capacity", self.target_burst_capacity, "-1, or a number from 0 to 1e9");
-        }
-        let hour = Duration::from_secs(3600);
-        if self.stable_window < Duration::from_secs(1) || self.stable_window > hour {
-            errors.push("stable_window", format!("{:?}", self.stable_window), "1s to 1h");
-        }
-        for (name, value) in [("scale_down_delay", self.scale_down_delay), ("retention", self.retention)] {
-            if value > hour {
-                errors.push(name, format!("{value:?}"), "at most 1h");
-            }
-        }
-        errors.into_result()
-    }
-
-    /// `desired` within `min` and `max`.
-    pub fn clamp(&self, desired: u32) -> u32 {
-        let desired = desired.max(self.min);
-        if self.max == 0 { desired } else { desired.min(self.max) }
-    }
-}
-
 /// All that a decision is made from. No clock, no I/O.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
@@ -165,6 +39,12 @@ pub struct ScaleInput<'a> {
     pub row: u32,
     /// When.
     pub now: Timestamp,
+    /// How long `load` was measured: since the input before this one, or one tick for the first.
+    pub elapsed: Duration,
+    /// Requests at once per instance, a hard limit; 0: unlimited.
+    pub concurrency: u32,
+    /// What one instance may use, for targets in percent; `None`: not known.
+    pub resources: Option<&'a Resources>,
     /// The revision's configuration.
     pub spec: &'a ScalingSpec,
     /// What was measured.
@@ -174,7 +54,7 @@ pub struct ScaleInput<'a> {
 }
 
 impl<'a> ScaleInput<'a> {
-    /// An input.
+    /// An input whose load was measured over one second, of instances without a limit.
     pub const fn new(
         row: u32,
         now: Timestamp,
@@ -182,7 +62,23 @@ impl<'a> ScaleInput<'a> {
         load: &'a Load,
         desired: Option<u32>,
     ) -> Self {
-        Self { row, now, spec, load, desired }
+        let elapsed = Duration::from_secs(1);
+        Self { row, now, elapsed, concurrency: 0, resources: None, spec, load, desired }
+    }
+
+    /// The same, measured over `elapsed`.
+    #[must_use]
+    pub const fn over(mut self, elapsed: Duration) -> Self {
+        self.elapsed = elapsed;
+        self
+    }
+
+    /// The same, of instances that take `concurrency` requests at once and use `resources`.
+    #[must_use]
+    pub const fn of(mut self, concurrency: u32, resources: Option<&'a Resources>) -> Self {
+        self.concurrency = concurrency;
+        self.resources = resources;
+        self
     }
 }
 
@@ -219,6 +115,14 @@ pub enum Reason {
     ScalerFailed,
     /// After a restart nothing shrinks before a stable window was seen.
     WarmingUp,
+    /// A metric was not measured, and what is stated for this case decided.
+    Fallback,
+    /// A schedule's window decided.
+    Scheduled,
+    /// A forecast raised the floor.
+    Forecast,
+    /// No instance became ready within the activation timeout.
+    TimedOut,
     /// A custom policy's own.
     Custom(u16),
 }
@@ -306,6 +210,50 @@ impl Vote {
     }
 }
 
+/// The votes of a decision: a list that holds two without an allocation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Votes(SmallVec<[Vote; 2]>);
+
+impl Votes {
+    /// None.
+    pub const fn new() -> Self {
+        Self(SmallVec::new_const())
+    }
+
+    /// Adds one.
+    pub fn push(&mut self, vote: Vote) {
+        self.0.push(vote);
+    }
+}
+
+impl std::ops::Deref for Votes {
+    type Target = [Vote];
+    fn deref(&self) -> &[Vote] {
+        &self.0
+    }
+}
+
+impl FromIterator<Vote> for Votes {
+    fn from_iter<I: IntoIterator<Item = Vote>>(votes: I) -> Self {
+        Self(votes.into_iter().collect())
+    }
+}
+
+impl Extend<Vote> for Votes {
+    fn extend<I: IntoIterator<Item = Vote>>(&mut self, votes: I) {
+        self.0.extend(votes);
+    }
+}
+
+impl<'a> IntoIterator for &'a Votes {
+    type Item = &'a Vote;
+    type IntoIter = std::slice::Iter<'a, Vote>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
 /// A verdict and its whole story.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -318,19 +266,35 @@ pub struct Decision {
     pub clamps: Clamps,
     /// Requests that could still burst in before capacity is short; negative: it is short.
     pub excess_burst: i32,
+    /// What the scaler wanted before the bounds of the spec; `None`: it held, or nobody applied bounds yet.
+    pub proposed: Option<u32>,
+    /// The version of the scaler that decided, by [`Scaler::version`].
+    pub version: u32,
     /// What each metric wanted; for the KPA the stable window, then the panic window.
-    pub votes: Vec<Vote>,
+    pub votes: Votes,
 }
 
 impl Decision {
+    const fn new(verdict: Verdict, reason: Reason) -> Self {
+        Self {
+            verdict,
+            reason,
+            clamps: Clamps(0),
+            excess_burst: 0,
+            proposed: None,
+            version: 1,
+            votes: Votes::new(),
+        }
+    }
+
     /// Leave things as they are.
     pub const fn hold(reason: Reason) -> Self {
-        Self { verdict: Verdict::Hold, reason, clamps: Clamps(0), excess_burst: 0, votes: Vec::new() }
+        Self::new(Verdict::Hold, reason)
     }
 
     /// Have `desired` instances.
     pub const fn set(desired: u32, reason: Reason) -> Self {
-        Self { verdict: Verdict::Set(desired), reason, clamps: Clamps(0), excess_burst: 0, votes: Vec::new() }
+        Self::new(Verdict::Set(desired), reason)
     }
 
     /// The number, when there is one.
@@ -369,6 +333,24 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// Decides. The same state and input give the same decision, bit for bit. Bounds of the spec are applied by
     /// the driver, not here.
     fn decide(&self, state: &mut Self::State, input: &ScaleInput<'_>) -> Decision;
+    /// Counts up whenever the same state and input begin to give another decision.
+    fn version(&self) -> u32 {
+        1
+    }
+    /// Checks what of a spec concerns this policy, beyond [`ScalingSpec::validate`].
+    ///
+    /// # Errors
+    /// All mistakes at once, each with its field.
+    fn validate(&self, spec: &ScalingSpec) -> Result<(), SpecErrors> {
+        let _ = spec;
+        Ok(())
+    }
+    /// Asked when the revision goes to sleep: when it is to be looked at again, and its state kept until then.
+    /// `None`: on its next request, from nothing.
+    fn wake_at(&self, state: &Self::State, input: &ScaleInput<'_>) -> Option<Timestamp> {
+        let _ = (state, input);
+        None
+    }
 }
 
 /// How the platform drives a policy: one object for all revisions that it serves, so that state can lie in columns.
@@ -376,6 +358,24 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
 pub trait Scaler: fmt::Debug + Send + Sync + 'static {
     /// The name by which specs ask for it.
     fn name(&self) -> &'static str;
+    /// Counts up whenever the same state and input begin to give another decision.
+    fn version(&self) -> u32 {
+        1
+    }
+    /// Checks what of a spec concerns this scaler, beyond [`ScalingSpec::validate`].
+    ///
+    /// # Errors
+    /// All mistakes at once, each with its field.
+    fn validate(&self, spec: &ScalingSpec) -> Result<(), SpecErrors> {
+        let _ = spec;
+        Ok(())
+    }
+    /// Asked when the revision of `input.row` goes to sleep: when it is to be looked at again, and its state kept
+    /// until then. `None`: on its next request, from nothing.
+    fn wake_at(&self, states: &(dyn Any + Send), input: &ScaleInput<'_>) -> Option<Timestamp> {
+        let _ = (states, input);
+        None
+    }
     /// Empty state.
     fn new_states(&self) -> Box<dyn Any + Send>;
     /// Decides for each input, in order, pushing one decision each to `out`. A row that was not seen since
@@ -403,6 +403,19 @@ type Rows<P> = Vec<Option<<P as Policy>::State>>;
 impl<P: Policy> Scaler for P {
     fn name(&self) -> &'static str {
         Policy::name(self)
+    }
+
+    fn version(&self) -> u32 {
+        Policy::version(self)
+    }
+
+    fn validate(&self, spec: &ScalingSpec) -> Result<(), SpecErrors> {
+        Policy::validate(self, spec)
+    }
+
+    fn wake_at(&self, states: &(dyn Any + Send), input: &ScaleInput<'_>) -> Option<Timestamp> {
+        let state = states.downcast_ref::<Rows<P>>()?.get(input.row as usize)?.as_ref()?;
+        Policy::wake_at(self, state, input)
     }
 
     fn new_states(&self) -> Box<dyn Any + Send> {

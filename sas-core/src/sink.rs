@@ -1,6 +1,6 @@
 //! Where logs, decisions, meter readings and secrets go or come from.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -44,6 +44,9 @@ pub struct DecisionRecord {
     pub sequence: u64,
     /// When.
     pub at: Timestamp,
+    /// How long `load` was measured.
+    #[serde(default = "one_second")]
+    pub elapsed: Duration,
     /// What was measured.
     pub load: Load,
     /// The decision before it.
@@ -52,10 +55,14 @@ pub struct DecisionRecord {
     pub decision: Decision,
 }
 
+fn one_second() -> Duration {
+    Duration::from_secs(1)
+}
+
 impl DecisionRecord {
-    /// A record.
+    /// A record of a load that was measured over one second.
     pub fn new(sequence: u64, at: Timestamp, load: Load, previous: Option<u32>, decision: Decision) -> Self {
-        Self { sequence, at, load, previous, decision }
+        Self { sequence, at, elapsed: one_second(), load, previous, decision }
     }
 }
 
