@@ -1,1 +1,10 @@
-//! Conformance suites, fakes, load and fault tools for backends of the sas serverless SDK
+#![forbid(unsafe_code)]
+//! Prove a backend of the `sas` SDK.
+
+mod check;
+mod client;
+pub mod fake;
+mod report;
+pub mod runtime;
+
+pub use report::{Checked, Outcome, Report};

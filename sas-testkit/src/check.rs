@@ -1,0 +1,131 @@
+//! How a suite runs its checks: each on a fresh subject, with a limit, panics caught.
+
+use std::{any::Any, future::Future, panic::AssertUnwindSafe, pin::Pin, time::Duration};
+
+use futures_util::FutureExt as _;
+use tokio::time::Instant;
+
+use crate::report::{Checked, Outcome, Report};
+
+/// Why a check ended early.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    Skip(String),
+    Fail(String),
+}
+
+impl Stop {
+    pub(crate) fn fail(message: impl Into<String>) -> Self {
+        Self::Fail(message.into())
+    }
+
+    pub(crate) fn skip(reason: impl Into<String>) -> Self {
+        Self::Skip(reason.into())
+    }
+}
+
+/// What a check says; `Ok` is that the sentence holds.
+pub(crate) type Verdict<T = ()> = Result<T, Stop>;
+
+/// A boxed check on a subject.
+pub(crate) type Check<S> = for<'a> fn(&'a S) -> Pin<Box<dyn Future<Output = Verdict> + 'a>>;
+
+/// Fails the check with a formatted message unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err($crate::check::Stop::Fail(format!($($message)+)));
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// A table of checks: `sentence => async fn`.
+macro_rules! checks {
+    ($($name:literal => $check:path,)+) => {
+        &[$(($name, |subject| Box::pin($check(subject)))),+]
+    };
+}
+pub(crate) use checks;
+
+/// The longest that one check may take, in tokio's time.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs each check on a subject of its own. The guard is dropped after the subject.
+pub(crate) async fn run<G, T, S>(
+    suite: &'static str,
+    builder: impl AsyncFn() -> (G, T),
+    subject: impl Fn(T) -> S,
+    checks: &[(&'static str, Check<S>)],
+) -> Report {
+    let mut report = Report::new(suite);
+    for (name, check) in checks {
+        let before = Instant::now();
+        let outcome = one(&builder, &subject, *check).await;
+        report.push(Checked { name, outcome, took: before.elapsed() });
+    }
+    report
+}
+
+async fn one<G, T, S>(
+    builder: &impl AsyncFn() -> (G, T),
+    subject: &impl Fn(T) -> S,
+    check: Check<S>,
+) -> Outcome {
+    let whole = async {
+        let (guard, built) = builder().await;
+        let subject = subject(built);
+        let verdict = check(&subject).await;
+        drop(subject);
+        drop(guard);
+        verdict
+    };
+    match tokio::time::timeout(LIMIT, AssertUnwindSafe(whole).catch_unwind()).await {
+        Ok(Ok(Ok(()))) => Outcome::Passed,
+        Ok(Ok(Err(Stop::Skip(reason)))) => Outcome::Skipped(reason),
+        Ok(Ok(Err(Stop::Fail(message)))) => Outcome::Failed(message),
+        Ok(Err(panic)) => Outcome::Failed(format!("panicked: {}", panic_text(&*panic))),
+        Err(_) => Outcome::Failed(format!("did not end within {LIMIT:?}")),
+    }
+}
+
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&'static str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a value that is not text")
+}
+
+/// `future`, or a failure that says `what` did not happen in time.
+pub(crate) async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = T>) -> Verdict<T> {
+    match tokio::time::timeout(limit, future).await {
+        Ok(value) => Ok(value),
+        Err(_) => Err(Stop::Fail(format!("{what} did not happen within {limit:?}"))),
+    }
+}
+
+/// Waits until `condition` holds, looking again every few milliseconds.
+pub(crate) async fn eventually(limit: Duration, what: &str, condition: impl Fn() -> bool) -> Verdict {
+    let look = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(limit, what, look).await
+}
+
+/// Polls `future` at most `polls` times, giving the runtime a turn in between, then drops it. `Some` when it was
+/// ready by then.
+pub(crate) async fn drop_after_polls<T>(polls: u32, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    for _ in 0..polls {
+        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(future.as_mut().poll(cx))).await;
+        if let std::task::Poll::Ready(value) = polled {
+            return Some(value);
+        }
+        // A turn of the reactor, so that the next poll finds something new.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    None
+}

@@ -1,0 +1,162 @@
+//! Where events and invocations end up in tests.
+
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use sas_core::{
+    Ack, Body, CallError, Cx, Error, ErrorKind, Event, EventSink, Invoker, Purpose, Request, Response,
+    Result, Slot, Target,
+};
+use tokio::sync::Semaphore;
+
+/// An event sink with a given number of slots that keeps what was delivered and can be made to fail.
+#[derive(Debug)]
+pub struct FakeEventSink {
+    slots: Arc<Semaphore>,
+    delivered: Mutex<Vec<Event>>,
+    offered: Mutex<u64>,
+    failures: Mutex<VecDeque<ErrorKind>>,
+    takes: Mutex<Duration>,
+}
+
+impl FakeEventSink {
+    /// A sink that takes `slots` events at once.
+    pub fn new(slots: usize) -> Arc<Self> {
+        Arc::new(Self {
+            slots: Arc::new(Semaphore::new(slots)),
+            delivered: Mutex::default(),
+            offered: Mutex::default(),
+            failures: Mutex::default(),
+            takes: Mutex::default(),
+        })
+    }
+
+    /// From now on a delivery takes this long.
+    pub fn set_delivery_time(&self, time: Duration) {
+        *self.takes.lock() = time;
+    }
+
+    /// The next delivery fails with this kind.
+    pub fn fail_next(&self, kind: ErrorKind) {
+        self.failures.lock().push_back(kind);
+    }
+
+    /// From now on [`EventSink::ready`] fails: the platform shuts down.
+    pub fn close(&self) {
+        self.slots.close();
+    }
+
+    /// What was delivered, in order.
+    pub fn delivered(&self) -> Vec<Event> {
+        self.delivered.lock().clone()
+    }
+
+    /// Deliveries that were begun, failed ones included.
+    pub fn offered(&self) -> u64 {
+        *self.offered.lock()
+    }
+
+    /// Slots that nobody holds.
+    pub fn free_slots(&self) -> usize {
+        self.slots.available_permits()
+    }
+}
+
+#[async_trait]
+impl EventSink for FakeEventSink {
+    async fn ready(&self) -> Result<Slot> {
+        match Arc::clone(&self.slots).acquire_owned().await {
+            Ok(permit) => Ok(Slot(Box::new(permit))),
+            Err(_) => Err(Error::new(ErrorKind::Unavailable, "ready", "shutting down")),
+        }
+    }
+
+    async fn deliver(&self, slot: Slot, event: Event) -> Result<Ack> {
+        *self.offered.lock() += 1;
+        let takes = *self.takes.lock();
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
+        drop(slot);
+        if let Some(kind) = self.failures.lock().pop_front() {
+            return Err(Error::new(kind, "deliver", "made to fail"));
+        }
+        self.delivered.lock().push(event);
+        Ok(Ack::Completed)
+    }
+}
+
+/// One invocation as it came.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    /// What was called.
+    pub target: Target,
+    /// Why.
+    pub purpose: Purpose,
+    /// With which method, path and headers.
+    pub head: http::Request<()>,
+    /// With which body.
+    pub body: bytes::Bytes,
+}
+
+type Respond = dyn Fn(&Invocation) -> Result<Response, Error> + Send + Sync;
+
+/// An invoker that keeps what it was asked and answers as a closure says.
+pub struct FakeInvoker {
+    seen: Mutex<Vec<Invocation>>,
+    respond: Box<Respond>,
+    takes: Mutex<Duration>,
+}
+
+impl fmt::Debug for FakeInvoker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeInvoker").field("seen", &self.seen.lock().len()).finish_non_exhaustive()
+    }
+}
+
+impl FakeInvoker {
+    /// An invoker that answers by `respond`.
+    pub fn new(
+        respond: impl Fn(&Invocation) -> Result<Response, Error> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { seen: Mutex::default(), respond: Box::new(respond), takes: Mutex::default() })
+    }
+
+    /// An invoker that answers everything with 200.
+    pub fn ok() -> Arc<Self> {
+        Self::new(|_| Ok(Response::new(Body::empty())))
+    }
+
+    /// From now on an invocation takes this long.
+    pub fn set_time(&self, time: Duration) {
+        *self.takes.lock() = time;
+    }
+
+    /// What it was asked, in order.
+    pub fn seen(&self) -> Vec<Invocation> {
+        self.seen.lock().clone()
+    }
+}
+
+#[async_trait]
+impl Invoker for FakeInvoker {
+    async fn invoke(&self, target: Target, request: Request, cx: &Cx) -> Result<Response, CallError> {
+        let takes = *self.takes.lock();
+        if !takes.is_zero() && tokio::time::timeout_at(cx.deadline, tokio::time::sleep(takes)).await.is_err()
+        {
+            return Err(CallError::sent(Error::new(ErrorKind::Timeout, "invoke", "the deadline passed")));
+        }
+        let (head, body) = request.into_parts();
+        let body = body.collect(64 << 20).await.map_err(|error| {
+            CallError::sent(
+                Error::new(ErrorKind::Crashed, "invoke", "the request broke off").with_source(error),
+            )
+        })?;
+        let invocation =
+            Invocation { target, purpose: cx.purpose, head: http::Request::from_parts(head, ()), body };
+        let answer = (self.respond)(&invocation);
+        self.seen.lock().push(invocation);
+        answer.map_err(CallError::sent)
+    }
+}

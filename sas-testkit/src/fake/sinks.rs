@@ -1,0 +1,128 @@
+//! Sinks that remember.
+
+use parking_lot::Mutex;
+use sas_core::{
+    DecisionRecord, DecisionSink, ExitReport, InstanceEvents, InstanceId, LogSink, LogStream, MeterPhase,
+    MeterSink, RequestId, RevisionKey, StartPhase, TenantKey, Timestamp,
+};
+
+/// One line as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "a record of exactly what the trait passes")]
+pub struct Line {
+    /// Of which instance.
+    pub instance: InstanceId,
+    /// Of which revision.
+    pub revision: RevisionKey,
+    /// Of which request, where that is known.
+    pub request: Option<RequestId>,
+    /// When.
+    pub at: Timestamp,
+    /// On which stream.
+    pub stream: LogStream,
+    /// The line.
+    pub line: Vec<u8>,
+}
+
+/// A log sink that keeps every line.
+#[derive(Debug, Default)]
+pub struct RecordingLogs(Mutex<Vec<Line>>);
+
+impl RecordingLogs {
+    /// All lines so far.
+    pub fn lines(&self) -> Vec<Line> {
+        self.0.lock().clone()
+    }
+}
+
+impl LogSink for RecordingLogs {
+    fn line(
+        &self,
+        instance: InstanceId,
+        revision: RevisionKey,
+        request: Option<RequestId>,
+        at: Timestamp,
+        stream: LogStream,
+        line: &[u8],
+    ) {
+        self.0.lock().push(Line { instance, revision, request, at, stream, line: line.to_vec() });
+    }
+}
+
+/// What instances told.
+#[derive(Debug, Default)]
+pub struct RecordingEvents {
+    phases: Mutex<Vec<(InstanceId, StartPhase)>>,
+    exits: Mutex<Vec<(InstanceId, ExitReport)>>,
+}
+
+impl RecordingEvents {
+    /// All phases so far.
+    pub fn phases(&self) -> Vec<(InstanceId, StartPhase)> {
+        self.phases.lock().clone()
+    }
+
+    /// All exits so far.
+    pub fn exits(&self) -> Vec<(InstanceId, ExitReport)> {
+        self.exits.lock().clone()
+    }
+}
+
+impl InstanceEvents for RecordingEvents {
+    fn phase(&self, id: InstanceId, phase: StartPhase) {
+        self.phases.lock().push((id, phase));
+    }
+    fn exited(&self, id: InstanceId, report: ExitReport) {
+        self.exits.lock().push((id, report));
+    }
+}
+
+/// A decision sink that keeps every record.
+#[derive(Debug, Default)]
+pub struct RecordingDecisions(Mutex<Vec<(RevisionKey, DecisionRecord)>>);
+
+impl RecordingDecisions {
+    /// All records so far.
+    pub fn records(&self) -> Vec<(RevisionKey, DecisionRecord)> {
+        self.0.lock().clone()
+    }
+}
+
+impl DecisionSink for RecordingDecisions {
+    fn decided(&self, revision: RevisionKey, record: &DecisionRecord) {
+        self.0.lock().push((revision, record.clone()));
+    }
+}
+
+/// A meter sink that keeps every reading.
+#[derive(Debug, Default)]
+pub struct RecordingMeter {
+    readings: Mutex<Vec<(InstanceId, MeterPhase, u64)>>,
+    requests: Mutex<u64>,
+}
+
+impl RecordingMeter {
+    /// All readings so far.
+    pub fn readings(&self) -> Vec<(InstanceId, MeterPhase, u64)> {
+        self.readings.lock().clone()
+    }
+
+    /// Nanoseconds of one instance over all phases.
+    pub fn life_of(&self, instance: InstanceId) -> u64 {
+        self.readings.lock().iter().filter(|(of, ..)| *of == instance).map(|(.., ns)| ns).sum()
+    }
+
+    /// Requests so far.
+    pub fn requests_total(&self) -> u64 {
+        *self.requests.lock()
+    }
+}
+
+impl MeterSink for RecordingMeter {
+    fn phase(&self, instance: InstanceId, _: RevisionKey, _: TenantKey, phase: MeterPhase, ns: u64) {
+        self.readings.lock().push((instance, phase, ns));
+    }
+    fn requests(&self, _: RevisionKey, _: TenantKey, count: u64) {
+        *self.requests.lock() += count;
+    }
+}
