@@ -1,6 +1,7 @@
 //! A small HTTP/1.1 program with the standard library only: what a user would deploy. It listens on `PORT`.
 //!
-//! `GET /` greets; `GET /work?ms=50` takes its time first; `GET /id` says which process answers.
+//! `GET /` greets; `GET /work?ms=50` takes its time first; `GET /id` says which process answers; `POST /once/7` prints
+//! that it was executed, for tests that count.
 
 use std::{
     env,
@@ -47,6 +48,10 @@ fn serve(stream: TcpStream) -> io::Result<()> {
         let path = request.split(' ').nth(1).unwrap_or("/").to_owned();
         if let Some(ms) = path.strip_prefix("/work?ms=").and_then(|ms| ms.parse().ok()) {
             thread::sleep(Duration::from_millis(ms));
+        }
+        if let Some(id) = path.strip_prefix("/once/") {
+            println!("executed {id}");
+            thread::sleep(Duration::from_millis(10));
         }
         let body = match path.as_str() {
             "/id" => format!("{}\n", std::process::id()),

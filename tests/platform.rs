@@ -1,0 +1,116 @@
+//! The `platform` example as its users meet it: a process, real programs, the admin API.
+
+mod shared;
+
+use std::{fs, time::Duration};
+
+use shared::{Answer, PlatformProcess, call, eventually, hello, hello_manifest, platform_command, processes_below};
+
+async fn admin(platform: &PlatformProcess, method: &str, path: &str, body: &str) -> Answer {
+    call(platform.admin, method, "admin", path, body).await.expect("the admin API answers")
+}
+
+async fn get(platform: &PlatformProcess, service: &str, path: &str) -> Answer {
+    let host = format!("{service}.default.localhost");
+    call(platform.listen, "GET", &host, path, "").await.expect("the ingress answers")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_is_deployed_called_inspected_and_deleted() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let manifest = dir.path().join("hello.yaml");
+    fs::write(&manifest, hello_manifest("hello", "", 0)).expect("written");
+    let platform = PlatformProcess::start(&[manifest.to_str().expect("UTF-8")]);
+
+    let answer = get(&platform, "hello", "/").await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, "hello from hello-00001\n"));
+    assert!(answer.head.contains("x-request-id: "), "every answer has a request id: {}", answer.head);
+
+    assert_eq!(admin(&platform, "GET", "/healthz", "").await.status, 200);
+    assert_eq!(admin(&platform, "GET", "/readyz", "").await.status, 200);
+    assert!(admin(&platform, "GET", "/metrics", "").await.body.contains("sas_"), "Prometheus text");
+    assert!(admin(&platform, "GET", "/v1/services", "").await.body.contains("hello"));
+    let service = "/v1/services/default/hello";
+    assert_eq!(admin(&platform, "GET", service, "").await.status, 200);
+    let instances = admin(&platform, "GET", &format!("{service}/instances"), "").await;
+    assert!(instances.body.contains("ready"), "{}", instances.body);
+    eventually("a decision is recorded", Duration::from_secs(20), async || {
+        admin(&platform, "GET", &format!("{service}/decisions"), "").await.body.contains("reason")
+    })
+    .await;
+    eventually("the program's line is in the log", Duration::from_secs(10), async || {
+        admin(&platform, "GET", &format!("{service}/logs"), "").await.body.contains("listens on port")
+    })
+    .await;
+    let invoked = admin(&platform, "POST", &format!("{service}/invoke"), r#"{"path":"/"}"#).await;
+    assert_eq!(invoked.status, 200, "{}", invoked.body);
+    assert!(invoked.body.contains("hello from"), "{}", invoked.body);
+
+    let refused =
+        admin(&platform, "PUT", &format!("{service}/traffic"), r#"[{"revisionName":"hello-00001","percent":90}]"#)
+            .await;
+    assert!((400..500).contains(&refused.status) && refused.body.contains("100"), "{refused:?}");
+    let unknown = get(&platform, "nobody", "/").await;
+    assert_eq!(unknown.status, 404);
+    assert!(unknown.json()["request_id"].is_string(), "{}", unknown.body);
+
+    let deleted = admin(&platform, "DELETE", service, "").await;
+    assert!((200..300).contains(&deleted.status), "{deleted:?}");
+    assert_eq!(get(&platform, "hello", "/").await.status, 404);
+    assert!(platform.terminate().success(), "SIGTERM drains and exits with 0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_die_with_a_killed_host_and_services_come_back() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let state = dir.path().join("state");
+    let manifest = dir.path().join("hello.yaml");
+    fs::write(&manifest, hello_manifest("hello", "", 4)).expect("written");
+    let arguments = ["--state", state.to_str().expect("UTF-8"), manifest.to_str().expect("UTF-8")];
+    let mut platform = PlatformProcess::start(&arguments);
+
+    let mut load = tokio::task::JoinSet::new();
+    let listen = platform.listen;
+    for _ in 0..16 {
+        load.spawn(async move {
+            while call(listen, "GET", "hello.default.localhost", "/work?ms=20", "").await.is_ok() {}
+        });
+    }
+    eventually("instances run", Duration::from_secs(20), async || !processes_below(&state).is_empty()).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    platform.kill();
+    load.join_all().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(processes_below(&state), Vec::<u32>::new(), "a second later none of its instances runs");
+
+    let platform = PlatformProcess::start(&arguments[..2]);
+    let answer = get(&platform, "hello", "/").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(platform.terminate().success());
+    assert_eq!(processes_below(&state), Vec::<u32>::new());
+}
+
+#[tokio::test]
+async fn mistakes_end_it_with_words_that_name_them() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address").to_string();
+    let bad = dir.path().join("bad.yaml");
+    fs::write(&bad, hello_manifest("hello", "", 0).replace("containerConcurrency: 0", "containerConcurrency: -1"))
+        .expect("written");
+    let bad = bad.to_str().expect("UTF-8").to_owned();
+    let free = "127.0.0.1:0";
+    for (args, words) in [
+        (vec!["--listen", &address, "--admin", free], address.as_str()),
+        (vec!["--listen", "nonsense", "--admin", free], "nonsense"),
+        (vec!["--listen", free, "--admin", free, "missing.yaml"], "missing.yaml"),
+        (vec!["--listen", free, "--admin", free, &bad], "containerConcurrency"),
+        (vec!["--unknown"], "--unknown"),
+    ] {
+        let output = platform_command(&args).output().expect("it runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{args:?}");
+        assert!(stderr.contains(words), "{args:?}: {stderr}");
+    }
+    assert!(hello().exists());
+}
