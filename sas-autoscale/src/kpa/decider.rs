@@ -1,0 +1,200 @@
+//! The decision from two averages and the ready instances.
+
+use sas_core::knative::DeciderSpec;
+use serde::{Deserialize, Serialize};
+
+use crate::window::{MaxWindow, Nanos, SECOND};
+
+/// How coarse the window of the scale-down delay is: one autoscaler tick of Knative.
+const DELAY_GRANULARITY: Nanos = 2 * SECOND;
+
+/// What a decider remembers of its revision between ticks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decider {
+    pub(crate) panic_since: Option<Nanos>,
+    pub(crate) max_panic_pods: i32,
+    pub(crate) delay: Option<MaxWindow>,
+}
+
+/// How many instances are ready, when somebody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ready {
+    /// So many.
+    Count(i32),
+    /// There is no such revision in the instance listing: counts as none.
+    NotFound,
+    /// The count failed: nothing is decided.
+    Unknown,
+}
+
+/// The two averages of a tick.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Averages {
+    /// Over the stable window.
+    pub stable: f64,
+    /// Over the panic window.
+    pub panic: f64,
+}
+
+/// What a tick decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scaled {
+    /// Instances.
+    pub desired: i32,
+    /// Requests that could still burst in; negative: capacity is short.
+    pub excess_burst: i32,
+    /// What the stable window alone asks for, before any limit.
+    pub stable_wants: i32,
+    /// What the panic window alone asks for, before any limit.
+    pub panic_wants: i32,
+    /// Which limits acted.
+    pub clamps: sas_core::Clamps,
+    /// Whether the panic window, or a panic that still holds, gave the number.
+    pub by_panic: bool,
+    /// Whether the delay held it up.
+    pub delayed: bool,
+}
+
+/// `value` as Go converts it: towards zero. What does not fit saturates.
+#[allow(clippy::cast_possible_truncation, reason = "saturates, as documented")]
+pub(crate) const fn int(value: f64) -> i32 {
+    value as i32
+}
+
+impl Decider {
+    /// The decider of a revision that has `ready` instances now: with more than one it starts in panic, so that a
+    /// restart takes none away before a window was seen.
+    pub fn new(spec: &DeciderSpec, now: Nanos, ready: Ready) -> Self {
+        let ready = match ready {
+            Ready::Count(count) => count,
+            Ready::NotFound | Ready::Unknown => 0,
+        };
+        Self {
+            panic_since: (ready > 1).then_some(now),
+            max_panic_pods: ready,
+            delay: (spec.scale_down_delay_ns > 0)
+                .then(|| MaxWindow::new(spec.scale_down_delay_ns, DELAY_GRANULARITY)),
+        }
+    }
+
+    /// Whether it panics.
+    pub const fn is_panicking(&self) -> bool {
+        self.panic_since.is_some()
+    }
+
+    /// The highest number of this panic.
+    pub const fn max_panic_pods(&self) -> i32 {
+        self.max_panic_pods
+    }
+
+    /// Decides. `None` when the count or the averages are not to be had: the last decision stays, and nothing
+    /// changes here.
+    pub fn scale(
+        &mut self,
+        spec: &DeciderSpec,
+        now: Nanos,
+        ready: Ready,
+        averages: Option<Averages>,
+    ) -> Option<Scaled> {
+        let ready = match ready {
+            Ready::Count(count) => count,
+            Ready::NotFound => 0,
+            Ready::Unknown => return None,
+        };
+        Some(self.decide(spec, now, ready, 0, averages?))
+    }
+
+    /// The same with `starting` instances that count as ready when it is judged whether to panic.
+    pub(crate) fn decide(
+        &mut self,
+        spec: &DeciderSpec,
+        now: Nanos,
+        ready: i32,
+        starting: i32,
+        averages: Averages,
+    ) -> Scaled {
+        use sas_core::Clamps;
+        let counted = f64::from(ready.max(1));
+        let up = (spec.max_scale_up_rate * counted).ceil();
+        let down = if spec.reachable { (counted / spec.max_scale_down_rate).floor() } else { 0.0 };
+        let stable_wants = (averages.stable / spec.target_value).ceil();
+        let panic_wants = (averages.panic / spec.target_value).ceil();
+        let mut stable = int(stable_wants.max(down).min(up));
+        let mut panic = int(panic_wants.max(down).min(up));
+        // Above 1 and not above 0: an activation scale of 1 says nothing.
+        let (mut stable_raised, mut panic_raised) = (false, false);
+        if spec.activation_scale > 1 {
+            stable_raised = stable_wants > 0.0 && spec.activation_scale > stable;
+            panic_raised = panic_wants > 0.0 && spec.activation_scale > panic;
+            if stable_raised {
+                stable = spec.activation_scale;
+            }
+            if panic_raised {
+                panic = spec.activation_scale;
+            }
+        }
+        let over = panic_wants / f64::from(ready.saturating_add(starting).max(1)) >= spec.panic_threshold;
+        if over {
+            self.panic_since = Some(now);
+        } else if let Some(since) = self.panic_since
+            && since.saturating_add(spec.stable_window_ns) < now
+        {
+            self.panic_since = None;
+            self.max_panic_pods = 0;
+        }
+        let mut desired = stable;
+        let mut by_panic = false;
+        let mut clamps = Clamps::default();
+        if self.is_panicking() {
+            desired = stable.max(panic);
+            if self.max_panic_pods > desired {
+                clamps.insert(Clamps::PANIC);
+            }
+            self.max_panic_pods = self.max_panic_pods.max(desired);
+            by_panic = self.max_panic_pods > stable;
+            desired = self.max_panic_pods;
+        }
+        let (wants, raised) =
+            if by_panic { (panic_wants, panic_raised) } else { (stable_wants, stable_raised) };
+        if raised {
+            clamps.insert(Clamps::ACTIVATION);
+        } else if wants.max(down) > up {
+            clamps.insert(Clamps::UP_RATE);
+        } else if wants < down {
+            clamps.insert(Clamps::DOWN_RATE);
+        }
+        let mut delayed = false;
+        if spec.reachable
+            && let Some(delay) = &mut self.delay
+        {
+            delay.record(now, desired);
+            let held = delay.current();
+            delayed = held > desired;
+            desired = held;
+        }
+        if delayed {
+            clamps.insert(Clamps::DELAY);
+        }
+        Scaled {
+            desired,
+            excess_burst: excess_burst(spec, ready, averages.panic),
+            stable_wants: int(stable_wants),
+            panic_wants: int(panic_wants),
+            clamps,
+            by_panic,
+            delayed,
+        }
+    }
+}
+
+/// Requests that `ready` instances could still take beyond the burst that is kept free; -1: always short.
+pub(crate) fn excess_burst(spec: &DeciderSpec, ready: i32, panic: f64) -> i32 {
+    let capacity = spec.target_burst_capacity;
+    if capacity == 0.0 {
+        0
+    } else if capacity > 0.0 {
+        int((f64::from(ready) * spec.total_value - capacity - panic).floor())
+    } else {
+        -1
+    }
+}

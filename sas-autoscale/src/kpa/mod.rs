@@ -1,0 +1,13 @@
+//! Knative's pod autoscaler.
+
+mod collector;
+pub mod compat;
+mod decider;
+mod lifecycle;
+
+pub use collector::{Collector, MultiScaler, NoAverages, Stat};
+pub use decider::{Averages, Decider, Ready, Scaled};
+pub use lifecycle::{
+    Activity, ActivityReason, Lifecycle, LifecycleSpec, Mode, Observed, ScaleAnswer, ScaleCall,
+    num_activators, scale,
+};
