@@ -1,1 +1,5 @@
-//! Apps, services, revisions, manifests, stores and the admin API of the sas serverless SDK
+#![forbid(unsafe_code)]
+//! Control plane.
+pub mod manifest;
+mod store;
+pub use store::{MemoryStore, RedbStore};

@@ -1,0 +1,177 @@
+//! Manifests: what people write, and every mistake in it with its field path.
+//!
+//! YAML 1.2 and JSON, one document or several. Known are Knative's `Service` and `PingSource`.
+//!
+//! ```
+//! use sas_control::manifest::{Manifest, ParseOptions, parse};
+//!
+//! let text = r#"
+//! apiVersion: serving.knative.dev/v1
+//! kind: Service
+//! metadata:
+//!   name: hello
+//!   annotations:
+//!     sas.dev/package: ./hello.jar
+//! spec:
+//!   template:
+//!     spec:
+//!       containerConcurrency: 10
+//! "#;
+//! let manifests = parse(text, &ParseOptions::default())?;
+//! let [Manifest::Service(service)] = &manifests[..] else { panic!("one service") };
+//! assert_eq!((service.name.as_str(), service.spec.concurrency), ("hello", 10));
+//!
+//! let wrong = text.replace("containerConcurrency: 10", "containerConcurency: 10");
+//! let errors = parse(&wrong, &ParseOptions::default()).unwrap_err();
+//! assert_eq!(errors.0[0].field, "spec.template.spec.containerConcurency");
+//! # Ok::<(), sas_core::SpecErrors>(())
+//! ```
+
+mod ping;
+mod pod;
+mod quantity;
+mod service;
+mod tree;
+mod words;
+
+use sas_core::{
+    SpecErrors, TriggerSpec,
+    knative::{AutoscalerConfig, Preset},
+};
+
+pub use service::{ServiceManifest, TrafficTarget};
+use tree::Node;
+
+/// The kinds that are known, as their manifests name them.
+pub const KINDS: [(&str, &str); 2] =
+    [("serving.knative.dev/v1", "Service"), ("sources.knative.dev/v1", "PingSource")];
+
+/// What manifests mean beyond what they say.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ParseOptions {
+    /// The namespace of what names none.
+    pub namespace: String,
+    /// The autoscaler's defaults, Knative's `config-autoscaler`.
+    pub autoscaler: AutoscalerConfig,
+    /// How much of Knative's behaviour is kept.
+    pub preset: Preset,
+}
+
+impl Default for ParseOptions {
+    fn default() -> Self {
+        Self {
+            namespace: "default".to_owned(),
+            autoscaler: AutoscalerConfig::default(),
+            preset: Preset::default(),
+        }
+    }
+}
+
+/// A document.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Manifest {
+    /// A service.
+    Service(Box<ServiceManifest>),
+    /// A trigger.
+    Trigger(Box<TriggerSpec>),
+}
+
+impl Manifest {
+    /// `Service namespace/name` or `PingSource namespace/name`.
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Service(service) => format!("Service {}/{}", service.namespace, service.name),
+            Self::Trigger(trigger) => format!("PingSource {}", trigger.name),
+        }
+    }
+}
+
+/// Reads manifests. Never panics; the work is bounded by the input's size, at most 4 MiB.
+///
+/// # Errors
+/// All mistakes of all documents at once. With several documents, fields begin with `documents[n].`.
+pub fn parse(text: &str, options: &ParseOptions) -> Result<Vec<Manifest>, SpecErrors> {
+    let documents = tree::documents(text)?;
+    let several = documents.len() > 1;
+    let mut errors = SpecErrors::default();
+    if documents.is_empty() {
+        errors.push("$", "", "holds no document");
+    }
+    let mut manifests: Vec<Manifest> = Vec::with_capacity(documents.len());
+    for (at, document) in documents.iter().enumerate() {
+        let mut own = SpecErrors::default();
+        if let Some(manifest) = read_document(document, options, &mut own) {
+            if manifests.iter().any(|other| other.identity() == manifest.identity()) {
+                own.push("metadata.name", manifest.identity(), "is declared twice");
+            }
+            manifests.push(manifest);
+        }
+        if several {
+            errors.extend_under(&format!("documents[{at}]"), own);
+        } else {
+            errors.0.extend(own.0);
+        }
+    }
+    errors.into_result()?;
+    Ok(manifests)
+}
+
+fn read_document(document: &Node, options: &ParseOptions, errors: &mut SpecErrors) -> Option<Manifest> {
+    if !matches!(document, Node::Map(_)) {
+        errors.push("$", document.shown(), format!("must be a mapping, not {}", document.kind()));
+        return None;
+    }
+    let said = |name| document.get(name).and_then(Node::text).unwrap_or_default();
+    match (said("apiVersion"), said("kind")) {
+        ("serving.knative.dev/v1", "Service") => {
+            service::service(document, options, errors).map(|service| Manifest::Service(Box::new(service)))
+        }
+        ("sources.knative.dev/v1", "PingSource") => {
+            ping::ping_source(document, options, errors).map(|trigger| Manifest::Trigger(Box::new(trigger)))
+        }
+        (api, kind) => {
+            let known: Vec<String> = KINDS.iter().map(|(api, kind)| format!("{kind} ({api})")).collect();
+            let known = format!("known kinds: {}", known.join(", "));
+            let same_kind = KINDS.iter().find(|(_, known)| *known == kind);
+            let (field, shown) = match same_kind {
+                Some(_) => ("apiVersion", api),
+                None => ("kind", kind),
+            };
+            errors.push(field, shown, if shown.is_empty() { format!("missing; {known}") } else { known });
+            None
+        }
+    }
+}
+
+/// Reads the body of a change of traffic: a list of targets, or a mapping with `traffic`.
+///
+/// # Errors
+/// All mistakes at once.
+pub fn parse_traffic(text: &str, service: &str) -> Result<Vec<TrafficTarget>, SpecErrors> {
+    let mut errors = SpecErrors::default();
+    let mut documents = tree::documents(text)?;
+    let (Some(document), true) = (documents.pop(), documents.is_empty()) else {
+        errors.push("$", "", "must be one document: a list of traffic targets");
+        return Err(errors);
+    };
+    let list = match &document {
+        Node::List(_) => Node::Map(vec![("traffic".to_owned(), document)]),
+        _ => document,
+    };
+    let mut fields = tree::Fields::new("", &list, &mut errors);
+    let items = fields.list("traffic", &mut errors);
+    fields.finish(&mut errors);
+    let targets = match items {
+        Some(items) => service::traffic("traffic", &items, Some(service), &mut errors),
+        None => {
+            if errors.is_empty() {
+                errors.push("traffic", "", "missing: a list of targets");
+            }
+            Vec::new()
+        }
+    };
+    errors.into_result()?;
+    Ok(targets)
+}

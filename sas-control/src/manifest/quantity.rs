@@ -1,0 +1,90 @@
+//! Kubernetes quantities: `250m`, `1.5`, `2e3`, `64Mi`, `1G`.
+
+/// A quantity as a whole number of `unit`s, where `unit` is 1000 for thousandths and 1 for whole ones; rounded up, as
+/// Kubernetes does. `None` when it is malformed, negative or too large.
+pub(crate) fn quantity(text: &str, unit: u128) -> Option<u64> {
+    let digits_end = text.bytes().position(|b| !(b.is_ascii_digit() || b == b'.')).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits_end);
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || number.len() > 40 {
+        return None;
+    }
+    // value = mantissa × numerator ÷ denominator, all exact.
+    let mut mantissa: u128 = 0;
+    for digit in whole.bytes().chain(fraction.bytes()) {
+        mantissa = mantissa.checked_mul(10)?.checked_add(u128::from(digit - b'0'))?;
+    }
+    let mut denominator: u128 = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let numerator: u128 = match suffix {
+        "" => 1,
+        "n" | "u" | "m" => {
+            denominator = denominator.checked_mul(match suffix {
+                "n" => 1_000_000_000,
+                "u" => 1_000_000,
+                _ => 1_000,
+            })?;
+            1
+        }
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "P" => 1_000_000_000_000_000,
+        "E" => 1_000_000_000_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        "Pi" => 1 << 50,
+        "Ei" => 1 << 60,
+        exponent => {
+            let exponent: i32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
+            let power = 10_u128.checked_pow(exponent.unsigned_abs())?;
+            if exponent < 0 {
+                denominator = denominator.checked_mul(power)?;
+                1
+            } else {
+                power
+            }
+        }
+    };
+    let scaled = mantissa.checked_mul(numerator)?.checked_mul(unit)?;
+    u64::try_from(scaled.div_ceil(denominator)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quantity;
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_reads_them() {
+        for (text, unit, expected) in [
+            ("250m", 1000, Some(250)),
+            ("1", 1000, Some(1000)),
+            ("0.5", 1000, Some(500)),
+            (".5", 1000, Some(500)),
+            ("1.", 1, Some(1)),
+            ("1e3", 1, Some(1000)),
+            ("1E-3", 1000, Some(1)),
+            ("100M", 1, Some(100_000_000)),
+            ("20Mi", 1, Some(20 << 20)),
+            ("1.5Gi", 1, Some(3 << 29)),
+            ("1Ei", 1, Some(1 << 60)),
+            ("0.1m", 1000, Some(1)),
+            ("100u", 1000, Some(1)),
+            ("0", 1, Some(0)),
+            ("16Ei", 1, None),
+            ("", 1, None),
+            (".", 1, None),
+            ("-1", 1, None),
+            ("1Kb", 1, None),
+            ("1 Gi", 1, None),
+            ("1e", 1, None),
+            ("1e999999999", 1, None),
+            ("1.2.3", 1, None),
+            ("99999999999999999999999999999999999999999999", 1, None),
+        ] {
+            assert_eq!(quantity(text, unit), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,705 @@
+//! Knative's `Service`.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use sas_core::{
+    RevisionSpec, Source, SpecErrors,
+    knative::{parse_duration, scaling_from_annotations},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ParseOptions,
+    pod::{self, Container, LABEL, common, is_label},
+    tree::{Fields, Node, join},
+    words,
+};
+
+/// What the annotations of this platform begin with.
+const OWN: &str = "sas.dev/";
+/// Annotations that are read here and not passed on to the runtime.
+const PACKAGE: &str = "sas.dev/package";
+const FUNCTION: &str = "sas.dev/function";
+const COMMAND: &str = "sas.dev/command";
+const RUNTIME: &str = "sas.dev/runtime";
+const PORT: &str = "sas.dev/port";
+const QUEUE_LIMIT: &str = "sas.dev/queue-limit";
+const START_TIMEOUT: &str = "sas.dev/start-timeout";
+const STOP_GRACE: &str = "sas.dev/stop-grace";
+/// Annotations that [`scaling_from_annotations`] reads.
+const SCALING: [&str; 11] = [
+    "sas.dev/scaler",
+    "sas.dev/metrics",
+    "sas.dev/combine",
+    "sas.dev/schedule",
+    "sas.dev/backlog",
+    "sas.dev/forecast",
+    "sas.dev/resource",
+    "sas.dev/scale-to-zero-grace-period",
+    "sas.dev/max-scale-up-rate",
+    "sas.dev/max-scale-down-rate",
+    "sas.dev/enable-scale-to-zero",
+];
+const SCALER_OPTION: &str = "sas.dev/scaler-option.";
+const ROLLOUT: &str = "serving.knative.dev/rollout-duration";
+const VISIBILITY: [&str; 2] = ["networking.knative.dev/visibility", "serving.knative.dev/visibility"];
+
+/// Knative's default limit of `containerConcurrency`.
+const MAX_CONCURRENCY: i128 = 1000;
+/// The longest request that can be asked for: a day.
+const MAX_TIMEOUT_SECONDS: i128 = 86_400;
+
+/// A `Service` as it was written, every field checked.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ServiceManifest {
+    /// `metadata.namespace`, or the default one.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// Whether the service answers only at its internal host.
+    pub cluster_local: bool,
+    /// `spec.template.metadata.name`: the name of the revision, where it is given.
+    pub revision: Option<String>,
+    /// `spec.template.metadata.labels`.
+    pub template_labels: BTreeMap<String, String>,
+    /// `spec.template.metadata.annotations`.
+    pub template_annotations: BTreeMap<String, String>,
+    /// What the revision is.
+    pub spec: RevisionSpec,
+    /// `spec.traffic`; `None`: all of it to the latest revision.
+    pub traffic: Option<Vec<TrafficTarget>>,
+    /// How long traffic takes to move to a new revision.
+    pub rollout: Duration,
+    /// Fields that only a container runtime could honour. Deploying refuses them.
+    pub unsupported: SpecErrors,
+}
+
+/// A line of `spec.traffic`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct TrafficTarget {
+    /// The revision; `None`: the latest one that is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision_name: Option<String>,
+    /// Its share. The shares of a service add up to 100.
+    #[serde(default)]
+    pub percent: u32,
+    /// A name under which this revision answers at a host of its own, whatever its share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+}
+
+impl TrafficTarget {
+    /// All traffic to the latest revision that is ready.
+    pub fn latest() -> Self {
+        Self { revision_name: None, percent: 100, tag: None }
+    }
+
+    /// `percent` to a revision.
+    pub fn revision(name: impl Into<String>, percent: u32) -> Self {
+        Self { revision_name: Some(name.into()), percent, tag: None }
+    }
+
+    /// The same with a tag.
+    #[must_use]
+    pub fn tagged(mut self, tag: impl Into<String>) -> Self {
+        self.tag = Some(tag.into());
+        self
+    }
+}
+
+pub(super) fn service(
+    node: &Node,
+    options: &ParseOptions,
+    errors: &mut SpecErrors,
+) -> Option<ServiceManifest> {
+    let before = errors.0.len();
+    let mut fields = Fields::new("", node, errors);
+    fields.ignore(&["apiVersion", "kind", "status"]);
+    let metadata = Metadata::read("metadata", fields.take("metadata").unwrap_or(&Node::Null), errors);
+    let namespace = metadata.namespace.clone().unwrap_or_else(|| options.namespace.clone());
+    service_name(&metadata, errors);
+    let mut unsupported = SpecErrors::default();
+
+    let mut spec = Fields::new("spec", fields.take("spec").unwrap_or(&Node::Null), errors);
+    fields.finish(errors);
+    let template = spec.take("template");
+    if template.is_none() {
+        errors.push("spec.template", "", "missing: what the revision is");
+    }
+    let mut template = Fields::new("spec.template", template.unwrap_or(&Node::Null), errors);
+    let template_metadata =
+        Metadata::read("spec.template.metadata", template.take("metadata").unwrap_or(&Node::Null), errors);
+    let template_spec = template.take("spec").unwrap_or(&Node::Null);
+    if let Some(node) = template.take("containers") {
+        errors.push(
+            "spec.template.containers",
+            node.shown(),
+            "belongs one level deeper: spec.template.spec.containers",
+        );
+    }
+    template.finish(errors);
+    if let Some(name) = &template_metadata.name
+        && !metadata.name.as_ref().is_some_and(|service| {
+            name.strip_prefix(service.as_str())
+                .is_some_and(|rest| rest.len() > 1 && rest.starts_with('-') && is_label(name))
+        })
+    {
+        let service = metadata.name.as_deref().unwrap_or("name");
+        errors.push(
+            "spec.template.metadata.name",
+            name,
+            format!("must be {service}- and more, at most 63 letters"),
+        );
+    }
+
+    let annotations = Annotations::new(&metadata, &template_metadata, errors);
+    let mut pod = Pod::read(template_spec, annotations.source.is_some(), errors, &mut unsupported);
+    let traffic_path = spec.at("traffic");
+    let targets = spec.list("traffic", errors);
+    let traffic = targets.map(|items| traffic(&traffic_path, &items, metadata.name.as_deref(), errors));
+    spec.finish(errors);
+
+    let cluster_local = visibility(&metadata, errors);
+    let rollout = duration(&metadata, ROLLOUT, errors).unwrap_or_default();
+    let container = std::mem::take(&mut pod.container);
+    let image = container.image.clone();
+    let source = annotations.source.clone().or_else(|| image.map(Source::Image));
+    let runtime = annotations.runtime(source.as_ref(), errors);
+    let mut revision = RevisionSpec::new(runtime, source.unwrap_or(Source::Image(String::new())));
+    annotations.fill(&mut revision, &container, errors);
+    fill(&mut revision, container, &pod, errors, &mut unsupported);
+    match scaling_from_annotations(
+        &template_metadata.annotations,
+        revision.concurrency,
+        &options.autoscaler,
+        options.preset,
+    ) {
+        Ok(scaling) => revision.scaling = scaling,
+        Err(scaling) => {
+            for mut error in scaling.0 {
+                error.field = join("spec.template.metadata.annotations", &error.field);
+                errors.0.push(error);
+            }
+        }
+    }
+    if errors.0.len() == before
+        && let Err(invalid) = revision.validate()
+    {
+        errors.extend_under("spec.template.spec", invalid);
+    }
+    let name = metadata.name?;
+    if errors.0.len() > before {
+        return None;
+    }
+    Some(ServiceManifest {
+        namespace,
+        name,
+        labels: metadata.labels,
+        annotations: metadata.annotations,
+        cluster_local,
+        revision: template_metadata.name,
+        template_labels: template_metadata.labels,
+        template_annotations: template_metadata.annotations,
+        spec: revision,
+        traffic,
+        rollout,
+        unsupported,
+    })
+}
+
+/// What Kubernetes calls `ObjectMeta`.
+pub(super) struct Metadata {
+    pub(super) path: &'static str,
+    pub(super) name: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) annotations: BTreeMap<String, String>,
+}
+
+impl Metadata {
+    pub(super) fn read(path: &'static str, node: &Node, errors: &mut SpecErrors) -> Self {
+        let mut fields = Fields::new(path, node, errors);
+        let name = fields.string("name", errors).filter(|name| !name.is_empty()).map(str::to_owned);
+        let namespace = fields.string("namespace", errors).filter(|name| !name.is_empty()).map(str::to_owned);
+        if let Some(namespace) = &namespace
+            && !is_label(namespace)
+        {
+            errors.push(fields.at("namespace"), namespace, LABEL);
+        }
+        let labels = fields.string_map("labels", errors);
+        let annotations = fields.string_map("annotations", errors);
+        let generate = fields.at("generateName");
+        if let Some(node) = fields.take("generateName") {
+            errors.push(generate, node.shown(), "names are not generated; give metadata.name");
+        }
+        // What an API server adds to what it gives out.
+        fields.ignore(&[
+            "creationTimestamp",
+            "deletionGracePeriodSeconds",
+            "deletionTimestamp",
+            "finalizers",
+            "generation",
+            "managedFields",
+            "ownerReferences",
+            "resourceVersion",
+            "selfLink",
+            "uid",
+        ]);
+        fields.finish(errors);
+        Self { path, name, namespace, labels, annotations }
+    }
+
+    pub(super) fn annotation_path(&self, name: &str) -> String {
+        join(&join(self.path, "annotations"), name)
+    }
+}
+
+fn service_name(metadata: &Metadata, errors: &mut SpecErrors) {
+    match &metadata.name {
+        None => {
+            if !errors.0.iter().any(|error| error.field == "metadata.name") {
+                errors.push("metadata.name", "", "missing: the name of the service");
+            }
+        }
+        // DNS-1035, as in Knative: it becomes a host name.
+        Some(name) if !is_label(name) || name.starts_with(|first: char| first.is_ascii_digit()) => {
+            errors.push("metadata.name", name, format!("{LABEL}, and begin with a letter"));
+        }
+        Some(_) => {}
+    }
+}
+
+fn visibility(metadata: &Metadata, errors: &mut SpecErrors) -> bool {
+    let mut local = false;
+    for label in VISIBILITY {
+        match metadata.labels.get(label).map(String::as_str) {
+            None => {}
+            Some("cluster-local") => local = true,
+            Some(other) => {
+                errors.push(join("metadata.labels", label), other, "must be cluster-local, or be left out");
+            }
+        }
+    }
+    local
+}
+
+fn duration(metadata: &Metadata, name: &str, errors: &mut SpecErrors) -> Option<Duration> {
+    let text = metadata.annotations.get(name)?;
+    let parsed =
+        parse_duration(text).ok().and_then(|nanos| u64::try_from(nanos).ok()).map(Duration::from_nanos);
+    if parsed.is_none() {
+        errors.push(
+            metadata.annotation_path(name),
+            text,
+            "must be a duration such as 30s or 1m30s, not negative",
+        );
+    }
+    parsed
+}
+
+/// The annotations of this platform, of the service and of the template together.
+struct Annotations<'a> {
+    service: &'a Metadata,
+    template: &'a Metadata,
+    source: Option<Source>,
+}
+
+impl<'a> Annotations<'a> {
+    fn new(service: &'a Metadata, template: &'a Metadata, errors: &mut SpecErrors) -> Self {
+        for name in common(&service.annotations, &template.annotations) {
+            if name.starts_with(OWN) && service.annotations[name] != template.annotations[name] {
+                let problem = format!("contradicts {}", template.annotation_path(name));
+                errors.push(service.annotation_path(name), &service.annotations[name], problem);
+            }
+        }
+        for (name, value) in &service.annotations {
+            if name.starts_with("autoscaling.knative.dev/")
+                || SCALING.contains(&name.as_str())
+                || name.starts_with(SCALER_OPTION)
+            {
+                errors.push(
+                    service.annotation_path(name),
+                    value,
+                    "belongs to the template: spec.template.metadata.annotations",
+                );
+            }
+        }
+        let mut annotations = Self { service, template, source: None };
+        let package = annotations.get(PACKAGE).and_then(|(path, text)| package(&path, text, errors));
+        let function = annotations.get(FUNCTION).map(|(path, text)| {
+            if text.is_empty() {
+                errors.push(path.clone(), text, "must name a function that the host registered");
+            }
+            if annotations.get(PACKAGE).is_some() {
+                errors.push(path, text, format!("contradicts {PACKAGE}: give one of the two"));
+            }
+            Source::Function(text.to_owned())
+        });
+        annotations.source = package.or(function);
+        annotations
+    }
+
+    /// The annotation, that of the template first, with its path.
+    fn get(&self, name: &str) -> Option<(String, &'a str)> {
+        [self.template, self.service].into_iter().find_map(|metadata| {
+            Some((metadata.annotation_path(name), metadata.annotations.get(name)?.as_str()))
+        })
+    }
+
+    fn runtime(&self, source: Option<&Source>, errors: &mut SpecErrors) -> String {
+        if let Some((path, text)) = self.get(RUNTIME) {
+            if !is_label(text) {
+                errors.push(path, text, "must name a runtime, such as process or wasm");
+            }
+            return text.to_owned();
+        }
+        match source {
+            Some(Source::Path(path)) => {
+                let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+                if ["wasm", "wat"].iter().any(|wasm| extension.eq_ignore_ascii_case(wasm)) {
+                    "wasm"
+                } else {
+                    "process"
+                }
+            }
+            Some(Source::Function(_)) => "inline",
+            _ => "container",
+        }
+        .to_owned()
+    }
+
+    /// What the annotations say about the revision.
+    fn fill(&self, spec: &mut RevisionSpec, container: &Container, errors: &mut SpecErrors) {
+        if let Some((path, text)) = self.get(COMMAND) {
+            match words::command(text) {
+                Ok(command) => spec.command = command,
+                Err(problem) => errors.push(&path, text, problem),
+            }
+            if !container.command.is_empty() {
+                let at = join(&container.path, "command");
+                errors.push(at, container.command.join(" "), format!("contradicts the annotation {COMMAND}"));
+            }
+        }
+        if let Some((path, text)) = self.get(PORT) {
+            match text.parse::<u16>() {
+                Ok(port) if port != 0 => spec.port = Some(port),
+                _ => errors.push(path, text, "must be a port from 1 to 65535"),
+            }
+        }
+        if let Some((path, text)) = self.get(QUEUE_LIMIT) {
+            match text.parse::<u32>() {
+                Ok(limit) if limit > 0 => spec.queue_limit = limit,
+                _ => errors.push(path, text, "must be a whole number, at least 1"),
+            }
+        }
+        for (name, timeout) in
+            [(START_TIMEOUT, &mut spec.timeouts.start), (STOP_GRACE, &mut spec.timeouts.stop_grace)]
+        {
+            if let Some((path, text)) = self.get(name) {
+                match parse_duration(text).ok().and_then(|nanos| u64::try_from(nanos).ok()) {
+                    Some(nanos) if nanos > 0 || name == STOP_GRACE => *timeout = Duration::from_nanos(nanos),
+                    _ => errors.push(path, text, "must be a duration such as 10s, longer than nothing"),
+                }
+            }
+        }
+        for metadata in [self.service, self.template] {
+            for (name, value) in &metadata.annotations {
+                let read_here =
+                    [PACKAGE, FUNCTION, COMMAND, RUNTIME, PORT, QUEUE_LIMIT, START_TIMEOUT, STOP_GRACE]
+                        .contains(&name.as_str())
+                        || SCALING.contains(&name.as_str())
+                        || name.starts_with(SCALER_OPTION);
+                if name.starts_with(OWN) && !read_here {
+                    spec.options.insert(name.clone(), value.clone());
+                }
+            }
+        }
+    }
+}
+
+/// A path, or a `file:` URL.
+fn package(field: &str, text: &str, errors: &mut SpecErrors) -> Option<Source> {
+    let mut refuse = |problem: &str| {
+        errors.push(field, text, problem);
+        None
+    };
+    if text.trim().is_empty() {
+        return refuse("must be a path or a file: URL");
+    }
+    if text.contains('\0') {
+        return refuse("must hold no NUL");
+    }
+    let Some((scheme, rest)) = text.split_once("://") else {
+        let path = text.strip_prefix("file:").unwrap_or(text);
+        return Some(Source::Path(PathBuf::from(path)));
+    };
+    if !scheme.eq_ignore_ascii_case("file") {
+        return refuse("must be a path or a file: URL; download it first");
+    }
+    let Some((host, _)) = rest.split_once('/') else {
+        return refuse("the URL has no path: write file:///path");
+    };
+    if !(host.is_empty() || host.eq_ignore_ascii_case("localhost")) {
+        return refuse("must be a file of this host: write file:///path");
+    }
+    match percent_encoding::percent_decode_str(&rest[host.len()..]).decode_utf8() {
+        Ok(path) if !path.contains('\0') => Some(Source::Path(PathBuf::from(path.into_owned()))),
+        _ => refuse("must be UTF-8 without NUL when decoded"),
+    }
+}
+
+/// `spec.template.spec`.
+struct Pod {
+    container: Container,
+    concurrency: u32,
+    timeout: Option<Duration>,
+    response_start: Option<Duration>,
+    idle: Option<Duration>,
+}
+
+impl Pod {
+    fn read(node: &Node, has_source: bool, errors: &mut SpecErrors, unsupported: &mut SpecErrors) -> Self {
+        let mut fields = Fields::new("spec.template.spec", node, errors);
+        let concurrency = fields.integer("containerConcurrency", 0..=MAX_CONCURRENCY, errors).unwrap_or(0);
+        let seconds = |name: &'static str, fields: &mut Fields<'_>, errors: &mut SpecErrors| {
+            fields
+                .integer(name, 0..=MAX_TIMEOUT_SECONDS, errors)
+                .and_then(|seconds| u64::try_from(seconds).ok())
+                .filter(|seconds| *seconds > 0)
+                .map(Duration::from_secs)
+        };
+        let timeout = seconds("timeoutSeconds", &mut fields, errors);
+        let response_start = seconds("responseStartTimeoutSeconds", &mut fields, errors);
+        let idle = seconds("idleTimeoutSeconds", &mut fields, errors);
+        let whole = timeout.unwrap_or(Duration::from_secs(300));
+        for (name, part) in [("responseStartTimeoutSeconds", response_start), ("idleTimeoutSeconds", idle)] {
+            if let Some(part) = part
+                && part > whole
+            {
+                let problem = format!("contradicts timeoutSeconds: at most {}", whole.as_secs());
+                errors.push(fields.at(name), part.as_secs(), problem);
+            }
+        }
+        let containers_path = fields.at("containers");
+        let mut containers: Vec<Container> = fields
+            .list("containers", errors)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(path, node)| pod::container(path, node, errors, unsupported))
+            .collect();
+        if containers.is_empty() && !has_source {
+            let problem = "missing: give one container with an image, or the annotation sas.dev/package";
+            if !errors
+                .0
+                .iter()
+                .any(|error| error.field == containers_path || error.field == "spec.template.containers")
+            {
+                errors.push(&containers_path, "", problem);
+            }
+        }
+        let serving = Self::serving(&containers_path, &containers, errors);
+        for (at, container) in containers.iter().enumerate() {
+            if container.image.is_none() && !(has_source && at == serving) {
+                let problem = "missing: an image, or the annotation sas.dev/package";
+                errors.push(join(&container.path, "image"), "", problem);
+            }
+            if at != serving {
+                unsupported.push(
+                    &container.path,
+                    container.image.as_deref().unwrap_or_default(),
+                    "sidecars need a container runtime",
+                );
+            }
+        }
+        let container =
+            if containers.is_empty() { Container::default() } else { containers.swap_remove(serving) };
+        for name in [
+            "affinity",
+            "dnsConfig",
+            "dnsPolicy",
+            "hostAliases",
+            "hostIPC",
+            "hostNetwork",
+            "hostPID",
+            "hostUsers",
+            "initContainers",
+            "nodeSelector",
+            "priorityClassName",
+            "runtimeClassName",
+            "schedulerName",
+            "securityContext",
+            "shareProcessNamespace",
+            "tolerations",
+            "topologySpreadConstraints",
+            "volumes",
+        ] {
+            let path = fields.at(name);
+            if let Some(node) = fields.take(name) {
+                let off = matches!(node, Node::Bool(false))
+                    || matches!(node, Node::List(items) if items.is_empty())
+                    || matches!(node, Node::Map(fields) if fields.is_empty());
+                if !off {
+                    unsupported.push(
+                        path,
+                        node.shown(),
+                        "only containers have this; a package runs without it",
+                    );
+                }
+            }
+        }
+        // They are about a cluster's own services, accounts and registries; a package meets none of these.
+        fields.ignore(&[
+            "automountServiceAccountToken",
+            "enableServiceLinks",
+            "imagePullSecrets",
+            "serviceAccountName",
+        ]);
+        fields.finish(errors);
+        Self {
+            container,
+            concurrency: u32::try_from(concurrency).unwrap_or(0),
+            timeout,
+            response_start,
+            idle,
+        }
+    }
+
+    /// The index of the container that takes the requests: the only one, or the one that has a port.
+    fn serving(path: &str, containers: &[Container], errors: &mut SpecErrors) -> usize {
+        if containers.len() <= 1 {
+            return 0;
+        }
+        let with_port: Vec<usize> =
+            (0..containers.len()).filter(|at| containers[*at].port.is_some()).collect();
+        if with_port.len() != 1 {
+            let problem =
+                "of several containers exactly one must have ports: the one that takes the requests";
+            errors.push(path, format!("{} of {} have ports", with_port.len(), containers.len()), problem);
+        }
+        with_port.first().copied().unwrap_or(0)
+    }
+}
+
+/// What the container says about the revision.
+fn fill(
+    spec: &mut RevisionSpec,
+    container: Container,
+    pod: &Pod,
+    errors: &mut SpecErrors,
+    unsupported: &mut SpecErrors,
+) {
+    spec.concurrency = pod.concurrency;
+    if let Some(timeout) = pod.timeout {
+        spec.timeouts.request = timeout;
+    }
+    spec.timeouts.response_start = pod.response_start.unwrap_or(spec.timeouts.request);
+    spec.timeouts.idle = pod.idle.unwrap_or_default();
+    if spec.command.is_empty() {
+        spec.command = container.command;
+    }
+    spec.args = container.args;
+    let image = matches!(spec.source, Source::Image(_));
+    if let Some(dir) = container.working_dir {
+        if dir.starts_with('/') {
+            let problem =
+                "an absolute path needs a container; for a package write it relative to the package's root";
+            unsupported.push(join(&container.path, "workingDir"), &dir, problem);
+        } else if dir.split('/').any(|part| part == "..") {
+            errors.push(join(&container.path, "workingDir"), &dir, "must stay inside of the package");
+        } else {
+            spec.working_dir = Some(dir);
+        }
+    }
+    spec.env = container.env;
+    if let Some(port) = container.port {
+        spec.protocol = port.protocol;
+        // In a container every instance has all ports to itself. Packages share the host's, so they are given one in
+        // PORT, as Knative's contract has it, and insist on one only by annotation.
+        if image && spec.port.is_none() {
+            spec.port = Some(port.number);
+        }
+    }
+    spec.resources = container.resources;
+    if let Some(startup) = &container.startup {
+        // The startup probe's budget is how long a start may take.
+        let tries = startup.period.max(Duration::from_secs(1)).saturating_mul(startup.failure_threshold);
+        spec.timeouts.start = startup.initial_delay.saturating_add(tries).max(Duration::from_secs(1));
+    }
+    spec.readiness = container.readiness.or(container.startup);
+    spec.liveness = container.liveness;
+}
+
+/// Checks `spec.traffic`, or the body of a change of traffic.
+pub(crate) fn traffic(
+    path: &str,
+    items: &[(String, &Node)],
+    service: Option<&str>,
+    errors: &mut SpecErrors,
+) -> Vec<TrafficTarget> {
+    let before = errors.0.len();
+    let mut targets: Vec<TrafficTarget> = Vec::with_capacity(items.len());
+    for (at, item) in items {
+        let mut fields = Fields::new(at.clone(), item, errors);
+        let latest = fields.boolean("latestRevision", errors);
+        let revision_name =
+            fields.string("revisionName", errors).filter(|name| !name.is_empty()).map(str::to_owned);
+        match (&revision_name, latest) {
+            (Some(name), Some(true)) => {
+                errors.push(
+                    fields.at("latestRevision"),
+                    "true",
+                    format!("contradicts revisionName {name:?}"),
+                );
+            }
+            (None, Some(false)) => {
+                errors.push(fields.at("revisionName"), "", "missing: latestRevision is false");
+            }
+            _ => {}
+        }
+        if let Some(name) = &revision_name
+            && !is_label(name)
+        {
+            errors.push(fields.at("revisionName"), name, LABEL);
+        }
+        let percent = fields.integer("percent", 0..=100, errors).unwrap_or(0);
+        let tag = fields.string("tag", errors).filter(|tag| !tag.is_empty()).map(str::to_owned);
+        if let Some(tag) = &tag {
+            if !is_label(tag) {
+                errors.push(fields.at("tag"), tag, LABEL);
+            } else if service.is_some_and(|service| tag.len() + 1 + service.len() > 63) {
+                errors.push(
+                    fields.at("tag"),
+                    tag,
+                    "tag and service name together must have at most 62 letters",
+                );
+            }
+            if targets.iter().any(|other| other.tag.as_ref() == Some(tag)) {
+                errors.push(fields.at("tag"), tag, "is given twice");
+            }
+        }
+        fields.ignore(&["url"]);
+        let configuration = fields.at("configurationName");
+        if let Some(node) = fields.take("configurationName") {
+            errors.push(
+                configuration,
+                node.shown(),
+                "a service's traffic goes to its own revisions; leave it out",
+            );
+        }
+        fields.finish(errors);
+        let percent = u32::try_from(percent).unwrap_or(0);
+        targets.push(TrafficTarget { revision_name, percent, tag });
+    }
+    let sum: u32 = targets.iter().map(|target| target.percent).sum();
+    if errors.0.len() == before && sum != 100 {
+        errors.push(path, format!("{sum} %"), "the percents must add up to 100");
+    }
+    targets
+}
