@@ -1,0 +1,642 @@
+//! One task for all instances of a runtime: it notices exits, reads output, and uses force when grace is over.
+//!
+//! Every pidfd and every output pipe is registered with one epoll instance, which is itself one descriptor of tokio's
+//! reactor. So a quiet instance costs three descriptors and no task, timer or channel.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rustix::{
+    event::epoll,
+    process::{Pid, Signal, WaitId, WaitIdOptions},
+};
+use sas_core::{Error, ErrorKind, ExitReport, InstanceEvents, InstanceId, LogStream, Result, Usage};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+    time::Instant,
+};
+
+use crate::{
+    config::ProcessConfig,
+    guardian::Guardian,
+    logs::{LastWords, LogPipe, LogTarget, Next},
+    metrics::Metrics,
+    package::store::Store,
+    ports::{Port, Ports},
+};
+
+/// Bytes read of one pipe before others have their turn.
+const TURN_BYTES: usize = 64 * 1024;
+/// Bytes read of a pipe after the exit of its process.
+const LAST_BYTES: usize = 1 << 20;
+
+const GUARDIAN: u64 = 0;
+const EXIT: u64 = 0;
+const STDOUT: u64 = 1;
+const STDERR: u64 = 2;
+const CONTROL: u64 = 3;
+
+/// A process of ours, from its spawn until it was reaped.
+#[derive(Debug)]
+pub(crate) struct Proc {
+    token: u64,
+    pid: Pid,
+    pidfd: OwnedFd,
+    pipes: Mutex<[Option<LogPipe>; 2]>,
+    state: Mutex<State>,
+    changed: Notify,
+    /// Told when the control socket of a zygote or stem has something to read.
+    pub(crate) control: Notify,
+    /// Descends from a zygote that is its parent, so that its status is not ours to collect.
+    adopted: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    exit: Option<ExitReport>,
+    told: Option<(InstanceId, Arc<dyn InstanceEvents>)>,
+    logs: Option<LogTarget>,
+    last_words: Option<LastWords>,
+    force_at: Option<Instant>,
+    ending: bool,
+    forced: bool,
+    usage: Option<Usage>,
+    port: Option<Port>,
+}
+
+impl Proc {
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid.as_raw_pid()
+    }
+
+    pub(crate) fn exit(&self) -> Option<ExitReport> {
+        self.state.lock().exit.clone()
+    }
+
+    /// Resolves when it was reaped.
+    pub(crate) async fn exited(&self) -> ExitReport {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if let Some(report) = self.exit() {
+                return report;
+            }
+            changed.await;
+        }
+    }
+
+    /// Lines go to `target` from now on.
+    pub(crate) fn log_to(&self, target: LogTarget) {
+        self.state.lock().logs = Some(target);
+    }
+
+    pub(crate) fn hold(&self, port: Port) {
+        self.state.lock().port = Some(port);
+    }
+
+    pub(crate) fn last_words(&self) -> Option<String> {
+        self.state.lock().last_words.as_ref().and_then(LastWords::text)
+    }
+
+    /// From here on `events` is told of the exit. Fails when it has exited already.
+    pub(crate) fn started(
+        &self,
+        id: InstanceId,
+        events: Arc<dyn InstanceEvents>,
+    ) -> std::result::Result<(), ExitReport> {
+        let mut state = self.state.lock();
+        match &state.exit {
+            Some(report) => Err(report.clone()),
+            None => {
+                state.told = Some((id, events));
+                state.last_words = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// Begins to collect last words again, and forgets who was told: a stem that becomes an instance.
+    pub(crate) fn restarted(&self) {
+        let mut state = self.state.lock();
+        state.told = None;
+        state.last_words = Some(LastWords::default());
+    }
+
+    pub(crate) fn usage(&self) -> Option<Usage> {
+        let mut state = self.state.lock();
+        if state.exit.is_none()
+            && let Some(usage) = crate::usage::sample(self.pid())
+        {
+            state.usage = Some(usage);
+        }
+        state.usage
+    }
+
+    /// Sends a signal to the whole group; nothing when it has exited.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        let state = self.state.lock();
+        if state.exit.is_some() {
+            return Err(Error::new(ErrorKind::Crashed, "signal", "the instance is gone"));
+        }
+        signal_group(self.pid, signal);
+        Ok(())
+    }
+}
+
+fn signal_group(group: Pid, signal: Signal) {
+    // Only ESRCH is possible for our own children: gone is what is wanted.
+    let _ = rustix::process::kill_process_group(group, signal);
+}
+
+/// A process that was spawned and is not in anybody's hands yet: killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    proc: Option<Arc<Proc>>,
+    engine: Arc<Engine>,
+}
+
+impl Spawned {
+    pub(crate) fn proc(&self) -> &Arc<Proc> {
+        self.proc.as_ref().expect("taken only by keep, which consumes")
+    }
+
+    pub(crate) fn keep(mut self) -> Arc<Proc> {
+        self.proc.take().expect("taken only here")
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        if let Some(proc) = self.proc.take() {
+            self.engine.stop(&proc, Duration::ZERO);
+        }
+    }
+}
+
+/// What the engine is to watch.
+#[derive(Debug)]
+pub(crate) struct NewProc {
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
+    pub(crate) logs: Option<LogTarget>,
+    pub(crate) adopted: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) config: Arc<ProcessConfig>,
+    pub(crate) store: Store,
+    pub(crate) ports: Arc<Ports>,
+    pub(crate) guardian: Guardian,
+    pub(crate) metrics: Metrics,
+    guardian_pidfd: Mutex<OwnedFd>,
+    poll: Arc<OwnedFd>,
+    procs: Mutex<HashMap<u64, Arc<Proc>>>,
+    timers: Mutex<BinaryHeap<Reverse<(Instant, u64)>>>,
+    next_token: AtomicU64,
+    /// Processes that were asked to end and have not.
+    ending: AtomicUsize,
+    removing: AtomicUsize,
+    quiet: Notify,
+    wake: Notify,
+    closed: AtomicBool,
+    running: AtomicBool,
+    oom_kills: AtomicU64,
+}
+
+impl Engine {
+    pub(crate) fn new(config: Arc<ProcessConfig>, store: Store) -> Result<Arc<Self>> {
+        let failed = |error: rustix::io::Errno| {
+            Error::new(ErrorKind::Unavailable, "open", format!("epoll: {error}")).with_source(error)
+        };
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
+        let (guardian, pidfd) = Guardian::start(&store.run_dir().join("stdin"))?;
+        epoll::add(&poll, &pidfd, epoll::EventData::new_u64(GUARDIAN), epoll::EventFlags::IN)
+            .map_err(failed)?;
+        Ok(Arc::new(Self {
+            ports: Ports::new(config.ports.clone()),
+            metrics: Metrics::new(&config.recorder),
+            config,
+            store,
+            guardian,
+            guardian_pidfd: Mutex::new(pidfd),
+            poll: Arc::new(poll),
+            procs: Mutex::default(),
+            timers: Mutex::default(),
+            next_token: AtomicU64::new(1),
+            ending: AtomicUsize::new(0),
+            removing: AtomicUsize::new(0),
+            quiet: Notify::new(),
+            wake: Notify::new(),
+            closed: AtomicBool::new(false),
+            running: AtomicBool::new(false),
+            oom_kills: AtomicU64::new(kernel_oom_kills()),
+        }))
+    }
+
+    /// Starts the task, once, on the tokio runtime of the caller.
+    pub(crate) fn ensure_running(self: &Arc<Self>) -> Result<()> {
+        if self.running.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        #[allow(
+            deprecated,
+            reason = "its successor is an unsafe fn; the descriptor is owned and never replaced"
+        )]
+        let poll = AsyncFd::with_interest(Arc::clone(&self.poll), Interest::READABLE).map_err(|error| {
+            self.running.store(false, Ordering::Release);
+            Error::new(ErrorKind::Unavailable, "start", format!("tokio's reactor: {error}"))
+                .with_source(error)
+        })?;
+        tokio::spawn(run(Arc::clone(self), poll));
+        Ok(())
+    }
+
+    /// Watches a process that was just spawned.
+    pub(crate) fn adopt(self: &Arc<Self>, new: NewProc) -> Result<Spawned> {
+        let now = Instant::now();
+        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+        let proc = Arc::new(Proc {
+            token,
+            pid: new.pid,
+            pidfd: new.pidfd,
+            pipes: Mutex::new([
+                new.stdout.map(|fd| LogPipe::new(fd, LogStream::Stdout, now)),
+                new.stderr.map(|fd| LogPipe::new(fd, LogStream::Stderr, now)),
+            ]),
+            state: Mutex::new(State {
+                logs: new.logs,
+                last_words: Some(LastWords::default()),
+                ..State::default()
+            }),
+            changed: Notify::new(),
+            control: Notify::new(),
+            adopted: new.adopted,
+        });
+        self.guardian.watch(new.pid);
+        self.procs.lock().insert(token, Arc::clone(&proc));
+        let spawned = Spawned { proc: Some(Arc::clone(&proc)), engine: Arc::clone(self) };
+        let failed = |error: rustix::io::Errno| {
+            Error::new(ErrorKind::Exhausted, "start", format!("watch the process: {error}"))
+                .with_source(error)
+        };
+        for (kind, pipe) in [STDOUT, STDERR].into_iter().zip(proc.pipes.lock().iter()) {
+            if let Some(pipe) = pipe {
+                self.watch(&pipe.fd, token << 2 | kind).map_err(failed)?;
+            }
+        }
+        self.watch(&proc.pidfd, token << 2 | EXIT).map_err(failed)?;
+        self.metrics.spawned.increment(1);
+        self.metrics.processes.increment(1.0);
+        Ok(spawned)
+    }
+
+    /// Tells `proc.control` when `fd` can be read, once, until armed again.
+    pub(crate) fn arm_control(&self, proc: &Proc, fd: &OwnedFd, first: bool) -> rustix::io::Result<()> {
+        let data = epoll::EventData::new_u64(proc.token << 2 | CONTROL);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
+        if first {
+            epoll::add(&self.poll, fd, data, flags)
+        } else {
+            epoll::modify(&self.poll, fd, data, flags)
+        }
+    }
+
+    fn watch(&self, fd: &OwnedFd, data: u64) -> rustix::io::Result<()> {
+        epoll::add(&self.poll, fd, epoll::EventData::new_u64(data), epoll::EventFlags::IN)
+    }
+
+    /// Ends it: politely now, by force after `grace`. Returns at once; [`Proc::exited`] tells the rest.
+    pub(crate) fn stop(&self, proc: &Proc, grace: Duration) {
+        let force_at = Instant::now().checked_add(grace);
+        {
+            let mut state = proc.state.lock();
+            if state.exit.is_some() {
+                return;
+            }
+            if !state.ending {
+                state.ending = true;
+                self.ending.fetch_add(1, Ordering::AcqRel);
+                if !grace.is_zero() {
+                    signal_group(proc.pid, Signal::TERM);
+                    // One that is suspended could not hear it.
+                    signal_group(proc.pid, Signal::CONT);
+                }
+            }
+            if grace.is_zero() {
+                state.forced = true;
+                signal_group(proc.pid, Signal::KILL);
+                return;
+            }
+            state.force_at = match (state.force_at, force_at) {
+                (Some(before), Some(now)) => Some(before.min(now)),
+                (before, now) => before.or(now),
+            };
+        }
+        if let Some(at) = force_at {
+            self.timers.lock().push(Reverse((at, proc.token << 2 | EXIT)));
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waits until all that was asked to end has ended, and unused packages are removed.
+    pub(crate) async fn quiesce(&self) {
+        loop {
+            let mut quiet = std::pin::pin!(self.quiet.notified());
+            quiet.as_mut().enable();
+            if self.ending.load(Ordering::Acquire) == 0
+                && self.removing.load(Ordering::Acquire) == 0
+                && !self.store.any_unused()
+            {
+                return;
+            }
+            if self.closed.load(Ordering::Acquire) && !self.running.load(Ordering::Acquire) {
+                return;
+            }
+            quiet.await;
+        }
+    }
+
+    /// Kills everything; the task ends when all is gone.
+    pub(crate) fn close(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let all: Vec<Arc<Proc>> = self.procs.lock().values().cloned().collect();
+        for proc in all {
+            self.stop(&proc, Duration::ZERO);
+        }
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// How many processes live.
+    pub(crate) fn count(&self) -> usize {
+        self.procs.lock().len()
+    }
+
+    fn proc(&self, token: u64) -> Option<Arc<Proc>> {
+        self.procs.lock().get(&token).cloned()
+    }
+
+    /// What epoll has to say now, without waiting.
+    fn told(&self) -> Vec<u64> {
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(128);
+        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        loop {
+            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&zero)) {
+                Err(rustix::io::Errno::INTR) => {}
+                // No other error is possible with a descriptor of our own.
+                Ok(_) | Err(_) => return events.iter().map(|event| event.data.u64()).collect(),
+            }
+        }
+    }
+
+    fn dispatch(&self, data: u64) {
+        if data == GUARDIAN {
+            self.guardian_died();
+            return;
+        }
+        let Some(proc) = self.proc(data >> 2) else { return };
+        match data & 3 {
+            EXIT => self.reap(&proc),
+            CONTROL => proc.control.notify_one(),
+            kind => self.pump(&proc, kind),
+        }
+    }
+
+    fn guardian_died(&self) {
+        if self.is_closed() {
+            let _ = epoll::delete(&self.poll, &*self.guardian_pidfd.lock());
+            return;
+        }
+        let mut held = self.guardian_pidfd.lock();
+        let _ = epoll::delete(&self.poll, &*held);
+        match self.guardian.restart() {
+            Ok(pidfd) => {
+                let _ = self.watch(&pidfd, GUARDIAN);
+                *held = pidfd;
+                tracing::warn!("the guardian was ended from outside; another one watches now");
+            }
+            Err(error) => tracing::error!(%error, "no guardian: instances would outlive a killed host"),
+        }
+    }
+
+    fn pump(&self, proc: &Proc, kind: u64) {
+        let at = usize::from(kind == STDERR);
+        let mut pipes = proc.pipes.lock();
+        let Some(pipe) = pipes[at].as_mut() else { return };
+        let (target, mut words) = {
+            let mut state = proc.state.lock();
+            (state.logs.clone(), state.last_words.take())
+        };
+        let had_words = words.is_some();
+        let next = pipe.pump(
+            &self.config.logs,
+            target.as_ref(),
+            words.as_mut(),
+            Instant::now(),
+            self.config.clock.now(),
+            TURN_BYTES,
+        );
+        if had_words {
+            let mut state = proc.state.lock();
+            // It may have become ready meanwhile, and nobody wants them any more.
+            if state.told.is_none() && state.last_words.is_none() {
+                state.last_words = words;
+            }
+        }
+        match next {
+            Next::Wait | Next::More => {}
+            Next::Close => {
+                let _ = epoll::delete(&self.poll, &pipe.fd);
+                pipes[at] = None;
+            }
+            Next::Pause(until) => {
+                let _ = epoll::delete(&self.poll, &pipe.fd);
+                self.metrics.paused.increment(1);
+                self.timers.lock().push(Reverse((until, proc.token << 2 | kind)));
+            }
+        }
+    }
+
+    /// Collects the status of a process that has exited. Its group goes with it.
+    fn reap(&self, proc: &Proc) {
+        use std::os::fd::AsFd as _;
+        let mut state = proc.state.lock();
+        if state.exit.is_some() {
+            return;
+        }
+        // While the leader is a zombie its number is reserved, so the group that we kill is its own.
+        signal_group(proc.pid, Signal::KILL);
+        self.guardian.forget(proc.pid);
+        let status = rustix::process::waitid(
+            WaitId::PidFd(proc.pidfd.as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        );
+        let mut report = ExitReport::at(self.config.clock.now());
+        match status {
+            Ok(None) if !proc.adopted => {
+                // Not yet: level-triggered, it is told again.
+                self.guardian.watch(proc.pid);
+                return;
+            }
+            Ok(Some(status)) => {
+                if let Some(code) = status.exit_status() {
+                    report = report.with_code(code);
+                }
+                if let Some(signal) = status.terminating_signal() {
+                    report = report.with_signal(signal);
+                    // The kernel's out-of-memory killer sends what nobody here has sent.
+                    if signal == Signal::KILL.as_raw() && !state.forced && self.kernel_ran_out_of_memory() {
+                        report = report.with_out_of_memory();
+                    }
+                }
+            }
+            // A child of its zygote, which has its status.
+            Ok(None) | Err(_) => {}
+        }
+        let _ = epoll::delete(&self.poll, &proc.pidfd);
+        let (target, mut words) = (state.logs.clone(), state.last_words.take());
+        drop(state);
+        {
+            let mut pipes = proc.pipes.lock();
+            for pipe in pipes.iter_mut().filter_map(Option::take) {
+                let mut pipe = pipe;
+                let at = self.config.clock.now();
+                let limits = crate::config::LogLimits { read_bytes_per_second: u64::MAX, ..self.config.logs };
+                pipe.pump(&limits, target.as_ref(), words.as_mut(), Instant::now(), at, LAST_BYTES);
+                pipe.finish(target.as_ref(), words.as_mut(), at);
+                let _ = epoll::delete(&self.poll, &pipe.fd);
+            }
+        }
+        let (told, ending) = {
+            let mut state = proc.state.lock();
+            state.last_words = words;
+            state.exit = Some(report.clone());
+            state.logs = None;
+            state.port = None;
+            (state.told.take(), state.ending)
+        };
+        self.procs.lock().remove(&proc.token);
+        self.metrics.exited.increment(1);
+        self.metrics.processes.decrement(1.0);
+        if let Some((id, events)) = told {
+            events.exited(id, report);
+        }
+        proc.changed.notify_waiters();
+        proc.control.notify_one();
+        if ending {
+            self.ending.fetch_sub(1, Ordering::AcqRel);
+            self.quiet.notify_waiters();
+        }
+    }
+
+    /// Whether the kernel has killed something for want of memory since we last looked. It does not say whom; together
+    /// with a SIGKILL that nobody here has sent that is as far as one can tell without a cgroup per instance.
+    fn kernel_ran_out_of_memory(&self) -> bool {
+        let now = kernel_oom_kills();
+        self.oom_kills.swap(now, Ordering::AcqRel) < now
+    }
+
+    /// Does what is due, and says when something is due next.
+    fn fire(&self, now: Instant) -> Option<Instant> {
+        loop {
+            let data = {
+                let mut timers = self.timers.lock();
+                match timers.peek() {
+                    Some(Reverse((at, _))) if *at <= now => timers.pop().map(|Reverse((_, data))| data),
+                    Some(Reverse((at, _))) => return Some(*at),
+                    None => return None,
+                }
+            };
+            let Some(data) = data else { return None };
+            let Some(proc) = self.proc(data >> 2) else { continue };
+            match data & 3 {
+                EXIT => {
+                    let mut state = proc.state.lock();
+                    if state.exit.is_none() && state.force_at.is_some_and(|at| at <= now) {
+                        state.forced = true;
+                        signal_group(proc.pid, Signal::KILL);
+                        self.metrics.forced.increment(1);
+                    }
+                }
+                kind => {
+                    if let Some(pipe) = &proc.pipes.lock()[usize::from(kind == STDERR)] {
+                        let _ = self.watch(&pipe.fd, data);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes unused packages on a blocking thread.
+    fn sweep(self: &Arc<Self>) {
+        self.removing.fetch_add(1, Ordering::AcqRel);
+        let engine = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            engine.store.remove_unused();
+            engine.removing.fetch_sub(1, Ordering::AcqRel);
+            engine.quiet.notify_waiters();
+        });
+    }
+}
+
+/// How many processes the kernel has killed for want of memory since it booted.
+fn kernel_oom_kills() -> u64 {
+    std::fs::read_to_string("/proc/vmstat")
+        .ok()
+        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()))
+        .unwrap_or(0)
+}
+
+async fn run(engine: Arc<Engine>, poll: AsyncFd<Arc<OwnedFd>>) {
+    loop {
+        let next = engine.fire(Instant::now());
+        if engine.store.any_unused() {
+            engine.sweep();
+        }
+        if engine.is_closed() && engine.count() == 0 {
+            engine.running.store(false, Ordering::Release);
+            engine.quiet.notify_waiters();
+            return;
+        }
+        let backlog = !engine.guardian.flush();
+        let far = Instant::now() + Duration::from_secs(3600);
+        let until = if backlog { Instant::now() + Duration::from_millis(5) } else { next.unwrap_or(far) };
+        tokio::select! {
+            biased;
+            ready = poll.readable() => {
+                let Ok(mut ready) = ready else { return };
+                let told = engine.told();
+                if told.is_empty() {
+                    ready.clear_ready();
+                } else {
+                    for data in told {
+                        engine.dispatch(data);
+                    }
+                    // Floods take turns with everything else that runs here.
+                    tokio::task::yield_now().await;
+                }
+            }
+            () = engine.wake.notified() => {}
+            () = engine.store.has_unused() => {}
+            () = tokio::time::sleep_until(until) => {}
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! A running process as the platform sees it.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use rustix::process::Signal;
+use sas_core::{Endpoint, Error, ErrorKind, Instance, InstanceId, Result, Usage};
+
+use crate::engine::{Engine, Proc};
+
+/// An instance of a code package.
+#[derive(Debug)]
+pub(crate) struct ProcessInstance {
+    id: InstanceId,
+    endpoint: Endpoint,
+    proc: Arc<Proc>,
+    engine: Arc<Engine>,
+}
+
+impl ProcessInstance {
+    pub(crate) fn new(id: InstanceId, address: SocketAddr, proc: Arc<Proc>, engine: Arc<Engine>) -> Self {
+        Self { id, endpoint: Endpoint::Tcp(address), proc, engine }
+    }
+}
+
+/// After SIGKILL a process is gone at once, unless the kernel holds it (a dead disk); nobody waits for that forever.
+const AFTER_FORCE: Duration = Duration::from_secs(10);
+
+#[async_trait]
+impl Instance for ProcessInstance {
+    fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    fn endpoint(&self) -> Option<&Endpoint> {
+        Some(&self.endpoint)
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.proc.usage()
+    }
+
+    async fn stop(&self, grace: Duration) -> Result<()> {
+        self.engine.stop(&self.proc, grace);
+        let limit = grace.saturating_add(AFTER_FORCE);
+        match tokio::time::timeout(limit, self.proc.exited()).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unexpected,
+                "stop",
+                format!("process {} is still there {limit:?} after it was killed", self.proc.pid()),
+            )),
+        }
+    }
+
+    async fn suspend(&self) -> Result<()> {
+        self.proc.signal(Signal::STOP)
+    }
+
+    async fn resume(&self) -> Result<()> {
+        self.proc.signal(Signal::CONT)
+    }
+}
+
+impl Drop for ProcessInstance {
+    fn drop(&mut self) {
+        self.engine.stop(&self.proc, Duration::ZERO);
+    }
+}

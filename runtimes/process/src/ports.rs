@@ -1,0 +1,108 @@
+//! Ports for instances, each given to one at a time.
+
+use std::{
+    collections::HashSet,
+    net::{Ipv4Addr, TcpListener},
+    ops::RangeInclusive,
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use sas_core::{Error, ErrorKind, Result, Retry};
+
+#[derive(Debug)]
+pub(crate) struct Ports {
+    range: RangeInclusive<u16>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    used: HashSet<u16>,
+    next: u16,
+}
+
+/// A port, until dropped.
+#[derive(Debug)]
+pub(crate) struct Port {
+    number: u16,
+    ports: Arc<Ports>,
+}
+
+impl Port {
+    pub(crate) const fn number(&self) -> u16 {
+        self.number
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.ports.state.lock().used.remove(&self.number);
+    }
+}
+
+impl Ports {
+    pub(crate) fn new(range: RangeInclusive<u16>) -> Arc<Self> {
+        let count = u32::from(*range.end()) - u32::from(*range.start()) + 1;
+        // Hosts on one machine begin at different places, so that they rarely try the same port.
+        let offset = std::process::id().wrapping_mul(7919) % count;
+        let next = range.start() + u16::try_from(offset).unwrap_or(0);
+        Arc::new(Self { range, state: Mutex::new(State { used: HashSet::new(), next }) })
+    }
+
+    /// A port on which nobody listens.
+    ///
+    /// Goes round the range, so that a port rests as long as possible before it is given out again.
+    pub(crate) fn take(self: &Arc<Self>) -> Result<Port> {
+        let count = usize::from(*self.range.end() - self.range.start()) + 1;
+        for _ in 0..count {
+            let number = {
+                let mut state = self.state.lock();
+                let number = state.next;
+                state.next = if number == *self.range.end() { *self.range.start() } else { number + 1 };
+                if !state.used.insert(number) {
+                    continue;
+                }
+                number
+            };
+            let port = Port { number, ports: Arc::clone(self) };
+            if is_free(number) {
+                return Ok(port);
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Exhausted,
+            "start",
+            format!(
+                "all ports from {} to {} are taken; widen ProcessConfig::ports or run fewer instances",
+                self.range.start(),
+                self.range.end()
+            ),
+        )
+        .with_retry(Retry::After(std::time::Duration::from_secs(1))))
+    }
+
+    /// The port that a program insists on.
+    pub(crate) fn take_fixed(self: &Arc<Self>, number: u16) -> Result<Port> {
+        let taken = |by: &str| {
+            Error::new(
+                ErrorKind::Exhausted,
+                "start",
+                format!(
+                    "port {number} is taken by {by}: a program that insists on a port can have one instance per host; \
+                     leave `port` out and read the variable PORT to have several"
+                ),
+            )
+            .with_retry(Retry::After(std::time::Duration::from_secs(1)))
+        };
+        if !self.state.lock().used.insert(number) {
+            return Err(taken("another instance"));
+        }
+        let port = Port { number, ports: Arc::clone(self) };
+        if is_free(number) { Ok(port) } else { Err(taken("another program of this machine")) }
+    }
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}

@@ -1,0 +1,243 @@
+//! When an instance can serve.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::OwnedFd,
+    time::Duration,
+};
+
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use sas_core::{Error, ErrorKind, Probe, ProbeAction, Result};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, unix::AsyncFd},
+    net::TcpStream,
+    time::Instant,
+};
+
+/// Questions as the spec asks them, checked.
+#[derive(Clone, Debug)]
+pub(crate) enum Readiness {
+    /// A connection.
+    Connect(Option<u16>),
+    /// An HTTP answer of 200 to 399.
+    Http { port: Option<u16>, request: String },
+}
+
+impl Readiness {
+    pub(crate) fn of(probe: Option<&Probe>) -> Result<Self> {
+        let Some(probe) = probe else { return Ok(Self::Connect(None)) };
+        let wrong = |field: &str, value: &str, remedy: &str| {
+            Err(Error::new(
+                ErrorKind::InvalidSpec,
+                "prepare",
+                format!("readiness.action.{field}: {value:?}: {remedy}"),
+            ))
+        };
+        match &probe.action {
+            ProbeAction::Tcp { port } => Ok(Self::Connect(*port)),
+            ProbeAction::Http { path, port, headers } => {
+                if !path.starts_with('/') || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
+                    return wrong("http.path", path, "a path that begins with / and has no blanks");
+                }
+                let mut request = format!("GET {path} HTTP/1.1\r\n");
+                let mut has_host = false;
+                for (name, value) in headers {
+                    if name.is_empty()
+                        || name.bytes().any(|byte| !byte.is_ascii_graphic() || byte == b':')
+                        || value.bytes().any(|byte| byte < b' ' && byte != b'\t')
+                    {
+                        return wrong("http.headers", name, "a header name and a value of one line");
+                    }
+                    has_host |= name.eq_ignore_ascii_case("host");
+                    request.push_str(&format!("{name}: {value}\r\n"));
+                }
+                if !has_host {
+                    request.push_str("Host: localhost\r\n");
+                }
+                request.push_str("User-Agent: kube-probe/sas\r\nConnection: close\r\n\r\n");
+                Ok(Self::Http { port: *port, request })
+            }
+            ProbeAction::Grpc { .. } => {
+                wrong("grpc", "", "the process runtime asks by tcp or http; use one of these")
+            }
+            ProbeAction::Exec { .. } => {
+                wrong("exec", "", "the process runtime asks by tcp or http; use one of these")
+            }
+            other => wrong("", &format!("{other:?}"), "the process runtime asks by tcp or http"),
+        }
+    }
+}
+
+/// Sleeps of less than a millisecond, which tokio's timer rounds up: a native program is up in half of one.
+#[derive(Debug)]
+struct FineTimer(AsyncFd<OwnedFd>);
+
+impl FineTimer {
+    fn new() -> io::Result<Self> {
+        let fd = rustix::time::timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+        )?;
+        #[allow(
+            deprecated,
+            reason = "its successor is an unsafe fn; the descriptor is owned and never replaced"
+        )]
+        AsyncFd::with_interest(fd, Interest::READABLE).map(Self)
+    }
+
+    async fn sleep(&self, time: Duration) -> io::Result<()> {
+        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = Timespec {
+            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(time.subsec_nanos()).max(1),
+        };
+        rustix::time::timerfd_settime(
+            self.0.get_ref(),
+            TimerfdTimerFlags::empty(),
+            &Itimerspec { it_interval: none, it_value: value },
+        )?;
+        loop {
+            let mut ready = self.0.readable().await?;
+            let mut count = [0u8; 8];
+            match ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut count)?)) {
+                Ok(result) => return result.map(drop),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+const FIRST_PAUSE: Duration = Duration::from_micros(200);
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Asks until the answer is good. Tells `listening` at the first connection. Never returns otherwise: the caller
+/// watches the deadline and the exit.
+pub(crate) async fn wait(
+    port: u16,
+    readiness: &Readiness,
+    probe: Option<&Probe>,
+    mut listening: impl FnMut(),
+) -> io::Result<()> {
+    let (period, timeout, wanted, delay) = match probe {
+        Some(probe) => (probe.period, probe.timeout, probe.success_threshold.max(1), probe.initial_delay),
+        None => (Duration::ZERO, Duration::from_secs(1), 1, Duration::ZERO),
+    };
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    let fine = FineTimer::new()?;
+    let mut pause = FIRST_PAUSE;
+    let mut heard = false;
+    let mut good = 0u32;
+    loop {
+        let asked = Instant::now();
+        let answer = tokio::time::timeout(
+            timeout,
+            ask(port, readiness, &mut || {
+                if !heard {
+                    heard = true;
+                    listening();
+                }
+            }),
+        )
+        .await;
+        if matches!(answer, Ok(Ok(()))) {
+            good += 1;
+            if good >= wanted {
+                return Ok(());
+            }
+        } else {
+            good = 0;
+        }
+        if period.is_zero() {
+            fine.sleep(pause).await?;
+            // Half as much again each time: the wait adds at most half of what the program took.
+            pause = (pause + pause / 2).min(LONGEST_PAUSE);
+        } else {
+            tokio::time::sleep_until(asked + period).await;
+        }
+    }
+}
+
+async fn ask(port: u16, readiness: &Readiness, connected: &mut impl FnMut()) -> io::Result<()> {
+    let at = |other: &Option<u16>| SocketAddr::from((Ipv4Addr::LOCALHOST, other.unwrap_or(port)));
+    match readiness {
+        Readiness::Connect(other) => {
+            let stream = TcpStream::connect(at(other)).await?;
+            if is_itself(&stream) {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            connected();
+            Ok(())
+        }
+        Readiness::Http { port: other, request } => {
+            let mut stream = TcpStream::connect(at(other)).await?;
+            if is_itself(&stream) {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            connected();
+            stream.write_all(request.as_bytes()).await?;
+            // `HTTP/1.1 200`
+            let mut head = [0u8; 12];
+            stream.read_exact(&mut head).await?;
+            let status = std::str::from_utf8(&head)
+                .ok()
+                .filter(|head| head.starts_with("HTTP/1."))
+                .and_then(|head| head.get(9..12)?.parse::<u16>().ok());
+            match status {
+                Some(200..=399) => Ok(()),
+                _ => Err(io::Error::other("not ready")),
+            }
+        }
+    }
+}
+
+/// TCP can connect a port to itself when nobody listens on it and it is picked as the local one.
+fn is_itself(stream: &TcpStream) -> bool {
+    stream.local_addr().ok() == stream.peer_addr().ok()
+}
+
+/// The ports on which a process and its descendants listen, to say what is wrong when they don't on the right one.
+pub(crate) fn ports_listened_on(pid: i32) -> Vec<u16> {
+    let mut sockets = std::collections::HashSet::new();
+    let mut open = vec![pid];
+    let mut seen = 0;
+    while let Some(pid) = open.pop() {
+        seen += 1;
+        if seen > 64 {
+            break;
+        }
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            if let Ok(target) = std::fs::read_link(entry.path())
+                && let Some(inode) =
+                    target.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'))
+            {
+                sockets.insert(inode.to_owned());
+            }
+        }
+        for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            if let Ok(children) = std::fs::read_to_string(task.path().join("children")) {
+                open.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+            }
+        }
+    }
+    let mut ports = Vec::new();
+    for table in ["tcp", "tcp6"] {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+        for line in text.lines().skip(1) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // Local address, state (0A: listening) and inode.
+            if let (Some(local), Some(&"0A"), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9))
+                && sockets.contains(*inode)
+                && let Some(port) =
+                    local.rsplit(':').next().and_then(|port| u16::from_str_radix(port, 16).ok())
+            {
+                ports.push(port);
+            }
+        }
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}

@@ -1,0 +1,241 @@
+//! The runtime: prepare, start, quiesce.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use rustix::process::Resource;
+use sas_core::{
+    Artifact, Capabilities, Error, ErrorKind, ExitReport, Instance, Isolation, Result, Retry, RevisionSpec,
+    Runtime, StartPhase, StartRequest,
+};
+use tokio::time::Instant;
+
+use crate::{
+    artifact::{self, ProcessArtifact},
+    config::ProcessConfig,
+    engine::{Engine, Proc},
+    instance::ProcessInstance,
+    logs::LogTarget,
+    package::store::Store,
+    ready,
+    spawn::{self, Environment, Plan},
+};
+
+/// Runs code packages as native processes of this host. See the crate's documentation.
+///
+/// It belongs to the tokio runtime in which it is first used. When it is dropped, all its instances are killed.
+#[derive(Debug)]
+pub struct ProcessRuntime {
+    engine: Arc<Engine>,
+}
+
+impl ProcessRuntime {
+    /// The name by which specs ask for it.
+    pub const NAME: &'static str = "process";
+
+    /// Opens the package store, ends what a dead host has left in it, and starts the guardian.
+    ///
+    /// # Errors
+    /// `InvalidSpec` for a wrong configuration; `Unavailable` or `Conflict` when the store can't be used.
+    pub fn new(config: ProcessConfig) -> Result<Self> {
+        config.validate()?;
+        crate::metrics::describe(&config.recorder);
+        let store = Store::open(&config.store, config.limits)?;
+        Ok(Self { engine: Engine::new(Arc::new(config), store)? })
+    }
+
+    /// How many processes of instances live now, on their way up and down included.
+    pub fn processes(&self) -> usize {
+        self.engine.count()
+    }
+
+    /// The process that ends the instances when the host dies.
+    pub fn guardian_pid(&self) -> i32 {
+        self.engine.guardian.pid()
+    }
+}
+
+impl Drop for ProcessRuntime {
+    fn drop(&mut self) {
+        self.engine.close();
+    }
+}
+
+#[async_trait]
+impl Runtime for ProcessRuntime {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::new(Isolation::Process);
+        capabilities.suspend = true;
+        capabilities.usage = true;
+        capabilities.cpu_bound_start = true;
+        // Memory is bounded per process by an rlimit, CPU not at all: less than the flag promises.
+        capabilities.limits = false;
+        capabilities
+    }
+
+    async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact> {
+        self.engine.ensure_running()?;
+        let engine = Arc::clone(&self.engine);
+        let spec = spec.clone();
+        tokio::task::spawn_blocking(move || artifact::prepare(&engine, &spec)).await.map_err(|error| {
+            Error::new(ErrorKind::Unavailable, "prepare", "the host shuts down").with_source(error)
+        })?
+    }
+
+    async fn start(&self, request: StartRequest) -> Result<Arc<dyn Instance>> {
+        self.engine.ensure_running()?;
+        let deployed = Arc::clone(&request.deployed);
+        let artifact = deployed.artifact.downcast::<ProcessArtifact>().ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidSpec,
+                "start",
+                "artifact: it was prepared by another runtime; prepare it with this one",
+            )
+        })?;
+        start(&self.engine, artifact, request).await
+    }
+
+    async fn quiesce(&self) {
+        self.engine.quiesce().await;
+    }
+}
+
+/// Spawns the program and waits until it can serve.
+async fn start(
+    engine: &Arc<Engine>,
+    artifact: &ProcessArtifact,
+    request: StartRequest,
+) -> Result<Arc<dyn Instance>> {
+    let began = Instant::now();
+    let (address, port, stdin) = if artifact.options.listen_fd {
+        let listener = listen(request.spec().port)?;
+        let address = listener.local_addr().map_err(|error| no_socket(&error))?;
+        (address, None, Some(OwnedFd::from(listener)))
+    } else {
+        let port = match request.spec().port {
+            Some(number) => engine.ports.take_fixed(number)?,
+            None => engine.ports.take()?,
+        };
+        (SocketAddr::from((Ipv4Addr::LOCALHOST, port.number())), Some(port), None)
+    };
+    let inherited = stdin.is_some();
+    let env = Environment::of(
+        &request,
+        address.port(),
+        &engine.config.path,
+        artifact.launch.path_prefix.as_deref(),
+    );
+    let (program, args) = artifact.command(engine);
+    let args = args.iter().map(|arg| env.expand(arg)).collect();
+    let mut rlimits = artifact.options.rlimits.clone();
+    if let Some(limit) = artifact.memory_limit {
+        rlimits.push((Resource::Data, limit));
+    }
+    let logs = log_target(&request);
+    let plan =
+        Plan { program, args, env, cwd: artifact.launch.cwd.clone(), stdin, rlimits, logs: Some(logs) };
+    let spawned = spawn::spawn(engine, plan).await?;
+    if let Some(port) = port {
+        spawned.proc().hold(port);
+    }
+    request.events.phase(request.id, StartPhase::Spawned);
+    if inherited {
+        // Whoever connects now is served as soon as the program accepts: the kernel holds the line.
+        request.events.phase(request.id, StartPhase::Listening);
+    }
+    if !inherited || request.spec().readiness.is_some() {
+        until_ready(artifact, &request, spawned.proc(), address.port()).await?;
+    }
+    if let Err(report) = spawned.proc().started(request.id, Arc::clone(&request.events)) {
+        return Err(crashed(spawned.proc(), &report, address.port()));
+    }
+    request.events.phase(request.id, StartPhase::Ready);
+    engine.metrics.ready.record(began.elapsed().as_secs_f64());
+    let proc = spawned.keep();
+    Ok(Arc::new(ProcessInstance::new(request.id, address, proc, Arc::clone(engine))))
+}
+
+pub(crate) fn log_target(request: &StartRequest) -> LogTarget {
+    LogTarget { instance: request.id, revision: request.revision, sink: Arc::clone(&request.logs) }
+}
+
+pub(crate) fn listen(port: Option<u16>) -> Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port.unwrap_or(0))).map_err(|error| no_socket(&error))
+}
+
+fn no_socket(error: &std::io::Error) -> Error {
+    Error::new(
+        ErrorKind::Exhausted,
+        "start",
+        format!("a listening socket for the instance: {error}; free the port, or leave `port` out"),
+    )
+    .with_retry(Retry::After(std::time::Duration::from_secs(1)))
+}
+
+/// Waits for readiness, the deadline or the exit, whichever is first.
+pub(crate) async fn until_ready(
+    artifact: &ProcessArtifact,
+    request: &StartRequest,
+    proc: &Arc<Proc>,
+    port: u16,
+) -> Result<()> {
+    let listening = || request.events.phase(request.id, StartPhase::Listening);
+    tokio::select! {
+        biased;
+        report = proc.exited() => Err(crashed(proc, &report, port)),
+        ready = ready::wait(port, &artifact.readiness, request.spec().readiness.as_ref(), listening) => {
+            ready.map_err(|error| {
+                Error::new(ErrorKind::Unavailable, "start", format!("readiness of the instance: {error}"))
+                    .with_source(error)
+            })
+        }
+        () = tokio::time::sleep_until(request.deadline) => Err(not_ready(proc, request, port).await),
+    }
+}
+
+fn with_last_words(mut message: String, proc: &Proc) -> String {
+    if let Some(words) = proc.last_words() {
+        message.push_str("; its last output: ");
+        message.push_str(&words);
+    }
+    message
+}
+
+pub(crate) fn crashed(proc: &Proc, report: &ExitReport, port: u16) -> Error {
+    let message = format!(
+        "the program {report} before it was ready on 127.0.0.1:{port}; it must keep running and listen on the port \
+         in the variable PORT"
+    );
+    Error::new(ErrorKind::Crashed, "start", with_last_words(message, proc))
+}
+
+async fn not_ready(proc: &Arc<Proc>, request: &StartRequest, port: u16) -> Error {
+    let pid = proc.pid();
+    let others = tokio::task::spawn_blocking(move || ready::ports_listened_on(pid)).await.unwrap_or_default();
+    let what = if others.contains(&port) {
+        "it listens, but its readiness probe did not succeed; mend the probe's path or give it more time \
+         (timeouts.start)"
+            .to_owned()
+    } else if others.is_empty() {
+        "it listens on no port; it must listen on the port in the variable PORT, or be given more time \
+         (timeouts.start)"
+            .to_owned()
+    } else {
+        format!(
+            "it listens on {others:?} instead; make it read the variable PORT (or pass $(PORT) in args), or set `port` \
+             to {}",
+            others[0]
+        )
+    };
+    let limit = request.spec().timeouts.start;
+    let message = format!("the program was not ready on 127.0.0.1:{port} (PORT) within {limit:?}: {what}");
+    Error::new(ErrorKind::Timeout, "start", with_last_words(message, proc))
+}

@@ -1,0 +1,216 @@
+//! From a launch plan to a watched process, always by `posix_spawn`.
+//!
+//! `std::process::Command` uses `posix_spawn` (a `vfork` that shares the host's memory until the exec) as long as no
+//! `pre_exec`, user, group or chroot is set, and the program is a path where `PATH` is set for the child. All of that
+//! is so here, and a test holds it: a start costs the same whatever the host's memory.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    io,
+    os::{fd::OwnedFd, unix::process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
+use sas_core::{Error, ErrorKind, Result, Retry, StartRequest};
+
+use crate::{
+    engine::{Engine, NewProc, Spawned},
+    logs::LogTarget,
+};
+
+/// Everything about a new process.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Environment,
+    pub(crate) cwd: PathBuf,
+    /// What it has as standard input; `None`: an empty file.
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) rlimits: Vec<(Resource, u64)>,
+    pub(crate) logs: Option<LogTarget>,
+}
+
+/// Variables of a process. Holds secrets: no `Debug`.
+#[derive(Clone, Default)]
+pub(crate) struct Environment(pub(crate) BTreeMap<String, String>);
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl Environment {
+    /// Knative's runtime contract, a `PATH`, and what was declared: nothing of the host's.
+    pub(crate) fn of(request: &StartRequest, port: u16, path: &str, prefix: Option<&Path>) -> Self {
+        let mut env = BTreeMap::new();
+        env.insert(
+            "PATH".to_owned(),
+            match prefix {
+                Some(prefix) => format!("{}:{path}", prefix.display()),
+                None => path.to_owned(),
+            },
+        );
+        for (name, value) in request.environment() {
+            env.insert(name.to_owned(), value.to_owned());
+        }
+        env.insert("PORT".to_owned(), port.to_string());
+        // A service's configuration has the service's name in Knative.
+        env.insert("K_SERVICE".to_owned(), request.name().service().to_owned());
+        env.insert("K_CONFIGURATION".to_owned(), request.name().service().to_owned());
+        env.insert("K_REVISION".to_owned(), request.name().revision().to_owned());
+        Self(env)
+    }
+
+    /// Replaces `$(NAME)` as Kubernetes does in commands and arguments: unknown names stay, `$$` is a `$`.
+    pub(crate) fn expand(&self, text: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(at) = rest.find('$') {
+            out.push_str(&rest[..at]);
+            rest = &rest[at + 1..];
+            if let Some(after) = rest.strip_prefix('$') {
+                out.push('$');
+                rest = after;
+            } else if let Some(named) = rest.strip_prefix('(')
+                && let Some(end) = named.find(')')
+                && let Some(value) = self.0.get(&named[..end])
+            {
+                out.push_str(value);
+                rest = &named[end + 1..];
+            } else {
+                out.push('$');
+            }
+        }
+        out.push_str(rest);
+        out
+    }
+}
+
+/// An output pipe: our end never blocks, the program's does.
+pub(crate) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = io::pipe()?;
+    let reader = OwnedFd::from(reader);
+    rustix::io::ioctl_fionbio(&reader, true)?;
+    Ok((reader, OwnedFd::from(writer)))
+}
+
+/// Spawns on a thread where blocking is allowed. A dropped future kills what was spawned.
+pub(crate) async fn spawn(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
+    let engine = Arc::clone(engine);
+    tokio::task::spawn_blocking(move || spawn_now(&engine, plan)).await.map_err(|error| {
+        Error::new(ErrorKind::Unavailable, "start", "the host shuts down").with_source(error)
+    })?
+}
+
+fn spawn_now(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
+    if engine.is_closed() {
+        return Err(Error::new(ErrorKind::Unavailable, "start", "the process runtime was closed"));
+    }
+    let failed = |error: io::Error| {
+        let program = plan.program.display();
+        let (kind, remedy) = match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+            Some(rustix::io::Errno::AGAIN) => (ErrorKind::Exhausted, "the limit on processes was met"),
+            Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
+                (ErrorKind::Exhausted, "the limit on open files was met; raise it (ulimit -n)")
+            }
+            Some(rustix::io::Errno::NOMEM) => (ErrorKind::Exhausted, "no memory is left"),
+            Some(rustix::io::Errno::NOEXEC) => (
+                ErrorKind::InvalidSpec,
+                "it is no program for this host; a script needs #! in its first line",
+            ),
+            Some(rustix::io::Errno::NOENT) => {
+                (ErrorKind::InvalidSpec, "it, its interpreter or its loader is missing; deploy it again")
+            }
+            Some(rustix::io::Errno::ACCESS) => {
+                (ErrorKind::InvalidSpec, "it may not be executed; set its executable bit")
+            }
+            Some(rustix::io::Errno::TOOBIG) => {
+                (ErrorKind::InvalidSpec, "arguments and environment together are too long")
+            }
+            _ => (ErrorKind::Unavailable, "the host could not start it"),
+        };
+        let error_text = format!("{program}: {error}; {remedy}");
+        let wrapped = Error::new(kind, "start", error_text).with_source(error);
+        if kind == ErrorKind::Exhausted {
+            wrapped.with_retry(Retry::After(std::time::Duration::from_secs(1)))
+        } else {
+            wrapped
+        }
+    };
+    let (stdout, stdout_of_child) = output_pipe().map_err(failed)?;
+    let (stderr, stderr_of_child) = output_pipe().map_err(failed)?;
+    let stdin = match plan.stdin {
+        Some(fd) => Stdio::from(fd),
+        None => {
+            let marker = engine.store.run_dir().join("stdin");
+            Stdio::from(std::fs::File::open(&marker).map_err(|error| {
+                Error::new(
+                    ErrorKind::Unavailable,
+                    "start",
+                    format!("{}: {error}; the package store was removed under the host", marker.display()),
+                )
+            })?)
+        }
+    };
+    let mut command = Command::new(&plan.program);
+    command
+        .args(&plan.args)
+        .env_clear()
+        .envs(plan.env.0.iter().map(|(name, value)| (OsStr::new(name), OsStr::new(value))))
+        .current_dir(&plan.cwd)
+        .stdin(stdin)
+        .stdout(Stdio::from(stdout_of_child))
+        .stderr(Stdio::from(stderr_of_child))
+        .process_group(0);
+    let child = command.spawn().map_err(failed)?;
+    // Our copies of the child's ends go here, the listening socket too: it is the program's alone.
+    drop(command);
+    let pid = Pid::from_child(&child);
+    for (resource, limit) in plan.rlimits {
+        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+        // It may have exited already, which is not our business here.
+        let _ = rustix::process::prlimit(Some(pid), resource, limit);
+    }
+    // Nobody else reaps our children, so the number still means this process.
+    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Ok(pidfd) => pidfd,
+        Err(error) => {
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+            return Err(failed(error.into()));
+        }
+    };
+    engine.adopt(NewProc {
+        pid,
+        pidfd,
+        stdout: Some(stdout),
+        stderr: Some(stderr),
+        logs: plan.logs,
+        adopted: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Environment;
+
+    #[test]
+    fn arguments_are_expanded_as_kubernetes_does() {
+        let env = Environment([("PORT".to_owned(), "8080".to_owned())].into());
+        for (text, expected) in [
+            ("--port=$(PORT)", "--port=8080"),
+            ("$(PORT)$(PORT)", "80808080"),
+            ("$$(PORT)", "$(PORT)"),
+            ("$(OTHER) $PORT $", "$(OTHER) $PORT $"),
+            ("$(PORT", "$(PORT"),
+        ] {
+            assert_eq!(env.expand(text), expected, "{text}");
+        }
+    }
+}
