@@ -70,7 +70,7 @@ pub struct CapacityInput {
     pub taken: u32,
     /// Of these, starts that found no stem.
     pub missed: u32,
-    /// Stems that are ready.
+    /// Stems that are ready at its end: what nobody took.
     pub ready: u32,
     /// Stems that boot.
     pub booting: u32,
@@ -106,6 +106,9 @@ pub trait CapacityPolicy: fmt::Debug + Send + 'static {
 }
 
 /// When an idle revision may sleep, and when to wake it ahead of its next call.
+///
+/// A plan ends with `wake_until`, or with `sleep_at` where nothing wakes it before a call. At its `sleep_at`, if that
+/// lies in the future and there is no `wake_at`, and at its `wake_until`, [`KeepAlivePolicy::unused`] gives the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeepAlive {
@@ -136,6 +139,13 @@ pub trait KeepAlivePolicy: fmt::Debug + Send + 'static {
     fn called(&mut self, revision: RevisionKey, now: Timestamp);
     /// The last running call of `revision` ended at `now`.
     fn idle(&mut self, revision: RevisionKey, now: Timestamp) -> KeepAlive;
+    /// The time that a plan gave has come (`sleep_at`, or `wake_until` after a wake) and no call came: what next? A
+    /// `sleep_at` later than `now` keeps it warm on; otherwise it sleeps, until `wake_at` if there is one. A policy
+    /// that plans once and for all sleeps here, which is the default.
+    fn unused(&mut self, revision: RevisionKey, now: Timestamp) -> KeepAlive {
+        let _ = revision;
+        KeepAlive::until(now)
+    }
     /// `revision` was unregistered.
     fn forget(&mut self, revision: RevisionKey);
     /// Bytes remembered now, for all revisions.
