@@ -1,3 +1,26 @@
-//! Instances, leases, activation queues, stems and warm-pool policies of the sas serverless SDK
+#![forbid(unsafe_code)]
+//! Instances, leases, activation queues, stems and warm-pool policies of the `sas` serverless SDK.
 
-pub mod capacity;
+mod bounds;
+mod core;
+mod draw;
+mod effects;
+mod gate;
+mod instance;
+mod load;
+mod pool;
+mod queue;
+mod reclaim;
+mod revision;
+mod shard;
+mod start;
+mod state;
+mod sync;
+mod timer;
+
+pub mod balance;
+pub mod config;
+pub mod metrics;
+
+pub use config::PoolConfig;
+pub use pool::InstancePool;
