@@ -1,0 +1,51 @@
+//! How a server takes connections.
+
+use std::time::Duration;
+
+use sas_core::Recorder;
+
+/// Configuration of a [`crate::Server`]. Made by `default()` and then filled in.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ServerConfig {
+    /// Connections at once; more wait in the kernel's backlog until one ends. 10,000.
+    pub max_connections: usize,
+    /// How long a request's head may take, from its first byte. 10 s.
+    pub header_timeout: Duration,
+    /// How long a connection may lie without a request. 75 s.
+    pub idle_timeout: Duration,
+    /// How long a request's body may pause. 30 s.
+    pub body_timeout: Duration,
+    /// How long a client may take nothing of a response. 60 s.
+    pub write_timeout: Duration,
+    /// Longest head of an HTTP/1.1 request, and header list of an HTTP/2 one. 64 KiB.
+    pub max_header_bytes: u32,
+    /// Most header lines of an HTTP/1.1 request. 100.
+    pub max_headers: usize,
+    /// HTTP/2 streams at once per connection. 200.
+    pub max_streams: u32,
+    /// Streams that a client may reset before the platform has looked at them; one more ends the connection. 20.
+    pub max_reset_streams: usize,
+    /// How often a quiet HTTP/2 connection is asked whether it is there, and how long the answer may take. 30 s.
+    pub ping: Duration,
+    /// Where metrics go.
+    pub recorder: Recorder,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            max_connections: 10_000,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(60),
+            max_header_bytes: 64 * 1024,
+            max_headers: 100,
+            max_streams: 200,
+            max_reset_streams: 20,
+            ping: Duration::from_secs(30),
+            recorder: Recorder::default(),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The route table: persistent maps of hosts behind one atomic pointer.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use sas_core::{HostPattern, Result, Route, RouteChange, RouteError, RouteQuery, Router};
+
+use crate::{
+    host::{self, MAX_HOST},
+    hosts::HostMap,
+    rule::{Entry, SharedEntry},
+    seed::hash,
+};
+
+#[derive(Clone, Debug)]
+struct Snapshot {
+    exact: HostMap<Entry>,
+    wildcard: HostMap<Entry>,
+    any: Option<SharedEntry>,
+    hosts: usize,
+}
+
+/// The default [`Router`].
+///
+/// An exact host goes before a wildcard (one label: `a.example.com` for `*.example.com`), and that before
+/// [`HostPattern::Any`]. A host that has rules answers for itself: when none of them matches, there is no route.
+/// Within a host the longest path prefix wins, then the rule with the most conditions, then the first.
+///
+/// Lookups take no lock. A change makes a new version that shares all but the path to the hosts it names, and puts
+/// it in place at once, so a request sees all of a change or nothing of it.
+///
+/// ```
+/// use sas_core::*;
+/// let table = sas_router::RouteTable::new(7);
+/// let split = RouteAction::Split(vec![Split::new(RevisionKey(1), 90), Split::new(RevisionKey(2), 10)]);
+/// table.apply(vec![RouteChange::Set {
+///     host: HostPattern::Exact("hello.default.example.com".into()),
+///     rules: vec![RouteRule::new(TenantKey(1), split)],
+/// }])?;
+/// let headers = http::HeaderMap::new();
+/// let query = RouteQuery {
+///     method: &http::Method::GET, host: "Hello.default.example.com", path: "/", query: None, headers: &headers,
+/// };
+/// let canary = (0..100)
+///     .filter(|_| matches!(table.route(&query), Ok(Route::To(target)) if target.revision == RevisionKey(2)));
+/// assert_eq!(canary.count(), 10);
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Debug)]
+pub struct RouteTable {
+    seed: u64,
+    current: ArcSwap<Snapshot>,
+    /// Changes are made one after the other.
+    writing: Mutex<()>,
+}
+
+impl RouteTable {
+    /// An empty table. `seed` decides the order in which splits deal requests, and keys the hash of hosts.
+    pub fn new(seed: u64) -> Self {
+        let snapshot = Snapshot { exact: HostMap::new(), wildcard: HostMap::new(), any: None, hosts: 0 };
+        Self { seed, current: ArcSwap::from_pointee(snapshot), writing: Mutex::new(()) }
+    }
+
+    /// How many hosts have rules.
+    pub fn len(&self) -> usize {
+        self.current.load().hosts
+    }
+
+    /// Whether no host has rules.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn replace(&self, snapshot: &mut Snapshot, pattern: &HostPattern, entry: Option<Entry>) {
+        let before = match pattern {
+            HostPattern::Any => snapshot.any.take(),
+            HostPattern::Exact(host) | HostPattern::Wildcard(host) => {
+                let hash = hash(self.seed, host.as_bytes());
+                let map = match pattern {
+                    HostPattern::Exact(_) => &mut snapshot.exact,
+                    _ => &mut snapshot.wildcard,
+                };
+                match &entry {
+                    // The place is kept; what follows fills it.
+                    Some(_) => map.get(hash, host.as_bytes()).cloned(),
+                    None => map.remove(hash, host.as_bytes()),
+                }
+            }
+        };
+        snapshot.hosts -= usize::from(before.is_some());
+        let Some(mut entry) = entry else { return };
+        if let Some(before) = &before {
+            entry.continue_from(before);
+        }
+        snapshot.hosts += 1;
+        let entry = Arc::new(entry);
+        match pattern {
+            HostPattern::Any => snapshot.any = Some(entry),
+            HostPattern::Exact(host) => {
+                snapshot.exact.insert(hash(self.seed, host.as_bytes()), entry);
+            }
+            HostPattern::Wildcard(host) => {
+                snapshot.wildcard.insert(hash(self.seed, host.as_bytes()), entry);
+            }
+        }
+    }
+}
+
+impl Router for RouteTable {
+    fn route(&self, query: &RouteQuery<'_>) -> Result<Route, RouteError> {
+        let snapshot = self.current.load();
+        let mut buffer = [0; MAX_HOST];
+        let host = host::normalized(query.host, &mut buffer).ok_or(RouteError::NoRoute)?;
+        if let Some(entry) = snapshot.exact.get(hash(self.seed, host), host) {
+            return entry.route(query, self.seed);
+        }
+        if let Some(dot) = host.iter().position(|byte| *byte == b'.') {
+            let parent = &host[dot + 1..];
+            if let Some(entry) = snapshot.wildcard.get(hash(self.seed, parent), parent) {
+                return entry.route(query, self.seed);
+            }
+        }
+        snapshot.any.as_ref().map_or(Err(RouteError::NoRoute), |entry| entry.route(query, self.seed))
+    }
+
+    fn apply(&self, changes: Vec<RouteChange>) -> Result<()> {
+        let mut compiled = Vec::with_capacity(changes.len());
+        for change in changes {
+            compiled.push(match change {
+                RouteChange::Set { host, rules } => {
+                    let entry = Entry::compile(&host, rules, self.seed)?;
+                    (host, Some(entry))
+                }
+                RouteChange::Remove { host } => (host, None),
+                other => {
+                    let text = format!("this version does not know the change {other:?}");
+                    return Err(sas_core::Error::new(sas_core::ErrorKind::Unsupported, "apply", text));
+                }
+            });
+        }
+        let _one_at_a_time = self.writing.lock();
+        let mut next = Snapshot::clone(&self.current.load());
+        for (pattern, entry) in compiled {
+            self.replace(&mut next, &pattern, entry);
+        }
+        // The version before is dropped by the last lookup that still reads it: at most a path, never the table.
+        self.current.store(Arc::new(next));
+        Ok(())
+    }
+}

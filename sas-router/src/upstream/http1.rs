@@ -1,0 +1,308 @@
+//! HTTP/1.1 to an instance, driven by the request that uses the connection.
+//!
+//! A connection has no task of its own: the future that awaits the response polls it, then the response's body
+//! does, and between requests it lies in the pool, unpolled. That saves a wake-up and a switch of tasks per
+//! request, and an idle connection costs no task.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{Builder, Connection, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use sas_core::{Body, BoxError, Endpoint};
+use tokio::time::Instant;
+
+use super::{
+    Home,
+    io::{Doubt, InstanceIo},
+};
+
+/// A request's body on its way to an instance, which tells how far it got.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    body: Body,
+    progress: Option<Arc<Progress>>,
+}
+
+/// How far a request's body got.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    bytes: AtomicU64,
+    done: AtomicBool,
+}
+
+impl Progress {
+    /// Bytes of the body that were handed to the connection.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn is_done(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+}
+
+impl Outgoing {
+    pub(crate) fn new(body: Body, progress: Option<Arc<Progress>>) -> Self {
+        Self { body, progress }
+    }
+
+    pub(crate) fn into_body(self) -> Body {
+        self.body
+    }
+}
+
+impl http_body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let (Poll::Ready(frame), Some(progress)) = (&polled, &self.progress) {
+            if let Some(Ok(frame)) = frame
+                && let Some(data) = frame.data_ref()
+            {
+                progress.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+            }
+            if frame.is_none() || self.body.is_end_stream() {
+                progress.done.store(true, Ordering::Release);
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A connection and the handle that feeds it.
+#[derive(Debug)]
+pub(super) struct Http1 {
+    sender: SendRequest<Outgoing>,
+    connection: Connection<TokioIo<InstanceIo>, Outgoing>,
+    doubt: Doubt,
+    open: bool,
+    pub(super) idle_since: Instant,
+}
+
+/// A call that came to nothing, with the request when none of it was sent.
+pub(super) struct Failed {
+    pub(super) error: hyper::Error,
+    pub(super) unsent: Option<Box<http::Request<Outgoing>>>,
+}
+
+impl Http1 {
+    pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<Box<Self>> {
+        let io = InstanceIo::connect(endpoint).await?;
+        let doubt = io.doubt();
+        let handshake = Builder::new().handshake(TokioIo::new(io)).await;
+        let (sender, connection) = handshake.map_err(io::Error::other)?;
+        Ok(Box::new(Self { sender, connection, doubt, open: true, idle_since: Instant::now() }))
+    }
+
+    /// Drives the connection; it never goes on after its end.
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        if self.open && Pin::new(&mut self.connection).poll(cx).is_ready() {
+            self.open = false;
+        }
+    }
+
+    /// Whether a request can be sent now. `doubt` looks at the socket itself, at the price of a system call.
+    pub(super) fn poll_usable(&mut self, cx: &mut Context<'_>, doubt: bool) -> bool {
+        if doubt {
+            self.doubt.raise();
+        }
+        self.poll(cx);
+        self.open && self.sender.is_ready()
+    }
+
+    /// Sends `request` and waits for the head of the response.
+    pub(super) async fn send(
+        mut self: Box<Self>,
+        request: http::Request<Outgoing>,
+        home: Home,
+    ) -> Result<http::Response<InstanceBody>, Failed> {
+        let progress = request.body().progress.clone();
+        let mut response = pin!(self.sender.try_send_request(request));
+        let answered = poll_fn(|cx| {
+            self.poll(cx);
+            if let Poll::Ready(answered) = response.as_mut().poll(cx) {
+                return Poll::Ready(answered);
+            }
+            // The end of the connection drops what it had not answered, and so ends the response too.
+            if self.open { Poll::Pending } else { response.as_mut().poll(cx) }
+        });
+        let response = answered.await.map_err(|mut error| Failed {
+            unsent: error.take_message().map(Box::new),
+            error: error.into_error(),
+        })?;
+        let (head, incoming) = response.into_parts();
+        let uploads = progress.is_some_and(|progress| !progress.is_done());
+        let mut body = InstanceBody { incoming: Some(incoming), first: None, connection: None };
+        if uploads {
+            // The upload must go on whatever the reader of the response does, so it gets a task after all.
+            tokio::spawn(drive(self, home));
+        } else {
+            body.connection = Some((self, home));
+            body.take_what_is_here().await;
+        }
+        Ok(http::Response::from_parts(head, body))
+    }
+
+    /// Gives the connection up to an upgrade: it is driven by a task until it was handed over.
+    pub(super) fn upgradable(self) -> SendRequest<Outgoing> {
+        tokio::spawn(async move {
+            if let Err(error) = self.connection.with_upgrades().await {
+                tracing::debug!(%error, "a connection to an instance ended while it was to be upgraded");
+            }
+        });
+        self.sender
+    }
+}
+
+/// Drives a connection until it is free again or has ended.
+async fn drive(mut connection: Box<Http1>, home: Home) {
+    let free = poll_fn(|cx| {
+        connection.poll(cx);
+        if !connection.open {
+            return Poll::Ready(false);
+        }
+        connection.sender.poll_ready(cx).map(|ready| ready.is_ok())
+    });
+    if free.await {
+        home.check_in(connection);
+    }
+}
+
+/// How much of a response is read at once when it has arrived with the head.
+const AT_ONCE: u64 = 64 * 1024;
+
+/// A response's body, which drives the connection that it comes from and gives it back at its end.
+#[derive(Debug)]
+pub(crate) struct InstanceBody {
+    incoming: Option<Incoming>,
+    first: Option<Bytes>,
+    connection: Option<(Box<Http1>, Home)>,
+}
+
+impl InstanceBody {
+    /// A body whose connection somebody else drives.
+    pub(super) fn driven(incoming: Incoming) -> Self {
+        Self { incoming: Some(incoming), first: None, connection: None }
+    }
+
+    /// The whole body, when it has arrived already and the instance is done.
+    pub(crate) fn complete(&mut self) -> Option<Bytes> {
+        if self.incoming.is_some() {
+            return None;
+        }
+        Some(self.first.take().unwrap_or_default())
+    }
+
+    /// Small bodies mostly come in one read with the head: taking them now frees connection and slot at once.
+    async fn take_what_is_here(&mut self) {
+        let small =
+            self.incoming.as_ref().and_then(|body| body.size_hint().exact()).is_some_and(|n| n <= AT_ONCE);
+        if !small {
+            return;
+        }
+        poll_fn(|cx| {
+            if self.incoming.as_ref().is_some_and(http_body::Body::is_end_stream) {
+                self.finish(cx);
+            } else if let Poll::Ready(Some(Ok(frame))) = self.poll_incoming(cx) {
+                // A body of known length has no trailers here: only chunked ones carry them.
+                self.first = frame.into_data().ok();
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        let mut polled = Pin::new(&mut *incoming).poll_frame(cx);
+        if let (Poll::Pending, Some((connection, _))) = (&polled, &mut self.connection) {
+            connection.poll(cx);
+            polled = Pin::new(incoming).poll_frame(cx);
+        }
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if self.incoming.as_ref().is_some_and(http_body::Body::is_end_stream) {
+                    self.finish(cx);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.incoming = None;
+                self.connection = None;
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                self.finish(cx);
+                Poll::Ready(None)
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn finish(&mut self, cx: &mut Context<'_>) {
+        self.incoming = None;
+        if let Some((mut connection, home)) = self.connection.take()
+            && connection.poll_usable(cx, false)
+        {
+            home.check_in(connection);
+        }
+    }
+}
+
+impl http_body::Body for InstanceBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        self.poll_incoming(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.incoming.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.incoming.as_ref().map_or(SizeHint::with_exact(0), http_body::Body::size_hint);
+        if let Some(first) = &self.first {
+            let read = first.len() as u64;
+            if let Some(upper) = hint.upper() {
+                hint.set_upper(upper + read);
+            }
+            hint.set_lower(hint.lower() + read);
+        }
+        hint
+    }
+}

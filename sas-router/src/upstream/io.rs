@@ -1,0 +1,137 @@
+//! Connections to instances.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use rustix::net::RecvFlags;
+use sas_core::Endpoint;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A socket that can be asked, past tokio's cached readiness, whether the other side has hung up.
+///
+/// Tokio learns of an end only when its driver turns. A request that may not be sent twice can't wait for that: a
+/// keep-alive connection that the instance has just closed must be noticed before the first byte goes out.
+#[derive(Debug)]
+pub(super) struct InstanceIo {
+    socket: Socket,
+    doubt: Doubt,
+}
+
+/// Asks an [`InstanceIo`] to look at the socket itself with its next read.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Doubt(Arc<AtomicBool>);
+
+impl Doubt {
+    pub(super) fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl InstanceIo {
+    pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<Self> {
+        let socket = match endpoint {
+            Endpoint::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Socket::Tcp(stream)
+            }
+            Endpoint::Unix(path) => Socket::Unix(UnixStream::connect(path).await?),
+            other => {
+                let text = format!("this version can't connect to an endpoint of the kind {other:?}");
+                return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+            }
+        };
+        Ok(Self { socket, doubt: Doubt::default() })
+    }
+
+    pub(super) fn doubt(&self) -> Doubt {
+        self.doubt.clone()
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Tcp(stream) => stream.as_fd(),
+            Socket::Unix(stream) => stream.as_fd(),
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        let mut byte = [0_u8; 1];
+        match rustix::net::recv(self.fd(), &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => true,
+            Ok(_) => false,
+            Err(error) => error != rustix::io::Errno::AGAIN && error != rustix::io::Errno::INTR,
+        }
+    }
+}
+
+impl AsyncRead for InstanceIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.doubt.0.load(Ordering::Relaxed)
+            && this.doubt.0.swap(false, Ordering::Relaxed)
+            && this.has_ended()
+        {
+            return Poll::Ready(Ok(()));
+        }
+        match &mut this.socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for InstanceIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Socket::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+}
