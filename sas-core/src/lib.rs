@@ -68,7 +68,7 @@ pub use pool::{
 pub use recorder::Recorder;
 pub use route::{
     Affinity, HostPattern, Route, RouteAction, RouteChange, RouteError, RouteMatch, RouteQuery, RouteRule,
-    RouteTarget, Router, Split, ValueMatch,
+    RouteTarget, Router, Split, TAG_HEADER, ValueMatch,
 };
 pub use runtime::{
     Answer, Artifact, ArtifactInfo, Capabilities, Deployed, Endpoint, ExitReport, Instance, InstanceEvents,

@@ -73,6 +73,13 @@ pub enum Outcome {
 pub trait LeaseOwner: Send + Sync + 'static {
     /// Takes the slot of `token` back. Called once per lease, from any thread, also from `Drop`: never blocks.
     fn release(&self, token: u64, outcome: Outcome);
+
+    /// When the instance of `token` stops at the latest, once it drains; `None` while it stays. Whoever holds a
+    /// lease for long (a stream, an upgraded connection) asks about once a second, so that it can end in order.
+    fn draining(&self, token: u64) -> Option<Instant> {
+        let _ = token;
+        None
+    }
 }
 
 /// One concurrency slot of one instance, given back on drop.
@@ -91,6 +98,11 @@ impl Lease {
     /// A slot of `instance` that goes back to `owner` under `token`.
     pub fn new(instance: Arc<dyn Instance>, owner: Arc<dyn LeaseOwner>, token: u64) -> Self {
         Self { instance, outcome: Outcome::Unused, start: None, owner, token }
+    }
+
+    /// When the instance stops at the latest, once it drains; `None` while it stays.
+    pub fn draining(&self) -> Option<Instant> {
+        self.owner.draining(self.token)
     }
 
     /// The same, telling that the claim waited for a start.

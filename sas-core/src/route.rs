@@ -146,6 +146,9 @@ impl Split {
     }
 }
 
+/// The header by which a request asks for the revision of a tag, whatever the weights say; Knative's.
+pub const TAG_HEADER: &str = "knative-serving-tag";
+
 /// What a rule does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -208,6 +211,14 @@ impl RouteRule {
             wakes: true,
             fallback: None,
         }
+    }
+
+    /// Only requests that ask for `tag` by [`TAG_HEADER`]. A rule with a tag is more specific than the same one
+    /// without.
+    #[must_use]
+    pub fn tagged(mut self, tag: impl Into<String>) -> Self {
+        self.matches.headers.push((TAG_HEADER.to_owned(), ValueMatch::Exact(tag.into())));
+        self
     }
 
     /// Only below a path.
