@@ -19,7 +19,9 @@ mod sync;
 mod timer;
 
 pub mod balance;
+pub mod capacity;
 pub mod config;
+pub mod keep_alive;
 pub mod metrics;
 
 pub use config::PoolConfig;
