@@ -23,6 +23,7 @@ pub mod capacity;
 pub mod config;
 pub mod keep_alive;
 pub mod metrics;
+pub mod trace;
 
 pub use config::PoolConfig;
 pub use pool::InstancePool;

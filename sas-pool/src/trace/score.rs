@@ -1,0 +1,220 @@
+use std::time::Duration;
+
+use sas_core::{CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, RevisionKey, Timestamp};
+
+use super::{Function, Series};
+
+/// How one function fared: one container, minutes as bins, calls that take no time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeepAliveScore {
+    /// Minutes with a call.
+    pub active: u64,
+    /// Of these, the ones that found it asleep; the first always does.
+    pub cold: u64,
+    /// Minutes without a call in which it was warm.
+    pub waste: u64,
+}
+
+/// Drives `policy` with the calls of `function`, known to it as `revision`. A minute is warm when it lies between a
+/// call and `sleep_at`, or between `wake_at` and `wake_until`, ends included.
+pub fn replay_keep_alive(
+    policy: &mut dyn KeepAlivePolicy,
+    revision: RevisionKey,
+    function: &Function,
+) -> KeepAliveScore {
+    let mut score = KeepAliveScore::default();
+    let start = i64::from(function.start_minute);
+    let at = |minute: i64| Timestamp::from_secs(60 * (start + minute));
+    let mut minutes = function.active.iter().map(|&(minute, _)| i64::from(minute)).peekable();
+    while let Some(call) = minutes.next() {
+        if score.active == 0 {
+            score.cold = 1;
+        }
+        score.active += 1;
+        policy.called(revision, at(call));
+        let end = minutes.peek().copied();
+        let until = end.unwrap_or(i64::from(function.minutes));
+        let mut spans = Spans { start, counted: call, until, waste: 0, warm: false };
+        let mut now = call;
+        let mut plan = policy.idle(revision, at(call));
+        while let Some(ends) = spans.add(now, &plan) {
+            now = ends;
+            plan = policy.unused(revision, at(now));
+        }
+        score.waste += spans.waste;
+        if end.is_some() && !spans.warm {
+            score.cold += 1;
+        }
+    }
+    score
+}
+
+/// The warm minutes of one gap.
+struct Spans {
+    start: i64,
+    /// Minutes up to here are counted.
+    counted: i64,
+    /// The next call, or the end of the watch.
+    until: i64,
+    waste: u64,
+    /// Whether `until` is warm.
+    warm: bool,
+}
+
+impl Spans {
+    /// Counts what `plan`, made at `now`, keeps warm. When it ends before the next call: the minute in which it does.
+    fn add(&mut self, now: i64, plan: &KeepAlive) -> Option<i64> {
+        let last = |time: Timestamp| time.as_secs().div_euclid(60) - self.start;
+        let first = |time: Timestamp| (time.as_secs() + 59).div_euclid(60) - self.start;
+        let sleep = last(plan.sleep_at);
+        let mut ends = (sleep > now).then_some(sleep);
+        let wake = plan.wake_at.map(|wake| (first(wake), plan.wake_until.map_or(i64::MAX, last)));
+        self.span(now + 1, sleep);
+        if let Some((from, to)) = wake {
+            self.span(from.max(now + 1), to);
+            ends = (to > now).then_some(to);
+        }
+        ends.filter(|&ends| ends < self.until)
+    }
+
+    fn span(&mut self, from: i64, to: i64) {
+        self.warm |= (from..=to).contains(&self.until);
+        let (from, to) = (from.max(self.counted + 1), to.min(self.until - 1));
+        if from <= to {
+            self.waste += u64::try_from(to - from + 1).unwrap_or(0);
+            self.counted = to;
+        }
+    }
+}
+
+/// The score of a population: every function counts by its weight.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KeepAliveTotals {
+    active: f64,
+    cold: f64,
+    waste: f64,
+    calls: u64,
+    ratios: Vec<(f64, f64)>,
+}
+
+impl KeepAliveTotals {
+    /// Adds a function that was called at all.
+    #[allow(clippy::cast_precision_loss, reason = "counts of a trace")]
+    pub fn add(&mut self, function: &Function, score: KeepAliveScore) {
+        self.active += function.weight * score.active as f64;
+        self.cold += function.weight * score.cold as f64;
+        self.waste += function.weight * score.waste as f64;
+        self.calls += function.total;
+        if score.active >= 5 {
+            self.ratios.push((score.cold as f64 / function.total.max(1) as f64, function.weight));
+        }
+    }
+
+    /// Cold starts per active minute, 0 to 1.
+    pub fn cold(&self) -> f64 {
+        self.cold / self.active
+    }
+
+    /// Idle-warm minutes, weighted. To be divided by those of a fixed ten minutes.
+    pub fn waste(&self) -> f64 {
+        self.waste
+    }
+
+    /// Calls replayed, unweighted.
+    pub fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// The 75th percentile, by weight, of cold starts per call over functions with at least five active minutes;
+    /// `None`: there are none.
+    pub fn p75(&self) -> Option<f64> {
+        let mut ratios = self.ratios.clone();
+        ratios.sort_by(|left, right| left.0.total_cmp(&right.0));
+        let goal = 0.75 * ratios.iter().map(|&(_, weight)| weight).sum::<f64>();
+        let mut sum = 0.0;
+        ratios.iter().find(|&&(_, weight)| {
+            sum += weight;
+            sum >= goal
+        }).or(ratios.last()).map(|&(ratio, _)| ratio)
+    }
+}
+
+/// How a capacity law fared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CapacityScore {
+    /// Slots scored.
+    pub slots: u64,
+    /// Stems asked for in them.
+    pub demand: u64,
+    /// Of these, missing.
+    pub missed: u64,
+    /// Stems that nobody took, summed over the slots.
+    pub over: u64,
+}
+
+impl CapacityScore {
+    /// Missing per stem asked for.
+    #[allow(clippy::cast_precision_loss, reason = "counts of a trace")]
+    pub fn miss(&self) -> f64 {
+        self.missed as f64 / self.demand.max(1) as f64
+    }
+
+    /// Idle per stem asked for.
+    #[allow(clippy::cast_precision_loss, reason = "counts of a trace")]
+    pub fn over_ratio(&self) -> f64 {
+        self.over as f64 / self.demand.max(1) as f64
+    }
+}
+
+/// Drives `policy` with the demand of `series`; scores the slots from number `from` on. The size for a slot is decided
+/// from the slots before it; before the first there is no stem.
+pub fn replay_capacity(policy: &mut dyn CapacityPolicy, series: &Series, from: usize) -> CapacityScore {
+    let mut score = CapacityScore::default();
+    replay_sizes(policy, series, |slot, demand, size| {
+        if slot >= from {
+            score.slots += 1;
+            score.demand += u64::from(demand);
+            score.missed += u64::from(demand.saturating_sub(size));
+            score.over += u64::from(size.saturating_sub(demand));
+        }
+    });
+    score
+}
+
+/// The same, telling slot, demand and size of each.
+pub fn replay_sizes(
+    policy: &mut dyn CapacityPolicy,
+    series: &Series,
+    mut each: impl FnMut(usize, u32, u32),
+) {
+    let mut size = 0;
+    let length = i64::try_from(series.slot.as_nanos()).unwrap_or(i64::MAX);
+    let mut now = Timestamp(length.saturating_mul(i64::try_from(series.first).unwrap_or(i64::MAX)));
+    for (slot, &demand) in series.demand.iter().enumerate() {
+        each(slot, demand, size);
+        now = now + Duration::from_nanos(length.unsigned_abs());
+        let mut input = CapacityInput::new(now, series.slot, demand);
+        input.missed = demand.saturating_sub(size);
+        input.ready = size.saturating_sub(demand);
+        size = policy.target(&input);
+    }
+}
+
+/// The miss at an over-provisioning of `over`, interpolated between `points` of (over, miss): sorted by over, the
+/// running minimum of the miss, linear in between. `None` outside of the points.
+pub fn miss_at(points: &[(f64, f64)], over: f64) -> Option<f64> {
+    let mut points = points.to_vec();
+    points.sort_by(|left, right| left.0.total_cmp(&right.0));
+    let mut least = f64::INFINITY;
+    for point in &mut points {
+        least = least.min(point.1);
+        point.1 = least;
+    }
+    let right = points.iter().position(|point| point.0 >= over)?;
+    if right == 0 {
+        return (points[0].0 <= over).then_some(points[0].1);
+    }
+    let [(x0, y0), (x1, y1)] = [points[right - 1], points[right]];
+    Some(y0 + (y1 - y0) * (over - x0) / (x1 - x0))
+}
