@@ -1,0 +1,66 @@
+//! What is to be done once the shard's lock is released: nothing foreign runs under it.
+
+use std::{sync::Arc, task::Waker, time::Duration};
+
+use sas_core::{Deployed, Instance, InstanceId, MeterPhase, RevisionKey, TenantKey};
+use smallvec::SmallVec;
+
+/// A start that was decided.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) id: InstanceId,
+    pub(crate) revision: RevisionKey,
+    pub(crate) deployed: Arc<Deployed>,
+    pub(crate) priority: u8,
+}
+
+/// An instance that is to be stopped.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    pub(crate) id: InstanceId,
+    pub(crate) instance: Arc<dyn Instance>,
+    pub(crate) grace: Duration,
+    /// It is off the CPU, where it could not end politely.
+    pub(crate) thaw: bool,
+}
+
+/// An instance that is to go off the CPU, or to come back.
+#[derive(Debug)]
+pub(crate) struct Freeze {
+    pub(crate) id: InstanceId,
+    pub(crate) instance: Arc<dyn Instance>,
+    pub(crate) thaw: bool,
+}
+
+/// A meter reading.
+#[derive(Debug)]
+pub(crate) enum Reading {
+    Phase(InstanceId, RevisionKey, TenantKey, MeterPhase, u64),
+    Requests(RevisionKey, TenantKey, u64),
+}
+
+/// Collected under the lock, done after it.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    pub(crate) wake: SmallVec<[Waker; 2]>,
+    pub(crate) begin: SmallVec<[Plan; 1]>,
+    pub(crate) stop: SmallVec<[Stop; 1]>,
+    pub(crate) freeze: SmallVec<[Freeze; 0]>,
+    pub(crate) readings: SmallVec<[Reading; 0]>,
+    /// Whose last reference may go with them.
+    pub(crate) dropped: SmallVec<[Arc<dyn Instance>; 1]>,
+    pub(crate) forgotten: Option<Arc<Deployed>>,
+    /// Permits or budgets were given back: others may have their turn.
+    pub(crate) pump: bool,
+    /// Instances are gone: somebody may wait for that.
+    pub(crate) gone: bool,
+    /// The earliest timer that was set.
+    pub(crate) armed: Option<u64>,
+}
+
+impl Effects {
+    /// A timer was set.
+    pub(crate) fn arm(&mut self, at: u64) {
+        self.armed = Some(self.armed.map_or(at, |armed| armed.min(at)));
+    }
+}

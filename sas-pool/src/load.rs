@@ -1,0 +1,150 @@
+//! What the scaler is told: the load of each active revision since its last visit.
+
+use std::{sync::Arc, time::Duration};
+
+use sas_core::{Deployed, Instance, InstanceId, Load, RevisionKey, Usage};
+
+use crate::{
+    core::Core,
+    effects::{Effects, Reading},
+    instance::Phase,
+    revision::{Ended, Link, PackedLink},
+    shard::Shard,
+    state::State,
+};
+
+/// A revision's load, and what is to be sampled for it.
+struct Visit {
+    load: Load,
+    deployed: Arc<Deployed>,
+    samples: Vec<Sample>,
+}
+
+struct Sample {
+    id: InstanceId,
+    handle: Arc<dyn Instance>,
+    before: Option<(u64, Usage)>,
+}
+
+/// Visits the loads of a shard. Nothing foreign runs under its lock.
+pub(crate) fn drain(shard: &Shard, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
+    let mut visits = Vec::new();
+    let now = shard.with(|state, core, fx| state.loads(core, &mut visits, fx));
+    let mut sampled = Vec::new();
+    for visited in &mut visits {
+        measure(visited, now, &mut sampled);
+    }
+    if !sampled.is_empty() {
+        let mut state = shard.state.lock();
+        for (id, usage) in sampled {
+            if let Some(i) = state.find(&shard.core, id) {
+                state.instances[i as usize].sampled = Some((now, usage));
+            }
+        }
+    }
+    for visited in &visits {
+        visit(&visited.load, &visited.deployed);
+    }
+}
+
+/// Means over the ready instances whose usage is known.
+fn measure(visited: &mut Visit, now: u64, sampled: &mut Vec<(InstanceId, Usage)>) {
+    let (mut cpu, mut cpu_count, mut memory, mut count) = (0.0, 0u32, 0.0, 0u32);
+    for sample in visited.samples.drain(..) {
+        let Some(usage) = sample.handle.usage() else { continue };
+        memory += usage.memory_bytes as f64;
+        count += 1;
+        if let Some((at, before)) = sample.before
+            && now > at
+        {
+            cpu += usage.cpu_ns.saturating_sub(before.cpu_ns) as f64 / (now - at) as f64;
+            cpu_count += 1;
+        }
+        sampled.push((sample.id, usage));
+    }
+    visited.load.cpu = (cpu_count > 0).then(|| cpu / f64::from(cpu_count));
+    visited.load.memory = (count > 0).then(|| memory / f64::from(count));
+}
+
+impl State {
+    fn loads(&mut self, core: &Core, visits: &mut Vec<Visit>, fx: &mut Effects) -> u64 {
+        let now = core.now();
+        let visited = self.visited.replace(now);
+        visits.reserve(self.live.len() + self.ended.len());
+        for at in 0..self.live.len() {
+            let a = self.live[at];
+            let active = &mut self.actives[a as usize];
+            if active.orphan.is_some() {
+                continue;
+            }
+            active.account(now);
+            let from = visited.unwrap_or(active.since);
+            let mut load = Load::idle(active.key.0);
+            load.concurrency = mean(active.area, now.saturating_sub(from), active.load);
+            load.requests = active.requests;
+            load.queued = active.waiting();
+            load.ready = (active.slots.len() + active.suspended.len()) as u32;
+            load.starting = active.coming.len() as u32;
+            load.start_time = (active.start_time > 0).then(|| Duration::from_nanos(active.start_time));
+            active.area = 0;
+            active.requests = 0;
+            let (key, tenant) = (active.key.0, active.tenant);
+            let answered = std::mem::take(&mut active.unmetered);
+            if core.metering && answered > 0 {
+                fx.readings.push(Reading::Requests(key, tenant, answered));
+            }
+            let deployed = Arc::clone(self.deployed(a));
+            let mut samples = Vec::new();
+            if deployed.runtime.capabilities().usage {
+                for slot in &self.actives[a as usize].slots {
+                    let instance = &self.instances[core.ids.slot(slot.id) as usize];
+                    if let Some(handle) = &instance.instance {
+                        let handle = Arc::clone(handle);
+                        samples.push(Sample { id: slot.id, handle, before: instance.sampled });
+                    }
+                }
+            }
+            visits.push(Visit { load, deployed, samples });
+        }
+        for ended in std::mem::take(&mut self.ended) {
+            let revision = &mut self.revisions[ended.slot as usize];
+            debug_assert!(matches!(revision.link.get(), Link::Ended(_)));
+            revision.link = PackedLink::ASLEEP;
+            let key = RevisionKey::new(ended.slot << core.ids.shard_bits | self.shard, revision.generation);
+            let Some(deployed) = revision.deployed.clone() else { continue };
+            visits.push(Visit { load: last(&ended, key, visited, now), deployed, samples: Vec::new() });
+        }
+        if core.metering {
+            self.read_meters(core, now, fx);
+        }
+        now
+    }
+
+    fn read_meters(&mut self, core: &Core, now: u64, fx: &mut Effects) {
+        for i in 0..self.instances.len() as u32 {
+            if matches!(self.instances[i as usize].phase, Phase::Free | Phase::Gone) {
+                continue;
+            }
+            let id = self.id(core, i);
+            let instance = &mut self.instances[i as usize];
+            let active = &self.actives[instance.active as usize];
+            let (key, tenant) = (active.key.0, active.tenant);
+            let spent = instance.meter.take(now);
+            fx.readings.extend(spent.map(|(phase, ns)| Reading::Phase(id, key, tenant, phase, ns)));
+        }
+    }
+}
+
+/// The load of a revision that fell asleep since the last visit.
+fn last(ended: &Ended, key: RevisionKey, visited: Option<u64>, now: u64) -> Load {
+    let mut load = Load::idle(key);
+    load.concurrency = mean(ended.area, now.saturating_sub(visited.unwrap_or(0)), 0);
+    load.requests = ended.requests;
+    load.start_time = (ended.start_time > 0).then(|| Duration::from_nanos(ended.start_time));
+    load
+}
+
+/// The mean over `span` nanoseconds; over none it is what is there now.
+fn mean(area: u128, span: u64, present: u32) -> f64 {
+    if span == 0 { f64::from(present) } else { area as f64 / span as f64 }
+}

@@ -1,0 +1,286 @@
+//! The pool as the platform sees it.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sas_core::{
+    Claim, ClaimError, Cx, Deployed, Error, ErrorKind, InstanceId, InstanceState, InstanceView, Lease, Load,
+    Pool, Result, RevisionKey, RevisionStatus, Waiting,
+};
+use tokio::time::Instant;
+
+use crate::{
+    config::PoolConfig,
+    core::{BALANCER_OPTION, Core},
+    instance::Phase,
+    shard::Shard,
+    sync::{AtomicBool, AtomicU32, Ordering},
+};
+
+/// The instances of all revisions, in shards.
+///
+/// A registered revision that sleeps is sixteen bytes and a reference to what was registered. Claims, releases and
+/// decisions take one short lock each, that of the revision's shard; tasks exist only for starts and stops that don't
+/// complete at once, and one for the deadlines of those who wait.
+pub struct InstancePool {
+    core: Arc<Core>,
+    shards: Box<[Arc<Shard>]>,
+    registered: AtomicU32,
+    /// In which shard the next revision goes: around, so that the same calls give the same keys.
+    next: AtomicU32,
+    closed: AtomicBool,
+}
+
+impl InstancePool {
+    /// A pool. Its tasks run on the tokio runtime in which this is called, else on that of the first caller.
+    ///
+    /// # Panics
+    /// When the config is not valid; see [`PoolConfig::validate`].
+    pub fn new(config: PoolConfig) -> Arc<Self> {
+        if let Err(errors) = config.validate() {
+            panic!("{errors}");
+        }
+        let core = Arc::new(Core::new(config));
+        let shards: Box<[Arc<Shard>]> =
+            (0..core.config.shards).map(|index| Shard::new(&core, index)).collect();
+        core.adopt(&shards);
+        Arc::new(Self {
+            core,
+            shards,
+            registered: AtomicU32::new(0),
+            next: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// What it was made with. The idle rule's policy has moved into the pool.
+    pub fn config(&self) -> &PoolConfig {
+        &self.core.config
+    }
+
+    /// How many revisions are registered.
+    pub fn registered(&self) -> u32 {
+        self.registered.load(Ordering::Relaxed)
+    }
+
+    fn shard(&self, key: RevisionKey) -> &Arc<Shard> {
+        &self.shards[(key.slot() & (self.core.config.shards - 1)) as usize]
+    }
+
+    async fn gone(&self, shard: &Shard, ids: Vec<InstanceId>) {
+        self.core.waiting_for_gone.fetch_add(1, Ordering::AcqRel);
+        let _count = Counted(&self.core.waiting_for_gone);
+        loop {
+            let mut told = std::pin::pin!(self.core.gone.notified());
+            told.as_mut().enable();
+            let there = {
+                let state = shard.state.lock();
+                ids.iter().any(|&id| state.is_there(&self.core, id))
+            };
+            if !there {
+                return;
+            }
+            told.await;
+        }
+    }
+}
+
+/// Somebody waits for instances to be gone.
+struct Counted<'a>(&'a AtomicU32);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl fmt::Debug for InstancePool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InstancePool")
+            .field("shards", &self.shards.len())
+            .field("registered", &self.registered())
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Pool for InstancePool {
+    fn register(&self, deployed: Arc<Deployed>) -> Result<RevisionKey> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Unavailable, "register", "the pool shuts down"));
+        }
+        if let Some(name) = deployed.spec.options.get(BALANCER_OPTION)
+            && !self.core.config.balancers.contains_key(name)
+        {
+            let known: Vec<&str> = self.core.config.balancers.keys().map(String::as_str).collect();
+            return Err(Error::new(
+                ErrorKind::InvalidSpec,
+                "register",
+                format!("options[{BALANCER_OPTION}]: {name:?}: name one of {known:?}, or leave it out"),
+            ));
+        }
+        if self.registered.fetch_add(1, Ordering::Relaxed) >= self.core.config.max_revisions {
+            self.registered.fetch_sub(1, Ordering::Relaxed);
+            return Err(Error::new(
+                ErrorKind::Exhausted,
+                "register",
+                format!("max_revisions of {} are registered", self.core.config.max_revisions),
+            ));
+        }
+        let at = self.next.fetch_add(1, Ordering::Relaxed) as usize & (self.shards.len() - 1);
+        Ok(self.shards[at].with(|state, core, fx| state.register(core, deployed, fx)))
+    }
+
+    fn unregister(&self, revision: RevisionKey) {
+        if self.shard(revision).with(|state, core, fx| state.unregister(core, revision, fx)) {
+            self.registered.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn deployed(&self, revision: RevisionKey) -> Option<Arc<Deployed>> {
+        let state = self.shard(revision).state.lock();
+        let slot = state.lookup(&self.core, revision)?;
+        state.revisions[slot as usize].deployed.clone()
+    }
+
+    fn try_claim(&self, claim: &Claim) -> Option<Lease> {
+        self.shard(claim.revision).try_claim(claim)
+    }
+
+    fn claim(&self, claim: &Claim, cx: &Cx) -> Waiting {
+        if self.closed.load(Ordering::Acquire) {
+            return Waiting::ready(Err(ClaimError::Closed));
+        }
+        self.shard(claim.revision).claim(claim, cx)
+    }
+
+    fn set_desired(&self, revision: RevisionKey, desired: u32) {
+        self.shard(revision).with(|state, core, fx| state.set_desired(core, revision, desired, fx));
+    }
+
+    fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
+        let mut views = Vec::new();
+        let mut handles = Vec::new();
+        {
+            let state = self.shard(revision).state.lock();
+            let Some(a) = state.lookup(&self.core, revision).and_then(|slot| state.active(slot)) else {
+                return views;
+            };
+            let now = self.core.now();
+            let active = &state.actives[a as usize];
+            for (i, instance) in state.instances.iter().enumerate() {
+                if instance.active != a {
+                    continue;
+                }
+                let kind = match instance.phase {
+                    Phase::Free | Phase::Gone => continue,
+                    Phase::Gated | Phase::Starting | Phase::Resuming => InstanceState::Starting,
+                    Phase::Ready => InstanceState::Ready,
+                    Phase::Suspended => InstanceState::Suspended,
+                    Phase::Draining => InstanceState::Draining,
+                    Phase::Stopping => InstanceState::Stopping,
+                };
+                let id = state.id(&self.core, i as u32);
+                let slot = active.slots.iter().find(|slot| slot.id == id);
+                let in_flight = slot.map_or(instance.in_flight, |slot| slot.in_flight);
+                let age = Duration::from_nanos(now.saturating_sub(instance.asked));
+                let mut view = InstanceView::new(id, kind, in_flight, active.limit, age);
+                view.start = instance.start.as_deref().copied();
+                view.ejected = slot.is_some_and(|slot| slot.ejected);
+                views.push(view);
+                handles.push(instance.instance.clone());
+            }
+        }
+        // Outside of the lock: a runtime may read files for it.
+        for (view, handle) in views.iter_mut().zip(handles) {
+            if let Some(handle) = handle {
+                view.endpoint = handle.endpoint().cloned();
+                view.usage = handle.usage();
+            }
+        }
+        views.sort_by_key(|view| (std::cmp::Reverse(view.age), view.id));
+        views
+    }
+
+    fn status(&self, revision: RevisionKey) -> Option<RevisionStatus> {
+        let state = self.shard(revision).state.lock();
+        let slot = state.lookup(&self.core, revision)?;
+        let mut status = RevisionStatus::default();
+        let Some(a) = state.active(slot) else { return Some(status) };
+        let active = &state.actives[a as usize];
+        status.desired = active.decided;
+        status.ready = (active.slots.len() + active.suspended.len()) as u32;
+        status.starting = active.coming.len() as u32;
+        status.draining = active.instances - active.have();
+        status.queued = active.waiting();
+        status.in_flight = active.leases;
+        status.last_start_error.clone_from(&active.error);
+        status.failed_starts = active.failures;
+        Some(status)
+    }
+
+    fn recycle(&self, revision: RevisionKey, instance: InstanceId, grace: Duration) -> bool {
+        self.shard(revision).with(|state, core, fx| state.recycle(core, revision, instance, grace, fx))
+    }
+
+    fn drain_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
+        let Some(shard) = self.shards.get(shard) else { return };
+        crate::load::drain(shard, visit);
+    }
+
+    fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    async fn drain(&self, revision: RevisionKey, grace: Duration) {
+        let shard = self.shard(revision);
+        let left = shard.with(|state, core, fx| {
+            let Some(a) = state.lookup(core, revision).and_then(|slot| state.active(slot)) else {
+                return Vec::new();
+            };
+            let now = core.now();
+            state.drain(core, a, grace, now, fx)
+        });
+        self.gone(shard, left).await;
+    }
+
+    async fn shutdown(&self, deadline: Instant) {
+        self.closed.store(true, Ordering::Release);
+        let grace = deadline.saturating_duration_since(Instant::now());
+        for shard in &self.shards {
+            shard.with(|state, core, fx| state.close(core, grace, fx));
+        }
+        let mut longest = Duration::ZERO;
+        for shard in &self.shards {
+            let (left, grace) = {
+                let state = shard.state.lock();
+                (state.all(&self.core), state.longest_grace())
+            };
+            longest = longest.max(grace);
+            // Stops may take their grace after the deadline; what is starting is ended at the deadline.
+            let limit = (deadline + longest).saturating_duration_since(Instant::now()) + STOP_SLACK;
+            let waiting = self.gone(shard, left);
+            if crate::shard::within(limit, waiting).await.is_none() {
+                tracing::error!("instances did not stop in time; their runtimes are left to reap them");
+            }
+        }
+        self.core.ended.cancel();
+        self.core.tasks.close();
+        self.core.tasks.wait().await;
+    }
+}
+
+/// What a stop may take beyond its grace before a shutdown goes on without it.
+const STOP_SLACK: Duration = Duration::from_secs(1);
+
+impl Drop for InstancePool {
+    /// Without a shutdown before, instances are left to their runtimes' reapers.
+    fn drop(&mut self) {
+        self.core.ended.cancel();
+        for shard in &self.shards {
+            let abandoned = shard.state.lock().abandon();
+            drop(abandoned);
+            shard.plans.lock().clear();
+        }
+    }
+}

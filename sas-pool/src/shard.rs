@@ -1,0 +1,308 @@
+//! A shard: the state machine under its lock, and what is done around it.
+
+use std::{
+    fmt,
+    pin::pin,
+    sync::{Arc, Weak},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use sas_core::{
+    Claim, ClaimError, Cx, Error, ExitReport, InstanceEvents, InstanceId, Lease, LeaseOwner, Outcome,
+    StartPhase, WaitList, Waiting,
+};
+
+use crate::{
+    core::Core,
+    effects::{Effects, Freeze, Plan, Stop},
+    gate::{Ask, Shortage},
+    queue::Grant,
+    state::{Holds, Met, State},
+    sync::Mutex,
+};
+
+pub(crate) struct Shard {
+    me: Weak<Shard>,
+    pub(crate) core: Arc<Core>,
+    pub(crate) state: Mutex<State>,
+    /// Starts that wait for their turn at the gate.
+    pub(crate) plans: Mutex<std::collections::BTreeMap<InstanceId, Plan>>,
+}
+
+impl Shard {
+    pub(crate) fn new(core: &Arc<Core>, index: u32) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            core: Arc::clone(core),
+            state: Mutex::new(State::new(index, core.config.seed)),
+            plans: Mutex::new(std::collections::BTreeMap::new()),
+        })
+    }
+
+    pub(crate) fn me(&self) -> Arc<Self> {
+        self.me.upgrade().expect("a shard that is used is referred to")
+    }
+
+    fn lease(&self, owner: Arc<Self>, grant: Grant) -> Lease {
+        let lease = Lease::new(grant.instance, owner, grant.token);
+        match grant.start {
+            Some(start) => lease.after_start(start),
+            None => lease,
+        }
+    }
+
+    pub(crate) fn try_claim(self: &Arc<Self>, claim: &Claim) -> Option<Lease> {
+        let grant = self.state.lock().try_claim(&self.core, claim)?;
+        Some(self.lease(Arc::clone(self), grant))
+    }
+
+    pub(crate) fn claim(self: &Arc<Self>, claim: &Claim, cx: &Cx) -> Waiting {
+        let deadline = self.core.at(cx.deadline);
+        let mut fx = Effects::default();
+        let met = self.state.lock().claim(&self.core, claim, deadline, &mut fx);
+        let a = match met {
+            Met::Decided(result) => {
+                self.perform(fx);
+                return Waiting::ready(self.answer(result));
+            }
+            Met::Waits(a) => a,
+        };
+        // The first start is made here, and if it completes at once its first slot is this claim's.
+        if !fx.begin.is_empty() {
+            let plan = fx.begin.remove(0);
+            self.perform(fx);
+            if let Some(grant) = self.decide(plan, Some(claim)) {
+                return Waiting::ready(Ok(self.lease(Arc::clone(self), grant)));
+            }
+        } else {
+            self.perform(fx);
+        }
+        let mut fx = Effects::default();
+        let queued = self.state.lock().enqueue(&self.core, a, claim, deadline, &mut fx);
+        self.perform(fx);
+        match queued {
+            Ok(result) => Waiting::ready(self.answer(result)),
+            Err(ticket) => Waiting::queued(Arc::clone(self) as Arc<dyn WaitList>, ticket),
+        }
+    }
+
+    fn answer(self: &Arc<Self>, result: Result<Grant, ClaimError>) -> Result<Lease, ClaimError> {
+        match result {
+            Ok(grant) => Ok(self.lease(Arc::clone(self), grant)),
+            Err(error) => {
+                self.core.refused(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Locks the state, and does what comes of it when the lock is free again.
+    pub(crate) fn with<T>(&self, change: impl FnOnce(&mut State, &Core, &mut Effects) -> T) -> T {
+        let mut fx = Effects::default();
+        let result = change(&mut self.state.lock(), &self.core, &mut fx);
+        self.perform(fx);
+        result
+    }
+
+    /// Does what was decided under the lock.
+    pub(crate) fn perform(&self, mut fx: Effects) {
+        for waker in fx.wake.drain(..) {
+            waker.wake();
+        }
+        if let Some(at) = fx.armed {
+            self.core.arm(at);
+        }
+        for plan in fx.begin.drain(..) {
+            self.decide(plan, None);
+        }
+        for stop in fx.stop.drain(..) {
+            self.stop(stop);
+        }
+        for freeze in fx.freeze.drain(..) {
+            self.freeze(freeze);
+        }
+        if fx.gone || !fx.readings.is_empty() {
+            self.core.tell(&mut fx);
+        }
+        if fx.pump {
+            self.core.pump();
+        }
+    }
+
+    /// Starts now, or puts the start in line at the gate.
+    fn decide(&self, plan: Plan, claim: Option<&Claim>) -> Option<Grant> {
+        let cpu_bound = plan.deployed.runtime.capabilities().cpu_bound_start;
+        if !self.core.is_gated(cpu_bound) {
+            if !self.with(|state, core, fx| state.begin(core, plan.id, Holds::default(), fx)) {
+                return None;
+            }
+            return self.start(plan, claim);
+        }
+        let ask = Ask {
+            tenant: plan.deployed.tenant,
+            shard: self.core.shard_of(plan.id),
+            id: plan.id,
+            priority: plan.priority,
+            gated: cpu_bound,
+            memory: self.core.memory_of(&plan.deployed.spec),
+            weight: 1,
+            class: 0,
+        };
+        self.plans.lock().insert(plan.id, plan);
+        self.core.ask(ask);
+        self.core.pump();
+        None
+    }
+
+    /// A start has its turn.
+    pub(crate) fn begin(&self, id: InstanceId, holds: Holds) {
+        let plan = self.plans.lock().remove(&id);
+        let wanted = self.with(|state, core, fx| state.begin(core, id, holds, fx));
+        if let (true, Some(plan)) = (wanted, plan) {
+            self.start(plan, None);
+        }
+    }
+
+    /// A start is over.
+    pub(crate) fn started(
+        &self,
+        id: InstanceId,
+        result: Result<Arc<dyn sas_core::Instance>, Error>,
+        from_stem: bool,
+        claim: Option<&Claim>,
+    ) -> Option<Grant> {
+        let result = result.map_err(Arc::new);
+        self.with(|state, core, fx| state.started(core, id, result, from_stem, claim, fx))
+    }
+
+    fn stop(&self, stop: Stop) {
+        let id = stop.id;
+        {
+            // `stop` goes on by itself once it was polled: one that is over at once needs no task.
+            let mut stopping = if stop.thaw { None } else { Some(stop.instance.stop(stop.grace)) };
+            let polled = stopping
+                .as_mut()
+                .map(|stopping| stopping.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+            if let Some(Poll::Ready(result)) = polled {
+                self.was_stopped(id, result);
+                return;
+            }
+        }
+        let shard = self.me();
+        let ended = self.core.ended.clone();
+        self.core.spawn(async move {
+            let stopping = async {
+                if stop.thaw
+                    && let Err(error) = stop.instance.resume().await
+                {
+                    tracing::debug!(instance = %id, error = %error.chain(), "not resumed before its stop");
+                }
+                stop.instance.stop(stop.grace).await
+            };
+            let result = tokio::select! {
+                biased;
+                result = stopping => result,
+                () = ended.cancelled() => Ok(()),
+            };
+            shard.was_stopped(id, result);
+        });
+    }
+
+    fn was_stopped(&self, id: InstanceId, result: sas_core::Result<()>) {
+        if let Err(error) = result {
+            tracing::error!(instance = %id, error = %error.chain(), "an instance may not be gone");
+        }
+        self.with(|state, core, fx| state.stopped(core, id, fx));
+    }
+
+    fn freeze(&self, freeze: Freeze) {
+        let Freeze { id, instance, thaw } = freeze;
+        let mut work =
+            Box::pin(async move { if thaw { instance.resume().await } else { instance.suspend().await } });
+        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => self.was_frozen(id, thaw, result),
+            Poll::Pending => {
+                let shard = self.me();
+                let ended = self.core.ended.clone();
+                self.core.spawn(async move {
+                    let result = tokio::select! {
+                        biased;
+                        result = work => result,
+                        () = ended.cancelled() => return,
+                    };
+                    shard.was_frozen(id, thaw, result);
+                });
+            }
+        }
+    }
+
+    fn was_frozen(&self, id: InstanceId, thaw: bool, result: sas_core::Result<()>) {
+        self.with(|state, core, fx| {
+            if thaw { state.resumed(core, id, result, fx) } else { state.suspended(core, id, result, fx) }
+        });
+    }
+
+    /// Does what is due, and says when the next is.
+    pub(crate) fn expire(&self) -> u64 {
+        if self.state.lock().timers.next() == u64::MAX {
+            return u64::MAX;
+        }
+        self.with(|state, core, fx| state.expire(core, fx));
+        let next = self.state.lock().timers.next();
+        next
+    }
+
+    /// Stops idle instances for somebody who waits for a budget.
+    pub(crate) fn reclaim(&self, left: &mut Shortage, over_share_only: bool) {
+        self.with(|state, core, fx| state.reclaim(core, left, over_share_only, fx));
+    }
+}
+
+impl LeaseOwner for Shard {
+    fn release(&self, token: u64, outcome: Outcome) {
+        self.with(|state, core, fx| state.release(core, token, outcome, fx));
+    }
+}
+
+impl WaitList for Shard {
+    fn poll(&self, ticket: u64, cx: &mut Context<'_>) -> Poll<Result<Lease, ClaimError>> {
+        let polled = self.state.lock().poll(ticket, cx.waker());
+        polled.map(|result| match result {
+            Ok(grant) => Ok(self.lease(self.me(), grant)),
+            Err(error) => {
+                self.core.refused(&error);
+                Err(error)
+            }
+        })
+    }
+
+    fn leave(&self, ticket: u64) {
+        let grant = self.with(|state, core, fx| state.leave(core, ticket, fx));
+        if let Some(grant) = grant {
+            // A slot that was on its way to somebody who just left goes to the next in line.
+            self.release(grant.token, Outcome::Unused);
+        }
+    }
+}
+
+impl InstanceEvents for Shard {
+    fn phase(&self, id: InstanceId, phase: StartPhase) {
+        self.state.lock().phase(&self.core, id, phase);
+    }
+
+    fn exited(&self, id: InstanceId, report: ExitReport) {
+        self.with(|state, core, fx| state.exited(core, id, &report, fx));
+    }
+}
+
+impl fmt::Debug for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shard")
+    }
+}
+
+/// Waits for a future for at most so long, if it is one that must end.
+pub(crate) async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(limit, pin!(work)).await.ok()
+}
