@@ -1,0 +1,37 @@
+//! A function that can start: compiled, linked, with what its revision asked for.
+
+use std::{fmt, sync::Arc};
+
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+
+use crate::{
+    admission::Admission, cgi::Block, host::Host, http02::HttpGuest, inspect::Kind, options::Options,
+    preview1::CgiProgram,
+};
+
+/// How a request reaches the code.
+pub(crate) enum Program {
+    Cgi(Arc<CgiProgram>),
+    Http02(ProxyPre<HttpGuest>),
+}
+
+/// What `prepare` makes.
+pub(crate) struct Function {
+    pub(crate) program: Program,
+    pub(crate) kind: Kind,
+    pub(crate) options: Arc<Options>,
+    pub(crate) arguments: Arc<Block>,
+    pub(crate) admission: Arc<Admission>,
+    /// Slots that one sandbox takes.
+    pub(crate) units: u32,
+    pub(crate) host: Arc<Host>,
+}
+
+impl fmt::Debug for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Function")
+            .field("kind", &self.kind)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,218 @@
+//! What all functions of a runtime share: the engine, its sandboxes, the ticks, the linkers.
+
+use std::{
+    num::NonZeroUsize,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use sas_core::{Error, ErrorKind, Result};
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    time::Instant,
+};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, component};
+
+use crate::{
+    admission::Admission, config::WasmConfig, http02::HttpGuest, inspect::Kind, metrics::Metrics,
+    outbound::Tls, preview1::CgiGuest, ticker::Ticker,
+};
+
+/// Core instances and tables per slot: components are made of several modules, and few of them have a memory.
+const MODULES_PER_SLOT: u32 = 4;
+/// Core instances, memories and tables that one component may have.
+const MOST_PARTS: u32 = 64;
+/// The guest's part of its stack.
+const STACK: usize = 512 * 1024;
+/// Frames of a trap's backtrace that are kept.
+const FRAMES: usize = 8;
+
+/// An engine with its sandboxes and linkers.
+pub(crate) struct Workshop {
+    pub(crate) engine: Engine,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) modules: wasmtime::Linker<CgiGuest>,
+    pub(crate) components: component::Linker<HttpGuest>,
+}
+
+impl std::fmt::Debug for Workshop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workshop").field("admission", &self.admission).finish_non_exhaustive()
+    }
+}
+
+impl Workshop {
+    fn new(config: &WasmConfig, concurrent: bool) -> Result<Self> {
+        let failed = |what: &str, error: wasmtime::Error| {
+            Error::new(ErrorKind::Unexpected, "start wasm runtime", format!("{what}: {error:#}"))
+        };
+        let engine = Engine::new(&engine_config(config, concurrent)).map_err(|error| {
+            let text = format!(
+                "{error:#}; each of {} slots reserves 4 GiB of address space: give less slots, or raise the limit of \
+                 virtual memory (ulimit -v)",
+                config.slots
+            );
+            Error::new(ErrorKind::Exhausted, "start wasm runtime", text)
+        })?;
+        let mut modules = wasmtime::Linker::new(&engine);
+        crate::preview1::add_to_linker(&mut modules).map_err(|error| failed("link preview 1", error))?;
+        let mut components = component::Linker::new(&engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut components)
+            .and_then(|()| wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components))
+            .map_err(|error| failed("link WASI 0.2", error))?;
+        Ok(Self {
+            engine,
+            admission: Arc::new(Admission::new(config.slots, config.queue)),
+            modules,
+            components,
+        })
+    }
+}
+
+fn engine_config(config: &WasmConfig, concurrent: bool) -> Config {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_memories(config.slots)
+        .total_stacks(config.slots.saturating_mul(2))
+        .total_component_instances(config.slots)
+        .total_core_instances(config.slots.saturating_mul(MODULES_PER_SLOT))
+        .total_tables(config.slots.saturating_mul(MODULES_PER_SLOT))
+        .max_core_instances_per_component(MOST_PARTS)
+        .max_memories_per_component(MOST_PARTS)
+        .max_tables_per_component(MOST_PARTS)
+        .max_memories_per_module(MOST_PARTS)
+        .max_tables_per_module(MOST_PARTS)
+        .max_memory_size(4 << 30)
+        .table_elements(config.ceiling.table_elements)
+        .linear_memory_keep_resident(config.keep_resident)
+        .table_keep_resident(config.keep_resident.min(64 * 1024))
+        .max_unused_warm_slots(config.slots.min(100));
+    let mut engine = Config::new();
+    engine
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
+        .epoch_interruption(true)
+        .max_wasm_stack(STACK)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(FRAMES))
+        // Frames are told by name or number: no map from code back to bytes, and none for system unwinders.
+        .generate_address_map(false)
+        .native_unwind_info(false)
+        .concurrency_support(concurrent)
+        .wasm_component_model_async(concurrent);
+    engine
+}
+
+/// What all functions share.
+pub(crate) struct Host {
+    pub(crate) config: WasmConfig,
+    pub(crate) metrics: Metrics,
+    pub(crate) ticker: Arc<Ticker>,
+    pub(crate) tls: Arc<Tls>,
+    pub(crate) started: Instant,
+    plain: Workshop,
+    concurrent: OnceLock<Workshop>,
+    stops: Arc<Notify>,
+    gone: Notify,
+    reaping: AtomicUsize,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    pub(crate) fn new(config: WasmConfig) -> Result<Self> {
+        let plain = Workshop::new(&config, false)?;
+        let ticker = Ticker::start(config.tick).map_err(|error| {
+            Error::new(
+                ErrorKind::Exhausted,
+                "start wasm runtime",
+                format!("no thread for the ticks: {error}"),
+            )
+        })?;
+        ticker.add(&plain.engine);
+        Ok(Self {
+            metrics: Metrics::new(&config.recorder),
+            config,
+            ticker: Arc::new(ticker),
+            tls: Arc::default(),
+            started: Instant::now(),
+            plain,
+            concurrent: OnceLock::new(),
+            stops: Arc::default(),
+            gone: Notify::new(),
+            reaping: AtomicUsize::new(0),
+        })
+    }
+
+    /// The engine for a kind: what WASI 0.3 needs costs every other guest, so that it has one of its own, made when
+    /// it is first needed.
+    pub(crate) fn workshop(&self, kind: Kind) -> Result<&Workshop> {
+        if kind != Kind::Http03 {
+            return Ok(&self.plain);
+        }
+        if let Some(made) = self.concurrent.get() {
+            return Ok(made);
+        }
+        let made = Workshop::new(&self.config, true)?;
+        let mut is_ours = false;
+        let kept = self.concurrent.get_or_init(|| {
+            is_ours = true;
+            made
+        });
+        if is_ours {
+            self.ticker.add(&kept.engine);
+        }
+        Ok(kept)
+    }
+
+    /// Resolves at the next forced stop of any instance.
+    pub(crate) fn stops(&self) -> OwnedNotified {
+        Arc::clone(&self.stops).notified_owned()
+    }
+
+    /// Wakes guests that wait, so that those of a killed instance end.
+    pub(crate) fn stop_now(&self) {
+        self.stops.notify_waiters();
+    }
+
+    /// Something came to its end.
+    pub(crate) fn ended(&self) {
+        self.gone.notify_waiters();
+    }
+
+    /// Waits until `is_so`, asked again whenever something came to its end.
+    pub(crate) async fn gone(&self, is_so: impl Fn() -> bool) {
+        loop {
+            let mut change = std::pin::pin!(self.gone.notified());
+            change.as_mut().enable();
+            if is_so() {
+                return;
+            }
+            change.await;
+        }
+    }
+
+    /// Work in the background that `quiesce` waits for.
+    pub(crate) fn reaping(self: &Arc<Self>) -> Reaping {
+        self.reaping.fetch_add(1, Ordering::AcqRel);
+        Reaping(Arc::clone(self))
+    }
+
+    pub(crate) async fn quiesce(&self) {
+        self.gone(|| self.reaping.load(Ordering::Acquire) == 0).await;
+    }
+}
+
+/// Work in the background.
+#[derive(Debug)]
+pub(crate) struct Reaping(Arc<Host>);
+
+impl Drop for Reaping {
+    fn drop(&mut self) {
+        self.0.reaping.fetch_sub(1, Ordering::AcqRel);
+        self.0.ended();
+    }
+}

@@ -1,0 +1,169 @@
+//! Components of `wasi:http@0.2`: what the host keeps for one, and how a request reaches it.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{HeaderValue, header};
+use sas_core::{BoxError, Request, RequestId};
+use tokio::{sync::oneshot, time::Instant};
+use wasmtime::{Store, component::ResourceTable};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{
+    Error, WasiHttpCtx, WasiHttpCtxView, WasiHttpView,
+    p2::{
+        bindings::{
+            Proxy, ProxyPre,
+            http::types::{ErrorCode, Scheme},
+        },
+        body::HyperOutgoingBody,
+    },
+};
+
+use crate::{
+    admission::{Keep, Place},
+    instance::WasmInstance,
+    limits::{Limiter, Meter},
+    outbound::Outbound,
+    sandbox::{Limited, Sandbox, store},
+};
+
+/// What the host keeps for one component. The WASI context is made when the guest first asks for something of it.
+pub(crate) struct HttpGuest {
+    pub(crate) limiter: Limiter,
+    sandbox: Sandbox,
+    outbound: Outbound,
+    table: ResourceTable,
+    http: WasiHttpCtx,
+    wasi: Option<WasiCtx>,
+}
+
+impl HttpGuest {
+    pub(crate) fn new(sandbox: Sandbox, meter: Arc<Meter>) -> Self {
+        let function = sandbox.instance.function();
+        let outbound =
+            Outbound { options: Arc::clone(&function.options), tls: Arc::clone(&function.host.tls) };
+        Self {
+            limiter: sandbox.limiter(meter),
+            sandbox,
+            outbound,
+            table: ResourceTable::new(),
+            http: WasiHttpCtx::new(),
+            wasi: None,
+        }
+    }
+}
+
+impl Limited for HttpGuest {
+    fn limits(&self) -> &Limiter {
+        &self.limiter
+    }
+}
+
+impl WasiView for HttpGuest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        let Self { wasi, table, sandbox, .. } = self;
+        WasiCtxView { ctx: wasi.get_or_insert_with(|| sandbox.wasi()), table }
+    }
+}
+
+impl WasiHttpView for HttpGuest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { hooks: &mut self.outbound, table: &mut self.table, ctx: &mut self.http }
+    }
+}
+
+/// What a component sets its answer through.
+pub(crate) type Reply = Result<http::Response<HyperOutgoingBody>, ErrorCode>;
+
+/// A sandbox that has served and may serve again.
+pub(crate) struct Warm {
+    store: Store<HttpGuest>,
+    proxy: Proxy,
+    served: u32,
+    born: Instant,
+    pub(crate) place: Option<(Place, Keep)>,
+}
+
+impl std::fmt::Debug for Warm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Warm").field("served", &self.served).finish_non_exhaustive()
+    }
+}
+
+impl Warm {
+    /// Whether it may serve once more.
+    pub(crate) fn is_fit(&self, requests: u32, age: Duration) -> bool {
+        self.served < requests && self.born.elapsed() < age
+    }
+}
+
+/// Serves one request, in a fresh sandbox or in a kept one, which comes back when all went well.
+pub(crate) async fn serve(
+    pre: ProxyPre<HttpGuest>,
+    kept: Option<Warm>,
+    instance: Arc<WasmInstance>,
+    id: RequestId,
+    meter: Arc<Meter>,
+    request: Request,
+    reply: oneshot::Sender<Reply>,
+) -> wasmtime::Result<Warm> {
+    let mut warm = match kept {
+        Some(mut warm) => {
+            let guest = warm.store.data_mut();
+            guest.sandbox.next_request(id);
+            guest.limiter.next_request(meter);
+            warm.store.set_epoch_deadline(1);
+            warm
+        }
+        None => {
+            let guest = HttpGuest::new(Sandbox::new(instance, id), meter);
+            let mut store = store(pre.engine(), guest, |guest| &mut guest.limiter);
+            let proxy = pre.instantiate_async(&mut store).await?;
+            Warm { store, proxy, served: 0, born: Instant::now(), place: None }
+        }
+    };
+    let mut http = warm.store.data_mut().http();
+    let request = http.new_incoming_request(scheme(&request), with_host(request).map(Incoming))?;
+    let answer = http.new_response_outparam(reply)?;
+    warm.proxy.wasi_http_incoming_handler().call_handle(&mut warm.store, request, answer).await?;
+    warm.served += 1;
+    Ok(warm)
+}
+
+fn scheme(request: &Request) -> Scheme {
+    match request.uri().scheme_str() {
+        Some("https") => Scheme::Https,
+        _ => Scheme::Http,
+    }
+}
+
+/// A request that came without a host (HTTP/1.0, or made by the platform) gets one, as `wasi:http` asks for it.
+pub(crate) fn with_host(mut request: Request) -> Request {
+    if request.uri().authority().is_none() && !request.headers().contains_key(header::HOST) {
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost"));
+    }
+    request
+}
+
+/// A request's body as the guest's host functions want it.
+pub(crate) struct Incoming(pub(crate) sas_core::Body);
+
+impl http_body::Body for Incoming {
+    type Data = bytes::Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, Error>>> {
+        let failed = |error: BoxError| Error::InternalError(Some(error.to_string()));
+        std::pin::Pin::new(&mut self.0).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(failed)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.0.size_hint()
+    }
+}

@@ -1,0 +1,410 @@
+//! The runtime: code in, instances out.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Weak},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sas_core::{
+    Artifact, ArtifactInfo, Capabilities, Error, ErrorKind, Instance, Isolation, Result, RevisionSpec,
+    Runtime, Source, StartRequest,
+};
+use sha2::{Digest as _, Sha256};
+use tokio::{sync::Semaphore, time::Instant};
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+
+use crate::{
+    cache::{Cache, Code, Key},
+    cgi::Block,
+    config::WasmConfig,
+    function::{Function, Program},
+    host::{Host, Workshop},
+    inspect::{Kind, inspect, invalid, to_binary},
+    instance::WasmInstance,
+    options::Options,
+    preview1::{CgiProgram, not_granted},
+    sync::Lock,
+};
+
+/// Runs WebAssembly functions, each request in a sandbox of its own.
+///
+/// ```
+/// # use std::{sync::Arc, time::Duration};
+/// use sas_core::{RevisionSpec, Runtime, Source};
+/// use sas_runtime_wasm::{WasmConfig, WasmRuntime};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> sas_core::Result<()> {
+/// let runtime = WasmRuntime::new(WasmConfig { slots: 10, ..WasmConfig::default() })?;
+/// let text = r#"(module
+///     (import "wasi_snapshot_preview1" "fd_write"
+///         (func $write (param i32 i32 i32 i32) (result i32)))
+///     (memory (export "memory") 1)
+///     (data (i32.const 0) "\10\00\00\00\1f\00\00\00")
+///     (data (i32.const 16) "Content-Type: text/plain\0a\0ahello")
+///     (func (export "_start")
+///         (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))"#;
+/// let source = Source::Bytes { name: "hello.wat".into(), bytes: text.into() };
+/// let artifact = runtime.prepare(&RevisionSpec::new("wasm", source)).await?;
+/// assert_eq!(artifact.info().notes, ["kind: cgi"]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct WasmRuntime {
+    host: Arc<Host>,
+    cache: Option<Arc<Cache>>,
+    compiling: Arc<Semaphore>,
+    compiled: Lock<HashMap<Key, Weak<Compiled>>>,
+}
+
+/// Code that was compiled, shared between all revisions that have it.
+struct Compiled {
+    code: Code,
+    digest: String,
+}
+
+impl WasmRuntime {
+    /// A runtime. It starts one thread, which sleeps while no guest runs.
+    ///
+    /// # Errors
+    /// `InvalidSpec` for a configuration that can't be; `Exhausted` when the address space for the sandboxes can't be
+    /// had.
+    pub fn new(config: WasmConfig) -> Result<Arc<Self>> {
+        config.validate()?;
+        let cache = config.cache_dir.as_deref().map(Cache::open).transpose()?.map(Arc::new);
+        let compiling = Arc::new(Semaphore::new(config.compile.parallel as usize));
+        Ok(Arc::new(Self { host: Arc::new(Host::new(config)?), cache, compiling, compiled: Lock::default() }))
+    }
+
+    /// The code of `kind`, from memory, from disk, or from the compiler.
+    async fn compiled(&self, kind: Kind, binary: Bytes) -> Result<Arc<Compiled>> {
+        let config = &self.host.config.compile;
+        let deadline = Instant::now() + config.time;
+        let late = || {
+            let most = config.time;
+            Error::new(
+                ErrorKind::Timeout,
+                "prepare",
+                format!("not compiled within {most:?} (WasmConfig.compile.time)"),
+            )
+        };
+        let digest: [u8; 32] = Sha256::digest(&binary).into();
+        let engine = self.host.workshop(kind)?.engine.clone();
+        let key = Key::new(&engine, kind, &digest);
+        if let Some(known) = self.known(&key) {
+            return Ok(known);
+        }
+        let turn = Arc::clone(&self.compiling).acquire_owned();
+        let turn = match tokio::time::timeout_at(deadline, turn).await {
+            Ok(Ok(turn)) => turn,
+            Ok(Err(_)) | Err(_) => return Err(late()),
+        };
+        // Somebody else may have compiled it meanwhile.
+        if let Some(known) = self.known(&key) {
+            return Ok(known);
+        }
+        let cache = self.cache.clone();
+        let host = Arc::clone(&self.host);
+        let reaping = self.host.reaping();
+        let work = tokio::task::spawn_blocking(move || {
+            let made = make(&host, cache.as_deref(), &engine, kind, &key, &binary);
+            // Held until the compiler is really done, whoever still waits for it.
+            drop((turn, reaping));
+            made
+        });
+        let code = match tokio::time::timeout_at(deadline, work).await {
+            Ok(Ok(code)) => code?,
+            Ok(Err(error)) => {
+                return Err(Error::new(
+                    ErrorKind::Unexpected,
+                    "prepare",
+                    format!("the compiler failed: {error}"),
+                ));
+            }
+            Err(_) => return Err(late()),
+        };
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let compiled = Arc::new(Compiled { code, digest: format!("sha256:{hex}") });
+        let mut all = self.compiled.lock();
+        all.retain(|_, weak| weak.strong_count() > 0);
+        all.insert(key, Arc::downgrade(&compiled));
+        Ok(compiled)
+    }
+
+    fn known(&self, key: &Key) -> Option<Arc<Compiled>> {
+        let known = self.compiled.lock().get(key)?.upgrade()?;
+        self.host.metrics.from_memory.increment(1);
+        Some(known)
+    }
+
+    fn link(&self, kind: Kind, code: &Code, options: Options, spec: &RevisionSpec) -> Result<Function> {
+        let workshop = self.host.workshop(kind)?;
+        let options = Arc::new(options);
+        let (program, parts) = match code {
+            Code::Module(module) => {
+                if options.reuse.keeps() {
+                    return Err(invalid(format!(
+                        "options[{:?}]: a CGI module answers one request per sandbox: leave the option out, or build a \
+                         wasi:http component",
+                        crate::options::REUSE
+                    )));
+                }
+                let program = CgiProgram::link(&workshop.modules, module)?;
+                (Program::Cgi(Arc::new(program)), Some((module.resources_required(), 1)))
+            }
+            Code::Component(component) => {
+                let program = link_component(workshop, component)?;
+                let parts = component.resources_required().map(|parts| (parts, MODULES));
+                (program, parts)
+            }
+        };
+        let units = match &parts {
+            Some((needs, _)) => units(needs, &options)?,
+            None => 1,
+        };
+        Ok(Function {
+            program,
+            kind,
+            options,
+            arguments: Arc::new(arguments(spec)),
+            admission: Arc::clone(&workshop.admission),
+            units: units.min(workshop.admission.total()),
+            host: Arc::clone(&self.host),
+        })
+    }
+}
+
+/// Modules of a component that are counted as one slot.
+const MODULES: u32 = 4;
+
+/// Slots that a sandbox takes: its memories and tables, whichever are more.
+fn units(needs: &wasmtime::ResourcesRequired, options: &Options) -> Result<u32> {
+    let limit = options.limits.memory_bytes;
+    let pages = needs.max_initial_memory_size.unwrap_or(0);
+    let least = pages.saturating_mul(crate::config::PAGE);
+    if least > limit {
+        return Err(invalid(format!(
+            "source: the code starts with a memory of {least} bytes, over the limit of {limit} \
+             (resources.memory_limit_bytes)"
+        )));
+    }
+    let elements = needs.max_initial_table_size.unwrap_or(0);
+    if elements > options.limits.table_elements as u64 {
+        return Err(invalid(format!(
+            "source: the code starts with a table of {elements} elements, over the limit of {} (limits.table_elements)",
+            options.limits.table_elements
+        )));
+    }
+    Ok(needs.num_memories.max(needs.num_tables.div_ceil(MODULES)).max(1))
+}
+
+fn link_component(workshop: &Workshop, component: &wasmtime::component::Component) -> Result<Program> {
+    let pre = workshop.components.instantiate_pre(component).map_err(|error| {
+        let unknown = unknown_imports(workshop, component);
+        if unknown.is_empty() {
+            invalid(format!("source: the component does not fit WASI 0.2: {error:#}"))
+        } else {
+            invalid(not_granted(&unknown))
+        }
+    })?;
+    let pre = ProxyPre::new(pre).map_err(|error| {
+        invalid(format!("source: the component does not export wasi:http as it should: {error:#}"))
+    })?;
+    Ok(Program::Http02(pre))
+}
+
+/// Imports that the platform does not have, found by linking each of them alone.
+fn unknown_imports(workshop: &Workshop, component: &wasmtime::component::Component) -> Vec<String> {
+    let engine = &workshop.engine;
+    component
+        .component_type()
+        .imports(engine)
+        .filter(|(name, _)| !is_provided(name))
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
+/// Whether the linker has an interface of this name.
+fn is_provided(name: &str) -> bool {
+    const PACKAGES: [&str; 7] = [
+        "wasi:cli/",
+        "wasi:clocks/",
+        "wasi:filesystem/",
+        "wasi:http/",
+        "wasi:io/",
+        "wasi:random/",
+        "wasi:sockets/",
+    ];
+    PACKAGES.iter().any(|package| name.starts_with(package)) && name.contains("@0.2.")
+}
+
+fn arguments(spec: &RevisionSpec) -> Block {
+    let mut block = Block::default();
+    block.push(&[b"function"]);
+    for argument in &spec.args {
+        block.push(&[argument.as_bytes()]);
+    }
+    block
+}
+
+fn make(
+    host: &Host,
+    cache: Option<&Cache>,
+    engine: &wasmtime::Engine,
+    kind: Kind,
+    key: &Key,
+    binary: &[u8],
+) -> Result<Code> {
+    if let Some(code) = cache.and_then(|cache| cache.load(engine, kind, key)) {
+        host.metrics.from_disk.increment(1);
+        return Ok(code);
+    }
+    let began = Instant::now();
+    let code = Code::compile(engine, kind, binary)
+        .map_err(|error| invalid(format!("source: the code is not valid: {error:#}")))?;
+    host.metrics.compile.record(began.elapsed().as_secs_f64());
+    host.metrics.from_compiler.increment(1);
+    if let Some(cache) = cache {
+        let kept = code.serialize().map_err(std::io::Error::other).and_then(|bytes| cache.store(key, &bytes));
+        match kept {
+            // Read back, so that the code is a file's pages from now on, shared and given back under pressure.
+            Ok(()) => return Ok(cache.load(engine, kind, key).unwrap_or(code)),
+            Err(error) => tracing::warn!(%error, "compiled code can't be kept on disk"),
+        }
+    }
+    Ok(code)
+}
+
+/// The bytes of the function and a name for them.
+fn read(source: &Source, command: &[String], most: usize) -> Result<(String, Bytes)> {
+    match source {
+        Source::Bytes { name, bytes } => Ok((name.clone(), bytes.clone())),
+        Source::Path(path) => {
+            let file = find(path, command)?;
+            let wrong = |error: std::io::Error| invalid(format!("source: {}: {error}", file.display()));
+            let size = fs::metadata(&file).map_err(wrong)?.len();
+            if size > most as u64 {
+                return Err(invalid(format!(
+                    "source: {} has {size} bytes: at most {most} are accepted (WasmConfig.compile.code_bytes)",
+                    file.display()
+                )));
+            }
+            let bytes = fs::read(&file).map_err(wrong)?;
+            Ok((file.display().to_string(), bytes.into()))
+        }
+        Source::Image(image) => Err(invalid(format!(
+            "source.image: {image:?}: the wasm runtime takes a .wasm or .wat file, not an image"
+        ))),
+        Source::Function(name) => Err(invalid(format!(
+            "source.function: {name:?}: the wasm runtime takes a .wasm or .wat file; registered functions are of the \
+             runtime inline"
+        ))),
+        other => Err(invalid(format!("source: {other:?}: the wasm runtime takes a .wasm or .wat file"))),
+    }
+}
+
+/// The file of a package: itself, the one that the command names, or the only one in the folder.
+fn find(path: &Path, command: &[String]) -> Result<PathBuf> {
+    let wrong = |error: std::io::Error| invalid(format!("source: {}: {error}", path.display()));
+    if !fs::metadata(path).map_err(wrong)?.is_dir() {
+        return Ok(path.to_owned());
+    }
+    if let Some(name) = command.first() {
+        if name.starts_with('/') || name.split('/').any(|part| part == "..") {
+            return Err(invalid(format!("command[0]: {name:?}: the path of a file inside of the package")));
+        }
+        return Ok(path.join(name));
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).map_err(wrong)? {
+        let file = entry.map_err(wrong)?.path();
+        if file.extension().is_some_and(|extension| extension == "wasm" || extension == "wat") {
+            found.push(file);
+        }
+    }
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        count => Err(invalid(format!(
+            "source: {} has {count} .wasm and .wat files: name the function's in command[0]",
+            path.display()
+        ))),
+    }
+}
+
+#[async_trait]
+impl Runtime for WasmRuntime {
+    fn name(&self) -> &'static str {
+        "wasm"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::new(Isolation::Sandbox);
+        capabilities.usage = true;
+        capabilities.limits = true;
+        capabilities
+    }
+
+    async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact> {
+        let options = Options::parse(spec, &self.host.config)?;
+        let (source, command) = (spec.source.clone(), spec.command.clone());
+        let host = Arc::clone(&self.host);
+        let reading = tokio::task::spawn_blocking(move || {
+            let limits = &host.config.compile;
+            let (name, code) = read(&source, &command, limits.code_bytes)?;
+            let binary = to_binary(&name, &code, limits)?.map_or(code, Bytes::from);
+            let kind = inspect(&binary, &host.config)?;
+            Ok::<_, Error>((kind, binary))
+        });
+        let (kind, binary) = reading.await.map_err(|error| {
+            Error::new(ErrorKind::Unexpected, "prepare", format!("reading failed: {error}"))
+        })??;
+        let compiled = self.compiled(kind, binary).await?;
+        let mut notes = vec![format!("kind: {}", kind.as_str())];
+        if let Code::Component(component) = &compiled.code {
+            let engine = &self.host.workshop(kind)?.engine;
+            let calls = component.component_type().imports(engine).any(|(name, _)| {
+                name.starts_with("wasi:http/outgoing-handler") || name.starts_with("wasi:http/client")
+            });
+            if calls && options.hosts.is_empty() {
+                notes.push(format!(
+                    "it can call other hosts, but none is granted ({}): such calls fail",
+                    crate::options::ALLOW_HOSTS
+                ));
+            }
+        }
+        let function = self.link(kind, &compiled.code, options, spec)?;
+        let info =
+            ArtifactInfo { digest: compiled.digest.clone(), bytes: compiled.code.size(), stem: None, notes };
+        Ok(Artifact::new(Prepared { function: Arc::new(function), _compiled: compiled }, info))
+    }
+
+    async fn start(&self, request: StartRequest) -> Result<Arc<dyn Instance>> {
+        start(&request)
+    }
+
+    fn try_start(&self, request: &StartRequest) -> Option<Result<Arc<dyn Instance>>> {
+        Some(start(request))
+    }
+
+    async fn quiesce(&self) {
+        self.host.quiesce().await;
+    }
+}
+
+/// What an artifact holds: the function, and its place among the compiled code that is shared.
+struct Prepared {
+    function: Arc<Function>,
+    _compiled: Arc<Compiled>,
+}
+
+fn start(request: &StartRequest) -> Result<Arc<dyn Instance>> {
+    let prepared: &Prepared = request.deployed.artifact.downcast().ok_or_else(|| {
+        Error::new(ErrorKind::InvalidSpec, "start", "the artifact was not prepared by the wasm runtime")
+    })?;
+    Ok(WasmInstance::start(Arc::clone(&prepared.function), request))
+}
