@@ -135,8 +135,10 @@ impl Proc {
     pub(crate) fn usage(&self) -> Option<Usage> {
         let mut state = self.state.lock();
         if state.exit.is_none()
-            && let Some(usage) = crate::usage::sample(self.pid())
+            && let Some(mut usage) = crate::usage::sample(self.pid())
         {
+            // A descendant that ended without being waited for takes its time with it.
+            usage.cpu_ns = usage.cpu_ns.max(state.usage.map_or(0, |before| before.cpu_ns));
             state.usage = Some(usage);
         }
         state.usage
