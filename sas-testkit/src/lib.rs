@@ -1,10 +1,38 @@
 #![forbid(unsafe_code)]
-//! Prove a backend of the `sas` SDK.
+//! Prove a backend of the `sas` SDK, and try a platform under load and faults.
+//!
+//! A backend author writes one test per trait. Each check of a suite is named by the sentence of the contract that it
+//! proves; what a backend does not claim in its [`sas_core::Capabilities`], or has no fixture for, is skipped and
+//! says so.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
+//! use sas_testkit::{fake::FakeRuntime, runtime};
+//!
+//! // `FakeRuntime::fixtures()` is where you put your own runtime and the programs that it can run.
+//! let report = runtime::suite(async || ((), FakeRuntime::fixtures())).await;
+//! println!("{report}");
+//! report.assert_passed();
+//! # }
+//! ```
+//!
+//! | Module | For |
+//! |---|---|
+//! | [`runtime`], [`pool`], [`router`], [`scaler`], [`store`], [`trigger`], [`logs`], [`meter`] | the suite of each trait |
+//! | [`fake`] | stand-ins for every trait, scripted by tests |
 
 mod check;
 mod client;
 pub mod fake;
+pub mod logs;
+pub mod meter;
+pub mod pool;
 mod report;
+pub mod router;
 pub mod runtime;
+pub mod scaler;
+pub mod store;
+pub mod trigger;
 
 pub use report::{Checked, Outcome, Report};

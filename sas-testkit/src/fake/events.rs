@@ -16,6 +16,7 @@ pub struct FakeEventSink {
     slots: Arc<Semaphore>,
     delivered: Mutex<Vec<Event>>,
     offered: Mutex<u64>,
+    refused: Mutex<Vec<Event>>,
     failures: Mutex<VecDeque<ErrorKind>>,
     takes: Mutex<Duration>,
 }
@@ -27,6 +28,7 @@ impl FakeEventSink {
             slots: Arc::new(Semaphore::new(slots)),
             delivered: Mutex::default(),
             offered: Mutex::default(),
+            refused: Mutex::default(),
             failures: Mutex::default(),
             takes: Mutex::default(),
         })
@@ -57,6 +59,11 @@ impl FakeEventSink {
         *self.offered.lock()
     }
 
+    /// What was refused, in order.
+    pub fn refused(&self) -> Vec<Event> {
+        self.refused.lock().clone()
+    }
+
     /// Slots that nobody holds.
     pub fn free_slots(&self) -> usize {
         self.slots.available_permits()
@@ -80,6 +87,7 @@ impl EventSink for FakeEventSink {
         }
         drop(slot);
         if let Some(kind) = self.failures.lock().pop_front() {
+            self.refused.lock().push(event);
             return Err(Error::new(kind, "deliver", "made to fail"));
         }
         self.delivered.lock().push(event);

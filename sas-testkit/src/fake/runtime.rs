@@ -192,6 +192,11 @@ impl FakeRuntime {
         self.shared.script.lock().push_back(Script::Take(time));
     }
 
+    /// Forgets what the coming starts were told to do; those under way go on.
+    pub fn forget_script(&self) {
+        self.shared.script.lock().clear();
+    }
+
     /// Starts that succeeded so far.
     pub fn started(&self) -> u64 {
         self.shared.started.load(SeqCst)

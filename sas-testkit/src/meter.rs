@@ -1,0 +1,161 @@
+//! The suite for [`sas_core::MeterSink`].
+
+use std::{fmt, sync::Arc};
+
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+use sas_core::{InstanceId, MeterPhase, MeterSink, RevisionKey, TenantKey};
+
+use crate::{
+    Report,
+    check::{self, Stop, Verdict, checks, ensure},
+};
+
+const PHASES: [MeterPhase; 5] =
+    [MeterPhase::Starting, MeterPhase::Pooled, MeterPhase::Idle, MeterPhase::Busy, MeterPhase::Draining];
+
+type ReadPhase = Box<dyn Fn(RevisionKey, TenantKey, MeterPhase) -> u64>;
+type ReadRequests = Box<dyn Fn(RevisionKey, TenantKey) -> u64>;
+
+/// A meter, and how to read what it counted.
+pub struct Subject {
+    sink: Arc<dyn MeterSink>,
+    phase: Option<ReadPhase>,
+    requests: Option<ReadRequests>,
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subject").field("sink", &self.sink).finish_non_exhaustive()
+    }
+}
+
+impl Subject {
+    /// A meter that has counted nothing.
+    pub fn new(sink: Arc<dyn MeterSink>) -> Self {
+        Self { sink, phase: None, requests: None }
+    }
+
+    /// The nanoseconds of a revision in a phase.
+    #[must_use]
+    pub fn phase(mut self, read: impl Fn(RevisionKey, TenantKey, MeterPhase) -> u64 + 'static) -> Self {
+        self.phase = Some(Box::new(read));
+        self
+    }
+
+    /// The requests of a revision.
+    #[must_use]
+    pub fn requests(mut self, read: impl Fn(RevisionKey, TenantKey) -> u64 + 'static) -> Self {
+        self.requests = Some(Box::new(read));
+        self
+    }
+
+    fn read(&self, revision: RevisionKey, tenant: TenantKey, phase: MeterPhase) -> Verdict<u64> {
+        let read =
+            self.phase.as_ref().ok_or_else(|| Stop::skip("what it counts can't be read (no `phase`)"))?;
+        Ok(read(revision, tenant, phase))
+    }
+}
+
+/// Runs every check on a meter of its own, made by `builder`.
+pub async fn suite<G>(builder: impl AsyncFn() -> (G, Subject)) -> Report {
+    check::run(
+        "MeterSink",
+        builder,
+        |subject| subject,
+        checks![
+            "nanoseconds add up exactly, for each phase" => exact,
+            "revisions and tenants are kept apart" => apart,
+            "requests add up exactly" => requests,
+            "threads that meter at once lose nothing of each other" => threads,
+            "nothing, and more than there can be, neither panics nor wraps around" => extremes,
+        ],
+    )
+    .await
+}
+
+const REVISION: RevisionKey = RevisionKey::new(1, 0);
+const TENANT: TenantKey = TenantKey(1);
+
+async fn exact(subject: &Subject) -> Verdict {
+    let mut random = SmallRng::seed_from_u64(11);
+    let mut expected = [0_u64; 5];
+    for _ in 0..2_000 {
+        let phase = random.random_range(0..5);
+        // Odd numbers of nanoseconds: whoever counts in floats or milliseconds loses some.
+        let ns = random.random_range(0..10_000_000_000_u64) | 1;
+        expected[phase] += ns;
+        let instance = InstanceId(random.random_range(0..7));
+        subject.sink.phase(instance, REVISION, TENANT, PHASES[phase], ns);
+    }
+    for (phase, expected) in PHASES.into_iter().zip(expected) {
+        let counted = subject.read(REVISION, TENANT, phase)?;
+        ensure!(counted == expected, "{phase:?}: {expected} ns were metered, {counted} counted");
+    }
+    Ok(())
+}
+
+async fn apart(subject: &Subject) -> Verdict {
+    for revision in 0..4_u32 {
+        for tenant in 0..3_u32 {
+            let ns = u64::from(revision * 10 + tenant + 1);
+            let key = RevisionKey::new(revision, 1);
+            subject.sink.phase(InstanceId(1), key, TenantKey(tenant), MeterPhase::Busy, ns);
+        }
+    }
+    for revision in 0..4_u32 {
+        for tenant in 0..3_u32 {
+            let expected = u64::from(revision * 10 + tenant + 1);
+            let key = RevisionKey::new(revision, 1);
+            let counted = subject.read(key, TenantKey(tenant), MeterPhase::Busy)?;
+            ensure!(
+                counted == expected,
+                "revision {revision}, tenant {tenant}: {expected} ns, counted {counted}"
+            );
+        }
+    }
+    let other = subject.read(RevisionKey::new(0, 2), TenantKey(0), MeterPhase::Busy)?;
+    ensure!(other == 0, "a later revision in the same slot has {other} ns");
+    Ok(())
+}
+
+async fn requests(subject: &Subject) -> Verdict {
+    for count in 0..100 {
+        subject.sink.requests(REVISION, TENANT, count);
+    }
+    let read =
+        subject.requests.as_ref().ok_or_else(|| Stop::skip("requests can't be read (no `requests`)"))?;
+    let counted = read(REVISION, TENANT);
+    ensure!(counted == 4950, "4,950 requests were metered, {counted} counted");
+    Ok(())
+}
+
+async fn threads(subject: &Subject) -> Verdict {
+    let threads: Vec<_> = (0..4)
+        .map(|thread| {
+            let sink = Arc::clone(&subject.sink);
+            std::thread::spawn(move || {
+                for _ in 0..5_000 {
+                    sink.phase(InstanceId(thread), REVISION, TENANT, MeterPhase::Idle, 3);
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().map_err(|_| Stop::fail("metering panicked"))?;
+    }
+    let counted = subject.read(REVISION, TENANT, MeterPhase::Idle)?;
+    ensure!(counted == 60_000, "60,000 ns were metered by four threads, {counted} counted");
+    Ok(())
+}
+
+async fn extremes(subject: &Subject) -> Verdict {
+    subject.sink.phase(InstanceId(0), REVISION, TENANT, MeterPhase::Busy, 0);
+    subject.sink.requests(REVISION, TENANT, 0);
+    subject.sink.phase(InstanceId(u64::MAX), REVISION, TENANT, MeterPhase::Busy, u64::MAX - 1);
+    subject.sink.phase(InstanceId(u64::MAX), REVISION, TENANT, MeterPhase::Busy, 1000);
+    subject.sink.requests(REVISION, TENANT, u64::MAX);
+    subject.sink.requests(REVISION, TENANT, 1);
+    let counted = subject.read(REVISION, TENANT, MeterPhase::Busy)?;
+    ensure!(counted >= u64::MAX - 1, "more than there can be wrapped around to {counted}");
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! How many instances there are, and which of them go.
+
+use std::time::Duration;
+
+use sas_core::{Claim, Load, RevisionKey, TenantKey};
+use tokio::time::Instant;
+
+use super::kit::{Kit, done};
+use crate::check::{Stop, Verdict, ensure, within};
+
+pub(super) async fn single_flight(kit: &Kit) -> Verdict {
+    for concurrency in [0, 1000] {
+        let before = kit.runtime.started();
+        let revision = kit.revision(concurrency).await?;
+        kit.runtime.set_start_time(Duration::from_millis(500));
+        let leases = kit.claims(revision, 1000).await?;
+        let started = kit.runtime.started() - before;
+        ensure!(started == 1, "concurrency {concurrency}: {started} instances were started");
+        ensure!(
+            kit.status(revision)?.in_flight == 1000,
+            "1,000 are out, the status says {:?}",
+            kit.status(revision)?
+        );
+        leases.into_iter().for_each(done);
+        kit.at_rest(revision).await?;
+        kit.idle_for(Duration::from_secs(2)).await;
+        let started = kit.runtime.started() - before;
+        ensure!(started == 1, "concurrency {concurrency}: {started} instances were started in the end");
+    }
+    Ok(())
+}
+
+pub(super) async fn exact_flight(kit: &Kit) -> Verdict {
+    let revision = kit.revision(10).await?;
+    kit.runtime.set_start_time(Duration::from_millis(500));
+    let leases = kit.claims(revision, 100).await?;
+    kit.idle_for(Duration::from_secs(2)).await;
+    ensure!(kit.runtime.started() == 10, "{} instances were started", kit.runtime.started());
+    drop(leases);
+    Ok(())
+}
+
+pub(super) async fn max_holds(kit: &Kit) -> Verdict {
+    let mut spec = kit.spec(1);
+    spec.scaling.max = 2;
+    let revision = kit.register(spec).await?;
+    kit.runtime.set_start_time(Duration::from_millis(100));
+    kit.pool.set_desired(revision, 9);
+    let calls = (0..12).map(|_| async {
+        let lease = kit.claim(revision).await?;
+        let size = kit.pool.instances(revision).len();
+        ensure!(size <= 2, "max is 2, there are {size} instances");
+        kit.idle_for(Duration::from_millis(50)).await;
+        done(lease);
+        Ok(())
+    });
+    futures_util::future::join_all(calls).await.into_iter().collect::<Verdict<Vec<()>>>()?;
+    ensure!(kit.runtime.started() == 2, "max is 2, {} instances were started", kit.runtime.started());
+    Ok(())
+}
+
+pub(super) async fn wishes(kit: &Kit) -> Verdict {
+    let revision = kit.revision(1).await?;
+    for desired in [3, 5, 1, 4, 0, 2] {
+        kit.pool.set_desired(revision, desired);
+        kit.comes_to(revision, desired as usize).await?;
+        kit.runtime_has(desired as usize).await?;
+        let told = kit.status(revision)?.desired;
+        ensure!(told == desired, "the status says that {told} are wanted, not {desired}");
+    }
+    Ok(())
+}
+
+pub(super) async fn bounds(kit: &Kit) -> Verdict {
+    let mut spec = kit.spec(1);
+    spec.scaling.min = 1;
+    spec.scaling.max = 3;
+    let revision = kit.register(spec).await?;
+    for (desired, instances) in [(10, 3), (2, 2), (0, 1), (u32::MAX, 3)] {
+        kit.pool.set_desired(revision, desired);
+        kit.comes_to(revision, instances).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn demand_floor(kit: &Kit) -> Verdict {
+    let revision = kit.revision(1).await?;
+    kit.pool.set_desired(revision, 1);
+    kit.comes_to(revision, 1).await?;
+    let claims = kit.claims(revision, 4);
+    let wish_less = async {
+        for _ in 0..5 {
+            kit.pool.set_desired(revision, 1);
+            kit.idle_for(Duration::from_millis(1)).await;
+        }
+    };
+    let (leases, ()) = tokio::join!(claims, wish_less);
+    let leases = leases?;
+    ensure!(leases.len() == 4, "four are served though one is wished for");
+    drop(leases);
+    Ok(())
+}
+
+pub(super) async fn minimum(kit: &Kit) -> Verdict {
+    let mut spec = kit.spec(1);
+    spec.scaling.min = 2;
+    let revision = kit.register(spec).await?;
+    kit.comes_to(revision, 2).await?;
+    kit.pool.unregister(revision);
+    kit.runtime_has(0).await
+}
+
+pub(super) async fn idle_first(kit: &Kit) -> Verdict {
+    let revision = kit.revision(1).await?;
+    kit.pool.set_desired(revision, 5);
+    kit.comes_to(revision, 5).await?;
+    let busy = kit.claims(revision, 2).await?;
+    kit.pool.set_desired(revision, 2);
+    kit.comes_to(revision, 2).await?;
+    for lease in &busy {
+        let id = lease.instance.id();
+        ensure!(kit.ready(revision).contains(&id), "busy {id} was taken though idle ones were there");
+    }
+    busy.into_iter().for_each(done);
+    Ok(())
+}
+
+pub(super) async fn after_drain(kit: &Kit) -> Verdict {
+    let revision = kit.revision(2).await?;
+    let leases = kit.claims(revision, 2).await?;
+    kit.pool.set_desired(revision, 0);
+    kit.idle_for(Duration::from_secs(2)).await;
+    for lease in &leases {
+        let id = lease.instance.id();
+        ensure!(kit.runtime.live().contains(&id), "{id} was stopped with leases out");
+    }
+    leases.into_iter().for_each(done);
+    kit.runtime_has(0).await
+}
+
+pub(super) async fn to_zero(kit: &Kit) -> Verdict {
+    let revision = kit.revision(1).await?;
+    for round in 1..=3 {
+        let lease = kit.claim(revision).await?;
+        done(lease);
+        kit.pool.set_desired(revision, 0);
+        kit.comes_to(revision, 0).await?;
+        kit.runtime_has(0).await?;
+        ensure!(kit.runtime.started() == round, "round {round}: {} were started", kit.runtime.started());
+    }
+    Ok(())
+}
+
+pub(super) async fn drain(kit: &Kit) -> Verdict {
+    let revision = kit.revision(1).await?;
+    kit.pool.set_desired(revision, 3);
+    kit.comes_to(revision, 3).await?;
+    let held = kit.claim(revision).await?;
+    let drained = async {
+        let limit = Duration::from_secs(60);
+        within(limit, "the drain", kit.pool.drain(revision, Duration::from_secs(30))).await?;
+        Ok::<_, Stop>(Instant::now())
+    };
+    let release = async {
+        kit.idle_for(Duration::from_secs(2)).await;
+        let now = Instant::now();
+        done(held);
+        now
+    };
+    let (drained, released) = tokio::join!(drained, release);
+    ensure!(drained? >= released, "the drain was over while a lease was out");
+    ensure!(kit.runtime.live().is_empty(), "after the drain there are {:?}", kit.runtime.live());
+    done(kit.claim(revision).await?);
+    Ok(())
+}
+
+fn loads(kit: &Kit) -> Vec<Load> {
+    let mut loads = Vec::new();
+    for shard in 0..kit.pool.shards() {
+        kit.pool.drain_load(shard, &mut |load, _| loads.push(*load));
+    }
+    loads
+}
+
+fn load_of(kit: &Kit, revision: RevisionKey) -> Option<Load> {
+    loads(kit).into_iter().find(|load| load.revision == revision)
+}
+
+pub(super) async fn load(kit: &Kit) -> Verdict {
+    ensure!(kit.pool.shards() > 0, "a pool of no shards");
+    let asleep = kit.revision(1).await?;
+    let mut spec = kit.spec(1);
+    spec.scaling.max = 2;
+    let revision = kit.register(spec).await?;
+    loads(kit);
+    let leases = kit.claims(revision, 2).await?;
+    let waiting = kit.pool.claim(&Claim::new(revision, TenantKey(1)), &kit.cx(Duration::from_secs(90)));
+    let mut waiting = Box::pin(waiting);
+    let early = futures_util::poll!(&mut waiting);
+    ensure!(early.is_pending(), "a third claim of two times one was answered: {early:?}");
+    loads(kit);
+    kit.idle_for(Duration::from_secs(10)).await;
+    let Some(busy) = load_of(kit, revision) else {
+        return Err(Stop::fail("a revision with leases out tells no load"));
+    };
+    ensure!(busy.ready == 2 && busy.queued == 1, "two are ready and one waits, the load is {busy:?}");
+    ensure!(
+        (busy.concurrency - 3.0).abs() < 0.05,
+        "two ran and one waited for 10 s, the mean concurrency is {}",
+        busy.concurrency
+    );
+    ensure!(busy.requests == 0, "{} requests arrived since the last visit", busy.requests);
+    leases.into_iter().for_each(done);
+    let third = waiting.await.map_err(|error| Stop::fail(format!("the one who waited got {error}")))?;
+    done(third);
+    for _ in 0..5 {
+        done(kit.claim(revision).await?);
+    }
+    let Some(after) = load_of(kit, revision) else {
+        return Err(Stop::fail("a revision with instances tells no load"));
+    };
+    ensure!(after.requests == 5, "five requests arrived, the load says {}", after.requests);
+    // A test run counts for nothing.
+    let mut test = Claim::new(revision, TenantKey(1));
+    test.metered = false;
+    for _ in 0..3 {
+        drop(kit.pool.try_claim(&test));
+    }
+    let counted = load_of(kit, revision).map(|load| load.requests);
+    ensure!(counted == Some(0), "claims that do not count were counted: {counted:?}");
+    ensure!(load_of(kit, asleep).is_none(), "a sleeping revision tells a load");
+    kit.pool.set_desired(revision, 0);
+    kit.comes_to(revision, 0).await?;
+    let visits = (0..3).filter(|_| load_of(kit, revision).is_some()).count();
+    ensure!(visits <= 1, "a revision without instances was visited {visits} times more");
+    Ok(())
+}
