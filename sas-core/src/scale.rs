@@ -153,8 +153,20 @@ impl Clamps {
     pub const ZERO: Self = Self(1 << 8);
     /// A policy's ceiling or floor.
     pub const SCHEDULE: Self = Self(1 << 9);
+    /// A quiet stretch let it fall before the window's end.
+    pub const QUIET: Self = Self(1 << 10);
+    /// What waits counted only in part, since instances that start will take it.
+    pub const STARTING: Self = Self(1 << 11);
+    /// The tolerance of the resource scaler kept it.
+    pub const TOLERANCE: Self = Self(1 << 12);
+    /// A stabilisation window kept it.
+    pub const STABILIZATION: Self = Self(1 << 13);
+    /// A scaling policy held it back.
+    pub const POLICY: Self = Self(1 << 14);
+    /// After a restart it may not fall yet.
+    pub const RESTART: Self = Self(1 << 15);
 
-    const NAMES: [(Self, &'static str); 10] = [
+    const NAMES: [(Self, &'static str); 16] = [
         (Self::UP_RATE, "up_rate"),
         (Self::DOWN_RATE, "down_rate"),
         (Self::ACTIVATION, "activation"),
@@ -165,6 +177,12 @@ impl Clamps {
         (Self::PANIC, "panic"),
         (Self::ZERO, "zero"),
         (Self::SCHEDULE, "schedule"),
+        (Self::QUIET, "quiet"),
+        (Self::STARTING, "starting"),
+        (Self::TOLERANCE, "tolerance"),
+        (Self::STABILIZATION, "stabilization"),
+        (Self::POLICY, "policy"),
+        (Self::RESTART, "restart"),
     ];
 
     /// Adds `other`.

@@ -55,6 +55,15 @@ pub struct Scaled {
     pub delayed: bool,
 }
 
+/// What the default preset knows beyond Knative.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Mended {
+    /// Instances that start: they count when it is judged whether to panic.
+    pub(crate) starting: i32,
+    /// The highest sample of a recent stretch, once it is long enough to be trusted.
+    pub(crate) recent: Option<f64>,
+}
+
 /// `value` as Go converts it: towards zero. What does not fit saturates.
 #[allow(clippy::cast_possible_truncation, reason = "saturates, as documented")]
 pub(crate) const fn int(value: f64) -> i32 {
@@ -101,24 +110,30 @@ impl Decider {
             Ready::NotFound => 0,
             Ready::Unknown => return None,
         };
-        Some(self.decide(spec, now, ready, 0, averages?))
+        Some(self.decide(spec, now, ready, averages?, &Mended::default()))
     }
 
-    /// The same with `starting` instances that count as ready when it is judged whether to panic.
+    /// The same with what the default preset mends.
     pub(crate) fn decide(
         &mut self,
         spec: &DeciderSpec,
         now: Nanos,
         ready: i32,
-        starting: i32,
         averages: Averages,
+        mended: &Mended,
     ) -> Scaled {
         use sas_core::Clamps;
         let counted = f64::from(ready.max(1));
         let up = (spec.max_scale_up_rate * counted).ceil();
         let down = if spec.reachable { (counted / spec.max_scale_down_rate).floor() } else { 0.0 };
-        let stable_wants = (averages.stable / spec.target_value).ceil();
+        let window_wants = (averages.stable / spec.target_value).ceil();
         let panic_wants = (averages.panic / spec.target_value).ceil();
+        let recent_wants = mended.recent.map(|recent| {
+            // While the window still shows traffic, one instance stays.
+            (recent / spec.target_value).ceil().max(if window_wants > 0.0 { 1.0 } else { 0.0 })
+        });
+        let quiet = recent_wants.is_some_and(|recent| recent * 2.0 <= window_wants);
+        let stable_wants = recent_wants.filter(|_| quiet).unwrap_or(window_wants);
         let mut stable = int(stable_wants.max(down).min(up));
         let mut panic = int(panic_wants.max(down).min(up));
         // Above 1 and not above 0: an activation scale of 1 says nothing.
@@ -133,11 +148,13 @@ impl Decider {
                 panic = spec.activation_scale;
             }
         }
-        let over = panic_wants / f64::from(ready.saturating_add(starting).max(1)) >= spec.panic_threshold;
+        let over =
+            panic_wants / f64::from(ready.saturating_add(mended.starting).max(1)) >= spec.panic_threshold;
+        let calm = recent_wants.is_some_and(|recent| recent * 2.0 <= f64::from(self.max_panic_pods));
         if over {
             self.panic_since = Some(now);
         } else if let Some(since) = self.panic_since
-            && since.saturating_add(spec.stable_window_ns) < now
+            && (since.saturating_add(spec.stable_window_ns) < now || calm)
         {
             self.panic_since = None;
             self.max_panic_pods = 0;
@@ -163,6 +180,9 @@ impl Decider {
         } else if wants < down {
             clamps.insert(Clamps::DOWN_RATE);
         }
+        if quiet && !by_panic {
+            clamps.insert(Clamps::QUIET);
+        }
         let mut delayed = false;
         if spec.reachable
             && let Some(delay) = &mut self.delay
@@ -178,7 +198,7 @@ impl Decider {
         Scaled {
             desired,
             excess_burst: excess_burst(spec, ready, averages.panic),
-            stable_wants: int(stable_wants),
+            stable_wants: int(window_wants),
             panic_wants: int(panic_wants),
             clamps,
             by_panic,

@@ -1,6 +1,11 @@
 //! What the reconciler makes of a decision: bounds, scale to zero, the condition of the revision, its mode.
 
-use sas_core::knative::{AutoscalerConfig, Reachability, Resolved};
+use std::time::Duration;
+
+use sas_core::{
+    ScalingSpec,
+    knative::{AutoscalerConfig, Reachability, Resolved},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::window::{Nanos, SECOND};
@@ -89,6 +94,24 @@ impl LifecycleSpec {
             grace: i64::try_from(config.scale_to_zero_grace_period.as_nanos()).unwrap_or(i64::MAX),
             retention: resolved.retention_ns,
             always_proxied: resolved.spec.target_burst_capacity == -1.0,
+        }
+    }
+
+    /// The part of a spec.
+    pub fn from_scaling(spec: &ScalingSpec) -> Self {
+        let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+        let count = |scale: u32| i32::try_from(scale).unwrap_or(i32::MAX);
+        Self {
+            min: count(spec.min),
+            max: count(spec.max),
+            initial: count(spec.initial),
+            reachable: true,
+            scale_to_zero: spec.scale_to_zero,
+            stable_window: nanos(spec.stable_window),
+            activation_timeout: nanos(spec.activation_timeout),
+            grace: nanos(spec.scale_to_zero_grace),
+            retention: nanos(spec.retention),
+            always_proxied: spec.target_burst_capacity == -1.0,
         }
     }
 

@@ -4,6 +4,7 @@ mod collector;
 pub mod compat;
 mod decider;
 mod lifecycle;
+mod policy;
 
 pub use collector::{Collector, MultiScaler, NoAverages, Stat};
 pub use decider::{Averages, Decider, Ready, Scaled};
@@ -11,3 +12,4 @@ pub use lifecycle::{
     Activity, ActivityReason, Lifecycle, LifecycleSpec, Mode, Observed, ScaleAnswer, ScaleCall,
     num_activators, scale,
 };
+pub use policy::{Kpa, KpaState};

@@ -53,6 +53,26 @@ pub struct DeciderSpec {
     pub reachable: bool,
 }
 
+impl DeciderSpec {
+    /// Knative's defaults around a target: what one instance should carry with and without utilisation.
+    pub const fn for_target(target_value: f64, total_value: f64) -> Self {
+        Self {
+            max_scale_up_rate: 1000.0,
+            max_scale_down_rate: 2.0,
+            target_value,
+            total_value,
+            target_burst_capacity: 211.0,
+            activator_capacity: 100.0,
+            panic_threshold: 2.0,
+            stable_window_ns: 60_000_000_000,
+            scale_down_delay_ns: 0,
+            initial_scale: 1,
+            activation_scale: 0,
+            reachable: true,
+        }
+    }
+}
+
 /// What Knative's run-time code makes of a ConfigMap and annotations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]

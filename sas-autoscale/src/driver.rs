@@ -1,0 +1,829 @@
+//! Ticks the active revisions: load from the pool, a decision, a record, the number back to the pool.
+
+use std::{
+    any::Any,
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use sas_core::{
+    Clock, Decision, DecisionRecord, DecisionSink, Deployed, Load, NoSink, Pool, Reason, Recorder,
+    RevisionKey, ScaleInput, Scaler, SpecErrors, SystemClock, Timestamp, Verdict,
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    govern::Governor,
+    history::{Checkpoint, History, Stretch},
+    metrics::Handles,
+    window::Nanos,
+};
+
+/// Revisions that are decided in one call of a scaler: few enough that inputs and decisions stay in the cache.
+const BATCH: usize = 256;
+
+/// How the driver works.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DriverConfig {
+    /// How often an active revision is looked at; 50 ms to 1 min, 1 s unless the host knows better.
+    pub tick: Duration,
+    /// Records kept per active revision; 0: none.
+    pub history: usize,
+    /// Revisions at most that have a history.
+    pub history_revisions: usize,
+    /// Revisions at most that keep their history after they went to sleep.
+    pub asleep_histories: usize,
+    /// How long a reported measurement counts.
+    pub measurement_age: Duration,
+    /// Revisions at most with reported measurements.
+    pub measured_revisions: usize,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// Who is told of every decision.
+    pub sink: Arc<dyn DecisionSink>,
+    /// Where metrics go.
+    pub recorder: Recorder,
+}
+
+impl Default for DriverConfig {
+    fn default() -> Self {
+        Self {
+            tick: Duration::from_secs(1),
+            history: 120,
+            history_revisions: 10_000,
+            asleep_histories: 1_000,
+            measurement_age: Duration::from_secs(30),
+            measured_revisions: 100_000,
+            clock: Arc::new(SystemClock),
+            sink: Arc::new(NoSink),
+            recorder: Recorder::default(),
+        }
+    }
+}
+
+impl DriverConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// All mistakes at once, each with its field.
+    pub fn validate(&self) -> Result<(), SpecErrors> {
+        let mut errors = SpecErrors::default();
+        if self.tick < Duration::from_millis(50) || self.tick > Duration::from_secs(60) {
+            errors.push("tick", format!("{:?}", self.tick), "50ms to 60s");
+        }
+        if self.history > 100_000 {
+            errors.push("history", self.history, "at most 100000 records per revision");
+        }
+        if self.measurement_age < self.tick {
+            errors.push(
+                "measurement_age",
+                format!("{:?}", self.measurement_age),
+                "at least one tick, else no measurement would ever count",
+            );
+        }
+        errors.into_result()
+    }
+}
+
+/// A measurement that the pool can't make, given to [`Driver::report`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Measurement {
+    /// What waits upstream of the revision's triggers.
+    Backlog(u64),
+    /// Mean CPU per ready instance, in cores.
+    Cpu(f64),
+    /// Mean memory per ready instance, in bytes.
+    Memory(f64),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Reported {
+    backlog: Option<(u64, Nanos)>,
+    cpu: Option<(f64, Nanos)>,
+    memory: Option<(f64, Nanos)>,
+}
+
+/// An active revision.
+#[derive(Debug)]
+struct Entry {
+    key: RevisionKey,
+    deployed: Arc<Deployed>,
+    /// Index of its scaler; `None`: there is none that can serve it.
+    scaler: Option<usize>,
+    governor: Governor,
+    history: Option<History>,
+    desired: Option<u32>,
+    seen: Nanos,
+    visit: u64,
+    sequence: u64,
+    asleep: bool,
+}
+
+/// One shard's share of all state.
+struct Shard {
+    rows: HashMap<RevisionKey, u32>,
+    entries: Vec<Option<Entry>>,
+    free: Vec<u32>,
+    states: Vec<Box<dyn Any + Send>>,
+    visit: u64,
+    wakes: BinaryHeap<Reverse<(Timestamp, u32, RevisionKey)>>,
+    /// Kept between ticks, so that a tick allocates nothing.
+    loads: Vec<(Load, u32, Nanos)>,
+    decisions: Vec<Decision>,
+}
+
+/// Ticks the active revisions of a pool.
+///
+/// It visits what the pool calls active and nothing else; the shards are spread over the tick. A scaler that panics
+/// costs its revision the tick, not the driver its life. Every decision goes to the pool, into a bounded history and
+/// to the sink.
+///
+/// ```no_run
+/// # async fn example(pool: std::sync::Arc<dyn sas_core::Pool>) -> Result<(), sas_core::SpecErrors> {
+/// use sas_autoscale::{Driver, DriverConfig, default_scalers};
+/// use tokio_util::sync::CancellationToken;
+///
+/// let driver = Driver::new(pool, default_scalers(), DriverConfig::default());
+/// let stop = CancellationToken::new();
+/// tokio::spawn({
+///     let stop = stop.clone();
+///     async move { driver.run(stop).await }
+/// });
+/// # Ok(())
+/// # }
+/// ```
+pub struct Driver {
+    pool: Arc<dyn Pool>,
+    scalers: Vec<Arc<dyn Scaler>>,
+    config: DriverConfig,
+    shards: Vec<Mutex<Shard>>,
+    reported: Mutex<HashMap<RevisionKey, Reported>>,
+    asleep: Mutex<Asleep>,
+    initialized: Mutex<HashSet<RevisionKey>>,
+    histories: AtomicUsize,
+    born: Mutex<Option<Nanos>>,
+    origin: Instant,
+    metrics: Handles,
+}
+
+#[derive(Debug, Default)]
+struct Asleep {
+    order: VecDeque<RevisionKey>,
+    histories: HashMap<RevisionKey, (Arc<Deployed>, History)>,
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver")
+            .field("scalers", &self.scalers.iter().map(|scaler| scaler.name()).collect::<Vec<_>>())
+            .field("shards", &self.shards.len())
+            .field("tick", &self.config.tick)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Driver {
+    /// A driver of `pool` with `scalers`, found by their names; of two with one name the first counts.
+    ///
+    /// A configuration out of its bounds is brought within them; [`DriverConfig::validate`] tells beforehand.
+    pub fn new(pool: Arc<dyn Pool>, scalers: Vec<Arc<dyn Scaler>>, mut config: DriverConfig) -> Arc<Self> {
+        config.tick = config.tick.clamp(Duration::from_millis(50), Duration::from_secs(60));
+        config.history = config.history.min(100_000);
+        config.measurement_age = config.measurement_age.max(config.tick);
+        let shard = || {
+            Mutex::new(Shard {
+                rows: HashMap::new(),
+                entries: Vec::new(),
+                free: Vec::new(),
+                states: scalers.iter().map(|scaler| scaler.new_states()).collect(),
+                visit: 0,
+                wakes: BinaryHeap::new(),
+                loads: Vec::new(),
+                decisions: Vec::new(),
+            })
+        };
+        let metrics = Handles::new(&config.recorder);
+        Arc::new(Self {
+            shards: (0..pool.shards()).map(|_| shard()).collect(),
+            pool,
+            scalers,
+            config,
+            reported: Mutex::default(),
+            asleep: Mutex::default(),
+            initialized: Mutex::default(),
+            histories: AtomicUsize::new(0),
+            born: Mutex::new(None),
+            origin: Instant::now(),
+            metrics,
+        })
+    }
+
+    /// Checks a spec as the driver will: [`sas_core::ScalingSpec::validate`], that its scaler is there, and the
+    /// scaler's own checks.
+    ///
+    /// # Errors
+    /// All mistakes at once, each with its field.
+    pub fn validate(&self, spec: &sas_core::ScalingSpec) -> Result<(), SpecErrors> {
+        let mut errors = spec.validate().err().unwrap_or_default();
+        match self.scalers.iter().find(|scaler| scaler.name() == spec.scaler) {
+            Some(scaler) => {
+                if let Err(mut found) = scaler.validate(spec) {
+                    errors.0.append(&mut found.0);
+                }
+            }
+            None => {
+                let names: Vec<_> = self.scalers.iter().map(|scaler| scaler.name()).collect();
+                errors.push("scaler", &spec.scaler, format!("one of {}", names.join(", ")));
+            }
+        }
+        errors.into_result()
+    }
+
+    /// Ticks until `stop` is cancelled.
+    ///
+    /// **Cancel safety:** dropping the future ends the ticks between two shards; nothing is lost.
+    pub async fn run(&self, stop: CancellationToken) {
+        // Not finer than this: shards whose turn comes meanwhile go together.
+        let steps = (self.config.tick.as_millis() / 10).clamp(1, self.shards.len().max(1) as u128) as u32;
+        let mut timer = tokio::time::interval(self.config.tick / steps);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let count = self.shards.len();
+        let mut step: usize = 0;
+        let steps = steps as usize;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = timer.tick() => {}
+            }
+            let began = Instant::now();
+            let (now, mono) = (self.config.clock.now(), self.monotonic());
+            for shard in (count * step / steps)..(count * (step + 1) / steps) {
+                self.visit(shard, now, mono);
+            }
+            step = (step + 1) % steps;
+            self.metrics.tick.record(began.elapsed().as_secs_f64());
+            if step == 0 {
+                self.after_round(now, mono);
+            }
+        }
+    }
+
+    /// One tick of everything at `now`, for simulators: time is what the caller says. Not to be mixed with
+    /// [`Driver::run`].
+    pub fn step(&self, now: Timestamp) {
+        for shard in 0..self.shards.len() {
+            self.visit(shard, now, now.0);
+        }
+        self.after_round(now, now.0);
+    }
+
+    fn monotonic(&self) -> Nanos {
+        i64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(i64::MAX)
+    }
+
+    fn after_round(&self, _now: Timestamp, mono: Nanos) {
+        let active: usize = self.shards.iter().map(|shard| shard.lock().rows.len()).sum();
+        self.metrics.active.set(active as f64);
+        let age = i64::try_from(self.config.measurement_age.as_nanos()).unwrap_or(i64::MAX);
+        let fresh = |at: Nanos| mono.saturating_sub(at) <= age;
+        self.reported.lock().retain(|_, reported| {
+            reported.backlog.is_some_and(|(_, at)| fresh(at))
+                || reported.cpu.is_some_and(|(_, at)| fresh(at))
+                || reported.memory.is_some_and(|(_, at)| fresh(at))
+        });
+    }
+
+    /// Takes a measurement. A backlog of a revision that sleeps is decided on at once, so that it wakes with as many
+    /// instances as the backlog needs.
+    ///
+    /// # Errors
+    /// `InvalidSpec` for what is no measurement (NaN, infinite, negative); `Exhausted` when too many revisions have
+    /// measurements.
+    pub fn report(&self, revision: RevisionKey, measurement: Measurement) -> sas_core::Result<()> {
+        if let Measurement::Cpu(value) | Measurement::Memory(value) = measurement
+            && !(value >= 0.0 && value.is_finite())
+        {
+            return Err(sas_core::Error::new(
+                sas_core::ErrorKind::InvalidSpec,
+                "report",
+                format!("{measurement:?} is no measurement: give a number from 0"),
+            ));
+        }
+        let now = self.config.clock.now();
+        let mono = match *self.born.lock() {
+            // A simulator's time, when that is what drives it.
+            Some(born) if born > self.monotonic() => now.0,
+            _ => self.monotonic(),
+        };
+        {
+            let mut all = self.reported.lock();
+            if all.len() >= self.config.measured_revisions && !all.contains_key(&revision) {
+                return Err(sas_core::Error::new(
+                    sas_core::ErrorKind::Exhausted,
+                    "report",
+                    format!("{} revisions have measurements already", all.len()),
+                ));
+            }
+            let reported = all.entry(revision).or_default();
+            match measurement {
+                Measurement::Backlog(value) => reported.backlog = Some((value, mono)),
+                Measurement::Cpu(value) => reported.cpu = Some((value, mono)),
+                Measurement::Memory(value) => reported.memory = Some((value, mono)),
+            }
+        }
+        if matches!(measurement, Measurement::Backlog(waiting) if waiting > 0) {
+            self.wake(revision, measurement, now);
+        }
+        Ok(())
+    }
+
+    /// Decides for a revision that sleeps.
+    fn wake(&self, revision: RevisionKey, measurement: Measurement, now: Timestamp) {
+        let Some(status) = self.pool.status(revision) else { return };
+        if status.ready + status.starting > 0 || status.desired > 0 {
+            return;
+        }
+        let Some(deployed) = self.pool.deployed(revision) else { return };
+        let Some((_, scaler)) = self.scaler_of(&deployed) else { return };
+        let mut load = Load::idle(revision);
+        if let Measurement::Backlog(waiting) = measurement {
+            load.backlog = Some(waiting);
+        }
+        let spec = &deployed.spec;
+        let input = ScaleInput::new(0, now, &spec.scaling, &load, Some(0))
+            .of(spec.concurrency, Some(&spec.resources));
+        let mut states = scaler.new_states();
+        let mut out = Vec::with_capacity(1);
+        let tick = AssertUnwindSafe(|| scaler.tick(&mut *states, std::slice::from_ref(&input), &mut out));
+        if catch_unwind(tick).is_err() {
+            self.metrics.failures.increment(1);
+            return;
+        }
+        let Some(mut decision) = out.pop() else { return };
+        decision.version = scaler.version();
+        Governor::new(&spec.scaling, &load, false, true).apply(&input, &mut decision);
+        if let Verdict::Set(desired) = decision.verdict
+            && desired > 0
+        {
+            self.metrics.up.increment(1);
+            self.pool.set_desired(revision, desired);
+            self.config.sink.decided(revision, &DecisionRecord::new(0, now, load, Some(0), decision));
+        }
+    }
+
+    fn scaler_of(&self, deployed: &Deployed) -> Option<(usize, &Arc<dyn Scaler>)> {
+        let spec = &deployed.spec.scaling;
+        let (at, scaler) =
+            self.scalers.iter().enumerate().find(|(_, scaler)| scaler.name() == spec.scaler)?;
+        spec.validate().and_then(|()| scaler.validate(spec)).is_ok().then_some((at, scaler))
+    }
+
+    /// The kept decisions of a revision, oldest first; none when it was not active of late.
+    pub fn history(&self, revision: RevisionKey) -> Vec<DecisionRecord> {
+        self.with_history(revision, |_, history| history.records()).unwrap_or_default()
+    }
+
+    /// The same with all that is needed to [`crate::replay`] them.
+    pub fn stretch(&self, revision: RevisionKey) -> Option<Stretch> {
+        self.with_history(revision, |deployed, history| {
+            let (checkpoint, records) = history.stretch()?;
+            Some(Stretch {
+                spec: deployed.spec.scaling.clone(),
+                concurrency: deployed.spec.concurrency,
+                resources: deployed.spec.resources,
+                checkpoint: checkpoint.clone(),
+                records,
+            })
+        })?
+    }
+
+    /// The scaler of that name.
+    pub fn scaler(&self, name: &str) -> Option<Arc<dyn Scaler>> {
+        self.scalers.iter().find(|scaler| scaler.name() == name).cloned()
+    }
+
+    fn with_history<T>(&self, revision: RevisionKey, read: impl Fn(&Deployed, &History) -> T) -> Option<T> {
+        for shard in &self.shards {
+            let shard = shard.lock();
+            if let Some(entry) =
+                shard.rows.get(&revision).and_then(|row| shard.entries[*row as usize].as_ref())
+            {
+                return entry.history.as_ref().map(|history| read(&entry.deployed, history));
+            }
+        }
+        let asleep = self.asleep.lock();
+        asleep.histories.get(&revision).map(|(deployed, history)| read(deployed, history))
+    }
+
+    /// Visits one shard: its active revisions are decided, those that went to sleep are forgotten, and those whose
+    /// time to wake has come are asked.
+    fn visit(&self, at: usize, now: Timestamp, mono: Nanos) {
+        let born = *self.born.lock().get_or_insert(mono);
+        let mut shard = self.shards[at].lock();
+        let shard = &mut *shard;
+        shard.visit += 1;
+        let visit = shard.visit;
+        let mut loads = std::mem::take(&mut shard.loads);
+        loads.clear();
+        let tick = i64::try_from(self.config.tick.as_nanos()).unwrap_or(i64::MAX);
+        self.pool.drain_load(at, &mut |load, deployed| {
+            let row = self.row_of(shard, load, deployed, visit, mono, born);
+            let Some(entry) = shard.entries[row as usize].as_mut() else { return };
+            // What the pool measured begins with the wake, not with the sleep before it.
+            let elapsed = if entry.asleep { tick } else { mono.saturating_sub(entry.seen).max(0) };
+            entry.seen = entry.seen.max(mono);
+            entry.visit = visit;
+            entry.asleep = false;
+            loads.push((*load, row, elapsed));
+        });
+        self.add_reported(&mut loads, mono);
+        self.decide(shard, &loads, now);
+        shard.loads = loads;
+        self.put_to_sleep(shard, now, mono);
+        self.wake_due(shard, now, mono);
+    }
+
+    fn row_of(
+        &self,
+        shard: &mut Shard,
+        load: &Load,
+        deployed: &Arc<Deployed>,
+        visit: u64,
+        mono: Nanos,
+        born: Nanos,
+    ) -> u32 {
+        if let Some(row) = shard.rows.get(&load.revision) {
+            return *row;
+        }
+        let spec = &deployed.spec.scaling;
+        let scaler = self.scaler_of(deployed).map(|(at, _)| at);
+        if scaler.is_none() {
+            tracing::warn!(
+                revision = %deployed.name,
+                scaler = %spec.scaler,
+                "no scaler can serve the revision: it keeps its number of instances"
+            );
+        }
+        let tick = i64::try_from(self.config.tick.as_nanos()).unwrap_or(i64::MAX);
+        let window = i64::try_from(spec.stable_window.as_nanos()).unwrap_or(i64::MAX);
+        let restarted = mono.saturating_sub(born) < window;
+        let initialized = spec.initial > 1 && self.initialized.lock().contains(&load.revision);
+        let remembered = self.asleep_history(load.revision);
+        let history = remembered.or_else(|| self.new_history());
+        let entry = Entry {
+            key: load.revision,
+            deployed: deployed.clone(),
+            scaler,
+            governor: Governor::new(spec, load, restarted, initialized),
+            sequence: history.as_ref().map_or(0, History::last_sequence),
+            history,
+            desired: None,
+            seen: mono.saturating_sub(tick),
+            visit,
+            asleep: false,
+        };
+        let row = shard.free.pop().unwrap_or_else(|| {
+            shard.entries.push(None);
+            u32::try_from(shard.entries.len() - 1).unwrap_or(u32::MAX)
+        });
+        shard.entries[row as usize] = Some(entry);
+        shard.rows.insert(load.revision, row);
+        row
+    }
+
+    fn new_history(&self) -> Option<History> {
+        if self.config.history == 0 {
+            return None;
+        }
+        if self.histories.fetch_add(1, Ordering::Relaxed) >= self.config.history_revisions {
+            self.histories.fetch_sub(1, Ordering::Relaxed);
+            self.metrics.without_history.increment(1);
+            return None;
+        }
+        Some(History::new(self.config.history))
+    }
+
+    fn asleep_history(&self, revision: RevisionKey) -> Option<History> {
+        let mut asleep = self.asleep.lock();
+        let (_, history) = asleep.histories.remove(&revision)?;
+        asleep.order.retain(|other| *other != revision);
+        Some(history)
+    }
+
+    fn add_reported(&self, loads: &mut [(Load, u32, Nanos)], mono: Nanos) {
+        let reported = self.reported.lock();
+        if reported.is_empty() {
+            return;
+        }
+        let age = i64::try_from(self.config.measurement_age.as_nanos()).unwrap_or(i64::MAX);
+        for (load, ..) in loads {
+            let Some(found) = reported.get(&load.revision) else { continue };
+            let fresh = |at: Nanos| mono.saturating_sub(at) <= age;
+            if let Some((value, _)) = found.backlog.filter(|(_, at)| fresh(*at)) {
+                load.backlog = Some(value);
+            }
+            if let Some((value, _)) = found.cpu.filter(|(_, at)| fresh(*at)) {
+                load.cpu = Some(value);
+            }
+            if let Some((value, _)) = found.memory.filter(|(_, at)| fresh(*at)) {
+                load.memory = Some(value);
+            }
+        }
+    }
+
+    /// Decides for `loads`, batch by batch, scaler by scaler.
+    fn decide(&self, shard: &mut Shard, loads: &[(Load, u32, Nanos)], now: Timestamp) {
+        let Shard { entries, states, decisions, .. } = shard;
+        for chunk in loads.chunks(BATCH) {
+            // One scaler serves almost all: its inputs first, then the others'.
+            for at in 0..self.scalers.len() {
+                self.decide_batch(entries, states, decisions, chunk, at, now);
+            }
+            let unserved = chunk
+                .iter()
+                .filter(|(_, row, _)| {
+                    entries[*row as usize].as_ref().is_some_and(|entry| entry.scaler.is_none())
+                })
+                .count();
+            self.metrics.unserved.increment(unserved as u64);
+        }
+    }
+
+    fn decide_batch(
+        &self,
+        entries: &mut [Option<Entry>],
+        states: &mut [Box<dyn Any + Send>],
+        decisions: &mut Vec<Decision>,
+        chunk: &[(Load, u32, Nanos)],
+        at: usize,
+        now: Timestamp,
+    ) {
+        let scaler = &self.scalers[at];
+        for (_, row, _) in chunk {
+            let Some(entry) = entries[*row as usize].as_mut().filter(|entry| entry.scaler == Some(at)) else {
+                continue;
+            };
+            if let Some(history) = &mut entry.history
+                && history.needs_checkpoint()
+            {
+                let checkpoint = AssertUnwindSafe(|| scaler.checkpoint(&*states[at], *row));
+                history.begin(Checkpoint {
+                    scaler: scaler.name().to_owned(),
+                    version: scaler.version(),
+                    state: catch_unwind(checkpoint).unwrap_or(None),
+                    governor: entry.governor.clone(),
+                    desired: entry.desired,
+                });
+            }
+        }
+        decisions.clear();
+        {
+            let inputs: smallvec::SmallVec<[ScaleInput<'_>; BATCH]> = chunk
+                .iter()
+                .filter_map(|(load, row, elapsed)| {
+                    let entry = entries[*row as usize].as_ref().filter(|entry| entry.scaler == Some(at))?;
+                    Some(input_of(entry, load, *row, *elapsed, now))
+                })
+                .collect();
+            if inputs.is_empty() {
+                return;
+            }
+            self.tick_all(&**scaler, &mut *states[at], &inputs, decisions);
+        }
+        let mut made = decisions.drain(..);
+        for (load, row, elapsed) in chunk {
+            let Some(entry) = entries[*row as usize].as_mut().filter(|entry| entry.scaler == Some(at)) else {
+                continue;
+            };
+            let mut decision = made.next().unwrap_or(Decision::hold(Reason::ScalerFailed));
+            decision.version = scaler.version();
+            self.conclude(entry, load, *row, *elapsed, now, decision);
+        }
+    }
+
+    /// Calls the scaler until each input has its decision: one whose turn made it panic gets a hold.
+    fn tick_all(
+        &self,
+        scaler: &dyn Scaler,
+        states: &mut (dyn Any + Send),
+        inputs: &[ScaleInput<'_>],
+        decisions: &mut Vec<Decision>,
+    ) {
+        while decisions.len() < inputs.len() {
+            let from = decisions.len();
+            let tick = AssertUnwindSafe(|| scaler.tick(states, &inputs[from..], decisions));
+            match catch_unwind(tick) {
+                Ok(()) if decisions.len() == inputs.len() => return,
+                Ok(()) => {
+                    tracing::error!(
+                        scaler = scaler.name(),
+                        inputs = inputs.len(),
+                        decisions = decisions.len(),
+                        "a scaler must give one decision per input; the rest keep theirs"
+                    );
+                    self.metrics.failures.increment(1);
+                    decisions.truncate(inputs.len());
+                    decisions.resize_with(inputs.len(), || Decision::hold(Reason::ScalerFailed));
+                }
+                Err(panic) => {
+                    let input = &inputs[decisions.len().min(inputs.len() - 1)];
+                    tracing::error!(
+                        scaler = scaler.name(),
+                        revision = input.load.revision.0,
+                        message = message_of(&*panic),
+                        "a scaler panicked; the revision keeps its decision, its state begins anew"
+                    );
+                    self.metrics.failures.increment(1);
+                    let retire = AssertUnwindSafe(|| scaler.retire(states, input.row));
+                    if catch_unwind(retire).is_err() {
+                        tracing::error!(scaler = scaler.name(), "it panicked again when asked to forget it");
+                    }
+                    decisions.push(Decision::hold(Reason::ScalerFailed));
+                }
+            }
+        }
+    }
+
+    fn conclude(
+        &self,
+        entry: &mut Entry,
+        load: &Load,
+        row: u32,
+        elapsed: Nanos,
+        now: Timestamp,
+        mut decision: Decision,
+    ) {
+        let deployed = entry.deployed.clone();
+        let spec = &deployed.spec;
+        let previous = entry.desired;
+        let input = ScaleInput::new(row, now, &spec.scaling, load, previous)
+            .over(Duration::from_nanos(elapsed.unsigned_abs()))
+            .of(spec.concurrency, Some(&spec.resources));
+        let was_initialized = entry.governor.is_initialized();
+        entry.governor.apply(&input, &mut decision);
+        if spec.scaling.initial > 1 && !was_initialized && entry.governor.is_initialized() {
+            self.initialized.lock().insert(entry.key);
+        }
+        match decision.verdict {
+            Verdict::Set(desired) => {
+                self.metrics.set.increment(1);
+                match previous {
+                    Some(before) if desired > before => self.metrics.up.increment(1),
+                    Some(before) if desired < before => self.metrics.down.increment(1),
+                    _ => {}
+                }
+                entry.desired = Some(desired);
+                self.pool.set_desired(entry.key, desired);
+            }
+            Verdict::Hold => self.metrics.hold.increment(1),
+        }
+        entry.sequence += 1;
+        let mut record = DecisionRecord::new(entry.sequence, now, *load, previous, decision);
+        record.elapsed = Duration::from_nanos(elapsed.unsigned_abs());
+        self.config.sink.decided(entry.key, &record);
+        if let Some(history) = &mut entry.history {
+            history.push(record);
+        }
+    }
+
+    /// Forgets what the pool did not show: it sleeps, or is gone.
+    fn put_to_sleep(&self, shard: &mut Shard, now: Timestamp, mono: Nanos) {
+        for row in 0..shard.entries.len() {
+            let Some(entry) =
+                shard.entries[row].as_ref().filter(|entry| !entry.asleep && entry.visit != shard.visit)
+            else {
+                continue;
+            };
+            let row = u32::try_from(row).unwrap_or(u32::MAX);
+            let wake = self.wake_time(entry, &shard.states, row, now);
+            let registered = wake.is_some() && self.pool.deployed(entry.key).is_some();
+            match wake {
+                Some(at) if registered => {
+                    let key = entry.key;
+                    shard.wakes.push(Reverse((at, row, key)));
+                    if let Some(entry) = shard.entries[row as usize].as_mut() {
+                        entry.asleep = true;
+                        entry.desired = Some(0);
+                        entry.seen = mono;
+                    }
+                }
+                _ => self.forget(shard, row),
+            }
+        }
+    }
+
+    fn wake_time(
+        &self,
+        entry: &Entry,
+        states: &[Box<dyn Any + Send>],
+        row: u32,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let at = entry.scaler?;
+        let load = Load::idle(entry.key);
+        let input = input_of(entry, &load, row, 0, now);
+        let ask = AssertUnwindSafe(|| self.scalers[at].wake_at(&*states[at], &input));
+        catch_unwind(ask).unwrap_or(None)
+    }
+
+    fn forget(&self, shard: &mut Shard, row: u32) {
+        let Some(entry) = shard.entries[row as usize].take() else { return };
+        shard.rows.remove(&entry.key);
+        shard.free.push(row);
+        if let Some(at) = entry.scaler {
+            let retire = AssertUnwindSafe(|| self.scalers[at].retire(&mut *shard.states[at], row));
+            if catch_unwind(retire).is_err() {
+                self.metrics.failures.increment(1);
+            }
+        }
+        let registered = self.pool.deployed(entry.key).is_some();
+        if !registered {
+            self.initialized.lock().remove(&entry.key);
+        }
+        let Some(mut history) = entry.history else { return };
+        history.interrupt();
+        let mut asleep = self.asleep.lock();
+        if registered && self.config.asleep_histories > 0 {
+            asleep.order.push_back(entry.key);
+            asleep.histories.insert(entry.key, (entry.deployed, history));
+            if asleep.order.len() > self.config.asleep_histories
+                && let Some(oldest) = asleep.order.pop_front()
+            {
+                asleep.histories.remove(&oldest);
+                self.histories.fetch_sub(1, Ordering::Relaxed);
+            }
+        } else {
+            self.histories.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks the scalers of revisions whose time to wake has come.
+    fn wake_due(&self, shard: &mut Shard, now: Timestamp, mono: Nanos) {
+        while let Some(Reverse((at, row, key))) = shard.wakes.peek().copied() {
+            if at > now {
+                return;
+            }
+            shard.wakes.pop();
+            let sleeps =
+                shard.entries[row as usize].as_ref().is_some_and(|entry| entry.key == key && entry.asleep);
+            if !sleeps {
+                continue;
+            }
+            if self.pool.deployed(key).is_none() {
+                self.forget(shard, row);
+                continue;
+            }
+            let elapsed =
+                shard.entries[row as usize].as_ref().map_or(0, |entry| mono.saturating_sub(entry.seen));
+            if let Some(entry) = shard.entries[row as usize].as_mut() {
+                entry.seen = mono;
+            }
+            let load = Load::idle(key);
+            self.decide(shard, &[(load, row, elapsed.max(0))], now);
+            let again = shard.entries[row as usize]
+                .as_ref()
+                .and_then(|entry| self.wake_time(entry, &shard.states, row, now));
+            match again {
+                // Later than now, else this loop would not end.
+                Some(again) => {
+                    let again = again.max(now + self.config.tick);
+                    shard.wakes.push(Reverse((again, row, key)));
+                }
+                None => self.forget(shard, row),
+            }
+        }
+    }
+}
+
+fn input_of<'a>(
+    entry: &'a Entry,
+    load: &'a Load,
+    row: u32,
+    elapsed: Nanos,
+    now: Timestamp,
+) -> ScaleInput<'a> {
+    let spec = &entry.deployed.spec;
+    ScaleInput::new(row, now, &spec.scaling, load, entry.desired)
+        .over(Duration::from_nanos(elapsed.unsigned_abs()))
+        .of(spec.concurrency, Some(&spec.resources))
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
