@@ -79,6 +79,26 @@ pub struct ServiceManifest {
     pub unsupported: SpecErrors,
 }
 
+impl ServiceManifest {
+    /// A service without annotations, for hosts that deploy specs instead of documents.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>, spec: RevisionSpec) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            cluster_local: false,
+            revision: None,
+            template_labels: BTreeMap::new(),
+            template_annotations: BTreeMap::new(),
+            spec,
+            traffic: None,
+            rollout: Duration::ZERO,
+            unsupported: SpecErrors::default(),
+        }
+    }
+}
+
 /// A line of `spec.traffic`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

@@ -1,0 +1,476 @@
+//! The admin API: JSON over HTTP, for operators and their tools. It has no authentication of its own: bind it to
+//! loopback, or put it behind what authenticates.
+
+mod answer;
+mod test_run;
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use http::{HeaderValue, Method, StatusCode, header};
+use sas_core::{Body, Handler, InstanceView, Request, Response, RevisionKey};
+use serde_json::{Value, json};
+
+use crate::{
+    control::{Applied, Control, DeployOutcome},
+    manifest::parse_traffic,
+    record::ServiceRecord,
+};
+use answer::{Failure, json_response};
+
+/// Most bytes of a request's body.
+const BODY_LIMIT: usize = 5 << 20;
+/// Lines or decisions that are given unless asked for more or less.
+const TAIL: usize = 100;
+/// Lines or decisions that are given at most.
+const MOST: usize = 10_000;
+
+type Text = dyn Fn() -> String + Send + Sync;
+
+/// The admin API of a [`Control`].
+pub struct Admin {
+    control: Arc<Control>,
+    metrics: Option<Box<Text>>,
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").field("metrics", &self.metrics.is_some()).finish_non_exhaustive()
+    }
+}
+
+type Answer = Result<Response, Failure>;
+
+impl Admin {
+    /// The API of `control`, without `/metrics`.
+    pub fn new(control: Arc<Control>) -> Self {
+        Self { control, metrics: None }
+    }
+
+    /// With `/metrics`: `render` gives them in Prometheus' text format.
+    #[must_use]
+    pub fn with_metrics(mut self, render: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.metrics = Some(Box::new(render));
+        self
+    }
+
+    async fn route(&self, request: Request) -> Answer {
+        let path = request.uri().path().to_owned();
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let method = request.method().clone();
+        match parts[..] {
+            ["healthz"] => {
+                only(&method, "GET").map(|()| json_response(StatusCode::OK, &json!({"status": "ok"})))
+            }
+            ["readyz"] => only(&method, "GET").map(|()| self.ready()),
+            ["metrics"] => {
+                only(&method, "GET")?;
+                self.render_metrics()
+            }
+            ["v1", "services"] => match method.as_str() {
+                "GET" => self.list(&Query::of(&request)),
+                "POST" => self.apply(request).await,
+                _ => Err(Failure::not_allowed(&method, "GET, POST")),
+            },
+            ["v1", "triggers"] => {
+                only(&method, "GET")?;
+                Ok(json_response(StatusCode::OK, &json!({"triggers": self.control.trigger_status()})))
+            }
+            ["v1", "triggers", namespace, name] => {
+                only(&method, "DELETE")?;
+                self.control.delete_trigger(namespace, name).await?;
+                Ok(json_response(StatusCode::OK, &json!({"deleted": format!("{namespace}/{name}")})))
+            }
+            ["v1", "runtimes"] => {
+                only(&method, "GET")?;
+                Ok(self.runtimes())
+            }
+            ["v1", "usage"] => {
+                only(&method, "GET")?;
+                Ok(self.usage())
+            }
+            ["v1", "services", namespace, name] => match method.as_str() {
+                "GET" => {
+                    let record = self.control.record(namespace, name)?;
+                    Ok(json_response(StatusCode::OK, &self.control.view(&record)))
+                }
+                "DELETE" => {
+                    self.control.delete(namespace, name).await?;
+                    Ok(json_response(StatusCode::OK, &json!({"deleted": format!("{namespace}/{name}")})))
+                }
+                _ => Err(Failure::not_allowed(&method, "GET, DELETE")),
+            },
+            ["v1", "services", namespace, name, ref rest @ ..] => {
+                self.below_service(namespace, name, rest, request).await
+            }
+            _ => Err(no_page(&path)),
+        }
+    }
+
+    async fn below_service(&self, namespace: &str, name: &str, rest: &[&str], request: Request) -> Answer {
+        let method = request.method().clone();
+        let record = || self.control.record(namespace, name);
+        match rest {
+            ["instances"] => {
+                only(&method, "GET")?;
+                self.instances(&*record()?, &Query::of(&request))
+            }
+            ["decisions"] => {
+                only(&method, "GET")?;
+                self.decisions(&*record()?, &Query::of(&request))
+            }
+            ["logs"] => {
+                only(&method, "GET")?;
+                self.logs(&*record()?, &Query::of(&request))
+            }
+            ["usage"] => {
+                only(&method, "GET")?;
+                let record = record()?;
+                let usage: Vec<Value> = self
+                    .keys(&record, &Query::of(&request))?
+                    .into_iter()
+                    .map(|(revision, key)| json!({"revision": revision, "totals": self.control.meter.revision(key)}))
+                    .collect();
+                Ok(json_response(StatusCode::OK, &json!({"usage": usage})))
+            }
+            ["revisions"] => {
+                only(&method, "GET")?;
+                let view = self.control.view(&*record()?);
+                Ok(json_response(StatusCode::OK, &json!({"revisions": view.revisions})))
+            }
+            ["revisions", revision] => {
+                only(&method, "GET")?;
+                let record = record()?;
+                let found = record.revision(revision).ok_or_else(|| no_revision(&record, revision))?;
+                let mut view = json!(self.control.revision_view(&record, found));
+                view["spec"] = json!(found.spec);
+                Ok(json_response(StatusCode::OK, &view))
+            }
+            ["invoke"] => {
+                only(&method, "POST")?;
+                record()?;
+                let body = body(request).await?;
+                test_run::answer(&self.control, namespace, name, &body).await
+            }
+            ["traffic"] => match method.as_str() {
+                "GET" => {
+                    let record = record()?;
+                    let view = self.control.view(&record);
+                    Ok(json_response(StatusCode::OK, &json!({"spec": view.spec, "traffic": view.traffic})))
+                }
+                "PUT" => {
+                    record()?;
+                    let targets = parse_traffic(&text(request).await?, name)?;
+                    let record = self.control.set_traffic(namespace, name, targets).await?;
+                    Ok(json_response(StatusCode::OK, &self.control.view(&record)))
+                }
+                _ => Err(Failure::not_allowed(&method, "GET, PUT")),
+            },
+            ["rollback"] => {
+                only(&method, "POST")?;
+                record()?;
+                let to = rollback_target(&body(request).await?)?;
+                let record = self.control.roll_back(namespace, name, to.as_deref()).await?;
+                Ok(json_response(StatusCode::OK, &self.control.view(&record)))
+            }
+            _ => Err(no_page(&format!("/v1/services/{namespace}/{name}/{}", rest.join("/")))),
+        }
+    }
+
+    fn ready(&self) -> Response {
+        if self.control.is_ready() {
+            json_response(StatusCode::OK, &json!({"status": "ready"}))
+        } else {
+            Failure::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "the platform starts or shuts down")
+                .response()
+        }
+    }
+
+    fn render_metrics(&self) -> Answer {
+        let Some(render) = &self.metrics else {
+            return Err(Failure::new(
+                StatusCode::NOT_FOUND,
+                "not_found",
+                "this platform exports no metrics here",
+            ));
+        };
+        let mut response = Response::new(Body::from(render()));
+        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        Ok(response)
+    }
+
+    fn list(&self, query: &Query) -> Answer {
+        let namespace = query.get("namespace");
+        let services: Vec<Value> = self
+            .control
+            .records()
+            .iter()
+            .filter(|record| namespace.is_none_or(|namespace| record.namespace == namespace))
+            .map(|record| {
+                let view = self.control.view(record);
+                json!({
+                    "namespace": view.namespace,
+                    "name": view.name,
+                    "host": view.host,
+                    "generation": view.generation,
+                    "latestCreatedRevision": view.latest_created_revision,
+                    "latestReadyRevision": view.latest_ready_revision,
+                    "traffic": view.traffic,
+                    "conditions": view.conditions,
+                })
+            })
+            .collect();
+        Ok(json_response(StatusCode::OK, &json!({"services": services})))
+    }
+
+    async fn apply(&self, request: Request) -> Answer {
+        let text = text(request).await?;
+        let mut applied = Vec::new();
+        let result = self.control.apply(&text, &mut applied).await;
+        let done: Vec<Value> = applied.iter().map(|applied| self.applied(applied)).collect();
+        match result {
+            Ok(()) => {
+                let created = applied
+                    .iter()
+                    .any(|applied| matches!(applied, Applied::Service(DeployOutcome { created: true, .. })));
+                let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+                Ok(json_response(status, &json!({"applied": done})))
+            }
+            Err(error) => {
+                let mut failure = Failure::from(error);
+                if !done.is_empty() {
+                    failure.more = Some(("applied", json!(done)));
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn applied(&self, applied: &Applied) -> Value {
+        match applied {
+            Applied::Service(outcome) => {
+                let mut view = json!(self.control.view(&outcome.record));
+                view["kind"] = json!("Service");
+                view["revision"] = json!(outcome.revision);
+                view["created"] = json!(outcome.created);
+                view["newRevision"] = json!(outcome.new_revision);
+                view
+            }
+            Applied::Trigger(trigger) => json!({
+                "kind": "PingSource",
+                "name": trigger.name,
+                "target": trigger.target,
+                "options": trigger.options,
+            }),
+        }
+    }
+
+    /// Revisions with their keys: those that run, or the one that is asked for.
+    fn keys(&self, record: &ServiceRecord, query: &Query) -> Result<Vec<(String, RevisionKey)>, Failure> {
+        let asked = query.get("revision");
+        if let Some(asked) = asked
+            && record.revision(asked).is_none()
+        {
+            return Err(no_revision(record, asked));
+        }
+        let Some(live) = self.control.live(&record.path()) else { return Ok(Vec::new()) };
+        let state = live.state.lock();
+        let running = state.observed.registrations.iter().map(|r| (r.revision.clone(), r.key));
+        Ok(running.filter(|(revision, _)| asked.is_none_or(|asked| asked == revision)).collect())
+    }
+
+    /// The same with earlier registrations, for what was logged and decided then.
+    fn all_keys(&self, record: &ServiceRecord, query: &Query) -> Result<Vec<(String, RevisionKey)>, Failure> {
+        let mut keys = self.keys(record, query)?;
+        let asked = query.get("revision");
+        if let Some(live) = self.control.live(&record.path()) {
+            let state = live.state.lock();
+            keys.extend(
+                state
+                    .past
+                    .iter()
+                    .filter(|(revision, _)| asked.is_none_or(|asked| asked == revision))
+                    .cloned(),
+            );
+        }
+        Ok(keys)
+    }
+
+    fn instances(&self, record: &ServiceRecord, query: &Query) -> Answer {
+        let mut instances = Vec::new();
+        for (revision, key) in self.keys(record, query)? {
+            instances.extend(self.control.pool.instances(key).iter().map(|view| instance(&revision, view)));
+        }
+        Ok(json_response(StatusCode::OK, &json!({"instances": instances})))
+    }
+
+    fn decisions(&self, record: &ServiceRecord, query: &Query) -> Answer {
+        let most = query.number("limit", TAIL)?;
+        let mut decisions = Vec::new();
+        for (revision, key) in self.all_keys(record, query)? {
+            for decision in self.control.decisions.tail(key, most) {
+                let mut value = json!(decision);
+                value["revision"] = json!(revision);
+                // The set of clamps by name: its number means nothing to a reader.
+                value["decision"]["clamps"] = json!(decision.decision.clamps.names().collect::<Vec<_>>());
+                decisions.push((decision.at, value));
+            }
+        }
+        decisions.sort_by_key(|(at, _)| *at);
+        let skip = decisions.len().saturating_sub(most);
+        let decisions: Vec<Value> = decisions.into_iter().skip(skip).map(|(_, value)| value).collect();
+        Ok(json_response(StatusCode::OK, &json!({"decisions": decisions})))
+    }
+
+    fn logs(&self, record: &ServiceRecord, query: &Query) -> Answer {
+        let most = query.number("tail", TAIL)?;
+        let after = query.number("after", 0).map(|after| after as u64)?;
+        let keys = self.all_keys(record, query)?;
+        let dropped: u64 = keys.iter().map(|(_, key)| self.control.logs.dropped(*key)).sum();
+        let keys: Vec<RevisionKey> = keys.into_iter().map(|(_, key)| key).collect();
+        let lines = self.control.logs.tail(&keys, most, after);
+        Ok(json_response(StatusCode::OK, &json!({"lines": lines, "dropped": dropped})))
+    }
+
+    fn runtimes(&self) -> Response {
+        let engine = self.control.engine();
+        let runtimes: Vec<Value> = engine
+            .runtimes()
+            .map(|runtime| {
+                let can = runtime.capabilities();
+                json!({
+                    "name": runtime.name(),
+                    "isolation": can.isolation,
+                    "suspend": can.suspend,
+                    "stems": can.stems,
+                    "adopt": can.adopt,
+                    "usage": can.usage,
+                    "limits": can.limits,
+                    "maxConcurrency": can.max_concurrency,
+                })
+            })
+            .collect();
+        json_response(StatusCode::OK, &json!({"edition": engine.edition().name, "runtimes": runtimes}))
+    }
+
+    fn usage(&self) -> Response {
+        let tenants: Vec<Value> = self
+            .control
+            .meter
+            .tenants()
+            .into_iter()
+            .map(|(tenant, totals)| json!({"namespace": self.control.namespace_of(tenant), "totals": totals}))
+            .collect();
+        json_response(StatusCode::OK, &json!({"tenants": tenants}))
+    }
+}
+
+#[async_trait]
+impl Handler for Admin {
+    async fn handle(&self, request: Request) -> Response {
+        self.route(request).await.unwrap_or_else(Failure::response)
+    }
+}
+
+fn instance(revision: &str, view: &InstanceView) -> Value {
+    json!({
+        "id": view.id.to_string(),
+        "revision": revision,
+        "state": view.state,
+        "inFlight": view.in_flight,
+        "limit": (view.limit != u32::MAX).then_some(view.limit),
+        "ageMs": view.age.as_millis() as u64,
+        "endpoint": view.endpoint.as_ref().map(ToString::to_string),
+        "usage": view.usage,
+        "ejected": view.ejected,
+        "start": view.start.map(|start| json!({
+            "gatedMs": test_run::millis(start.gated),
+            "spawnedMs": start.spawned.map(test_run::millis),
+            "listeningMs": start.listening.map(test_run::millis),
+            "readyMs": test_run::millis(start.ready),
+            "fromStem": start.from_stem,
+        })),
+    })
+}
+
+fn only(method: &Method, allowed: &'static str) -> Result<(), Failure> {
+    if method.as_str() == allowed { Ok(()) } else { Err(Failure::not_allowed(method, allowed)) }
+}
+
+fn no_page(path: &str) -> Failure {
+    Failure::new(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        format!("there is nothing at {path}; services are at /v1/services"),
+    )
+}
+
+fn no_revision(record: &ServiceRecord, revision: &str) -> Failure {
+    let message = format!("{} has no revision {revision}", record.path());
+    Failure::new(StatusCode::NOT_FOUND, "not_found", message)
+}
+
+async fn body(request: Request) -> Result<bytes::Bytes, Failure> {
+    request.into_body().collect(BODY_LIMIT).await.map_err(|error| {
+        if error.to_string().contains("length limit") {
+            let message = format!("the body has more than {BODY_LIMIT} bytes");
+            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+        } else {
+            Failure::new(StatusCode::BAD_REQUEST, "bad_request", format!("the body broke off: {error}"))
+        }
+    })
+}
+
+async fn text(request: Request) -> Result<String, Failure> {
+    String::from_utf8(body(request).await?.into())
+        .map_err(|_| Failure::new(StatusCode::BAD_REQUEST, "bad_request", "the body must be UTF-8"))
+}
+
+/// `{}`, nothing, or `{"revision": "name"}`.
+fn rollback_target(body: &[u8]) -> Result<Option<String>, Failure> {
+    #[derive(serde::Deserialize, Default)]
+    #[serde(deny_unknown_fields)]
+    struct Rollback {
+        revision: Option<String>,
+    }
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Ok(None);
+    }
+    let rollback: Rollback = serde_json::from_slice(body)
+        .map_err(|error| Failure::field("$", "", format!("not a roll-back: {error}")))?;
+    Ok(rollback.revision)
+}
+
+/// The parameters of a URL.
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn of(request: &Request) -> Self {
+        let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let pairs = request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+        Self(
+            pairs
+                .map(|pair| {
+                    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+                    (decode(name), decode(value))
+                })
+                .collect(),
+        )
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    fn number(&self, name: &str, default: usize) -> Result<usize, Failure> {
+        match self.get(name) {
+            None => Ok(default),
+            Some(text) => match text.parse::<usize>() {
+                Ok(number) if name == "after" => Ok(number),
+                Ok(number) => Ok(number.min(MOST)),
+                Err(_) => Err(Failure::field(name, text, "must be a whole number")),
+            },
+        }
+    }
+}

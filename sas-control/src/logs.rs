@@ -1,0 +1,153 @@
+//! The last lines that instances wrote, per revision and bounded.
+
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use dashmap::DashMap;
+use sas_core::{InstanceId, LogSink, LogStream, RequestId, RevisionKey, Timestamp};
+use serde::Serialize;
+
+/// How much is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogLimits {
+    /// Lines per revision.
+    pub lines: usize,
+    /// Bytes of text per revision.
+    pub bytes: usize,
+    /// Revisions; the one that was silent longest goes first.
+    pub revisions: usize,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self { lines: 1000, bytes: 256 << 10, revisions: 4096 }
+    }
+}
+
+/// A line as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct LogLine {
+    /// Counts the lines of the platform, so that a reader can go on where it was.
+    pub sequence: u64,
+    /// When.
+    pub at: Timestamp,
+    /// Who wrote it.
+    #[serde(serialize_with = "as_text")]
+    pub instance: InstanceId,
+    /// For which request, where that is known.
+    pub request: Option<RequestId>,
+    /// Where it was written to.
+    pub stream: LogStream,
+    /// The line; bytes that are not UTF-8 are replaced.
+    pub line: String,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
+fn as_text<S: serde::Serializer>(instance: &InstanceId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(instance)
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    lines: VecDeque<LogLine>,
+    bytes: usize,
+    dropped: u64,
+}
+
+/// A [`LogSink`] that keeps the last lines of each revision.
+///
+/// ```
+/// use sas_control::LogBuffer;
+/// use sas_core::{InstanceId, LogSink, LogStream, RevisionKey, Timestamp};
+///
+/// let logs = LogBuffer::default();
+/// let key = RevisionKey::new(0, 0);
+/// logs.line(InstanceId(1), key, None, Timestamp(0), LogStream::Stdout, b"hello");
+/// assert_eq!(logs.tail(&[key], 10, 0)[0].line, "hello");
+/// ```
+#[derive(Debug)]
+pub struct LogBuffer {
+    rings: DashMap<RevisionKey, Ring>,
+    limits: LogLimits,
+    sequence: AtomicU64,
+}
+
+impl Default for LogBuffer {
+    fn default() -> Self {
+        Self::new(LogLimits::default())
+    }
+}
+
+impl LogBuffer {
+    /// A buffer with these limits.
+    pub fn new(limits: LogLimits) -> Self {
+        Self { rings: DashMap::new(), limits, sequence: AtomicU64::new(0) }
+    }
+
+    /// The last `most` lines of these revisions together with a sequence above `after`, oldest first.
+    pub fn tail(&self, revisions: &[RevisionKey], most: usize, after: u64) -> Vec<LogLine> {
+        let mut lines: Vec<LogLine> = Vec::new();
+        for revision in revisions {
+            if let Some(ring) = self.rings.get(revision) {
+                lines
+                    .extend(ring.lines.iter().rev().take(most).filter(|line| line.sequence > after).cloned());
+            }
+        }
+        lines.sort_unstable_by_key(|line| line.sequence);
+        let from = lines.len().saturating_sub(most);
+        lines.split_off(from)
+    }
+
+    /// Lines of the revision that made room for younger ones.
+    pub fn dropped(&self, revision: RevisionKey) -> u64 {
+        self.rings.get(&revision).map_or(0, |ring| ring.dropped)
+    }
+
+    /// Forgets a revision.
+    pub fn forget(&self, revision: RevisionKey) {
+        self.rings.remove(&revision);
+    }
+
+    fn make_room(&self) {
+        while self.rings.len() >= self.limits.revisions.max(1) {
+            let silent = self
+                .rings
+                .iter()
+                .map(|ring| (ring.lines.back().map_or(0, |line| line.sequence), *ring.key()))
+                .min();
+            let Some((_, key)) = silent else { return };
+            self.rings.remove(&key);
+        }
+    }
+}
+
+impl LogSink for LogBuffer {
+    fn line(
+        &self,
+        instance: InstanceId,
+        revision: RevisionKey,
+        request: Option<RequestId>,
+        at: Timestamp,
+        stream: LogStream,
+        line: &[u8],
+    ) {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        let text = String::from_utf8_lossy(&line[..line.len().min(self.limits.bytes)]).into_owned();
+        let kept = LogLine { sequence, at, instance, request, stream, line: text };
+        if !self.rings.contains_key(&revision) {
+            self.make_room();
+        }
+        let mut ring = self.rings.entry(revision).or_default();
+        ring.bytes += kept.line.len();
+        ring.lines.push_back(kept);
+        while ring.lines.len() > self.limits.lines || ring.bytes > self.limits.bytes {
+            let Some(old) = ring.lines.pop_front() else { break };
+            ring.bytes -= old.line.len();
+            ring.dropped += 1;
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Names of the metrics, and their handles.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Unit};
+use sas_core::Recorder;
+
+/// Deploys, by `result` (`ok` or `error`).
+pub const DEPLOYS: &str = "sas_control_deploys_total";
+/// How long a deploy took, in seconds.
+pub const DEPLOY_SECONDS: &str = "sas_control_deploy_seconds";
+/// How long preparing a revision took, in seconds.
+pub const PREPARE_SECONDS: &str = "sas_control_prepare_seconds";
+/// Services that there are.
+pub const SERVICES: &str = "sas_control_services";
+/// Revisions that there are.
+pub const REVISIONS: &str = "sas_control_revisions";
+/// Test runs, by `result` (`ok` or `error`).
+pub const TEST_RUNS: &str = "sas_control_test_runs_total";
+
+/// Describes all metrics of this crate.
+pub fn describe(recorder: &Recorder) {
+    recorder.describe_counter(DEPLOYS, "Deploys, by result");
+    recorder.describe_histogram(DEPLOY_SECONDS, Unit::Seconds, "How long a deploy took");
+    recorder.describe_histogram(PREPARE_SECONDS, Unit::Seconds, "How long preparing a revision took");
+    recorder.describe_gauge(SERVICES, Unit::Count, "Services that there are");
+    recorder.describe_gauge(REVISIONS, Unit::Count, "Revisions that there are");
+    recorder.describe_counter(TEST_RUNS, "Test runs, by result");
+}
+
+pub(crate) struct Metrics {
+    deploys: [Counter; 2],
+    deploy_seconds: Histogram,
+    prepare_seconds: Histogram,
+    services: Gauge,
+    revisions: Gauge,
+    test_runs: [Counter; 2],
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new(recorder: &Recorder) -> Self {
+        describe(recorder);
+        let both = |name| ["error", "ok"].map(|result| recorder.counter(name, &[("result", result)]));
+        Self {
+            deploys: both(DEPLOYS),
+            deploy_seconds: recorder.histogram(DEPLOY_SECONDS, &[]),
+            prepare_seconds: recorder.histogram(PREPARE_SECONDS, &[]),
+            services: recorder.gauge(SERVICES, &[]),
+            revisions: recorder.gauge(REVISIONS, &[]),
+            test_runs: both(TEST_RUNS),
+        }
+    }
+
+    pub(crate) fn deployed(&self, ok: bool, took: Duration) {
+        self.deploys[usize::from(ok)].increment(1);
+        self.deploy_seconds.record(took.as_secs_f64());
+    }
+
+    pub(crate) fn prepared(&self, took: Duration) {
+        self.prepare_seconds.record(took.as_secs_f64());
+    }
+
+    pub(crate) fn count(&self, services: usize, revisions: usize) {
+        self.services.set(services as f64);
+        self.revisions.set(revisions as f64);
+    }
+
+    pub(crate) fn tested(&self, ok: bool) {
+        self.test_runs[usize::from(ok)].increment(1);
+    }
+}

@@ -1,0 +1,335 @@
+//! Packages as they were when they were deployed: their digest, and a copy that later changes do not reach.
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    path::{Component, Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use bytes::Bytes;
+use sas_core::{Error, ErrorKind, Result, Source, SpecErrors};
+use sha2::{Digest as _, Sha256};
+
+use crate::record::hex;
+
+/// Most files and directories of a package that is a directory.
+const ENTRY_LIMIT: u64 = 100_000;
+/// Most bytes of a package.
+const BYTE_LIMIT: u64 = 4 << 30;
+/// Deepest directory.
+const DEPTH_LIMIT: usize = 64;
+
+/// Tells copies of one process apart, so that two deploys never write to one place.
+static COPIES: AtomicU64 = AtomicU64::new(0);
+
+/// Where copies of packages are kept: `<root>/sha256-<digest>/<name>`.
+#[derive(Clone, Debug)]
+pub(crate) struct PackageStore {
+    root: PathBuf,
+}
+
+/// A package with its digest.
+#[derive(Clone, Debug)]
+pub(crate) struct Pinned {
+    /// `sha256:` and 64 hexadecimal digits, of names, modes and content.
+    pub(crate) digest: String,
+    /// Where it is to be run from.
+    pub(crate) source: Source,
+}
+
+impl PackageStore {
+    pub(crate) fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Copies what `source` names, or finds the copy that is there. Blocking.
+    pub(crate) fn pin(&self, source: &Source) -> Result<Pinned> {
+        fs::create_dir_all(&self.root).map_err(|error| storage(&self.root, error))?;
+        let serial = COPIES.fetch_add(1, Ordering::Relaxed);
+        let incoming = self.root.join(format!("incoming-{}-{serial}", std::process::id()));
+        let cleared = || match fs::remove_dir_all(&incoming) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(storage(&incoming, error)),
+            _ => Ok(()),
+        };
+        cleared()?;
+        let pinned = self.pin_into(source, &incoming);
+        match pinned {
+            Ok(pinned) => Ok(pinned),
+            Err(error) => {
+                // The first error says more than one about clearing up.
+                let _ = cleared();
+                Err(error)
+            }
+        }
+    }
+
+    fn pin_into(&self, source: &Source, incoming: &Path) -> Result<Pinned> {
+        fs::create_dir(incoming).map_err(|error| storage(incoming, error))?;
+        let name = match source {
+            Source::Path(path) => file_name(path)?,
+            Source::Bytes { name, .. } => file_name(Path::new(name))?,
+            _ => return Err(Error::unsupported("pin")),
+        };
+        let target = incoming.join(&name);
+        let mut walk = Walk::default();
+        match source {
+            Source::Path(path) => walk.entry(path, &name, Some(&target), 0)?,
+            Source::Bytes { bytes, .. } => walk.bytes(&name, bytes, &target)?,
+            _ => {}
+        }
+        let digest = walk.digest();
+        let home = self.home(&digest);
+        sync_dir(incoming)?;
+        match fs::rename(incoming, &home) {
+            Ok(()) => sync_dir(&self.root)?,
+            // Another deploy of the same content was first: its copy is as good.
+            Err(_) if home.join(&name).exists() => {
+                fs::remove_dir_all(incoming).map_err(|error| storage(incoming, error))?;
+            }
+            Err(error) => return Err(storage(&home, error)),
+        }
+        Ok(Pinned { source: Source::Path(home.join(name)), digest })
+    }
+
+    fn home(&self, digest: &str) -> PathBuf {
+        self.root.join(digest.replace(':', "-"))
+    }
+
+    /// Removes the copy of `digest`. Blocking.
+    pub(crate) fn remove(&self, digest: &str) -> Result<()> {
+        remove(&self.home(digest))
+    }
+
+    /// Removes everything but the copies that `keep` says: what a crash left. Blocking.
+    pub(crate) fn sweep(&self, keep: impl Fn(&str) -> bool) -> Result<()> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(storage(&self.root, error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| storage(&self.root, error))?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let ours = name.starts_with("incoming-") || name.starts_with("sha256-");
+            if ours && !keep(&name.replacen('-', ":", 1)) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The digest of what `source` names, without a copy. Blocking.
+pub(crate) fn digest(source: &Source) -> Result<Option<String>> {
+    let mut walk = Walk::default();
+    match source {
+        Source::Path(path) => walk.entry(path, &file_name(path)?, None, 0)?,
+        Source::Bytes { name, bytes } => walk.file_bytes(name, false, bytes),
+        _ => return Ok(None),
+    }
+    Ok(Some(walk.digest()))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(storage(path, error)),
+        _ => Ok(()),
+    }
+}
+
+fn file_name(path: &Path) -> Result<String> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let path_of_dir = || fs::canonicalize(path).ok()?.file_name()?.to_str().map(str::to_owned);
+    match name.map(str::to_owned).or_else(path_of_dir) {
+        Some(name) => Ok(name),
+        None => Err(refused(path, "has no name in UTF-8")),
+    }
+}
+
+fn refused(path: &Path, problem: impl Into<String>) -> Error {
+    let mut errors = SpecErrors::default();
+    errors.push("sas.dev/package", path.display(), problem);
+    Error::new(ErrorKind::InvalidSpec, "package", errors.to_string()).with_source(errors)
+}
+
+fn read_failed(path: &Path, error: &io::Error) -> Error {
+    let problem = match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file or directory".to_owned(),
+        _ => format!("can't be read: {error}"),
+    };
+    refused(path, problem)
+}
+
+fn storage(path: &Path, error: io::Error) -> Error {
+    let message = format!("{}: {error}; is the disk full or read-only?", path.display());
+    Error::new(ErrorKind::Unavailable, "package", message).with_source(error)
+}
+
+#[cfg(unix)]
+fn executable(metadata: &fs::Metadata) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    metadata.permissions().mode() & 0o111 != 0
+}
+
+#[cfg(not(unix))]
+fn executable(_: &fs::Metadata) -> bool {
+    false
+}
+
+fn sync_dir(path: &Path) -> Result<()> {
+    fs::File::open(path).and_then(|dir| dir.sync_all()).map_err(|error| storage(path, error))
+}
+
+/// Hashes a tree in the order of its names, and copies it if asked.
+#[derive(Default)]
+struct Walk {
+    hash: Sha256,
+    entries: u64,
+    bytes: u64,
+}
+
+impl Walk {
+    fn digest(self) -> String {
+        format!("sha256:{}", hex(&self.hash.finalize()))
+    }
+
+    fn head(&mut self, kind: u8, name: &str, length: u64) {
+        self.hash.update([kind]);
+        self.hash.update((name.len() as u64).to_le_bytes());
+        self.hash.update(name);
+        self.hash.update(length.to_le_bytes());
+    }
+
+    fn file_bytes(&mut self, name: &str, executable: bool, bytes: &[u8]) {
+        self.head(if executable { b'x' } else { b'f' }, name, bytes.len() as u64);
+        self.hash.update(bytes);
+    }
+
+    fn bytes(&mut self, name: &str, bytes: &Bytes, target: &Path) -> Result<()> {
+        self.file_bytes(name, false, bytes);
+        let mut file = fs::File::create(target).map_err(|error| storage(target, error))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| storage(target, error))
+    }
+
+    fn entry(&mut self, path: &Path, name: &str, target: Option<&Path>, depth: usize) -> Result<()> {
+        self.entries += 1;
+        if self.entries > ENTRY_LIMIT {
+            return Err(refused(path, format!("the package has more than {ENTRY_LIMIT} files")));
+        }
+        if depth > DEPTH_LIMIT {
+            return Err(refused(
+                path,
+                format!("the package is nested more than {DEPTH_LIMIT} directories deep"),
+            ));
+        }
+        // What the user names may itself be a link; inside of a package links stay links.
+        let metadata = if depth == 0 { fs::metadata(path) } else { fs::symlink_metadata(path) };
+        let metadata = metadata.map_err(|error| read_failed(path, &error))?;
+        if metadata.is_file() {
+            self.file(path, name, &metadata, target)
+        } else if metadata.is_dir() {
+            self.directory(path, name, target, depth)
+        } else if metadata.is_symlink() {
+            self.link(path, name, target, depth)
+        } else {
+            Err(refused(
+                path,
+                "is neither a file nor a directory nor a link: a package has no devices, pipes or sockets",
+            ))
+        }
+    }
+
+    fn file(
+        &mut self,
+        path: &Path,
+        name: &str,
+        metadata: &fs::Metadata,
+        target: Option<&Path>,
+    ) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(metadata.len());
+        if self.bytes > BYTE_LIMIT {
+            return Err(refused(path, format!("the package has more than {BYTE_LIMIT} bytes")));
+        }
+        self.head(if executable(metadata) { b'x' } else { b'f' }, name, metadata.len());
+        let mut source = fs::File::open(path).map_err(|error| read_failed(path, &error))?;
+        let mut copy = match target {
+            Some(target) => Some((fs::File::create(target).map_err(|error| storage(target, error))?, target)),
+            None => None,
+        };
+        let mut buffer = vec![0; 128 << 10];
+        let mut length: u64 = 0;
+        loop {
+            let read = source.read(&mut buffer).map_err(|error| read_failed(path, &error))?;
+            if read == 0 {
+                break;
+            }
+            length += read as u64;
+            self.hash.update(&buffer[..read]);
+            if let Some((copy, target)) = &mut copy {
+                copy.write_all(&buffer[..read]).map_err(|error| storage(target, error))?;
+            }
+        }
+        if length != metadata.len() {
+            return Err(refused(path, "changed while it was read; deploy again when it is complete"));
+        }
+        if let Some((copy, target)) = copy {
+            let done = copy.set_permissions(metadata.permissions()).and_then(|()| copy.sync_all());
+            done.map_err(|error| storage(target, error))?;
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, path: &Path, name: &str, target: Option<&Path>, depth: usize) -> Result<()> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(path).map_err(|error| read_failed(path, &error))? {
+            let entry = entry.map_err(|error| read_failed(path, &error))?;
+            let Ok(name) = entry.file_name().into_string() else {
+                return Err(refused(&entry.path(), "file names in a package must be UTF-8"));
+            };
+            names.push(name);
+            if names.len() as u64 > ENTRY_LIMIT {
+                return Err(refused(path, format!("the package has more than {ENTRY_LIMIT} files")));
+            }
+        }
+        names.sort_unstable();
+        self.head(b'd', name, names.len() as u64);
+        if let Some(target) = target {
+            fs::create_dir(target).map_err(|error| storage(target, error))?;
+        }
+        for name in names {
+            self.entry(
+                &path.join(&name),
+                &name,
+                target.map(|target| target.join(&name)).as_deref(),
+                depth + 1,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, path: &Path, name: &str, target: Option<&Path>, depth: usize) -> Result<()> {
+        let to = fs::read_link(path).map_err(|error| read_failed(path, &error))?;
+        let Some(text) = to.to_str() else { return Err(refused(path, "a link in a package must be UTF-8")) };
+        // A link may climb as far as the package's root: `depth` counts the root itself as one.
+        let mut height = depth.saturating_sub(1);
+        for part in to.components() {
+            match part {
+                Component::Normal(_) => height += 1,
+                Component::CurDir => {}
+                Component::ParentDir if height > 0 => height -= 1,
+                _ => return Err(refused(path, format!("is a link to {text:?}, out of the package"))),
+            }
+        }
+        self.head(b'l', name, text.len() as u64);
+        self.hash.update(text);
+        if let Some(target) = target {
+            #[cfg(unix)]
+            std::os::unix::fs::symlink(&to, target).map_err(|error| storage(target, error))?;
+            #[cfg(not(unix))]
+            return Err(refused(target, "links in packages need a Unix system"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,352 @@
+//! What is to be done so that what runs becomes what is wanted. Pure: tables and properties test it, and a crash
+//! between two commands is mended by asking again.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use sas_core::{HostPattern, RevisionKey, RouteAction, RouteChange, RouteRule, Split, Timestamp};
+
+use crate::record::{RevisionState, ServiceRecord, Share};
+
+/// What runs of one service.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Observed {
+    /// Its revisions in the pool.
+    pub registrations: Vec<Registration>,
+    /// Its hosts in the router, with their rules.
+    pub hosts: BTreeMap<HostPattern, Vec<RouteRule>>,
+    /// Revisions that ran before and can't be started now.
+    pub blocked: BTreeMap<String, Blocked>,
+}
+
+/// Why a revision that is ready does not run, and when it is tried again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Blocked {
+    /// The error of the last attempt.
+    pub message: String,
+    /// Attempts that failed in a row.
+    pub failures: u32,
+    /// Not before this.
+    pub until: Timestamp,
+}
+
+impl Blocked {
+    /// Another attempt failed: the next one is due after 1, 2, 4, ... at most 64 seconds.
+    pub(crate) fn fail(&mut self, now: Timestamp, message: String) {
+        self.message = message;
+        self.until = now + Duration::from_secs(1 << self.failures.min(6));
+        self.failures = self.failures.saturating_add(1);
+    }
+}
+
+/// A revision that the pool holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Registration {
+    /// Its name.
+    pub revision: String,
+    /// Its key.
+    pub key: RevisionKey,
+    /// Whether it was registered to take traffic; else for test runs, without a minimum of instances.
+    pub routable: bool,
+    /// Whether it is being drained.
+    pub retiring: bool,
+    /// When it was last called for a test run, or registered.
+    pub last_used: Timestamp,
+}
+
+impl Registration {
+    /// A registration that was just made.
+    pub fn new(revision: impl Into<String>, key: RevisionKey, routable: bool, now: Timestamp) -> Self {
+        Self { revision: revision.into(), key, routable, retiring: false, last_used: now }
+    }
+}
+
+/// A step.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Command {
+    /// Prepare the revision and register it with the pool to take traffic.
+    Start {
+        /// Which.
+        revision: String,
+    },
+    /// Change the router's table.
+    Route(Vec<RouteChange>),
+    /// Drain a registration, then unregister it.
+    Retire {
+        /// Which.
+        key: RevisionKey,
+    },
+    /// Remember since when a revision has no traffic.
+    MarkRetired {
+        /// Which.
+        revision: String,
+        /// Whether it lost its traffic; else it got some again.
+        retired: bool,
+    },
+    /// Forget revisions that nobody will come back to.
+    Collect {
+        /// Which.
+        revisions: Vec<String>,
+    },
+    /// A roll-out is over.
+    FinishRollout,
+}
+
+/// When old revisions are forgotten. The defaults are Knative's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GcLimits {
+    /// Younger ones stay.
+    pub retain_since_create: Duration,
+    /// Those that had traffic within this time stay.
+    pub retain_since_last_active: Duration,
+    /// This many without traffic stay, however old.
+    pub min_non_active: usize,
+    /// More than this many without traffic go, however young.
+    pub max_non_active: usize,
+}
+
+impl Default for GcLimits {
+    fn default() -> Self {
+        Self {
+            retain_since_create: Duration::from_secs(48 * 3600),
+            retain_since_last_active: Duration::from_secs(15 * 3600),
+            min_non_active: 20,
+            max_non_active: 1000,
+        }
+    }
+}
+
+/// What reconciling is configured with.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Rules {
+    /// Services answer at `name.namespace.domain`.
+    pub domain: String,
+    /// And at `name.namespace.internal`, which the ingress refuses from outside.
+    pub internal: String,
+    /// How long a registration for test runs stays after the last one.
+    pub test_linger: Duration,
+    /// When old revisions are forgotten.
+    pub gc: GcLimits,
+}
+
+impl Rules {
+    /// Rules with Knative's limits for old revisions.
+    pub fn new(domain: impl Into<String>) -> Self {
+        Self {
+            domain: domain.into(),
+            internal: "svc".to_owned(),
+            test_linger: Duration::from_secs(60),
+            gc: GcLimits::default(),
+        }
+    }
+
+    /// The host of a service, or of one of its tags.
+    pub fn host(&self, record: &ServiceRecord, tag: Option<&str>) -> String {
+        Self::host_under(record, tag, if record.cluster_local { &self.internal } else { &self.domain })
+    }
+
+    fn host_under(record: &ServiceRecord, tag: Option<&str>, domain: &str) -> String {
+        match tag {
+            Some(tag) => format!("{tag}-{}.{}.{domain}", record.name, record.namespace),
+            None => format!("{}.{}.{domain}", record.name, record.namespace),
+        }
+    }
+}
+
+/// The next steps towards `desired` (`None`: the service was deleted). Empty when there is nothing to do.
+///
+/// # Contract
+/// - A revision gets traffic only when it is registered, and is unregistered only when no route names it.
+/// - The same input gives the same commands; doing them and asking again comes to an end.
+/// - Steps that depend on others come later: [`Command::Route`] only when all revisions it names run,
+///   [`Command::Retire`] only when the routes are as they should be.
+pub fn reconcile(
+    desired: Option<&ServiceRecord>,
+    observed: &Observed,
+    now: Timestamp,
+    rules: &Rules,
+) -> Vec<Command> {
+    let Some(record) = desired else { return removal(observed) };
+    let running = |revision: &str| {
+        observed.registrations.iter().find(|r| r.revision == revision && r.routable && !r.retiring)
+    };
+
+    let shares = record.shares(now);
+    let mut starts: Vec<&str> = Vec::new();
+    if let Some(latest) = record.latest_created()
+        && latest.state == RevisionState::Pending
+    {
+        starts.push(&latest.name);
+    }
+    for share in &shares {
+        let blocked = observed.blocked.get(&share.revision).is_some_and(|blocked| now < blocked.until);
+        if running(&share.revision).is_none() && !blocked && !starts.contains(&share.revision.as_str()) {
+            starts.push(&share.revision);
+        }
+    }
+    if !starts.is_empty() {
+        return starts.into_iter().map(|revision| Command::Start { revision: revision.to_owned() }).collect();
+    }
+
+    let hosts = routes(record, &shares, rules, |revision| running(revision).map(|r| r.key));
+    let changes = changes(&observed.hosts, &hosts);
+    if !changes.is_empty() {
+        return vec![Command::Route(changes)];
+    }
+
+    let mut commands = Vec::new();
+    if let Some(rolling) = &record.rolling
+        && now >= rolling.over_at()
+    {
+        commands.push(Command::FinishRollout);
+    }
+    for registration in observed.registrations.iter().filter(|registration| !registration.retiring) {
+        let wanted = shares.iter().any(|share| share.revision == registration.revision);
+        let lingers = now.since(registration.last_used) < rules.test_linger;
+        let keep = if registration.routable { wanted } else { lingers };
+        if !keep {
+            commands.push(Command::Retire { key: registration.key });
+        }
+    }
+    for revision in &record.revisions {
+        let wanted = shares.iter().any(|share| share.revision == revision.name);
+        if wanted == revision.retired_at.is_some() {
+            commands.push(Command::MarkRetired { revision: revision.name.clone(), retired: !wanted });
+        }
+    }
+    if !commands.is_empty() {
+        return commands;
+    }
+    let old = collectable(record, &shares, observed, now, &rules.gc);
+    if !old.is_empty() {
+        commands.push(Command::Collect { revisions: old });
+    }
+    commands
+}
+
+fn removal(observed: &Observed) -> Vec<Command> {
+    if !observed.hosts.is_empty() {
+        let removed = observed.hosts.keys().map(|host| RouteChange::Remove { host: host.clone() }).collect();
+        return vec![Command::Route(removed)];
+    }
+    observed
+        .registrations
+        .iter()
+        .filter(|registration| !registration.retiring)
+        .map(|registration| Command::Retire { key: registration.key })
+        .collect()
+}
+
+/// The hosts that the service answers at, with their rules.
+fn routes(
+    record: &ServiceRecord,
+    shares: &[Share],
+    rules: &Rules,
+    key: impl Fn(&str) -> Option<RevisionKey>,
+) -> BTreeMap<HostPattern, Vec<RouteRule>> {
+    let rule = |shares: &[(&str, u32)]| {
+        let mut splits: Vec<Split> = Vec::new();
+        let mut timeout = Duration::ZERO;
+        for (revision, percent) in shares {
+            let Some(key) = key(revision) else { continue };
+            timeout = timeout.max(record.revision(revision).map_or(timeout, |r| r.spec.timeouts.request));
+            match splits.iter_mut().find(|split| split.revision == key) {
+                Some(split) => split.weight += percent,
+                None => splits.push(Split::new(key, *percent)),
+            }
+        }
+        // A share whose revision is not ready leaves a gap; those that are ready fill it in proportion.
+        splits.retain(|split| split.weight > 0);
+        fill_to_100(&mut splits);
+        let mut rule = RouteRule::new(record.tenant, RouteAction::Split(splits));
+        if timeout > Duration::ZERO {
+            rule.timeout = timeout;
+        }
+        vec![rule]
+    };
+    let mut hosts = BTreeMap::new();
+    let domains: &[&str] =
+        if record.cluster_local { &[&rules.internal] } else { &[&rules.domain, &rules.internal] };
+    for domain in domains {
+        let main: Vec<(&str, u32)> = shares.iter().map(|s| (s.revision.as_str(), s.percent)).collect();
+        hosts.insert(HostPattern::Exact(Rules::host_under(record, None, domain)), rule(&main));
+        for share in shares {
+            if let Some(tag) = &share.tag {
+                let host = HostPattern::Exact(Rules::host_under(record, Some(tag), domain));
+                hosts.insert(host, rule(&[(&share.revision, 100)]));
+            }
+        }
+    }
+    hosts
+}
+
+/// Scales weights so that they add up to 100; the rounding goes to the largest.
+fn fill_to_100(splits: &mut [Split]) {
+    let sum: u32 = splits.iter().map(|split| split.weight).sum();
+    if sum == 0 || sum == 100 {
+        return;
+    }
+    for split in splits.iter_mut() {
+        split.weight = split.weight * 100 / sum;
+    }
+    let rest = 100 - splits.iter().map(|split| split.weight).sum::<u32>();
+    if let Some(largest) = splits.iter_mut().max_by_key(|split| split.weight) {
+        largest.weight += rest;
+    }
+}
+
+fn changes(
+    before: &BTreeMap<HostPattern, Vec<RouteRule>>,
+    after: &BTreeMap<HostPattern, Vec<RouteRule>>,
+) -> Vec<RouteChange> {
+    let set = after
+        .iter()
+        .filter(|(host, rules)| before.get(host) != Some(rules))
+        .map(|(host, rules)| RouteChange::Set { host: host.clone(), rules: rules.clone() });
+    let removed = before
+        .keys()
+        .filter(|host| !after.contains_key(*host))
+        .map(|host| RouteChange::Remove { host: host.clone() });
+    set.chain(removed).collect()
+}
+
+/// Knative's rule: of those without traffic, too many go at once, the old ones when enough are left.
+fn collectable(
+    record: &ServiceRecord,
+    shares: &[Share],
+    observed: &Observed,
+    now: Timestamp,
+    gc: &GcLimits,
+) -> Vec<String> {
+    let latest = record.latest_created().map(|revision| revision.name.as_str());
+    let latest_ready = record.latest_ready().map(|revision| revision.name.as_str());
+    let non_active: Vec<_> = record
+        .revisions
+        .iter()
+        .filter(|revision| {
+            !shares.iter().any(|share| share.revision == revision.name)
+                && Some(revision.name.as_str()) != latest
+                && Some(revision.name.as_str()) != latest_ready
+                && record.rolling.as_ref().is_none_or(|r| r.from != revision.name && r.to != revision.name)
+        })
+        .collect();
+    let mut left = non_active.len();
+    let mut old = Vec::new();
+    for revision in &non_active {
+        let in_use = observed.registrations.iter().any(|r| r.revision == revision.name);
+        let too_many = left > gc.max_non_active;
+        let aged = left > gc.min_non_active
+            && now.since(revision.created_at) >= gc.retain_since_create
+            && now.since(revision.retired_at.unwrap_or(revision.created_at)) >= gc.retain_since_last_active;
+        if !in_use && (too_many || aged) {
+            old.push(revision.name.clone());
+            left -= 1;
+        }
+    }
+    old
+}

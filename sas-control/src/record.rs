@@ -1,0 +1,296 @@
+//! What is stored of a service: its desired state and its revisions.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use sas_core::{Error, ErrorKind, Result, RevisionSpec, SpecError, TenantKey, Timestamp};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::manifest::TrafficTarget;
+
+/// The format of the records that this version writes.
+const FORMAT: u16 = 1;
+
+/// A service, as the store holds it under `service/<namespace>/<name>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ServiceRecord {
+    /// The version of this format.
+    pub format: u16,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Whose it is.
+    pub tenant: TenantKey,
+    /// Counts the changes of the desired state from 1.
+    pub generation: u64,
+    /// When it was first deployed.
+    pub created_at: Timestamp,
+    /// Labels of the manifest.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// Whether it answers only at its internal host.
+    pub cluster_local: bool,
+    /// Where its traffic goes.
+    pub traffic: Vec<TrafficTarget>,
+    /// How long traffic takes to move to a new revision.
+    pub rollout: Duration,
+    /// A move of traffic that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolling: Option<Rolling>,
+    /// The number of the next revision that is not given a name.
+    pub next_number: u32,
+    /// Its revisions, oldest first.
+    pub revisions: Vec<RevisionRecord>,
+}
+
+/// A gradual move of the latest revision's share to a new one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Rolling {
+    /// The revision that the traffic comes from.
+    pub from: String,
+    /// The revision that it goes to.
+    pub to: String,
+    /// When the new one was ready.
+    pub since: Timestamp,
+    /// How long it takes.
+    pub over: Duration,
+}
+
+/// A revision: immutable but for its state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RevisionRecord {
+    /// Its name, such as `hello-00001`.
+    pub name: String,
+    /// The service's generation that made it.
+    pub generation: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// What it is: `sha256:` of its spec and its package's content. Equal digests run equally.
+    pub digest: String,
+    /// `sha256:` of its package's content, if it has one.
+    pub package: Option<String>,
+    /// The digest that the runtime gave, once it was prepared.
+    pub artifact: Option<String>,
+    /// Labels of the template.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the template.
+    pub annotations: BTreeMap<String, String>,
+    /// How it runs.
+    pub spec: Arc<RevisionSpec>,
+    /// How far it has come.
+    pub state: RevisionState,
+    /// What the runtime has to say about it.
+    pub notes: Vec<String>,
+    /// When it last lost its traffic, for the collection of old revisions.
+    pub retired_at: Option<Timestamp>,
+}
+
+/// How far a revision has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RevisionState {
+    /// It is to be prepared.
+    Pending,
+    /// It was prepared and may take traffic.
+    Ready,
+    /// It could not be prepared.
+    Failed {
+        /// The kind of the error, in snake case.
+        reason: String,
+        /// The error.
+        message: String,
+        /// Its fields, where it has some.
+        fields: Vec<Field>,
+    },
+}
+
+/// A mistake, as records keep it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Field {
+    /// Where.
+    pub field: String,
+    /// What stands there.
+    pub value: String,
+    /// What should.
+    pub problem: String,
+}
+
+impl From<&SpecError> for Field {
+    fn from(error: &SpecError) -> Self {
+        Self { field: error.field.clone(), value: error.value.clone(), problem: error.problem.clone() }
+    }
+}
+
+/// A part of the traffic, resolved to a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Share {
+    /// Which revision.
+    pub revision: String,
+    /// In percent.
+    pub percent: u32,
+    /// The tag, if it has one.
+    pub tag: Option<String>,
+    /// Whether the manifest asks for the latest revision here.
+    pub latest: bool,
+}
+
+impl ServiceRecord {
+    pub(crate) fn new(namespace: &str, name: &str, tenant: TenantKey, now: Timestamp) -> Self {
+        Self {
+            format: FORMAT,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            tenant,
+            generation: 0,
+            created_at: now,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            cluster_local: false,
+            traffic: vec![TrafficTarget::latest()],
+            rollout: Duration::ZERO,
+            rolling: None,
+            next_number: 1,
+            revisions: Vec::new(),
+        }
+    }
+
+    /// `namespace/name`.
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// The revision of that name.
+    pub fn revision(&self, name: &str) -> Option<&RevisionRecord> {
+        self.revisions.iter().find(|revision| revision.name == name)
+    }
+
+    pub(crate) fn revision_mut(&mut self, name: &str) -> Option<&mut RevisionRecord> {
+        self.revisions.iter_mut().find(|revision| revision.name == name)
+    }
+
+    /// The youngest revision, ready or not.
+    pub fn latest_created(&self) -> Option<&RevisionRecord> {
+        self.revisions.last()
+    }
+
+    /// The youngest revision that is ready.
+    pub fn latest_ready(&self) -> Option<&RevisionRecord> {
+        self.revisions.iter().rev().find(|revision| revision.state == RevisionState::Ready)
+    }
+
+    /// Where the traffic goes at `now`: each target with the revision that it means. Targets whose revision is not
+    /// ready are left out.
+    pub fn shares(&self, now: Timestamp) -> Vec<Share> {
+        let latest = self.latest_ready().map(|revision| revision.name.as_str());
+        let mut shares = Vec::with_capacity(self.traffic.len() + 1);
+        for target in &self.traffic {
+            let revision = target.revision_name.as_deref().or(latest);
+            let ready = |name: &&str| self.revision(name).is_some_and(|r| r.state == RevisionState::Ready);
+            let Some(revision) = revision.filter(ready) else { continue };
+            let mut share = Share {
+                revision: revision.to_owned(),
+                percent: target.percent,
+                tag: target.tag.clone(),
+                latest: target.revision_name.is_none(),
+            };
+            if share.latest
+                && let Some(rolling) = &self.rolling
+                && rolling.to == share.revision
+                && self.revision(&rolling.from).is_some()
+            {
+                let moved = rolling.moved(share.percent, now);
+                if moved < share.percent {
+                    shares.push(Share {
+                        revision: rolling.from.clone(),
+                        percent: share.percent - moved,
+                        tag: None,
+                        latest: true,
+                    });
+                    share.percent = moved;
+                }
+            }
+            shares.push(share);
+        }
+        shares
+    }
+
+    pub(crate) fn encode(&self) -> Result<Bytes> {
+        serde_json::to_vec(self).map(Bytes::from).map_err(|error| {
+            let message = format!("{} can't be written: {error}", self.path());
+            Error::new(ErrorKind::Unexpected, "store", message).with_source(error)
+        })
+    }
+
+    pub(crate) fn decode(key: &str, value: &[u8]) -> Result<Self> {
+        let bad = |message: String| Error::new(ErrorKind::InvalidSpec, "recover", message);
+        let record: Self = serde_json::from_slice(value)
+            .map_err(|error| bad(format!("{key} is not a service's record: {error}")))?;
+        if record.format != FORMAT {
+            return Err(bad(format!("{key} has format {}; this version reads {FORMAT}", record.format)));
+        }
+        Ok(record)
+    }
+
+    /// The name of the next revision.
+    pub(crate) fn next_name(&self) -> (String, u32) {
+        let mut number = self.next_number;
+        loop {
+            let suffix = format!("-{number:05}");
+            let most = 63_usize.saturating_sub(suffix.len());
+            let stem = self.name.get(..most).unwrap_or(&self.name);
+            let name = format!("{stem}{suffix}");
+            if self.revision(&name).is_none() {
+                return (name, number + 1);
+            }
+            number += 1;
+        }
+    }
+}
+
+impl Rolling {
+    /// How much of `percent` has moved at `now`: 1 % at once, the rest in whole percents over the time, as Knative does.
+    pub(crate) fn moved(&self, percent: u32, now: Timestamp) -> u32 {
+        let passed = now.since(self.since);
+        if passed >= self.over || percent <= 1 {
+            return percent;
+        }
+        let part = passed.as_nanos() * u128::from(percent) / self.over.as_nanos().max(1);
+        u32::try_from(part).unwrap_or(percent).clamp(1, percent)
+    }
+
+    /// When the next percent moves; `None`: it is over.
+    pub(crate) fn over_at(&self) -> Timestamp {
+        self.since + self.over
+    }
+}
+
+/// `sha256:` and 64 hexadecimal digits.
+pub(crate) fn sha256(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    format!("sha256:{}", hex(&hash.finalize()))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}

@@ -1,0 +1,247 @@
+//! Services and revisions as operators see them, in JSON.
+
+use std::collections::BTreeMap;
+
+use sas_core::{ErrorKind, RevisionKey, Timestamp};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    control::Control,
+    manifest::TrafficTarget,
+    record::{RevisionRecord, RevisionState, ServiceRecord},
+};
+
+/// A condition, as Kubernetes writes them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Condition {
+    /// What it is about.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// `True`, `False` or `Unknown`.
+    pub status: &'static str,
+    /// One word.
+    pub reason: String,
+    /// What it is, for a human.
+    pub message: String,
+}
+
+impl Condition {
+    fn new(kind: &'static str, status: &'static str, reason: &str, message: impl Into<String>) -> Self {
+        Self { kind, status, reason: reason.to_owned(), message: message.into() }
+    }
+}
+
+/// A revision.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct RevisionView {
+    /// Its name.
+    pub name: String,
+    /// The service's generation that made it.
+    pub generation: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// What it is; equal digests run equally.
+    pub digest: String,
+    /// The digest of its package's content.
+    pub package: Option<String>,
+    /// The digest that the runtime gave.
+    pub artifact: Option<String>,
+    /// Which runtime serves it.
+    pub runtime: String,
+    /// Its share of the traffic now, in percent.
+    pub percent: u32,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Instances: the last decision, and what they do.
+    pub instances: Option<Value>,
+    /// What the runtime has to say.
+    pub notes: Vec<String>,
+    /// Whether it can serve.
+    pub conditions: Vec<Condition>,
+}
+
+/// A service.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct ServiceView {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The host it answers at.
+    pub host: String,
+    /// Counts the changes of what is wanted.
+    pub generation: u64,
+    /// When it was first deployed.
+    pub created_at: Timestamp,
+    /// Labels of the manifest.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// The youngest revision.
+    pub latest_created_revision: Option<String>,
+    /// The youngest revision that is ready.
+    pub latest_ready_revision: Option<String>,
+    /// Where the traffic is to go.
+    pub spec: Vec<TrafficTarget>,
+    /// Where it goes.
+    pub traffic: Vec<Value>,
+    /// How it is.
+    pub conditions: Vec<Condition>,
+    /// Its revisions, youngest first.
+    pub revisions: Vec<RevisionView>,
+}
+
+impl Control {
+    /// A service as operators see it.
+    pub fn view(&self, record: &ServiceRecord) -> ServiceView {
+        let now = self.clock.now();
+        let shares = record.shares(now);
+        let traffic = shares
+            .iter()
+            .map(|share| {
+                json!({
+                    "revisionName": share.revision,
+                    "percent": share.percent,
+                    "latestRevision": share.latest,
+                    "tag": share.tag,
+                    "host": share.tag.as_deref().map(|tag| self.rules.host(record, Some(tag))),
+                })
+            })
+            .collect();
+        let revisions: Vec<RevisionView> =
+            record.revisions.iter().rev().map(|revision| self.revision_view(record, revision)).collect();
+        let configuration = match record.latest_created() {
+            Some(latest) => self.revision_conditions(record, latest).remove(0),
+            None => Condition::new("Ready", "Unknown", "NoRevision", ""),
+        };
+        let configuration = Condition { kind: "ConfigurationsReady", ..configuration };
+        let percent: u32 = shares.iter().map(|share| share.percent).sum();
+        let serving = shares.iter().filter(|share| share.percent > 0).find_map(|share| {
+            let revision = record.revision(&share.revision)?;
+            let condition = self.revision_conditions(record, revision).remove(0);
+            (condition.status == "False").then_some(condition)
+        });
+        let routes = match serving {
+            Some(failing) => Condition { kind: "RoutesReady", ..failing },
+            None if percent == 100 => Condition::new("RoutesReady", "True", "", ""),
+            None if percent == 0 => Condition::new(
+                "RoutesReady",
+                "False",
+                "NoReadyRevision",
+                "no revision is ready to take traffic",
+            ),
+            None => {
+                let message = format!(
+                    "revisions for {} % of the traffic are not ready; the others take it",
+                    100 - percent
+                );
+                Condition::new("RoutesReady", "False", "RevisionMissing", message)
+            }
+        };
+        let worst = [&configuration, &routes].into_iter().min_by_key(|condition| match condition.status {
+            "False" => 0,
+            "Unknown" => 1,
+            _ => 2,
+        });
+        let ready = worst.map_or_else(
+            || Condition::new("Ready", "Unknown", "", ""),
+            |worst| Condition { kind: "Ready", ..worst.clone() },
+        );
+        ServiceView {
+            namespace: record.namespace.clone(),
+            name: record.name.clone(),
+            host: self.rules.host(record, None),
+            generation: record.generation,
+            created_at: record.created_at,
+            labels: record.labels.clone(),
+            annotations: record.annotations.clone(),
+            latest_created_revision: record.latest_created().map(|revision| revision.name.clone()),
+            latest_ready_revision: record.latest_ready().map(|revision| revision.name.clone()),
+            spec: record.traffic.clone(),
+            traffic,
+            conditions: vec![ready, configuration, routes],
+            revisions,
+        }
+    }
+
+    /// A revision as operators see it.
+    pub fn revision_view(&self, record: &ServiceRecord, revision: &RevisionRecord) -> RevisionView {
+        let shares = record.shares(self.clock.now());
+        let own = || shares.iter().filter(|share| share.revision == revision.name);
+        let status = self.key_of(record, &revision.name).and_then(|key| self.pool.status(key));
+        RevisionView {
+            name: revision.name.clone(),
+            generation: revision.generation,
+            created_at: revision.created_at,
+            digest: revision.digest.clone(),
+            package: revision.package.clone(),
+            artifact: revision.artifact.clone(),
+            runtime: revision.spec.runtime.clone(),
+            percent: own().map(|share| share.percent).sum(),
+            tags: own().filter_map(|share| share.tag.clone()).collect(),
+            instances: status.map(|status| {
+                json!({
+                    "desired": status.desired,
+                    "ready": status.ready,
+                    "starting": status.starting,
+                    "draining": status.draining,
+                    "queued": status.queued,
+                    "inFlight": status.in_flight,
+                })
+            }),
+            notes: revision.notes.clone(),
+            conditions: self.revision_conditions(record, revision),
+        }
+    }
+
+    pub(crate) fn key_of(&self, record: &ServiceRecord, revision: &str) -> Option<RevisionKey> {
+        self.revision_key(&record.namespace, &record.name, revision)
+    }
+
+    /// `Ready` first, then `Active`.
+    fn revision_conditions(&self, record: &ServiceRecord, revision: &RevisionRecord) -> Vec<Condition> {
+        let status = self.key_of(record, &revision.name).and_then(|key| self.pool.status(key));
+        let blocked = self.live(&record.path()).and_then(|live| {
+            live.state.lock().observed.blocked.get(&revision.name).map(|blocked| blocked.message.clone())
+        });
+        let ready = match &revision.state {
+            RevisionState::Pending => {
+                Condition::new("Ready", "Unknown", "Preparing", "its package is being prepared")
+            }
+            RevisionState::Failed { reason, message, .. } => {
+                let word = if *reason == ErrorKind::InvalidSpec.as_str() {
+                    "PackageRefused"
+                } else {
+                    "PrepareFailed"
+                };
+                Condition::new("Ready", "False", word, message.as_str())
+            }
+            RevisionState::Ready => {
+                match (blocked, status.as_ref().and_then(|s| s.last_start_error.as_ref())) {
+                    (Some(message), _) => Condition::new("Ready", "False", "PrepareFailed", message),
+                    (None, Some(error)) => {
+                        let failed = status.as_ref().map_or(0, |status| status.failed_starts);
+                        let message = format!("{failed} starts failed in a row: {}", error.chain());
+                        Condition::new("Ready", "False", "StartFailed", message)
+                    }
+                    (None, None) => Condition::new("Ready", "True", "", ""),
+                }
+            }
+        };
+        let active = match &status {
+            Some(status) if status.ready > 0 => Condition::new("Active", "True", "", ""),
+            Some(status) if status.starting > 0 => {
+                Condition::new("Active", "Unknown", "Starting", "an instance starts")
+            }
+            Some(_) => Condition::new("Active", "False", "NoTraffic", "it sleeps; the next request wakes it"),
+            None => Condition::new("Active", "False", "Retired", "it takes no traffic; a test run wakes it"),
+        };
+        vec![ready, active]
+    }
+}
