@@ -10,14 +10,10 @@ impl State {
         }
         loop {
             let active = &mut self.actives[a as usize];
-            if active.have() >= active.target() {
-                return;
-            }
-            if let Some(i) = active.draining.pop() {
-                self.come_back(core, i, now, fx);
-                continue;
-            }
-            if let Some(i) = active.suspended.pop() {
+            // What is suspended counts as there, but those who wait need it awake.
+            if (active.coming.len() as u32) < active.floor()
+                && let Some(i) = active.suspended.pop()
+            {
                 let instance = &mut self.instances[i as usize];
                 instance.phase = Phase::Resuming;
                 instance.position = active.coming.len() as u32;
@@ -25,6 +21,13 @@ impl State {
                 if !instance.freezing {
                     self.thaw(core, i, fx);
                 }
+                continue;
+            }
+            if active.have() >= active.target() {
+                return;
+            }
+            if let Some(i) = active.draining.pop() {
+                self.come_back(core, i, now, fx);
                 continue;
             }
             // After a failure one start at a time finds out whether it goes again.
@@ -422,6 +425,8 @@ impl State {
         if unasked {
             core.metrics.deaths.increment(1);
         }
+        let active = &mut self.actives[a as usize];
+        active.deaths = if hasty { active.deaths + 1 } else { 0 };
         if hasty {
             let message = format!("instance {id} {report} right after it was ready");
             self.failed(core, a, &Arc::new(Error::new(ErrorKind::Crashed, "start", message)), now, fx);
@@ -472,7 +477,7 @@ impl State {
     fn failed(&mut self, core: &Core, a: u32, error: &Arc<Error>, now: u64, fx: &mut Effects) {
         let backoff = &core.config.backoff;
         let active = &mut self.actives[a as usize];
-        active.failures += 1;
+        active.failures = (active.failures + 1).max(active.deaths);
         if matches!(error.kind, ErrorKind::InvalidSpec | ErrorKind::Unsupported) {
             active.failures = active.failures.max(backoff.attempts);
         }
@@ -725,6 +730,7 @@ impl State {
             return;
         }
         active.failures = 0;
+        active.deaths = 0;
         active.error = None;
         self.rest(now, a, fx);
     }

@@ -117,7 +117,10 @@ pub(crate) struct Active {
     pub(crate) unmetered: u64,
     pub(crate) start_time: u64,
 
+    /// Failed starts in a row.
     pub(crate) failures: u32,
+    /// Instances in a row that ended right after they were ready, without a good answer between.
+    pub(crate) deaths: u32,
     pub(crate) error: Option<Arc<Error>>,
     pub(crate) retry_at: u64,
     pub(crate) retry: Option<(u64, u64)>,

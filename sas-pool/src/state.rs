@@ -649,6 +649,7 @@ impl State {
             Outcome::Ok => {
                 instance.failures = 0;
                 instance.served = instance.served.saturating_add(1);
+                self.actives[instance.active as usize].deaths = 0;
                 return;
             }
             Outcome::Failed | Outcome::Lost => instance.failures += 1,
