@@ -48,12 +48,15 @@ macro_rules! checks {
 }
 pub(crate) use checks;
 
-/// The longest that one check may take, in tokio's time.
-const LIMIT: Duration = Duration::from_secs(60);
+/// The longest that one check may take, in tokio's time, in suites that run in real time.
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+/// The same for suites that wait much and are meant for paused time.
+pub(crate) const PAUSED_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// Runs each check on a subject of its own. The guard is dropped after the subject.
 pub(crate) async fn run<G, T, S>(
     suite: &'static str,
+    limit: Duration,
     builder: impl AsyncFn() -> (G, T),
     subject: impl Fn(T) -> S,
     checks: &[(&'static str, Check<S>)],
@@ -61,13 +64,14 @@ pub(crate) async fn run<G, T, S>(
     let mut report = Report::new(suite);
     for (name, check) in checks {
         let before = Instant::now();
-        let outcome = one(&builder, &subject, *check).await;
+        let outcome = one(limit, &builder, &subject, *check).await;
         report.push(Checked { name, outcome, took: before.elapsed() });
     }
     report
 }
 
 async fn one<G, T, S>(
+    limit: Duration,
     builder: &impl AsyncFn() -> (G, T),
     subject: &impl Fn(T) -> S,
     check: Check<S>,
@@ -80,12 +84,12 @@ async fn one<G, T, S>(
         drop(guard);
         verdict
     };
-    match tokio::time::timeout(LIMIT, AssertUnwindSafe(whole).catch_unwind()).await {
+    match tokio::time::timeout(limit, AssertUnwindSafe(whole).catch_unwind()).await {
         Ok(Ok(Ok(()))) => Outcome::Passed,
         Ok(Ok(Err(Stop::Skip(reason)))) => Outcome::Skipped(reason),
         Ok(Ok(Err(Stop::Fail(message)))) => Outcome::Failed(message),
         Ok(Err(panic)) => Outcome::Failed(format!("panicked: {}", panic_text(&*panic))),
-        Err(_) => Outcome::Failed(format!("did not end within {LIMIT:?}")),
+        Err(_) => Outcome::Failed(format!("did not end within {limit:?}")),
     }
 }
 

@@ -61,6 +61,7 @@ impl Subject {
 pub async fn suite<G>(builder: impl AsyncFn() -> (G, Subject)) -> Report {
     check::run(
         "LogSink",
+        check::LIMIT,
         builder,
         |subject| subject,
         checks![

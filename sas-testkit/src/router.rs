@@ -35,6 +35,7 @@ impl Subject {
 pub async fn suite<G>(builder: impl AsyncFn() -> (G, Subject)) -> Report {
     check::run(
         "Router",
+        check::LIMIT,
         builder,
         |subject| subject,
         checks![

@@ -46,6 +46,7 @@ impl From<Arc<dyn Scaler>> for Subject {
 pub async fn suite<G, T: Into<Subject>>(builder: impl AsyncFn() -> (G, T)) -> Report {
     check::run(
         "Scaler",
+        check::LIMIT,
         builder,
         Into::into,
         checks![

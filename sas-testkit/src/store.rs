@@ -67,6 +67,7 @@ impl From<Arc<dyn Store>> for Subject {
 pub async fn suite<G, T: Into<Subject>>(builder: impl AsyncFn() -> (G, T)) -> Report {
     check::run(
         "Store",
+        check::LIMIT,
         builder,
         Into::into,
         checks![

@@ -47,6 +47,7 @@ impl Subject {
 pub async fn suite<G>(builder: impl AsyncFn() -> (G, Subject)) -> Report {
     check::run(
         "TriggerSource",
+        check::PAUSED_LIMIT,
         builder,
         Kit::new,
         checks![

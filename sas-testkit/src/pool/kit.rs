@@ -29,12 +29,10 @@ pub(crate) struct Kit {
 
 impl Kit {
     pub(crate) fn new(subject: Subject) -> Self {
-        Self {
-            pool: subject.pool,
-            runtime: FakeRuntime::new(),
-            settle: subject.settle,
-            next: AtomicU64::new(1),
-        }
+        let runtime = FakeRuntime::new();
+        // Long enough that claims which come together wait together.
+        runtime.set_start_time(Duration::from_millis(10));
+        Self { pool: subject.pool, runtime, settle: subject.settle, next: AtomicU64::new(1) }
     }
 
     pub(crate) fn spec(&self, concurrency: u32) -> RevisionSpec {

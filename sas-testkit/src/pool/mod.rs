@@ -42,6 +42,7 @@ impl Subject {
 pub async fn suite<G>(builder: impl AsyncFn() -> (G, Subject)) -> Report {
     check::run(
         "Pool",
+        check::PAUSED_LIMIT,
         builder,
         Kit::new,
         checks![

@@ -87,18 +87,26 @@ pub(super) async fn demand_floor(kit: &Kit) -> Verdict {
     let revision = kit.revision(1).await?;
     kit.pool.set_desired(revision, 1);
     kit.comes_to(revision, 1).await?;
-    let claims = kit.claims(revision, 4);
+    let calls = futures_util::future::join_all((0..9).map(|_| async {
+        let lease = kit.claim_within(revision, Duration::from_secs(5)).await?;
+        let lease = lease.map_err(|error| Stop::fail(format!("one of nine at once got: {error}")))?;
+        kit.idle_for(Duration::from_secs(1)).await;
+        done(lease);
+        Ok::<(), Stop>(())
+    }));
     let wish_less = async {
-        for _ in 0..5 {
+        for _ in 0..50 {
             kit.pool.set_desired(revision, 1);
             kit.idle_for(Duration::from_millis(1)).await;
         }
+        // One took the instance that was there, eight wait.
+        let started = kit.runtime.started();
+        ensure!(started >= 8, "eight waited at concurrency 1, and {started} instances were started in all");
+        Ok(())
     };
-    let (leases, ()) = tokio::join!(claims, wish_less);
-    let leases = leases?;
-    ensure!(leases.len() == 4, "four are served though one is wished for");
-    drop(leases);
-    Ok(())
+    let (served, wished) = tokio::join!(calls, wish_less);
+    wished?;
+    served.into_iter().collect::<Verdict<Vec<()>>>().map(drop)
 }
 
 pub(super) async fn minimum(kit: &Kit) -> Verdict {

@@ -160,6 +160,7 @@ impl Fixtures {
 pub async fn suite<G>(builder: impl AsyncFn() -> (G, Fixtures)) -> Report {
     check::run(
         "Runtime",
+        check::LIMIT,
         builder,
         Kit::new,
         checks![
