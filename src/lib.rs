@@ -1,1 +1,37 @@
-//! Facade.
+#![forbid(unsafe_code)]
+//! The facade of the `sas` serverless SDK: composes a platform from its parts.
+
+mod builder;
+mod platform;
+
+pub use builder::{BuildError, PlatformBuilder};
+pub use platform::{Platform, ShutdownReport};
+
+pub use sas_autoscale as autoscale;
+pub use sas_control as control;
+pub use sas_core as core;
+pub use sas_pool as pool;
+pub use sas_router as router;
+#[cfg(feature = "inline")]
+pub use sas_runtime_inline as inline;
+#[cfg(feature = "process")]
+pub use sas_runtime_process as process;
+#[cfg(feature = "wasm")]
+pub use sas_runtime_wasm as wasm;
+pub use sas_trigger as trigger;
+
+/// What most programs need.
+pub mod prelude {
+    pub use crate::{Platform, PlatformBuilder, ShutdownReport};
+    pub use sas_control::{Edition, manifest::ServiceManifest};
+    pub use sas_core::{
+        Body, Cx, Error, ErrorKind, Handler, Invoker, Purpose, Request, RequestId, Response, RevisionSpec, Source, Target,
+        TenantKey, knative::Preset,
+    };
+    #[cfg(feature = "inline")]
+    pub use sas_runtime_inline::InlineRuntime;
+    #[cfg(feature = "process")]
+    pub use sas_runtime_process::{ProcessConfig, ProcessRuntime};
+    #[cfg(feature = "wasm")]
+    pub use sas_runtime_wasm::{WasmConfig, WasmRuntime};
+}

@@ -386,6 +386,18 @@ impl Control {
     /// which the rest is not applied: `applied` tells what was.
     pub async fn apply(self: &Arc<Self>, text: &str, applied: &mut Vec<Applied>) -> Result<()> {
         let manifests = parse(text, &self.manifests).map_err(|errors| refused("manifest", errors))?;
+        self.apply_all(manifests, applied).await
+    }
+
+    /// Applies manifests that were read already, each in turn.
+    ///
+    /// # Errors
+    /// As [`Control::apply`].
+    pub async fn apply_all(
+        self: &Arc<Self>,
+        manifests: Vec<Manifest>,
+        applied: &mut Vec<Applied>,
+    ) -> Result<()> {
         self.check_triggers(&manifests)?;
         for manifest in manifests {
             let done = match manifest {

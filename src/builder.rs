@@ -1,0 +1,377 @@
+//! Composing a platform: every part has a default, and every part can be replaced.
+
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use sas_autoscale::{Driver, DriverConfig};
+use sas_control::{
+    Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, MemoryStore, Meter, RedbStore, manifest::ParseOptions,
+};
+use sas_core::{
+    Clock, Error, Handler, Invoker, Pool, Recorder, Router, Runtime, Scaler, Store, SystemClock,
+    knative::Preset,
+};
+use sas_pool::{InstancePool, PoolConfig};
+use sas_router::{Gateway, GatewayConfig, RouteTable, Server, ServerConfig};
+use tokio_util::sync::CancellationToken;
+
+use crate::platform::{Parts, Platform};
+
+/// Why a platform could not be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A part's configuration has mistakes, each with its field.
+    #[error("{part}: {errors}")]
+    Config {
+        /// Which part.
+        part: &'static str,
+        /// What is wrong.
+        #[source]
+        errors: sas_core::SpecErrors,
+    },
+    /// A part refused to start.
+    #[error("{part}: {error}")]
+    Part {
+        /// Which part.
+        part: &'static str,
+        /// Why.
+        #[source]
+        error: Error,
+    },
+}
+
+fn part(part: &'static str) -> impl Fn(Error) -> BuildError {
+    move |error| BuildError::Part { part, error }
+}
+
+/// Composes a [`Platform`].
+///
+/// ```
+/// use sas::prelude::*;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let platform = Platform::builder().preset(Preset::Knative).domain("example.org").build().await?;
+/// assert_eq!(platform.listen_addr(), None, "no listener unless one is asked for");
+/// platform.shutdown(std::time::Duration::from_secs(1)).await;
+/// # Ok(())
+/// # }
+/// ```
+pub struct PlatformBuilder {
+    runtimes: Vec<Arc<dyn Runtime>>,
+    scalers: Vec<Arc<dyn Scaler>>,
+    router: Option<Arc<dyn Router>>,
+    store: Option<Arc<dyn Store>>,
+    state: Option<PathBuf>,
+    clock: Arc<dyn Clock>,
+    recorder: Option<Recorder>,
+    edition: Edition,
+    preset: Preset,
+    domain: String,
+    listen: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+    seed: u64,
+    pool: PoolConfig,
+    gateway: GatewayConfig,
+    server: ServerConfig,
+    driver: DriverConfig,
+    manifests: ParseOptions,
+    metrics: Option<MetricsText>,
+}
+
+type MetricsText = Box<dyn Fn() -> String + Send + Sync>;
+
+impl fmt::Debug for PlatformBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PlatformBuilder")
+            .field("runtimes", &self.runtimes)
+            .field("preset", &self.preset)
+            .field("domain", &self.domain)
+            .field("listen", &self.listen)
+            .field("admin", &self.admin)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for PlatformBuilder {
+    fn default() -> Self {
+        Self {
+            runtimes: Vec::new(),
+            scalers: Vec::new(),
+            router: None,
+            store: None,
+            state: None,
+            clock: Arc::new(SystemClock),
+            recorder: None,
+            edition: Edition::dedicated(),
+            preset: Preset::Default,
+            domain: "localhost".to_owned(),
+            listen: None,
+            admin: None,
+            seed: 0,
+            pool: PoolConfig::default(),
+            gateway: GatewayConfig::default(),
+            server: ServerConfig::default(),
+            driver: DriverConfig::default(),
+            manifests: ParseOptions::default(),
+            metrics: None,
+        }
+    }
+}
+
+impl PlatformBuilder {
+    /// Adds a runtime, known by its name; a later one of the same name replaces an earlier one.
+    #[must_use]
+    pub fn runtime(mut self, runtime: impl Runtime) -> Self {
+        self.runtimes.push(Arc::new(runtime));
+        self
+    }
+
+    /// Adds a runtime that the host keeps a handle to.
+    #[must_use]
+    pub fn shared_runtime(mut self, runtime: Arc<dyn Runtime>) -> Self {
+        self.runtimes.push(runtime);
+        self
+    }
+
+    /// Adds a scaler, known by its name, beside those of `sas-autoscale`.
+    #[must_use]
+    pub fn scaler(mut self, scaler: impl Scaler) -> Self {
+        self.scalers.push(Arc::new(scaler));
+        self
+    }
+
+    /// Replaces the route table.
+    #[must_use]
+    pub fn router(mut self, router: Arc<dyn Router>) -> Self {
+        self.router = Some(router);
+        self
+    }
+
+    /// Where services are kept. In memory unless this or [`PlatformBuilder::state_dir`] says otherwise.
+    #[must_use]
+    pub fn store(mut self, store: Arc<dyn Store>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Keeps services and packages in a directory, so that the platform comes back with them after a kill. One
+    /// platform at a time may use it.
+    #[must_use]
+    pub fn state_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.state = Some(dir.into());
+        self
+    }
+
+    /// Wall time, for stamps and schedules.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Where metrics go; without this, to the process-wide recorder of the crate `metrics`.
+    #[must_use]
+    pub fn recorder(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
+    /// What the admin API answers at `/metrics`: the text of an exporter, such as Prometheus'.
+    #[must_use]
+    pub fn metrics_text(mut self, render: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.metrics = Some(Box::new(render));
+        self
+    }
+
+    /// What manifests mean beyond what they say: the default namespace, the autoscaler's defaults. The preset is set
+    /// by [`PlatformBuilder::preset`].
+    #[must_use]
+    pub fn manifests(mut self, change: impl FnOnce(&mut ParseOptions)) -> Self {
+        change(&mut self.manifests);
+        self
+    }
+
+    /// For whom the platform is: [`Edition::dedicated`] or [`Edition::shared`].
+    #[must_use]
+    pub fn edition(mut self, edition: Edition) -> Self {
+        self.edition = edition;
+        self
+    }
+
+    /// How closely scaling follows Knative.
+    #[must_use]
+    pub fn preset(mut self, preset: Preset) -> Self {
+        self.preset = preset;
+        self
+    }
+
+    /// Services answer at `<name>.<namespace>.<domain>`. Default `localhost`.
+    #[must_use]
+    pub fn domain(mut self, domain: impl Into<String>) -> Self {
+        self.domain = domain.into();
+        self
+    }
+
+    /// Listens for requests at this address. Port 0 takes a free one; see [`Platform::listen_addr`].
+    #[must_use]
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = Some(address);
+        self
+    }
+
+    /// Serves the admin API at this address. It has no authentication of its own: keep it on loopback, or mount
+    /// [`Platform::admin`] behind something that has.
+    #[must_use]
+    pub fn admin(mut self, address: SocketAddr) -> Self {
+        self.admin = Some(address);
+        self
+    }
+
+    /// Where all randomness comes from: request ids, splits, balancing.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Changes the pool's configuration. Clock, sinks, recorder and seed are set by the builder.
+    #[must_use]
+    pub fn pool(mut self, change: impl FnOnce(&mut PoolConfig)) -> Self {
+        change(&mut self.pool);
+        self
+    }
+
+    /// Changes the gateway's configuration.
+    #[must_use]
+    pub fn gateway(mut self, change: impl FnOnce(&mut GatewayConfig)) -> Self {
+        change(&mut self.gateway);
+        self
+    }
+
+    /// Changes the configuration of the listeners.
+    #[must_use]
+    pub fn server(mut self, change: impl FnOnce(&mut ServerConfig)) -> Self {
+        change(&mut self.server);
+        self
+    }
+
+    /// Changes the configuration of the scaling driver.
+    #[must_use]
+    pub fn driver(mut self, change: impl FnOnce(&mut DriverConfig)) -> Self {
+        change(&mut self.driver);
+        self
+    }
+
+    /// Builds the platform, brings back what the store holds, and starts to listen where asked to. On an error
+    /// nothing is left running.
+    ///
+    /// # Errors
+    /// [`BuildError`] names the part and what it refused.
+    pub async fn build(self) -> Result<Platform, BuildError> {
+        let recorder = self.recorder.unwrap_or_default();
+        let logs = Arc::<LogBuffer>::default();
+        let decisions = Arc::<DecisionLog>::default();
+        let meter = Arc::<Meter>::default();
+
+        let mut pool_config = self.pool;
+        pool_config.seed = self.seed;
+        pool_config.clock = Arc::clone(&self.clock);
+        pool_config.logs = Arc::clone(&logs) as _;
+        pool_config.meter = Some(Arc::clone(&meter) as _);
+        pool_config.recorder = recorder.clone();
+        pool_config.validate().map_err(|errors| BuildError::Config { part: "pool", errors })?;
+
+        let store: Arc<dyn Store> = match (self.store, &self.state) {
+            (Some(store), _) => store,
+            (None, Some(dir)) => {
+                Arc::new(RedbStore::open(dir.join("state.redb")).await.map_err(part("state directory"))?)
+            }
+            (None, None) => Arc::new(MemoryStore::default()),
+        };
+
+        let pool = InstancePool::new(pool_config);
+        let router = self.router.unwrap_or_else(|| Arc::new(RouteTable::new(self.seed)));
+        let mut gateway_config = self.gateway;
+        gateway_config.seed = self.seed;
+        gateway_config.recorder = recorder.clone();
+        let gateway = Gateway::new(Arc::clone(&router), Arc::clone(&pool) as Arc<dyn Pool>, gateway_config);
+
+        let mut control_config = ControlConfig::new(
+            Arc::clone(&store),
+            Arc::clone(&pool) as Arc<dyn Pool>,
+            router,
+            Arc::clone(&gateway) as Arc<dyn Invoker>,
+            self.runtimes.clone(),
+        );
+        control_config.edition = self.edition;
+        control_config.clock = Arc::clone(&self.clock);
+        control_config.domain = self.domain;
+        control_config.packages = self.state.as_ref().map(|dir| dir.join("packages"));
+        control_config.manifests = self.manifests;
+        control_config.manifests.preset = self.preset;
+        control_config.logs = logs;
+        control_config.decisions = Arc::clone(&decisions);
+        control_config.meter = meter;
+        control_config.recorder = recorder.clone();
+        control_config.seed = self.seed;
+        let control = Control::new(control_config);
+
+        let mut driver_config = self.driver;
+        driver_config.clock = Arc::clone(&self.clock);
+        driver_config.sink = decisions;
+        driver_config.recorder = recorder.clone();
+        driver_config.validate().map_err(|errors| BuildError::Config { part: "driver", errors })?;
+        let mut scalers = sas_autoscale::default_scalers();
+        scalers.extend(self.scalers);
+        let driver = Driver::new(Arc::clone(&pool) as Arc<dyn Pool>, scalers, driver_config);
+
+        let mut admin = Admin::new(Arc::clone(&control));
+        if let Some(render) = self.metrics {
+            admin = admin.with_metrics(render);
+        }
+        let admin = Arc::new(admin);
+        let stop = CancellationToken::new();
+        let mut parts = Parts {
+            admin,
+            control,
+            driver,
+            gateway,
+            pool,
+            runtimes: self.runtimes,
+            ingress: None,
+            admin_server: None,
+            driving: None,
+            stop,
+        };
+        let mut server_config = self.server;
+        server_config.recorder = recorder;
+        match parts.start(self.listen, self.admin, server_config).await {
+            Ok(()) => Ok(Platform::new(parts)),
+            Err(error) => {
+                Platform::new(parts).shutdown(Duration::from_secs(1)).await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Parts {
+    async fn start(
+        &mut self,
+        listen: Option<SocketAddr>,
+        admin: Option<SocketAddr>,
+        server: ServerConfig,
+    ) -> Result<(), BuildError> {
+        // Ports first: a port that is taken is the mistake that is quickest to mend.
+        let bind = async |address: Option<SocketAddr>, handler: Arc<dyn Handler>, name| match address {
+            Some(address) => Server::bind(address, handler, server.clone()).await.map(Some).map_err(part(name)),
+            None => Ok(None),
+        };
+        self.ingress = bind(listen, Arc::clone(&self.gateway) as _, "ingress").await?;
+        self.admin_server = bind(admin, Arc::clone(&self.admin) as _, "admin").await?;
+        self.control.recover().await.map_err(part("recovery"))?;
+        let (driver, stop) = (Arc::clone(&self.driver), self.stop.clone());
+        self.driving = Some(tokio::spawn(async move { driver.run(stop).await }));
+        Ok(())
+    }
+}

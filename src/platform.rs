@@ -1,0 +1,185 @@
+//! A running platform.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use sas_autoscale::Driver;
+use sas_control::{
+    Admin, Applied, Control, DeployOutcome,
+    manifest::{Manifest, ServiceManifest, parse},
+};
+use sas_core::{
+    CallError, Cx, Invoker as _, Pool as _, Request, Response, Result, RevisionSpec, Runtime, Source, Target,
+};
+use sas_pool::InstancePool;
+use sas_router::{Gateway, Server};
+use tokio::{task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::PlatformBuilder;
+
+/// How long [`Platform::call`] waits at most; the service's own time-outs are usually shorter.
+const CALL_TIMEOUT: Duration = Duration::from_secs(600);
+
+pub(crate) struct Parts {
+    pub(crate) admin: Arc<Admin>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) driver: Arc<Driver>,
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) pool: Arc<InstancePool>,
+    pub(crate) runtimes: Vec<Arc<dyn Runtime>>,
+    pub(crate) ingress: Option<Server>,
+    pub(crate) admin_server: Option<Server>,
+    pub(crate) driving: Option<JoinHandle<()>>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// A serverless platform in this process. Two of them share nothing.
+///
+/// Dropping it without [`Platform::shutdown`] stops its tasks; instances in other processes end with this process.
+pub struct Platform {
+    parts: Parts,
+}
+
+/// What a shutdown found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Whether everything had ended by itself at the deadline.
+    pub drained: bool,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Platform {
+    /// Starts composing a platform.
+    pub fn builder() -> PlatformBuilder {
+        PlatformBuilder::default()
+    }
+
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self { parts }
+    }
+
+    /// Brings requests to instances: mount it in a server of your own, or call it as an `Invoker`.
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        &self.parts.gateway
+    }
+
+    /// Services and revisions.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.parts.control
+    }
+
+    /// The admin API, for a server of your own.
+    pub fn admin(&self) -> &Arc<Admin> {
+        &self.parts.admin
+    }
+
+    /// Instances.
+    pub fn pool(&self) -> &Arc<InstancePool> {
+        &self.parts.pool
+    }
+
+    /// The scaling driver, with the history of its decisions.
+    pub fn driver(&self) -> &Arc<Driver> {
+        &self.parts.driver
+    }
+
+    /// Where it listens, if it does.
+    pub fn listen_addr(&self) -> Option<SocketAddr> {
+        self.parts.ingress.as_ref().map(Server::local_addr)
+    }
+
+    /// Where the admin API listens, if it does.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.parts.admin_server.as_ref().map(Server::local_addr)
+    }
+
+    /// Applies manifests, in order. Paths of packages in them that are relative are taken from `base`: the manifest's
+    /// directory, usually; `None`: the process's.
+    ///
+    /// # Errors
+    /// `InvalidSpec` with every mistake of every manifest, before anything is done; else the first error of a deploy,
+    /// after which the rest is not applied.
+    pub async fn apply(&self, text: &str, base: Option<&Path>) -> Result<Vec<Applied>> {
+        let control = &self.parts.control;
+        let mut manifests = parse(text, control.manifest_options())?;
+        for manifest in &mut manifests {
+            if let (Manifest::Service(service), Some(base)) = (manifest, base)
+                && let Source::Path(path) = &mut service.spec.source
+            {
+                *path = base.join(&*path);
+            }
+        }
+        let mut applied = Vec::new();
+        control.apply_all(manifests, &mut applied).await?;
+        Ok(applied)
+    }
+
+    /// Deploys a spec as a service: a new revision when anything that runs has changed.
+    ///
+    /// # Errors
+    /// `InvalidSpec` with the fields, when namespace, name or spec are refused; the runtime's error when the code
+    /// can't be prepared. What served before goes on serving.
+    pub async fn deploy(&self, namespace: &str, name: &str, spec: RevisionSpec) -> Result<DeployOutcome> {
+        self.parts.control.deploy(ServiceManifest::new(namespace, name, spec)).await
+    }
+
+    /// Calls a service as a trigger or a client would: routed, metered, waking it.
+    ///
+    /// # Errors
+    /// As [`sas_core::Invoker::invoke`].
+    pub async fn call(&self, namespace: &str, name: &str, request: Request) -> Result<Response, CallError> {
+        let tenant = match self.parts.control.record(namespace, name) {
+            Ok(record) => record.tenant,
+            Err(error) => return Err(CallError::unsent(error, request)),
+        };
+        let cx = Cx::new(tenant, self.parts.gateway.next_request_id(), Instant::now() + CALL_TIMEOUT);
+        let target = Target::Service(format!("{namespace}/{name}").into());
+        self.parts.gateway.invoke(target, request, &cx).await
+    }
+
+    /// Ends everything within `limit`: triggers first, then requests drain, then instances stop, then tasks are
+    /// joined. What is not done in time is ended by force.
+    pub async fn shutdown(mut self, limit: Duration) -> ShutdownReport {
+        let began = Instant::now();
+        let deadline = began + limit;
+        let parts = &mut self.parts;
+        if let Some(server) = &parts.ingress {
+            server.shutdown(deadline).await;
+        }
+        parts.stop.cancel();
+        if let Some(driving) = parts.driving.take() {
+            // The driver ends at the token; it does no I/O.
+            let _ = driving.await;
+        }
+        parts.control.shutdown(deadline).await;
+        parts.pool.shutdown(deadline).await;
+        if let Some(server) = &parts.admin_server {
+            server.shutdown(deadline).await;
+        }
+        let mut drained = Instant::now() <= deadline;
+        // Forced stops need a moment after the deadline; a runtime that hangs does not hold the shutdown for ever.
+        let forced = deadline.max(Instant::now()) + Duration::from_secs(1);
+        drained &= tokio::time::timeout_at(forced, parts.gateway.quiesce()).await.is_ok();
+        for runtime in &parts.runtimes {
+            drained &= tokio::time::timeout_at(forced, runtime.quiesce()).await.is_ok();
+        }
+        ShutdownReport { drained, took: began.elapsed() }
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        self.parts.stop.cancel();
+    }
+}
+
+impl std::fmt::Debug for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Platform")
+            .field("listen", &self.listen_addr())
+            .field("admin", &self.admin_addr())
+            .finish_non_exhaustive()
+    }
+}
