@@ -1,1 +1,4 @@
-//! Trigger sources, filters and event delivery of the sas serverless SDK
+#![forbid(unsafe_code)]
+//! Triggers.
+mod cron;
+pub use cron::{CronError, CronOptions, CronSchedule, Dialect, Fold, Gap};
