@@ -31,7 +31,7 @@ use crate::{
     guardian::Guardian,
     logs::{LastWords, LogPipe, LogTarget, Next},
     metrics::Metrics,
-    package::store::Store,
+    package::store::{Package, Store},
     ports::{Port, Ports},
 };
 
@@ -72,6 +72,8 @@ struct State {
     forced: bool,
     usage: Option<Usage>,
     port: Option<Port>,
+    /// Not to be removed from the store while it runs.
+    package: Option<Arc<Package>>,
 }
 
 impl Proc {
@@ -100,8 +102,13 @@ impl Proc {
         self.state.lock().logs = Some(target);
     }
 
-    pub(crate) fn hold(&self, port: Port) {
-        self.state.lock().port = Some(port);
+    /// Keeps these for it until it has exited.
+    pub(crate) fn hold(&self, port: Option<Port>, package: &Arc<Package>) {
+        let mut state = self.state.lock();
+        if state.exit.is_none() {
+            state.port = port;
+            state.package = Some(Arc::clone(package));
+        }
     }
 
     pub(crate) fn last_words(&self) -> Option<String> {
@@ -533,6 +540,7 @@ impl Engine {
             state.exit = Some(report.clone());
             state.logs = None;
             state.port = None;
+            state.package = None;
             (state.told.take(), state.ending)
         };
         self.procs.lock().remove(&proc.token);

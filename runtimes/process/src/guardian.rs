@@ -26,11 +26,11 @@ while read -r op group; do
   esac
 done
 set | while IFS='=' read -r name rest; do
-  case $name in g_[0-9]*) kill -KILL -- "-${name#g_}" ;; esac
+  case $name in g_[0-9]*) kill -s KILL -- "-${name#g_}" ;; esac
 done
 for round in 1 2 3; do
   for process in /proc/[0-9]*; do
-    if [ "$process/fd/0" -ef "$1" ]; then kill -KILL "${process#/proc/}"; fi
+    if [ "$process/fd/0" -ef "$1" ]; then kill -s KILL "${process#/proc/}"; fi
   done
 done
 "#;

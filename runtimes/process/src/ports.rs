@@ -1,9 +1,17 @@
 //! Ports for instances, each given to one at a time.
+//!
+//! Between the moment when a port is chosen and the moment when the program listens on it, nothing of TCP says that it
+//! is taken. So each port has a lock that all hosts of a network namespace see and that the kernel frees however its
+//! host ends: a Unix socket with an abstract name.
 
 use std::{
     collections::HashSet,
     net::{Ipv4Addr, TcpListener},
     ops::RangeInclusive,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
     sync::Arc,
 };
 
@@ -26,6 +34,7 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Port {
     number: u16,
+    lock: Option<UnixDatagram>,
     ports: Arc<Ports>,
 }
 
@@ -37,6 +46,8 @@ impl Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
+        // First, so that whoever sees the number free finds the lock free.
+        self.lock = None;
         self.ports.state.lock().used.remove(&self.number);
     }
 }
@@ -65,8 +76,9 @@ impl Ports {
                 }
                 number
             };
-            let port = Port { number, ports: Arc::clone(self) };
-            if is_free(number) {
+            let mut port = Port { number, lock: None, ports: Arc::clone(self) };
+            port.lock = lock(number);
+            if port.lock.is_some() && is_free(number) {
                 return Ok(port);
             }
         }
@@ -98,11 +110,42 @@ impl Ports {
         if !self.state.lock().used.insert(number) {
             return Err(taken("another instance"));
         }
-        let port = Port { number, ports: Arc::clone(self) };
+        let mut port = Port { number, lock: None, ports: Arc::clone(self) };
+        port.lock = lock(number);
+        if port.lock.is_none() {
+            return Err(taken("an instance of another host"));
+        }
         if is_free(number) { Ok(port) } else { Err(taken("another program of this machine")) }
     }
 }
 
+/// The lock of a port; `None` when another host has it.
+fn lock(port: u16) -> Option<UnixDatagram> {
+    let name = SocketAddr::from_abstract_name(format!("sas-port-{port}")).ok()?;
+    UnixDatagram::bind_addr(&name).ok()
+}
+
 fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Ports;
+
+    #[test]
+    fn two_hosts_never_give_out_the_same_port() {
+        let (one, two) = (Ports::new(31_300..=31_309), Ports::new(31_300..=31_309));
+        let mut taken: Vec<_> = (0..5).flat_map(|_| [one.take().unwrap(), two.take().unwrap()]).collect();
+        let mut numbers: Vec<u16> = taken.iter().map(super::Port::number).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), 10);
+        let full = one.take().unwrap_err();
+        assert!(full.to_string().contains("ProcessConfig::ports"), "{full}");
+        let fixed = one.take_fixed(numbers[0]).unwrap_err();
+        assert!(fixed.to_string().contains("another"), "{fixed}");
+        let freed = taken.pop().unwrap().number();
+        assert_eq!(one.take().unwrap().number(), freed);
+    }
 }

@@ -143,9 +143,7 @@ async fn start(
     let plan =
         Plan { program, args, env, cwd: artifact.launch.cwd.clone(), stdin, rlimits, logs: Some(logs) };
     let spawned = spawn::spawn(engine, plan).await?;
-    if let Some(port) = port {
-        spawned.proc().hold(port);
-    }
+    spawned.proc().hold(port, &artifact.package);
     request.events.phase(request.id, StartPhase::Spawned);
     if inherited {
         // Whoever connects now is served as soon as the program accepts: the kernel holds the line.

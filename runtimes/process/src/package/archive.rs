@@ -247,6 +247,15 @@ impl<'a> Unpacker<'a> {
         {
             return Err(escapes(&shown, &target));
         }
+        // Said by its text already; `finish` proves it for links that go through other links.
+        let mut depth = relative.components().count() - 1;
+        for part in target.components() {
+            depth = match part {
+                Component::ParentDir => depth.checked_sub(1).ok_or_else(|| escapes(&shown, &target))?,
+                Component::Normal(_) => depth + 1,
+                _ => depth,
+            };
+        }
         self.links.push((relative, target));
         Ok(())
     }
@@ -324,7 +333,7 @@ fn damaged(shown: &str, error: io::Error) -> Error {
 }
 
 fn not_an_archive(kind: &str, error: io::Error) -> Error {
-    refused(format!("the package is no whole {kind} archive ({error}); pack or upload it again"))
+    refused(format!("the package is no whole {kind} archive: it is truncated or damaged ({error}); pack or upload it again"))
         .with_source(error)
 }
 
