@@ -24,6 +24,8 @@ pub(crate) struct Function {
     pub(crate) admission: Arc<Admission>,
     /// Slots that one sandbox takes.
     pub(crate) units: u32,
+    /// Bytes of the compiled code, which all instances share.
+    pub(crate) code_bytes: u64,
     pub(crate) host: Arc<Host>,
 }
 

@@ -296,7 +296,9 @@ impl Instance for WasmInstance {
     }
 
     fn usage(&self) -> Option<Usage> {
-        Some(Usage::new(self.cpu_ns.load(Ordering::Relaxed), self.memory.load(Ordering::Relaxed)))
+        // The code is in memory as long as there is an instance; sandboxes are while there are requests.
+        let memory = self.function.code_bytes + self.memory.load(Ordering::Relaxed);
+        Some(Usage::new(self.cpu_ns.load(Ordering::Relaxed), memory))
     }
 
     async fn stop(&self, grace: Duration) -> Result<()> {

@@ -174,6 +174,7 @@ impl WasmRuntime {
             arguments: Arc::new(arguments(spec)),
             admission: Arc::clone(&workshop.admission),
             units: units.min(workshop.admission.total()),
+            code_bytes: code.size(),
             host: Arc::clone(&self.host),
         })
     }
