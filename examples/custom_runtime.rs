@@ -7,8 +7,8 @@ use std::{sync::Arc, time::Duration};
 
 use sas::{
     core::{
-        Answer, Artifact, ArtifactInfo, CallError, Capabilities, Clock, ExitReport, Instance, InstanceEvents, InstanceId,
-        Isolation, Result, Runtime, StartRequest, SystemClock,
+        Answer, Artifact, ArtifactInfo, CallError, Capabilities, Clock, ExitReport, Instance, InstanceEvents,
+        InstanceId, Isolation, Result, Runtime, StartRequest, SystemClock,
     },
     prelude::*,
 };

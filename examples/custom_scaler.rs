@@ -64,9 +64,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         });
     }
     calls.join_all().await;
-    let revision = platform.control().revision_key("default", "slow", "slow-00001").ok_or("the revision is there")?;
+    let revision =
+        platform.control().revision_key("default", "slow", "slow-00001").ok_or("the revision is there")?;
     for record in platform.driver().history(revision) {
-        println!("load {:6.2} -> {:?} ({:?})", record.load.concurrency, record.decision.verdict, record.decision.reason);
+        println!(
+            "load {:6.2} -> {:?} ({:?})",
+            record.load.concurrency, record.decision.verdict, record.decision.reason
+        );
     }
     Arc::into_inner(platform).ok_or("all calls have ended")?.shutdown(Duration::from_secs(5)).await;
     Ok(())

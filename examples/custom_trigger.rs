@@ -27,9 +27,14 @@ impl TriggerSource for Lines {
     async fn run(&self, cx: TriggerCx) -> Result<()> {
         let key = format!("trigger/{}/line", cx.name);
         let read = tokio::fs::read_to_string(&self.path).await;
-        let text = read.map_err(|e| Error::new(ErrorKind::Unavailable, "run", format!("{}: {e}", self.path.display())))?;
+        let text = read.map_err(|e| {
+            Error::new(ErrorKind::Unavailable, "run", format!("{}: {e}", self.path.display()))
+        })?;
         let stored = cx.store.get(&key).await?;
-        let done = stored.as_ref().and_then(|s| std::str::from_utf8(&s.value).ok()?.parse::<usize>().ok()).unwrap_or(0);
+        let done = stored
+            .as_ref()
+            .and_then(|s| std::str::from_utf8(&s.value).ok()?.parse::<usize>().ok())
+            .unwrap_or(0);
         let mut version = stored.map(|entry| entry.version);
         for (at, line) in text.lines().enumerate().skip(done) {
             if cx.shutdown.is_cancelled() {
@@ -56,10 +61,13 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         Ok::<_, sas::core::BoxError>(Response::new(Body::empty()))
     });
     let platform = Platform::builder().runtime(runtime).build().await?;
-    platform.deploy("default", "print", RevisionSpec::new("inline", Source::Function("print".to_owned()))).await?;
+    platform
+        .deploy("default", "print", RevisionSpec::new("inline", Source::Function("print".to_owned())))
+        .await?;
 
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/manifests/hello-python.yaml");
-    let sink = Delivery::new(Arc::clone(platform.gateway()) as _, DeliveryConfig::to_service("default/print"));
+    let sink =
+        Delivery::new(Arc::clone(platform.gateway()) as _, DeliveryConfig::to_service("default/print"));
     let store = Arc::new(sas::control::MemoryStore::default());
     let cx = TriggerCx::new("demo", sink, store, Arc::new(SystemClock), CancellationToken::new());
     Lines { path }.run(cx).await?;

@@ -16,7 +16,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let request = http::Request::post("/").body(Body::from("wake up"))?;
     let answer = platform.call("default", "shout", request).await?;
-    println!("{}: {}", answer.status(), String::from_utf8_lossy(&answer.into_body().collect(1024).await.map_err(|e| e.to_string())?));
+    println!(
+        "{}: {}",
+        answer.status(),
+        String::from_utf8_lossy(&answer.into_body().collect(1024).await.map_err(|e| e.to_string())?)
+    );
 
     let report = platform.shutdown(Duration::from_secs(5)).await;
     println!("drained: {}", report.drained);

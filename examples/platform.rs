@@ -48,7 +48,8 @@ impl Options {
         while let Some(argument) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{argument}: needs a value\n{USAGE}"));
             let address = |text: String| {
-                text.parse().map_err(|_| format!("{argument} {text}: not an address; write one like 127.0.0.1:8080"))
+                text.parse()
+                    .map_err(|_| format!("{argument} {text}: not an address; write one like 127.0.0.1:8080"))
             };
             match argument.as_str() {
                 "--listen" => options.listen = address(value()?)?,

@@ -4,7 +4,8 @@ use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use sas_autoscale::{Driver, DriverConfig};
 use sas_control::{
-    Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, MemoryStore, Meter, RedbStore, manifest::ParseOptions,
+    Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, MemoryStore, Meter, RedbStore,
+    manifest::ParseOptions,
 };
 use sas_core::{
     Clock, Error, Handler, Invoker, Pool, Recorder, Router, Runtime, Scaler, Store, SystemClock,
@@ -364,7 +365,9 @@ impl Parts {
     ) -> Result<(), BuildError> {
         // Ports first: a port that is taken is the mistake that is quickest to mend.
         let bind = async |address: Option<SocketAddr>, handler: Arc<dyn Handler>, name| match address {
-            Some(address) => Server::bind(address, handler, server.clone()).await.map(Some).map_err(part(name)),
+            Some(address) => {
+                Server::bind(address, handler, server.clone()).await.map(Some).map_err(part(name))
+            }
             None => Ok(None),
         };
         self.ingress = bind(listen, Arc::clone(&self.gateway) as _, "ingress").await?;

@@ -4,7 +4,9 @@ mod shared;
 
 use std::{fs, time::Duration};
 
-use shared::{Answer, PlatformProcess, call, eventually, hello, hello_manifest, platform_command, processes_below};
+use shared::{
+    Answer, PlatformProcess, call, eventually, hello, hello_manifest, platform_command, processes_below,
+};
 
 async fn admin(platform: &PlatformProcess, method: &str, path: &str, body: &str) -> Answer {
     call(platform.admin, method, "admin", path, body).await.expect("the admin API answers")
@@ -46,9 +48,13 @@ async fn a_service_is_deployed_called_inspected_and_deleted() {
     assert_eq!(invoked.status, 200, "{}", invoked.body);
     assert!(invoked.body.contains("hello from"), "{}", invoked.body);
 
-    let refused =
-        admin(&platform, "PUT", &format!("{service}/traffic"), r#"[{"revisionName":"hello-00001","percent":90}]"#)
-            .await;
+    let refused = admin(
+        &platform,
+        "PUT",
+        &format!("{service}/traffic"),
+        r#"[{"revisionName":"hello-00001","percent":90}]"#,
+    )
+    .await;
     assert!((400..500).contains(&refused.status) && refused.body.contains("100"), "{refused:?}");
     let unknown = get(&platform, "nobody", "/").await;
     assert_eq!(unknown.status, 404);
@@ -96,8 +102,11 @@ async fn mistakes_end_it_with_words_that_name_them() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("its address").to_string();
     let bad = dir.path().join("bad.yaml");
-    fs::write(&bad, hello_manifest("hello", "", 0).replace("containerConcurrency: 0", "containerConcurrency: -1"))
-        .expect("written");
+    fs::write(
+        &bad,
+        hello_manifest("hello", "", 0).replace("containerConcurrency: 0", "containerConcurrency: -1"),
+    )
+    .expect("written");
     let bad = bad.to_str().expect("UTF-8").to_owned();
     let free = "127.0.0.1:0";
     for (args, words) in [

@@ -19,7 +19,9 @@ pub(crate) fn lines(path: &Path, title: &str, x: &str, y: &str, series: &[Series
     let (mut x_range, mut y_range) = ((0.0_f64, 1.0_f64), (0.0_f64, 1.0_f64));
     if points().next().is_some() {
         let bounds = |of: fn((f64, f64)) -> f64| {
-            points().map(of).fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+            points()
+                .map(of)
+                .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
         };
         x_range = bounds(|p| p.0);
         y_range = bounds(|p| p.1);
