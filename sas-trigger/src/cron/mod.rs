@@ -65,6 +65,11 @@ impl CronOptions {
     pub fn quartz() -> Self {
         Self { dialect: Dialect::Quartz, ..Self::default() }
     }
+
+    /// What Knative's PingSource does: it loses a fire in a gap, and fires twice where time comes twice.
+    pub fn knative() -> Self {
+        Self { gap: Gap::Skip, ..Self::default() }
+    }
 }
 
 /// What is wrong with an expression or a time zone.

@@ -1,0 +1,78 @@
+//! Cron and timer triggers for those who compose them in code.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sas_core::{Error, ErrorKind, Recorder, Result, TriggerCx, TriggerSource};
+
+use crate::{
+    cron::CronSchedule,
+    every::Every,
+    scheduled::{EventTemplate, Keeping, Scheduled},
+};
+
+macro_rules! scheduled_source {
+    ($name:ident) => {
+        impl $name {
+            /// With metrics that go to `recorder`.
+            #[must_use]
+            pub fn with_recorder(self, recorder: &Recorder) -> Self {
+                Self(self.0.with_recorder(recorder))
+            }
+        }
+
+        #[async_trait]
+        impl TriggerSource for $name {
+            fn kind(&self) -> &'static str {
+                self.0.kind()
+            }
+
+            async fn run(&self, cx: TriggerCx) -> Result<()> {
+                self.0.run(cx).await
+            }
+        }
+    };
+}
+
+/// Fires by a cron expression.
+///
+/// ```
+/// use sas_trigger::{CronSchedule, CronTrigger, EventTemplate, Keeping};
+///
+/// let schedule = CronSchedule::new("*/5 * * * * *", "UTC")?;
+/// let template = EventTemplate::new("/clock", "tick");
+/// let trigger = CronTrigger::new(schedule, Keeping::default(), template);
+/// # drop(trigger);
+/// # Ok::<(), sas_trigger::CronError>(())
+/// ```
+#[derive(Debug)]
+pub struct CronTrigger(Scheduled);
+
+impl CronTrigger {
+    /// A trigger that fires by `schedule`.
+    pub fn new(schedule: CronSchedule, keeping: Keeping, template: EventTemplate) -> Self {
+        Self(Scheduled::new("cron", Arc::new(schedule), keeping, template))
+    }
+}
+
+scheduled_source!(CronTrigger);
+
+/// Fires periodically, on a grid that is the same after a restart.
+#[derive(Debug)]
+pub struct TimerTrigger(Scheduled);
+
+impl TimerTrigger {
+    /// A trigger that fires every `period`, counted from the Unix epoch.
+    ///
+    /// # Errors
+    /// `InvalidSpec` for a period of less than a millisecond or more than 200 years.
+    pub fn new(period: Duration, keeping: Keeping, template: EventTemplate) -> Result<Self> {
+        let Some(schedule) = Every::new(period) else {
+            let message = format!("period of {period:?}: use 1 ms to 200 years");
+            return Err(Error::new(ErrorKind::InvalidSpec, "timer", message));
+        };
+        Ok(Self(Scheduled::new("timer", Arc::new(schedule), keeping, template)))
+    }
+}
+
+scheduled_source!(TimerTrigger);
