@@ -52,6 +52,8 @@ pub struct RouteTarget {
     pub wakes: bool,
     /// Where to go when this revision can't answer.
     pub fallback: Option<RevisionKey>,
+    /// Whether a browser gets a page that reloads itself while the revision starts, instead of waiting.
+    pub placeholder: bool,
 }
 
 impl RouteTarget {
@@ -64,6 +66,7 @@ impl RouteTarget {
             timeout: Duration::from_secs(300),
             wakes: true,
             fallback: None,
+            placeholder: false,
         }
     }
 }
@@ -197,6 +200,9 @@ pub struct RouteRule {
     pub wakes: bool,
     /// Who answers when the revision can't.
     pub fallback: Option<RevisionKey>,
+    /// Whether browsers get a page that reloads itself while the revision starts, instead of waiting.
+    #[serde(default)]
+    pub placeholder: bool,
 }
 
 impl RouteRule {
@@ -210,6 +216,7 @@ impl RouteRule {
             affinity: Affinity::None,
             wakes: true,
             fallback: None,
+            placeholder: false,
         }
     }
 

@@ -1,8 +1,33 @@
 //! What is known of the connection that a request came over.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::forward::Origin;
+
+/// How everything that came in over one listener is brought to its end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ending {
+    /// Take nothing new; finish what there is.
+    pub(crate) drain: CancellationToken,
+    /// End at once.
+    pub(crate) abort: CancellationToken,
+    /// What must be gone before a shutdown is done.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Ending {
+    /// Drains until `deadline`, then aborts; resolves when every task has ended.
+    pub(crate) async fn run(&self, deadline: tokio::time::Instant) {
+        self.drain.cancel();
+        self.tasks.close();
+        if tokio::time::timeout_at(deadline, self.tasks.wait()).await.is_err() {
+            self.abort.cancel();
+            self.tasks.wait().await;
+        }
+    }
+}
 
 /// The client's connection. [`crate::Server`] puts an `Arc` of it into the extensions of every request; a host that
 /// feeds a [`crate::Gateway`] from a server of its own does the same, or leaves it out.
@@ -11,12 +36,17 @@ pub struct ClientConnection {
     peer: Option<SocketAddr>,
     secure: bool,
     origin: Origin,
+    ending: Arc<Ending>,
 }
 
 impl ClientConnection {
     /// A connection from `peer`; `secure`: over TLS.
     pub fn new(peer: Option<SocketAddr>, secure: bool) -> Self {
-        Self { peer, secure, origin: Origin::new(peer, secure) }
+        Self::of(peer, secure, Arc::default())
+    }
+
+    pub(crate) fn of(peer: Option<SocketAddr>, secure: bool, ending: Arc<Ending>) -> Self {
+        Self { peer, secure, origin: Origin::new(peer, secure), ending }
     }
 
     /// The address of the client, or of the proxy before us.
@@ -31,5 +61,9 @@ impl ClientConnection {
 
     pub(crate) fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    pub(crate) fn ending(&self) -> &Arc<Ending> {
+        &self.ending
     }
 }

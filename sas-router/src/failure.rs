@@ -5,6 +5,8 @@ use std::time::Duration;
 use http::{HeaderValue, StatusCode, header};
 use sas_core::{Body, ClaimError, Error, ErrorKind, RequestId, Response, Retry, RouteError};
 
+use crate::upstream::{UPLOAD_BROKEN, UPLOAD_LATE};
+
 /// The header that every answer carries: the id under which logs know the request.
 pub const REQUEST_ID: http::HeaderName = http::HeaderName::from_static("x-request-id");
 
@@ -104,7 +106,13 @@ impl Failure {
             ErrorKind::NotFound => (StatusCode::NOT_FOUND, "router", "no_route"),
             _ => (StatusCode::BAD_GATEWAY, "instance", "failed"),
         };
+        let (status, component, reason) = match error.operation {
+            UPLOAD_LATE => (StatusCode::REQUEST_TIMEOUT, "ingress", "body_timeout"),
+            UPLOAD_BROKEN => (StatusCode::BAD_REQUEST, "ingress", "body_incomplete"),
+            _ => (status, component, reason),
+        };
         let mut failure = Self::new(status, component, reason, error.chain());
+        failure.close = component == "ingress";
         if let Retry::After(after) = error.retry {
             failure.retry_after = Some(after);
         }
@@ -130,15 +138,20 @@ impl Failure {
         error
     }
 
-    /// As the answer to `request`.
-    pub fn into_response(self, request: RequestId) -> Response {
+    /// What a client reads.
+    pub(crate) fn json(&self, request: RequestId) -> String {
         let body = serde_json::json!({
             "component": self.component,
             "reason": self.reason,
             "message": self.message,
             "request_id": request.to_string(),
         });
-        let mut response = Response::new(Body::from(body.to_string()));
+        body.to_string()
+    }
+
+    /// As the answer to `request`.
+    pub fn into_response(self, request: RequestId) -> Response {
+        let mut response = Response::new(Body::from(self.json(request)));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

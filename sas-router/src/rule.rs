@@ -42,6 +42,7 @@ struct Rule {
     affinity: Key,
     wakes: bool,
     fallback: Option<RevisionKey>,
+    placeholder: bool,
     /// As written, to find the same rule in the next version.
     matches: RouteMatch,
 }
@@ -205,6 +206,7 @@ impl Rule {
             affinity,
             wakes: rule.wakes,
             fallback: rule.fallback,
+            placeholder: rule.placeholder,
             matches: rule.matches,
         })
     }
@@ -215,7 +217,8 @@ impl Rule {
         let plain = self.prefix.is_empty()
             && self.conditions.is_none()
             && matches!(self.affinity, Key::None)
-            && self.fallback.is_none();
+            && self.fallback.is_none()
+            && !self.placeholder;
         let timeout_ms = u32::try_from(self.timeout.as_millis()).ok().filter(|ms| *ms > 0)?;
         plain.then_some(Rules::All { revision, tenant: self.tenant, timeout_ms, wakes: self.wakes })
     }
@@ -231,9 +234,8 @@ impl Rule {
             Action::One(revision) => *revision,
             Action::Deal(deal) => deal.next(),
             Action::Redirect { status, location } => {
-                let location = location
-                    .replace("{path}", query.path)
-                    .replace("{query}", &query.query.map_or_else(String::new, |query| format!("?{query}")));
+                let location =
+                    location.replace("{path}", query.path).replace("{query}", query.query.unwrap_or(""));
                 return Ok(Route::Redirect { status: *status, location });
             }
         };
@@ -247,6 +249,7 @@ impl Rule {
         target.timeout = self.timeout;
         target.wakes = self.wakes;
         target.fallback = self.fallback;
+        target.placeholder = self.placeholder;
         Ok(Route::To(target))
     }
 }

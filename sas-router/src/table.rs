@@ -115,7 +115,8 @@ impl Router for RouteTable {
         if let Some(entry) = snapshot.exact.get(hash(self.seed, host), host) {
             return entry.route(query, self.seed);
         }
-        if let Some(dot) = host.iter().position(|byte| *byte == b'.') {
+        // An empty label is none.
+        if let Some(dot) = host.iter().position(|byte| *byte == b'.').filter(|dot| *dot > 0) {
             let parent = &host[dot + 1..];
             if let Some(entry) = snapshot.wildcard.get(hash(self.seed, parent), parent) {
                 return entry.route(query, self.seed);

@@ -1,10 +1,16 @@
 //! How a gateway behaves.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use sas_core::Recorder;
 
-use crate::{retry::RetryPolicy, upstream::UpstreamConfig};
+use crate::{
+    access::AccessLog,
+    admission::{Admission, AdmissionConfig},
+    hook::Hook,
+    retry::RetryPolicy,
+    upstream::UpstreamConfig,
+};
 
 /// When answers carry `Server-Timing` with the times of queue, start and instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,9 +46,19 @@ pub struct GatewayConfig {
     pub max_uri_bytes: usize,
     /// How connections to instances are made and kept.
     pub upstream: UpstreamConfig,
-    /// How long a request of no service (one from a trigger or a test) may take, where nothing else says so. 300 s.
-    pub default_timeout: Duration,
+    /// Quotas and the budget of bytes. Keep a clone to change quotas later.
+    pub admission: Arc<Admission>,
+    /// Code of the host that sees every request from outside, in this order.
+    pub hooks: Vec<Arc<dyn Hook>>,
+    /// Takes a record of every request from outside; `None`: no records are made.
+    pub access: Option<Arc<dyn AccessLog>>,
+    /// The page that browsers get while a revision starts whose route has `placeholder`.
+    pub placeholder: bytes::Bytes,
 }
+
+const PLACEHOLDER: &str = "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+    <meta http-equiv=\"refresh\" content=\"1\">\n<title>Starting</title>\n\
+    <p>This service is starting. The page reloads by itself.</p>\n</html>\n";
 
 impl Default for GatewayConfig {
     fn default() -> Self {
@@ -55,7 +71,10 @@ impl Default for GatewayConfig {
             server_timing: ServerTiming::default(),
             max_uri_bytes: 16 * 1024,
             upstream: UpstreamConfig::default(),
-            default_timeout: Duration::from_secs(300),
+            admission: Admission::new(AdmissionConfig::default()),
+            hooks: Vec::new(),
+            access: None,
+            placeholder: bytes::Bytes::from_static(PLACEHOLDER.as_bytes()),
         }
     }
 }

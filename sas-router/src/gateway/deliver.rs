@@ -4,22 +4,37 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use sas_core::{
-    Answer, Body, CallError, CallTimings, Claim, Cx, Deployed, Endpoint, Error, ErrorKind, InstanceId, Lease,
-    Outcome, Protocol, Request, Response, RouteTarget,
+    Answer, Body, BoxError, CallError, CallTimings, Claim, Cx, Deployed, Endpoint, Error, ErrorKind,
+    InstanceId, Lease, Outcome, Protocol, Request, Response, RouteTarget,
 };
 use tokio::time::{Instant, timeout_at};
 
 use super::{
     Gateway,
-    stream::{Limits, Timed},
+    tailed::{Events, Tailed},
     upgrade,
 };
 use crate::{
+    access::End,
+    connection::ClientConnection,
     failure::Failure,
     forward,
     retry::is_idempotent,
+    tail::Tail,
+    timed::{Limits, Timed},
     upstream::{InstanceBody, Progress},
 };
+
+/// What a request needs on its way besides itself.
+pub(super) struct Delivery<'a> {
+    pub(super) target: &'a RouteTarget,
+    pub(super) deployed: &'a Deployed,
+    pub(super) cx: &'a Cx,
+    pub(super) arrived: Instant,
+    pub(super) connection: &'a Arc<ClientConnection>,
+    /// Taken along by the answer of an instance.
+    pub(super) tail: &'a mut Tail,
+}
 
 /// Why a request got no answer from an instance, with the request when no byte of it reached one.
 #[derive(Debug)]
@@ -81,26 +96,31 @@ struct Claimed {
     cold: bool,
 }
 
+/// The claim of a request for `target`.
+pub(super) fn claim(target: &RouteTarget, cx: &Cx) -> Claim {
+    let mut claim = Claim::new(target.revision, target.tenant);
+    claim.affinity = target.affinity;
+    claim.priority = cx.priority;
+    claim.metered = cx.purpose.metered();
+    claim.wakes = target.wakes && cx.purpose.wakes();
+    claim
+}
+
 impl Gateway {
-    /// Brings `request` to an instance of `target` and answers with the head of the response.
+    /// Brings `request` to an instance and answers with the head of the response.
     ///
     /// **Cancel safety:** dropping the future gives up the place in the queue, or aborts the call.
     pub(super) async fn deliver(
         &self,
         mut request: Request,
-        target: &RouteTarget,
-        cx: &Cx,
-        arrived: Instant,
+        delivery: &mut Delivery<'_>,
     ) -> Result<Response, Box<Refused>> {
-        let Some(deployed) = self.pool.deployed(target.revision) else {
-            let failure = Failure::from_claim(&sas_core::ClaimError::Unknown);
-            return Err(Refused::new(failure, Some(Box::new(request))));
-        };
-        let mut claim = Claim::new(target.revision, target.tenant);
-        claim.affinity = target.affinity;
-        claim.priority = cx.priority;
-        claim.metered = cx.purpose.metered();
-        claim.wakes = target.wakes && cx.purpose.wakes();
+        let (cx, deployed, arrived) = (delivery.cx, delivery.deployed, delivery.arrived);
+        let mut claim = claim(delivery.target, cx);
+        claim.bytes = http_body::Body::size_hint(request.body())
+            .upper()
+            .and_then(|bytes| u32::try_from(bytes.min(super::BUFFERED_BYTES)).ok())
+            .unwrap_or(0);
         let upgrading = forward::wants_upgrade(request.headers());
         let mut on_upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
         let mut attempt = 1;
@@ -114,22 +134,21 @@ impl Gateway {
             let copy = if last || upgrading { None } else { Copy::of(&request) };
             let careful = copy.is_none();
             let by = cx.deadline.min(at + deployed.spec.timeouts.response_start);
-            let call = self.call(&lease, &deployed, request, cx, careful, upgrading);
+            let call = self.call(&lease, deployed, request, cx, careful, upgrading);
             let error = match timeout_at(by, call).await {
                 Ok(Ok((answered, progress))) => {
                     let timings = timings(&lease, instance, cold, arrived, at);
-                    let limits = Limits { deadline: Some(cx.deadline), idle: deployed.spec.timeouts.idle };
-                    let response = self.answer(answered, lease, limits, on_upgrade.take(), progress);
-                    return response
-                        .map(|mut response| {
-                            response.extensions_mut().insert(timings);
-                            response
-                        })
-                        .map_err(|failure| Refused::new(failure, None));
+                    return self
+                        .answer(answered, lease, on_upgrade.take(), progress, timings, delivery)
+                        .map_err(|failure| {
+                            self.tallies.count(claim.revision, true);
+                            Refused::new(failure, None)
+                        });
                 }
                 Ok(Err(error)) => error,
                 Err(_) => {
                     lease.outcome = Outcome::Failed;
+                    self.tallies.count(claim.revision, true);
                     let text =
                         format!("instance {instance} had not answered {:?} after arrival", arrived.elapsed());
                     return Err(Refused::new(Failure::deadline(text), None));
@@ -137,6 +156,8 @@ impl Gateway {
             };
             lease.outcome = match error.error.kind {
                 ErrorKind::Crashed | ErrorKind::Timeout => Outcome::Lost,
+                // The client's fault, or nobody's.
+                ErrorKind::Unavailable => Outcome::Unused,
                 _ if error.unsent.is_some() => Outcome::Unused,
                 _ => Outcome::Failed,
             };
@@ -153,11 +174,15 @@ impl Gateway {
             match again {
                 Ok(next) => {
                     tracing::debug!(request = %cx.request, %instance, error = %error.error, "trying another instance");
+                    self.metrics.retries.increment(1);
                     request = next;
                     claim.exclude = Some(instance);
                     attempt += 1;
                 }
-                Err(unsent) => return Err(Refused::new(Failure::from_call(&error.error), unsent)),
+                Err(unsent) => {
+                    self.tallies.count(claim.revision, true);
+                    return Err(Refused::new(Failure::from_call(&error.error), unsent));
+                }
             }
         }
     }
@@ -215,67 +240,114 @@ impl Gateway {
         &self,
         answered: Answered,
         mut lease: Lease,
-        mut limits: Limits,
         on_upgrade: Option<hyper::upgrade::OnUpgrade>,
-        _progress: Option<Arc<Progress>>,
+        progress: Option<Arc<Progress>>,
+        timings: CallTimings,
+        delivery: &mut Delivery<'_>,
     ) -> Result<Response, Failure> {
-        let outcome =
-            |status: StatusCode| if status.is_server_error() { Outcome::Failed } else { Outcome::Ok };
+        let status = match &answered {
+            Answered::Socket(response) => response.status(),
+            Answered::Inside(Answer::Http(response)) => response.status(),
+            Answered::Inside(Answer::Upgrade { head, .. }) => head.status(),
+        };
+        self.metrics.answered(status, timings.cold, timings.total.as_secs_f64());
+        let mut tail = std::mem::take(delivery.tail);
+        if let Some(draft) = &mut tail.draft {
+            draft.record.status = status;
+            draft.record.timings = Some(timings.clone());
+            draft.sent = progress;
+        }
+        let connection = delivery.connection;
         let (mut head, body) = match answered {
-            Answered::Socket(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            Answered::Socket(response) if status == StatusCode::SWITCHING_PROTOCOLS => {
                 let (mut head, body) = response.into_parts();
                 drop(body);
                 let Some(instance) = head.extensions.remove::<hyper::upgrade::OnUpgrade>() else {
                     lease.outcome = Outcome::Failed;
                     return Err(bad_answer("it switched protocols without being asked to"));
                 };
-                return upgrade::splice(
-                    self,
-                    head,
-                    upgrade::InstanceEnd::Socket(instance),
-                    on_upgrade,
-                    lease,
-                );
+                let instance = upgrade::InstanceEnd::Socket(instance);
+                self.tallies.count(delivery.target.revision, false);
+                return upgrade::splice(head, instance, on_upgrade, connection, &self.metrics, lease, tail);
             }
             Answered::Inside(Answer::Upgrade { head, io }) => {
                 let (head, ()) = head.into_parts();
-                return upgrade::splice(self, head, upgrade::InstanceEnd::Inside(io), on_upgrade, lease);
+                let instance = upgrade::InstanceEnd::Inside(io);
+                self.tallies.count(delivery.target.revision, false);
+                return upgrade::splice(head, instance, on_upgrade, connection, &self.metrics, lease, tail);
+            }
+            _ if status.is_informational() => {
+                lease.outcome = Outcome::Failed;
+                return Err(bad_answer("it ended with an interim status"));
             }
             Answered::Inside(Answer::Http(response)) => {
                 let (head, body) = response.into_parts();
-                lease.outcome = outcome(head.status);
-                if is_event_stream(&head.headers) {
-                    limits.deadline = None;
-                }
-                // What is in memory needs no limits.
-                let body =
-                    if body.try_clone().is_some() { body } else { Body::new(Timed::new(body, limits)) };
-                (head, body.with_lease(lease))
+                let body = if body.try_clone().is_some() {
+                    // In memory, so the function is done.
+                    lease.outcome = outcome(status);
+                    drop(lease);
+                    tail.passed(http_body::Body::size_hint(&body).exact().unwrap_or(0) as usize);
+                    tail.ended(End::Complete);
+                    body
+                } else {
+                    self.stream(&head, body, lease, tail, delivery)
+                };
+                (head, body)
             }
             Answered::Socket(response) => {
                 let (head, mut body) = response.into_parts();
-                lease.outcome = outcome(head.status);
-                if is_event_stream(&head.headers) {
-                    limits.deadline = None;
-                }
                 let body = match body.complete() {
                     // The instance is done: its slot need not wait for a slow client.
                     Some(bytes) => {
+                        lease.outcome = outcome(status);
                         drop(lease);
+                        tail.passed(bytes.len());
+                        tail.ended(End::Complete);
                         Body::from(bytes)
                     }
-                    None => Body::new(Timed::new(body, limits)).with_lease(lease),
+                    None => self.stream(&head, body, lease, tail, delivery),
                 };
                 (head, body)
             }
         };
-        if head.status.is_informational() {
-            return Err(bad_answer("it ended with an interim status"));
-        }
+        self.tallies.count(delivery.target.revision, status.is_server_error());
         forward::strip_hop_by_hop(&mut head.headers, false);
         head.version = Version::HTTP_11;
+        head.extensions.insert(timings);
         Ok(Response::from_parts(head, body))
     }
+
+    /// A body that is still on its way, with its limits, its lease and what comes at its end.
+    fn stream<B>(
+        &self,
+        head: &http::response::Parts,
+        body: B,
+        mut lease: Lease,
+        mut tail: Tail,
+        delivery: &Delivery<'_>,
+    ) -> Body
+    where
+        B: http_body::Body<Data = bytes::Bytes, Error = BoxError> + Send + Unpin + 'static,
+    {
+        lease.outcome = outcome(head.status);
+        let mut limits = Limits {
+            deadline: Some(delivery.cx.deadline),
+            idle: delivery.deployed.spec.timeouts.idle,
+            sender: "instance",
+        };
+        if !is_event_stream(&head.headers) {
+            return Body::new(Tailed::new(Timed::new(body, limits), tail, None)).with_lease(lease);
+        }
+        // An event stream has no end of its own, and may be ended between two events.
+        limits.deadline = None;
+        tail.lease = Some(lease);
+        let events = Events::new(delivery.connection.ending(), Arc::clone(&self.metrics));
+        Body::new(Tailed::new(Timed::new(body, limits), tail, Some(events)))
+    }
+}
+
+fn outcome(status: StatusCode) -> Outcome {
+    if status.is_server_error() { Outcome::Failed } else { Outcome::Ok }
 }
 
 fn bad_answer(what: &str) -> Failure {

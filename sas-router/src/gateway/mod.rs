@@ -2,29 +2,35 @@
 
 mod config;
 mod deliver;
-mod stream;
+mod tailed;
 mod upgrade;
 mod vet;
 
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
-use http::{HeaderValue, Response as HttpResponse, header};
+use http::{HeaderValue, Method, Response as HttpResponse, StatusCode, header};
 use sas_core::{
-    Body, CallError, CallTimings, Cx, Error, ErrorKind, Handler, Invoker, Pool, Purpose, Request, Response,
-    Route, RouteQuery, RouteTarget, Router, Target, TenantKey,
+    Body, CallError, CallTimings, Cx, Deployed, Error, ErrorKind, Handler, Invoker, Pool, Purpose, Request,
+    RequestId, Response, RevisionKey, Route, RouteError, RouteQuery, RouteTarget, Router, Target, TenantKey,
 };
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
 
 pub use self::config::{GatewayConfig, ServerTiming};
-use self::deliver::Refused;
+use self::deliver::{Delivery, Refused};
 use crate::{
+    access::{AccessRecord, End},
+    admission::Refusal,
     connection::ClientConnection,
     failure::{Failure, REQUEST_ID, request_id_value},
-    forward, host_of, identity,
+    forward,
+    hook::{HookCx, Step},
+    host_of, identity,
     identity::IdSource,
+    metrics::GatewayMetrics,
     retry::RetryBudget,
+    tail::{Draft, Tail},
+    tally::{Tallies, Tally},
     upstream::Upstream,
 };
 
@@ -32,22 +38,27 @@ use crate::{
 const ASK_TIMING: http::HeaderName = http::HeaderName::from_static("x-sas-timing");
 const SERVER_TIMING: http::HeaderName = http::HeaderName::from_static("server-timing");
 
+/// What a head takes in memory, for the budget of bytes; and the part of a body that is buffered on its way.
+const HEAD_BYTES: u64 = 4 * 1024;
+const BUFFERED_BYTES: u64 = 64 * 1024;
+
 /// Routes requests, claims instances for them, and passes them on.
 ///
 /// As a [`Handler`] it takes requests from outside: what [`crate::Server`], axum or an embedding program hands it.
 /// As an [`Invoker`] it takes calls of the platform's own parts. It opens no socket but those to instances, and
-/// spawns no task but for upgraded connections, HTTP/2 connections to instances, and uploads that outlast the head
-/// of their answer.
+/// spawns no task but for upgraded connections, HTTP/2 connections to instances, uploads that outlast the head of
+/// their answer, and one that closes idle connections while there are any.
 pub struct Gateway {
     router: Arc<dyn Router>,
     pool: Arc<dyn Pool>,
     config: GatewayConfig,
+    metrics: Arc<GatewayMetrics>,
     ids: IdSource,
     budget: RetryBudget,
+    tallies: Tallies,
     upstream: Arc<Upstream>,
     /// The origin of requests that came through no connection of ours.
     embedded: Arc<ClientConnection>,
-    tasks: TaskTracker,
 }
 
 impl fmt::Debug for Gateway {
@@ -65,20 +76,35 @@ impl Gateway {
         Arc::new(Self {
             router,
             pool,
+            metrics: Arc::new(GatewayMetrics::new(&config.recorder)),
             ids: IdSource::new(config.seed),
             budget: RetryBudget::new(config.retry),
+            tallies: Tallies::default(),
             upstream: Upstream::new(config.upstream),
             embedded: Arc::new(ClientConnection::new(None, false)),
-            tasks: TaskTracker::new(),
             config,
         })
     }
 
-    /// Waits until no upgraded connection is left.
-    pub async fn quiesce(&self) {
-        self.tasks.close();
-        self.tasks.wait().await;
-        self.tasks.reopen();
+    /// Ends upgraded connections and event streams that came through no [`crate::Server`]: in order until
+    /// `deadline`, then by force. Those of a server end with its own shutdown.
+    pub async fn shutdown(&self, deadline: Instant) {
+        self.embedded.ending().run(deadline).await;
+    }
+
+    /// Counts the answers of a revision from now on, for a roll-out. Counting again starts at zero.
+    pub fn watch(&self, revision: RevisionKey) -> Arc<Tally> {
+        self.tallies.watch(revision)
+    }
+
+    /// Stops counting.
+    pub fn unwatch(&self, revision: RevisionKey) {
+        self.tallies.unwatch(revision);
+    }
+
+    /// Connections to instances that lie unused.
+    pub fn idle_connections(&self) -> usize {
+        self.upstream.kept()
     }
 
     fn route(&self, request: &Request, host: &str) -> Result<Route, Failure> {
@@ -96,25 +122,63 @@ impl Gateway {
     async fn serve(
         &self,
         mut request: Request,
-        id: sas_core::RequestId,
+        id: RequestId,
         arrived: Instant,
+        connection: &Arc<ClientConnection>,
+        tail: &mut Tail,
     ) -> Result<Response, Failure> {
         vet::vet(&mut request, self.config.max_uri_bytes)?;
+        for hook in &self.config.hooks {
+            match hook.on_request(&mut request, &HookCx::new(id, connection)).await? {
+                Step::Continue => {}
+                Step::Answer(response) => return Ok(response),
+            }
+        }
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).and_then(host_of);
         let host = host.ok_or_else(|| Failure::malformed("missing_host", "a request has a Host header"))?;
         if self.is_internal(host) {
-            return Err(Failure::from_route(sas_core::RouteError::NoRoute, host));
+            return Err(Failure::from_route(RouteError::NoRoute, host));
         }
-        let target = match self.route(&request, host)? {
+        let mut target = match self.route(&request, host)? {
             Route::To(target) => target,
             Route::Redirect { status, location } => return redirect(status, &location),
-            _ => return Err(Failure::from_route(sas_core::RouteError::NoRoute, host)),
+            _ => return Err(Failure::from_route(RouteError::NoRoute, host)),
         };
+        let mut deployed = self.deployed(target.revision)?;
+        if let Some(draft) = &mut tail.draft {
+            draft.record.tenant = Some(target.tenant);
+            draft.record.revision = Some(target.revision);
+            draft.record.name = Some(deployed.name.clone());
+        }
+        tail.permit = Some(self.admit(&request, &target, &deployed, arrived)?);
         let asked = request.headers().contains_key(&ASK_TIMING);
-        self.prepare(&mut request, id);
+        let browses = target.placeholder && wants_page(&request);
+        self.prepare(&mut request, id, connection);
         let cx = Cx::new(target.tenant, id, arrived + target.timeout);
-        let mut response =
-            self.deliver(request, &target, &cx, arrived).await.map_err(|refused| refused.failure)?;
+        if browses && let Some(page) = self.placeholder(&target, &cx) {
+            return Ok(page);
+        }
+        let mut response = loop {
+            let mut delivery =
+                Delivery { target: &target, deployed: &deployed, cx: &cx, arrived, connection, tail };
+            match self.deliver(request, &mut delivery).await {
+                Ok(response) => break response,
+                Err(refused) => {
+                    let Refused { failure, unsent } = *refused;
+                    let (Some(fallback), Some(unsent)) = (target.fallback.take(), unsent) else {
+                        return Err(failure);
+                    };
+                    tracing::debug!(request = %id, reason = failure.reason, "going to the fallback");
+                    deployed = self.deployed(fallback)?;
+                    target.revision = fallback;
+                    if let Some(draft) = &mut tail.draft {
+                        draft.record.revision = Some(fallback);
+                        draft.record.name = Some(deployed.name.clone());
+                    }
+                    request = *unsent;
+                }
+            }
+        };
         if self.config.server_timing == ServerTiming::Always
             || (asked && self.config.server_timing == ServerTiming::WhenAsked)
         {
@@ -123,12 +187,64 @@ impl Gateway {
         Ok(response)
     }
 
+    fn deployed(&self, revision: RevisionKey) -> Result<Arc<Deployed>, Failure> {
+        self.pool.deployed(revision).ok_or_else(|| Failure::from_claim(&sas_core::ClaimError::Unknown))
+    }
+
+    fn admit(
+        &self,
+        request: &Request,
+        target: &RouteTarget,
+        deployed: &Deployed,
+        now: Instant,
+    ) -> Result<crate::Permit, Failure> {
+        let body =
+            http_body::Body::size_hint(request.body()).upper().unwrap_or(BUFFERED_BYTES).min(BUFFERED_BYTES);
+        let service = deployed.name.service_path();
+        self.config.admission.admit(target.tenant, service, HEAD_BYTES + body, now).map_err(
+            |Refusal { resource, retry_after }| {
+                let (status, reason, text) = match resource {
+                    "bytes" => (
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "shed",
+                        "the host holds as many bytes of requests as it may".to_owned(),
+                    ),
+                    _ => (
+                        StatusCode::TOO_MANY_REQUESTS,
+                        resource,
+                        format!("the quota {resource} of {service} or its tenant is used up"),
+                    ),
+                };
+                Failure::new(status, "admission", reason, text).after(retry_after)
+            },
+        )
+    }
+
+    /// A page for a browser when nothing is warm; its asking starts an instance.
+    fn placeholder(&self, target: &RouteTarget, cx: &Cx) -> Option<Response> {
+        let claim = deliver::claim(target, cx);
+        if self.pool.try_claim(&claim).is_some() {
+            return None;
+        }
+        // The first arrival starts instances at once, and a start belongs to the pool: leaving the queue stops none.
+        let mut waiting = std::pin::pin!(self.pool.claim(&claim, cx));
+        let nobody = &mut std::task::Context::from_waker(std::task::Waker::noop());
+        if waiting.as_mut().poll(nobody).is_ready() {
+            return None;
+        }
+        let response = HttpResponse::builder()
+            .status(StatusCode::SERVICE_UNAVAILABLE)
+            .header(header::CONTENT_TYPE, "text/html; charset=utf-8")
+            .header(header::CACHE_CONTROL, "no-store")
+            .header(header::RETRY_AFTER, "1")
+            .body(Body::from(self.config.placeholder.clone()));
+        Some(response.expect("valid headers"))
+    }
+
     /// Makes the head of a request fit for an instance.
-    fn prepare(&self, request: &mut Request, id: sas_core::RequestId) {
+    fn prepare(&self, request: &mut Request, id: RequestId, connection: &ClientConnection) {
         let upgrade = forward::wants_upgrade(request.headers())
             && request.extensions().get::<hyper::upgrade::OnUpgrade>().is_some();
-        let connection = request.extensions_mut().remove::<Arc<ClientConnection>>();
-        let connection = connection.as_ref().unwrap_or(&self.embedded);
         let headers = request.headers_mut();
         forward::strip_hop_by_hop(headers, upgrade);
         // The ingress answers 100 itself, as soon as an instance takes the body.
@@ -146,24 +262,65 @@ impl Gateway {
         host[split..].eq_ignore_ascii_case(suffix) && (split == 0 || host[split - 1] == b'.')
     }
 
-    fn arrival_id(&self, request: &Request) -> sas_core::RequestId {
+    fn arrival_id(&self, request: &Request) -> RequestId {
         let given = self.config.trust_forwarded.then(|| request.headers().get(REQUEST_ID)).flatten();
         given.and_then(identity::parse_request_id).unwrap_or_else(|| self.ids.next())
+    }
+
+    fn draft(&self, request: &Request, id: RequestId, arrived: Instant) -> Option<Box<Draft>> {
+        let log = Arc::clone(self.config.access.as_ref()?);
+        let host = request.uri().authority().map(http::uri::Authority::as_str);
+        let host = host.or_else(|| request.headers().get(header::HOST)?.to_str().ok()).unwrap_or("");
+        let record = AccessRecord {
+            id,
+            method: request.method().clone(),
+            host: host.to_owned(),
+            path: request.uri().path().to_owned(),
+            status: StatusCode::OK,
+            reason: None,
+            tenant: None,
+            revision: None,
+            name: None,
+            timings: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration: std::time::Duration::ZERO,
+            end: End::Complete,
+        };
+        Some(Box::new(Draft { log, record, arrived, sent: None }))
     }
 }
 
 #[async_trait]
 impl Handler for Gateway {
-    async fn handle(&self, request: Request) -> Response {
+    async fn handle(&self, mut request: Request) -> Response {
         let arrived = Instant::now();
         let id = self.arrival_id(&request);
-        match self.serve(request, id, arrived).await {
-            Ok(mut response) => {
-                response.headers_mut().insert(REQUEST_ID, request_id_value(id));
-                response
+        let connection = request.extensions_mut().remove::<Arc<ClientConnection>>();
+        let connection = connection.unwrap_or_else(|| Arc::clone(&self.embedded));
+        let mut tail = Tail::default();
+        tail.draft = self.draft(&request, id, arrived);
+        let mut response = match self.serve(request, id, arrived, &connection, &mut tail).await {
+            Ok(response) => response,
+            Err(failure) => {
+                self.metrics.refused(&failure);
+                if let Some(draft) = &mut tail.draft {
+                    draft.record.reason = Some(failure.reason);
+                }
+                failure.into_response(id)
             }
-            Err(failure) => failure.into_response(id),
+        };
+        for hook in self.config.hooks.iter().rev() {
+            hook.on_response(&mut response, &HookCx::new(id, &connection));
         }
+        response.headers_mut().insert(REQUEST_ID, request_id_value(id));
+        // Still here when no instance answered, or one that needs no further looking after.
+        if let Some(draft) = &mut tail.draft {
+            draft.record.status = response.status();
+            draft.record.bytes_out = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
+        }
+        tail.ended(End::Complete);
+        response
     }
 }
 
@@ -211,16 +368,36 @@ impl Invoker for Gateway {
         if cx.purpose == Purpose::Probe {
             to.wakes = false;
         }
-        self.prepare(&mut request, cx.request);
-        let answered = self.deliver(request, &to, cx, arrived).await;
-        answered.map_err(|refused| {
+        let deployed = match self.deployed(to.revision) {
+            Ok(deployed) => deployed,
+            Err(failure) => return Err(CallError::unsent(failure.into_error(), request)),
+        };
+        let connection = request.extensions_mut().remove::<Arc<ClientConnection>>();
+        let connection = connection.unwrap_or_else(|| Arc::clone(&self.embedded));
+        self.prepare(&mut request, cx.request, &connection);
+        let mut tail = Tail::default();
+        let mut delivery = Delivery {
+            target: &to,
+            deployed: &deployed,
+            cx,
+            arrived,
+            connection: &connection,
+            tail: &mut tail,
+        };
+        self.deliver(request, &mut delivery).await.map_err(|refused| {
             let Refused { failure, unsent } = *refused;
             CallError { error: failure.into_error(), unsent }
         })
     }
 }
 
-fn redirect(status: http::StatusCode, location: &str) -> Result<Response, Failure> {
+/// Whether a person looks at the answer.
+fn wants_page(request: &Request) -> bool {
+    let accepts = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    *request.method() == Method::GET && accepts.is_some_and(|accept| accept.contains("text/html"))
+}
+
+fn redirect(status: StatusCode, location: &str) -> Result<Response, Failure> {
     let value = HeaderValue::from_str(location)
         .map_err(|_| Failure::malformed("bad_path", "the path can't be part of a Location"))?;
     let response = HttpResponse::builder().status(status).header(header::LOCATION, value).body(Body::empty());

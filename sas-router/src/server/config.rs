@@ -28,6 +28,11 @@ pub struct ServerConfig {
     pub max_reset_streams: usize,
     /// How often a quiet HTTP/2 connection is asked whether it is there, and how long the answer may take. 30 s.
     pub ping: Duration,
+    /// Decides the ids of requests that are refused before a handler sees them.
+    pub seed: u64,
+    /// Encrypts every connection; `None`: plain text.
+    #[cfg(feature = "tls")]
+    pub tls: Option<super::Tls>,
     /// Where metrics go.
     pub recorder: Recorder,
 }
@@ -45,6 +50,9 @@ impl Default for ServerConfig {
             max_streams: 200,
             max_reset_streams: 20,
             ping: Duration::from_secs(30),
+            seed: 0,
+            #[cfg(feature = "tls")]
+            tls: None,
             recorder: Recorder::default(),
         }
     }

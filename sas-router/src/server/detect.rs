@@ -48,6 +48,7 @@ pub(super) async fn detect<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<Op
     Ok(Some((spoken, Replayed { first, from: 0, to, stream })))
 }
 
+#[cfg(feature = "tls")]
 impl<S> Replayed<S> {
     /// A connection of which nothing was read.
     pub(super) fn untouched(stream: S) -> Self {

@@ -2,39 +2,86 @@
 
 mod config;
 mod detect;
+#[cfg(feature = "tls")]
+mod tls;
+mod transport;
+mod watch;
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use bytes::Bytes;
+use http::StatusCode;
+use http_body::{Frame, SizeHint};
 use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use sas_core::{Body, Error, ErrorKind, Handler, Result};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use sas_core::{Body, BoxError, Error, ErrorKind, Handler, Response, Result};
 use tokio::{
+    io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::config::ServerConfig;
-use self::detect::{Replayed, Spoken, detect};
-use crate::connection::ClientConnection;
+#[cfg(feature = "tls")]
+pub use self::tls::Tls;
+use self::{
+    detect::{Replayed, Spoken, detect},
+    transport::{Carrier, Transport, error_answer},
+    watch::{Busy, Watch, Watched},
+};
+use crate::{
+    connection::{ClientConnection, Ending},
+    identity::IdSource,
+    metrics::ServerMetrics,
+    timed::{Limits, Timed},
+};
 
 /// What all connections of a server share.
 #[derive(Debug)]
 struct Shared {
     handler: Arc<dyn Handler>,
     config: ServerConfig,
+    metrics: ServerMetrics,
     places: Arc<Semaphore>,
-    tasks: TaskTracker,
-    /// Take no more connections; end those that there are after their requests.
-    drain: CancellationToken,
-    /// End everything.
-    abort: CancellationToken,
+    ids: Arc<IdSource>,
+    watch: Arc<Watch>,
+    ending: Arc<Ending>,
 }
 
-/// Serves a [`Handler`] over HTTP/1.1 and HTTP/2 (prior knowledge; told apart by the first bytes).
+/// Serves a [`Handler`] over HTTP/1.1 and HTTP/2, told apart by ALPN or by the first bytes.
 ///
 /// Dropping it ends everything at once; [`Server::shutdown`] lets requests finish.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> sas_core::Result<()> {
+/// use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+/// use sas_core::{Body, Handler, Request, Response};
+///
+/// #[derive(Debug)]
+/// struct Hello;
+/// #[async_trait::async_trait]
+/// impl Handler for Hello {
+///     async fn handle(&self, _: Request) -> Response {
+///         Response::new(Body::from("hello"))
+///     }
+/// }
+///
+/// let address = (Ipv4Addr::LOCALHOST, 0).into();
+/// let server = sas_router::Server::bind(address, Arc::new(Hello), Default::default()).await?;
+/// println!("serving at http://{}", server.local_addr());
+/// server.shutdown(tokio::time::Instant::now() + Duration::from_secs(10)).await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Server {
     local: SocketAddr,
@@ -42,15 +89,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on `address` and serves `handler`. A bare port is bound on loopback only by callers: say
-    /// `0.0.0.0:80` to be reached from elsewhere.
+    /// Listens on `address` and serves `handler`. Only what the address says is reachable: a loopback address from
+    /// this machine, `0.0.0.0` and `[::]` from everywhere. Port 0 takes a free one.
     ///
     /// # Errors
     /// `Unavailable` with the address when it can't be had.
     pub async fn bind(address: SocketAddr, handler: Arc<dyn Handler>, config: ServerConfig) -> Result<Self> {
         let listener = TcpListener::bind(address).await.map_err(|error| {
             let text =
-                format!("can't listen on {address}; is another program there, or is the port below 1024?");
+                format!("can't listen on {address}; does another program, or is it not of this machine?");
             Error::new(ErrorKind::Unavailable, "bind", text).with_source(error)
         })?;
         Self::serve(listener, handler, config)
@@ -66,13 +113,15 @@ impl Server {
         })?;
         let shared = Arc::new(Shared {
             handler,
-            places: Arc::new(Semaphore::new(config.max_connections)),
+            metrics: ServerMetrics::new(&config.recorder),
+            places: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
+            ids: Arc::new(IdSource::new(config.seed ^ 0x5afe_0001)),
+            watch: Watch::new(&config),
             config,
-            tasks: TaskTracker::new(),
-            drain: CancellationToken::new(),
-            abort: CancellationToken::new(),
+            ending: Arc::default(),
         });
-        shared.tasks.spawn(accept(listener, Arc::clone(&shared)));
+        shared.ending.tasks.spawn(accept(listener, Arc::clone(&shared)));
+        shared.ending.tasks.spawn(look(Arc::clone(&shared)));
         Ok(Self { local, shared })
     }
 
@@ -81,22 +130,40 @@ impl Server {
         self.local
     }
 
-    /// Takes no more connections, lets requests finish until `deadline`, then ends what is left. Resolves when
-    /// every task has ended. Idempotent.
+    /// Connections that are open, upgraded ones not counted.
+    pub fn connections(&self) -> usize {
+        self.shared.watch.open()
+    }
+
+    /// Takes no more connections and lets what runs finish: HTTP/1.1 answers its request and closes, HTTP/2 sends
+    /// GOAWAY, event streams end, WebSockets are closed with 1001. What is left at `deadline` is ended. Resolves
+    /// when every task is gone. Idempotent.
     pub async fn shutdown(&self, deadline: Instant) {
-        self.shared.drain.cancel();
-        self.shared.tasks.close();
-        if timeout_at(deadline, self.shared.tasks.wait()).await.is_err() {
-            self.shared.abort.cancel();
-            self.shared.tasks.wait().await;
-        }
+        self.shared.ending.run(deadline).await;
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.shared.drain.cancel();
-        self.shared.abort.cancel();
+        self.shared.ending.drain.cancel();
+        self.shared.ending.abort.cancel();
+    }
+}
+
+/// Looks at all connections from time to time, until nothing is left to look at.
+async fn look(shared: Arc<Shared>) {
+    let period = shared.watch.period();
+    loop {
+        tokio::select! {
+            biased;
+            () = shared.ending.abort.cancelled() => return,
+            () = tokio::time::sleep(period) => {}
+        }
+        let [head, idle, write] = shared.watch.look();
+        shared.metrics.overran(head, idle, write);
+        if shared.ending.drain.is_cancelled() && shared.watch.open() == 0 {
+            return;
+        }
     }
 }
 
@@ -108,24 +175,26 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         };
         let accepted = tokio::select! {
             biased;
-            () = shared.drain.cancelled() => return,
+            () = shared.ending.drain.cancelled() => return,
             accepted = accepted => accepted,
         };
         match accepted {
             Some((Ok((stream, peer)), place)) => {
+                shared.metrics.accepted();
                 let shared = Arc::clone(&shared);
-                shared.tasks.clone().spawn(async move {
-                    let abort = shared.abort.clone();
+                let ending = Arc::clone(&shared.ending);
+                ending.clone().tasks.spawn(async move {
+                    let _place = place;
+                    let watched = Entered(shared.watch.enter());
                     tokio::select! {
                         biased;
-                        () = abort.cancelled() => {}
-                        served = connection(stream, peer, shared) => {
+                        () = ending.abort.cancelled() => shared.metrics.aborted(),
+                        served = connection(stream, peer, &watched.0, &shared) => {
                             if let Err(error) = served {
                                 tracing::debug!(%peer, %error, "a connection ended with an error");
                             }
                         }
                     }
-                    drop(place);
                 });
             }
             Some((Err(error), _)) => {
@@ -138,59 +207,149 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
+/// A connection's place under the watch.
+struct Entered(Arc<Watched>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    shared: Arc<Shared>,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    watched: &Arc<Watched>,
+    shared: &Arc<Shared>,
+) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
-    let detecting = timeout(shared.config.idle_timeout, detect(stream));
-    let detected = tokio::select! {
+    let starting = start(stream, shared);
+    let started = tokio::select! {
         biased;
-        () = shared.drain.cancelled() => return Ok(()),
-        detected = detecting => detected,
+        () = shared.ending.drain.cancelled() => return Ok(()),
+        started = timeout(shared.config.header_timeout, starting) => started,
     };
-    let Ok(Some((spoken, stream))) = detected.map_err(io::Error::other)? else { return Ok(()) };
-    serve(stream, spoken, Arc::new(ClientConnection::new(Some(peer), false)), shared).await
+    // Nobody who says nothing is owed an answer.
+    let Ok(started) = started else { return Ok(()) };
+    let Some((spoken, stream, secure)) = started? else { return Ok(()) };
+    watched.read();
+    let client = Arc::new(ClientConnection::of(Some(peer), secure, Arc::clone(&shared.ending)));
+    serve(stream, spoken, client, watched, shared).await
+}
+
+/// Encrypts if so configured, and finds out what is spoken.
+async fn start(
+    stream: TcpStream,
+    shared: &Arc<Shared>,
+) -> Result<Option<(Spoken, Replayed<Carrier>, bool)>, BoxError> {
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &shared.config.tls {
+        let stream = tls.acceptor().accept(stream).await?;
+        let spoken = match stream.get_ref().1.alpn_protocol() {
+            Some(b"h2") => Spoken::Http2,
+            _ => Spoken::Http1,
+        };
+        return Ok(Some((spoken, Replayed::untouched(Carrier::Tls(Box::new(stream))), true)));
+    }
+    let _ = shared;
+    let detected = detect(Carrier::Plain(stream)).await?;
+    Ok(detected.map(|(spoken, stream)| (spoken, stream, false)))
+}
+
+/// A response whose connection counts as busy until it is over.
+struct Counted {
+    body: Body,
+    _busy: Busy,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 async fn serve(
-    stream: Replayed<TcpStream>,
+    stream: Replayed<Carrier>,
     spoken: Spoken,
     client: Arc<ClientConnection>,
-    shared: Arc<Shared>,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    watched: &Arc<Watched>,
+    shared: &Arc<Shared>,
+) -> Result<(), BoxError> {
     let config = &shared.config;
-    let handler = Arc::clone(&shared.handler);
-    let service = service_fn(move |request: http::Request<Incoming>| {
-        let (handler, client) = (Arc::clone(&handler), Arc::clone(&client));
-        async move {
-            let mut request = request.map(|body| {
-                if http_body::Body::is_end_stream(&body) { Body::empty() } else { Body::new(body) }
-            });
-            request.extensions_mut().insert(client);
-            Ok::<_, Infallible>(handler.handle(request).await)
+    let drain = &shared.ending.drain;
+    let service = service_fn({
+        let (shared, watched) = (Arc::clone(shared), Arc::clone(watched));
+        move |request: http::Request<Incoming>| {
+            let busy = watched.begin();
+            let (shared, client) = (Arc::clone(&shared), Arc::clone(&client));
+            async move {
+                let limits = Limits { deadline: None, idle: shared.config.body_timeout, sender: "client" };
+                let mut request = request.map(|body| {
+                    if http_body::Body::is_end_stream(&body) {
+                        Body::empty()
+                    } else {
+                        Body::new(Timed::new(body, limits))
+                    }
+                });
+                request.extensions_mut().insert(client);
+                let response: Response = shared.handler.handle(request).await;
+                Ok::<_, Infallible>(response.map(|body| Counted { body, _busy: busy }))
+            }
         }
     });
-    let io = TokioIo::new(stream);
+    let io = TokioIo::new(Transport::new(stream, Arc::clone(watched), Arc::clone(&shared.ids)));
     match spoken {
         Spoken::Http1 => {
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder
-                .timer(TokioTimer::new())
-                .header_read_timeout(config.header_timeout)
+                .header_read_timeout(None)
                 .max_headers(config.max_headers)
-                .max_header_size(config.max_header_bytes as usize);
-            let mut connection = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
+                .max_header_size(config.max_header_bytes as usize)
+                .max_buf_size((config.max_header_bytes as usize).max(16 * 1024));
+            let mut connection = builder.serve_connection(io, service).with_upgrades();
             tokio::select! {
                 biased;
-                served = connection.as_mut() => return Ok(served?),
-                () = shared.drain.cancelled() => connection.as_mut().graceful_shutdown(),
+                served = &mut connection => return Ok(served?),
+                () = watched.overrun() => {}
+                () = drain.cancelled() => {
+                    Pin::new(&mut connection).graceful_shutdown();
+                    tokio::select! {
+                        biased;
+                        served = &mut connection => return Ok(served?),
+                        () = watched.overrun() => {}
+                    }
+                }
             }
-            Ok(connection.await?)
+            if watched.was_too_slow()
+                && let Some(parts) = connection.into_parts()
+            {
+                let mut io = parts.io.into_inner();
+                let answer = error_answer(StatusCode::REQUEST_TIMEOUT, shared.ids.next());
+                let saying = async {
+                    io.write_all(&answer).await?;
+                    io.shutdown().await
+                };
+                // Whoever reads as slowly as it writes goes without.
+                let _said = timeout(Duration::from_secs(1), saying).await;
+            }
+            Ok(())
         }
         Spoken::Http2 => {
-            let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let mut builder = hyper::server::conn::http2::Builder::new(Spawner(Arc::clone(&shared.ending)));
             builder
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(config.max_streams)
@@ -199,13 +358,42 @@ async fn serve(
                 .keep_alive_interval(config.ping)
                 .keep_alive_timeout(config.ping)
                 .adaptive_window(true);
-            let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+            let mut connection = pin!(builder.serve_connection(io, service));
             tokio::select! {
                 biased;
                 served = connection.as_mut() => return Ok(served?),
-                () = shared.drain.cancelled() => connection.as_mut().graceful_shutdown(),
+                () = watched.overrun() => connection.as_mut().graceful_shutdown(),
+                () = drain.cancelled() => {
+                    shared.metrics.went_away();
+                    connection.as_mut().graceful_shutdown();
+                }
             }
-            Ok(connection.await?)
+            tokio::select! {
+                biased;
+                served = connection.as_mut() => Ok(served?),
+                () = watched.overrun() => Ok(()),
+            }
         }
+    }
+}
+
+/// Runs the streams of HTTP/2 connections as tasks that a shutdown waits for, and ends.
+#[derive(Clone)]
+struct Spawner(Arc<Ending>);
+
+impl<F> hyper::rt::Executor<F> for Spawner
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, stream: F) {
+        let ending = Arc::clone(&self.0);
+        self.0.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = ending.abort.cancelled() => {}
+                _ = stream => {}
+            }
+        });
     }
 }

@@ -51,6 +51,11 @@ impl Default for UpstreamConfig {
     }
 }
 
+/// The operation of errors that are the client's: its body came too slowly, or not to its end.
+pub(crate) const UPLOAD_LATE: &str = "upload_late";
+/// See [`UPLOAD_LATE`].
+pub(crate) const UPLOAD_BROKEN: &str = "upload_broken";
+
 const SHARDS: usize = 16;
 
 type H2Sender = http2::SendRequest<Outgoing>;
@@ -402,8 +407,17 @@ fn sent(error: hyper::Error, endpoint: &Endpoint) -> Error {
     }
     if error.is_user() || error.is_body_write_aborted() {
         // The client's own body failed: the instance is not to blame.
-        let what = "the request's body ended before it was complete";
-        return Error::new(ErrorKind::Unavailable, "send", what).with_source(error);
+        let mut cause = std::error::Error::source(&error);
+        let mut late = false;
+        while let Some(inner) = cause {
+            late |= inner.downcast_ref::<Error>().is_some_and(|error| error.kind == ErrorKind::Timeout);
+            cause = inner.source();
+        }
+        let (operation, what) = match late {
+            true => (UPLOAD_LATE, "the request's body came too slowly"),
+            false => (UPLOAD_BROKEN, "the request's body ended before it was complete"),
+        };
+        return Error::new(ErrorKind::Unavailable, operation, what).with_source(error);
     }
     let what = format!("{endpoint} ended the connection before it had answered");
     lost(error, "receive", what)

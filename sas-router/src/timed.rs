@@ -1,4 +1,4 @@
-//! A response's body under its time limits.
+//! Bodies under time limits.
 
 use std::{
     future::Future as _,
@@ -14,16 +14,18 @@ use tokio::time::{Instant, Sleep};
 
 /// Limits of a body that streams.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// For the whole of it; `None`: it may go on for ever (event streams).
-    pub(super) deadline: Option<Instant>,
+    pub(crate) deadline: Option<Instant>,
     /// Between two frames; zero: no limit.
-    pub(super) idle: Duration,
+    pub(crate) idle: Duration,
+    /// Who is to send: `instance` or `client`.
+    pub(crate) sender: &'static str,
 }
 
 /// A body that fails when it takes too long. A timer is made only when there is something to wait for.
 #[derive(Debug)]
-pub(super) struct Timed<B> {
+pub(crate) struct Timed<B> {
     body: B,
     limits: Limits,
     last: Option<Instant>,
@@ -31,7 +33,7 @@ pub(super) struct Timed<B> {
 }
 
 impl<B> Timed<B> {
-    pub(super) fn new(body: B, limits: Limits) -> Self {
+    pub(crate) fn new(body: B, limits: Limits) -> Self {
         Self { body, limits, last: None, timer: None }
     }
 
@@ -63,7 +65,7 @@ impl<B> Timed<B> {
                 Some(deadline) if deadline <= due => {
                     "the deadline passed in the middle of the response".to_owned()
                 }
-                _ => format!("the instance sent nothing for {:?}", self.limits.idle),
+                _ => format!("the {} sent nothing for {:?}", self.limits.sender, self.limits.idle),
             };
             return Poll::Ready(Error::new(ErrorKind::Timeout, "receive", text));
         }
@@ -72,7 +74,8 @@ impl<B> Timed<B> {
 
 impl<B> HttpBody for Timed<B>
 where
-    B: HttpBody<Data = Bytes, Error = BoxError> + Unpin,
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
 {
     type Data = Bytes;
     type Error = BoxError;
@@ -84,7 +87,7 @@ where
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if polled.is_ready() {
             self.last = None;
-            return polled;
+            return polled.map_err(Into::into);
         }
         self.poll_limits(cx).map(|error| Some(Err(error.into())))
     }
@@ -114,7 +117,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_that_never_ends_fails_at_its_deadline() {
         let start = Instant::now();
-        let limits = Limits { deadline: Some(start + Duration::from_secs(3)), idle: Duration::ZERO };
+        let limits = Limits {
+            deadline: Some(start + Duration::from_secs(3)),
+            idle: Duration::ZERO,
+            sender: "instance",
+        };
         let error = Timed::new(silent(), limits).frame().await.unwrap().unwrap_err();
         assert!(error.to_string().contains("deadline"), "{error}");
         assert_eq!(start.elapsed(), Duration::from_secs(3));
@@ -123,7 +130,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_counts_from_the_last_frame() {
         let (mut sender, body) = http_body_util::channel::Channel::<Bytes, BoxError>::new(1);
-        let limits = Limits { deadline: None, idle: Duration::from_secs(2) };
+        let limits = Limits { deadline: None, idle: Duration::from_secs(2), sender: "client" };
         let mut body = Timed::new(Body::new(body), limits);
         let start = Instant::now();
         let feed = tokio::spawn(async move {

@@ -1,0 +1,428 @@
+//! Who may come in: quotas per tenant and service, and one budget of bytes for the whole host.
+//!
+//! The arithmetic ([`TokenBucket`]) is pure and takes `now`; [`Admission`] holds the states and gives out permits.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use sas_core::TenantKey;
+use tokio::time::Instant;
+
+/// What a tenant or a service may use.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Quota {
+    /// Requests per second in the long run; `f64::INFINITY`: no limit.
+    pub rate: f64,
+    /// Requests that may come at once when it was quiet before; at least 1.
+    pub burst: u32,
+    /// Requests at once; `u32::MAX`: no limit.
+    pub concurrency: u32,
+}
+
+impl Quota {
+    /// No limit.
+    pub const UNLIMITED: Self = Self { rate: f64::INFINITY, burst: u32::MAX, concurrency: u32::MAX };
+
+    /// At most `rate` requests per second, of which `burst` may come at once.
+    pub const fn rate(rate: f64, burst: u32) -> Self {
+        Self { rate, burst, ..Self::UNLIMITED }
+    }
+
+    /// At most `concurrency` requests at once.
+    #[must_use]
+    pub const fn with_concurrency(mut self, concurrency: u32) -> Self {
+        self.concurrency = concurrency;
+        self
+    }
+
+    const fn limits_rate(&self) -> bool {
+        self.rate < f64::INFINITY
+    }
+}
+
+/// Requests that are still to be had. Pure: state, quota and `now` decide.
+///
+/// ```
+/// use sas_router::{Quota, TokenBucket};
+/// use std::time::Duration;
+/// use tokio::time::Instant;
+/// let (quota, now) = (Quota::rate(2.0, 1), Instant::now());
+/// let mut bucket = TokenBucket::full(&quota, now);
+/// assert_eq!(bucket.take(&quota, now), Ok(()));
+/// assert_eq!(bucket.take(&quota, now), Err(Duration::from_millis(500)));
+/// assert_eq!(bucket.take(&quota, now + Duration::from_millis(500)), Ok(()));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenBucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl TokenBucket {
+    /// A bucket of somebody who was quiet before.
+    pub fn full(quota: &Quota, now: Instant) -> Self {
+        Self { tokens: f64::from(quota.burst.max(1)), at: now }
+    }
+
+    /// Takes one.
+    ///
+    /// # Errors
+    /// How long to wait until there is one.
+    pub fn take(&mut self, quota: &Quota, now: Instant) -> Result<(), Duration> {
+        if !quota.limits_rate() {
+            return Ok(());
+        }
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        // Time that goes backwards earns nothing, and is not earned twice.
+        self.at = self.at.max(now);
+        self.tokens = (self.tokens + passed * quota.rate.max(0.0)).min(f64::from(quota.burst.max(1)));
+        // What rounding took off a whole token is given back.
+        if self.tokens >= 1.0 - 1e-9 {
+            self.tokens = (self.tokens - 1.0).max(0.0);
+            return Ok(());
+        }
+        let wait = (1.0 - self.tokens) / quota.rate.max(0.0);
+        const LONGEST: f64 = 86_400.0;
+        Err(Duration::from_secs_f64(if wait.is_finite() { wait.min(LONGEST) } else { LONGEST }))
+    }
+
+    fn is_full(&self, quota: &Quota, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        !quota.limits_rate() || self.tokens + passed * quota.rate >= f64::from(quota.burst.max(1))
+    }
+}
+
+/// Why a request was not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What is used up: `tenant_rate`, `tenant_concurrency`, `service_rate`, `service_concurrency` (429), or `bytes`
+    /// (503).
+    pub resource: &'static str,
+    /// When to come back.
+    pub retry_after: Duration,
+}
+
+/// Configuration of [`Admission`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AdmissionConfig {
+    /// For each tenant that has no quota of its own.
+    pub per_tenant: Quota,
+    /// For each service that has no quota of its own.
+    pub per_service: Quota,
+    /// Bytes that all requests together may hold in this process: heads, and the part of a body that is buffered
+    /// on its way. 1 GiB.
+    pub bytes: u64,
+}
+
+impl Default for AdmissionConfig {
+    fn default() -> Self {
+        Self { per_tenant: Quota::UNLIMITED, per_service: Quota::UNLIMITED, bytes: 1 << 30 }
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    bucket: TokenBucket,
+    running: u32,
+}
+
+/// The states of one kind of keys. A key that uses nothing costs nothing.
+#[derive(Debug)]
+struct Ledger<K> {
+    default: Quota,
+    own: HashMap<K, Quota>,
+    states: HashMap<K, State>,
+    /// When to look for states that say nothing: doubled, so that looking is amortised.
+    prune_at: usize,
+}
+
+impl<K: Clone + Eq + Hash> Ledger<K> {
+    fn new(default: Quota) -> Self {
+        Self { default, own: HashMap::new(), states: HashMap::new(), prune_at: 1024 }
+    }
+
+    /// Whether the key has a quota at all.
+    fn quota<Q: ?Sized + Eq + Hash>(&self, key: &Q) -> Option<Quota>
+    where
+        K: std::borrow::Borrow<Q>,
+    {
+        let quota = self.own.get(key).copied().unwrap_or(self.default);
+        (quota != Quota::UNLIMITED).then_some(quota)
+    }
+
+    /// `Ok(false)`: nothing is counted for this key.
+    fn enter<Q: ?Sized + Eq + Hash>(
+        &mut self,
+        key: &Q,
+        owned: impl FnOnce() -> K,
+        now: Instant,
+        names: [&'static str; 2],
+    ) -> Result<bool, Refusal>
+    where
+        K: std::borrow::Borrow<Q>,
+    {
+        let Some(quota) = self.quota(key) else { return Ok(false) };
+        if !self.states.contains_key(key) {
+            self.prune(now);
+            self.states.insert(owned(), State { bucket: TokenBucket::full(&quota, now), running: 0 });
+        }
+        let state = self.states.get_mut(key).expect("was put in above");
+        if state.running >= quota.concurrency {
+            return Err(Refusal { resource: names[1], retry_after: Duration::from_secs(1) });
+        }
+        state.bucket.take(&quota, now).map_err(|retry_after| Refusal { resource: names[0], retry_after })?;
+        state.running += 1;
+        Ok(true)
+    }
+
+    fn leave<Q: ?Sized + Eq + Hash>(&mut self, key: &Q)
+    where
+        K: std::borrow::Borrow<Q>,
+    {
+        if let Some(state) = self.states.get_mut(key) {
+            state.running = state.running.saturating_sub(1);
+        }
+    }
+
+    fn prune(&mut self, now: Instant) {
+        if self.states.len() < self.prune_at {
+            return;
+        }
+        let (own, default) = (&self.own, self.default);
+        self.states.retain(|key, state| {
+            let quota = own.get(key).copied().unwrap_or(default);
+            state.running > 0 || !state.bucket.is_full(&quota, now)
+        });
+        self.prune_at = (self.states.len() * 2).max(1024);
+    }
+}
+
+/// Lets requests in, or says why not. Without any quota a request costs one addition.
+#[derive(Debug)]
+pub struct Admission {
+    tenants: Mutex<Ledger<TenantKey>>,
+    services: Mutex<Ledger<Arc<str>>>,
+    /// Whether there is any quota to look for.
+    limits: std::sync::atomic::AtomicBool,
+    bytes: AtomicU64,
+    most_bytes: u64,
+}
+
+impl Admission {
+    /// With these quotas.
+    pub fn new(config: AdmissionConfig) -> Arc<Self> {
+        let limits = config.per_tenant != Quota::UNLIMITED || config.per_service != Quota::UNLIMITED;
+        Arc::new(Self {
+            tenants: Mutex::new(Ledger::new(config.per_tenant)),
+            services: Mutex::new(Ledger::new(config.per_service)),
+            limits: limits.into(),
+            bytes: AtomicU64::new(0),
+            most_bytes: config.bytes,
+        })
+    }
+
+    /// Gives a tenant a quota of its own; `None` takes it back.
+    pub fn set_tenant(&self, tenant: TenantKey, quota: Option<Quota>) {
+        let mut ledger = self.tenants.lock();
+        match quota {
+            Some(quota) => ledger.own.insert(tenant, quota),
+            None => ledger.own.remove(&tenant),
+        };
+        self.limits.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives a service (`namespace/service`) a quota of its own; `None` takes it back.
+    pub fn set_service(&self, service: &str, quota: Option<Quota>) {
+        let mut ledger = self.services.lock();
+        match quota {
+            Some(quota) => ledger.own.insert(Arc::from(service), quota),
+            None => ledger.own.remove(service),
+        };
+        self.limits.store(true, Ordering::Relaxed);
+    }
+
+    /// Bytes that are held now.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Lets a request of `bytes` in.
+    ///
+    /// # Errors
+    /// What is used up, and when to come back.
+    pub fn admit(
+        self: &Arc<Self>,
+        tenant: TenantKey,
+        service: &str,
+        bytes: u64,
+        now: Instant,
+    ) -> Result<Permit, Refusal> {
+        let held = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let mut permit = Permit { of: Arc::clone(self), bytes, tenant: None, service: None };
+        if held > self.most_bytes {
+            return Err(Refusal { resource: "bytes", retry_after: Duration::from_secs(1) });
+        }
+        if !self.limits.load(Ordering::Relaxed) {
+            return Ok(permit);
+        }
+        let names = ["tenant_rate", "tenant_concurrency"];
+        if self.tenants.lock().enter(&tenant, || tenant, now, names)? {
+            permit.tenant = Some(tenant);
+        }
+        let names = ["service_rate", "service_concurrency"];
+        let mut services = self.services.lock();
+        if services.quota(service).is_some() {
+            let key: Arc<str> = services
+                .states
+                .get_key_value(service)
+                .map_or_else(|| service.into(), |(key, _)| Arc::clone(key));
+            services.enter(service, || Arc::clone(&key), now, names)?;
+            permit.service = Some(key);
+        }
+        drop(services);
+        Ok(permit)
+    }
+}
+
+/// A request that is let in; dropping it lets the next one in.
+#[derive(Debug)]
+pub struct Permit {
+    of: Arc<Admission>,
+    bytes: u64,
+    tenant: Option<TenantKey>,
+    service: Option<Arc<str>>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.of.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        if let Some(tenant) = self.tenant {
+            self.of.tenants.lock().leave(&tenant);
+        }
+        if let Some(service) = &self.service {
+            self.of.services.lock().leave(&**service);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn admission(per_tenant: Quota, per_service: Quota) -> Arc<Admission> {
+        Admission::new(AdmissionConfig { per_tenant, per_service, bytes: 1_000 })
+    }
+
+    fn admit(admission: &Arc<Admission>, tenant: u32, now: Instant) -> Result<Permit, &'static str> {
+        admission.admit(TenantKey(tenant), "default/hello", 10, now).map_err(|refusal| refusal.resource)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenant_over_its_rate_waits_and_others_do_not() {
+        let admission = admission(Quota::rate(10.0, 2), Quota::UNLIMITED);
+        let now = Instant::now();
+        assert!(admit(&admission, 1, now).is_ok() && admit(&admission, 1, now).is_ok());
+        let refusal = admission.admit(TenantKey(1), "default/hello", 10, now).unwrap_err();
+        assert_eq!((refusal.resource, refusal.retry_after), ("tenant_rate", Duration::from_millis(100)));
+        assert!(admit(&admission, 2, now).is_ok());
+        assert!(admit(&admission, 1, now + Duration::from_millis(100)).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn concurrency_comes_back_with_the_permit() {
+        let admission = admission(Quota::UNLIMITED, Quota::UNLIMITED.with_concurrency(1));
+        let now = Instant::now();
+        let permit = admit(&admission, 1, now).unwrap();
+        assert_eq!(admit(&admission, 1, now).unwrap_err(), "service_concurrency");
+        drop(permit);
+        assert!(admit(&admission, 1, now).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_request_keeps_no_slot() {
+        let admission = admission(Quota::UNLIMITED.with_concurrency(1), Quota::UNLIMITED);
+        admission.set_service("default/hello", Some(Quota::rate(1.0, 1)));
+        let now = Instant::now();
+        drop(admit(&admission, 1, now).unwrap());
+        // The service says no after the tenant has said yes.
+        assert_eq!(admit(&admission, 1, now).unwrap_err(), "service_rate");
+        assert_eq!(admission.bytes(), 0);
+        assert!(admit(&admission, 1, now + Duration::from_secs(1)).is_ok(), "the tenant's slot came back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_are_one_budget_for_all() {
+        let admission = admission(Quota::UNLIMITED, Quota::UNLIMITED);
+        let now = Instant::now();
+        let first = admission.admit(TenantKey(1), "a/a", 600, now).unwrap();
+        assert_eq!(admission.admit(TenantKey(2), "b/b", 600, now).unwrap_err().resource, "bytes");
+        drop(first);
+        assert!(admission.admit(TenantKey(2), "b/b", 600, now).is_ok());
+        assert_eq!(admission.bytes(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quota_can_be_lifted() {
+        let admission = admission(Quota::rate(0.0, 1), Quota::UNLIMITED);
+        let now = Instant::now();
+        drop(admit(&admission, 1, now));
+        assert!(admit(&admission, 1, now).is_err());
+        admission.set_tenant(TenantKey(1), Some(Quota::UNLIMITED));
+        assert!(admit(&admission, 1, now).is_ok());
+        admission.set_tenant(TenantKey(1), None);
+        assert!(admit(&admission, 1, now + Duration::from_secs(3_600)).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_are_gone_are_forgotten() {
+        let admission = admission(Quota::rate(100.0, 1), Quota::UNLIMITED);
+        let mut now = Instant::now();
+        for tenant in 0..20_000 {
+            now += Duration::from_millis(1);
+            drop(admit(&admission, tenant, now));
+        }
+        assert!(admission.tenants.lock().states.len() < 3_000);
+    }
+
+    proptest! {
+        /// In any stretch no more come in than the burst and what the rate brings.
+        #[test]
+        fn no_stretch_of_time_holds_more_than_the_quota(
+            rate in 0.5_f64..500.0, burst in 1_u32..20, gaps in prop::collection::vec(0_u64..200, 1..200),
+        ) {
+            let quota = Quota::rate(rate, burst);
+            let start = Instant::now();
+            let mut bucket = TokenBucket::full(&quota, start);
+            let (mut now, mut admitted) = (start, Vec::new());
+            for gap in gaps {
+                now += Duration::from_millis(gap);
+                match bucket.take(&quota, now) {
+                    Ok(()) => admitted.push(now),
+                    Err(wait) => {
+                        let mut later = bucket;
+                        prop_assert!(later.take(&quota, now + wait + Duration::from_nanos(1)).is_ok());
+                    }
+                }
+            }
+            for (at, from) in admitted.iter().enumerate() {
+                for (count, to) in admitted[at..].iter().enumerate() {
+                    let stretch = to.duration_since(*from).as_secs_f64();
+                    let most = f64::from(burst) + stretch * rate + 1e-6;
+                    prop_assert!((count + 1) as f64 <= most, "{} in {stretch} s", count + 1);
+                }
+            }
+        }
+    }
+}

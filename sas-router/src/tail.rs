@@ -1,0 +1,58 @@
+//! What is to be done when the last byte of an answer is gone.
+
+use std::sync::Arc;
+
+use sas_core::Lease;
+use tokio::time::Instant;
+
+use crate::{
+    access::{AccessLog, AccessRecord, End},
+    admission::Permit,
+    upstream::Progress,
+};
+
+/// An access record that is being written.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) log: Arc<dyn AccessLog>,
+    pub(crate) record: AccessRecord,
+    pub(crate) arrived: Instant,
+    pub(crate) sent: Option<Arc<Progress>>,
+}
+
+/// Travels with a response to its end: lets the next request in, and writes the access record.
+#[derive(Debug, Default)]
+pub(crate) struct Tail {
+    pub(crate) permit: Option<Permit>,
+    pub(crate) draft: Option<Box<Draft>>,
+    /// For streams that end in order when their instance drains.
+    pub(crate) lease: Option<Lease>,
+}
+
+impl Tail {
+    pub(crate) fn passed(&mut self, bytes: usize) {
+        if let Some(draft) = &mut self.draft {
+            draft.record.bytes_out += bytes as u64;
+        }
+    }
+
+    pub(crate) fn ended(&mut self, end: End) {
+        self.permit = None;
+        self.lease = None;
+        if let Some(draft) = self.draft.take() {
+            let Draft { log, mut record, arrived, sent } = *draft;
+            record.end = end;
+            record.duration = arrived.elapsed();
+            if let Some(sent) = sent {
+                record.bytes_in = sent.bytes();
+            }
+            log.record(&record);
+        }
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        self.ended(End::Aborted);
+    }
+}
