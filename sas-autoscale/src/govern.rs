@@ -82,9 +82,12 @@ impl Governor {
             // Nothing to decide from: what is in force stays, within the bounds all the same.
             Verdict::Hold => {
                 let kept = input.desired.unwrap_or(0);
-                let bounded = self.bounds(spec, load, kept, decision).max(self.restart(spec, kept, decision));
-                if input.desired != Some(bounded) && bounded > kept {
-                    decision.verdict = Verdict::Set(bounded);
+                let mut raised = decision.clone();
+                let floor = self.restart(spec, kept, &mut raised);
+                let bounded = self.bounds(spec, load, kept.max(floor), &mut raised);
+                if bounded > kept {
+                    raised.verdict = Verdict::Set(bounded);
+                    *decision = raised;
                 }
                 return;
             }
@@ -102,7 +105,8 @@ impl Governor {
     /// The floor after a restart.
     fn restart(&mut self, spec: &ScalingSpec, wanted: u32, decision: &mut Decision) -> u32 {
         let Some(floor) = self.restart_floor else { return 0 };
-        if self.clock >= nanos(spec.stable_window) {
+        // The first tick tells of the time before the restart too.
+        if self.clock > nanos(spec.stable_window) {
             self.restart_floor = None;
             return 0;
         }

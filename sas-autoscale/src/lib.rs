@@ -1,26 +1,58 @@
 #![forbid(unsafe_code)]
 //! Pure, replayable autoscalers of the sas serverless SDK and the driver that ticks them
 
+mod backlog;
+mod combined;
+mod delay;
 mod driver;
+mod forecast;
 mod govern;
 mod history;
 pub mod kpa;
 pub mod metrics;
 mod replay;
+mod resource;
+mod scheduled;
 mod window;
 
 use std::sync::Arc;
 
+pub use backlog::{Backlog, BacklogState};
+pub use combined::{Combined, CombinedState};
 pub use driver::{Driver, DriverConfig, Measurement};
+pub use forecast::{Forecast, ForecastState, Forecaster, Seasonal};
 pub use govern::Governor;
 pub use history::{Checkpoint, Stretch};
 pub use replay::{ReplayError, replay, what_if};
+pub use resource::{InstanceMetrics, Resource, ResourceState, replicas_of};
+pub use scheduled::{ScheduleParser, Scheduled, ScheduledState, WindowBounds, Windows};
 pub use window::{MaxWindow, Nanos, Window};
 
 /// One second in the unit of [`Nanos`].
 pub const SECOND_NS: Nanos = window::SECOND;
 
-/// The scalers that need nothing of the host.
+/// All scalers that need nothing of the host; `combined` then refuses schedules.
 pub fn default_scalers() -> Vec<Arc<dyn sas_core::Scaler>> {
-    vec![Arc::new(kpa::Kpa::default()), Arc::new(kpa::Kpa::concurrency()), Arc::new(kpa::Kpa::rps())]
+    let mut scalers = metric_scalers();
+    scalers.push(Arc::new(Combined::new()));
+    scalers
+}
+
+/// All scalers, with the host's way to read schedules.
+pub fn scalers_with_schedules(parser: ScheduleParser) -> Vec<Arc<dyn sas_core::Scaler>> {
+    let mut scalers = metric_scalers();
+    scalers.push(Arc::new(Scheduled::new(parser.clone())));
+    scalers.push(Arc::new(Combined::with_schedules(parser)));
+    scalers
+}
+
+fn metric_scalers() -> Vec<Arc<dyn sas_core::Scaler>> {
+    vec![
+        Arc::new(kpa::Kpa::default()),
+        Arc::new(kpa::Kpa::concurrency()),
+        Arc::new(kpa::Kpa::rps()),
+        Arc::new(Resource),
+        Arc::new(Backlog),
+        Arc::new(Forecast),
+    ]
 }

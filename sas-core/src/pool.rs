@@ -272,6 +272,9 @@ pub struct Load {
     pub cpu: Option<f64>,
     /// Mean memory per ready instance, in bytes.
     pub memory: Option<f64>,
+    /// Ready instances that `cpu` and `memory` say nothing about.
+    #[serde(default)]
+    pub unmeasured: u32,
     /// What waits upstream of the revision's triggers.
     pub backlog: Option<u64>,
     /// A recent time from the decision to start until ready; `None`: none started yet.
@@ -290,6 +293,7 @@ impl Load {
             starting: 0,
             cpu: None,
             memory: None,
+            unmeasured: 0,
             backlog: None,
             start_time: None,
         }

@@ -301,7 +301,7 @@ impl KpaState {
         }
         let averages = Averages { stable: stable.average(now), panic: panic.average(now) };
         if let Some((mean, seconds)) = passed {
-            for _ in 0..seconds.min(2 * i64::from(panic_slots)) {
+            for _ in 0..seconds {
                 self.recent.add(mean, panic_slots);
             }
         }

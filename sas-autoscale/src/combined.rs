@@ -1,0 +1,298 @@
+//! Several metrics, one decision.
+
+use sas_core::{
+    Clamps, Combine, Decision, Metric, MetricSpec, MetricTarget, Policy, Reason, ResourceSpec, ScaleInput,
+    ScalingSpec, SpecErrors, Timestamp, Verdict, Vote, Votes,
+};
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use crate::{
+    backlog::{Failures, Said},
+    delay::Delay,
+    forecast::{Forecaster, demand_of, floor, lead_of, raise},
+    kpa::{Kpa, KpaState},
+    resource::{Moves, current_of, has_traffic, opinion, waiting_needs},
+    scheduled::{ScheduleParser, Windows, apply},
+    window::Nanos,
+};
+
+/// The metrics that a spec lists, together: the highest vote, or the first metric in order of priority that was
+/// measured. Schedules and forecasts are bounds in either way.
+///
+/// With a metric missing, the others may raise the number and not lower it. Zero needs every traffic metric to say
+/// so: CPU and memory have no opinion on a revision that nobody calls.
+#[derive(Clone, Debug, Default)]
+pub struct Combined {
+    parser: Option<ScheduleParser>,
+}
+
+impl Combined {
+    /// Without schedules: a spec with `schedule` among its metrics is refused.
+    pub const fn new() -> Self {
+        Self { parser: None }
+    }
+
+    /// With the host's way to read schedules.
+    pub const fn with_schedules(parser: ScheduleParser) -> Self {
+        Self { parser: Some(parser) }
+    }
+}
+
+/// What [`Combined`] remembers of a revision: as much as its metrics need.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CombinedState {
+    concurrency: Option<Box<KpaState>>,
+    rps: Option<Box<KpaState>>,
+    failures: Failures,
+    forecaster: Option<Box<Forecaster>>,
+    windows: Windows,
+    moves: Moves,
+    delay: Delay,
+    idle_since: Option<Nanos>,
+}
+
+/// What one metric says.
+enum Says {
+    /// So many, for a reason and with clamps.
+    Wants(u32, Reason, Clamps),
+    /// So many for CPU or memory, before the limits that they share.
+    Resource(u32),
+    /// It was not measured.
+    Missing,
+    /// Nothing that concerns it.
+    NoOpinion,
+}
+
+impl Policy for Combined {
+    type State = CombinedState;
+
+    fn name(&self) -> &'static str {
+        "combined"
+    }
+
+    fn validate(&self, spec: &ScalingSpec) -> Result<(), SpecErrors> {
+        let asked = spec.metrics.iter().any(|metric| metric.metric == Metric::Schedule);
+        match &self.parser {
+            Some(parser) if asked => parser.check(spec),
+            None if asked => {
+                let mut errors = SpecErrors::default();
+                errors.push("metrics", "schedule", "another metric: this platform reads no schedules");
+                Err(errors)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn decide(&self, state: &mut CombinedState, input: &ScaleInput<'_>) -> Decision {
+        let now = state.delay.pass(input.elapsed);
+        if has_traffic(input.load) {
+            state.idle_since = None;
+        } else {
+            state.idle_since.get_or_insert(now);
+        }
+        let spec = input.spec;
+        let current = current_of(input.load);
+        let mut votes = Votes::new();
+        let mut excess_burst = None;
+        // A spec without metrics is refused beforehand; by its own metric it is at least served.
+        let own = [MetricSpec::new(spec.metric, None)];
+        let metrics = if spec.metrics.is_empty() { &own[..] } else { &spec.metrics };
+        let mut said: SmallVec<[Says; 4]> = SmallVec::new();
+        for metric in metrics {
+            said.push(match metric.metric {
+                Metric::Concurrency | Metric::Rps => {
+                    let decision = traffic(state, input, metric);
+                    votes.extend(decision.votes.iter().copied());
+                    excess_burst.get_or_insert(decision.excess_burst);
+                    match decision.verdict {
+                        Verdict::Set(wanted) => Says::Wants(wanted, decision.reason, decision.clamps),
+                        Verdict::Hold => Says::Missing,
+                    }
+                }
+                Metric::Cpu | Metric::Memory => resource(state, input, metric, now, &mut votes),
+                Metric::Backlog => backlog(state, input, metric, &mut votes),
+                _ => Says::NoOpinion,
+            });
+        }
+        limit_resources(state, input, now, &mut said);
+        let mut decision = match spec.combine {
+            Combine::Priority => by_priority(&said),
+            _ => by_maximum(&said, current),
+        };
+        // Whoever waits is served, whatever the metrics are about.
+        let needs =
+            if current == 0 { waiting_needs(input).max(u32::from(has_traffic(input.load))) } else { 0 };
+        if needs > decision.desired().unwrap_or(0) {
+            decision.verdict = Verdict::Set(needs);
+            decision.reason = Reason::Waiting;
+        }
+        decision.votes = votes;
+        decision.excess_burst = excess_burst.unwrap_or(0);
+        state.delay.hold(spec.scale_down_delay, &mut decision);
+        self.bounds(state, input, &mut decision);
+        decision
+    }
+
+    fn wake_at(&self, state: &CombinedState, input: &ScaleInput<'_>) -> Option<Timestamp> {
+        let spec = input.spec;
+        let asked = |metric| spec.metrics.iter().any(|other| other.metric == metric);
+        let opens = if asked(Metric::Schedule) { state.windows.next_floor(spec, input.now) } else { None };
+        let peak = state.forecaster.as_ref().filter(|_| asked(Metric::Forecast)).map(|forecaster| {
+            let forecast = spec.forecast.unwrap_or_default();
+            let (target, _) = demand_of(input, forecast_metric(spec));
+            forecaster.next_peak(&forecast, input.now, lead_of(&forecast, input), target)
+        });
+        opens.into_iter().chain(peak).min()
+    }
+}
+
+/// The metric that a forecast is about: the first traffic metric, else the spec's own.
+fn forecast_metric(spec: &ScalingSpec) -> Metric {
+    spec.metrics
+        .iter()
+        .map(|metric| metric.metric)
+        .find(|metric| matches!(metric, Metric::Concurrency | Metric::Rps))
+        .unwrap_or(spec.metric)
+}
+
+impl Combined {
+    fn bounds(&self, state: &mut CombinedState, input: &ScaleInput<'_>, decision: &mut Decision) {
+        let spec = input.spec;
+        let in_force = input.desired.unwrap_or(0);
+        for metric in &spec.metrics {
+            match metric.metric {
+                Metric::Forecast => {
+                    let forecast = spec.forecast.unwrap_or_default();
+                    let (target, demand) = demand_of(input, forecast_metric(spec));
+                    let forecaster = state.forecaster.get_or_insert_default();
+                    let (least, vote) = floor(forecaster, &forecast, input, demand, target);
+                    decision.votes.push(vote);
+                    raise(least, in_force, decision);
+                }
+                Metric::Schedule => {
+                    if let Some(parser) = &self.parser {
+                        let bounds = state.windows.bounds(parser, spec, input.now);
+                        apply(bounds, in_force, decision);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn traffic(state: &mut CombinedState, input: &ScaleInput<'_>, metric: &MetricSpec) -> Decision {
+    let target = match metric.target {
+        Some(MetricTarget::Average(target)) => Some(target),
+        _ => None,
+    };
+    let slot = if metric.metric == Metric::Rps { &mut state.rps } else { &mut state.concurrency };
+    Kpa::decide_for(slot.get_or_insert_default(), input, metric.metric, target)
+}
+
+fn resource(
+    state: &CombinedState,
+    input: &ScaleInput<'_>,
+    metric: &MetricSpec,
+    now: Nanos,
+    votes: &mut Votes,
+) -> Says {
+    let window = i64::try_from(input.spec.stable_window.as_nanos()).unwrap_or(i64::MAX);
+    if current_of(input.load) == 0 || state.idle_since.is_some_and(|since| now - since >= window) {
+        votes.push(Vote::new(metric.metric, None, 0.0, None));
+        return Says::NoOpinion;
+    }
+    let tolerance =
+        input.spec.resource.as_ref().map_or(ResourceSpec::default().tolerance, |rules| rules.tolerance);
+    let opinion = opinion(input, metric, tolerance);
+    votes.push(opinion.vote);
+    match opinion.vote.desired {
+        Some(wanted) => Says::Resource(wanted.max(1)),
+        None if opinion.missing => Says::Missing,
+        None => Says::NoOpinion,
+    }
+}
+
+/// The resources are limited together, by the highest of them, as Kubernetes does.
+fn limit_resources(state: &mut CombinedState, input: &ScaleInput<'_>, now: Nanos, said: &mut [Says]) {
+    let highest =
+        said.iter().filter_map(|says| if let Says::Resource(wanted) = says { Some(*wanted) } else { None });
+    let Some(wanted) = highest.max() else { return };
+    let default;
+    let rules = match &input.spec.resource {
+        Some(rules) => rules,
+        None => {
+            default = ResourceSpec::default();
+            &default
+        }
+    };
+    let mut clamps = Clamps::default();
+    let limited = state.moves.limit(rules, now, current_of(input.load), wanted, &mut clamps).max(1);
+    for says in said {
+        if matches!(says, Says::Resource(_)) {
+            *says = Says::Wants(limited, Reason::Stable, clamps);
+        }
+    }
+}
+
+fn backlog(
+    state: &mut CombinedState,
+    input: &ScaleInput<'_>,
+    metric: &MetricSpec,
+    votes: &mut Votes,
+) -> Says {
+    let spec = input.spec.backlog.unwrap_or_default();
+    let target = match metric.target {
+        Some(MetricTarget::Average(target)) => target,
+        _ => spec.target,
+    };
+    let value = input.load.backlog.map(|waiting| waiting as f64);
+    let (said, desired) = match state.failures.ask(&spec, target, input) {
+        Said::Wants(0) => (Says::Wants(0, Reason::Idle, Clamps::default()), Some(0)),
+        Said::Wants(wanted) => (Says::Wants(wanted, Reason::Stable, Clamps::default()), Some(wanted)),
+        Said::Fallback(replicas) => (Says::Wants(replicas, Reason::Fallback, Clamps::default()), None),
+        Said::Missing => (Says::Missing, None),
+    };
+    votes.push(Vote::new(metric.metric, value, target, desired));
+    said
+}
+
+fn by_maximum(said: &[Says], current: u32) -> Decision {
+    let missing = said.iter().any(|says| matches!(says, Says::Missing));
+    let highest = said
+        .iter()
+        .filter_map(|says| match says {
+            Says::Wants(wanted, reason, clamps) => Some((*wanted, *reason, *clamps)),
+            _ => None,
+        })
+        // Of equals the first, which is the more important one.
+        .reduce(|best, next| if next.0 > best.0 { next } else { best });
+    match highest {
+        Some((wanted, ..)) if missing && wanted < current => Decision::hold(Reason::NoData),
+        Some((wanted, reason, clamps)) => wants(wanted, reason, clamps),
+        None if missing => Decision::hold(Reason::NoData),
+        None => Decision::set(0, Reason::Idle),
+    }
+}
+
+fn by_priority(said: &[Says]) -> Decision {
+    let mut passed_over = false;
+    for says in said {
+        match says {
+            Says::Wants(wanted, reason, clamps) => {
+                let reason = if passed_over { Reason::Fallback } else { *reason };
+                return wants(*wanted, reason, *clamps);
+            }
+            Says::Missing => passed_over = true,
+            Says::Resource(_) | Says::NoOpinion => {}
+        }
+    }
+    if passed_over { Decision::hold(Reason::NoData) } else { Decision::set(0, Reason::Idle) }
+}
+
+fn wants(wanted: u32, reason: Reason, clamps: Clamps) -> Decision {
+    let mut decision = Decision::set(wanted, reason);
+    decision.clamps = clamps;
+    decision
+}
