@@ -78,7 +78,10 @@ impl MeterSink for Meter {
     }
 
     fn requests(&self, revision: RevisionKey, tenant: TenantKey, count: u64) {
-        self.revisions.entry(revision).or_default().requests += count;
-        self.tenants.entry(tenant).or_default().requests += count;
+        let mut totals = self.revisions.entry(revision).or_default();
+        totals.requests = totals.requests.saturating_add(count);
+        drop(totals);
+        let mut totals = self.tenants.entry(tenant).or_default();
+        totals.requests = totals.requests.saturating_add(count);
     }
 }
