@@ -7,11 +7,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use sas::{
-    core::{Clock as _, Event, Result, SystemClock, TriggerCx, TriggerSource},
+    core::{Event, Result, TriggerCx, TriggerSource},
     prelude::*,
-    trigger::{Delivery, DeliveryConfig},
+    trigger::DeliveryConfig,
 };
-use tokio_util::sync::CancellationToken;
 
 #[derive(Debug)]
 struct Lines {
@@ -48,6 +47,8 @@ impl TriggerSource for Lines {
             cx.sink.deliver(room, event).await?;
             version = Some(cx.store.put(&key, version, Bytes::from((at + 1).to_string())).await?);
         }
+        // A source whose run ends is started again; this one has read its file and only waits for the end.
+        cx.shutdown.cancelled().await;
         Ok(())
     }
 }
@@ -66,12 +67,9 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         .await?;
 
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/manifests/hello-python.yaml");
-    let sink =
-        Delivery::new(Arc::clone(platform.gateway()) as _, DeliveryConfig::to_service("default/print"));
-    let store = Arc::new(sas::control::MemoryStore::default());
-    let cx = TriggerCx::new("demo", sink, store, Arc::new(SystemClock), CancellationToken::new());
-    Lines { path }.run(cx).await?;
-    println!("all delivered at {:?}", SystemClock.now());
+    let sink = platform.triggers().delivery(DeliveryConfig::new("demo", "default/print"));
+    platform.triggers().run("demo", Arc::new(Lines { path }), Arc::new(sink)).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     platform.shutdown(Duration::from_secs(5)).await;
     Ok(())
 }

@@ -8,11 +8,12 @@ use sas_control::{
     manifest::ParseOptions,
 };
 use sas_core::{
-    Clock, Error, Handler, Invoker, Pool, Recorder, Router, Runtime, Scaler, Store, SystemClock,
+    Clock, Error, Handler, Invoker, Pool, Recorder, Router, Runtime, Scaler, Store, SystemClock, Triggers,
     knative::Preset,
 };
 use sas_pool::{InstancePool, PoolConfig};
 use sas_router::{Gateway, GatewayConfig, RouteTable, Server, ServerConfig};
+use sas_trigger::{TriggerHost, TriggerHostConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::platform::{Parts, Platform};
@@ -297,6 +298,12 @@ impl PlatformBuilder {
         gateway_config.recorder = recorder.clone();
         let gateway = Gateway::new(Arc::clone(&router), Arc::clone(&pool) as Arc<dyn Pool>, gateway_config);
 
+        let mut trigger_config =
+            TriggerHostConfig::new(Arc::clone(&gateway) as Arc<dyn Invoker>, Arc::clone(&store));
+        trigger_config.clock = Arc::clone(&self.clock);
+        trigger_config.recorder = recorder.clone();
+        let triggers = TriggerHost::new(trigger_config);
+
         let mut control_config = ControlConfig::new(
             Arc::clone(&store),
             Arc::clone(&pool) as Arc<dyn Pool>,
@@ -305,21 +312,22 @@ impl PlatformBuilder {
             self.runtimes.clone(),
         );
         control_config.edition = self.edition;
+        control_config.triggers = Some(Arc::clone(&triggers) as Arc<dyn Triggers>);
         control_config.clock = Arc::clone(&self.clock);
         control_config.domain = self.domain;
         control_config.packages = self.state.as_ref().map(|dir| dir.join("packages"));
         control_config.manifests = self.manifests;
         control_config.manifests.preset = self.preset;
-        control_config.logs = logs;
+        control_config.logs = Arc::clone(&logs);
         control_config.decisions = Arc::clone(&decisions);
-        control_config.meter = meter;
+        control_config.meter = Arc::clone(&meter);
         control_config.recorder = recorder.clone();
         control_config.seed = self.seed;
         let control = Control::new(control_config);
 
         let mut driver_config = self.driver;
         driver_config.clock = Arc::clone(&self.clock);
-        driver_config.sink = decisions;
+        driver_config.sink = Arc::clone(&decisions) as _;
         driver_config.recorder = recorder.clone();
         driver_config.validate().map_err(|errors| BuildError::Config { part: "driver", errors })?;
         let mut scalers = sas_autoscale::default_scalers();
@@ -335,6 +343,10 @@ impl PlatformBuilder {
         let mut parts = Parts {
             admin,
             control,
+            logs,
+            decisions,
+            meter,
+            triggers,
             driver,
             gateway,
             pool,

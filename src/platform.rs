@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use sas_autoscale::Driver;
 use sas_control::{
-    Admin, Applied, Control, DeployOutcome,
+    Admin, Applied, Control, DecisionLog, DeployOutcome, LogBuffer, Meter,
     manifest::{Manifest, ServiceManifest, parse},
 };
 use sas_core::{
@@ -12,6 +12,7 @@ use sas_core::{
 };
 use sas_pool::InstancePool;
 use sas_router::{Gateway, Server};
+use sas_trigger::TriggerHost;
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(600);
 pub(crate) struct Parts {
     pub(crate) admin: Arc<Admin>,
     pub(crate) control: Arc<Control>,
+    pub(crate) logs: Arc<LogBuffer>,
+    pub(crate) decisions: Arc<DecisionLog>,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) triggers: Arc<TriggerHost>,
     pub(crate) driver: Arc<Driver>,
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) pool: Arc<InstancePool>,
@@ -85,6 +90,26 @@ impl Platform {
         &self.parts.driver
     }
 
+    /// Triggers: declared ones come with manifests, those of one's own run by [`TriggerHost::run`].
+    pub fn triggers(&self) -> &Arc<TriggerHost> {
+        &self.parts.triggers
+    }
+
+    /// The last lines of every revision's instances.
+    pub fn logs(&self) -> &Arc<LogBuffer> {
+        &self.parts.logs
+    }
+
+    /// The last scaling decisions of every revision.
+    pub fn decisions(&self) -> &Arc<DecisionLog> {
+        &self.parts.decisions
+    }
+
+    /// What instances and requests were metered.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.parts.meter
+    }
+
     /// Where it listens, if it does.
     pub fn listen_addr(&self) -> Option<SocketAddr> {
         self.parts.ingress.as_ref().map(Server::local_addr)
@@ -145,6 +170,7 @@ impl Platform {
         let began = Instant::now();
         let deadline = began + limit;
         let parts = &mut self.parts;
+        let late = parts.triggers.shutdown(deadline).await;
         if let Some(server) = &parts.ingress {
             server.shutdown(deadline).await;
         }
@@ -158,7 +184,7 @@ impl Platform {
         if let Some(server) = &parts.admin_server {
             server.shutdown(deadline).await;
         }
-        let mut drained = Instant::now() <= deadline;
+        let mut drained = late.is_empty() && Instant::now() <= deadline;
         // Forced stops need a moment after the deadline; a runtime that hangs does not hold the shutdown for ever.
         let forced = deadline.max(Instant::now()) + Duration::from_secs(1);
         drained &= tokio::time::timeout_at(forced, parts.gateway.quiesce()).await.is_ok();
