@@ -174,6 +174,7 @@ impl Platform {
         if let Some(server) = &parts.ingress {
             server.shutdown(deadline).await;
         }
+        parts.gateway.shutdown(deadline).await;
         parts.stop.cancel();
         if let Some(driving) = parts.driving.take() {
             // The driver ends at the token; it does no I/O.
@@ -187,7 +188,6 @@ impl Platform {
         let mut drained = late.is_empty() && Instant::now() <= deadline;
         // Forced stops need a moment after the deadline; a runtime that hangs does not hold the shutdown for ever.
         let forced = deadline.max(Instant::now()) + Duration::from_secs(1);
-        drained &= tokio::time::timeout_at(forced, parts.gateway.quiesce()).await.is_ok();
         for runtime in &parts.runtimes {
             drained &= tokio::time::timeout_at(forced, runtime.quiesce()).await.is_ok();
         }

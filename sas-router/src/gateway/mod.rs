@@ -86,6 +86,11 @@ impl Gateway {
         })
     }
 
+    /// A request id of this gateway's, for calls through [`Invoker`] that have none yet.
+    pub fn next_request_id(&self) -> RequestId {
+        self.ids.next()
+    }
+
     /// Ends upgraded connections and event streams that came through no [`crate::Server`]: in order until
     /// `deadline`, then by force. Those of a server end with its own shutdown.
     pub async fn shutdown(&self, deadline: Instant) {
