@@ -152,7 +152,7 @@ pub(crate) async fn call(
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
-        Ok(answer)
+        Ok::<_, std::io::Error>(answer)
     };
     let bytes = match tokio::time::timeout(Duration::from_secs(60), exchange).await {
         Ok(bytes) => bytes?,
