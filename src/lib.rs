@@ -1,5 +1,6 @@
 #![forbid(unsafe_code)]
-//! The facade of the `sas` serverless SDK: composes a platform from its parts.
+#![cfg_attr(feature = "inline", doc = include_str!("../README.md"))]
+#![cfg_attr(not(feature = "inline"), doc = "The facade of the `sas` serverless SDK; the README shows how to use it.")]
 
 mod builder;
 mod platform;
