@@ -63,6 +63,39 @@ impl Window {
         }
     }
 
+    /// A linear window over seconds that was filled without a gap from the second 1 to `newest`, whose value is
+    /// given by `value_at`.
+    pub(crate) fn filled(window: Nanos, newest: i64, total: f64, value_at: impl Fn(i64) -> f64) -> Self {
+        let mut filled = Self::new(window, SECOND, Aggregation::Linear);
+        let count = filled.buckets.len() as i64;
+        for second in (newest - count + 1).max(1)..=newest {
+            let slot = filled.slot(second);
+            filled.buckets[slot] = value_at(second);
+        }
+        filled.first_write = Some(SECOND);
+        filled.last_write = Some(newest * SECOND);
+        filled.total = total;
+        filled
+    }
+
+    /// Whether it was filled without a gap from the second 1 to `newest`.
+    pub(crate) fn is_filled_to(&self, newest: i64) -> bool {
+        self.first_write == Some(SECOND)
+            && self.last_write == Some(newest * SECOND)
+            && self.aggregation == Aggregation::Linear
+            && self.granularity == SECOND
+    }
+
+    /// The value of a second that is in the ring.
+    pub(crate) fn value_at(&self, second: i64) -> f64 {
+        self.buckets[self.slot(second)]
+    }
+
+    /// The running sum.
+    pub(crate) const fn total(&self) -> f64 {
+        self.total
+    }
+
     /// The length in nanoseconds.
     pub const fn length(&self) -> Nanos {
         self.window

@@ -14,7 +14,7 @@ use crate::window::{Nanos, SECOND, Window};
 /// More than this is no measurement.
 const SAMPLE_MAX: f64 = 1e12;
 /// How much of the highest arrival rate is left after a second.
-const PEAK_DECAY: f64 = 0.8;
+pub(super) const PEAK_DECAY: f32 = 0.8;
 
 /// Requests at once, or per second: Knative's pod autoscaler, with the hazards of the spec's preset.
 ///
@@ -160,35 +160,35 @@ impl Sample {
 /// What the default scaler remembers of a revision.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct KpaState {
-    windows: Option<(Window, Window)>,
-    decider: Decider,
+    pub(super) windows: Option<(Window, Window)>,
+    pub(super) decider: Decider,
     /// The time of the last tick on the scaler's own clock: wall time for Knative, seconds counted from the first
     /// tick for the default preset.
-    clock: Nanos,
-    pending: Pending,
-    recent: Recent,
+    pub(super) clock: Nanos,
+    pub(super) pending: Pending,
+    pub(super) recent: Recent,
     /// The highest arrival rate of late.
-    peak: f64,
+    pub(super) peak: f32,
     /// Ticks for which what just started is given time to work.
-    settling: u32,
+    pub(super) settling: u32,
 }
 
 /// Samples on their way into whole seconds, so that early, late and missing ticks weigh what they should.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Pending {
-    weighted: f64,
-    seconds: f64,
+pub(super) struct Pending {
+    pub(super) weighted: f64,
+    pub(super) seconds: f64,
     /// How far the ticks are ahead of the whole seconds that were counted, at most half a second either way.
-    drift: f64,
+    pub(super) drift: f32,
 }
 
 impl Pending {
     /// Adds a sample; gives the mean and over how many whole seconds it holds, once it is nearly one.
-    #[allow(clippy::cast_possible_truncation, reason = "at most an hour of seconds")]
+    #[allow(clippy::cast_possible_truncation, reason = "at most an hour of seconds; drift is below one")]
     fn add(&mut self, value: f64, seconds: f64, first: bool) -> Option<(f64, i64)> {
         self.weighted += value * seconds;
         self.seconds += seconds;
-        let due = self.seconds + self.drift;
+        let due = self.seconds + f64::from(self.drift);
         let mut whole = due.round();
         if first && whole < 1.0 {
             whole = 1.0;
@@ -197,23 +197,27 @@ impl Pending {
             return None;
         }
         let mean = if self.seconds > 0.0 { self.weighted / self.seconds } else { value };
-        *self = Self { drift: (due - whole).clamp(-0.5, 0.5), ..Self::default() };
+        *self = Self { drift: (due - whole).clamp(-0.5, 0.5) as f32, ..Self::default() };
         Some((mean, whole as i64))
     }
 }
 
 /// The highest sample of the last one to two stretches of a panic window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Recent {
-    current: f64,
-    before: f64,
-    count: u32,
-    full: u8,
+pub(super) struct Recent {
+    pub(super) current: f32,
+    pub(super) before: f32,
+    pub(super) count: u32,
+    pub(super) full: u8,
 }
 
 impl Recent {
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "seven digits are enough to compare by a factor of two"
+    )]
     fn add(&mut self, value: f64, stretch: u32) {
-        self.current = self.current.max(value);
+        self.current = self.current.max(value as f32);
         self.count += 1;
         if self.count >= stretch {
             self.before = self.current;
@@ -224,7 +228,7 @@ impl Recent {
     }
 
     fn highest(&self) -> Option<f64> {
-        (self.full == 2).then(|| self.current.max(self.before))
+        (self.full == 2).then(|| f64::from(self.current.max(self.before)))
     }
 }
 
@@ -266,18 +270,20 @@ impl KpaState {
         decision(params, averages, &scaled)
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "seven digits of a rate are enough")]
     /// The default: seconds are counted from the first tick, so that no clock can disturb them.
     fn mended(&mut self, input: &ScaleInput<'_>, params: &Params, sample: &Sample) -> Decision {
         let first = self.windows.is_none();
         let panic_slots = u32::try_from(params.panic_window / SECOND).unwrap_or(1).max(1);
-        self.peak = sample.arrivals.max(self.peak * PEAK_DECAY);
+        self.peak = (sample.arrivals as f32).max(self.peak * PEAK_DECAY);
+        let peak = f64::from(self.peak);
         if sample.starting > 0 {
             self.settling = panic_slots;
         } else {
             self.settling = self.settling.saturating_sub(1);
         }
         let capacity = f64::from(sample.ready.saturating_add(sample.starting)) * params.spec.total_value;
-        let trusted = self.peak.max(capacity);
+        let trusted = peak.max(capacity);
         let excess = (sample.queued - trusted).max(0.0);
         let settling = self.settling > 0 && excess > 0.0;
         let mut value = sample.value;
@@ -335,7 +341,8 @@ impl KpaState {
             (0, _) => sample.queued,
             (limit, _) => f64::from(limit),
         };
-        let wanted = super::decider::int((sample.queued.min(self.peak.max(1.0)) / per_instance).ceil());
+        let wanted =
+            super::decider::int((sample.queued.min(f64::from(self.peak).max(1.0)) / per_instance).ceil());
         if wanted <= scaled.desired {
             return false;
         }
