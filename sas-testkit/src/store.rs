@@ -352,8 +352,13 @@ async fn race(subject: &Subject) -> Verdict {
     let writer = |_| {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
-            let mut done = 0;
+            let (mut done, mut attempts) = (0, 0);
             while done < 10 {
+                attempts += 1;
+                if attempts > 5_000 {
+                    let message = "5,000 attempts of read and write were all conflicts";
+                    return Err(sas_core::Error::new(ErrorKind::Conflict, "put", message));
+                }
                 let entry = store.get("n").await?.ok_or_else(|| {
                     sas_core::Error::new(ErrorKind::Unexpected, "get", "the counter is gone")
                 })?;
