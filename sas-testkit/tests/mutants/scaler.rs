@@ -157,7 +157,7 @@ const MUTANTS: [(Bug, &str); 15] = [
     (Bug::TakesUnmeasuredForFull, "not measured"),
     (Bug::AsksForLessUnderMoreLoad, "more load"),
     (Bug::NeverSettles, "settles"),
-    (Bug::RowsAreBytes, "an empty row"),
+    (Bug::RowsAreBytes, "rows far apart"),
 ];
 
 fn broken(bug: Bug) -> Arc<dyn Scaler> {
