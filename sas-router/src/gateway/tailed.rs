@@ -91,11 +91,14 @@ pub(super) struct Tailed<B> {
     body: Option<B>,
     tail: Tail,
     events: Option<Events>,
+    /// An error that waits until what came before it was sent: hyper drops what it has not yet flushed when a body
+    /// fails, and a client that got nothing could not tell a broken answer from none.
+    broken: Option<BoxError>,
 }
 
 impl<B: HttpBody> Tailed<B> {
     pub(super) fn new(body: B, tail: Tail, events: Option<Events>) -> Self {
-        Self { body: Some(body), tail, events }
+        Self { body: Some(body), tail, events, broken: None }
     }
 
     fn end(&mut self, end: End) {
@@ -119,6 +122,9 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
+        if let Some(error) = this.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         let Some(body) = &mut this.body else { return Poll::Ready(None) };
         let leaving = match &mut this.events {
             Some(events) => {
@@ -153,7 +159,9 @@ where
             }
             Some(Err(error)) => {
                 this.end(End::Broken);
-                Poll::Ready(Some(Err(error)))
+                this.broken = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
             None => {
                 this.end(End::Complete);
@@ -163,7 +171,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+        self.broken.is_none() && self.body.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -171,6 +179,7 @@ where
             // A stream that may be ended early has no length.
             Some(_) if self.events.is_some() => SizeHint::default(),
             Some(body) => body.size_hint(),
+            None if self.broken.is_some() => SizeHint::default(),
             None => SizeHint::with_exact(0),
         }
     }
