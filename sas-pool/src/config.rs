@@ -7,7 +7,7 @@ use sas_core::{
     SpecErrors, StemClass, SystemClock, TenantKey,
 };
 
-use crate::{balance::Adaptive, sync::Mutex};
+use crate::{balance::PowerOfTwo, sync::Mutex};
 
 /// What an [`crate::InstancePool`] is made with. `PoolConfig::default()` suits one machine of one operator; fields
 /// are public and may be set one by one.
@@ -71,7 +71,7 @@ impl Default for PoolConfig {
             shards: 64,
             seed: 0,
             max_revisions: 16 << 20,
-            balancer: Arc::new(Adaptive::default()),
+            balancer: Arc::new(PowerOfTwo),
             balancers: BTreeMap::new(),
             gate: GateConfig::default(),
             budget: BudgetConfig::default(),

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use sas_core::{Instance, InstanceId, MeterPhase, StartTimings, Usage};
 
+use crate::balance::Outliers;
+
 /// How far an instance is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -74,10 +76,7 @@ pub(crate) struct InstanceSlot {
 
     /// Good answers.
     pub(crate) served: u32,
-    /// Failures in a row.
-    pub(crate) failures: u32,
-    /// How often it was ejected.
-    pub(crate) ejections: u32,
+    pub(crate) outliers: Outliers,
 
     pub(crate) meter: Meter,
     pub(crate) sampled: Option<(u64, Usage)>,

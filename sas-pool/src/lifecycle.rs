@@ -315,7 +315,8 @@ impl State {
             let active = &self.actives[a as usize];
             let Some(slot) = active.slots.iter().min_by_key(|slot| slot.in_flight) else { break };
             let i = core.ids.slot(slot.id);
-            self.drain_one(core, i, None, true, now, fx);
+            let grace = self.deployed(a).spec.timeouts.request;
+            self.drain_one(core, i, grace, true, now, fx);
             surplus -= 1;
         }
     }
@@ -331,12 +332,13 @@ impl State {
         true
     }
 
-    /// Lets an instance in rotation finish what it has, for `grace` at most, and stops it then.
+    /// Lets an instance in rotation finish what it has, for `grace` at most, and stops it then. A shrink is as patient
+    /// as the revision's request time-out, which ends every request but an upgraded connection.
     fn drain_one(
         &mut self,
         core: &Core,
         i: u32,
-        grace: Option<Duration>,
+        grace: Duration,
         may_return: bool,
         now: u64,
         fx: &mut Effects,
@@ -357,12 +359,9 @@ impl State {
         if may_return {
             self.actives[a as usize].draining.push(i);
         }
-        // A shrink is patient: a request ends at the latest with its own deadline.
-        if let Some(grace) = grace {
-            let at = now + nanos(grace);
-            self.instances[i as usize].grace = Some(self.timers.set(at, Timer::Grace(id)));
-            fx.arm(at);
-        }
+        let at = now + nanos(grace);
+        self.instances[i as usize].grace = Some(self.timers.set(at, Timer::Grace(id)));
+        fx.arm(at);
     }
 
     /// Ends an instance that is out of rotation.
@@ -562,7 +561,7 @@ impl State {
                 self.uncome(i);
                 self.instances[i as usize].cancelled = true;
             }
-            Phase::Ready => self.drain_one(core, i, Some(grace), false, now, fx),
+            Phase::Ready => self.drain_one(core, i, grace, false, now, fx),
             Phase::Suspended => {
                 self.actives[a as usize].suspended.retain(|&other| other != i);
                 self.stop(core, i, None, now, fx);
@@ -622,6 +621,17 @@ impl State {
         self.grow(core, a, 0, now, fx);
         self.rest(now, a, fx);
         left
+    }
+
+    /// When the instance of a lease stops at the latest, if it drains.
+    pub(crate) fn draining(&self, core: &Core, token: u64) -> Option<u64> {
+        let i = self.find(core, InstanceId(token & !METERED))?;
+        let instance = &self.instances[i as usize];
+        match instance.phase {
+            Phase::Draining => instance.grace.map(|(at, _)| at),
+            Phase::Stopping | Phase::Gone => Some(core.now()),
+            _ => None,
+        }
     }
 
     /// Whether the instance is still there.

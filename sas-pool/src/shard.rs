@@ -263,6 +263,10 @@ impl LeaseOwner for Shard {
     fn release(&self, token: u64, outcome: Outcome) {
         self.with(|state, core, fx| state.release(core, token, outcome, fx));
     }
+
+    fn draining(&self, token: u64) -> Option<tokio::time::Instant> {
+        self.state.lock().draining(&self.core, token).map(|at| self.core.instant(at))
+    }
 }
 
 impl WaitList for Shard {

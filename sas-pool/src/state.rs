@@ -645,31 +645,22 @@ impl State {
     /// Feeds the outcome of a lease to outlier ejection.
     fn judge(&mut self, core: &Core, i: u32, position: usize, outcome: Outcome, now: u64, fx: &mut Effects) {
         let instance = &mut self.instances[i as usize];
-        match outcome {
-            Outcome::Ok => {
-                instance.failures = 0;
-                instance.served = instance.served.saturating_add(1);
-                self.actives[instance.active as usize].deaths = 0;
-                return;
-            }
-            Outcome::Failed | Outcome::Lost => instance.failures += 1,
-            _ => return,
-        }
-        let Some(outliers) = &core.config.outliers else { return };
         let active = &mut self.actives[instance.active as usize];
-        if active.slots[position].ejected
-            || instance.failures < outliers.failures
-            || !crate::balance::may_eject(outliers, active.slots.len() as u32, active.ejected)
-        {
+        if outcome == Outcome::Ok {
+            instance.served = instance.served.saturating_add(1);
+            active.deaths = 0;
+        }
+        let Some(config) = &core.config.outliers else { return };
+        if active.slots[position].ejected {
             return;
         }
-        instance.failures = 0;
-        instance.ejections += 1;
+        let total = active.slots.len() as u32;
+        let Some(time) = instance.outliers.observe(config, outcome, total, active.ejected) else { return };
         let slot = &mut active.slots[position];
         slot.ejected = true;
         active.free -= u64::from(slot.limit - slot.in_flight);
         active.ejected += 1;
-        let at = now + nanos(outliers.ejection.saturating_mul(instance.ejections).min(outliers.longest));
+        let at = now + nanos(time);
         self.timers.set(at, Timer::Readmit(slot.id));
         core.metrics.ejections.increment(1);
         fx.arm(at);

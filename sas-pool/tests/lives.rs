@@ -152,6 +152,8 @@ async fn a_recycled_instance_drains_for_its_grace_and_is_replaced_at_once() {
     assert_ne!(warm(&pool, key).instance.id(), id);
     let states: Vec<_> = pool.instances(key).iter().map(|view| (view.id == id, view.state)).collect();
     assert_eq!(states, [(true, InstanceState::Draining), (false, InstanceState::Ready)]);
+    assert_eq!(lease.draining(), Some(Instant::now() + 2 * SECOND), "a long stream can ask");
+    assert_eq!(warm(&pool, key).draining(), None);
     tokio::time::sleep(SECOND).await;
     assert_eq!(runtime.stopped(), 0);
     tokio::time::sleep(2 * SECOND).await;
