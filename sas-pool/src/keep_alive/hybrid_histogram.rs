@@ -2,7 +2,7 @@ use std::{collections::HashMap, time::Duration};
 
 use sas_core::{KeepAlive, KeepAlivePolicy, RevisionKey, SpecErrors, Timestamp};
 
-use super::{MINUTE, minute};
+use super::minute;
 
 const BINS: usize = 240;
 
