@@ -1,12 +1,16 @@
 //! What `prepare` makes of a revision.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use sas_core::{Artifact, ArtifactInfo, Result, RevisionSpec, StemClass};
+use sas_core::{Artifact, ArtifactInfo, Error, ErrorKind, Result, RevisionSpec, StemClass};
 
 use crate::{
     engine::Engine,
-    options::Options,
+    jvm::{Manifest, archive, equal, jdk::Jdk},
+    options::{self, Options, StemUse},
     package::{
         archive::refused,
         detect::{self, Launch},
@@ -26,10 +30,25 @@ pub(crate) struct ProcessArtifact {
     pub(crate) options: Options,
     pub(crate) readiness: Readiness,
     pub(crate) memory_limit: Option<u64>,
+    /// Program and first arguments, before variables are expanded.
+    pub(crate) program: PathBuf,
+    pub(crate) first_args: Vec<String>,
+    pub(crate) stem: Option<StemPlan>,
 }
 
-/// Checks a spec and unpacks its package. Blocks on disk.
-pub(crate) fn prepare(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<Artifact> {
+/// What a stem needs to know to become this app.
+#[derive(Clone, Debug)]
+pub(crate) struct StemPlan {
+    pub(crate) class: StemClass,
+    pub(crate) jar: PathBuf,
+    pub(crate) main_class: String,
+    pub(crate) properties: Vec<(String, String)>,
+    pub(crate) exports: Vec<String>,
+    pub(crate) opens: Vec<String>,
+}
+
+/// The part of `prepare` that blocks on disk: checks the spec and unpacks the package.
+fn unpack(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<ProcessArtifact> {
     spec.validate()?;
     let options = Options::parse(&spec.options)?;
     for name in RESERVED {
@@ -43,6 +62,34 @@ pub(crate) fn prepare(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<Artif
     let readiness = Readiness::of(spec.readiness.as_ref())?;
     let package = engine.store.add(&spec.source)?;
     let launch = detect::launch(&package, spec, &engine.config)?;
+    if launch.jar.is_none() {
+        let java_only = [options::JAVA_OPTIONS, options::JAVA_ARCHIVE, options::JAVA_STEM];
+        if let Some(name) = java_only.into_iter().find(|name| spec.options.contains_key(*name)) {
+            return Err(refused(format!(
+                "options.{name}: the package is not started as `java -jar`; leave the option out, or the command"
+            )));
+        }
+    }
+    Ok(ProcessArtifact {
+        program: launch.program.clone(),
+        first_args: Vec::new(),
+        package,
+        launch,
+        options,
+        readiness,
+        memory_limit: spec.resources.memory_limit_bytes,
+        stem: None,
+    })
+}
+
+/// Makes everything ready that a start needs.
+pub(crate) async fn prepare(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<Artifact> {
+    let mut artifact = {
+        let (engine, spec) = (Arc::clone(engine), spec.clone());
+        tokio::task::spawn_blocking(move || unpack(&engine, &spec)).await.map_err(|error| {
+            Error::new(ErrorKind::Unavailable, "prepare", "the host shuts down").with_source(error)
+        })??
+    };
     let mut notes = Vec::new();
     if spec.resources.cpu_limit_millis.is_some() {
         notes.push(
@@ -51,28 +98,132 @@ pub(crate) fn prepare(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<Artif
                 .to_owned(),
         );
     }
-    let stem: Option<StemClass> = None;
-    let info = ArtifactInfo { digest: package.digest().to_owned(), bytes: package.bytes(), stem, notes };
-    let content = ProcessArtifact {
-        package,
-        launch,
-        options,
-        readiness,
-        memory_limit: spec.resources.memory_limit_bytes,
+    if let Some(jar) = artifact.launch.jar.clone() {
+        java(engine, spec, &mut artifact, &jar, &mut notes).await?;
+    }
+    let info = ArtifactInfo {
+        digest: artifact.package.digest().to_owned(),
+        bytes: artifact.package.bytes(),
+        stem: artifact.stem.as_ref().map(|plan| plan.class.clone()),
+        notes,
     };
-    Ok(Artifact::new(content, info))
+    Ok(Artifact::new(artifact, info))
+}
+
+/// The JVM's flags, the app's class archive and its class of stems. Only the first must succeed.
+async fn java(
+    engine: &Arc<Engine>,
+    spec: &RevisionSpec,
+    artifact: &mut ProcessArtifact,
+    jar: &Path,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let config = &engine.config.java;
+    let mut flags: Vec<String> = config.options.clone();
+    flags.extend(artifact.options.java_options.iter().cloned());
+    let jdk = match Jdk::find(&engine.config) {
+        // A command with a java of its own is that one's business.
+        Ok(jdk) if spec.command.is_empty() || is_same(&artifact.launch.program, &jdk.java) => Some(jdk),
+        Ok(_) => None,
+        Err(reason) => {
+            notes.push(format!("starts cold, without class archive: {reason}"));
+            None
+        }
+    };
+    if let Some(jdk) = &jdk {
+        match stem_plan(engine, spec, artifact, jar, jdk, &flags).await? {
+            Ok(plan) => artifact.stem = Some(plan),
+            Err(reason) => notes.push(format!("starts cold: {reason}")),
+        }
+        if artifact.options.java_archive.unwrap_or(config.archive) {
+            let made = archive::make(
+                engine,
+                jdk,
+                &artifact.package,
+                &artifact.launch,
+                jar,
+                &flags,
+                spec,
+                &artifact.readiness,
+            );
+            match made.await {
+                Ok(file) => flags.push(archive::use_flag(jdk, &file)),
+                Err(error) => notes.push(format!("starts without class archive: {}", error.message)),
+            }
+        }
+    }
+    flags.push("-jar".into());
+    flags.push(jar.display().to_string());
+    artifact.first_args = flags;
+    Ok(())
+}
+
+fn is_same(program: &Path, java: &Path) -> bool {
+    std::fs::canonicalize(program).is_ok_and(|program| program == java)
+}
+
+/// The stem's plan, or why the app starts cold.
+async fn stem_plan(
+    engine: &Arc<Engine>,
+    spec: &RevisionSpec,
+    artifact: &ProcessArtifact,
+    jar: &Path,
+    jdk: &Jdk,
+    flags: &[String],
+) -> Result<std::result::Result<StemPlan, String>> {
+    let use_of = artifact.options.java_stem;
+    if use_of == StemUse::Never {
+        return Ok(Err(format!("{} is never", options::JAVA_STEM)));
+    }
+    if artifact.options.listen_fd {
+        return Ok(Err(format!("{} takes the descriptor by which a stem is spoken to", options::LISTEN_FD)));
+    }
+    let manifest = Manifest::read(jar)?;
+    let Some(main_class) = manifest.main_class().map(str::to_owned) else {
+        return Ok(Err("its manifest names no Main-Class".into()));
+    };
+    if use_of == StemUse::Auto {
+        let (jar, manifest, spec) = (jar.to_path_buf(), manifest.clone(), spec.clone());
+        let shared = engine.config.java.shared_jars.clone();
+        let reason =
+            tokio::task::spawn_blocking(move || equal::reason_against(&jar, &manifest, &spec, &shared)).await;
+        if let Ok(Some(reason)) = reason {
+            return Ok(Err(format!(
+                "{reason} (to use a stem all the same, set {} to always)",
+                options::JAVA_STEM
+            )));
+        }
+    }
+    let (boot, own): (Vec<String>, Vec<String>) =
+        flags.iter().cloned().partition(|flag| equal::is_boot_flag(flag));
+    let class = match engine.stems.class(engine, jdk, &boot).await {
+        Ok(class) => class,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let properties = own
+        .iter()
+        .filter_map(|flag| flag.strip_prefix("-D"))
+        .map(|property| property.split_once('=').unwrap_or((property, "")))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    let words = |name: &str| -> Vec<String> {
+        manifest.get(name).unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+    };
+    Ok(Ok(StemPlan {
+        class,
+        jar: jar.to_path_buf(),
+        main_class,
+        properties,
+        exports: words("Add-Exports"),
+        opens: words("Add-Opens"),
+    }))
 }
 
 impl ProcessArtifact {
     /// Program and arguments, before variables are expanded.
-    pub(crate) fn command(&self, engine: &Engine) -> (PathBuf, Vec<String>) {
-        let launch = &self.launch;
-        let Some(jar) = &launch.jar else { return (launch.program.clone(), launch.args.clone()) };
-        let mut args: Vec<String> = engine.config.java.options.clone();
-        args.extend(self.options.java_options.iter().cloned());
-        args.push("-jar".into());
-        args.push(jar.display().to_string());
-        args.extend(launch.args.iter().cloned());
-        (launch.program.clone(), args)
+    pub(crate) fn command(&self) -> (PathBuf, Vec<String>) {
+        let mut args = self.first_args.clone();
+        args.extend(self.launch.args.iter().cloned());
+        (self.program.clone(), args)
     }
 }

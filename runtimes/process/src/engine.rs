@@ -29,9 +29,10 @@ use tokio::{
 use crate::{
     config::ProcessConfig,
     guardian::Guardian,
+    jvm::stem::Stems,
     logs::{LastWords, LogPipe, LogTarget, Next},
     metrics::Metrics,
-    package::store::{Package, Store},
+    package::store::{Discard, Package, Store},
     ports::{Port, Ports},
 };
 
@@ -44,7 +45,6 @@ const GUARDIAN: u64 = 0;
 const EXIT: u64 = 0;
 const STDOUT: u64 = 1;
 const STDERR: u64 = 2;
-const CONTROL: u64 = 3;
 
 /// A process of ours, from its spawn until it was reaped.
 #[derive(Debug)]
@@ -55,8 +55,6 @@ pub(crate) struct Proc {
     pipes: Mutex<[Option<LogPipe>; 2]>,
     state: Mutex<State>,
     changed: Notify,
-    /// Told when the control socket of a zygote or stem has something to read.
-    pub(crate) control: Notify,
     /// Descends from a zygote that is its parent, so that its status is not ours to collect.
     adopted: bool,
 }
@@ -74,6 +72,8 @@ struct State {
     port: Option<Port>,
     /// Not to be removed from the store while it runs.
     package: Option<Arc<Package>>,
+    /// Its own directory, removed after it.
+    dir: Option<Discard>,
 }
 
 impl Proc {
@@ -109,6 +109,18 @@ impl Proc {
             state.port = port;
             state.package = Some(Arc::clone(package));
         }
+    }
+
+    /// Keeps a directory for it until it has exited.
+    pub(crate) fn hold_dir(&self, dir: Discard) {
+        let mut state = self.state.lock();
+        if state.exit.is_none() {
+            state.dir = Some(dir);
+        }
+    }
+
+    pub(crate) fn pid_for_limits(&self) -> Option<Pid> {
+        self.state.lock().exit.is_none().then_some(self.pid)
     }
 
     pub(crate) fn last_words(&self) -> Option<String> {
@@ -210,6 +222,7 @@ pub(crate) struct Engine {
     pub(crate) ports: Arc<Ports>,
     pub(crate) guardian: Guardian,
     pub(crate) metrics: Metrics,
+    pub(crate) stems: Stems,
     guardian_pidfd: Mutex<OwnedFd>,
     poll: Arc<OwnedFd>,
     procs: Mutex<HashMap<u64, Arc<Proc>>>,
@@ -237,6 +250,7 @@ impl Engine {
         Ok(Arc::new(Self {
             ports: Ports::new(config.ports.clone()),
             metrics: Metrics::new(&config.recorder),
+            stems: Stems::default(),
             config,
             store,
             guardian,
@@ -291,7 +305,6 @@ impl Engine {
                 ..State::default()
             }),
             changed: Notify::new(),
-            control: Notify::new(),
             adopted: new.adopted,
         });
         self.guardian.watch(new.pid);
@@ -310,17 +323,6 @@ impl Engine {
         self.metrics.spawned.increment(1);
         self.metrics.processes.increment(1.0);
         Ok(spawned)
-    }
-
-    /// Tells `proc.control` when `fd` can be read, once, until armed again.
-    pub(crate) fn arm_control(&self, proc: &Proc, fd: &OwnedFd, first: bool) -> rustix::io::Result<()> {
-        let data = epoll::EventData::new_u64(proc.token << 2 | CONTROL);
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
-        if first {
-            epoll::add(&self.poll, fd, data, flags)
-        } else {
-            epoll::modify(&self.poll, fd, data, flags)
-        }
     }
 
     fn watch(&self, fd: &OwnedFd, data: u64) -> rustix::io::Result<()> {
@@ -424,7 +426,6 @@ impl Engine {
         let Some(proc) = self.proc(data >> 2) else { return };
         match data & 3 {
             EXIT => self.reap(&proc),
-            CONTROL => proc.control.notify_one(),
             kind => self.pump(&proc, kind),
         }
     }
@@ -541,6 +542,7 @@ impl Engine {
             state.logs = None;
             state.port = None;
             state.package = None;
+            state.dir = None;
             (state.told.take(), state.ending)
         };
         self.procs.lock().remove(&proc.token);
@@ -550,7 +552,6 @@ impl Engine {
             events.exited(id, report);
         }
         proc.changed.notify_waiters();
-        proc.control.notify_one();
         if ending {
             self.ending.fetch_sub(1, Ordering::AcqRel);
             self.quiet.notify_waiters();

@@ -6,7 +6,7 @@ mod config;
 mod engine;
 mod guardian;
 mod instance;
-mod java;
+mod jvm;
 mod logs;
 pub mod metrics;
 pub mod options;

@@ -13,6 +13,8 @@ pub const FORCED: &str = "sas_process_forced_total";
 pub const PROCESSES: &str = "sas_process_processes";
 /// Times that an instance's output was not read because it wrote too fast.
 pub const LOG_PAUSED: &str = "sas_process_log_paused_total";
+/// JVM stems booted.
+pub const STEMS: &str = "sas_process_stems_booted_total";
 /// Seconds from the spawn until an instance was ready.
 pub const READY_SECONDS: &str = "sas_process_ready_seconds";
 
@@ -23,6 +25,7 @@ pub fn describe(recorder: &Recorder) {
     recorder.describe_counter(FORCED, "Processes that were killed after their grace");
     recorder.describe_gauge(PROCESSES, Unit::Count, "Processes that live");
     recorder.describe_counter(LOG_PAUSED, "Pauses in reading output that is written too fast");
+    recorder.describe_counter(STEMS, "JVM stems booted");
     recorder.describe_histogram(READY_SECONDS, Unit::Seconds, "Time from spawn to ready");
 }
 
@@ -33,6 +36,7 @@ pub(crate) struct Metrics {
     pub(crate) forced: Counter,
     pub(crate) processes: Gauge,
     pub(crate) paused: Counter,
+    pub(crate) stems: Counter,
     pub(crate) ready: Histogram,
 }
 
@@ -44,6 +48,7 @@ impl Metrics {
             forced: recorder.counter(FORCED, &[]),
             processes: recorder.gauge(PROCESSES, &[]),
             paused: recorder.counter(LOG_PAUSED, &[]),
+            stems: recorder.counter(STEMS, &[]),
             ready: recorder.histogram(READY_SECONDS, &[]),
         }
     }

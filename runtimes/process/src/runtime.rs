@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use rustix::process::Resource;
 use sas_core::{
     Artifact, Capabilities, Error, ErrorKind, ExitReport, Instance, Isolation, Result, Retry, RevisionSpec,
-    Runtime, StartPhase, StartRequest,
+    Runtime, StartPhase, StartRequest, Stem, StemClass, StemRequest,
 };
 use tokio::time::Instant;
 
@@ -19,6 +19,7 @@ use crate::{
     config::ProcessConfig,
     engine::{Engine, Proc},
     instance::ProcessInstance,
+    jvm::jdk::Jdk,
     logs::LogTarget,
     package::store::Store,
     ready,
@@ -46,6 +47,19 @@ impl ProcessRuntime {
         crate::metrics::describe(&config.recorder);
         let store = Store::open(&config.store, config.limits)?;
         Ok(Self { engine: Engine::new(Arc::new(config), store)? })
+    }
+
+    /// The class of the JVM stems from which apps without flags of their own come. Compiles the stem's Java side if
+    /// that was not done yet.
+    ///
+    /// # Errors
+    /// `Unsupported`, with what is missing: a JDK of at least 17 with `javac`.
+    pub async fn java_stem_class(&self) -> Result<StemClass> {
+        self.engine.ensure_running()?;
+        let unsupported = |reason: String| Error::new(ErrorKind::Unsupported, "java_stem_class", reason);
+        let jdk = Jdk::find(&self.engine.config).map_err(unsupported)?;
+        let options = self.engine.config.java.options.clone();
+        self.engine.stems.class(&self.engine, &jdk, &options).await.map_err(unsupported)
     }
 
     /// How many processes of instances live now, on their way up and down included.
@@ -76,6 +90,7 @@ impl Runtime for ProcessRuntime {
         capabilities.suspend = true;
         capabilities.usage = true;
         capabilities.cpu_bound_start = true;
+        capabilities.stems = self.engine.config.java.stems;
         // Memory is bounded per process by an rlimit, CPU not at all: less than the flag promises.
         capabilities.limits = false;
         capabilities
@@ -83,11 +98,7 @@ impl Runtime for ProcessRuntime {
 
     async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact> {
         self.engine.ensure_running()?;
-        let engine = Arc::clone(&self.engine);
-        let spec = spec.clone();
-        tokio::task::spawn_blocking(move || artifact::prepare(&engine, &spec)).await.map_err(|error| {
-            Error::new(ErrorKind::Unavailable, "prepare", "the host shuts down").with_source(error)
-        })?
+        artifact::prepare(&self.engine, spec).await
     }
 
     async fn start(&self, request: StartRequest) -> Result<Arc<dyn Instance>> {
@@ -105,6 +116,14 @@ impl Runtime for ProcessRuntime {
 
     async fn quiesce(&self) {
         self.engine.quiesce().await;
+    }
+
+    async fn start_stem(&self, request: StemRequest) -> Result<Box<dyn Stem>> {
+        if !self.engine.config.java.stems {
+            return Err(Error::unsupported("start_stem"));
+        }
+        self.engine.ensure_running()?;
+        self.engine.stems.start(&self.engine, request).await
     }
 }
 
@@ -133,7 +152,7 @@ async fn start(
         &engine.config.path,
         artifact.launch.path_prefix.as_deref(),
     );
-    let (program, args) = artifact.command(engine);
+    let (program, args) = artifact.command();
     let args = args.iter().map(|arg| env.expand(arg)).collect();
     let mut rlimits = artifact.options.rlimits.clone();
     if let Some(limit) = artifact.memory_limit {

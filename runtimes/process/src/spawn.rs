@@ -108,6 +108,21 @@ pub(crate) async fn spawn(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
     })?
 }
 
+/// Limits a process that runs already.
+pub(crate) fn limit(proc: &crate::engine::Proc, limits: &[(Resource, u64)]) {
+    if let Some(pid) = proc.pid_for_limits() {
+        set_limits(pid, limits);
+    }
+}
+
+fn set_limits(pid: Pid, limits: &[(Resource, u64)]) {
+    for (resource, limit) in limits {
+        let limit = Rlimit { current: Some(*limit), maximum: Some(*limit) };
+        // It may have exited already, which is not our business here.
+        let _ = rustix::process::prlimit(Some(pid), *resource, limit);
+    }
+}
+
 fn spawn_now(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
     if engine.is_closed() {
         return Err(Error::new(ErrorKind::Unavailable, "start", "the process runtime was closed"));
@@ -172,11 +187,7 @@ fn spawn_now(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
     // Our copies of the child's ends go here, the listening socket too: it is the program's alone.
     drop(command);
     let pid = Pid::from_child(&child);
-    for (resource, limit) in plan.rlimits {
-        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
-        // It may have exited already, which is not our business here.
-        let _ = rustix::process::prlimit(Some(pid), resource, limit);
-    }
+    set_limits(pid, &plan.rlimits);
     // Nobody else reaps our children, so the number still means this process.
     let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
         Ok(pidfd) => pidfd,

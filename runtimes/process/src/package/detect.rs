@@ -225,9 +225,7 @@ fn detect(package: &Package, root: &Path, cwd: &Path, config: &ProcessConfig) ->
     let jars: Vec<&PathBuf> = files
         .iter()
         .filter(|path| path.extension().is_some_and(|extension| extension == "jar") && path.is_file())
-        .filter(|path| {
-            crate::java::Manifest::read(path).is_ok_and(|manifest| manifest.main_class().is_some())
-        })
+        .filter(|path| crate::jvm::Manifest::read(path).is_ok_and(|manifest| manifest.main_class().is_some()))
         .collect();
     match jars.as_slice() {
         [] => {}
@@ -287,7 +285,7 @@ fn python(main: &Path) -> Vec<String> {
 }
 
 fn jar(jar: PathBuf, cwd: &Path, config: &ProcessConfig) -> Result<Launch> {
-    let manifest = crate::java::Manifest::read(&jar)?;
+    let manifest = crate::jvm::Manifest::read(&jar)?;
     if manifest.main_class().is_none() {
         return Err(refused(format!(
             "jar {:?}: its META-INF/MANIFEST.MF names no Main-Class; build it with one (jar --main-class), or set \

@@ -135,6 +135,10 @@ impl Package {
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
+    /// Where class archives of this package are kept; they go with it.
+    pub(crate) fn archive_dir(&self) -> PathBuf {
+        self.store.root.join("archives").join(&self.key)
+    }
 }
 
 impl Drop for Package {
@@ -153,6 +157,26 @@ struct Unused {
     lock: Option<fs::File>,
 }
 
+/// A directory of this run that the sweeper removes when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Discard {
+    path: PathBuf,
+    store: Arc<Shared>,
+}
+
+impl Discard {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Discard {
+    fn drop(&mut self) {
+        self.store.discarded.lock().push(std::mem::take(&mut self.path));
+        self.store.has_unused.notify_one();
+    }
+}
+
 type Gate = Arc<Mutex<Weak<Package>>>;
 
 #[derive(Debug)]
@@ -163,6 +187,7 @@ struct Shared {
     /// One unpacking per package at a time; others wait for its result.
     gates: Mutex<HashMap<String, Gate>>,
     unused: Mutex<Vec<Unused>>,
+    discarded: Mutex<Vec<PathBuf>>,
     has_unused: Notify,
     next_name: AtomicU64,
     /// Held until the host is gone.
@@ -223,6 +248,7 @@ impl Store {
             limits,
             gates: Mutex::default(),
             unused: Mutex::default(),
+            discarded: Mutex::default(),
             has_unused: Notify::new(),
             next_name: AtomicU64::new(0),
             _lock: lock,
@@ -238,6 +264,16 @@ impl Store {
     pub(crate) fn temporary(&self, what: &str) -> PathBuf {
         let number = self.0.next_name.fetch_add(1, Ordering::Relaxed);
         self.0.run.join("tmp").join(format!("{what}-{number}"))
+    }
+
+    /// Has `path` removed when the result is dropped.
+    pub(crate) fn discard(&self, path: PathBuf) -> Discard {
+        Discard { path, store: Arc::clone(&self.0) }
+    }
+
+    /// Where the Java side of stems and its archives are kept.
+    pub(crate) fn stems_dir(&self) -> PathBuf {
+        self.0.root.join("stems")
     }
 
     /// Puts a package in, or finds it there. Blocks on disk.
@@ -402,11 +438,15 @@ impl Store {
 
     /// Whether unused packages wait to be removed.
     pub(crate) fn any_unused(&self) -> bool {
-        !self.0.unused.lock().is_empty()
+        !self.0.unused.lock().is_empty() || !self.0.discarded.lock().is_empty()
     }
 
     /// Removes the packages that nobody uses any more. Blocks on disk.
     pub(crate) fn remove_unused(&self) {
+        let discarded = std::mem::take(&mut *self.0.discarded.lock());
+        for path in discarded {
+            remove(&path);
+        }
         let unused = std::mem::take(&mut *self.0.unused.lock());
         for Unused { key, dir, lock } in unused {
             let trash = {
@@ -422,6 +462,7 @@ impl Store {
                 }
                 let trash = self.temporary("trash");
                 let moved = fs::rename(&dir, &trash).is_ok();
+                remove(&self.0.root.join("archives").join(&key));
                 let mut gates = self.0.gates.lock();
                 // Only the map and this function hold the gate: nobody is about to use it.
                 if Arc::strong_count(&gate) == 2 {

@@ -1,4 +1,4 @@
-//! Java: what a jar's manifest says.
+//! What a jar's manifest says.
 
 use std::{collections::BTreeMap, fs, io::Read as _, path::Path};
 

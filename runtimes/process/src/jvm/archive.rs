@@ -1,0 +1,136 @@
+//! Class archives of apps: AppCDS, or an AOT cache on JDK 25 and later, made in `prepare` by running the app once.
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use sas_core::{EnvValue, Error, ErrorKind, Result, RevisionSpec};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::{
+    config::ARCHIVE_TIMEOUT,
+    engine::Engine,
+    jvm::jdk::Jdk,
+    package::{archive::disk, detect::Launch, store::Package},
+    ready::{self, Readiness},
+    spawn::{self, Environment, Plan},
+};
+
+/// The flag that uses an archive, and the one that writes it.
+fn flags(jdk: &Jdk, file: &Path) -> (String, String) {
+    let file = file.display();
+    if jdk.major >= 25 {
+        (format!("-XX:AOTCache={file}"), format!("-XX:AOTCacheOutput={file}"))
+    } else {
+        (format!("-XX:SharedArchiveFile={file}"), format!("-XX:ArchiveClassesAtExit={file}"))
+    }
+}
+
+pub(crate) fn use_flag(jdk: &Jdk, file: &Path) -> String {
+    flags(jdk, file).0
+}
+
+pub(crate) fn write_flag(jdk: &Jdk, file: &Path) -> String {
+    flags(jdk, file).1
+}
+
+/// Names what an archive depends on: the JVM refuses it, silently, when one of these differs.
+pub(crate) fn fingerprint(jdk: &Jdk, options: &[String], more: &[&str]) -> String {
+    let mut digest = Sha256::new();
+    digest.update(jdk.java.as_os_str().as_encoded_bytes());
+    digest.update([0]);
+    digest.update(jdk.version.as_bytes());
+    for text in options.iter().map(String::as_str).chain(more.iter().copied()) {
+        digest.update([0]);
+        digest.update(text.as_bytes());
+    }
+    digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The app's archive, made now unless it is there.
+pub(crate) async fn make(
+    engine: &Arc<Engine>,
+    jdk: &Jdk,
+    package: &Arc<Package>,
+    launch: &Launch,
+    jar: &Path,
+    options: &[String],
+    spec: &RevisionSpec,
+    readiness: &Readiness,
+) -> Result<PathBuf> {
+    let name = fingerprint(jdk, options, &[&jar.display().to_string()]);
+    let file = package.archive_dir().join(format!("{name}.archive"));
+    if file.exists() {
+        return Ok(file);
+    }
+    let dir = package.archive_dir();
+    std::fs::create_dir_all(&dir).map_err(|error| disk("create", &dir, error))?;
+    let scratch = engine.store.temporary("archive");
+    let port = engine.ports.take()?;
+    let mut env = Environment::default();
+    env.0.insert("PATH".into(), engine.config.path.clone());
+    for (name, value) in &spec.env {
+        if let EnvValue::Literal(text) = value {
+            env.0.insert(name.clone(), text.clone());
+        }
+    }
+    env.0.insert("PORT".into(), port.number().to_string());
+    for name in ["K_SERVICE", "K_CONFIGURATION", "K_REVISION"] {
+        env.0.insert(name.into(), "prepare".into());
+    }
+    let mut args = options.to_vec();
+    args.push(write_flag(jdk, &scratch));
+    args.push("-jar".into());
+    args.push(jar.display().to_string());
+    args.extend(launch.args.iter().cloned());
+    let args = args.iter().map(|arg| env.expand(arg)).collect();
+    let plan = Plan {
+        program: jdk.java.clone(),
+        args,
+        env,
+        cwd: launch.cwd.clone(),
+        stdin: None,
+        rlimits: Vec::new(),
+        logs: None,
+    };
+    let spawned = spawn::spawn(engine, plan).await?;
+    let number = port.number();
+    spawned.proc().hold(Some(port), package);
+    let failed = |what: String| {
+        let words = spawned
+            .proc()
+            .last_words()
+            .map(|words| format!("; its last output: {words}"))
+            .unwrap_or_default();
+        Error::new(ErrorKind::Unavailable, "prepare", format!("{what}{words}"))
+    };
+    tokio::select! {
+        biased;
+        report = spawned.proc().exited() => return Err(failed(format!("the program {report} before it was ready"))),
+        ready = ready::wait(number, readiness, spec.readiness.as_ref(), || ()) => {
+            ready.map_err(|error| failed(error.to_string()))?;
+        }
+        () = tokio::time::sleep(ARCHIVE_TIMEOUT) => return Err(failed(format!("not ready within {ARCHIVE_TIMEOUT:?}"))),
+    }
+    // One request, so that the classes that answer are in the archive too. Whatever it answers is fine.
+    drop(tokio::time::timeout(Duration::from_secs(5), ask(number)).await);
+    engine.stop(spawned.proc(), ARCHIVE_TIMEOUT);
+    spawned.proc().exited().await;
+    if !scratch.exists() {
+        return Err(failed("the JVM wrote no archive: the program must end by SIGTERM".into()));
+    }
+    std::fs::rename(&scratch, &file).map_err(|error| disk("move the archive to", &file, error))?;
+    Ok(file)
+}
+
+async fn ask(port: u16) -> std::io::Result<()> {
+    let mut stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = [0u8; 4096];
+    while stream.read(&mut answer).await? > 0 {}
+    Ok(())
+}
