@@ -49,9 +49,9 @@ pub fn scalers_with_schedules(parser: ScheduleParser) -> Vec<Arc<dyn sas_core::S
 
 fn metric_scalers() -> Vec<Arc<dyn sas_core::Scaler>> {
     vec![
-        Arc::new(kpa::KpaColumns::default()),
-        Arc::new(kpa::KpaColumns::concurrency()),
-        Arc::new(kpa::KpaColumns::rps()),
+        Arc::new(KpaColumns::default()),
+        Arc::new(KpaColumns::concurrency()),
+        Arc::new(KpaColumns::rps()),
         Arc::new(Resource),
         Arc::new(Backlog),
         Arc::new(Forecast),

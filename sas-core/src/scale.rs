@@ -239,6 +239,11 @@ impl Votes {
         Self(SmallVec::new_const())
     }
 
+    /// Two, at no cost.
+    pub fn pair(first: Vote, second: Vote) -> Self {
+        Self(SmallVec::from_buf([first, second]))
+    }
+
     /// Adds one.
     pub fn push(&mut self, vote: Vote) {
         self.0.push(vote);

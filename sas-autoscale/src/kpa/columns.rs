@@ -14,12 +14,12 @@ use std::any::Any;
 
 use sas_core::{
     Aggregation, Clamps, Decision, Error, ErrorKind, Metric, Policy, Preset, Reason, Result, ScaleInput,
-    Scaler, ScalingSpec, SpecErrors, Timestamp, Vote, knative::DeciderSpec,
+    Scaler, ScalingSpec, SpecErrors, Timestamp, Vote, Votes, knative::DeciderSpec,
 };
 
 use super::{
     decider::Decider,
-    policy::{Kpa, KpaState, PEAK_DECAY, Params, Pending, Recent, Sample},
+    policy::{Kpa, KpaState, PEAK_DECAY, Params, Pending, Recent, SAMPLE_MAX, scale_of},
 };
 use crate::window::{SECOND, Window};
 
@@ -136,15 +136,15 @@ struct Group {
     recent: Vec<f32>,
     before: Vec<f32>,
     drift: Vec<f32>,
-    /// Seconds recorded since the first tick; 0: none yet.
-    age: Vec<u32>,
+    /// Seconds recorded since the first tick; 0: none yet. Signed, since plain x86-64 converts only such fast.
+    age: Vec<i32>,
     /// In seconds of age; 0: no panic.
-    panic_since: Vec<u32>,
+    panic_since: Vec<i32>,
     max_panic: Vec<i32>,
     plane: Vec<u16>,
-    count: Vec<u16>,
-    settling: Vec<u16>,
-    full: Vec<u8>,
+    count: Vec<i16>,
+    settling: Vec<i16>,
+    full: Vec<i16>,
     /// Rows whose samples do not add up to a second yet: weighted sum and seconds. Rare.
     pending: std::collections::BTreeMap<u32, (f64, f64)>,
 }
@@ -249,11 +249,11 @@ impl Group {
             recent: Recent {
                 current: self.recent[row],
                 before: self.before[row],
-                count: u32::from(self.count[row]),
-                full: self.full[row],
+                count: u32::from(self.count[row].unsigned_abs()),
+                full: if self.full[row] >= 2 { 2 } else { u8::from(self.full[row] == 1) },
             },
             peak: self.peak[row],
-            settling: u32::from(self.settling[row]),
+            settling: u32::from(self.settling[row].unsigned_abs()),
         }
     }
 
@@ -261,7 +261,7 @@ impl Group {
     fn store(&mut self, at: u32, state: &KpaState) -> bool {
         let row = at as usize;
         let age = state.clock / SECOND;
-        let (Some((stable, panic)), Ok(age_seconds)) = (&state.windows, u32::try_from(age)) else {
+        let (Some((stable, panic)), Ok(age_seconds)) = (&state.windows, i32::try_from(age)) else {
             return false;
         };
         let fits = stable.is_filled_to(age)
@@ -293,12 +293,12 @@ impl Group {
         self.peak[row] = state.peak;
         self.recent[row] = state.recent.current;
         self.before[row] = state.recent.before;
-        self.count[row] = u16::try_from(state.recent.count).unwrap_or(0);
-        self.full[row] = state.recent.full;
-        self.settling[row] = u16::try_from(state.settling).unwrap_or(u16::MAX);
+        self.count[row] = i16::try_from(state.recent.count).unwrap_or(0);
+        self.full[row] = i16::from(state.recent.full);
+        self.settling[row] = i16::try_from(state.settling).unwrap_or(i16::MAX);
         self.drift[row] = state.pending.drift;
         self.panic_since[row] =
-            state.decider.panic_since.map_or(0, |since| u32::try_from(since / SECOND).unwrap_or(0));
+            state.decider.panic_since.map_or(0, |since| i32::try_from(since / SECOND).unwrap_or(0));
         self.max_panic[row] = state.decider.max_panic_pods;
         if state.pending.seconds == 0.0 && state.pending.weighted == 0.0 {
             self.pending.remove(&at);
@@ -315,25 +315,40 @@ impl Group {
     }
 }
 
-/// One pass: inputs and results of up to [`LANES`] rows, side by side.
+/// One pass: inputs, state and results of up to [`LANES`] rows, side by side. Lanes beyond the count hold old values
+/// and are never looked at.
 struct Lanes {
     at: [u32; LANES],
     value: [f64; LANES],
-    peak: [f32; LANES],
+    requests: [f64; LANES],
     queued: [f64; LANES],
     ready: [f64; LANES],
     starting: [f64; LANES],
     target: [f64; LANES],
     total: [f64; LANES],
+    peak: [f32; LANES],
+    settling: [i16; LANES],
+    partly: [u16; LANES],
+    drift: [f32; LANES],
+    age: [i32; LANES],
+    stable_total: [f64; LANES],
+    panic_total: [f64; LANES],
+    leaves_stable: [f64; LANES],
+    leaves_panic: [f64; LANES],
     stable: [f64; LANES],
     panic: [f64; LANES],
-    recent: [f64; LANES],
-    desired: [f64; LANES],
-    stable_wants: [f64; LANES],
-    panic_wants: [f64; LANES],
-    excess: [f64; LANES],
-    clamps: [u16; LANES],
-    by_panic: [bool; LANES],
+    current: [f32; LANES],
+    before: [f32; LANES],
+    count: [i16; LANES],
+    full: [i16; LANES],
+    since: [i32; LANES],
+    max_panic: [i32; LANES],
+    desired: [i32; LANES],
+    stable_wants: [i32; LANES],
+    panic_wants: [i32; LANES],
+    excess: [i32; LANES],
+    clamps: [i32; LANES],
+    by_panic: [i32; LANES],
 }
 
 impl Lanes {
@@ -341,23 +356,83 @@ impl Lanes {
         Self {
             at: [0; LANES],
             value: [0.0; LANES],
-            peak: [0.0; LANES],
+            requests: [0.0; LANES],
             queued: [0.0; LANES],
             ready: [0.0; LANES],
             starting: [0.0; LANES],
             target: [1.0; LANES],
             total: [1.0; LANES],
+            peak: [0.0; LANES],
+            settling: [0; LANES],
+            partly: [0; LANES],
+            drift: [0.0; LANES],
+            age: [1; LANES],
+            stable_total: [0.0; LANES],
+            panic_total: [0.0; LANES],
+            leaves_stable: [0.0; LANES],
+            leaves_panic: [0.0; LANES],
             stable: [0.0; LANES],
             panic: [0.0; LANES],
-            recent: [0.0; LANES],
-            desired: [0.0; LANES],
-            stable_wants: [0.0; LANES],
-            panic_wants: [0.0; LANES],
-            excess: [0.0; LANES],
+            current: [0.0; LANES],
+            before: [0.0; LANES],
+            count: [0; LANES],
+            full: [0; LANES],
+            since: [0; LANES],
+            max_panic: [0; LANES],
+            desired: [0; LANES],
+            stable_wants: [0; LANES],
+            panic_wants: [0; LANES],
+            excess: [0; LANES],
             clamps: [0; LANES],
-            by_panic: [false; LANES],
+            by_panic: [0; LANES],
         }
     }
+}
+
+/// A column's values of a run of rows, into a lane; rows that lie side by side are one copy.
+#[inline(always)]
+fn take<T: Copy>(lane: &mut [T; LANES], column: &[T], at: &[u32], side_by_side: bool) {
+    if side_by_side {
+        let from = at[0] as usize;
+        lane[..at.len()].copy_from_slice(&column[from..from + at.len()]);
+    } else {
+        for (value, at) in lane.iter_mut().zip(at) {
+            *value = column[*at as usize];
+        }
+    }
+}
+
+/// And back.
+#[inline(always)]
+fn give<T: Copy>(lane: &[T; LANES], column: &mut [T], at: &[u32], side_by_side: bool) {
+    if side_by_side {
+        let from = at[0] as usize;
+        column[from..from + at.len()].copy_from_slice(&lane[..at.len()]);
+    } else {
+        for (value, at) in lane.iter().zip(at) {
+            column[*at as usize] = *value;
+        }
+    }
+}
+
+/// The larger one, where neither is NaN: one instruction, where `f64::max` needs five.
+#[inline(always)]
+fn larger(one: f64, other: f64) -> f64 {
+    if one > other { one } else { other }
+}
+
+/// The smaller one, where neither is NaN.
+#[inline(always)]
+fn smaller(one: f64, other: f64) -> f64 {
+    if one < other { one } else { other }
+}
+
+/// A whole number within 32 bits, by the bits that adding 1.5 * 2^52 leaves at the bottom.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the low half of the bits is the number")]
+fn whole(value: f64) -> i32 {
+    const SHIFT: f64 = 6_755_399_441_055_744.0;
+    (value + SHIFT).to_bits() as i32
 }
 
 /// 2^52: above it, an f64 has no fraction.
@@ -402,166 +477,196 @@ fn round6(value: f64) -> f64 {
 }
 
 impl Group {
-    /// Whether the fast way can take the row with this input, and what it measured.
-    #[inline]
-    fn regular(&self, at: usize, sample: &Sample) -> bool {
-        let due = sample.elapsed + f64::from(self.drift[at]);
-        self.age[at] > 0
-            && self.age[at] < u32::MAX
-            && (0.5..1.5).contains(&due)
-            && self.pending.is_empty()
-            && (sample.ready > 0 || sample.queued == 0.0)
-    }
-
     /// One tick of the rows in `lanes`, all of which write the plane `plane`.
+    fn pass(&mut self, lanes: &mut Lanes, count: usize, plane: usize, elapsed: f64) {
+        let at = lanes.at;
+        let at = &at[..count];
+        let side_by_side = at[count - 1] - at[0] == count as u32 - 1 && at.is_sorted();
+        let length = self.shape.stable as usize;
+        let oldest_of_panic = (plane + length - self.shape.panic as usize) % length;
+        take(&mut lanes.settling, &self.settling, at, side_by_side);
+        take(&mut lanes.peak, &self.peak, at, side_by_side);
+        take(&mut lanes.drift, &self.drift, at, side_by_side);
+        take(&mut lanes.age, &self.age, at, side_by_side);
+        take(&mut lanes.stable_total, &self.stable_total, at, side_by_side);
+        take(&mut lanes.panic_total, &self.panic_total, at, side_by_side);
+        take(&mut lanes.leaves_stable, &self.ring[plane], at, side_by_side);
+        take(&mut lanes.leaves_panic, &self.ring[oldest_of_panic], at, side_by_side);
+        take(&mut lanes.current, &self.recent, at, side_by_side);
+        take(&mut lanes.before, &self.before, at, side_by_side);
+        take(&mut lanes.count, &self.count, at, side_by_side);
+        take(&mut lanes.full, &self.full, at, side_by_side);
+        take(&mut lanes.since, &self.panic_since, at, side_by_side);
+        take(&mut lanes.max_panic, &self.max_panic, at, side_by_side);
+        self.shape.measure(lanes, elapsed);
+        self.shape.average(lanes, elapsed);
+        self.shape.decide(lanes);
+        give(&lanes.settling, &mut self.settling, at, side_by_side);
+        give(&lanes.peak, &mut self.peak, at, side_by_side);
+        give(&lanes.drift, &mut self.drift, at, side_by_side);
+        give(&lanes.age, &mut self.age, at, side_by_side);
+        give(&lanes.stable_total, &mut self.stable_total, at, side_by_side);
+        give(&lanes.panic_total, &mut self.panic_total, at, side_by_side);
+        give(&lanes.value, &mut self.ring[plane], at, side_by_side);
+        give(&lanes.current, &mut self.recent, at, side_by_side);
+        give(&lanes.before, &mut self.before, at, side_by_side);
+        give(&lanes.count, &mut self.count, at, side_by_side);
+        give(&lanes.full, &mut self.full, at, side_by_side);
+        give(&lanes.since, &mut self.panic_since, at, side_by_side);
+        give(&lanes.max_panic, &mut self.max_panic, at, side_by_side);
+    }
+}
+
+impl Shape {
+    /// What waits counts only in part while instances start, and shortly after.
     #[allow(
         clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "counts of seconds and of instances, which are whole and in range; rates and drift are rounded as \
-                  in the scalar code"
+        reason = "a window has at most 3,600 seconds; rates are rounded as in the scalar code"
     )]
-    fn pass(&mut self, lanes: &mut Lanes, count: usize, plane: usize, elapsed: f64) {
-        let shape = self.shape;
-        let (stable_length, panic_length) = (shape.stable, shape.panic);
-        let spec = shape.spec;
-        let concurrency = shape.metric == Metric::Concurrency;
-        let oldest_of_panic = (plane + (stable_length - panic_length) as usize) % stable_length as usize;
-        // What waits counts only in part while instances start, and shortly after.
-        for lane in 0..count {
-            let at = lanes.at[lane] as usize;
-            let settling = if lanes.starting[lane] > 0.0 {
-                panic_length as u16
-            } else {
-                self.settling[at].saturating_sub(1)
-            };
-            self.settling[at] = settling;
-            let peak = lanes.peak[lane].max(self.peak[at] * PEAK_DECAY);
-            self.peak[at] = peak;
-            let (target, total) = self.targets[usize::from(self.target[at])];
-            lanes.target[lane] = target;
-            lanes.total[lane] = total;
-            let trusted = f64::from(peak).max((lanes.ready[lane] + lanes.starting[lane]).min(MOST) * total);
-            let excess = (lanes.queued[lane] - trusted).max(0.0);
-            let partly = settling > 0 && excess > 0.0;
+    fn measure(&self, lanes: &mut Lanes, elapsed: f64) {
+        let panic = self.panic as i16;
+        let concurrency = self.metric == Metric::Concurrency;
+        for lane in 0..LANES {
+            let less = if lanes.settling[lane] > 0 { lanes.settling[lane] - 1 } else { 0 };
+            lanes.settling[lane] = if lanes.starting[lane] > 0.0 { panic } else { less };
+        }
+        for lane in 0..LANES {
+            let arrivals = (lanes.requests[lane] / elapsed) as f32;
+            let kept = lanes.peak[lane] * PEAK_DECAY;
+            lanes.peak[lane] = if arrivals > kept { arrivals } else { kept };
+        }
+        for lane in 0..LANES {
+            let there = smaller(lanes.ready[lane] + lanes.starting[lane], MOST);
+            let trusted = larger(f64::from(lanes.peak[lane]), there * lanes.total[lane]);
+            let excess = larger(lanes.queued[lane] - trusted, 0.0);
+            let partly = (lanes.settling[lane] > 0) & (excess > 0.0);
             let value = lanes.value[lane];
-            if partly & concurrency {
-                lanes.value[lane] = (value - excess).max(value.min(trusted));
-            }
-            lanes.clamps[lane] = if partly { Clamps::STARTING.0 } else { 0 };
+            let less = larger(value - excess, smaller(value, trusted));
+            lanes.value[lane] = if partly & concurrency { less } else { value };
+            lanes.partly[lane] = if partly { Clamps::STARTING.0 } else { 0 };
         }
-        // Windows.
-        for lane in 0..count {
-            let at = lanes.at[lane] as usize;
-            let weighted = lanes.value[lane] * elapsed;
-            let mean = weighted / elapsed;
-            let due = elapsed + f64::from(self.drift[at]);
-            self.drift[at] = (due - 1.0).clamp(-0.5, 0.5) as f32;
-            let age = self.age[at] + 1;
-            let leaves_stable = if age > stable_length { self.ring[plane][at] } else { 0.0 };
-            let leaves_panic = if age > panic_length { self.ring[oldest_of_panic][at] } else { 0.0 };
-            self.ring[plane][at] = mean;
-            let stable_total = (self.stable_total[at] - leaves_stable) + mean;
-            let panic_total = (self.panic_total[at] - leaves_panic) + mean;
-            self.stable_total[at] = stable_total;
-            self.panic_total[at] = panic_total;
-            self.age[at] = age;
-            lanes.stable[lane] = stable_total / f64::from(age.min(stable_length));
-            lanes.panic[lane] = panic_total / f64::from(age.min(panic_length));
-            let current = self.recent[at].max(mean as f32);
-            let ends = u32::from(self.count[at]) + 1 >= panic_length;
-            self.count[at] = if ends { 0 } else { self.count[at] + 1 };
-            let before = if ends { current } else { self.before[at] };
-            let current = if ends { 0.0 } else { current };
-            self.before[at] = before;
-            self.recent[at] = current;
-            let full = (self.full[at] + u8::from(ends)).min(2);
-            self.full[at] = full;
-            // Without a trusted stretch, a value that never says quiet.
-            lanes.recent[lane] = if full == 2 { f64::from(current.max(before)) } else { f64::INFINITY };
+    }
+
+    /// The windows, and the highest sample of late.
+    #[allow(clippy::cast_possible_truncation, reason = "rounded as in the scalar code; windows are short")]
+    fn average(&self, lanes: &mut Lanes, elapsed: f64) {
+        let (stable_length, panic_length) = (self.stable as i32, self.panic as i32);
+        for lane in 0..LANES {
+            let due = elapsed + f64::from(lanes.drift[lane]);
+            lanes.drift[lane] = smaller(larger(due - 1.0, -0.5), 0.5) as f32;
         }
-        // The decision.
+        for lane in 0..LANES {
+            let mean = lanes.value[lane] * elapsed / elapsed;
+            lanes.value[lane] = mean;
+            let age = lanes.age[lane] + 1;
+            lanes.age[lane] = age;
+            // What is older than the revision is another's.
+            let leaves = if age > stable_length { lanes.leaves_stable[lane] } else { 0.0 };
+            let total = (lanes.stable_total[lane] - leaves) + mean;
+            lanes.stable_total[lane] = total;
+            let filled = if age < stable_length { age } else { stable_length };
+            lanes.stable[lane] = round6(total / f64::from(filled));
+        }
+        for lane in 0..LANES {
+            let age = lanes.age[lane];
+            let leaves = if age > panic_length { lanes.leaves_panic[lane] } else { 0.0 };
+            let total = (lanes.panic_total[lane] - leaves) + lanes.value[lane];
+            lanes.panic_total[lane] = total;
+            let filled = if age < panic_length { age } else { panic_length };
+            lanes.panic[lane] = round6(total / f64::from(filled));
+        }
+        let stretch = self.panic as i16;
+        for lane in 0..LANES {
+            let mean = lanes.value[lane] as f32;
+            let current = if lanes.current[lane] > mean { lanes.current[lane] } else { mean };
+            let next = lanes.count[lane] + 1;
+            let ends = next >= stretch;
+            lanes.count[lane] = if ends { 0 } else { next };
+            lanes.before[lane] = if ends { current } else { lanes.before[lane] };
+            lanes.current[lane] = if ends { 0.0 } else { current };
+            let full = lanes.full[lane] + i16::from(ends);
+            lanes.full[lane] = if full > 2 { 2 } else { full };
+        }
+    }
+
+    /// The decision, as [`Decider::decide`] makes it.
+    fn decide(&self, lanes: &mut Lanes) {
+        let spec = self.spec;
         let activation = f64::from(spec.activation_scale);
         let activates = spec.activation_scale > 1;
-        for lane in 0..count {
-            let at = lanes.at[lane] as usize;
+        let length = f64::from(self.stable);
+        let burst = spec.target_burst_capacity;
+        let reachable = if spec.reachable { 1.0 } else { 0.0 };
+        for lane in 0..LANES {
             let target = lanes.target[lane];
             let ready = lanes.ready[lane];
-            let (stable_average, panic_average) = (round6(lanes.stable[lane]), round6(lanes.panic[lane]));
-            lanes.stable[lane] = stable_average;
-            lanes.panic[lane] = panic_average;
-            let counted = ready.max(1.0);
+            let panic_average = lanes.panic[lane];
+            let counted = larger(ready, 1.0);
             let up = ceil(spec.max_scale_up_rate * counted);
-            let down = if spec.reachable { floor(counted / spec.max_scale_down_rate) } else { 0.0 };
-            let window_wants = ceil(stable_average / target);
+            let down = floor(counted / spec.max_scale_down_rate) * reachable;
+            let window_wants = ceil(lanes.stable[lane] / target);
             let panic_wants = ceil(panic_average / target);
             let least = if window_wants > 0.0 { 1.0 } else { 0.0 };
-            let recent_wants = ceil(lanes.recent[lane] / target).max(least);
+            let (current, before) = (lanes.current[lane], lanes.before[lane]);
+            let highest = f64::from(if current > before { current } else { before });
+            // Without a trusted stretch, a value that never says quiet.
+            let highest = if lanes.full[lane] >= 2 { highest } else { f64::MAX };
+            let recent_wants = larger(ceil(highest / target), least);
             let quiet = recent_wants * 2.0 <= window_wants;
             let stable_wants = if quiet { recent_wants } else { window_wants };
-            let mut stable = stable_wants.max(down).min(up).min(MOST);
-            let mut panic = panic_wants.max(down).min(up).min(MOST);
+            let mut stable = smaller(smaller(larger(stable_wants, down), up), MOST);
+            let mut panic = smaller(smaller(larger(panic_wants, down), up), MOST);
             let stable_raised = activates & (stable_wants > 0.0) & (activation > stable);
             let panic_raised = activates & (panic_wants > 0.0) & (activation > panic);
             stable = if stable_raised { activation } else { stable };
             panic = if panic_raised { activation } else { panic };
-            let judged = (ready + lanes.starting[lane]).min(MOST).max(1.0);
+            let judged = larger(smaller(ready + lanes.starting[lane], MOST), 1.0);
             let over = panic_wants / judged >= spec.panic_threshold;
-            let age = self.age[at];
-            let since = self.panic_since[at];
-            let max_panic = f64::from(self.max_panic[at]);
+            let age = f64::from(lanes.age[lane]);
+            let since = f64::from(lanes.since[lane]);
+            let max_panic = f64::from(lanes.max_panic[lane]);
             let calm = recent_wants * 2.0 <= max_panic;
-            let ends =
-                !over & (since > 0) & ((u64::from(since) + u64::from(stable_length) < u64::from(age)) | calm);
-            let since = if over {
-                age
-            } else if ends {
-                0
-            } else {
-                since
-            };
+            let ends = !over & (since > 0.0) & ((since + length < age) | calm);
+            let since = if ends { 0.0 } else { since };
+            let since = if over { age } else { since };
             let max_panic = if ends { 0.0 } else { max_panic };
-            let panics = since > 0;
-            let wanted = stable.max(panic);
+            let panics = since > 0.0;
+            let wanted = larger(stable, panic);
             let held = panics & (max_panic > wanted);
-            let max_panic = if panics { max_panic.max(wanted) } else { max_panic };
+            let max_panic = if panics { larger(max_panic, wanted) } else { max_panic };
             let by_panic = panics & (max_panic > stable);
             let desired = if panics { max_panic } else { stable };
-            self.panic_since[at] = since;
-            self.max_panic[at] = max_panic as i32;
             let wants = if by_panic { panic_wants } else { stable_wants };
-            let raised = if by_panic { panic_raised } else { stable_raised };
-            let limit = if raised {
-                Clamps::ACTIVATION.0
-            } else if wants.max(down) > up {
-                Clamps::UP_RATE.0
-            } else if wants < down {
-                Clamps::DOWN_RATE.0
-            } else {
-                0
-            };
-            lanes.clamps[lane] |= limit
-                | if held { Clamps::PANIC.0 } else { 0 }
-                | if quiet & !by_panic { Clamps::QUIET.0 } else { 0 };
-            lanes.by_panic[lane] = by_panic;
-            lanes.desired[lane] = desired;
-            lanes.stable_wants[lane] = window_wants;
-            lanes.panic_wants[lane] = panic_wants;
-            let burst = spec.target_burst_capacity;
-            lanes.excess[lane] = if burst == 0.0 {
-                0.0
-            } else if burst > 0.0 {
-                floor_signed(ready * lanes.total[lane] - burst - panic_average)
-            } else {
-                -1.0
-            };
+            let raised = (by_panic & panic_raised) | (!by_panic & stable_raised);
+            let rose = !raised & (larger(wants, down) > up);
+            let fell = !raised & !rose & (wants < down);
+            // As sums of powers of two, which are whole numbers of the same kind as everything around.
+            let flag = |acts: bool, clamp: Clamps| if acts { f64::from(clamp.0) } else { 0.0 };
+            let clamps = flag(raised, Clamps::ACTIVATION)
+                + flag(rose, Clamps::UP_RATE)
+                + flag(fell, Clamps::DOWN_RATE)
+                + flag(held, Clamps::PANIC)
+                + flag(quiet & !by_panic, Clamps::QUIET);
+            let capacity = floor_signed(ready * lanes.total[lane] - burst - panic_average);
+            let excess = if burst > 0.0 { capacity } else { -1.0 };
+            let excess = if burst == 0.0 { 0.0 } else { excess };
+            lanes.since[lane] = whole(since);
+            lanes.max_panic[lane] = whole(max_panic);
+            lanes.desired[lane] = whole(desired);
+            lanes.by_panic[lane] = whole(if by_panic { 1.0 } else { 0.0 });
+            lanes.clamps[lane] = whole(clamps);
+            lanes.excess[lane] = whole(larger(smaller(excess, MOST), -MOST - 1.0));
+            lanes.stable_wants[lane] = whole(smaller(window_wants, MOST));
+            lanes.panic_wants[lane] = whole(smaller(panic_wants, MOST));
         }
     }
 
     /// The decision of a lane.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole numbers; saturates")]
+    #[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "counts, and a set of 16 bits")]
+    #[inline(always)]
     fn decision(&self, lanes: &Lanes, lane: usize) -> Decision {
         let desired = lanes.desired[lane] as u32;
-        let reason = if lanes.by_panic[lane] {
+        let reason = if lanes.by_panic[lane] != 0 {
             Reason::Panic
         } else if desired == 0 {
             Reason::Idle
@@ -569,14 +674,14 @@ impl Group {
             Reason::Stable
         };
         let mut decision = Decision::set(desired, reason);
-        decision.clamps = Clamps(lanes.clamps[lane]);
-        decision.excess_burst = lanes.excess[lane] as i32;
+        decision.clamps = Clamps(lanes.clamps[lane] as u16 | lanes.partly[lane]);
+        decision.excess_burst = lanes.excess[lane];
         decision.version = Kpa::VERSION;
-        let vote = |value: f64, wants: f64| {
-            Vote::new(self.shape.metric, Some(value), lanes.target[lane], Some(wants.min(MOST) as u32))
-        };
-        decision.votes.push(vote(lanes.stable[lane], lanes.stable_wants[lane]));
-        decision.votes.push(vote(lanes.panic[lane], lanes.panic_wants[lane]));
+        let target = lanes.target[lane];
+        decision.votes = Votes::pair(
+            Vote::new(self.metric, Some(lanes.stable[lane]), target, Some(lanes.stable_wants[lane] as u32)),
+            Vote::new(self.metric, Some(lanes.panic[lane]), target, Some(lanes.panic_wants[lane] as u32)),
+        );
         decision
     }
 }
@@ -695,42 +800,62 @@ impl States {
 
     /// Takes inputs from the front of `batch` into `lanes` for as long as the fast way can take them together.
     fn fill(&mut self, kpa: &Kpa, batch: &[ScaleInput<'_>], lanes: &mut Lanes) -> Option<Run> {
-        let mut run: Option<Run> = None;
-        for input in batch.iter().take(LANES) {
-            let place = self.place(kpa, input);
-            let Place::Column { group, at } = place else { break };
-            let columns = &mut self.groups[usize::from(group)];
-            let row = at as usize;
-            let Some(sample) = Sample::of(input.load, input.elapsed, columns.shape.metric) else { break };
-            if !columns.regular(row, &sample) {
-                break;
-            }
-            let next = columns.plane[row] + 1;
-            let plane = if u32::from(next) == columns.shape.stable { 0 } else { usize::from(next) };
-            match &mut run {
-                None => run = Some(Run { group, plane, elapsed: sample.elapsed, count: 0 }),
-                Some(run) if run.group == group && run.plane == plane && run.elapsed == sample.elapsed => {}
-                Some(_) => break,
-            }
-            let Some(run) = &mut run else { break };
-            let lane = run.count;
-            // The same row twice in a batch has to wait for its first turn: its plane tells, unless there is but one.
-            if columns.shape.stable == 1 && lanes.at[..lane].contains(&at) {
-                break;
-            }
-            columns.plane[row] = u16::try_from(plane).unwrap_or(0);
-            lanes.at[lane] = at;
-            lanes.value[lane] = sample.value;
-            #[allow(clippy::cast_possible_truncation, reason = "seven digits of a rate are enough")]
-            {
-                lanes.peak[lane] = sample.arrivals as f32;
-            }
-            lanes.queued[lane] = sample.queued;
-            lanes.ready[lane] = f64::from(sample.ready);
-            lanes.starting[lane] = f64::from(sample.starting);
-            run.count += 1;
+        let first = batch.first()?;
+        let Place::Column { group, at } = self.place(kpa, first) else { return None };
+        let columns = &mut self.groups[usize::from(group)];
+        let rows = &self.rows;
+        let elapsed = first.elapsed.as_secs_f64().min(3600.0);
+        let next = u32::from(columns.plane[at as usize]) + 1;
+        let plane = if next >= columns.shape.stable { 0 } else { next as u16 };
+        let before = if plane == 0 { columns.shape.stable as u16 - 1 } else { plane - 1 };
+        if !columns.pending.is_empty() || elapsed <= 0.0 {
+            return None;
         }
-        run
+        let rps = columns.shape.metric == Metric::Rps;
+        // Once per batch it is seen that these are still the spec and limit that the row's target was made from.
+        let target = columns.target[at as usize];
+        let (spec, concurrency) = (std::ptr::from_ref(first.spec), first.concurrency);
+        let (target_value, total_value) = columns.targets[usize::from(target)];
+        let mut count = 0;
+        for input in batch.iter().take(LANES) {
+            let Some(Place::Column { group: other, at }) = rows.get(input.row as usize).copied() else { break };
+            if other != group {
+                break;
+            }
+            let row = at as usize;
+            let load = input.load;
+            let due = elapsed + f64::from(columns.drift[row]);
+            let requests = f64::from(load.requests);
+            let value = if rps { requests / elapsed } else { load.concurrency };
+            let regular = std::ptr::eq(input.spec, spec)
+                & (input.concurrency == concurrency)
+                & (columns.target[row] == target)
+                & (columns.plane[row] == before)
+                & (input.elapsed == first.elapsed)
+                & (columns.age[row] > 0)
+                & (columns.age[row] < i32::MAX)
+                & (due >= 0.5)
+                & (due < 1.5)
+                & (load.concurrency >= 0.0)
+                & (load.concurrency <= SAMPLE_MAX)
+                & (value <= SAMPLE_MAX)
+                & ((load.ready > 0) | (load.queued == 0));
+            // The same row twice in a batch waits for its first turn: its plane tells, unless there is but one.
+            if !regular || columns.shape.stable == 1 && lanes.at[..count].contains(&at) {
+                break;
+            }
+            columns.plane[row] = plane;
+            lanes.at[count] = at;
+            lanes.value[count] = value;
+            lanes.requests[count] = requests;
+            lanes.queued[count] = f64::from(load.queued);
+            lanes.ready[count] = f64::from(scale_of(load.ready));
+            lanes.starting[count] = f64::from(scale_of(load.starting));
+            lanes.target[count] = target_value;
+            lanes.total[count] = total_value;
+            count += 1;
+        }
+        (count > 0).then(|| Run { group, plane: usize::from(plane), elapsed, count })
     }
 }
 
@@ -776,7 +901,8 @@ impl Scaler for KpaColumns {
                     let group = &mut states.groups[usize::from(run.group)];
                     group.newest_plane = u16::try_from(run.plane).unwrap_or(0);
                     group.pass(&mut lanes, run.count, run.plane, run.elapsed);
-                    out.extend((0..run.count).map(|lane| group.decision(&lanes, lane)));
+                    let shape = group.shape;
+                    out.extend((0..run.count).map(|lane| shape.decision(&lanes, lane)));
                     rest = &rest[run.count..];
                 }
                 None => {

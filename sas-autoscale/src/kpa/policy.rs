@@ -12,7 +12,7 @@ use super::decider::{Averages, Decider, Mended, Ready, Scaled};
 use crate::window::{Nanos, SECOND, Window};
 
 /// More than this is no measurement.
-const SAMPLE_MAX: f64 = 1e12;
+pub(super) const SAMPLE_MAX: f64 = 1e12;
 /// How much of the highest arrival rate is left after a second.
 pub(super) const PEAK_DECAY: f32 = 0.8;
 
@@ -97,7 +97,7 @@ fn nanos(duration: Duration) -> Nanos {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
-fn scale_of(count: u32) -> i32 {
+pub(super) fn scale_of(count: u32) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
