@@ -19,6 +19,7 @@ use crate::{
     metrics::Metrics,
     shard::Shard,
     state::Holds,
+    stems::Stems,
     sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering},
 };
 
@@ -46,6 +47,8 @@ pub(crate) struct Core {
     /// Whether somebody waits for a budget: read at every release.
     short: AtomicBool,
     pub(crate) bounds: Mutex<Bounds>,
+    pub(crate) stems: Stems,
+    has_stems: bool,
     shards: OnceLock<Box<[Weak<Shard>]>>,
     handle: OnceLock<Handle>,
     pub(crate) tasks: TaskTracker,
@@ -82,6 +85,8 @@ impl Core {
             gate: Mutex::new(gate),
             short: AtomicBool::new(false),
             bounds: Mutex::new(Bounds::default()),
+            stems: Stems::new(&config.stems),
+            has_stems: !config.stems.classes.is_empty(),
             shards: OnceLock::new(),
             handle: OnceLock::new(),
             tasks: TaskTracker::new(),
@@ -99,9 +104,12 @@ impl Core {
         core
     }
 
-    pub(crate) fn adopt(&self, shards: &[Arc<Shard>]) {
+    pub(crate) fn adopt(self: &Arc<Self>, shards: &[Arc<Shard>]) {
         let shards: Box<[Weak<Shard>]> = shards.iter().map(Arc::downgrade).collect();
         self.shards.set(shards).expect("a pool is made once");
+        if self.has_stems {
+            self.arm(self.now());
+        }
     }
 
     /// Nanoseconds of the pool's life, from 1: 0 is "never".
@@ -177,6 +185,9 @@ impl Core {
                     next = next.min(shard.expire());
                 }
             }
+            if this.has_stems {
+                next = next.min(this.stems.tick(&this));
+            }
             next = next.min(this.armed.fetch_min(next, Ordering::AcqRel));
             let wake = this.instant(next);
             tokio::select! {
@@ -216,7 +227,7 @@ impl Core {
     }
 
     /// Begins all starts that may begin. One thread at a time does; whoever comes meanwhile makes it look again.
-    pub(crate) fn pump(&self) {
+    pub(crate) fn pump(self: &Arc<Self>) {
         let mut gate = self.gate.lock();
         if gate.pumping {
             return;
@@ -229,8 +240,12 @@ impl Core {
                 let shortage = gate.shortage();
                 self.short.store(shortage.is_some(), Ordering::Relaxed);
                 drop(gate);
-                if let (Some(shortage), false) = (shortage, was_short) {
-                    crate::reclaim::make_room(self, shortage);
+                match shortage {
+                    // What stems held is free at once; idle instances give theirs back when they are gone.
+                    Some(shortage) if !was_short && crate::reclaim::make_room(self, shortage) => self.pump(),
+                    // Nobody waits for the CPU: stems may boot.
+                    None if self.has_stems => self.stems.refill(self),
+                    _ => {}
                 }
                 return;
             };

@@ -15,6 +15,7 @@ mod revision;
 mod shard;
 mod start;
 mod state;
+mod stems;
 mod sync;
 mod timer;
 

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sas_core::{
     Claim, ClaimError, Cx, Deployed, Error, ErrorKind, InstanceId, InstanceState, InstanceView, Lease, Load,
-    Pool, Result, RevisionKey, RevisionStatus, Waiting,
+    Pool, Result, RevisionKey, RevisionStatus, StemClass, Waiting,
 };
 use tokio::time::Instant;
 
@@ -61,6 +61,11 @@ impl InstancePool {
     /// How many revisions are registered.
     pub fn registered(&self) -> u32 {
         self.registered.load(Ordering::Relaxed)
+    }
+
+    /// Stems of a class that are ready, that boot, and that are to be held; `None`: no such class is held.
+    pub fn stems(&self, class: &StemClass) -> Option<(u32, u32, u32)> {
+        self.core.stems.counts(class)
     }
 
     fn shard(&self, key: RevisionKey) -> &Arc<Shard> {
@@ -247,6 +252,7 @@ impl Pool for InstancePool {
     async fn shutdown(&self, deadline: Instant) {
         self.closed.store(true, Ordering::Release);
         let grace = deadline.saturating_duration_since(Instant::now());
+        self.core.stems.close(&self.core);
         for shard in &self.shards {
             shard.with(|state, core, fx| state.close(core, grace, fx));
         }

@@ -115,6 +115,18 @@ async fn make(core: Arc<Core>, mut request: StartRequest) -> Made {
         Err(error) => return Made::failed(error),
     }
     let runtime = Arc::clone(&request.deployed.runtime);
+    if runtime.capabilities().stems
+        && let Some(class) = &request.deployed.artifact.info().stem
+        && let Some(stem) = core.stems.take(&core, class)
+    {
+        match stem.specialize(request.clone()).await {
+            Ok(instance) => return Made { result: Ok(instance), from_stem: true },
+            Err(error) => {
+                core.metrics.stem_failures.increment(1);
+                tracing::warn!(instance = %request.id, error = %error.chain(), "a stem failed: starting cold");
+            }
+        }
+    }
     Made { result: runtime.start(request).await, from_stem: false }
 }
 

@@ -1,0 +1,457 @@
+//! Stems: booted instances that belong to no revision yet. A cold start takes one of its class first; it is used once
+//! and never handed on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use sas_core::{
+    CapacityInput, CapacityPolicy, ExitReport, InstanceEvents, InstanceId, MeterPhase, RevisionKey,
+    StartPhase, Stem, StemClass, StemRequest, TenantKey,
+};
+use tokio::time::Instant;
+
+use crate::{
+    config::{StemClassConfig, StemsConfig},
+    core::Core,
+    state::nanos,
+    sync::Mutex,
+};
+
+/// What the meter is told instead of a revision.
+const NOBODY: RevisionKey = RevisionKey(u64::MAX);
+
+#[derive(Debug)]
+pub(crate) struct Stems(Mutex<Shelf>);
+
+#[derive(Debug, Default)]
+struct Shelf {
+    classes: BTreeMap<StemClass, Class>,
+    /// How many ids were given out. Those of instances have a generation above; stems have none.
+    ids: u32,
+    next_slot: u64,
+    booting: u32,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Class {
+    config: StemClassConfig,
+    policy: Option<Box<dyn CapacityPolicy>>,
+    /// The oldest first.
+    ready: VecDeque<Held>,
+    booting: BTreeSet<InstanceId>,
+    /// What the policy wants.
+    target: u32,
+    /// What memory allows of it.
+    granted: u32,
+    taken: u32,
+    missed: u32,
+    boot_time: Duration,
+    /// Boots that failed in a row, and when the next may be tried.
+    failures: u32,
+    retry_at: u64,
+}
+
+#[derive(Debug)]
+struct Held {
+    id: InstanceId,
+    stem: Box<dyn Stem>,
+    since: u64,
+}
+
+/// A boot that was decided.
+struct Boot {
+    id: InstanceId,
+    class: StemClass,
+    config: StemClassConfig,
+}
+
+impl Stems {
+    pub(crate) fn new(config: &StemsConfig) -> Self {
+        let classes = config.classes.iter().map(|(class, stems)| {
+            let state = Class {
+                config: stems.clone(),
+                policy: config.capacity.as_ref().map(|make| make(class)),
+                ready: VecDeque::new(),
+                booting: BTreeSet::new(),
+                target: stems.min,
+                granted: 0,
+                taken: 0,
+                missed: 0,
+                boot_time: Duration::ZERO,
+                failures: 0,
+                retry_at: 0,
+            };
+            (class.clone(), state)
+        });
+        Self(Mutex::new(Shelf { classes: classes.collect(), ..Shelf::default() }))
+    }
+
+    /// A stem for a start, if its class is held: none is a miss, and the next are booted.
+    pub(crate) fn take(&self, core: &Arc<Core>, class: &StemClass) -> Option<Box<dyn Stem>> {
+        let held = {
+            let mut shelf = self.0.lock();
+            let state = shelf.classes.get_mut(class)?;
+            state.taken += 1;
+            let held = state.ready.pop_front();
+            if held.is_some() {
+                core.gate.lock().stem_gone(state.config.memory_bytes);
+                core.metrics.stem_hits.increment(1);
+            } else {
+                state.missed += 1;
+                core.metrics.stem_misses.increment(1);
+            }
+            held
+        };
+        if let Some(held) = &held {
+            told_pooled(core, held);
+        }
+        self.refill(core);
+        held.map(|held| held.stem)
+    }
+
+    /// Ends the slots of time that are over, and says when the next one is.
+    pub(crate) fn tick(&self, core: &Arc<Core>) -> u64 {
+        let now = core.now();
+        let slot = core.config.stems.slot;
+        let next = {
+            let mut shelf = self.0.lock();
+            if shelf.classes.is_empty() || shelf.closed {
+                return u64::MAX;
+            }
+            let retry = shelf.classes.values().map(|class| class.retry_at).filter(|at| *at > now).min();
+            if now >= shelf.next_slot {
+                if shelf.next_slot > 0 {
+                    shelf.end_slot(core, slot);
+                }
+                shelf.next_slot = now + nanos(slot);
+            }
+            shelf.grant(core.config.stems.memory_bytes);
+            shelf.next_slot.min(retry.unwrap_or(u64::MAX))
+        };
+        self.trim(core);
+        self.refill(core);
+        next
+    }
+
+    /// Boots what is missing, as far as nobody waits for the CPU or for memory.
+    pub(crate) fn refill(&self, core: &Arc<Core>) {
+        let boots = self.0.lock().boots(core);
+        for boot in boots {
+            let core_ = Arc::clone(core);
+            core.spawn(async move { core_.stems.boot(&core_, boot).await });
+        }
+    }
+
+    async fn boot(&self, core: &Arc<Core>, boot: Boot) {
+        let begun = core.now();
+        let events = Arc::new(StemEvents(Arc::downgrade(core)));
+        let deadline = Instant::now() + core.config.stems.boot_timeout;
+        let request = StemRequest::new(boot.id, boot.class.clone(), events, deadline);
+        let booted = tokio::select! {
+            biased;
+            () = core.ended.cancelled() => return self.not_booted(core, &boot, None),
+            booted = tokio::time::timeout_at(deadline, boot.config.runtime.start_stem(request)) => booted,
+        };
+        let stem = match booted {
+            Ok(Ok(stem)) => stem,
+            Ok(Err(error)) => return self.not_booted(core, &boot, Some(error.chain())),
+            Err(_) => return self.not_booted(core, &boot, Some("not booted in time (stems.boot_timeout)".into())),
+        };
+        let now = core.now();
+        let surplus = {
+            let mut shelf = self.0.lock();
+            shelf.booting -= 1;
+            let closed = shelf.closed;
+            let class = shelf.classes.get_mut(&boot.class).expect("classes stay");
+            class.boot_time = Duration::from_nanos(now - begun);
+            class.failures = 0;
+            // Taken off the list: it died as it became ready.
+            let lives = class.booting.remove(&boot.id);
+            if lives && !closed {
+                class.ready.push_back(Held { id: boot.id, stem, since: now });
+                None
+            } else {
+                core.gate.lock().stem_gone(boot.config.memory_bytes);
+                Some(stem)
+            }
+        };
+        if let Some(meter) = &core.config.meter {
+            meter.phase(boot.id, NOBODY, TenantKey(0), MeterPhase::Starting, now - begun);
+        }
+        if let Some(stem) = surplus {
+            let _ = stem.stop().await;
+        }
+        self.refill(core);
+    }
+
+    fn not_booted(&self, core: &Arc<Core>, boot: &Boot, error: Option<String>) {
+        let mut shelf = self.0.lock();
+        shelf.booting -= 1;
+        let class = shelf.classes.get_mut(&boot.class).expect("classes stay");
+        class.booting.remove(&boot.id);
+        core.gate.lock().stem_gone(boot.config.memory_bytes);
+        let Some(error) = error else { return };
+        class.failures += 1;
+        class.retry_at = core.now() + nanos(core.config.backoff.pause(class.failures));
+        tracing::warn!(class = %boot.class, error, "a stem could not be booted");
+        let at = class.retry_at;
+        drop(shelf);
+        core.arm(at);
+    }
+
+    /// Stops stems beyond what is granted.
+    fn trim(&self, core: &Arc<Core>) {
+        let mut surplus = Vec::new();
+        for class in self.0.lock().classes.values_mut() {
+            while class.ready.len() as u32 > class.granted {
+                surplus.extend(class.ready.pop_front());
+                core.gate.lock().stem_gone(class.config.memory_bytes);
+            }
+        }
+        self.discard(core, surplus);
+    }
+
+    /// Gives stems up until `bytes` are free; those that are left over are stopped. The largest holdings first.
+    pub(crate) fn give_up(&self, core: &Arc<Core>, bytes: &mut u64) {
+        let mut surplus = Vec::new();
+        {
+            let mut shelf = self.0.lock();
+            while *bytes > 0 {
+                let holding = |class: &Class| class.ready.len() as u64 * class.config.memory_bytes;
+                let Some(class) =
+                    shelf.classes.values_mut().max_by_key(|class| holding(class)).filter(|class| holding(class) > 0)
+                else {
+                    break;
+                };
+                surplus.extend(class.ready.pop_front());
+                *bytes = bytes.saturating_sub(class.config.memory_bytes);
+                core.gate.lock().stem_gone(class.config.memory_bytes);
+            }
+        }
+        self.discard(core, surplus);
+    }
+
+    fn discard(&self, core: &Arc<Core>, surplus: Vec<Held>) {
+        for held in surplus {
+            told_pooled(core, &held);
+            core.spawn(async move {
+                if let Err(error) = held.stem.stop().await {
+                    tracing::warn!(stem = %held.id, error = %error.chain(), "a stem may not be gone");
+                }
+            });
+        }
+    }
+
+    /// A stem ended by itself.
+    fn exited(&self, core: &Arc<Core>, id: InstanceId) {
+        let mut lost = None;
+        for class in self.0.lock().classes.values_mut() {
+            if let Some(at) = class.ready.iter().position(|held| held.id == id) {
+                lost = class.ready.remove(at);
+                core.gate.lock().stem_gone(class.config.memory_bytes);
+                break;
+            }
+            if class.booting.remove(&id) {
+                break;
+            }
+        }
+        if let Some(held) = lost {
+            told_pooled(core, &held);
+            self.refill(core);
+        }
+    }
+
+    /// Stops all stems, for good. Boots end with the pool's tasks.
+    pub(crate) fn close(&self, core: &Arc<Core>) {
+        let mut surplus = Vec::new();
+        {
+            let mut shelf = self.0.lock();
+            shelf.closed = true;
+            for class in shelf.classes.values_mut() {
+                for held in class.ready.drain(..) {
+                    core.gate.lock().stem_gone(class.config.memory_bytes);
+                    surplus.push(held);
+                }
+            }
+        }
+        if !surplus.is_empty() {
+            self.discard(core, surplus);
+        }
+    }
+
+    /// Ready, booting and wanted stems of a class.
+    pub(crate) fn counts(&self, class: &StemClass) -> Option<(u32, u32, u32)> {
+        let shelf = self.0.lock();
+        let class = shelf.classes.get(class)?;
+        Some((class.ready.len() as u32, class.booting.len() as u32, class.granted))
+    }
+}
+
+fn told_pooled(core: &Core, held: &Held) {
+    if let Some(meter) = &core.config.meter {
+        let ns = core.now().saturating_sub(held.since);
+        meter.phase(held.id, NOBODY, TenantKey(0), MeterPhase::Pooled, ns);
+    }
+}
+
+impl Shelf {
+    /// Asks the policies for the next slot.
+    fn end_slot(&mut self, core: &Core, slot: Duration) {
+        let wall = core.config.clock.now();
+        for class in self.classes.values_mut() {
+            let mut input = CapacityInput::new(wall, slot, class.taken);
+            input.missed = class.missed;
+            input.ready = class.ready.len() as u32;
+            input.booting = class.booting.len() as u32;
+            input.boot_time = class.boot_time;
+            (input.min, input.max) = (class.config.min, class.config.max);
+            (class.taken, class.missed) = (0, 0);
+            class.target = class.policy.as_mut().map_or(class.config.min, |policy| policy.target(&input));
+            class.target = class.target.clamp(class.config.min, class.config.max);
+        }
+    }
+
+    fn grant(&mut self, budget: u64) {
+        let wants: Vec<Want> = self
+            .classes
+            .values()
+            .map(|class| Want { least: class.config.min, most: class.target, bytes: class.config.memory_bytes })
+            .collect();
+        for (class, granted) in self.classes.values_mut().zip(grants(&wants, budget)) {
+            class.granted = granted;
+        }
+    }
+
+    /// The boots that may begin now.
+    fn boots(&mut self, core: &Core) -> Vec<Boot> {
+        let mut boots = Vec::new();
+        let now = core.now();
+        let most = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+        if self.closed || core.gate.lock().waiting() > 0 {
+            return boots;
+        }
+        // A stem for each class in turn, the one that lacks most first: none starves while another refills.
+        while self.booting < most {
+            let lacking = |class: &Class| {
+                let have = class.ready.len() as u32 + class.booting.len() as u32;
+                if now < class.retry_at { 0 } else { class.granted.saturating_sub(have) }
+            };
+            let chosen = self
+                .classes
+                .iter_mut()
+                .filter(|(_, class)| lacking(class) > 0)
+                .max_by(|(_, a), (_, b)| {
+                    let share = |class: &Class| f64::from(lacking(class)) / f64::from(class.granted);
+                    share(a).total_cmp(&share(b))
+                });
+            let Some((name, class)) = chosen else { break };
+            if !core.gate.lock().take_for_stem(class.config.memory_bytes) {
+                break;
+            }
+            self.ids += 1;
+            let id = InstanceId(u64::from(self.ids));
+            class.booting.insert(id);
+            self.booting += 1;
+            boots.push(Boot { id, class: name.clone(), config: class.config.clone() });
+        }
+        boots
+    }
+}
+
+/// What a class wants of the budget.
+#[derive(Clone, Copy, Debug)]
+struct Want {
+    least: u32,
+    most: u32,
+    bytes: u64,
+}
+
+/// Shares a budget of memory between classes: first everybody's minimum, then max-min fair by bytes, so that the
+/// class that wants most can't take what a smaller one wants.
+fn grants(wants: &[Want], budget: u64) -> Vec<u32> {
+    let mut granted = vec![0u32; wants.len()];
+    let mut left = budget;
+    for goal in [|want: &Want| want.least.min(want.most), |want: &Want| want.most] {
+        // Those who want least are served first; what they leave is shared by the others.
+        let mut open: Vec<usize> = (0..wants.len()).filter(|&at| granted[at] < goal(&wants[at])).collect();
+        open.sort_by_key(|&at| u64::from(goal(&wants[at]) - granted[at]) * wants[at].bytes);
+        let mut rest = open.len() as u64;
+        for &at in &open {
+            let want = &wants[at];
+            let share = left / rest;
+            let more = (share / want.bytes).min(u64::from(goal(want) - granted[at])) as u32;
+            granted[at] += more;
+            left -= u64::from(more) * want.bytes;
+            rest -= 1;
+        }
+        // What rounding left over goes to whoever can still use it.
+        for &at in &open {
+            let want = &wants[at];
+            let more = (left / want.bytes).min(u64::from(goal(want) - granted[at])) as u32;
+            granted[at] += more;
+            left -= u64::from(more) * want.bytes;
+        }
+    }
+    granted
+}
+
+/// Whom a stem tells about its life while it is one.
+struct StemEvents(Weak<Core>);
+
+impl std::fmt::Debug for StemEvents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StemEvents")
+    }
+}
+
+impl InstanceEvents for StemEvents {
+    fn phase(&self, _: InstanceId, _: StartPhase) {}
+
+    fn exited(&self, id: InstanceId, _: ExitReport) {
+        if let Some(core) = self.0.upgrade() {
+            core.stems.exited(&core, id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn want(least: u32, most: u32, bytes: u64) -> Want {
+        Want { least, most, bytes }
+    }
+
+    #[test]
+    fn a_large_class_does_not_starve_a_small_one() {
+        assert_eq!(grants(&[want(0, 1000, 10), want(0, 5, 10)], 200), [15, 5]);
+        assert_eq!(grants(&[want(0, 1000, 10), want(0, 1000, 20)], 400), [20, 10]);
+        assert_eq!(grants(&[want(2, 10, 100), want(1, 10, 50)], 250), [2, 1], "minima first");
+        assert_eq!(grants(&[want(5, 5, 100)], 250), [2], "as far as memory goes");
+        assert_eq!(grants(&[want(1, 1, 300)], 250), [0], "a budget smaller than a stem holds none");
+    }
+
+    proptest! {
+        #[test]
+        fn grants_keep_the_budget_and_leave_nothing_usable(
+            wants in prop::collection::vec((0u32..10, 0u32..50, 1u64..100), 1..6),
+            budget in 0u64..4000,
+        ) {
+            let wants: Vec<Want> =
+                wants.into_iter().map(|(least, more, bytes)| want(least, least + more, bytes)).collect();
+            let granted = grants(&wants, budget);
+            let spent: u64 = wants.iter().zip(&granted).map(|(want, n)| want.bytes * u64::from(*n)).sum();
+            prop_assert!(spent <= budget);
+            for (want, n) in wants.iter().zip(&granted) {
+                prop_assert!(*n <= want.most);
+                prop_assert!(*n == want.most || budget - spent < want.bytes, "{wants:?} {granted:?}");
+            }
+        }
+    }
+}
