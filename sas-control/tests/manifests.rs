@@ -1,8 +1,10 @@
-//! Manifests of real projects: each is read, or refused for what is wrong with it.
+//! Manifests of real projects: each is read, or refused for what is wrong with it. And: nothing makes the reader panic.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use proptest::prelude::*;
 use sas_control::manifest::{Manifest, ParseOptions, ServiceManifest, parse};
+use sas_core::{EnvValue, Metric, ProbeAction, Protocol, Source, SpecErrors};
 use serde_json::Value;
 
 fn vectors() -> PathBuf {
@@ -12,25 +14,540 @@ fn vectors() -> PathBuf {
     }
 }
 
-fn files() -> Vec<(String, String)> {
+fn files() -> Vec<(String, String, Value)> {
     let index = std::fs::read_to_string(vectors().join("index.json")).expect("index.json");
     let index: Vec<Value> = serde_json::from_str(&index).expect("index.json is JSON");
     index
-        .iter()
+        .into_iter()
         .map(|entry| {
             let file = entry["file"].as_str().expect("a file name").to_owned();
             let text = std::fs::read_to_string(vectors().join("services").join(&file)).expect("the file");
-            (file, text)
+            (file, text, entry)
         })
         .collect()
 }
 
+fn read(text: &str) -> Result<ServiceManifest, SpecErrors> {
+    let mut manifests = parse(text, &ParseOptions::default())?;
+    match (manifests.pop(), manifests.is_empty()) {
+        (Some(Manifest::Service(service)), true) => Ok(*service),
+        other => panic!("not one service: {other:?}"),
+    }
+}
+
+/// What is wrong with those that are refused: fields and the reason, by file.
+fn refused() -> BTreeMap<&'static str, Vec<&'static str>> {
+    const CONTAINERS: &str = "spec.template.spec.containers";
+    BTreeMap::from([
+        // A key is misspelt.
+        ("IBM_knative-quarkus-bench__f975dac266.yaml", vec!["spec.template.metedata"]),
+        // Fragments of the documentation that name no container.
+        ("knative_docs__0b31bf0f93.yaml", vec![CONTAINERS]),
+        ("knative_docs__4e869c87e7.yaml", vec![CONTAINERS]),
+        ("knative_docs__83e221315a.yaml", vec![CONTAINERS]),
+        ("knative_docs__e6419bb591.yaml", vec![CONTAINERS]),
+        // Placeholders in the place of a name.
+        ("knative_docs__14d12ad38d.yaml", vec!["metadata.name", CONTAINERS]),
+        ("knative_docs__58f46951e4.yaml", vec!["metadata.name"]),
+        // Wrong indentation: the containers are beside `spec`, not in it.
+        ("knative_docs__7fb44fa91c.yaml", vec!["spec.template.containers"]),
+        ("knative_docs__ecdc7ebf2c.yaml", vec!["spec.template.containers"]),
+    ])
+}
+
 #[test]
-fn dump() {
-    for (file, text) in files() {
+fn real_manifests_are_read_or_refused_for_a_reason() {
+    let refused = refused();
+    let (mut accepted, mut justified) = (0, 0);
+    for (file, text, _) in files() {
+        match (read(&text), refused.get(file.as_str())) {
+            (Ok(_), None) => accepted += 1,
+            (Err(errors), Some(expected)) => {
+                let fields: Vec<&str> = errors.0.iter().map(|error| error.field.as_str()).collect();
+                assert_eq!(&fields, expected, "{file}: {errors}");
+                justified += 1;
+            }
+            (Ok(_), Some(expected)) => panic!("{file} was read, though {expected:?} are wrong"),
+            // Files that this copy does not know may have mistakes of their own; each has a field and a reason.
+            (Err(errors), None) if std::env::var_os("SAS_VECTORS_DIR").is_some() => {
+                println!("{file}: refused:\n{errors}");
+                assert!(errors.0.iter().all(|error| !error.field.is_empty() && !error.problem.is_empty()));
+                justified += 1;
+            }
+            (Err(errors), None) => panic!("{file}: {errors}"),
+        }
+    }
+    println!(
+        "knative/services: {} files, {accepted} read, {justified} refused for a reason",
+        accepted + justified
+    );
+    if std::env::var_os("SAS_VECTORS_DIR").is_none() {
+        assert_eq!((accepted, justified), (74, 9));
+    }
+}
+
+/// What a simple, independent walk over the YAML finds must be in the result.
+#[test]
+fn what_real_manifests_say_is_in_the_result() {
+    let mut checked = 0;
+    for (file, text, _) in files() {
+        let Ok(service) = read(&text) else { continue };
+        let document: Value = serde_saphyr::from_str(&text).expect("YAML");
+        let template = &document["spec"]["template"];
+        let pod = &template["spec"];
+        let containers = pod["containers"].as_array().expect("containers");
+        let serving = containers.iter().find(|c| c["ports"].is_array()).unwrap_or(&containers[0]);
+        assert_eq!(service.name, document["metadata"]["name"], "{file}");
+        assert_eq!(
+            service.namespace,
+            document["metadata"]["namespace"].as_str().unwrap_or("default"),
+            "{file}"
+        );
+        assert_eq!(service.revision.as_deref(), template["metadata"]["name"].as_str(), "{file}");
+        assert_eq!(
+            service.spec.source,
+            Source::Image(serving["image"].as_str().expect("an image").to_owned()),
+            "{file}"
+        );
+        assert_eq!(service.spec.runtime, "container", "{file}");
+        assert_eq!(
+            u64::from(service.spec.concurrency),
+            pod["containerConcurrency"].as_u64().unwrap_or(0),
+            "{file}"
+        );
+        let timeout = pod["timeoutSeconds"].as_u64().unwrap_or(300);
+        assert_eq!(service.spec.timeouts.request, Duration::from_secs(timeout), "{file}");
+        let env = serving["env"].as_array().cloned().unwrap_or_default();
+        assert_eq!(service.spec.env.len(), env.len(), "{file}");
+        for variable in env {
+            let value = &service.spec.env[variable["name"].as_str().expect("a name")];
+            match value {
+                EnvValue::Literal(text) => {
+                    assert_eq!(text, variable["value"].as_str().unwrap_or_default(), "{file}")
+                }
+                EnvValue::Secret(reference) => {
+                    let (kind, from) = match &variable["valueFrom"]["secretKeyRef"] {
+                        Value::Null => ("configmap", &variable["valueFrom"]["configMapKeyRef"]),
+                        from => ("secret", from),
+                    };
+                    let expected = format!(
+                        "{kind}/{}/{}",
+                        from["name"].as_str().unwrap(),
+                        from["key"].as_str().unwrap()
+                    );
+                    assert_eq!(reference, &expected, "{file}");
+                }
+                other => panic!("{file}: {other:?}"),
+            }
+        }
+        let port = serving["ports"][0]["containerPort"].as_u64().map(|port| u16::try_from(port).unwrap());
+        assert_eq!(service.spec.port, port, "{file}");
+        assert_eq!(
+            service.spec.readiness.is_some(),
+            serving["readinessProbe"].is_object() || serving["startupProbe"].is_object(),
+            "{file}"
+        );
+        assert_eq!(service.spec.liveness.is_some(), serving["livenessProbe"].is_object(), "{file}");
+        let annotation = |names: [&str; 2]| {
+            let annotations = &template["metadata"]["annotations"];
+            names.iter().find_map(|name| {
+                annotations[format!("autoscaling.knative.dev/{name}")].as_str().map(str::to_owned)
+            })
+        };
+        let number = |names| annotation(names).and_then(|text| text.parse::<f64>().ok());
+        assert_eq!(
+            f64::from(service.spec.scaling.min),
+            number(["min-scale", "minScale"]).unwrap_or(0.0),
+            "{file}"
+        );
+        assert_eq!(
+            f64::from(service.spec.scaling.max),
+            number(["max-scale", "maxScale"]).unwrap_or(0.0),
+            "{file}"
+        );
+        assert_eq!(
+            service.spec.scaling.target_burst_capacity,
+            number(["target-burst-capacity", "targetBurstCapacity"]).unwrap_or(211.0),
+            "{file}"
+        );
+        let traffic = document["spec"]["traffic"].as_array();
+        assert_eq!(service.traffic.as_ref().map(Vec::len), traffic.map(Vec::len), "{file}");
+        let containers_only = pod["volumes"].is_array()
+            || pod["initContainers"].is_array()
+            || containers.len() > 1
+            || containers.iter().any(|c| c["securityContext"].is_object() || c["volumeMounts"].is_array());
+        assert_eq!(!service.unsupported.is_empty(), containers_only, "{file}: {}", service.unsupported);
+        checked += 1;
+    }
+    assert!(checked > 0);
+}
+
+const GOOD: &str = r#"
+apiVersion: serving.knative.dev/v1
+kind: Service
+metadata:
+  name: shop
+  namespace: store
+  labels: {team: a}
+  annotations:
+    sas.dev/package: file:///srv/apps/shop%20v1.jar
+    sas.dev/command: java -Xmx64m -jar app.jar
+spec:
+  template:
+    metadata:
+      name: shop-v1
+      annotations:
+        autoscaling.knative.dev/metric: rps
+        autoscaling.knative.dev/target: "50"
+        autoscaling.knative.dev/min-scale: "1"
+        autoscaling.knative.dev/max-scale: "9"
+        sas.dev/java-options: -Xss1m
+        sas.dev/stop-grace: 3s
+        sas.dev/queue-limit: "77"
+    spec:
+      containerConcurrency: 20
+      timeoutSeconds: 60
+      responseStartTimeoutSeconds: 10
+      idleTimeoutSeconds: 5
+      enableServiceLinks: false
+      containers:
+        - image: ""
+          args: [--verbose]
+          workingDir: bin
+          ports: [{name: h2c, containerPort: 9000}]
+          env:
+            - {name: HOST, value: db}
+            - {name: URL, value: "http://$(HOST):1/$(NONE)$$(HOST)"}
+            - {name: KEY, valueFrom: {secretKeyRef: {name: keys, key: api}}}
+          resources:
+            requests: {cpu: 100m, memory: 64Mi}
+            limits: {cpu: "1", memory: 128Mi}
+          readinessProbe:
+            httpGet: {path: /ready, port: 9000, httpHeaders: [{name: X-Probe, value: "1"}]}
+            periodSeconds: 2
+            timeoutSeconds: 3
+            successThreshold: 2
+          livenessProbe: {tcpSocket: {port: 9100}, failureThreshold: 7}
+          startupProbe: {grpc: {service: shop}, periodSeconds: 2, failureThreshold: 15, initialDelaySeconds: 1}
+  traffic:
+    - {latestRevision: true, percent: 90}
+    - {revisionName: shop-v0, percent: 10, tag: old}
+"#;
+
+#[test]
+fn every_field_that_is_known_arrives_where_it_belongs() {
+    let service = read(GOOD).unwrap_or_else(|errors| panic!("{errors}"));
+    let spec = &service.spec;
+    assert_eq!((service.namespace.as_str(), service.name.as_str()), ("store", "shop"));
+    assert_eq!(service.revision.as_deref(), Some("shop-v1"));
+    assert_eq!(spec.source, Source::Path("/srv/apps/shop v1.jar".into()));
+    assert_eq!(spec.runtime, "process");
+    assert_eq!(spec.command, ["java", "-Xmx64m", "-jar", "app.jar"]);
+    assert_eq!(
+        (spec.args.as_slice(), spec.working_dir.as_deref()),
+        (&["--verbose".to_owned()][..], Some("bin"))
+    );
+    assert_eq!((spec.concurrency, spec.queue_limit, spec.protocol), (20, 77, Protocol::H2c));
+    assert_eq!(spec.port, None, "a package is given its port in PORT");
+    assert_eq!(spec.timeouts.request, Duration::from_secs(60));
+    assert_eq!(spec.timeouts.response_start, Duration::from_secs(10));
+    assert_eq!(spec.timeouts.idle, Duration::from_secs(5));
+    assert_eq!(spec.timeouts.stop_grace, Duration::from_secs(3));
+    assert_eq!(spec.timeouts.start, Duration::from_secs(31), "the startup probe's budget");
+    assert_eq!(spec.env["URL"], EnvValue::Literal("http://db:1/$(NONE)$(HOST)".to_owned()));
+    assert_eq!(spec.env["KEY"], EnvValue::Secret("secret/keys/api".to_owned()));
+    assert_eq!((spec.resources.cpu_request_millis, spec.resources.cpu_limit_millis), (Some(100), Some(1000)));
+    assert_eq!(
+        (spec.resources.memory_request_bytes, spec.resources.memory_limit_bytes),
+        (Some(64 << 20), Some(128 << 20))
+    );
+    let readiness = spec.readiness.as_ref().unwrap();
+    let headers = vec![("X-Probe".to_owned(), "1".to_owned())];
+    assert_eq!(readiness.action, ProbeAction::Http { path: "/ready".into(), port: None, headers });
+    assert_eq!(
+        (readiness.period, readiness.timeout, readiness.success_threshold),
+        (Duration::from_secs(2), Duration::from_secs(3), 2)
+    );
+    let liveness = spec.liveness.as_ref().unwrap();
+    assert_eq!(
+        (&liveness.action, liveness.period, liveness.failure_threshold),
+        (&ProbeAction::Tcp { port: Some(9100) }, Duration::from_secs(10), 7)
+    );
+    assert_eq!(
+        (spec.scaling.metric, spec.scaling.target, spec.scaling.min, spec.scaling.max),
+        (Metric::Rps, 50.0, 1, 9)
+    );
+    assert_eq!(spec.options, BTreeMap::from([("sas.dev/java-options".to_owned(), "-Xss1m".to_owned())]));
+    let traffic = service.traffic.unwrap();
+    assert_eq!((traffic[0].revision_name.as_deref(), traffic[0].percent), (None, 90));
+    assert_eq!(
+        (traffic[1].revision_name.as_deref(), traffic[1].tag.as_deref()),
+        (Some("shop-v0"), Some("old"))
+    );
+    assert!(service.unsupported.is_empty());
+}
+
+/// A change of the good manifest, and the fields that are wrong then.
+#[test]
+fn each_mistake_is_told_with_its_field() {
+    let c = "spec.template.spec.containers[0]";
+    for (from, to, fields) in [
+        (
+            "apiVersion: serving.knative.dev/v1",
+            "apiVersion: serving.knative.dev/v2",
+            vec!["apiVersion".to_owned()],
+        ),
+        ("kind: Service", "kind: Deployment", vec!["kind".into()]),
+        ("  name: shop\n", "", vec!["metadata.name".into(), "spec.template.metadata.name".into()]),
+        (
+            "  name: shop\n",
+            "  name: Shop_1\n",
+            vec!["metadata.name".into(), "spec.template.metadata.name".into()],
+        ),
+        ("name: shop-v1", "name: other-v1", vec!["spec.template.metadata.name".into()]),
+        ("labels: {team: a}", "labels: {team: 1}", vec!["metadata.labels.team".into()]),
+        (
+            "containerConcurrency: 20",
+            "containerConcurrency: 1001",
+            vec!["spec.template.spec.containerConcurrency".into()],
+        ),
+        (
+            "containerConcurrency: 20",
+            "containerConcurrency: '20'",
+            vec!["spec.template.spec.containerConcurrency".into()],
+        ),
+        (
+            "timeoutSeconds: 60",
+            "timeoutSeconds: 7",
+            vec!["spec.template.spec.responseStartTimeoutSeconds".into()],
+        ),
+        (
+            "enableServiceLinks: false",
+            "restartPolicy: Always",
+            vec!["spec.template.spec.restartPolicy".into()],
+        ),
+        ("{name: HOST, value: db}", "{name: HOST, value: 1}", vec![format!("{c}.env[0].value")]),
+        ("{name: HOST, value: db}", "{name: PORT, value: '1'}", vec![format!("{c}.env[0].name")]),
+        ("{name: HOST, value: db}", "{value: db}", vec![format!("{c}.env[0].name")]),
+        (
+            "{name: HOST, value: db}",
+            "{name: HOST, value: a, valueFrom: {}}",
+            vec![format!("{c}.env[0].value")],
+        ),
+        (
+            "{name: HOST, value: db}",
+            "{name: HOST, valueFrom: {fieldRef: {fieldPath: x}}}",
+            vec![format!("{c}.env[0].valueFrom.fieldRef")],
+        ),
+        ("{name: keys, key: api}", "{name: keys}", vec![format!("{c}.env[2].valueFrom.secretKeyRef.key")]),
+        (
+            "{name: keys, key: api}",
+            "{name: keys, key: api, optional: true}",
+            vec![format!("{c}.env[2].valueFrom.secretKeyRef.optional")],
+        ),
+        ("cpu: 100m", "cpu: 1x", vec![format!("{c}.resources.requests.cpu")]),
+        ("cpu: 100m", "cpu: 2", vec![format!("{c}.resources.requests.cpu")]),
+        ("memory: 64Mi", "disk: 64Mi", vec![format!("{c}.resources.requests.disk")]),
+        ("{name: h2c,", "{name: http3,", vec![format!("{c}.ports[0].name")]),
+        ("containerPort: 9000", "containerPort: 90000", vec![format!("{c}.ports[0].containerPort")]),
+        (
+            "tcpSocket: {port: 9100}",
+            "tcpSocket: {port: 9100}, exec: {command: [a]}",
+            vec![format!("{c}.livenessProbe")],
+        ),
+        (
+            "path: /ready, port: 9000",
+            "path: /ready, scheme: HTTPS",
+            vec![format!("{c}.readinessProbe.httpGet.scheme")],
+        ),
+        ("failureThreshold: 7", "failureThreshold: 0", vec![format!("{c}.livenessProbe.failureThreshold")]),
+        ("failureThreshold: 7", "successThreshold: 2", vec![format!("{c}.livenessProbe.successThreshold")]),
+        ("percent: 90", "percent: 91", vec!["spec.traffic".into()]),
+        (
+            "latestRevision: true, percent: 90",
+            "latestRevision: false, percent: 90",
+            vec!["spec.traffic[0].revisionName".into()],
+        ),
+        ("tag: old", "tag: Old", vec!["spec.traffic[1].tag".into()]),
+        (
+            "target: \"50\"",
+            "target: 50",
+            vec!["spec.template.metadata.annotations[autoscaling.knative.dev/target]".into()],
+        ),
+        (
+            "target: \"50\"",
+            "target: many",
+            vec!["spec.template.metadata.annotations[autoscaling.knative.dev/target]".into()],
+        ),
+        ("max-scale: \"9\"", "max-scale: \"0\"", vec![]),
+        ("file:///srv", "https:///srv", vec!["metadata.annotations[sas.dev/package]".into()]),
+        ("file:///srv", "file://other/srv", vec!["metadata.annotations[sas.dev/package]".into()]),
+        ("java -Xmx64m", "'java -Xmx64m", vec!["$".into()]),
+        (
+            "sas.dev/command: java -Xmx64m -jar app.jar",
+            "sas.dev/command: '[\"a\", 1]'",
+            vec!["metadata.annotations[sas.dev/command]".into()],
+        ),
+        ("args: [--verbose]", "command: [x]", vec![format!("{c}.command")]),
+        ("workingDir: bin", "workingDir: ../bin", vec![format!("{c}.workingDir")]),
+        (
+            "stop-grace: 3s",
+            "stop-grace: 3",
+            vec!["spec.template.metadata.annotations[sas.dev/stop-grace]".into()],
+        ),
+        (
+            "sas.dev/java-options: -Xss1m",
+            "sas.dev/package: other.jar",
+            vec!["metadata.annotations[sas.dev/package]".into()],
+        ),
+    ] {
+        assert!(GOOD.contains(from), "{from}");
+        let text = GOOD.replacen(from, to, 1);
+        let found: Vec<String> = match read(&text) {
+            Ok(_) => Vec::new(),
+            Err(errors) => errors.0.into_iter().map(|error| error.field).collect(),
+        };
+        assert_eq!(found, fields, "{from} -> {to}");
+    }
+}
+
+#[test]
+fn all_mistakes_of_all_documents_are_told_at_once() {
+    let bad = GOOD
+        .replace("containerConcurrency: 20", "containerConcurrency: x")
+        .replace("timeoutSeconds: 60", "timeoutSeconds: y");
+    let errors =
+        parse(&format!("{GOOD}\n---\n{bad}\n---\nkind: Pod\n"), &ParseOptions::default()).unwrap_err();
+    let fields: Vec<&str> = errors.0.iter().map(|error| error.field.as_str()).collect();
+    assert!(fields.contains(&"documents[1].spec.template.spec.containerConcurrency"), "{fields:?}");
+    assert!(fields.contains(&"documents[1].spec.template.spec.timeoutSeconds"), "{fields:?}");
+    assert!(fields.contains(&"documents[2].kind"), "{fields:?}");
+    let known = errors.0.iter().find(|error| error.field == "documents[2].kind").unwrap();
+    assert!(known.problem.contains("Service") && known.problem.contains("PingSource"), "{}", known.problem);
+    let twice = parse(&format!("{GOOD}\n---\n{GOOD}"), &ParseOptions::default()).unwrap_err();
+    assert_eq!(twice.0[0].field, "documents[1].metadata.name");
+}
+
+#[test]
+fn hints_name_the_field_that_was_meant() {
+    let errors = read(&GOOD.replace("timeoutSeconds: 60", "timeoutsSeconds: 60")).unwrap_err();
+    assert!(errors.0[0].problem.contains("did you mean timeoutSeconds?"), "{errors}");
+}
+
+#[test]
+fn the_runtime_follows_from_the_package() {
+    for (package, runtime) in
+        [("a.wasm", "wasm"), ("a.WAT", "wasm"), ("a.jar", "process"), ("dir", "process")]
+    {
+        let text = GOOD.replace("file:///srv/apps/shop%20v1.jar", package);
+        assert_eq!(read(&text).unwrap().spec.runtime, runtime, "{package}");
+    }
+    let text = GOOD.replace("sas.dev/java-options: -Xss1m", "sas.dev/runtime: microvm");
+    assert_eq!(read(&text).unwrap().spec.runtime, "microvm");
+    let text = GOOD.replace("sas.dev/package: file:///srv/apps/shop%20v1.jar", "sas.dev/function: resize");
+    let spec = read(&text).unwrap().spec;
+    assert_eq!((spec.runtime.as_str(), spec.source), ("inline", Source::Function("resize".to_owned())));
+}
+
+#[test]
+fn a_ping_source_is_a_cron_trigger() {
+    let text = "
+apiVersion: sources.knative.dev/v1
+kind: PingSource
+metadata:
+  name: nightly
+  annotations: {sas.dev/misfire: skip}
+spec:
+  schedule: '0 2 * * *'
+  timezone: Europe/Berlin
+  contentType: application/json
+  data: '{\"a\": 1}'
+  ceOverrides: {extensions: {team: a}}
+  sink:
+    ref: {apiVersion: serving.knative.dev/v1, kind: Service, name: report}
+    uri: /run?full=1
+";
+    let manifests = parse(text, &ParseOptions::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    let [Manifest::Trigger(trigger)] = &manifests[..] else { panic!("{manifests:?}") };
+    assert_eq!(
+        (trigger.name.as_str(), trigger.kind.as_str(), trigger.target.as_str()),
+        ("default/nightly", "cron", "default/report")
+    );
+    assert_eq!((trigger.path.as_str(), trigger.data.as_slice()), ("/run?full=1", &b"{\"a\": 1}"[..]));
+    assert_eq!(
+        (trigger.options["schedule"].as_str(), trigger.options["misfire"].as_str()),
+        ("0 2 * * *", "skip")
+    );
+    for (from, to, field) in [
+        ("kind: Service, ", "kind: Broker, ", "spec.sink.ref"),
+        ("name: report", "nam: report", "spec.sink.ref.name"),
+        ("  contentType", "  dataBase64: '!'\n  contentType", "spec.data"),
+        ("uri: /run?full=1", "uri: http://elsewhere/x", "spec.sink.uri"),
+        ("timezone: Europe/Berlin", "timeZone: Europe/Berlin", "spec.timeZone"),
+    ] {
+        let errors = parse(&text.replace(from, to), &ParseOptions::default()).unwrap_err();
+        assert_eq!(errors.0[0].field, field, "{errors}");
+    }
+}
+
+#[test]
+fn hostile_yaml_is_refused_in_bounded_time() {
+    let bomb = {
+        let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..12 {
+            let inner = format!("*a{}", level - 1);
+            text.push_str(&format!("a{level}: &a{level} [{}]\n", vec![inner; 9].join(", ")));
+        }
+        text
+    };
+    let deep = format!("a: {}{}", "[".repeat(5000), "]".repeat(5000));
+    let wide = format!("kind: [{}]", "1,".repeat(400_000));
+    let long = "a".repeat(5 << 20);
+    for text in [
+        bomb.as_str(),
+        &deep,
+        &wide,
+        &long,
+        "a: b: c",
+        "\t",
+        "? [a]: b",
+        "!!binary x",
+        "a: *nope",
+        "%YAML 9.9\n---\n",
+        "- - - -",
+        "{",
+        "'",
+        "\u{0}",
+    ] {
+        assert!(parse(text, &ParseOptions::default()).is_err(), "{:.40}", text);
+    }
+    let duplicate = GOOD.replace("kind: Service\n", "kind: Service\nkind: Service\n");
+    assert!(read(&duplicate).is_err(), "a key that is there twice");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn any_text_is_read_or_refused(text in "\\PC{0,400}") {
+        let _ = parse(&text, &ParseOptions::default());
+    }
+
+    /// Any stretch of a good manifest replaced by anything of its own pieces and of what YAML is made of.
+    #[test]
+    fn any_mutation_of_a_manifest_is_read_or_refused(
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), 0_usize..40, "[-\\[\\]{}:,&*!|>'\"#%@` \\n\\ta-z0-9.]{0,12}"), 1..6)
+    ) {
+        let mut text: Vec<char> = GOOD.chars().collect();
+        for (at, length, with) in edits {
+            let at = at.index(text.len());
+            let end = (at + length).min(text.len());
+            text.splice(at..end, with.chars());
+        }
+        let text: String = text.into_iter().collect();
         match parse(&text, &ParseOptions::default()) {
-            Ok(_) => {}
-            Err(errors) => println!("{file}:\n{errors}\n"),
+            Ok(manifests) => prop_assert!(!manifests.is_empty()),
+            Err(errors) => prop_assert!(!errors.is_empty()),
         }
     }
 }

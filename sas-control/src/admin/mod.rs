@@ -427,6 +427,15 @@ async fn text(request: Request) -> Result<String, Failure> {
         .map_err(|_| Failure::new(StatusCode::BAD_REQUEST, "bad_request", "the body must be UTF-8"))
 }
 
+/// A JSON object; nothing stands for an empty one.
+fn object<T: serde::de::DeserializeOwned + Default>(body: &[u8]) -> Result<T, String> {
+    match body.trim_ascii() {
+        [] => Ok(T::default()),
+        text @ [b'{', ..] => serde_json::from_slice(text).map_err(|error| error.to_string()),
+        _ => Err("must be a JSON object".to_owned()),
+    }
+}
+
 /// `{}`, nothing, or `{"revision": "name"}`.
 fn rollback_target(body: &[u8]) -> Result<Option<String>, Failure> {
     #[derive(serde::Deserialize, Default)]
@@ -434,11 +443,8 @@ fn rollback_target(body: &[u8]) -> Result<Option<String>, Failure> {
     struct Rollback {
         revision: Option<String>,
     }
-    if body.iter().all(u8::is_ascii_whitespace) {
-        return Ok(None);
-    }
-    let rollback: Rollback = serde_json::from_slice(body)
-        .map_err(|error| Failure::field("$", "", format!("not a roll-back: {error}")))?;
+    let rollback: Rollback =
+        object(body).map_err(|problem| Failure::field("$", "", format!("not a roll-back: {problem}")))?;
     Ok(rollback.revision)
 }
 

@@ -43,14 +43,10 @@ pub(super) async fn answer(
 fn read(body: &[u8]) -> Result<TestRun, SpecErrors> {
     let mut errors = SpecErrors::default();
     let mut run = TestRun::default();
-    let asked = if body.iter().all(u8::is_ascii_whitespace) {
+    let asked: Asked = super::object(body).unwrap_or_else(|problem| {
+        errors.push("$", "", format!("not a test run: {problem}"));
         Asked::default()
-    } else {
-        serde_json::from_slice(body).unwrap_or_else(|error| {
-            errors.push("$", "", format!("not a test run: {error}"));
-            Asked::default()
-        })
-    };
+    });
     run.revision = asked.revision;
     if let Some(method) = asked.method {
         match Method::from_bytes(method.as_bytes()) {

@@ -180,7 +180,7 @@ pub(super) fn service(
     }
 
     let annotations = Annotations::new(&metadata, &template_metadata, errors);
-    let mut pod = Pod::read(template_spec, annotations.source.is_some(), errors, &mut unsupported);
+    let mut pod = Pod::read(template_spec, annotations.name_code(), errors, &mut unsupported);
     let traffic_path = spec.at("traffic");
     let targets = spec.list("traffic", errors);
     let traffic = targets.map(|items| traffic(&traffic_path, &items, metadata.name.as_deref(), errors));
@@ -364,6 +364,11 @@ impl<'a> Annotations<'a> {
         });
         annotations.source = package.or(function);
         annotations
+    }
+
+    /// Whether they say where the code is, rightly or wrongly.
+    fn name_code(&self) -> bool {
+        self.get(PACKAGE).is_some() || self.get(FUNCTION).is_some()
     }
 
     /// The annotation, that of the template first, with its path.

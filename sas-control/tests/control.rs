@@ -1,0 +1,404 @@
+//! Deploy, update, traffic, roll back, delete: against parts that remember what they were told. Time is paused.
+
+mod support;
+
+use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use sas_control::{Edition, MemoryStore, RevisionState, TestRun, manifest::TrafficTarget};
+use sas_core::{Error, ErrorKind, Isolation, Purpose, Store, Target};
+use support::{PreparingRuntime, World, eventually};
+
+const HOST: &str = "hello.default.example.org";
+
+#[tokio::test(start_paused = true)]
+async fn a_deployed_service_answers_at_its_host_and_at_the_internal_one() {
+    let world = World::new().await;
+    let outcome = world.deploy("one").await.unwrap();
+    assert!(outcome.created && outcome.new_revision);
+    assert_eq!(outcome.revision, "hello-00001");
+    assert_eq!(world.split(HOST), [("hello-00001".to_owned(), 100)]);
+    assert_eq!(world.split("hello.default.svc"), [("hello-00001".to_owned(), 100)]);
+    let deployed = world.pool.named("hello-00001").unwrap();
+    assert_eq!(deployed.spec.concurrency, 5);
+    assert_ne!(
+        deployed.tenant,
+        sas_core::TenantKey::default(),
+        "a namespace is a tenant, and not the platform's"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn applying_the_same_again_makes_no_revision_and_a_changed_package_does() {
+    let world = World::new().await;
+    world.deploy("one").await.unwrap();
+    let again = world.deploy("one").await.unwrap();
+    assert!(!again.created && !again.new_revision);
+    assert_eq!(again.revision, "hello-00001");
+    assert_eq!(world.runtime.prepared.load(Ordering::Relaxed), 1);
+
+    let changed = world.deploy("two").await.unwrap();
+    assert!(changed.new_revision);
+    assert_eq!(changed.revision, "hello-00002");
+    assert_eq!(world.split(HOST), [("hello-00002".to_owned(), 100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_superseded_revision_finishes_its_requests_and_is_unregistered() {
+    let world = World::new().await;
+    world.deploy("one").await.unwrap();
+    world.pool.set_busy("hello-00001", 2);
+    world.deploy("two").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(world.pool.names().contains(&"hello-00001".to_owned()), "it still has requests");
+    world.pool.set_busy("hello-00001", 0);
+    eventually(|| world.pool.names() == ["hello-00002"]).await;
+    assert_eq!(world.pool.drained.lock()[0], "hello-00001");
+}
+
+#[tokio::test(start_paused = true)]
+async fn traffic_moves_only_after_prepare_and_a_failure_leaves_the_old_revision_serving() {
+    let world = World::new().await;
+    world.deploy("one").await.unwrap();
+    world.runtime.fail(ErrorKind::InvalidSpec, "no way to start it");
+    let error = world.deploy("two").await.unwrap_err();
+    assert_eq!((error.kind, error.operation), (ErrorKind::InvalidSpec, "prepare"));
+    assert_eq!(world.split(HOST), [("hello-00001".to_owned(), 100)]);
+
+    let record = world.control.record("default", "hello").unwrap();
+    let failed = record.revision("hello-00002").unwrap();
+    assert!(
+        matches!(&failed.state, RevisionState::Failed { message, .. } if message == "no way to start it")
+    );
+    let view = world.control.view(&record);
+    assert_eq!((view.conditions[0].kind, view.conditions[0].status), ("Ready", "False"));
+    assert_eq!(view.conditions[0].message, "no way to start it");
+    assert_eq!((view.conditions[2].kind, view.conditions[2].status), ("RoutesReady", "True"));
+
+    world.runtime.mend();
+    let mended = world.deploy("two").await.unwrap();
+    assert_eq!(mended.revision, "hello-00002", "the same manifest is the same revision, tried again");
+    assert_eq!(world.split(HOST), [("hello-00002".to_owned(), 100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_revision_is_prepared_the_old_one_serves() {
+    let world = World::new().await;
+    world.deploy("one").await.unwrap();
+    world.runtime.set_prepare_time(Duration::from_secs(10));
+    let control = Arc::clone(&world.control);
+    let manifest = World::service(&world.manifest("two"));
+    let deploying = tokio::spawn(async move { control.deploy(manifest).await });
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.split(HOST), [("hello-00001".to_owned(), 100)]);
+    deploying.await.unwrap().unwrap();
+    assert_eq!(world.split(HOST), [("hello-00002".to_owned(), 100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_deploy_is_finished_by_housekeeping() {
+    let world = World::new().await;
+    world.runtime.set_prepare_time(Duration::from_secs(10));
+    let deploying = world.control.deploy(World::service(&world.manifest("one")));
+    assert!(tokio::time::timeout(Duration::from_secs(5), deploying).await.is_err());
+    eventually(|| !world.split(HOST).is_empty()).await;
+    assert_eq!(world.split(HOST), [("hello-00001".to_owned(), 100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn traffic_is_split_between_revisions_and_tags_have_hosts_of_their_own() {
+    let world = World::new().await;
+    world.deploy("one").await.unwrap();
+    world.deploy("two").await.unwrap();
+    let targets = vec![
+        TrafficTarget::revision("hello-00001", 30).tagged("old"),
+        TrafficTarget::revision("hello-00002", 70),
+    ];
+    world.control.set_traffic("default", "hello", targets).await.unwrap();
+    assert_eq!(world.split(HOST), [("hello-00001".to_owned(), 30), ("hello-00002".to_owned(), 70)]);
+    assert_eq!(world.split("old-hello.default.example.org"), [("hello-00001".to_owned(), 100)]);
+
+    let latest = vec![TrafficTarget::latest()];
+    world.control.set_traffic("default", "hello", latest).await.unwrap();
+    assert_eq!(world.split(HOST), [("hello-00002".to_owned(), 100)]);
+    assert_eq!(world.router.hosts(), [HOST, "hello.default.svc"], "the tag's hosts are gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn traffic_that_cannot_be_is_refused_and_changes_nothing() {
+    let world = World::new().await;
+    world.deploy("one").await.unwrap();
+    for targets in [
+        vec![TrafficTarget::revision("hello-00001", 99)],
+        vec![TrafficTarget::revision("hello-00007", 100)],
+        vec![],
+    ] {
+        let error = world.control.set_traffic("default", "hello", targets).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidSpec, "{error}");
+    }
+    assert_eq!(world.split(HOST), [("hello-00001".to_owned(), 100)]);
+    let error =
+        world.control.set_traffic("default", "nobody", vec![TrafficTarget::latest()]).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rolling_back_goes_to_the_revision_before_and_again_further() {
+    let world = World::new().await;
+    for content in ["one", "two", "three"] {
+        world.deploy(content).await.unwrap();
+    }
+    world.control.roll_back("default", "hello", None).await.unwrap();
+    assert_eq!(world.split(HOST), [("hello-00002".to_owned(), 100)]);
+    world.control.roll_back("default", "hello", None).await.unwrap();
+    assert_eq!(world.split(HOST), [("hello-00001".to_owned(), 100)]);
+    let error = world.control.roll_back("default", "hello", None).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    world.control.roll_back("default", "hello", Some("hello-00003")).await.unwrap();
+    assert_eq!(world.split(HOST), [("hello-00003".to_owned(), 100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_service_leaves_nothing_behind() {
+    let packages = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let world = World::with(Arc::clone(&store), |config| {
+        config.packages = Some(packages.path().to_owned());
+    })
+    .await;
+    world.deploy("one").await.unwrap();
+    assert_eq!(std::fs::read_dir(packages.path()).unwrap().count(), 1);
+    world.control.delete("default", "hello").await.unwrap();
+    assert!(world.router.hosts().is_empty());
+    eventually(|| world.pool.names().is_empty()).await;
+    assert_eq!(std::fs::read_dir(packages.path()).unwrap().count(), 0);
+    assert!(store.list("service/", None, 10).await.unwrap().is_empty());
+    assert_eq!(world.control.delete("default", "hello").await.unwrap_err().kind, ErrorKind::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_platform_comes_back_with_its_services_and_their_packages_as_they_were() {
+    let packages = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let first =
+        World::with(Arc::clone(&store), |config| config.packages = Some(packages.path().to_owned())).await;
+    first.deploy("one").await.unwrap();
+    first.deploy("two!").await.unwrap();
+    let targets =
+        vec![TrafficTarget::revision("hello-00001", 10), TrafficTarget::revision("hello-00002", 90)];
+    first.control.set_traffic("default", "hello", targets).await.unwrap();
+    // The user's file changes and goes: what was deployed does not care.
+    first.package("something else entirely");
+    drop(first);
+    std::fs::create_dir(packages.path().join("incoming-1-1")).unwrap();
+
+    let second = World::with(store, |config| config.packages = Some(packages.path().to_owned())).await;
+    assert_eq!(second.split(HOST), [("hello-00001".to_owned(), 10), ("hello-00002".to_owned(), 90)]);
+    let record = second.control.record("default", "hello").unwrap();
+    let artifact = record.revision("hello-00002").unwrap().artifact.clone();
+    assert_eq!(artifact, Some(format!("sha256:{:064x}", "two!".len())));
+    assert_eq!(std::fs::read_dir(packages.path()).unwrap().count(), 2, "what a crash left is cleared");
+    assert!(second.control.is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_copies_a_package_that_changed_is_refused_after_a_restart() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let dir = tempfile::tempdir().unwrap();
+    let first =
+        World::build(Arc::clone(&store), dir, PreparingRuntime::new(Isolation::Process), |_| {}).await;
+    first.deploy("one").await.unwrap();
+    first.package("changed behind its back");
+    let World { dir, .. } = first;
+    let second = World::build(store, dir, PreparingRuntime::new(Isolation::Process), |_| {}).await;
+    assert!(second.split(HOST).is_empty());
+    let view = second.control.view(&second.control.record("default", "hello").unwrap());
+    let ready = &view.revisions[0].conditions[0];
+    assert_eq!(ready.status, "False");
+    assert!(ready.message.contains("changed since hello-00001 was deployed"), "{}", ready.message);
+
+    // It is tried again by itself, and serves when the package is what it was.
+    second.package("one");
+    eventually(|| second.split(HOST) == [("hello-00001".to_owned(), 100)]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_revision_that_can_not_run_does_not_take_the_others_down_after_a_restart() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let dir = tempfile::tempdir().unwrap();
+    let first =
+        World::build(Arc::clone(&store), dir, PreparingRuntime::new(Isolation::Process), |_| {}).await;
+    first.deploy("one").await.unwrap();
+    first.deploy("two").await.unwrap();
+    let targets =
+        vec![TrafficTarget::revision("hello-00001", 40), TrafficTarget::revision("hello-00002", 60)];
+    first.control.set_traffic("default", "hello", targets).await.unwrap();
+    let World { dir, .. } = first;
+    // The package on disk is that of the second revision only.
+    let second = World::build(store, dir, PreparingRuntime::new(Isolation::Process), |_| {}).await;
+    assert_eq!(second.split(HOST), [("hello-00002".to_owned(), 100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_test_run_reaches_any_revision_unmetered_and_tells_its_phases() {
+    let world = World::new().await;
+    let mut manifest = World::service(&world.manifest("one"));
+    manifest.spec.scaling.min = 3;
+    world.control.deploy(manifest).await.unwrap();
+    world.deploy("two").await.unwrap();
+    eventually(|| world.pool.names() == ["hello-00002"]).await;
+
+    let mut run = TestRun::default();
+    run.revision = Some("hello-00001".to_owned());
+    run.path = "/ping?x=1".to_owned();
+    let report = world.control.invoke("default", "hello", run).await.unwrap();
+    assert_eq!((report.revision.as_str(), report.status.as_u16()), ("hello-00001", 200));
+    assert_eq!(report.body, "GET /ping?x=1");
+    assert!(report.phases.cold && report.phases.queued == Duration::from_millis(3));
+    let seen = world.invoker.seen();
+    assert_eq!(seen[0].purpose, Purpose::Test);
+    assert_eq!(seen[0].head.headers()["host"], HOST);
+    let key = world.pool.key("hello-00001").unwrap();
+    assert_eq!(seen[0].target, Target::Revision(key));
+    assert_eq!(world.pool.named("hello-00001").unwrap().spec.scaling.min, 0, "no minimum without traffic");
+    assert_eq!(world.split(HOST), [("hello-00002".to_owned(), 100)], "a test run moves no traffic");
+
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    eventually(|| world.pool.names() == ["hello-00002"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_test_run_of_what_is_not_there_or_failed_says_so() {
+    let world = World::new().await;
+    world.runtime.fail(ErrorKind::InvalidSpec, "not a jar");
+    world.deploy("one").await.unwrap_err();
+    let run = |revision: Option<&str>| {
+        let mut run = TestRun::default();
+        run.revision = revision.map(str::to_owned);
+        world.control.invoke("default", "hello", run)
+    };
+    let failed = run(None).await.unwrap_err();
+    assert!(failed.message.contains("not a jar"), "{failed}");
+    assert_eq!(run(Some("hello-00009")).await.unwrap_err().kind, ErrorKind::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_whose_instances_fail_to_start_says_so_in_its_condition() {
+    let world = World::new().await;
+    world.deploy("one").await.unwrap();
+    world.pool.fail_starts("hello-00001", Error::new(ErrorKind::Crashed, "start", "exited with status 3"));
+    let view = world.control.view(&world.control.record("default", "hello").unwrap());
+    assert_eq!((view.conditions[0].status, view.conditions[0].reason.as_str()), ("False", "StartFailed"));
+    assert!(view.conditions[0].message.contains("exited with status 3"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_shared_edition_refuses_tenants_on_less_isolation_than_it_asks_for() {
+    let world = World::with(Arc::new(MemoryStore::default()), |config| {
+        config.edition = Edition::shared(Isolation::Sandbox);
+    })
+    .await;
+    let error = world.deploy("one").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    assert!(error.message.contains("isolation"), "{error}");
+    assert!(world.control.records().is_empty(), "nothing half done");
+
+    let dir = tempfile::tempdir().unwrap();
+    let strong = PreparingRuntime::new(Isolation::MicroVm);
+    let world = World::build(Arc::new(MemoryStore::default()), dir, strong, |config| {
+        config.edition = Edition::shared(Isolation::Sandbox);
+    })
+    .await;
+    world.deploy("one").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_is_refused_at_deploy_for_want_of_a_container_runtime() {
+    let world = World::new().await;
+    let text = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: web}\nspec:\n  template:\n    \
+                spec:\n      containers: [{image: nginx}]\n";
+    let error = world.control.deploy(World::service(text)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    assert!(error.message.contains("unsupported: container runtime"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_that_is_named_is_never_changed() {
+    let world = World::new().await;
+    let named = |content: &str| {
+        let text = world.manifest(content);
+        let text = text.replace("  template:\n", "  template:\n    metadata: {name: hello-blue}\n");
+        World::service(&text)
+    };
+    let first = world.control.deploy(named("one")).await.unwrap();
+    assert_eq!(first.revision, "hello-blue");
+    assert!(!world.control.deploy(named("one")).await.unwrap().new_revision);
+    let error = world.control.deploy(named("two")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Conflict);
+    assert_eq!(world.split(HOST), [("hello-blue".to_owned(), 100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_roll_out_moves_traffic_in_steps_and_comes_to_an_end() {
+    let world = World::new().await;
+    let slowly =
+        |content: &str| {
+            let text = world.manifest(content);
+            World::service(&text.replace(
+                "  annotations:\n",
+                "  annotations:\n    serving.knative.dev/rollout-duration: 100s\n",
+            ))
+        };
+    world.control.deploy(slowly("one")).await.unwrap();
+    assert_eq!(
+        world.split(HOST),
+        [("hello-00001".to_owned(), 100)],
+        "the first has nobody to take over from"
+    );
+    world.control.deploy(slowly("two")).await.unwrap();
+    assert_eq!(world.split(HOST), [("hello-00001".to_owned(), 99), ("hello-00002".to_owned(), 1)]);
+    tokio::time::sleep(Duration::from_millis(50_500)).await;
+    assert_eq!(world.split(HOST), [("hello-00001".to_owned(), 50), ("hello-00002".to_owned(), 50)]);
+    tokio::time::sleep(Duration::from_secs(55)).await;
+    assert_eq!(world.split(HOST), [("hello-00002".to_owned(), 100)]);
+    eventually(|| world.pool.names() == ["hello-00002"]).await;
+    assert!(world.control.record("default", "hello").unwrap().rolling.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_revisions_are_forgotten_by_knatives_limits() {
+    let world = World::with(Arc::new(MemoryStore::default()), |config| {
+        config.rules.gc.min_non_active = 1;
+    })
+    .await;
+    for content in ["1", "22", "333", "4444"] {
+        world.deploy(content).await.unwrap();
+    }
+    eventually(|| world.pool.names() == ["hello-00004"]).await;
+    assert_eq!(world.control.record("default", "hello").unwrap().revisions.len(), 4, "they are too young");
+    world.clock.jump_forward(Duration::from_secs(49 * 3600));
+    eventually(|| world.control.record("default", "hello").unwrap().revisions.len() == 2).await;
+    let record = world.control.record("default", "hello").unwrap();
+    let left: Vec<&str> = record.revisions.iter().map(|revision| revision.name.as_str()).collect();
+    assert_eq!(left, ["hello-00003", "hello-00004"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_control_plane_on_the_same_store_is_noticed() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let world = World::with(Arc::clone(&store), |_| {}).await;
+    world.deploy("one").await.unwrap();
+    let entry = store.get("service/default/hello").await.unwrap().unwrap();
+    store.put("service/default/hello", Some(entry.version), entry.value).await.unwrap();
+    let error = world.deploy("two").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Conflict);
+    assert_eq!(world.split(HOST), [("hello-00001".to_owned(), 100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_the_shutdown_nothing_can_be_changed() {
+    let world = World::new().await;
+    world.deploy("one").await.unwrap();
+    world.control.shutdown(tokio::time::Instant::now() + Duration::from_secs(1)).await;
+    assert_eq!(world.deploy("two").await.unwrap_err().kind, ErrorKind::Unavailable);
+    assert!(!world.control.is_ready());
+}
