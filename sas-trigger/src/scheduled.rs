@@ -14,9 +14,7 @@ use futures_util::{
     future::{AbortHandle, Abortable, Aborted},
     stream::{FuturesUnordered, StreamExt as _},
 };
-use sas_core::{
-    Ack, Error, ErrorKind, Event, Result, Schedule, Timestamp, TriggerCx, TriggerSource, Version,
-};
+use sas_core::{Error, ErrorKind, Event, Result, Schedule, Timestamp, TriggerCx, TriggerSource, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metrics;
@@ -25,6 +23,10 @@ use crate::metrics::Metrics;
 const NAP: Duration = Duration::from_secs(30);
 /// A clock that goes back by more than this was wrong before.
 const BACKWARDS: Duration = Duration::from_secs(24 * 3600);
+/// How long a fire waits that the sink did not take; it doubles.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// The longest such wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The most fires that are made up for.
 const CATCH_UP_LIMIT: u32 = 10_000;
 
@@ -258,13 +260,24 @@ fn fnv(trigger: &str, at: Timestamp) -> u64 {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Memory {
+    /// The schedule that it is about: another one starts anew.
+    schedule: String,
     /// Every fire up to here is settled.
     after: Timestamp,
     /// Fires after that which are settled too.
     done: BTreeSet<Timestamp>,
 }
 
-type Delivery = Pin<Box<dyn Future<Output = (Timestamp, std::result::Result<Result<Ack>, Aborted>)> + Send>>;
+type Delivery = Pin<Box<dyn Future<Output = (Timestamp, std::result::Result<Offered, Aborted>)> + Send>>;
+
+/// How offering a fire to the sink went.
+enum Offered {
+    /// Delivered, stored, or not wanted.
+    Taken,
+    Refused(Error),
+    /// The sink gives no more room: the platform shuts down.
+    Closed(Error),
+}
 
 /// One run of the loop.
 struct Run<'a> {
@@ -279,6 +292,8 @@ struct Run<'a> {
     pending: BTreeSet<(Timestamp, Timestamp)>,
     under_way: FuturesUnordered<Delivery>,
     running: BTreeMap<Timestamp, AbortHandle>,
+    /// Fires in a row that the sink did not take.
+    refused: u32,
 }
 
 #[async_trait]
@@ -298,15 +313,20 @@ impl<'a> Run<'a> {
         let key = format!("trigger/{}/fires", cx.name);
         let stored = cx.store.get(&key).await?;
         let version = stored.as_ref().map(|entry| entry.version);
-        let memory = match stored {
+        let mut memory: Memory = match stored {
             Some(entry) => serde_json::from_slice(&entry.value).map_err(|error| {
                 let message = format!(
                     "{key} is not the memory of a schedule: {error}; delete the trigger and declare it again"
                 );
                 Error::new(ErrorKind::InvalidSpec, "run", message)
             })?,
-            None => Memory { after: cx.clock.now(), done: BTreeSet::new() },
+            None => Memory::default(),
         };
+        let schedule = format!("{:?}", source.schedule);
+        let anew = version.is_none() || memory.schedule != schedule;
+        if anew {
+            memory = Memory { schedule, after: cx.clock.now(), done: BTreeSet::new() };
+        }
         let seen = memory.after;
         let mut run = Self {
             source,
@@ -318,8 +338,9 @@ impl<'a> Run<'a> {
             pending: BTreeSet::new(),
             under_way: FuturesUnordered::new(),
             running: BTreeMap::new(),
+            refused: 0,
         };
-        if version.is_none() {
+        if anew {
             // From now on nothing is lost, also if the host goes down before the first fire.
             run.save().await?;
         }
@@ -355,7 +376,8 @@ impl<'a> Run<'a> {
             // A small step back repeats nothing. After a large one the old times meant nothing.
             tracing::warn!(trigger = %self.cx.name, "the clock went back; the schedule goes on from now");
             self.seen = now;
-            self.memory = Memory { after: now, done: BTreeSet::new() };
+            self.memory.after = now;
+            self.memory.done.clear();
         }
         if now <= self.seen || !self.has_room() {
             return;
@@ -417,8 +439,14 @@ impl<'a> Run<'a> {
             let (handle, registration) = AbortHandle::new_pair();
             let delivery = Abortable::new(
                 async move {
-                    let slot = sink.ready().await?;
-                    sink.deliver(slot, event).await
+                    let slot = match sink.ready().await {
+                        Ok(slot) => slot,
+                        Err(error) => return Offered::Closed(error),
+                    };
+                    match sink.deliver(slot, event).await {
+                        Ok(_) => Offered::Taken,
+                        Err(error) => Offered::Refused(error),
+                    }
                 },
                 registration,
             );
@@ -441,21 +469,22 @@ impl<'a> Run<'a> {
         next.map_or(NAP, |next| next.since(now).max(Duration::from_micros(100)).min(NAP))
     }
 
-    async fn settled(
-        &mut self,
-        at: Timestamp,
-        result: std::result::Result<Result<Ack>, Aborted>,
-    ) -> Result<()> {
+    async fn settled(&mut self, at: Timestamp, result: std::result::Result<Offered, Aborted>) -> Result<()> {
         self.running.remove(&at);
         match result {
-            Ok(Ok(_)) => {}
+            Ok(Offered::Taken) => self.refused = 0,
             Err(Aborted) => {
                 tracing::warn!(trigger = %self.cx.name, at = at.0, "given up for its successor");
             }
-            Ok(Err(error)) => {
+            Ok(Offered::Refused(error)) => {
+                let wait = FIRST_WAIT.saturating_mul(1 << self.refused.min(9)).min(LONGEST_WAIT);
+                self.refused = self.refused.saturating_add(1);
                 self.source.metrics.failed();
-                return Err(error);
+                tracing::warn!(trigger = %self.cx.name, at = at.0, error = %error.chain(), ?wait, "offered again later");
+                self.pending.insert((self.cx.clock.now() + wait, at));
+                return Ok(());
             }
+            Ok(Offered::Closed(error)) => return Err(error),
         }
         self.memory.done.insert(at);
         self.advance().await

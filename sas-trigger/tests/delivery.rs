@@ -335,7 +335,7 @@ async fn a_declared_cron_trigger_calls_its_service_and_can_be_replaced_and_remov
 
     host.apply(spec.with_option("schedule", "*/2 * * * * *")).await.unwrap();
     tokio::time::sleep(Duration::from_secs(6)).await;
-    assert_eq!(invoker.seen().len(), 2 + 3, "it goes on where the old one was");
+    assert_eq!(invoker.seen().len(), 2 + 3, "the new one has no past");
     assert_eq!(host.status().len(), 1);
     assert_eq!(store.list("trigger/default/tick/", None, 10).await.unwrap().len(), 1);
     host.remove("default/tick").await.unwrap();

@@ -245,16 +245,29 @@ async fn jitter_is_added_within_its_bound_and_is_the_same_each_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_delivery_ends_the_run_and_comes_again_with_the_same_id() {
+async fn a_fire_that_the_sink_did_not_take_comes_again_with_the_same_id() {
     let world = World::new();
-    world.sink.fail_next(ErrorKind::Unavailable);
-    let (task, _stop) = world.run(cron("*/10 * * * * *", Keeping::default()));
-    let error = task.await.expect("no panic").unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Unavailable);
-    let running = world.run(cron("*/10 * * * * *", Keeping::default()));
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(world.due(), [10]);
+    for _ in 0..3 {
+        world.sink.fail_next(ErrorKind::Unavailable);
+    }
+    let running = world.run(cron("0 * * * * *", Keeping::default()));
+    tokio::time::sleep(Duration::from_millis(60_650)).await;
+    assert!(world.due().is_empty(), "after 0, 100 and 300 ms it was not taken");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(world.due(), [60]);
     assert_eq!(world.sink.refused()[0].id(), world.sink.delivered()[0].id());
+    stop(running).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_schedule_of_the_same_name_starts_anew() {
+    let world = World::new();
+    let running = world.run(cron("0 * * * * *", Keeping::default()));
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    stop(running).await;
+    let running = world.run(cron("*/20 * * * * *", Keeping::default()));
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!(world.due(), [60, 80], "not one of the new schedule's past");
     stop(running).await;
 }
 
