@@ -29,7 +29,7 @@ impl Code {
     pub(crate) fn compile(engine: &Engine, kind: Kind, binary: &[u8]) -> wasmtime::Result<Self> {
         match kind {
             Kind::Cgi => Module::from_binary(engine, binary).map(Self::Module),
-            Kind::Http02 | Kind::Http03 => Component::from_binary(engine, binary).map(Self::Component),
+            Kind::Http02 => Component::from_binary(engine, binary).map(Self::Component),
         }
     }
 
@@ -160,7 +160,7 @@ fn deserialize(engine: &Engine, kind: Kind, code: &Path) -> wasmtime::Result<Cod
     unsafe {
         match kind {
             Kind::Cgi => Module::deserialize_file(engine, code).map(Code::Module),
-            Kind::Http02 | Kind::Http03 => Component::deserialize_file(engine, code).map(Code::Component),
+            Kind::Http02 => Component::deserialize_file(engine, code).map(Code::Component),
         }
     }
 }
@@ -219,4 +219,108 @@ fn write_private(folder: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compiled(text: &str) -> (Engine, Key, Code) {
+        let engine = Engine::default();
+        let binary = wat::parse_str(text).unwrap();
+        let key = Key::new(&engine, Kind::Cgi, &Sha256::digest(&binary).into());
+        let code = Code::compile(&engine, Kind::Cgi, &binary).unwrap();
+        (engine, key, code)
+    }
+
+    fn cache() -> (tempfile::TempDir, Cache) {
+        let home = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&home.path().join("compiled")).unwrap();
+        (home, cache)
+    }
+
+    fn files(cache: &Cache) -> usize {
+        fs::read_dir(&cache.folder).unwrap().count()
+    }
+
+    #[test]
+    fn an_entry_is_loaded_again() {
+        let (_home, cache) = cache();
+        let (engine, key, code) = compiled("(module (func (export \"f\")))");
+        assert!(cache.load(&engine, Kind::Cgi, &key).is_none());
+        cache.store(&key, &code.serialize().unwrap()).unwrap();
+        assert_eq!(files(&cache), 2);
+        let Some(Code::Module(module)) = cache.load(&engine, Kind::Cgi, &key) else { panic!("no module") };
+        assert!(module.get_export("f").is_some());
+    }
+
+    #[test]
+    fn a_damaged_entry_is_removed_and_never_loaded() {
+        let (_home, cache) = cache();
+        let (engine, key, code) = compiled("(module (func (export \"f\")))");
+        let whole = code.serialize().unwrap();
+        let damages: [fn(&mut Vec<u8>); 4] = [
+            |bytes| bytes[0] ^= 1,
+            |bytes| *bytes.last_mut().unwrap() ^= 0x80,
+            |bytes| bytes.truncate(bytes.len() / 2),
+            |bytes| bytes.push(0),
+        ];
+        for damage in damages {
+            cache.store(&key, &whole).unwrap();
+            let (path, _) = cache.paths(&key);
+            let mut bytes = whole.clone();
+            damage(&mut bytes);
+            fs::write(&path, bytes).unwrap();
+            assert!(cache.load(&engine, Kind::Cgi, &key).is_none());
+            assert_eq!(files(&cache), 0);
+        }
+    }
+
+    #[test]
+    fn code_without_its_digest_or_with_anothers_is_not_loaded() {
+        let (_home, cache) = cache();
+        let (engine, key, code) = compiled("(module (func (export \"f\")))");
+        cache.store(&key, &code.serialize().unwrap()).unwrap();
+        let (_, digest) = cache.paths(&key);
+        fs::remove_file(&digest).unwrap();
+        assert!(cache.load(&engine, Kind::Cgi, &key).is_none());
+        cache.store(&key, &code.serialize().unwrap()).unwrap();
+        fs::write(&digest, Sha256::digest(b"other")).unwrap();
+        assert!(cache.load(&engine, Kind::Cgi, &key).is_none());
+    }
+
+    #[test]
+    fn code_of_other_settings_has_another_key_and_is_refused_under_this_one() {
+        let (_home, cache) = cache();
+        let (engine, key, code) = compiled("(module (func (export \"f\")))");
+        let mut config = wasmtime::Config::new();
+        config.epoch_interruption(true);
+        let other = Engine::new(&config).unwrap();
+        let binary = wat::parse_str("(module (func (export \"f\")))").unwrap();
+        let other_key = Key::new(&other, Kind::Cgi, &Sha256::digest(&binary).into());
+        assert_ne!(key, other_key);
+        cache.store(&other_key, &code.serialize().unwrap()).unwrap();
+        assert!(
+            cache.load(&other, Kind::Cgi, &other_key).is_none(),
+            "wasmtime sees the settings in the file"
+        );
+        assert!(cache.load(&engine, Kind::Cgi, &key).is_none());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_or_entry_that_others_can_write_is_not_trusted() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (home, cache) = cache();
+        let (engine, key, code) = compiled("(module (func (export \"f\")))");
+        cache.store(&key, &code.serialize().unwrap()).unwrap();
+        let (path, _) = cache.paths(&key);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(cache.load(&engine, Kind::Cgi, &key).is_none());
+        cache.store(&key, &code.serialize().unwrap()).unwrap();
+        fs::set_permissions(&cache.folder, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(cache.load(&engine, Kind::Cgi, &key).is_none());
+        let error = Cache::open(&home.path().join("compiled")).unwrap_err();
+        assert!(error.message.contains("others can write to it"), "{error}");
+    }
 }

@@ -41,9 +41,6 @@ pub struct WasmConfig {
     /// Bytes of each sandbox's memory that stay resident for the next request instead of going back to the
     /// operating system. More is faster for small guests and costs `slots` times as much memory at worst.
     pub keep_resident: usize,
-    /// Whether components of WASI 0.3 are accepted. Its implementation in wasmtime 48 is younger than that of 0.2,
-    /// and its own security fixes come with new versions only.
-    pub wasi_0_3: bool,
     /// Wall time, for guests and for the stamps of their logs.
     pub clock: Arc<dyn Clock>,
     /// Where metrics go.
@@ -68,7 +65,6 @@ impl Default for WasmConfig {
             grants: Ceilings::default(),
             tick: Duration::from_millis(1),
             keep_resident: 128 * 1024,
-            wasi_0_3: true,
             clock: Arc::new(SystemClock),
             recorder: Recorder::default(),
         }
@@ -82,6 +78,8 @@ pub struct CompileLimits {
     pub code_bytes: usize,
     /// Bytes of one function's body: the time and memory of the compiler grow faster than its size.
     pub function_bytes: u32,
+    /// Blocks inside of blocks of one function: the compiler's time grows with the square of it.
+    pub block_depth: u32,
     /// Functions, imports, exports, types and the like, each.
     pub entities: u32,
     /// Modules and components inside of a component, at any depth.
@@ -98,6 +96,7 @@ impl Default for CompileLimits {
         Self {
             code_bytes: 64 << 20,
             function_bytes: 1 << 20,
+            block_depth: 5_000,
             entities: 100_000,
             nested: 256,
             time: Duration::from_secs(60),

@@ -5,13 +5,21 @@ use std::{fmt, sync::Arc};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use crate::{
-    admission::Admission, cgi::Block, host::Host, http02::HttpGuest, inspect::Kind, options::Options,
-    preview1::CgiProgram,
+    admission::Admission,
+    cgi::Block,
+    files::FilesGuest,
+    host::Host,
+    http02::HttpGuest,
+    inspect::Kind,
+    options::Options,
+    preview1::{CgiGuest, CgiProgram},
 };
 
 /// How a request reaches the code.
 pub(crate) enum Program {
-    Cgi(Arc<CgiProgram>),
+    Cgi(Arc<CgiProgram<CgiGuest>>),
+    /// With granted folders.
+    Files(Arc<CgiProgram<FilesGuest>>),
     Http02(ProxyPre<HttpGuest>),
 }
 

@@ -3,7 +3,7 @@
 use std::{
     num::NonZeroUsize,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -16,12 +16,12 @@ use tokio::{
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, component};
 
 use crate::{
-    admission::Admission, config::WasmConfig, http02::HttpGuest, inspect::Kind, metrics::Metrics,
+    admission::Admission, config::WasmConfig, files::FilesGuest, http02::HttpGuest, metrics::Metrics,
     outbound::Tls, preview1::CgiGuest, ticker::Ticker,
 };
 
 /// Core instances and tables per slot: components are made of several modules, and few of them have a memory.
-const MODULES_PER_SLOT: u32 = 4;
+pub(crate) const MODULES_PER_SLOT: u32 = 4;
 /// Core instances, memories and tables that one component may have.
 const MOST_PARTS: u32 = 64;
 /// The guest's part of its stack.
@@ -34,6 +34,7 @@ pub(crate) struct Workshop {
     pub(crate) engine: Engine,
     pub(crate) admission: Arc<Admission>,
     pub(crate) modules: wasmtime::Linker<CgiGuest>,
+    pub(crate) modules_with_files: wasmtime::Linker<FilesGuest>,
     pub(crate) components: component::Linker<HttpGuest>,
 }
 
@@ -44,11 +45,11 @@ impl std::fmt::Debug for Workshop {
 }
 
 impl Workshop {
-    fn new(config: &WasmConfig, concurrent: bool) -> Result<Self> {
+    fn new(config: &WasmConfig) -> Result<Self> {
         let failed = |what: &str, error: wasmtime::Error| {
             Error::new(ErrorKind::Unexpected, "start wasm runtime", format!("{what}: {error:#}"))
         };
-        let engine = Engine::new(&engine_config(config, concurrent)).map_err(|error| {
+        let engine = Engine::new(&engine_config(config)).map_err(|error| {
             let text = format!(
                 "{error:#}; each of {} slots reserves 4 GiB of address space: give less slots, or raise the limit of \
                  virtual memory (ulimit -v)",
@@ -58,6 +59,9 @@ impl Workshop {
         })?;
         let mut modules = wasmtime::Linker::new(&engine);
         crate::preview1::add_to_linker(&mut modules).map_err(|error| failed("link preview 1", error))?;
+        let mut modules_with_files = wasmtime::Linker::new(&engine);
+        crate::files::add_to_linker(&mut modules_with_files)
+            .map_err(|error| failed("link preview 1 with files", error))?;
         let mut components = component::Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut components)
             .and_then(|()| wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components))
@@ -66,12 +70,13 @@ impl Workshop {
             engine,
             admission: Arc::new(Admission::new(config.slots, config.queue)),
             modules,
+            modules_with_files,
             components,
         })
     }
 }
 
-fn engine_config(config: &WasmConfig, concurrent: bool) -> Config {
+fn engine_config(config: &WasmConfig) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_memories(config.slots)
         .total_stacks(config.slots.saturating_mul(2))
@@ -96,9 +101,7 @@ fn engine_config(config: &WasmConfig, concurrent: bool) -> Config {
         .wasm_backtrace_max_frames(NonZeroUsize::new(FRAMES))
         // Frames are told by name or number: no map from code back to bytes, and none for system unwinders.
         .generate_address_map(false)
-        .native_unwind_info(false)
-        .concurrency_support(concurrent)
-        .wasm_component_model_async(concurrent);
+        .native_unwind_info(false);
     engine
 }
 
@@ -109,8 +112,7 @@ pub(crate) struct Host {
     pub(crate) ticker: Arc<Ticker>,
     pub(crate) tls: Arc<Tls>,
     pub(crate) started: Instant,
-    plain: Workshop,
-    concurrent: OnceLock<Workshop>,
+    pub(crate) workshop: Workshop,
     stops: Arc<Notify>,
     gone: Notify,
     reaping: AtomicUsize,
@@ -124,48 +126,25 @@ impl std::fmt::Debug for Host {
 
 impl Host {
     pub(crate) fn new(config: WasmConfig) -> Result<Self> {
-        let plain = Workshop::new(&config, false)?;
-        let ticker = Ticker::start(config.tick).map_err(|error| {
+        let workshop = Workshop::new(&config)?;
+        let ticker = Ticker::start(&workshop.engine, config.tick).map_err(|error| {
             Error::new(
                 ErrorKind::Exhausted,
                 "start wasm runtime",
                 format!("no thread for the ticks: {error}"),
             )
         })?;
-        ticker.add(&plain.engine);
         Ok(Self {
             metrics: Metrics::new(&config.recorder),
             config,
             ticker: Arc::new(ticker),
             tls: Arc::default(),
             started: Instant::now(),
-            plain,
-            concurrent: OnceLock::new(),
+            workshop,
             stops: Arc::default(),
             gone: Notify::new(),
             reaping: AtomicUsize::new(0),
         })
-    }
-
-    /// The engine for a kind: what WASI 0.3 needs costs every other guest, so that it has one of its own, made when
-    /// it is first needed.
-    pub(crate) fn workshop(&self, kind: Kind) -> Result<&Workshop> {
-        if kind != Kind::Http03 {
-            return Ok(&self.plain);
-        }
-        if let Some(made) = self.concurrent.get() {
-            return Ok(made);
-        }
-        let made = Workshop::new(&self.config, true)?;
-        let mut is_ours = false;
-        let kept = self.concurrent.get_or_init(|| {
-            is_ours = true;
-            made
-        });
-        if is_ours {
-            self.ticker.add(&kept.engine);
-        }
-        Ok(kept)
     }
 
     /// Resolves at the next forced stop of any instance.

@@ -3,7 +3,10 @@
 use sas_core::{Error, ErrorKind, Result};
 use wasmparser::{Parser, Payload};
 
-use crate::config::{CompileLimits, WasmConfig};
+use crate::{
+    config::{CompileLimits, WasmConfig},
+    preview1,
+};
 
 /// What a function is made as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,8 +16,6 @@ pub enum Kind {
     Cgi,
     /// A component that exports `wasi:http/incoming-handler` of WASI 0.2.
     Http02,
-    /// A component that exports `wasi:http/handler` of WASI 0.3.
-    Http03,
 }
 
 impl Kind {
@@ -23,7 +24,6 @@ impl Kind {
         match self {
             Self::Cgi => "cgi",
             Self::Http02 => "wasi-http-0.2",
-            Self::Http03 => "wasi-http-0.3",
         }
     }
 }
@@ -73,6 +73,7 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
     let mut depth = 0_u32;
     let mut nested = 0_u32;
     let mut exports = Vec::new();
+    let mut foreign = Vec::new();
     for payload in Parser::new(0).parse_all(binary) {
         let payload = payload.map_err(broken)?;
         let counted = match &payload {
@@ -81,7 +82,17 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
                 None
             }
             Payload::TypeSection(section) => Some(("types", section.count())),
-            Payload::ImportSection(section) => Some(("imports", section.count())),
+            Payload::ImportSection(section) => {
+                if depth == 0 && section.count() <= limits.entities {
+                    for import in section.clone().into_imports() {
+                        let import = import.map_err(broken)?;
+                        if !preview1::provides(import.module, import.name) {
+                            foreign.push(format!("{}.{}", import.module, import.name));
+                        }
+                    }
+                }
+                Some(("imports", section.count()))
+            }
             Payload::FunctionSection(section) => Some(("functions", section.count())),
             Payload::TableSection(section) => Some(("tables", section.count())),
             Payload::GlobalSection(section) => Some(("globals", section.count())),
@@ -89,7 +100,18 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
             Payload::ElementSection(section) => Some(("element segments", section.count())),
             Payload::DataSection(section) => Some(("data segments", section.count())),
             Payload::ComponentTypeSection(section) => Some(("component types", section.count())),
-            Payload::ComponentImportSection(section) => Some(("component imports", section.count())),
+            Payload::ComponentImportSection(section) => {
+                if depth == 0 && section.count() <= limits.entities {
+                    for import in section.clone() {
+                        let import = import.map_err(broken)?;
+                        let is_type = matches!(import.ty, wasmparser::ComponentTypeRef::Type(_));
+                        if !is_type && !is_provided(import.name.name) {
+                            foreign.push(import.name.name.to_owned());
+                        }
+                    }
+                }
+                Some(("component imports", section.count()))
+            }
             Payload::ComponentInstanceSection(section) => Some(("component instances", section.count())),
             Payload::ComponentAliasSection(section) => Some(("aliases", section.count())),
             Payload::ComponentCanonicalSection(section) => Some(("canonical functions", section.count())),
@@ -110,6 +132,14 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
                          (WasmConfig.compile.function_bytes)",
                         body.range().start,
                         limits.function_bytes
+                    )));
+                }
+                if let Some(depth) = too_deep(body, limits.block_depth).map_err(broken)? {
+                    return Err(invalid(format!(
+                        "source: a function at byte {} has blocks {depth} deep: at most {} are accepted \
+                         (WasmConfig.compile.block_depth)",
+                        body.range().start,
+                        limits.block_depth
                     )));
                 }
                 None
@@ -140,32 +170,84 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
             )));
         }
     }
+    if !foreign.is_empty() {
+        return Err(invalid(not_granted(&foreign)));
+    }
     if !component {
         return Ok(Kind::Cgi);
     }
-    kind_of_component(&exports, config)
+    kind_of_component(&exports)
 }
 
-fn kind_of_component(exports: &[String], config: &WasmConfig) -> Result<Kind> {
+/// The depth at which a function's blocks pass `most`, if they do.
+fn too_deep(body: &wasmparser::FunctionBody<'_>, most: u32) -> wasmparser::Result<Option<u32>> {
+    use wasmparser::Operator;
+    let mut depth = 0;
+    for operator in body.get_operators_reader()? {
+        match operator? {
+            Operator::Block { .. }
+            | Operator::Loop { .. }
+            | Operator::If { .. }
+            | Operator::TryTable { .. } => {
+                depth += 1;
+                if depth > most {
+                    return Ok(Some(depth));
+                }
+            }
+            Operator::End => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the platform has an interface of this name. What it has of it is seen when the code is linked.
+fn is_provided(name: &str) -> bool {
+    const PACKAGES: [&str; 7] = [
+        "wasi:cli/",
+        "wasi:clocks/",
+        "wasi:filesystem/",
+        "wasi:http/",
+        "wasi:io/",
+        "wasi:random/",
+        "wasi:sockets/",
+    ];
+    let versions = ["@0.2.", "@0.3."];
+    PACKAGES.iter().any(|package| name.starts_with(package))
+        && versions.iter().any(|version| name.contains(version))
+}
+
+/// Imports that nothing provides, the first of them by name.
+fn not_granted(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let more = match names.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "source: the code imports what a function is not granted: {shown}{more}; there are wasi_snapshot_preview1 \
+         for modules, and for components the interfaces of WASI with wasi:http"
+    )
+}
+
+fn kind_of_component(exports: &[String]) -> Result<Kind> {
     let has = |prefix: &str| exports.iter().any(|name| name.starts_with(prefix));
     if has("wasi:http/incoming-handler@0.2.") {
         return Ok(Kind::Http02);
     }
     if has("wasi:http/handler@0.3.") {
-        if !cfg!(feature = "wasi-0-3") || !config.wasi_0_3 {
-            return Err(invalid(
-                "source: the component is of WASI 0.3, which this platform does not accept \
-                 (WasmConfig.wasi_0_3 and the crate's feature wasi-0-3)",
-            ));
-        }
-        return Ok(Kind::Http03);
+        return Err(invalid(
+            "source: the component is of WASI 0.3, which this runtime does not take yet: build it for \
+             wasi:http/incoming-handler of WASI 0.2",
+        ));
     }
     let found = match exports {
         [] => "nothing".to_owned(),
         names => names.iter().take(20).cloned().collect::<Vec<_>>().join(", "),
     };
     Err(invalid(format!(
-        "source: the component exports {found}, but a function exports wasi:http/incoming-handler@0.2 or \
-         wasi:http/handler@0.3: build it for the world wasi:http/proxy"
+        "source: the component exports {found}, but a function exports wasi:http/incoming-handler@0.2: \
+         build it for the world wasi:http/proxy"
     )))
 }

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use crate::{
     admission::{Place, RETRY_AFTER, Refusal},
     cgi::Output,
+    files::{self, FilesGuest},
     function::{Function, Program},
     http02::{self, Warm},
     limits::{Limit, Meter},
@@ -223,6 +224,11 @@ impl WasmInstance {
         })
     }
 
+    fn output(&self, request: &http::request::Parts) -> Shared<Output> {
+        let limit = self.function.options.limits.response_bytes;
+        Arc::new(Lock::new(Output::new(limit, request.method == http::Method::HEAD)))
+    }
+
     fn work(
         &self,
         me: &Arc<Self>,
@@ -235,8 +241,7 @@ impl WasmInstance {
         match &self.function.program {
             Program::Cgi(program) => {
                 let (head, body) = request.into_parts();
-                let limit = self.function.options.limits.response_bytes;
-                let output = Arc::new(Lock::new(Output::new(limit, head.method == http::Method::HEAD)));
+                let output = self.output(&head);
                 let sandbox = Sandbox::new(me, id);
                 let guest = CgiGuest {
                     limiter: sandbox.limiter(meter),
@@ -251,7 +256,15 @@ impl WasmInstance {
                     memory: None,
                     environment: None,
                 };
-                (Box::pin(preview1::serve(Arc::clone(program), guest)), Mouth::Cgi(output))
+                let serving = preview1::serve(Arc::clone(program), guest);
+                (Box::pin(async move { serving.await.map(|()| None) }), Mouth::Cgi(output))
+            }
+            Program::Files(program) => {
+                let (head, body) = request.into_parts();
+                let output = self.output(&head);
+                let guest = FilesGuest::new(&Sandbox::new(me, id), meter, head, body, Arc::clone(&output));
+                let serving = files::serve(Arc::clone(program), guest);
+                (Box::pin(async move { serving.await.map(|()| None) }), Mouth::Cgi(output))
             }
             Program::Http02(pre) => {
                 let (reply, answer) = oneshot::channel();

@@ -5,6 +5,7 @@ mod admission;
 mod cache;
 mod cgi;
 mod config;
+mod files;
 mod function;
 mod host;
 mod http02;

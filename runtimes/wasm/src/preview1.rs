@@ -8,7 +8,10 @@ use std::{sync::Arc, time::Duration};
 use bytes::{Buf, Bytes};
 use sas_core::{Body, Clock};
 use tokio::time::Instant;
-use wasmtime::{Caller, Extern, ExternType, InstancePre, Linker, Memory, Module, ModuleExport, Result};
+use wasmtime::{
+    Caller, Engine, Extern, ExternType, InstancePre, Linker, Memory, Module, ModuleExport, Result, Store,
+    TypedFunc,
+};
 
 use crate::{
     cgi::{Block, Output, environment},
@@ -121,6 +124,11 @@ impl Stdin {
             headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let length = declared.or_else(|| http_body::Body::size_hint(&body).exact());
         Self { body, piece: Bytes::new(), length }
+    }
+
+    /// The same as something to read.
+    pub(crate) fn into_reading(self) -> crate::files::Reading {
+        crate::files::Reading { body: self.body, piece: self.piece }
     }
 
     /// Waits for more; an empty piece is the end.
@@ -508,28 +516,18 @@ fn add_file_functions(linker: &mut Linker<CgiGuest>, name: &str) -> Result<()> {
 }
 
 /// A module that was linked, and where its function is.
-#[derive(Clone)]
-pub(crate) struct CgiProgram {
-    pre: InstancePre<CgiGuest>,
+pub(crate) struct CgiProgram<T: 'static> {
+    pre: InstancePre<T>,
     start: ModuleExport,
     memory: ModuleExport,
 }
 
-impl CgiProgram {
+impl<T: Send + 'static> CgiProgram<T> {
     /// Links a module.
     ///
     /// # Errors
-    /// When it lacks an export or imports what there is not: all of it, by name.
-    pub(crate) fn link(linker: &Linker<CgiGuest>, module: &Module) -> sas_core::Result<Self> {
-        let mut unknown = Vec::new();
-        for import in module.imports() {
-            if import.module() != MODULE || !FUNCTIONS.contains(&import.name()) {
-                unknown.push(format!("{}.{}", import.module(), import.name()));
-            }
-        }
-        if !unknown.is_empty() {
-            return Err(invalid(not_granted(&unknown)));
-        }
+    /// When it lacks an export, or an import has another type than the function of that name.
+    pub(crate) fn link(linker: &Linker<T>, module: &Module) -> sas_core::Result<Self> {
         let export = |name: &str, wanted: &str, fits: fn(&ExternType) -> bool| match module.get_export(name) {
             Some(found) if fits(&found) => module.get_export_index(name).ok_or_else(|| missing(name, wanted)),
             Some(_) | None => Err(missing(name, wanted)),
@@ -544,6 +542,25 @@ impl CgiProgram {
             .map_err(|error| invalid(format!("source: the module does not fit WASI preview 1: {error:#}")))?;
         Ok(Self { pre, start, memory })
     }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        self.pre.module().engine()
+    }
+
+    /// A fresh instance: its function and its memory.
+    pub(crate) async fn instantiate(
+        &self,
+        store: &mut Store<T>,
+    ) -> Result<(TypedFunc<(), ()>, Option<Memory>)> {
+        let instance = self.pre.instantiate_async(&mut *store).await?;
+        let memory = instance.get_module_export(&mut *store, &self.memory).and_then(Extern::into_memory);
+        let start = instance
+            .get_module_export(&mut *store, &self.start)
+            .and_then(Extern::into_func)
+            .ok_or_else(|| wasmtime::Error::msg("the module exports no _start"))?
+            .typed::<(), ()>(&*store)?;
+        Ok((start, memory))
+    }
 }
 
 fn missing(name: &str, wanted: &str) -> sas_core::Error {
@@ -552,38 +569,21 @@ fn missing(name: &str, wanted: &str) -> sas_core::Error {
     ))
 }
 
-/// Imports that nothing provides, the first of them by name.
-pub(crate) fn not_granted(names: &[String]) -> String {
-    const SHOWN: usize = 20;
-    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-    let more = match names.len().saturating_sub(SHOWN) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    format!(
-        "source: the code imports what a function is not granted: {shown}{more}; there are wasi_snapshot_preview1 \
-         for modules, and for components the interfaces of WASI 0.2 with wasi:http"
-    )
+/// Whether there is a function of this name.
+pub(crate) fn provides(module: &str, name: &str) -> bool {
+    module == MODULE && FUNCTIONS.contains(&name)
 }
 
 /// Serves one request in a fresh sandbox.
-pub(crate) async fn serve(program: Arc<CgiProgram>, guest: CgiGuest) -> Result<Option<crate::http02::Warm>> {
-    let engine = program.pre.module().engine();
-    let mut store = sandbox::store(engine, guest, |guest| &mut guest.limiter);
-    let instance = program.pre.instantiate_async(&mut store).await?;
-    store.data_mut().memory =
-        instance.get_module_export(&mut store, &program.memory).and_then(Extern::into_memory);
-    let start = instance
-        .get_module_export(&mut store, &program.start)
-        .and_then(Extern::into_func)
-        .ok_or_else(|| wasmtime::Error::msg("the module exports no _start"))?
-        .typed::<(), ()>(&store)?;
+pub(crate) async fn serve(program: Arc<CgiProgram<CgiGuest>>, guest: CgiGuest) -> Result<()> {
+    let mut store = sandbox::store(program.engine(), guest, |guest| &mut guest.limiter);
+    let (start, memory) = program.instantiate(&mut store).await?;
+    store.data_mut().memory = memory;
     match start.call_async(&mut store, ()).await {
         Err(error) if error.downcast_ref::<Exit>() != Some(&Exit(0)) => return Err(error),
         _ => {}
     }
-    store.data().output.lock().finish()?;
-    Ok(None)
+    store.data().output.lock().finish()
 }
 
 impl Limited for CgiGuest {

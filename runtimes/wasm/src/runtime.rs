@@ -22,11 +22,11 @@ use crate::{
     cgi::Block,
     config::WasmConfig,
     function::{Function, Program},
-    host::{Host, Workshop},
+    host::{Host, MODULES_PER_SLOT, Workshop},
     inspect::{Kind, inspect, invalid, to_binary},
     instance::WasmInstance,
     options::Options,
-    preview1::{CgiProgram, not_granted},
+    preview1::CgiProgram,
     sync::Lock,
 };
 
@@ -94,7 +94,7 @@ impl WasmRuntime {
             )
         };
         let digest: [u8; 32] = Sha256::digest(&binary).into();
-        let engine = self.host.workshop(kind)?.engine.clone();
+        let engine = self.host.workshop.engine.clone();
         let key = Key::new(&engine, kind, &digest);
         if let Some(known) = self.known(&key) {
             return Ok(known);
@@ -143,9 +143,9 @@ impl WasmRuntime {
     }
 
     fn link(&self, kind: Kind, code: &Code, options: Options, spec: &RevisionSpec) -> Result<Function> {
-        let workshop = self.host.workshop(kind)?;
+        let workshop = &self.host.workshop;
         let options = Arc::new(options);
-        let (program, parts) = match code {
+        let (program, needs) = match code {
             Code::Module(module) => {
                 if options.reuse.keeps() {
                     return Err(invalid(format!(
@@ -154,19 +154,19 @@ impl WasmRuntime {
                         crate::options::REUSE
                     )));
                 }
-                let program = CgiProgram::link(&workshop.modules, module)?;
-                (Program::Cgi(Arc::new(program)), Some((module.resources_required(), 1)))
+                let program = if options.directories.is_empty() {
+                    Program::Cgi(Arc::new(CgiProgram::link(&workshop.modules, module)?))
+                } else {
+                    Program::Files(Arc::new(CgiProgram::link(&workshop.modules_with_files, module)?))
+                };
+                (program, Some(module.resources_required()))
             }
             Code::Component(component) => {
                 let program = link_component(workshop, component)?;
-                let parts = component.resources_required().map(|parts| (parts, MODULES));
-                (program, parts)
+                (program, component.resources_required())
             }
         };
-        let units = match &parts {
-            Some((needs, _)) => units(needs, &options)?,
-            None => 1,
-        };
+        let units = needs.map_or(Ok(1), |needs| units(&needs, &options))?;
         Ok(Function {
             program,
             kind,
@@ -179,9 +179,6 @@ impl WasmRuntime {
         })
     }
 }
-
-/// Modules of a component that are counted as one slot.
-const MODULES: u32 = 4;
 
 /// Slots that a sandbox takes: its memories and tables, whichever are more.
 fn units(needs: &wasmtime::ResourcesRequired, options: &Options) -> Result<u32> {
@@ -201,47 +198,18 @@ fn units(needs: &wasmtime::ResourcesRequired, options: &Options) -> Result<u32> 
             options.limits.table_elements
         )));
     }
-    Ok(needs.num_memories.max(needs.num_tables.div_ceil(MODULES)).max(1))
+    Ok(needs.num_memories.max(needs.num_tables.div_ceil(MODULES_PER_SLOT)).max(1))
 }
 
 fn link_component(workshop: &Workshop, component: &wasmtime::component::Component) -> Result<Program> {
-    let pre = workshop.components.instantiate_pre(component).map_err(|error| {
-        let unknown = unknown_imports(workshop, component);
-        if unknown.is_empty() {
-            invalid(format!("source: the component does not fit WASI 0.2: {error:#}"))
-        } else {
-            invalid(not_granted(&unknown))
-        }
-    })?;
+    let pre = workshop
+        .components
+        .instantiate_pre(component)
+        .map_err(|error| invalid(format!("source: the component does not fit WASI 0.2: {error:#}")))?;
     let pre = ProxyPre::new(pre).map_err(|error| {
         invalid(format!("source: the component does not export wasi:http as it should: {error:#}"))
     })?;
     Ok(Program::Http02(pre))
-}
-
-/// Imports that the platform does not have, found by linking each of them alone.
-fn unknown_imports(workshop: &Workshop, component: &wasmtime::component::Component) -> Vec<String> {
-    let engine = &workshop.engine;
-    component
-        .component_type()
-        .imports(engine)
-        .filter(|(name, _)| !is_provided(name))
-        .map(|(name, _)| name.to_owned())
-        .collect()
-}
-
-/// Whether the linker has an interface of this name.
-fn is_provided(name: &str) -> bool {
-    const PACKAGES: [&str; 7] = [
-        "wasi:cli/",
-        "wasi:clocks/",
-        "wasi:filesystem/",
-        "wasi:http/",
-        "wasi:io/",
-        "wasi:random/",
-        "wasi:sockets/",
-    ];
-    PACKAGES.iter().any(|package| name.starts_with(package)) && name.contains("@0.2.")
 }
 
 fn arguments(spec: &RevisionSpec) -> Block {
@@ -367,10 +335,11 @@ impl Runtime for WasmRuntime {
         let compiled = self.compiled(kind, binary).await?;
         let mut notes = vec![format!("kind: {}", kind.as_str())];
         if let Code::Component(component) = &compiled.code {
-            let engine = &self.host.workshop(kind)?.engine;
-            let calls = component.component_type().imports(engine).any(|(name, _)| {
-                name.starts_with("wasi:http/outgoing-handler") || name.starts_with("wasi:http/client")
-            });
+            let engine = &self.host.workshop.engine;
+            let calls = component
+                .component_type()
+                .imports(engine)
+                .any(|(name, _)| name.starts_with("wasi:http/outgoing-handler"));
             if calls && options.hosts.is_empty() {
                 notes.push(format!(
                     "it can call other hosts, but none is granted ({}): such calls fail",

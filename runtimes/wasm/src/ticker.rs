@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, Thread},
@@ -20,15 +20,6 @@ struct Shared {
     running: AtomicUsize,
     asleep: AtomicBool,
     ended: AtomicBool,
-    engines: Mutex<Vec<Weak>>,
-}
-
-struct Weak(EngineWeak);
-
-impl std::fmt::Debug for Weak {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("EngineWeak")
-    }
 }
 
 /// Ticks while guests run.
@@ -40,26 +31,17 @@ pub(crate) struct Ticker {
 
 impl Ticker {
     /// Starts the thread.
-    pub(crate) fn start(tick: Duration) -> std::io::Result<Self> {
+    pub(crate) fn start(engine: &Engine, tick: Duration) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             running: AtomicUsize::new(0),
             asleep: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            engines: Mutex::default(),
         });
-        let theirs = Arc::clone(&shared);
-        let handle =
-            thread::Builder::new().name("sas-wasm-ticker".to_owned()).spawn(move || theirs.run(tick))?;
+        let (theirs, engine) = (Arc::clone(&shared), engine.weak());
+        let handle = thread::Builder::new()
+            .name("sas-wasm-ticker".to_owned())
+            .spawn(move || theirs.run(&engine, tick))?;
         Ok(Self { shared, thread: handle.thread().clone() })
-    }
-
-    /// Counts epochs for `engine` too.
-    pub(crate) fn add(&self, engine: &Engine) {
-        self.shared
-            .engines
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(Weak(engine.weak()));
     }
 
     /// A guest begins: ticks go on until all guards are gone.
@@ -91,14 +73,12 @@ impl Drop for Ticking {
 }
 
 impl Shared {
-    fn run(&self, tick: Duration) {
+    fn run(&self, engine: &EngineWeak, tick: Duration) {
         let mut idle = 0;
         while !self.ended.load(Ordering::SeqCst) {
             thread::park_timeout(tick);
-            for engine in self.engines.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
-                if let Some(engine) = engine.0.upgrade() {
-                    engine.increment_epoch();
-                }
+            if let Some(engine) = engine.upgrade() {
+                engine.increment_epoch();
             }
             idle = if self.running.load(Ordering::SeqCst) == 0 { idle + 1 } else { 0 };
             if idle < LINGER {

@@ -1,6 +1,9 @@
 //! The runtime from outside: one binary, because linking is what its tests take longest for.
 #![allow(clippy::print_stdout, reason = "reports of tests")]
 
+mod admission;
 mod cgi;
+mod components;
 mod conformance;
+mod hostile;
 mod support;

@@ -1,0 +1,230 @@
+//! Code that no honest toolchain makes.
+
+use std::{fmt::Write as _, time::Duration};
+
+use sas_core::{ErrorKind, Runtime};
+use sas_runtime_wasm::{CallLimits, CompileLimits, WasmConfig};
+
+use crate::support::{HELLO, Stage, always, bytes_spec, call, cx, fails, get, spec};
+
+#[tokio::test]
+async fn what_is_not_webassembly_is_refused_with_a_word_about_what_it_is() {
+    let stage = Stage::small();
+    let cases: [(&[u8], &str); 8] = [
+        (b"", "begins with []"),
+        (b"#!/bin/sh\n", "begins with [23 21 2f 62]"),
+        (b"\x7fELF", "begins with [7f 45 4c 46]"),
+        (b"\0asm", "cut short at byte"),
+        (b"\0asm\x07\0\0\0", "damaged"),
+        (b"(module", "function.wasm"),
+        (b"(module (func (export \"_start\") (unknown)))", "unknown"),
+        (b"(\xff\xfe)", "not UTF-8"),
+    ];
+    for (code, problem) in cases {
+        let error = stage.refusal(&bytes_spec("function.wasm", code.to_vec())).await;
+        assert!(error.contains(problem), "{code:?}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn every_truncation_of_a_module_is_refused() {
+    let stage = Stage::small();
+    // Without names: a module that is cut inside of them is whole.
+    let nameless = HELLO
+        .replace(
+            "(func $fd_write (param $fd i32) (param $vectors i32) (param $count i32) (param $written i32)",
+            "(func (param i32 i32 i32 i32)",
+        )
+        .replace("$fd_write", "0");
+    assert!(!nameless.contains('$'));
+    let whole = wat::parse_str(nameless).unwrap();
+    let mut taken = 0;
+    for length in 0..whole.len() {
+        match stage.runtime.prepare(&bytes_spec("cut.wasm", whole[..length].to_vec())).await {
+            Ok(_) => taken += 1,
+            Err(error) => assert_eq!(error.kind, ErrorKind::InvalidSpec, "cut at {length}"),
+        }
+    }
+    // Cut right in front of its data, it is a whole module without data.
+    assert!(taken <= 1, "{taken} cuts were taken");
+}
+
+#[tokio::test]
+async fn missing_exports_and_foreign_imports_are_named() {
+    let stage = Stage::small();
+    let cases = [
+        ("(module (memory (export \"memory\") 1))", "does not export _start"),
+        (
+            "(module (memory (export \"memory\") 1) (func (export \"_start\") (param i32)))",
+            "does not export _start",
+        ),
+        ("(module (func (export \"_start\")))", "does not export memory"),
+        (
+            "(module (import \"env\" \"steal\" (func)) (import \"wasi_snapshot_preview1\" \"fd_dance\" (func)))",
+            "env.steal, wasi_snapshot_preview1.fd_dance",
+        ),
+        (
+            "(module (import \"wasi_snapshot_preview1\" \"fd_write\" (func)) (memory (export \"memory\") 1) (func (export \"_start\")))",
+            "does not fit WASI preview 1",
+        ),
+        ("(component)", "exports nothing"),
+        (
+            "(component (component $c) (instance $i (instantiate $c)) (export \"wasi:http/handler@0.3.0\" (instance $i)))",
+            "WASI 0.3, which this runtime does not take yet",
+        ),
+        (
+            "(component (component $c) (instance $i (instantiate $c)) (export \"wasi:cli/run@0.2.0\" (instance $i)))",
+            "exports wasi:cli/run@0.2.0",
+        ),
+        (
+            "(component (import \"acme:secret/vault@1.0.0\" (instance (export \"open\" (func)))) (component $c) (instance $i (instantiate $c)) (export \"wasi:http/incoming-handler@0.2.0\" (instance $i)))",
+            "acme:secret/vault@1.0.0",
+        ),
+        (
+            "(component (component $c) (instance $i (instantiate $c)) (export \"wasi:http/incoming-handler@0.2.0\" (instance $i)))",
+            "does not export wasi:http as it should",
+        ),
+    ];
+    for (code, problem) in cases {
+        let error = stage.refusal(&spec(code)).await;
+        assert!(error.contains(problem), "{code}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_imports_are_not_listed_one_by_one() {
+    let stage = Stage::small();
+    let mut code = "(module".to_owned();
+    for at in 0..90_000 {
+        let _ = write!(code, "(import \"e\" \"f{at}\"(func))");
+    }
+    code.push(')');
+    let error = stage.refusal(&spec(code.clone())).await;
+    assert!(error.contains("e.f19 and 89980 more") && error.len() < 2_000, "{error}");
+    for at in 90_000..100_002 {
+        code.truncate(code.len() - 1);
+        let _ = write!(code, "(import \"e\" \"f{at}\"(func)))");
+    }
+    let error = stage.refusal(&spec(code)).await;
+    assert!(error.contains("100002 imports: at most 100000"), "{error}");
+}
+
+#[tokio::test]
+async fn what_would_cost_the_compiler_out_of_proportion_never_reaches_it() {
+    let compile =
+        CompileLimits { code_bytes: 300_000, function_bytes: 10_000, nested: 8, ..CompileLimits::default() };
+    let stage = Stage::new(WasmConfig { slots: 4, compile, ..WasmConfig::default() });
+    let big = format!(
+        "(module (memory (export \"memory\") 1) (func (export \"_start\") {}))",
+        "(drop (i32.const 7))".repeat(4_000)
+    );
+    let error = stage.refusal(&spec(big)).await;
+    assert!(error.contains("a function at byte") && error.contains("compile.function_bytes"), "{error}");
+    let nested = format!("{}{}", "(component ".repeat(10), ")".repeat(10));
+    let error = stage.refusal(&spec(nested)).await;
+    assert!(error.contains("9 nested modules and components: at most 8"), "{error}");
+    let error = stage.refusal(&bytes_spec("large.wasm", vec![0; 300_001])).await;
+    assert!(error.contains("300001 bytes: at most 300000"), "{error}");
+}
+
+#[tokio::test]
+async fn deep_nesting_in_text_and_code_is_an_error_and_no_overflow() {
+    let stage = Stage::small();
+    let text = format!("(module (func {} {}))", "(block ".repeat(50_000), ")".repeat(50_000));
+    stage.refusal(&spec(text)).await;
+    // In binary: one function of 100,000 blocks.
+    let mut body = vec![0];
+    body.extend([0x02, 0x40].repeat(100_000));
+    body.extend([0x0b].repeat(100_001));
+    let leb = |mut n: usize| {
+        let mut out = Vec::new();
+        loop {
+            let byte = u8::try_from(n & 0x7f).unwrap();
+            n >>= 7;
+            out.push(if n > 0 { byte | 0x80 } else { byte });
+            if n == 0 {
+                return out;
+            }
+        }
+    };
+    let mut code = leb(body.len());
+    code.extend(&body);
+    code.insert(0, 1);
+    let mut module = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x05\x03\x01\0\x01".to_vec();
+    module.extend(b"\x07\x13\x02\x06_start\0\0\x06memory\x02\0");
+    module.push(10);
+    module.extend(leb(code.len()));
+    module.extend(code);
+    let error = stage.refusal(&bytes_spec("deep.wasm", module)).await;
+    assert!(error.contains("blocks 5001 deep"), "{error}");
+}
+
+#[tokio::test]
+async fn huge_memories_and_tables_are_refused_at_deploy() {
+    let stage = Stage::small();
+    let start = "(func (export \"_start\"))";
+    let cases = [
+        (
+            format!("(module (memory (export \"memory\") 65536) {start})"),
+            "starts with a memory of 4294967296 bytes",
+        ),
+        (format!("(module (memory (export \"memory\") 1) (table 10000000 funcref) {start})"), "table"),
+        (
+            format!("(module (memory (export \"memory\") 1) {} {start})", "(table 1 funcref)".repeat(200)),
+            "table",
+        ),
+    ];
+    for (code, problem) in cases {
+        let error = stage.refusal(&spec(code)).await;
+        assert!(error.contains(problem), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_start_function_that_loops_is_within_the_limits_too() {
+    let limits = CallLimits { cpu: Duration::from_millis(50), ..CallLimits::default() };
+    let stage = Stage::new(WasmConfig { slots: 4, limits, ..WasmConfig::default() });
+    let code = "(module (memory (export \"memory\") 1) (func $loop (loop $l (br $l))) (start $loop)
+                (func (export \"_start\")))";
+    let instance = stage.instance(&spec(code)).await;
+    assert!(fails(&*instance, get("/")).await.message.contains("CPU limit"));
+}
+
+#[tokio::test]
+async fn pointers_outside_of_the_memory_are_errors_of_the_call() {
+    let stage = Stage::small();
+    // Each call gets pointers past the end; the sum of the error numbers is the status.
+    let code = r#"(module
+        (import "wasi_snapshot_preview1" "fd_write" (func $w (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_read" (func $r (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "random_get" (func $x (param i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "environ_get" (func $e (param i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "poll_oneoff" (func $p (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "clock_time_get" (func $c (param i32 i64 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+        (memory (export "memory") 1)
+        (func (export "_start")
+            (call $exit
+                (i32.add (call $w (i32.const 1) (i32.const -8) (i32.const 2) (i32.const 0))
+                (i32.add (call $w (i32.const 1) (i32.const 0) (i32.const 0) (i32.const -1))
+                (i32.add (call $r (i32.const 0) (i32.const 65532) (i32.const 1) (i32.const 0))
+                (i32.add (call $x (i32.const 65535) (i32.const 2))
+                (i32.add (call $e (i32.const -1) (i32.const -1))
+                (i32.add (call $p (i32.const 65500) (i32.const 0) (i32.const 1) (i32.const 0))
+                         (call $c (i32.const 0) (i64.const 0) (i32.const 65530))))))))))
+    )"#;
+    let instance = stage.instance(&spec(code)).await;
+    let error = fails(&*instance, get("/")).await;
+    assert!(error.message.contains(&format!("status {}", 7 * 21)), "{error}");
+}
+
+#[tokio::test]
+async fn a_guest_can_not_sleep_past_its_deadline_or_wait_for_what_never_comes() {
+    let stage = Stage::small();
+    let instance = stage.instance(&spec(always("idle"))).await;
+    let response =
+        call(&*instance, get("/"), &crate::support::cx_within(Duration::from_millis(100))).await.unwrap();
+    let error = crate::support::text(response).await.unwrap_err();
+    assert!(error.to_string().contains("deadline"), "{error}");
+    let _ = cx();
+}
