@@ -1,1 +1,70 @@
-//! Deterministic simulator that drives the production crates of the sas serverless SDK
+#![forbid(unsafe_code)]
+//! Runs a whole platform in virtual time, breaks it, and looks whether it keeps its promises.
+//!
+//! One seed gives one plan: deploys, traffic and faults over forty seconds (the safety phase). Then the faults end and
+//! everything must serve, settle and sleep (the liveness phase). Router, pool, scalers, triggers and control plane
+//! are the production crates; instances, the store's medium, the wall clock and the clients are simulated. The same
+//! seed gives the same history, down to its hash.
+//!
+//! ```
+//! let outcome = sas_sim::run_seed(7, None);
+//! assert!(outcome.violations.is_empty(), "{outcome}");
+//! assert_eq!(outcome.hash, sas_sim::run_seed(7, None).hash);
+//! ```
+
+pub mod clock;
+pub mod draw;
+pub mod history;
+mod host;
+pub mod invariants;
+pub mod plan;
+pub mod runtime;
+mod shrink;
+pub mod store;
+mod watch;
+mod world;
+
+pub use shrink::shrink;
+pub use world::{Outcome, Violation, run, run_seed};
+
+/// A bug to plant, one for each invariant, to see that it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(clippy::exhaustive_enums, reason = "tests go through all of them")]
+pub enum Plant {
+    /// Some requests never get an answer.
+    LosesAnswers,
+    /// Instances get one request more than they may.
+    RaisesLimits,
+    /// Some that wait are not woken.
+    LosesWakeups,
+    /// Some leases never come back.
+    LeaksLeases,
+    /// Some meter readings are dropped.
+    DropsReadings,
+    /// A revision that should sleep does not.
+    NeverSleeps,
+    /// The pool's size is changed without a decision.
+    WishesOfItsOwn,
+    /// A request that was used is said to be unsent.
+    HandsBackUsedRequests,
+    /// The store acknowledges what it does not keep.
+    AcknowledgesLostWrites,
+    /// Events count as delivered that nobody got.
+    SwallowsEvents,
+}
+
+impl Plant {
+    /// All of them, with the invariant that each breaks.
+    pub const ALL: [(Self, &'static str); 10] = [
+        (Self::LosesAnswers, "one answer"),
+        (Self::RaisesLimits, "limits"),
+        (Self::LosesWakeups, "no lost wake-up"),
+        (Self::LeaksLeases, "no leaks"),
+        (Self::DropsReadings, "metering"),
+        (Self::NeverSleeps, "desired is reached"),
+        (Self::WishesOfItsOwn, "reasons"),
+        (Self::HandsBackUsedRequests, "executed once"),
+        (Self::AcknowledgesLostWrites, "durable"),
+        (Self::SwallowsEvents, "triggers fire"),
+    ];
+}

@@ -1,0 +1,197 @@
+//! What happened, in order, and its hash.
+
+use std::{fmt, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Something that happened. Requests and instances go by the numbers that the simulator gave them.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::exhaustive_enums, reason = "invariants have to look at every kind")]
+pub enum Fact {
+    /// A step of the plan was taken.
+    Step(String),
+    /// A client sent a request.
+    Sent {
+        /// Which.
+        request: u64,
+        /// To which service.
+        service: u32,
+        /// Whether it may be executed twice.
+        idempotent: bool,
+    },
+    /// A client got its answer, or gave up.
+    Answered {
+        /// Which request.
+        request: u64,
+        /// What it got.
+        answer: Answered,
+    },
+    /// An instance began to work on a request.
+    Executed {
+        /// Which.
+        request: u64,
+        /// Where.
+        instance: u64,
+        /// How many run there now, this one included.
+        at_once: u32,
+        /// How many may, by the spec of its revision; 0: any number.
+        limit: u32,
+    },
+    /// The pool asked the runtime for an instance.
+    Starting {
+        /// Which.
+        instance: u64,
+    },
+    /// An instance can serve.
+    Ready {
+        /// Which.
+        instance: u64,
+    },
+    /// An instance is gone, or its start was given up.
+    Gone {
+        /// Which.
+        instance: u64,
+        /// Whether it was killed by a fault.
+        killed: bool,
+    },
+    /// The scaler's number for a revision.
+    Decided {
+        /// Slot and generation of its key.
+        revision: u64,
+        /// Counts its decisions.
+        sequence: u64,
+        /// The number; `None`: it stays.
+        desired: Option<u32>,
+        /// Why.
+        reason: String,
+        /// Whether it says from what.
+        grounds: bool,
+    },
+    /// The pool was told a number.
+    Wished {
+        /// Slot and generation of the revision's key.
+        revision: u64,
+        /// The number.
+        desired: u32,
+    },
+    /// A change of the control plane was acknowledged or refused.
+    Control {
+        /// What was asked for.
+        what: String,
+        /// Whether it was acknowledged.
+        done: bool,
+    },
+    /// A trigger's event was executed.
+    Fired {
+        /// The event's id.
+        event: String,
+    },
+    /// From here on nobody sends anything but triggers.
+    Quiet {
+        /// Whether a timer has a service to call.
+        timer: bool,
+    },
+    /// The timers are taken away.
+    QuietEnds,
+    /// Nanoseconds that were metered to an instance.
+    Metered {
+        /// Which.
+        instance: u64,
+        /// How many.
+        ns: u64,
+    },
+    /// Requests that were metered.
+    MeteredRequests {
+        /// How many.
+        count: u64,
+    },
+}
+
+/// How a request ended for its client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "invariants have to look at every kind")]
+pub enum Answered {
+    /// An HTTP answer of this status.
+    Status(u16),
+    /// The platform's error, by its kind.
+    Error(&'static str),
+    /// The client went away.
+    Left,
+}
+
+/// All facts with their virtual time, and a hash that is the same for the same history.
+pub struct History {
+    began: Instant,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    facts: Vec<(Duration, Fact)>,
+    seen: u64,
+    hash: u64,
+    keep: bool,
+}
+
+impl fmt::Debug for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("History").field("facts", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl History {
+    /// An empty history that begins now.
+    pub fn new() -> Self {
+        let inner = Inner { facts: Vec::new(), seen: 0, hash: 0xCBF2_9CE4_8422_2325, keep: true };
+        Self { began: Instant::now(), inner: Mutex::new(inner) }
+    }
+
+    /// Something happened now.
+    pub fn tell(&self, fact: Fact) {
+        use fmt::Write as _;
+        struct Fnv(u64);
+        impl fmt::Write for Fnv {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                for byte in text.bytes() {
+                    self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3);
+                }
+                Ok(())
+            }
+        }
+        let at = self.began.elapsed();
+        let mut inner = self.inner.lock();
+        let mut hash = Fnv(inner.hash);
+        let _ = write!(hash, "{}{fact:?}", at.as_nanos());
+        inner.hash = hash.0;
+        inner.seen += 1;
+        if inner.keep {
+            inner.facts.push((at, fact));
+        }
+    }
+
+    /// FNV-1a over everything that happened.
+    pub fn hash(&self) -> u64 {
+        self.inner.lock().hash
+    }
+
+    /// How much happened.
+    pub fn len(&self) -> u64 {
+        self.inner.lock().seen
+    }
+
+    /// Whether nothing happened.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Hands out what was told since the last call.
+    pub fn drain(&self) -> Vec<(Duration, Fact)> {
+        std::mem::take(&mut self.inner.lock().facts)
+    }
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,58 @@
+//! The size of a revision is never changed without a decision that says why; decisions are counted without a gap.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{Invariant, View};
+use crate::history::Fact;
+
+#[derive(Debug, Default)]
+pub(crate) struct Reasons {
+    /// The last number that was decided for each revision, and how many decisions there were.
+    decided: BTreeMap<u64, (u64, Option<u32>)>,
+    /// Numbers that were set before their decision was told, at the same moment.
+    open: Vec<(Duration, u64, u32)>,
+}
+
+impl Invariant for Reasons {
+    fn name(&self) -> &'static str {
+        "reasons"
+    }
+
+    fn look(&mut self, facts: &[(Duration, Fact)], _: &View) -> Result<(), String> {
+        for (at, fact) in facts {
+            if let Some((since, revision, desired)) = self.open.first()
+                && since < at
+            {
+                return Err(format!("revision {revision:x} was set to {desired} without a decision"));
+            }
+            match fact {
+                Fact::Decided { revision, sequence, desired, grounds, reason } => {
+                    if !grounds {
+                        return Err(format!(
+                            "decision {sequence} of {revision:x} ({reason}) says not from what"
+                        ));
+                    }
+                    let entry = self.decided.entry(*revision).or_insert((*sequence - 1, None));
+                    // A revision that slept long enough is counted anew.
+                    if *sequence != entry.0 + 1 && *sequence != 1 {
+                        return Err(format!("decision {sequence} of {revision:x} came after {}", entry.0));
+                    }
+                    entry.0 = *sequence;
+                    if desired.is_some() {
+                        entry.1 = *desired;
+                    }
+                    self.open.retain(|(_, of, number)| of != revision || Some(*number) != *desired);
+                }
+                Fact::Wished { revision, desired } => {
+                    let known =
+                        self.decided.get(revision).is_some_and(|(_, number)| *number == Some(*desired));
+                    if !known {
+                        self.open.push((*at, *revision, *desired));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

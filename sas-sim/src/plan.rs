@@ -1,0 +1,164 @@
+//! What will be done to a platform: all of it follows from the seed, and any part of it can be left out.
+
+use std::{fmt, time::Duration};
+
+use crate::draw::Draw;
+
+/// One step of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "the runner has to take every kind")]
+pub enum Action {
+    /// Deploys a service, or a new revision of it.
+    Deploy {
+        /// Which.
+        service: u32,
+        /// Requests at once per instance; 0: unlimited.
+        concurrency: u32,
+        /// Most instances; 0: unlimited.
+        max: u32,
+    },
+    /// Sends this much of the traffic to the revision before the latest.
+    Split {
+        /// Of which service.
+        service: u32,
+        /// In percent.
+        percent: u32,
+    },
+    /// Deletes a service.
+    Delete {
+        /// Which.
+        service: u32,
+    },
+    /// Requests that arrive at random times.
+    Traffic {
+        /// To which service.
+        service: u32,
+        /// How many.
+        requests: u32,
+        /// Over how long.
+        over: Duration,
+        /// Draws arrivals, patience and the rest.
+        seed: u64,
+    },
+    /// Kills an instance, as SIGKILL does.
+    Kill {
+        /// Which of those that run, counted around.
+        index: u64,
+    },
+    /// The next starts fail.
+    FailStarts {
+        /// How many.
+        count: u32,
+    },
+    /// The next start never ends.
+    HangStart,
+    /// The next instance dies this soon after its start.
+    DieAfter(Duration),
+    /// Calls take this long from now on.
+    Slow(Duration),
+    /// The wall clock jumps by milliseconds.
+    ClockJump(i64),
+    /// The store fails after so many more writes.
+    StoreBreaks {
+        /// Writes that still work.
+        after: u64,
+        /// Whether the failing write is applied all the same.
+        applied: bool,
+    },
+    /// The host is killed and starts again on what the store holds.
+    HostCrash,
+    /// An operator recycles an instance.
+    Recycle {
+        /// Which of those of the service, counted around.
+        service: u32,
+    },
+}
+
+impl Action {
+    /// Whether it breaks something.
+    pub const fn fault(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Kill { .. } => "instance killed",
+            Self::FailStarts { .. } => "start failed",
+            Self::HangStart => "start hung",
+            Self::DieAfter(_) => "instance died young",
+            Self::Slow(_) => "slow instances",
+            Self::ClockJump(_) => "clock jumped",
+            Self::StoreBreaks { .. } => "store broke",
+            Self::HostCrash => "host crashed",
+            Self::Recycle { .. } => "instance recycled",
+            _ => return None,
+        })
+    }
+}
+
+/// A step and its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "written down by regression tests")]
+pub struct Step {
+    /// When, from the beginning.
+    pub at: Duration,
+    /// What.
+    pub action: Action,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>9.3} s  {:?}", self.at.as_secs_f64(), self.action)
+    }
+}
+
+/// How long the safety phase is: faults come in it, and none later.
+pub const SAFETY: Duration = Duration::from_secs(40);
+
+/// The plan of a seed, in order of time.
+pub fn plan(seed: u64) -> Vec<Step> {
+    let root = Draw::new(seed);
+    let mut draw = root.fork(1);
+    let services = 1 + draw.below(3) as u32;
+    let mut steps = Vec::new();
+    for service in 0..services {
+        let concurrency = *draw.pick(&[1, 1, 2, 5, 10, 0]).unwrap_or(&1);
+        let max = *draw.pick(&[0, 1, 3, 20]).unwrap_or(&0);
+        let at = Duration::from_millis(draw.below(500));
+        steps.push(Step { at, action: Action::Deploy { service, concurrency, max } });
+    }
+    let within = |draw: &mut Draw| {
+        Duration::from_secs(1) + draw.between(Duration::ZERO, SAFETY - Duration::from_secs(2))
+    };
+    for _ in 0..3 + draw.below(5) {
+        let at = within(&mut draw);
+        let action = Action::Traffic {
+            service: draw.below(u64::from(services)) as u32,
+            requests: 1 + draw.below(60) as u32,
+            over: draw.between(Duration::ZERO, Duration::from_secs(5)),
+            seed: draw.next(),
+        };
+        steps.push(Step { at, action });
+    }
+    for _ in 0..draw.below(12) {
+        let at = within(&mut draw);
+        let service = draw.below(u64::from(services)) as u32;
+        let action = match draw.below(16) {
+            0..4 => Action::Kill { index: draw.below(64) },
+            4 => Action::FailStarts { count: 1 + draw.below(6) as u32 },
+            5 => Action::HangStart,
+            6 => Action::DieAfter(draw.between(Duration::ZERO, Duration::from_secs(3))),
+            7 => Action::Slow(draw.between(Duration::from_millis(100), Duration::from_secs(3))),
+            8 => Action::ClockJump(draw.below(240_000) as i64 - 120_000),
+            9 => Action::StoreBreaks { after: draw.below(6), applied: draw.chance(0.5) },
+            10 => Action::HostCrash,
+            11 => Action::Recycle { service },
+            12 | 13 => Action::Deploy {
+                service,
+                concurrency: *draw.pick(&[1, 2, 10]).unwrap_or(&1),
+                max: *draw.pick(&[0, 2]).unwrap_or(&0),
+            },
+            14 => Action::Split { service, percent: draw.below(101) as u32 },
+            _ => Action::Delete { service },
+        };
+        steps.push(Step { at, action });
+    }
+    steps.sort_by_key(|step| step.at);
+    steps
+}

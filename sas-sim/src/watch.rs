@@ -1,0 +1,254 @@
+//! What the simulator puts between production parts: it writes down what passes, and breaks it where a bug is planted.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sas_core::{
+    CallError, Change, Claim, ClaimError, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
+    ErrorKind, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Pool, Request,
+    Response, Result, RevisionKey, RevisionStatus, Store, Target, TenantKey, Version, WaitList, Waiting,
+};
+use sas_pool::InstancePool;
+use tokio::time::Instant;
+
+use crate::{
+    Plant,
+    history::{Fact, History},
+};
+
+/// What the parts of one host life share.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) history: Arc<History>,
+    pub(crate) epoch: u64,
+    pub(crate) plant: Option<Plant>,
+    pub(crate) dead: AtomicBool,
+    count: AtomicU64,
+}
+
+impl Life {
+    pub(crate) fn new(history: Arc<History>, epoch: u64, plant: Option<Plant>) -> Arc<Self> {
+        Arc::new(Self { history, epoch, plant, dead: AtomicBool::new(false), count: AtomicU64::new(0) })
+    }
+
+    fn tell(&self, fact: Fact) {
+        if !self.dead.load(SeqCst) {
+            self.history.tell(fact);
+        }
+    }
+
+    /// Whether the planted bug strikes now: each `every`-th time.
+    fn strikes(&self, plant: Plant, every: u64) -> bool {
+        self.plant == Some(plant) && self.count.fetch_add(1, SeqCst) % every == every - 1
+    }
+
+    pub(crate) fn revision(&self, key: RevisionKey) -> u64 {
+        // Generations are small; the epoch goes above them.
+        (self.epoch << 48) ^ key.0
+    }
+}
+
+/// The pool as gateway, driver and control see it.
+#[derive(Debug)]
+pub(crate) struct WatchedPool {
+    pub(crate) inner: Arc<InstancePool>,
+    pub(crate) life: Arc<Life>,
+}
+
+/// Waits without ever asking to be woken.
+struct Deaf(Mutex<HashMap<u64, std::pin::Pin<Box<Waiting>>>>);
+
+impl WaitList for Deaf {
+    fn poll(&self, ticket: u64, _: &mut Context<'_>) -> Poll<Result<Lease, ClaimError>> {
+        let mut context = Context::from_waker(Waker::noop());
+        match self.0.lock().get_mut(&ticket) {
+            Some(waiting) => waiting.as_mut().poll(&mut context),
+            None => Poll::Ready(Err(ClaimError::Closed)),
+        }
+    }
+
+    fn leave(&self, ticket: u64) {
+        let left = self.0.lock().remove(&ticket);
+        drop(left);
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Pool for WatchedPool {
+    fn register(&self, deployed: Arc<Deployed>) -> Result<RevisionKey> {
+        if self.life.plant == Some(Plant::RaisesLimits) && deployed.spec.concurrency > 0 {
+            let mut spec = (*deployed.spec).clone();
+            spec.concurrency += 1;
+            let raised = Deployed { spec: Arc::new(spec), ..(*deployed).clone() };
+            return self.inner.register(Arc::new(raised));
+        }
+        self.inner.register(deployed)
+    }
+
+    fn unregister(&self, revision: RevisionKey) {
+        self.inner.unregister(revision);
+    }
+
+    fn deployed(&self, revision: RevisionKey) -> Option<Arc<Deployed>> {
+        self.inner.deployed(revision)
+    }
+
+    fn try_claim(&self, claim: &Claim) -> Option<Lease> {
+        let lease = self.inner.try_claim(claim)?;
+        if self.life.strikes(Plant::LeaksLeases, 10) {
+            std::mem::forget(self.inner.try_claim(claim));
+        }
+        Some(lease)
+    }
+
+    fn claim(&self, claim: &Claim, cx: &Cx) -> Waiting {
+        let waiting = self.inner.claim(claim, cx);
+        if self.life.strikes(Plant::LosesWakeups, 3) {
+            return Waiting::queued(Arc::new(Deaf(Mutex::new(HashMap::from([(0, Box::pin(waiting))])))), 0);
+        }
+        waiting
+    }
+
+    fn set_desired(&self, revision: RevisionKey, desired: u32) {
+        if self.life.plant == Some(Plant::NeverSleeps) && desired == 0 {
+            return;
+        }
+        self.life.tell(Fact::Wished { revision: self.life.revision(revision), desired });
+        self.inner.set_desired(revision, desired);
+        if self.life.strikes(Plant::WishesOfItsOwn, 20) {
+            self.life.tell(Fact::Wished { revision: self.life.revision(revision), desired: desired + 7 });
+        }
+    }
+
+    fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
+        self.inner.instances(revision)
+    }
+
+    fn status(&self, revision: RevisionKey) -> Option<RevisionStatus> {
+        self.inner.status(revision)
+    }
+
+    fn recycle(&self, revision: RevisionKey, instance: InstanceId, grace: Duration) -> bool {
+        self.inner.recycle(revision, instance, grace)
+    }
+
+    fn drain_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
+        self.inner.drain_load(shard, visit);
+    }
+
+    fn shards(&self) -> usize {
+        self.inner.shards()
+    }
+
+    async fn drain(&self, revision: RevisionKey, grace: Duration) {
+        self.inner.drain(revision, grace).await;
+    }
+
+    async fn shutdown(&self, deadline: Instant) {
+        self.inner.shutdown(deadline).await;
+    }
+}
+
+/// Where decisions go.
+#[derive(Debug)]
+pub(crate) struct WatchedDecisions(pub(crate) Arc<Life>);
+
+impl DecisionSink for WatchedDecisions {
+    fn decided(&self, revision: RevisionKey, record: &DecisionRecord) {
+        self.0.tell(Fact::Decided {
+            revision: self.0.revision(revision),
+            sequence: record.sequence,
+            desired: record.decision.desired(),
+            reason: format!("{:?}", record.decision.reason),
+            grounds: record.load.concurrency.is_finite(),
+        });
+    }
+}
+
+/// Where readings go.
+#[derive(Debug)]
+pub(crate) struct WatchedMeter(pub(crate) Arc<Life>);
+
+impl MeterSink for WatchedMeter {
+    fn phase(&self, instance: InstanceId, _: RevisionKey, _: TenantKey, _: MeterPhase, ns: u64) {
+        if !self.0.strikes(Plant::DropsReadings, 15) {
+            self.0.tell(Fact::Metered { instance: self.0.epoch * 1_000_000 + instance.0, ns });
+        }
+    }
+
+    fn requests(&self, _: RevisionKey, _: TenantKey, count: u64) {
+        self.0.tell(Fact::MeteredRequests { count });
+    }
+}
+
+/// What triggers call through.
+#[derive(Debug)]
+pub(crate) struct WatchedInvoker {
+    pub(crate) inner: Arc<dyn Invoker>,
+    pub(crate) life: Arc<Life>,
+}
+
+#[async_trait]
+impl Invoker for WatchedInvoker {
+    async fn invoke(&self, target: Target, request: Request, cx: &Cx) -> Result<Response, CallError> {
+        if self.life.plant == Some(Plant::SwallowsEvents) {
+            return Ok(Response::new(sas_core::Body::empty()));
+        }
+        self.inner.invoke(target, request, cx).await
+    }
+}
+
+/// The store as one host life sees it: gone when the host is.
+#[derive(Debug)]
+pub(crate) struct HostStore {
+    pub(crate) inner: Arc<crate::store::SimStore>,
+    pub(crate) life: Arc<Life>,
+}
+
+impl HostStore {
+    fn alive(&self, operation: &'static str) -> Result<()> {
+        if self.life.dead.load(SeqCst) {
+            return Err(Error::new(ErrorKind::Unavailable, operation, "simulated: the host is dead"));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Store for HostStore {
+    async fn get(&self, key: &str) -> Result<Option<Entry>> {
+        self.alive("get")?;
+        self.inner.get(key).await
+    }
+
+    async fn put(&self, key: &str, expected: Option<Version>, value: Bytes) -> Result<Version> {
+        self.alive("put")?;
+        self.inner.put(key, expected, value).await
+    }
+
+    async fn delete(&self, key: &str, expected: Version) -> Result<()> {
+        self.alive("delete")?;
+        self.inner.delete(key, expected).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {
+        self.alive("list")?;
+        self.inner.list(prefix, after, limit).await
+    }
+
+    async fn changes(&self, prefix: &str, since: Version) -> Result<Vec<Change>> {
+        self.alive("changes")?;
+        self.inner.changes(prefix, since).await
+    }
+}

@@ -1,0 +1,561 @@
+//! Carries out a plan and lets the invariants look.
+
+use std::{collections::BTreeMap, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use sas_control::manifest::TrafficTarget;
+use sas_core::{
+    Body, Cx, Invoker as _, Pool as _, Request, RequestId, Target, TenantKey, Timestamp, TriggerSpec,
+};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    Plant,
+    clock::SimClock,
+    draw::Draw,
+    history::{Answered, Fact, History},
+    host::{Host, manifest, name},
+    invariants::{Invariant, View},
+    plan::{Action, SAFETY, Step, plan},
+    runtime::{REQUEST, StartFault},
+    store::SimStore,
+};
+
+/// A promise that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "a plain record")]
+pub struct Violation {
+    /// Which invariant says so.
+    pub invariant: &'static str,
+    /// What it saw.
+    pub message: String,
+}
+
+/// How a plan went.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// The seed of everything that the plan leaves open.
+    pub seed: u64,
+    /// The plan.
+    pub steps: Vec<Step>,
+    /// Hash of the history.
+    pub hash: u64,
+    /// Facts in the history.
+    pub facts: u64,
+    /// Requests that were sent.
+    pub requests: u64,
+    /// Faults that were injected, by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// The first violation of each invariant.
+    pub violations: Vec<Violation>,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "seed {}: hash {:016x}, {} facts, {} requests",
+            self.seed, self.hash, self.facts, self.requests
+        )?;
+        for violation in &self.violations {
+            writeln!(f, "  {}: {}", violation.invariant, violation.message)?;
+        }
+        if !self.violations.is_empty() {
+            writeln!(f, "  the plan:")?;
+            for step in &self.steps {
+                writeln!(f, "    {step}")?;
+            }
+            writeln!(f, "  again: cargo run --release -p sas-sim --example seeds -- --seed {}", self.seed)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the plan of a seed.
+pub fn run_seed(seed: u64, plant: Option<Plant>) -> Outcome {
+    run(seed, plan(seed), plant)
+}
+
+/// Runs a plan. What it leaves open follows from the seed.
+///
+/// # Panics
+/// When no runtime can be built.
+pub fn run(seed: u64, steps: Vec<Step>, plant: Option<Plant>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without I/O");
+    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        runtime.block_on(async {
+            let world = World::new(seed, plant);
+            world.run(&steps).await
+        })
+    }));
+    match ran {
+        Ok(mut outcome) => {
+            outcome.steps = steps;
+            outcome
+        }
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("a value that is not text");
+            let violation = Violation { invariant: "no panic", message: text.to_owned() };
+            Outcome {
+                seed,
+                steps,
+                hash: 0,
+                facts: 0,
+                requests: 0,
+                faults: BTreeMap::new(),
+                violations: vec![violation],
+            }
+        }
+    }
+}
+
+/// How long a client waits for its answer.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// How often the invariants look.
+const LOOK: Duration = Duration::from_millis(250);
+/// The period of the trigger.
+const PERIOD: Duration = Duration::from_secs(5);
+
+struct World {
+    seed: u64,
+    plant: Option<Plant>,
+    history: Arc<History>,
+    store: Arc<SimStore>,
+    clock: Arc<SimClock>,
+    host: Mutex<Option<Arc<Host>>>,
+    clients: TaskTracker,
+    next: Mutex<u64>,
+    versions: Mutex<u64>,
+    epoch: Mutex<u64>,
+    faults: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl World {
+    fn new(seed: u64, plant: Option<Plant>) -> Arc<Self> {
+        let mut draw = Draw::new(seed).fork(2);
+        let drift = draw.below(401) as i64 - 200;
+        let lies = plant == Some(Plant::AcknowledgesLostWrites);
+        let clients = TaskTracker::new();
+        clients.close();
+        Arc::new(Self {
+            seed,
+            plant,
+            history: Arc::default(),
+            store: Arc::new(if lies { SimStore::lying() } else { SimStore::default() }),
+            clock: Arc::new(SimClock::new(Timestamp::from_secs(1_767_571_200), drift)),
+            host: Mutex::new(None),
+            clients,
+            next: Mutex::new(0),
+            versions: Mutex::new(0),
+            epoch: Mutex::new(0),
+            faults: Mutex::default(),
+        })
+    }
+
+    fn host(&self) -> Option<Arc<Host>> {
+        self.host.lock().clone()
+    }
+
+    async fn boot(&self) {
+        let epoch = {
+            let mut epoch = self.epoch.lock();
+            *epoch += 1;
+            *epoch
+        };
+        let draw = Draw::new(self.seed).fork(100 + epoch);
+        let booted = Host::boot(&self.history, &self.store, &self.clock, draw, self.plant, epoch).await;
+        self.history.tell(Fact::Control { what: "boot".into(), done: booted.is_ok() });
+        *self.host.lock() = booted.ok();
+    }
+
+    async fn run(self: &Arc<Self>, steps: &[Step]) -> Outcome {
+        let mut invariants = crate::invariants::all();
+        let mut violations: Vec<Violation> = Vec::new();
+        let faulty = steps.iter().any(|step| step.action.fault().is_some());
+        let began = Instant::now();
+        self.boot().await;
+
+        let watching = async {
+            loop {
+                sleep(LOOK).await;
+                self.look(&mut invariants, &mut violations, faulty, false);
+            }
+        };
+        let script = async {
+            let actions = TaskTracker::new();
+            for step in steps {
+                sleep_until(began + step.at).await;
+                self.history.tell(Fact::Step(format!("{:?}", step.action)));
+                if let Some(kind) = step.action.fault() {
+                    *self.faults.lock().entry(kind).or_default() += 1;
+                }
+                self.act(&step.action, &actions).await;
+            }
+            sleep_until(began + SAFETY).await;
+            self.liveness(&actions).await
+        };
+        let late = tokio::select! {
+            biased;
+            late = script => late,
+            () = watching => Vec::new(),
+        };
+        self.look(&mut invariants, &mut violations, faulty, true);
+        for violation in late {
+            if !violations.iter().any(|known| known.invariant == violation.invariant) {
+                violations.push(violation);
+            }
+        }
+        Outcome {
+            seed: self.seed,
+            steps: Vec::new(),
+            hash: self.history.hash(),
+            facts: self.history.len(),
+            requests: *self.next.lock(),
+            faults: std::mem::take(&mut *self.faults.lock()),
+            violations,
+        }
+    }
+
+    /// Lets every invariant look at what happened since, and at the pool as it is.
+    fn look(
+        &self,
+        invariants: &mut [Box<dyn Invariant>],
+        violations: &mut Vec<Violation>,
+        faulty: bool,
+        end: bool,
+    ) {
+        let facts = self.history.drain();
+        let host = self.host();
+        let view = View::of(host.as_deref(), faulty, end);
+        for invariant in invariants {
+            let seen = invariant.look(&facts, &view);
+            if let Err(message) = seen
+                && !violations.iter().any(|known| known.invariant == invariant.name())
+            {
+                violations.push(Violation { invariant: invariant.name(), message });
+            }
+        }
+    }
+
+    async fn act(self: &Arc<Self>, action: &Action, actions: &TaskTracker) {
+        match action {
+            Action::Deploy { service, concurrency, max } => {
+                let version = {
+                    let mut versions = self.versions.lock();
+                    *versions += 1;
+                    *versions
+                };
+                let (world, manifest) = (Arc::clone(self), manifest(*service, *concurrency, *max, version));
+                let service = *service;
+                actions.spawn(async move {
+                    let Some(host) = world.host() else { return };
+                    let done = tokio::select! {
+                        biased;
+                        () = host.lost.cancelled() => false,
+                        deployed = host.control.deploy(manifest) => deployed.is_ok(),
+                    };
+                    world.history.tell(Fact::Control { what: format!("deploy {}", name(service)), done });
+                    // The first service gets a timer, which wakes it all through the run.
+                    if service == 0 && done {
+                        let target = format!("default/{}", name(service));
+                        let spec = TriggerSpec::new("default/tick", "timer", target)
+                            .with_option("period", format!("{}s", PERIOD.as_secs()));
+                        let done = tokio::select! {
+                            biased;
+                            () = host.lost.cancelled() => false,
+                            applied = host.control.apply_trigger(spec) => applied.is_ok(),
+                        };
+                        world.history.tell(Fact::Control { what: "trigger".into(), done });
+                    }
+                });
+            }
+            Action::Split { service, percent } => {
+                let (world, service, percent) = (Arc::clone(self), *service, *percent);
+                actions.spawn(async move {
+                    let Some(host) = world.host() else { return };
+                    let Ok(record) = host.control.record("default", &name(service)) else { return };
+                    let names: Vec<&str> = record.revisions.iter().map(|it| it.name.as_str()).collect();
+                    let [.., older, newer] = names[..] else { return };
+                    let service = name(service);
+                    let targets = vec![
+                        TrafficTarget::revision(older.to_owned(), percent),
+                        TrafficTarget::revision(newer.to_owned(), 100 - percent),
+                    ];
+                    let done = tokio::select! {
+                        biased;
+                        () = host.lost.cancelled() => false,
+                        set = host.control.set_traffic("default", &service, targets) => set.is_ok(),
+                    };
+                    world.history.tell(Fact::Control { what: format!("split {service}"), done });
+                });
+            }
+            Action::Delete { service } => {
+                let (world, service) = (Arc::clone(self), name(*service));
+                actions.spawn(async move {
+                    let Some(host) = world.host() else { return };
+                    let done = tokio::select! {
+                        biased;
+                        () = host.lost.cancelled() => false,
+                        deleted = host.control.delete("default", &service) => deleted.is_ok(),
+                    };
+                    world.history.tell(Fact::Control { what: format!("delete {service}"), done });
+                });
+            }
+            Action::Traffic { service, requests, over, seed } => {
+                let mut draw = Draw::new(*seed);
+                for _ in 0..*requests {
+                    let after = draw.between(Duration::ZERO, *over);
+                    let idempotent = draw.chance(0.5);
+                    let patience =
+                        draw.chance(0.1).then(|| draw.between(Duration::ZERO, Duration::from_secs(4)));
+                    let (world, service) = (Arc::clone(self), *service);
+                    self.clients.spawn(async move {
+                        sleep(after).await;
+                        world.request(service, idempotent, patience).await;
+                    });
+                }
+            }
+            Action::Kill { index } => {
+                if let Some(host) = self.host() {
+                    host.runtime.kill(*index);
+                }
+            }
+            Action::FailStarts { count } => {
+                for _ in 0..*count {
+                    self.next_start(StartFault::Fail);
+                }
+            }
+            Action::HangStart => self.next_start(StartFault::Hang),
+            Action::DieAfter(after) => self.next_start(StartFault::Die(*after)),
+            Action::Slow(time) => {
+                if let Some(host) = self.host() {
+                    host.runtime.set_service_time(*time);
+                }
+            }
+            Action::ClockJump(millis) => self.clock.jump(*millis),
+            Action::StoreBreaks { after, applied } => self.store.break_after(*after, *applied),
+            Action::HostCrash => {
+                let host = self.host.lock().take();
+                if let Some(host) = host {
+                    host.kill().await;
+                }
+                sleep(Duration::from_millis(500)).await;
+                self.store.mend();
+                self.boot().await;
+            }
+            Action::Recycle { service } => {
+                if let Some(host) = self.host() {
+                    for key in host.keys(*service) {
+                        if let Some(view) = host.pool.instances(key).first() {
+                            host.pool.recycle(key, view.id, Duration::from_secs(2));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_start(&self, fault: StartFault) {
+        if let Some(host) = self.host() {
+            host.runtime.next_start(fault);
+        }
+    }
+
+    async fn request(&self, service: u32, idempotent: bool, patience: Option<Duration>) -> Option<Answered> {
+        let host = self.host()?;
+        let number = {
+            let mut next = self.next.lock();
+            *next += 1;
+            *next
+        };
+        self.history.tell(Fact::Sent { request: number, service, idempotent });
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = if idempotent { http::Method::GET } else { http::Method::POST };
+        request.headers_mut().insert(REQUEST, http::HeaderValue::from(number));
+        let cx = Cx::new(TenantKey(1), RequestId(u128::from(number)), Instant::now() + DEADLINE);
+        let target = Target::Service(format!("default/{}", name(service)).into());
+        let invoked = async {
+            match host.gateway.invoke(target, request, &cx).await {
+                Ok(response) => {
+                    let status = response.status().as_u16();
+                    match response.into_body().collect(1 << 20).await {
+                        Ok(_) => Answered::Status(status),
+                        Err(_) => Answered::Error("body"),
+                    }
+                }
+                Err(failed) => Answered::Error(failed.error.kind.as_str()),
+            }
+        };
+        let leaves = async {
+            match patience {
+                Some(patience) => sleep(patience).await,
+                None => std::future::pending().await,
+            }
+        };
+        if self.plant == Some(Plant::LosesAnswers) && number % 23 == 7 {
+            return None;
+        }
+        let answer = tokio::select! {
+            biased;
+            () = host.lost.cancelled() => Answered::Error("host_lost"),
+            answer = invoked => answer,
+            () = leaves => Answered::Left,
+        };
+        self.history.tell(Fact::Answered { request: number, answer: answer.clone() });
+        Some(answer)
+    }
+
+    /// The faults have ended: everything must serve, settle, sleep and go.
+    async fn liveness(self: &Arc<Self>, actions: &TaskTracker) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        let mut broken = |invariant, message| violations.push(Violation { invariant, message });
+        self.store.mend();
+        actions.close();
+        if tokio::time::timeout(Duration::from_secs(120), actions.wait()).await.is_err() {
+            broken("desired is reached", "a change of the control plane never ended".to_owned());
+        }
+        if self.host().is_none() {
+            self.boot().await;
+        }
+        let Some(host) = self.host() else {
+            broken("durable", "the host does not come back on a store that works".to_owned());
+            return violations;
+        };
+        host.runtime.mend();
+        self.history.tell(Fact::Step("faults end".into()));
+        if tokio::time::timeout(DEADLINE + Duration::from_secs(10), self.clients.wait()).await.is_err() {
+            broken("one answer", "clients still wait after their deadline".to_owned());
+        }
+        // Longer than the longest pause after failed starts.
+        sleep(Duration::from_secs(15)).await;
+
+        for record in host.control.records() {
+            let Some(service) = record.name.strip_prefix("svc-").and_then(|number| number.parse().ok())
+            else {
+                continue;
+            };
+            let answers =
+                futures_like_join((0..4).map(|_| self.request(service, true, None)).collect()).await;
+            if let Some(bad) = answers.iter().flatten().find(|answer| **answer != Answered::Status(200)) {
+                let keys = host.keys(service);
+                let states: Vec<_> = keys.iter().map(|key| host.pool.status(*key)).collect();
+                broken(
+                    "no lost wake-up",
+                    format!(
+                        "after the faults {} answers with {bad:?}; its revisions: {states:?}",
+                        record.name
+                    ),
+                );
+            }
+        }
+        // The timer must be heard in five of its periods, if there is one and its service is there.
+        let target = host.control.record("default", &name(0)).is_ok();
+        let expected =
+            target && host.control.trigger_status().iter().any(|status| status.name == "default/tick");
+        self.history.tell(Fact::Quiet { timer: expected });
+        sleep(PERIOD * 5).await;
+        self.history.tell(Fact::QuietEnds);
+        for status in host.control.trigger_status() {
+            let (namespace, trigger) = status.name.split_once('/').unwrap_or(("default", "tick"));
+            let _ = host.control.delete_trigger(namespace, trigger).await;
+        }
+        sleep(Duration::from_secs(60)).await;
+        let live = host.runtime.live();
+        if !live.is_empty() {
+            broken("desired is reached", format!("a minute after the last request {live:?} still run"));
+        }
+        for record in host.control.records() {
+            let Some(service) = record.name.strip_prefix("svc-").and_then(|number| number.parse().ok())
+            else {
+                continue;
+            };
+            for key in host.keys(service) {
+                if let Some(status) = host.pool.status(key)
+                    && (status.queued, status.in_flight) != (0, 0)
+                {
+                    broken("no leaks", format!("{} at rest has {status:?}", record.name));
+                }
+                if let Some(stretch) = host.driver.stretch(key)
+                    && let Some(scaler) = host.driver.scaler(&stretch.checkpoint.scaler)
+                {
+                    let replayed = sas_autoscale::replay(&*scaler, &stretch);
+                    match replayed {
+                        Ok(again) => {
+                            let mut pairs = stretch.records.iter().map(|record| &record.decision).zip(&again);
+                            if let Some(at) = pairs.position(|(kept, again)| kept != again) {
+                                broken(
+                                    "reasons",
+                                    format!("decision {at} of {} replays differently", record.name),
+                                );
+                            }
+                        }
+                        Err(error) => broken("reasons", format!("{} does not replay: {error}", record.name)),
+                    }
+                }
+            }
+        }
+        let wanted: Vec<(String, u64)> =
+            host.control.records().iter().map(|record| (record.name.clone(), record.generation)).collect();
+        drop(host);
+        let host = self.host.lock().take();
+        if let Some(host) = host {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            if tokio::time::timeout(Duration::from_secs(30), host.end(deadline)).await.is_err() {
+                broken("no leaks", "the shutdown does not end".to_owned());
+            }
+            let live = host.runtime.live();
+            if !live.is_empty() {
+                broken("no leaks", format!("after the shutdown {live:?} still run"));
+            }
+        }
+        sleep(Duration::from_secs(1)).await;
+        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        if tasks > 0 {
+            broken("no leaks", format!("after the shutdown {tasks} tasks are left"));
+        }
+        // What was wanted is what the store brings back.
+        self.boot().await;
+        if let Some(host) = self.host() {
+            let back: Vec<(String, u64)> = host
+                .control
+                .records()
+                .iter()
+                .map(|record| (record.name.clone(), record.generation))
+                .collect();
+            if back != wanted {
+                broken("durable", format!("it had {wanted:?}, and came back with {back:?}"));
+            }
+            host.end(Instant::now()).await;
+        }
+        self.host.lock().take();
+        violations
+    }
+}
+
+/// Runs all on this task, each in its turn.
+async fn futures_like_join<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
+    let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
+    let mut done: Vec<Option<T>> = futures.iter().map(|_| None).collect();
+    std::future::poll_fn(|cx| {
+        for (future, done) in futures.iter_mut().zip(&mut done) {
+            if done.is_none()
+                && let std::task::Poll::Ready(value) = future.as_mut().poll(cx)
+            {
+                *done = Some(value);
+            }
+        }
+        if done.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
