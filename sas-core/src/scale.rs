@@ -223,6 +223,7 @@ pub struct Vote {
 
 impl Vote {
     /// A vote.
+    #[inline]
     pub const fn new(metric: Metric, value: Option<f64>, target: f64, desired: Option<u32>) -> Self {
         Self { metric, value, target, desired }
     }
@@ -240,11 +241,13 @@ impl Votes {
     }
 
     /// Two, at no cost.
+    #[inline]
     pub fn pair(first: Vote, second: Vote) -> Self {
         Self(SmallVec::from_buf([first, second]))
     }
 
     /// Adds one.
+    #[inline]
     pub fn push(&mut self, vote: Vote) {
         self.0.push(vote);
     }
@@ -311,16 +314,19 @@ impl Decision {
     }
 
     /// Leave things as they are.
+    #[inline]
     pub const fn hold(reason: Reason) -> Self {
         Self::new(Verdict::Hold, reason)
     }
 
     /// Have `desired` instances.
+    #[inline]
     pub const fn set(desired: u32, reason: Reason) -> Self {
         Self::new(Verdict::Set(desired), reason)
     }
 
     /// The number, when there is one.
+    #[inline]
     pub const fn desired(&self) -> Option<u32> {
         match self.verdict {
             Verdict::Set(desired) => Some(desired),
