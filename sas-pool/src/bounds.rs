@@ -60,8 +60,8 @@ impl Bounds {
         }
     }
 
-    /// Requests that wait.
-    pub(crate) fn waiting(&self) -> u32 {
+    #[cfg(test)]
+    fn waiting(&self) -> u32 {
         self.host.requests
     }
 }

@@ -159,7 +159,9 @@ impl Stems {
         let stem = match booted {
             Ok(Ok(stem)) => stem,
             Ok(Err(error)) => return self.not_booted(core, &boot, Some(error.chain())),
-            Err(_) => return self.not_booted(core, &boot, Some("not booted in time (stems.boot_timeout)".into())),
+            Err(_) => {
+                return self.not_booted(core, &boot, Some("not booted in time (stems.boot_timeout)".into()));
+            }
         };
         let now = core.now();
         let surplus = {
@@ -222,8 +224,11 @@ impl Stems {
             let mut shelf = self.0.lock();
             while *bytes > 0 {
                 let holding = |class: &Class| class.ready.len() as u64 * class.config.memory_bytes;
-                let Some(class) =
-                    shelf.classes.values_mut().max_by_key(|class| holding(class)).filter(|class| holding(class) > 0)
+                let Some(class) = shelf
+                    .classes
+                    .values_mut()
+                    .max_by_key(|class| holding(class))
+                    .filter(|class| holding(class) > 0)
                 else {
                     break;
                 };
@@ -319,7 +324,11 @@ impl Shelf {
         let wants: Vec<Want> = self
             .classes
             .values()
-            .map(|class| Want { least: class.config.min, most: class.target, bytes: class.config.memory_bytes })
+            .map(|class| Want {
+                least: class.config.min,
+                most: class.target,
+                bytes: class.config.memory_bytes,
+            })
             .collect();
         for (class, granted) in self.classes.values_mut().zip(grants(&wants, budget)) {
             class.granted = granted;
@@ -340,11 +349,8 @@ impl Shelf {
                 let have = class.ready.len() as u32 + class.booting.len() as u32;
                 if now < class.retry_at { 0 } else { class.granted.saturating_sub(have) }
             };
-            let chosen = self
-                .classes
-                .iter_mut()
-                .filter(|(_, class)| lacking(class) > 0)
-                .max_by(|(_, a), (_, b)| {
+            let chosen =
+                self.classes.iter_mut().filter(|(_, class)| lacking(class) > 0).max_by(|(_, a), (_, b)| {
                     let share = |class: &Class| f64::from(lacking(class)) / f64::from(class.granted);
                     share(a).total_cmp(&share(b))
                 });

@@ -55,8 +55,4 @@ impl Timers {
     pub(crate) fn clear(&mut self) {
         self.due.clear();
     }
-
-    pub(crate) fn len(&self) -> usize {
-        self.due.len()
-    }
 }

@@ -42,12 +42,7 @@ fn replay(scenario: &Value, balancer: &dyn Balancer) -> usize {
                     .collect();
                 let picked = balancer.pick(&slots, &Pick::new(&claim, 0, 0), &mut cursor);
                 let expected = op[2].as_str();
-                assert_eq!(
-                    picked.map(|at| targets[at].as_str()),
-                    expected,
-                    "{}: {op}",
-                    scenario["id"]
-                );
+                assert_eq!(picked.map(|at| targets[at].as_str()), expected, "{}: {op}", scenario["id"]);
                 compared += 1;
                 if let Some(at) = picked {
                     *in_flight.entry(targets[at].clone()).or_default() += 1;

@@ -544,10 +544,7 @@ async fn a_runtime_that_panics_fails_the_start_and_nothing_else() {
         async fn prepare(&self, _: &sas_core::RevisionSpec) -> sas_core::Result<sas_core::Artifact> {
             unreachable!("not prepared here")
         }
-        async fn start(
-            &self,
-            _: sas_core::StartRequest,
-        ) -> sas_core::Result<Arc<dyn sas_core::Instance>> {
+        async fn start(&self, _: sas_core::StartRequest) -> sas_core::Result<Arc<dyn sas_core::Instance>> {
             tokio::time::sleep(MS).await;
             panic!("a defect of the backend");
         }

@@ -2,21 +2,17 @@
 
 mod fake;
 
-use std::{
-
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
-
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use async_trait::async_trait;
 use fake::{FakeRuntime, MS, SECOND, Start, claim, deployed_of};
 use sas_core::{
     Artifact, Capabilities, CapacityInput, CapacityPolicy, Deployed, Error, ErrorKind, ExitReport, Instance,
-    InstanceEvents, InstanceId, Pool, Result, RevisionSpec, Runtime, StartRequest, Stem, StemClass, StemRequest,
-    TenantKey, Timestamp,
+    InstanceEvents, InstanceId, Pool, Result, RevisionSpec, Runtime, StartRequest, Stem, StemClass,
+    StemRequest, TenantKey, Timestamp,
 };
 use sas_pool::{InstancePool, PoolConfig, config::StemClassConfig};
 

@@ -34,8 +34,7 @@ impl Draws {
 fn no_limit_is_violated_while_instances_are_killed() {
     let admissions: u64 = std::env::var("SAS_POOL_ADMISSIONS")
         .map_or(100_000, |text| text.parse().expect("SAS_POOL_ADMISSIONS is a number"));
-    let tokio =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     tokio.block_on(run(admissions));
 }
 

@@ -7,7 +7,8 @@ pub struct LeastLoaded;
 impl Balancer for LeastLoaded {
     fn pick(&self, slots: &[SlotView], pick: &Pick<'_>, _: &mut u32) -> Option<usize> {
         let least = slots.iter().filter(|slot| slot.has_room()).map(|slot| slot.in_flight).min()?;
-        let equal = || slots.iter().enumerate().filter(|(_, slot)| slot.has_room() && slot.in_flight == least);
+        let equal =
+            || slots.iter().enumerate().filter(|(_, slot)| slot.has_room() && slot.in_flight == least);
         let chosen = pick.draw % equal().count() as u64;
         equal().nth(chosen as usize).map(|(at, _)| at)
     }

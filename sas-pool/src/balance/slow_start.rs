@@ -28,9 +28,7 @@ impl SlowStart {
 impl Balancer for SlowStart {
     fn pick(&self, slots: &[SlotView], pick: &Pick<'_>, _: &mut u32) -> Option<usize> {
         let (first, second) = two(slots.len(), pick.draw)?;
-        let cost = |at: usize| {
-            (f64::from(slots[at].in_flight) + 1.0) / self.weight(&slots[at], pick.now_ms)
-        };
+        let cost = |at: usize| (f64::from(slots[at].in_flight) + 1.0) / self.weight(&slots[at], pick.now_ms);
         match (slots[first].has_room(), slots[second].has_room()) {
             (true, true) if cost(second) < cost(first) => Some(second),
             (true, true) if cost(second) == cost(first) && pick.draw & 1 == 1 => Some(second),

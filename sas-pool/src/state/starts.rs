@@ -1,0 +1,317 @@
+//! From the decision to start an instance until it serves, or until its start failed.
+
+use super::*;
+
+impl State {
+    /// Starts, revives or resumes instances until there are as many as there should be.
+    pub(crate) fn grow(&mut self, core: &Core, a: u32, priority: u8, now: u64, fx: &mut Effects) {
+        if self.closed || self.actives[a as usize].orphan.is_some() {
+            return;
+        }
+        loop {
+            let active = &mut self.actives[a as usize];
+            // What is suspended counts as there, but those who wait need it awake.
+            if (active.coming.len() as u32) < active.floor()
+                && let Some(i) = active.suspended.pop()
+            {
+                let instance = &mut self.instances[i as usize];
+                instance.phase = Phase::Resuming;
+                instance.position = active.coming.len() as u32;
+                active.coming.push(i);
+                if !instance.freezing {
+                    self.thaw(core, i, fx);
+                }
+                continue;
+            }
+            if active.have() >= active.target() {
+                return;
+            }
+            if let Some(i) = active.draining.pop() {
+                self.come_back(core, i, now, fx);
+                continue;
+            }
+            // After a failure one start at a time finds out whether it goes again.
+            if active.failures > 0 && (now < active.retry_at || !active.coming.is_empty()) {
+                return;
+            }
+            let Some(plan) = self.plan(core, a, priority, now) else { return };
+            fx.begin.push(plan);
+        }
+    }
+
+    /// Decides a start.
+    pub(super) fn plan(&mut self, core: &Core, a: u32, priority: u8, now: u64) -> Option<Plan> {
+        let i = match self.free_instances.pop() {
+            Some(i) => i,
+            None => {
+                let i = u32::try_from(self.instances.len()).ok()?;
+                if i >= 1 << (32 - core.ids.shard_bits) {
+                    return None;
+                }
+                self.instances.push(InstanceSlot::default());
+                i
+            }
+        };
+        let deployed = Arc::clone(self.deployed(a));
+        let active = &mut self.actives[a as usize];
+        let instance = &mut self.instances[i as usize];
+        instance.generation += 1;
+        instance.phase = Phase::Gated;
+        instance.active = a;
+        instance.position = active.coming.len() as u32;
+        instance.asked = now;
+        if core.metering {
+            instance.meter = Meter::begin(now);
+        }
+        active.coming.push(i);
+        active.instances += 1;
+        let revision = active.key.0;
+        Some(Plan { id: self.id(core, i), revision, deployed, priority })
+    }
+
+    /// A decided start has its turn, and holds what it was given from now on. False when it is not wanted any more.
+    pub(crate) fn begin(&mut self, core: &Core, id: InstanceId, holds: Holds, fx: &mut Effects) -> bool {
+        // A start is withdrawn only from the line of the gate, so one that has its turn is still there.
+        let Some(i) = self.find(core, id) else { return false };
+        let instance = &mut self.instances[i as usize];
+        instance.permit = holds.permit;
+        instance.budget = holds.memory;
+        if !instance.cancelled {
+            instance.phase = Phase::Starting;
+            instance.begun = core.now();
+            return true;
+        }
+        let a = instance.active;
+        self.give_permit_back(core, i, fx);
+        let now = core.now();
+        self.gone(core, i, now, fx);
+        self.rest(now, a, fx);
+        false
+    }
+
+    pub(super) fn give_permit_back(&mut self, core: &Core, i: u32, fx: &mut Effects) {
+        let instance = &mut self.instances[i as usize];
+        if std::mem::take(&mut instance.permit) {
+            core.gate.lock().started(self.actives[instance.active as usize].tenant);
+            fx.pump = true;
+        }
+    }
+
+    /// The start of an instance came this far.
+    pub(crate) fn phase(&mut self, core: &Core, id: InstanceId, phase: StartPhase) {
+        let Some(i) = self.find(core, id) else { return };
+        let instance = &mut self.instances[i as usize];
+        if instance.phase != Phase::Starting {
+            return;
+        }
+        match phase {
+            StartPhase::Spawned => instance.spawned = core.now(),
+            StartPhase::Listening => instance.listening = core.now(),
+            _ => {}
+        }
+    }
+
+    /// A start is over. `claim` is the one that made it, if it still waits without a place in the line: it gets the
+    /// first slot, and its grant is returned.
+    pub(crate) fn started(
+        &mut self,
+        core: &Core,
+        id: InstanceId,
+        result: Result<Arc<dyn Instance>, Arc<Error>>,
+        from_stem: bool,
+        claim: Option<&Claim>,
+        fx: &mut Effects,
+    ) -> Option<Grant> {
+        let i = self.find(core, id)?;
+        let now = core.now();
+        let a = self.instances[i as usize].active;
+        self.give_permit_back(core, i, fx);
+        match result {
+            Err(error) => {
+                core.metrics.start_failed();
+                self.uncome(i);
+                let wanted = !self.instances[i as usize].cancelled;
+                self.gone(core, i, now, fx);
+                if wanted {
+                    self.failed(core, a, &error, now, fx);
+                }
+                self.rest(now, a, fx);
+                None
+            }
+            Ok(handle) => {
+                let instance = &mut self.instances[i as usize];
+                instance.instance = Some(handle);
+                instance.from_stem = from_stem;
+                if instance.exited {
+                    self.uncome(i);
+                    self.gone(core, i, now, fx);
+                    let error =
+                        Error::new(ErrorKind::Crashed, "start", "the instance ended as it became ready");
+                    self.failed(core, a, &Arc::new(error), now, fx);
+                    self.rest(now, a, fx);
+                    return None;
+                }
+                if instance.cancelled || self.closed {
+                    self.uncome(i);
+                    self.stop(core, i, None, now, fx);
+                    return None;
+                }
+                self.ready(core, i, now, claim, fx)
+            }
+        }
+    }
+
+    /// An instance can serve.
+    pub(super) fn ready(
+        &mut self,
+        core: &Core,
+        i: u32,
+        now: u64,
+        claim: Option<&Claim>,
+        fx: &mut Effects,
+    ) -> Option<Grant> {
+        self.uncome(i);
+        let instance = &mut self.instances[i as usize];
+        let a = instance.active;
+        let since = |at: u64| Duration::from_nanos(at.saturating_sub(instance.asked));
+        let mut timings = StartTimings::default();
+        timings.gated = since(instance.begun);
+        timings.spawned = (instance.spawned > 0).then(|| since(instance.spawned));
+        timings.listening = (instance.listening > 0).then(|| since(instance.listening));
+        timings.ready = since(now);
+        timings.from_stem = instance.from_stem;
+        instance.ready = now;
+        core.metrics.started(&timings);
+        self.actives[a as usize].start_time = nanos(timings.ready);
+        instance.start = Some(Arc::new(timings));
+        let active = &mut self.actives[a as usize];
+        active.failures = 0;
+        active.error = None;
+        if let Some(key) = active.retry.take() {
+            self.timers.cancel(key);
+        }
+        let position = self.rotate_in(core, i, now);
+        let mut grant = None;
+        if let Some(claim) = claim {
+            let active = &mut self.actives[a as usize];
+            active.inline -= 1;
+            let mut lent = self.lend(core, a, position, claim.metered, now);
+            lent.start.clone_from(&self.instances[i as usize].start);
+            grant = Some(lent);
+        }
+        self.serve(core, a, Some(position), now, fx);
+        let position = self.position(core, i);
+        if self.actives[a as usize].slots[position].in_flight == 0 {
+            self.fell_idle(core, i, now, fx);
+        }
+        // After a failure only one start went: now the others follow.
+        self.grow(core, a, 0, now, fx);
+        grant
+    }
+
+    /// Puts an instance into rotation, at the end.
+    pub(super) fn rotate_in(&mut self, core: &Core, i: u32, now: u64) -> usize {
+        let id = self.id(core, i);
+        let instance = &mut self.instances[i as usize];
+        let active = &mut self.actives[instance.active as usize];
+        let mut slot = SlotView::new(id, active.limit);
+        slot.ready_ms = (instance.ready / 1_000_000) as u32;
+        slot.in_flight = instance.in_flight;
+        active.free += u64::from(slot.limit - slot.in_flight);
+        active.slots.push(slot);
+        instance.phase = Phase::Ready;
+        instance.position = active.slots.len() as u32 - 1;
+        if core.metering {
+            let phase = if instance.in_flight > 0 { MeterPhase::Busy } else { MeterPhase::Idle };
+            instance.meter.enter(phase, now);
+        }
+        instance.position as usize
+    }
+
+    /// A draining instance is wanted after all.
+    pub(super) fn come_back(&mut self, core: &Core, i: u32, now: u64, fx: &mut Effects) {
+        let instance = &mut self.instances[i as usize];
+        if let Some(key) = instance.grace.take() {
+            self.timers.cancel(key);
+        }
+        instance.may_return = false;
+        let a = instance.active;
+        let position = self.rotate_in(core, i, now);
+        self.serve(core, a, Some(position), now, fx);
+    }
+
+    /// Takes an instance off the list of those that come.
+    pub(super) fn uncome(&mut self, i: u32) {
+        let instance = &self.instances[i as usize];
+        if !instance.phase.is_coming() || instance.cancelled {
+            return;
+        }
+        let (at, coming) = (instance.position, &mut self.actives[instance.active as usize].coming);
+        coming.swap_remove(at as usize);
+        if let Some(&moved) = coming.get(at as usize) {
+            self.instances[moved as usize].position = at;
+        }
+    }
+
+    /// A start failed.
+    pub(super) fn failed(&mut self, core: &Core, a: u32, error: &Arc<Error>, now: u64, fx: &mut Effects) {
+        let backoff = &core.config.backoff;
+        let active = &mut self.actives[a as usize];
+        active.failures = (active.failures + 1).max(active.deaths);
+        if matches!(error.kind, ErrorKind::InvalidSpec | ErrorKind::Unsupported) {
+            active.failures = active.failures.max(backoff.attempts);
+        }
+        let pause = match error.retry {
+            Retry::After(pause) => pause.min(backoff.longest),
+            _ => backoff.pause(active.failures),
+        };
+        active.error = Some(Arc::clone(error));
+        active.retry_at = now + nanos(pause);
+        let at = active.retry_at;
+        let key = active.key.0;
+        if let Some(timer) = active.retry.replace(self.timers.set(at, Timer::Retry(key))) {
+            self.timers.cancel(timer);
+        }
+        fx.arm(at);
+        tracing::warn!(revision = %self.deployed(a).name, error = %error.chain(), "a start failed");
+        if self.shut(core, a, now).is_some() {
+            self.actives[a as usize].raised = 0;
+            let error = Arc::clone(error);
+            self.fail_line(core, a, now, fx, || ClaimError::Start {
+                error: Arc::clone(&error),
+                retry_after: pause,
+            });
+        }
+    }
+
+    /// The pause after a failed start is over: another attempt, if anybody wants one.
+    pub(super) fn retry(&mut self, core: &Core, key: RevisionKey, now: u64, fx: &mut Effects) {
+        let Some(a) = self.lookup(core, key).and_then(|slot| self.active(slot)) else { return };
+        let active = &mut self.actives[a as usize];
+        active.retry = None;
+        if active.have() < active.target() {
+            self.grow(core, a, 0, now, fx);
+            return;
+        }
+        // Nobody does. The failures are remembered for a while, so that the pauses of a revision that is called now
+        // and then still grow.
+        let memory = nanos(core.config.backoff.pause(active.failures)).saturating_mul(10);
+        let forget_at = active.retry_at.saturating_add(memory);
+        if now < forget_at {
+            active.retry = Some(self.timers.set(forget_at, Timer::Retry(key)));
+            fx.arm(forget_at);
+            return;
+        }
+        active.failures = 0;
+        active.deaths = 0;
+        active.error = None;
+        self.rest(now, a, fx);
+    }
+}
+
+/// What a start holds while it goes on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Holds {
+    pub(crate) permit: bool,
+    pub(crate) memory: Option<u64>,
+}

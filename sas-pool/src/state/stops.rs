@@ -1,0 +1,399 @@
+//! From the decision to stop an instance until nothing of it is left.
+
+use super::*;
+
+impl State {
+    /// Takes an instance out of rotation.
+    pub(crate) fn take_out(&mut self, core: &Core, i: u32) {
+        let position = self.position(core, i);
+        let instance = &mut self.instances[i as usize];
+        let active = &mut self.actives[instance.active as usize];
+        let slot = active.slots.remove(position);
+        if slot.ejected {
+            active.ejected -= 1;
+        } else {
+            active.free -= u64::from(slot.limit - slot.in_flight);
+        }
+        instance.in_flight = slot.in_flight;
+        if let Some(key) = instance.suspend.take() {
+            self.timers.cancel(key);
+        }
+    }
+
+    /// Brings the number of instances down: what has not begun, what is suspended, what is idle; and with `busy`
+    /// also what is starting and, after its drain, what works.
+    pub(crate) fn shrink(&mut self, core: &Core, a: u32, busy: bool, now: u64, fx: &mut Effects) {
+        let active = &self.actives[a as usize];
+        let mut surplus = active.have().saturating_sub(active.target());
+        let mut at = active.coming.len();
+        while surplus > 0 && at > 0 {
+            at -= 1;
+            let i = self.actives[a as usize].coming[at];
+            if self.instances[i as usize].phase == Phase::Gated && self.withdraw(core, i, now, fx) {
+                surplus -= 1;
+            }
+        }
+        while surplus > 0
+            && let Some(i) = self.actives[a as usize].suspended.pop()
+        {
+            self.stop(core, i, None, now, fx);
+            surplus -= 1;
+        }
+        let mut at = self.actives[a as usize].slots.len();
+        while surplus > 0 && at > 0 {
+            at -= 1;
+            let slot = &self.actives[a as usize].slots[at];
+            if slot.in_flight == 0 {
+                let i = core.ids.slot(slot.id);
+                self.take_out(core, i);
+                self.stop(core, i, None, now, fx);
+                surplus -= 1;
+            }
+        }
+        if !busy {
+            return;
+        }
+        while surplus > 0
+            && let Some(&i) = self.actives[a as usize].coming.last()
+            && self.instances[i as usize].phase == Phase::Starting
+        {
+            self.uncome(i);
+            self.instances[i as usize].cancelled = true;
+            surplus -= 1;
+        }
+        while surplus > 0 {
+            let active = &self.actives[a as usize];
+            let Some(slot) = active.slots.iter().min_by_key(|slot| slot.in_flight) else { break };
+            let i = core.ids.slot(slot.id);
+            let grace = self.deployed(a).spec.timeouts.request;
+            self.drain_one(core, i, grace, true, now, fx);
+            surplus -= 1;
+        }
+    }
+
+    /// Takes a start back that did not have its turn. False when it has.
+    pub(super) fn withdraw(&mut self, core: &Core, i: u32, now: u64, fx: &mut Effects) -> bool {
+        let id = self.id(core, i);
+        if !core.gate.lock().withdraw(id) {
+            return false;
+        }
+        self.uncome(i);
+        self.gone(core, i, now, fx);
+        true
+    }
+
+    /// Lets an instance in rotation finish what it has, for `grace` at most, and stops it then. A shrink is as patient
+    /// as the revision's request time-out, which ends every request but an upgraded connection.
+    pub(super) fn drain_one(
+        &mut self,
+        core: &Core,
+        i: u32,
+        grace: Duration,
+        may_return: bool,
+        now: u64,
+        fx: &mut Effects,
+    ) {
+        self.take_out(core, i);
+        let id = self.id(core, i);
+        let instance = &mut self.instances[i as usize];
+        if instance.in_flight == 0 {
+            self.stop(core, i, None, now, fx);
+            return;
+        }
+        instance.phase = Phase::Draining;
+        instance.may_return = may_return;
+        if core.metering {
+            instance.meter.enter(MeterPhase::Draining, now);
+        }
+        let a = instance.active;
+        if may_return {
+            self.actives[a as usize].draining.push(i);
+        }
+        let at = now + nanos(grace);
+        self.instances[i as usize].grace = Some(self.timers.set(at, Timer::Grace(id)));
+        fx.arm(at);
+    }
+
+    /// Ends an instance that is out of rotation.
+    pub(crate) fn stop(&mut self, core: &Core, i: u32, grace: Option<Duration>, now: u64, fx: &mut Effects) {
+        let id = self.id(core, i);
+        let a = self.instances[i as usize].active;
+        let grace = grace.unwrap_or(self.deployed(a).spec.timeouts.stop_grace);
+        let instance = &mut self.instances[i as usize];
+        let thaw = matches!(instance.phase, Phase::Suspended | Phase::Resuming);
+        instance.phase = Phase::Stopping;
+        if core.metering {
+            instance.meter.enter(MeterPhase::Draining, now);
+        }
+        for key in [instance.grace.take(), instance.suspend.take()].into_iter().flatten() {
+            self.timers.cancel(key);
+        }
+        if std::mem::take(&mut instance.may_return) {
+            self.actives[a as usize].draining.retain(|&other| other != i);
+        }
+        let handle = self.instances[i as usize].instance.clone().expect("only what runs is stopped");
+        fx.stop.push(Stop { id, instance: handle, grace, thaw });
+    }
+
+    /// A stop is over.
+    pub(crate) fn stopped(&mut self, core: &Core, id: InstanceId, fx: &mut Effects) {
+        let Some(i) = self.find(core, id) else { return };
+        if self.instances[i as usize].phase == Phase::Stopping {
+            let now = core.now();
+            let a = self.instances[i as usize].active;
+            self.gone(core, i, now, fx);
+            self.rest(now, a, fx);
+        }
+    }
+
+    /// An instance ended, whoever wanted it.
+    pub(crate) fn exited(&mut self, core: &Core, id: InstanceId, report: &ExitReport, fx: &mut Effects) {
+        let Some(i) = self.find(core, id) else { return };
+        let now = core.now();
+        let a = self.instances[i as usize].active;
+        let phase = self.instances[i as usize].phase;
+        match phase {
+            Phase::Free | Phase::Gone => return,
+            // Told before the start was over: it decides then.
+            Phase::Gated | Phase::Starting => {
+                self.instances[i as usize].exited = true;
+                return;
+            }
+            Phase::Ready => self.take_out(core, i),
+            Phase::Suspended => self.actives[a as usize].suspended.retain(|&other| other != i),
+            Phase::Resuming => self.uncome(i),
+            Phase::Draining => self.actives[a as usize].draining.retain(|&other| other != i),
+            Phase::Stopping => {}
+        }
+        let instance = &self.instances[i as usize];
+        let unasked = !matches!(phase, Phase::Draining | Phase::Stopping);
+        let hasty = unasked
+            && instance.served == 0
+            && now.saturating_sub(instance.ready) < nanos(core.config.backoff.settle);
+        self.gone(core, i, now, fx);
+        if unasked {
+            core.metrics.deaths.increment(1);
+        }
+        let active = &mut self.actives[a as usize];
+        active.deaths = if hasty { active.deaths + 1 } else { 0 };
+        if hasty {
+            let message = format!("instance {id} {report} right after it was ready");
+            self.failed(core, a, &Arc::new(Error::new(ErrorKind::Crashed, "start", message)), now, fx);
+        }
+        self.grow(core, a, 0, now, fx);
+        self.rest(now, a, fx);
+    }
+
+    /// Nothing of an instance is left; its slot stays until its leases are back.
+    pub(super) fn gone(&mut self, core: &Core, i: u32, now: u64, fx: &mut Effects) {
+        let id = self.id(core, i);
+        let instance = &mut self.instances[i as usize];
+        let a = instance.active;
+        let active = &mut self.actives[a as usize];
+        if core.metering {
+            instance.meter.end(now);
+            let (revision, tenant) = (active.key.0, active.tenant);
+            fx.readings.extend(
+                instance.meter.take(now).map(|(phase, ns)| Reading::Phase(id, revision, tenant, phase, ns)),
+            );
+        }
+        if let Some(memory) = instance.budget.take() {
+            core.gate.lock().gone(active.tenant, memory);
+            fx.pump = true;
+        }
+        for key in [instance.grace.take(), instance.suspend.take()].into_iter().flatten() {
+            self.timers.cancel(key);
+        }
+        active.instances -= 1;
+        fx.gone = true;
+        instance.phase = Phase::Gone;
+        fx.dropped.extend(instance.instance.take());
+        if instance.in_flight == 0 {
+            self.free_instance(i);
+        }
+    }
+
+    pub(crate) fn free_instance(&mut self, i: u32) {
+        let instance = &mut self.instances[i as usize];
+        let generation = instance.generation;
+        *instance = InstanceSlot { generation, ..InstanceSlot::default() };
+        if generation < LAST_GENERATION {
+            self.free_instances.push(i);
+        }
+    }
+
+    /// Makes an instance of whatever phase go within `grace`. False when it was going already.
+    pub(super) fn retire(
+        &mut self,
+        core: &Core,
+        i: u32,
+        grace: Duration,
+        now: u64,
+        fx: &mut Effects,
+    ) -> bool {
+        let a = self.instances[i as usize].active;
+        let phase = self.instances[i as usize].phase;
+        match phase {
+            Phase::Gated if self.withdraw(core, i, now, fx) => {}
+            Phase::Gated | Phase::Starting if self.instances[i as usize].cancelled => return false,
+            Phase::Gated | Phase::Starting => {
+                self.uncome(i);
+                self.instances[i as usize].cancelled = true;
+            }
+            Phase::Ready => self.drain_one(core, i, grace, false, now, fx),
+            Phase::Suspended => {
+                self.actives[a as usize].suspended.retain(|&other| other != i);
+                self.stop(core, i, None, now, fx);
+            }
+            Phase::Resuming => {
+                self.uncome(i);
+                self.stop(core, i, None, now, fx);
+            }
+            Phase::Draining => {
+                let id = self.id(core, i);
+                let at = now + nanos(grace);
+                let instance = &mut self.instances[i as usize];
+                if std::mem::take(&mut instance.may_return) {
+                    self.actives[a as usize].draining.retain(|&other| other != i);
+                }
+                let instance = &mut self.instances[i as usize];
+                if instance.grace.is_none_or(|(due, _)| at < due) {
+                    let timer = self.timers.set(at, Timer::Grace(id));
+                    if let Some(key) = instance.grace.replace(timer) {
+                        self.timers.cancel(key);
+                    }
+                    fx.arm(at);
+                }
+                return false;
+            }
+            Phase::Free | Phase::Stopping | Phase::Gone => return false,
+        }
+        true
+    }
+
+    /// Makes all instances of a revision go within `grace`; the ids of those that are still there.
+    pub(crate) fn drain(
+        &mut self,
+        core: &Core,
+        a: u32,
+        grace: Duration,
+        now: u64,
+        fx: &mut Effects,
+    ) -> Vec<InstanceId> {
+        let active = &mut self.actives[a as usize];
+        active.decided = 0;
+        active.raised = 0;
+        active.drained = true;
+        let mut left = Vec::new();
+        for i in 0..self.instances.len() as u32 {
+            let instance = &self.instances[i as usize];
+            if instance.active != a || matches!(instance.phase, Phase::Free | Phase::Gone) {
+                continue;
+            }
+            let id = self.id(core, i);
+            self.retire(core, i, grace, now, fx);
+            if self.find(core, id).is_some() {
+                left.push(id);
+            }
+        }
+        // Who waits is served by what starts from now on.
+        self.grow(core, a, 0, now, fx);
+        self.rest(now, a, fx);
+        left
+    }
+
+    /// Whether the instance is still there.
+    pub(crate) fn is_there(&self, core: &Core, id: InstanceId) -> bool {
+        self.find(core, id).is_some_and(|i| self.instances[i as usize].phase != Phase::Gone)
+    }
+
+    /// Fails all that waits, for good.
+    pub(crate) fn close(&mut self, core: &Core, grace: Duration, fx: &mut Effects) {
+        self.closed = true;
+        let now = core.now();
+        for a in self.live.clone() {
+            self.fail_line(core, a, now, fx, || ClaimError::Closed);
+            self.actives[a as usize].failures = 0;
+            self.drain(core, a, grace, now, fx);
+        }
+    }
+
+    /// All instances that are there.
+    pub(crate) fn all(&self, core: &Core) -> Vec<InstanceId> {
+        (0..self.instances.len() as u32)
+            .filter(|&i| !matches!(self.instances[i as usize].phase, Phase::Free | Phase::Gone))
+            .map(|i| self.id(core, i))
+            .collect()
+    }
+
+    /// The longest grace of a stop in the shard.
+    pub(crate) fn longest_grace(&self) -> Duration {
+        self.live.iter().map(|&a| self.deployed(a).spec.timeouts.stop_grace).max().unwrap_or_default()
+    }
+
+    /// Lets go of everything, without a word to anybody: the pool is dropped.
+    pub(crate) fn abandon(&mut self) -> Vec<Arc<dyn Instance>> {
+        self.closed = true;
+        self.timers.clear();
+        let mut held = Vec::new();
+        for instance in &mut self.instances {
+            held.extend(instance.instance.take());
+            *instance = InstanceSlot { generation: instance.generation, ..InstanceSlot::default() };
+        }
+        held
+    }
+
+    /// Stops idle instances for somebody who waits for a budget, those that were idle longest first.
+    pub(crate) fn reclaim(
+        &mut self,
+        core: &Core,
+        left: &mut Shortage,
+        over_share_only: bool,
+        fx: &mut Effects,
+    ) {
+        let now = core.now();
+        let mut idle: Vec<(u64, u32)> = (0..self.instances.len() as u32)
+            .filter(|&i| self.instances[i as usize].budget.is_some())
+            .filter(|&i| self.is_idle(core, i))
+            .map(|i| (self.instances[i as usize].idle, i))
+            .collect();
+        idle.sort_unstable();
+        for (_, i) in idle {
+            if *left == Shortage::default() {
+                return;
+            }
+            let a = self.instances[i as usize].active;
+            let active = &self.actives[a as usize];
+            if active.have() <= active.min
+                || over_share_only && !core.gate.lock().is_over_share(active.tenant)
+            {
+                continue;
+            }
+            let active = &mut self.actives[a as usize];
+            let rest = active.have() - 1;
+            active.raised = active.raised.min(rest);
+            active.decided = active.decided.min(rest);
+            let memory = self.instances[i as usize].budget.unwrap_or(0);
+            left.instances = left.instances.saturating_sub(1);
+            left.memory = left.memory.saturating_sub(memory);
+            if self.instances[i as usize].phase == Phase::Suspended {
+                self.actives[a as usize].suspended.retain(|&other| other != i);
+            } else {
+                self.take_out(core, i);
+            }
+            self.stop(core, i, None, now, fx);
+        }
+    }
+
+    pub(super) fn is_idle(&self, core: &Core, i: u32) -> bool {
+        let instance = &self.instances[i as usize];
+        match instance.phase {
+            Phase::Suspended => true,
+            Phase::Ready => {
+                let at = self.position(core, i);
+                self.actives[instance.active as usize].slots[at].in_flight == 0
+            }
+            _ => false,
+        }
+    }
+}
