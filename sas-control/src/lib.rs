@@ -1,5 +1,51 @@
 #![forbid(unsafe_code)]
-//! Control plane.
+//! The control plane of the `sas` serverless SDK: services, revisions, traffic, manifests, stores, test runs, logs,
+//! and an admin API over all of it.
+//!
+//! What is wanted is stored first, by compare-and-swap, and then done: [`reconcile`] is a pure function from what is
+//! wanted and what runs to the next steps, so a crash between two steps is mended by asking again.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use sas_control::{Control, MemoryStore};
+//! # use sas_control::ControlConfig;
+//! # use sas_core::*;
+//! # async fn example(
+//! #     pool: Arc<dyn Pool>, router: Arc<dyn Router>, gateway: Arc<dyn Invoker>, runtimes: Vec<Arc<dyn Runtime>>,
+//! # ) -> Result<()> {
+//! let config = ControlConfig::new(Arc::new(MemoryStore::default()), pool, router, gateway, runtimes);
+//! let control = Control::new(config);
+//! control.recover().await?;
+//!
+//! let mut applied = Vec::new();
+//! control.apply(
+//!     "
+//! apiVersion: serving.knative.dev/v1
+//! kind: Service
+//! metadata:
+//!   name: hello
+//!   annotations: {sas.dev/package: ./hello.jar}
+//! spec:
+//!   template: {spec: {containerConcurrency: 10}}
+//! ",
+//!     &mut applied,
+//! ).await?;
+//! // hello.default.localhost answers now, and a test run reaches it whatever its traffic:
+//! let report = control.invoke("default", "hello", Default::default()).await?;
+//! println!("{} after {:?}", report.status, report.phases.total);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | To | See |
+//! |---|---|
+//! | read manifests and learn every mistake in them | [`manifest`] |
+//! | keep state in memory or in a file | [`MemoryStore`], [`RedbStore`] |
+//! | deploy, split traffic, roll back, delete, test | [`Control`] |
+//! | serve all of it as JSON over HTTP | [`Admin`] |
+//! | keep logs, decisions and meter readings | [`LogBuffer`], [`DecisionLog`], [`Meter`] |
+//! | say for whom the platform is | [`Edition`] |
+
 mod admin;
 mod control;
 mod decisions;

@@ -1,5 +1,32 @@
 #![forbid(unsafe_code)]
-//! Triggers.
+//! Triggers of the `sas` serverless SDK: where events come from, and how they reach a service, waking it if it sleeps.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use sas_core::{Triggers, TriggerSpec};
+//! use sas_trigger::{TriggerHost, TriggerHostConfig};
+//! # use sas_core::*;
+//! # async fn example(gateway: Arc<dyn Invoker>, store: Arc<dyn Store>) -> Result<()> {
+//! let host = TriggerHost::new(TriggerHostConfig::new(gateway, store));
+//! let nightly = TriggerSpec::new("default/nightly", "cron", "default/report")
+//!     .with_option("schedule", "0 30 2 * * *")
+//!     .with_option("timezone", "Europe/Berlin")
+//!     .with_option("misfire", "fire-once")
+//!     .with_option("overlap", "forbid");
+//! host.apply(nightly).await?;
+//! // ...
+//! host.shutdown(tokio::time::Instant::now() + std::time::Duration::from_secs(10)).await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | To | See |
+//! |---|---|
+//! | know when something recurs | [`CronSchedule`], [`Every`] |
+//! | fire by it, over restarts, sleeps and overlaps | [`CronTrigger`], [`TimerTrigger`], [`Scheduled`], [`Keeping`] |
+//! | bring events to a service | [`Delivery`], [`Filter`], [`RetryPolicy`], [`DeadLetter`] |
+//! | run sources, one's own too | [`TriggerHost`] |
+
 mod binding;
 mod cron;
 mod declared;

@@ -315,13 +315,13 @@ async fn ten_thousand_schedules_of_every_second_are_never_early_and_hardly_late(
         );
         tasks.spawn(async move { cron("* * * * * *", Keeping::default()).run(cx).await });
     }
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
     stop.cancel();
     while let Some(ended) = tasks.join_next().await {
         ended.expect("no panic").expect("ended well");
     }
     let late = sink.late.lock();
-    assert_eq!(late.len(), 20_000);
+    assert_eq!(late.len(), 10_000);
     assert!(late.iter().all(|late| (0..50_000_000).contains(late)), "{:?}", late.iter().max());
 }
 

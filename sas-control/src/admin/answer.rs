@@ -5,11 +5,14 @@ use sas_core::{Body, Error, ErrorKind, Response, Retry, SpecErrors};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// A failure that is an answer.
+/// A failure that is an answer. Boxed, so that what succeeds does not carry its size.
 #[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) status: StatusCode,
-    component: String,
+pub(super) struct Failure(Box<Facts>);
+
+#[derive(Debug)]
+struct Facts {
+    status: StatusCode,
+    component: &'static str,
     reason: String,
     message: String,
     fields: Option<SpecErrors>,
@@ -17,29 +20,34 @@ pub(super) struct Failure {
     allow: Option<&'static str>,
     retry_after: Option<u64>,
     /// Further facts.
-    pub(super) more: Option<(&'static str, Value)>,
+    more: Option<(&'static str, Value)>,
 }
 
 impl Failure {
     pub(super) fn new(status: StatusCode, reason: &str, message: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Facts {
             status,
-            component: "control".to_owned(),
+            component: "control",
             reason: reason.to_owned(),
             message: message.into(),
             fields: None,
             allow: None,
             retry_after: None,
             more: None,
-        }
+        }))
     }
 
     pub(super) fn not_allowed(method: &http::Method, allow: &'static str) -> Self {
         let message = format!("{method} is not possible here; {allow} is");
-        Self {
-            allow: Some(allow),
-            ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
-        }
+        let mut failure = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
+        failure.0.allow = Some(allow);
+        failure
+    }
+
+    /// With a further fact.
+    pub(super) fn with(mut self, name: &'static str, value: Value) -> Self {
+        self.0.more = Some((name, value));
+        self
     }
 
     pub(super) fn field(field: &str, value: impl std::fmt::Display, problem: impl Into<String>) -> Self {
@@ -49,22 +57,23 @@ impl Failure {
     }
 
     pub(super) fn response(self) -> Response {
+        let facts = *self.0;
         let mut body = json!({
-            "component": self.component,
-            "reason": self.reason,
-            "message": self.message,
+            "component": facts.component,
+            "reason": facts.reason,
+            "message": facts.message,
         });
-        if let Some(fields) = &self.fields {
+        if let Some(fields) = &facts.fields {
             body["fields"] = json!(fields);
         }
-        if let Some((name, value)) = self.more {
+        if let Some((name, value)) = facts.more {
             body[name] = value;
         }
-        let mut response = json_response(self.status, &json!({ "error": body }));
-        if let Some(allow) = self.allow {
+        let mut response = json_response(facts.status, &json!({ "error": body }));
+        if let Some(allow) = facts.allow {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
         }
-        if let Some(seconds) = self.retry_after {
+        if let Some(seconds) = facts.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
@@ -73,8 +82,9 @@ impl Failure {
 
 impl From<SpecErrors> for Failure {
     fn from(errors: SpecErrors) -> Self {
-        let message = errors.to_string();
-        Self { fields: Some(errors), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_spec", message) }
+        let mut failure = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_spec", errors.to_string());
+        failure.0.fields = Some(errors);
+        failure
     }
 }
 
@@ -105,12 +115,11 @@ impl From<Error> for Failure {
             std::error::Error::source(&error).and_then(|source| source.downcast_ref::<SpecErrors>()).cloned();
         // The fields repeat what their sum says; every other cause is part of the story.
         let message = if fields.is_some() { error.message.clone() } else { error.chain() };
-        Self {
-            component: component.to_owned(),
-            fields,
-            retry_after,
-            ..Self::new(status, error.kind.as_str(), message)
-        }
+        let mut failure = Self::new(status, error.kind.as_str(), message);
+        failure.0.component = component;
+        failure.0.fields = fields;
+        failure.0.retry_after = retry_after;
+        failure
     }
 }
 

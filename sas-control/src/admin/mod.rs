@@ -238,11 +238,8 @@ impl Admin {
                 Ok(json_response(status, &json!({"applied": done})))
             }
             Err(error) => {
-                let mut failure = Failure::from(error);
-                if !done.is_empty() {
-                    failure.more = Some(("applied", json!(done)));
-                }
-                Err(failure)
+                let failure = Failure::from(error);
+                Err(if done.is_empty() { failure } else { failure.with("applied", json!(done)) })
             }
         }
     }

@@ -216,10 +216,12 @@ impl Runtime for PreparingRuntime {
         let content = std::fs::read(path).map_err(|error| {
             Error::new(ErrorKind::InvalidSpec, "prepare", format!("{}: {error}", path.display()))
         })?;
-        let mut info = ArtifactInfo::default();
-        info.bytes = content.len() as u64;
-        info.digest = format!("sha256:{:064x}", content.len());
-        info.notes = vec!["starts cold".to_owned()];
+        let info = ArtifactInfo {
+            digest: format!("sha256:{:064x}", content.len()),
+            bytes: content.len() as u64,
+            notes: vec!["starts cold".to_owned()],
+            ..ArtifactInfo::default()
+        };
         Ok(Artifact::new((), info))
     }
     async fn start(&self, _: StartRequest) -> Result<Arc<dyn Instance>> {
