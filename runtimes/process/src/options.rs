@@ -25,6 +25,9 @@ const RLIMITS: [(&str, Resource); 5] = [
     ("sas.dev/rlimit-data", Resource::Data),
 ];
 
+/// Options that begin like this are this runtime's, and must be known to it.
+const OURS: [&str; 4] = ["sas.dev/listen", "sas.dev/zygote", "sas.dev/java", "sas.dev/rlimit"];
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum StemUse {
     #[default]
@@ -76,6 +79,8 @@ impl Options {
                         Ok(limit) => parsed.rlimits.push((*resource, limit)),
                         Err(_) => errors.push(field(), value, "a whole number, in the unit of setrlimit(2)"),
                     },
+                    // Options of the pool and others are in the same map.
+                    None if !OURS.iter().any(|prefix| other.starts_with(prefix)) => {}
                     None => errors.push(
                         field(),
                         value,

@@ -237,8 +237,8 @@ async fn bad_options_and_commands_are_refused_with_their_field() {
         (|spec| drop(spec.env.insert("PORT".into(), sas_core::EnvValue::Literal("1".into()))), &["env.PORT"]),
         (|spec| drop(spec.options.insert("sas.dev/listen-fd".into(), "3".into())), &["listen-fd", "\"3\""]),
         (
-            |spec| drop(spec.options.insert("sas.dev/unknown".into(), "x".into())),
-            &["sas.dev/unknown", "knows"],
+            |spec| drop(spec.options.insert("sas.dev/java-flags".into(), "x".into())),
+            &["sas.dev/java-flags", "knows"],
         ),
         (
             |spec| drop(spec.options.insert("sas.dev/rlimit-nofile".into(), "many".into())),
