@@ -191,12 +191,15 @@ struct Way {
     pid: Option<u32>,
 }
 
-/// A process that ends with the bench.
+/// A process that ends with the bench. nginx is asked to end, since its workers would outlive a kill.
 struct Ended(Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        let _gone = self.0.kill();
+        let asked = Command::new("kill").arg(self.0.id().to_string()).status();
+        if !asked.is_ok_and(|status| status.success()) {
+            let _gone = self.0.kill();
+        }
         let _reaped = self.0.wait();
     }
 }

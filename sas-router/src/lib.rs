@@ -6,6 +6,27 @@
 //! | [`RouteTable`] | which revision answers a request; the default [`sas_core::Router`] |
 //! | [`Gateway`] | brings a request to an instance of that revision, and the answer back |
 //! | [`Server`] | takes HTTP/1.1 and HTTP/2 connections and hands their requests to a [`sas_core::Handler`] |
+//! | [`Admission`] | quotas, and the budget of bytes |
+//! | [`Hook`] | the host's code in every request's way |
+//! | [`Rollout`] | moves traffic step by step |
+//!
+//! A gateway needs no listener:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! use std::sync::Arc;
+//! use sas_core::{Body, Handler};
+//! use sas_router::{Gateway, GatewayConfig, RouteTable};
+//!
+//! let pool = sas_pool::InstancePool::new(Default::default());
+//! let gateway = Gateway::new(Arc::new(RouteTable::new(7)), pool, GatewayConfig::default());
+//! let request = http::Request::get("http://nobody.example.com/").body(Body::empty()).unwrap();
+//! let response = gateway.handle(request).await;
+//! assert_eq!(response.status(), 404);
+//! assert!(response.headers().contains_key("x-request-id"));
+//! # }
+//! ```
 
 mod access;
 mod admission;
@@ -20,6 +41,7 @@ mod identity;
 mod matching;
 pub mod metrics;
 mod retry;
+mod rollout;
 mod rule;
 mod seed;
 mod server;
@@ -28,6 +50,8 @@ mod table;
 mod tail;
 mod tally;
 mod timed;
+#[cfg(feature = "tower")]
+mod tower;
 mod upstream;
 mod websocket;
 
@@ -39,10 +63,18 @@ pub use gateway::{Gateway, GatewayConfig, ServerTiming};
 pub use hook::{Hook, HookCx, Step};
 pub use host::host_of;
 pub use retry::RetryPolicy;
+pub use rollout::{Counts, Move, Rollout, RolloutPlan, RolloutState, roll_out};
 #[cfg(feature = "tls")]
 pub use server::Tls;
 pub use server::{Server, ServerConfig};
 pub use table::RouteTable;
 pub use tally::Tally;
+#[cfg(feature = "tower")]
+pub use tower::HandlerService;
 pub use upstream::UpstreamConfig;
 pub use websocket::WebSocketFrames;
+
+/// The README's code.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,6 +1,6 @@
 //! From a route's target to the head of an answer: claim, call, and once more where that is safe.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use sas_core::{
@@ -134,8 +134,12 @@ impl Gateway {
             let copy = if last || upgrading { None } else { Copy::of(&request) };
             let careful = copy.is_none();
             let by = cx.deadline.min(at + deployed.spec.timeouts.response_start);
-            let call = self.call(&lease, deployed, request, cx, careful, upgrading);
-            let error = match timeout_at(by, call).await {
+            // Pinned here, so that the limit does not move a future of kilobytes.
+            let called = {
+                let call = pin!(self.call(&lease, deployed, request, cx, careful, upgrading));
+                timeout_at(by, call).await
+            };
+            let error = match called {
                 Ok(Ok((answered, progress))) => {
                     let timings = timings(&lease, instance, cold, arrived, at);
                     return self

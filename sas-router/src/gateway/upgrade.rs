@@ -68,6 +68,10 @@ pub(super) fn splice(
             tail.passed(splice.to_client.passed);
             match parted? {
                 Parting::Ended => Ok(()),
+                Parting::OneSide => {
+                    // A WebSocket of which one side has hung up is over; the other may still read what is there.
+                    timeout(CLOSING, poll_fn(|cx| splice.poll_rest(cx))).await.unwrap_or(Ok(()))
+                }
                 Parting::Farewell => {
                     metrics.websockets.increment(1);
                     // Between two frames of the instance: the client is told, and answers with a Close of its own,
@@ -211,6 +215,8 @@ fn follow_to_end(frames: &mut WebSocketFrames, bytes: &[u8]) -> Option<usize> {
 enum Parting {
     /// Both directions are over.
     Ended,
+    /// One direction of a WebSocket is over.
+    OneSide,
     /// The platform ends it, between two frames.
     Farewell,
 }
@@ -246,8 +252,16 @@ impl Splice {
         }
         match (up, down) {
             (Poll::Ready(_), Poll::Ready(_)) => Poll::Ready(Ok(Parting::Ended)),
+            (Poll::Ready(_), _) | (_, Poll::Ready(_)) if self.websocket => Poll::Ready(Ok(Parting::OneSide)),
             _ => Poll::Pending,
         }
+    }
+
+    /// Moves what is left in both directions.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let up = self.to_instance.poll(&mut *self.client, &mut *self.instance, false, cx)?;
+        let down = self.to_client.poll(&mut *self.instance, &mut *self.client, false, cx)?;
+        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
     /// Sends the Close frame, and passes on what the client still says until it has closed.

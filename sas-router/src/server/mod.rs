@@ -9,6 +9,7 @@ mod watch;
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     net::SocketAddr,
     pin::{Pin, pin},
     sync::Arc,
@@ -35,7 +36,7 @@ pub use self::tls::Tls;
 use self::{
     detect::{Replayed, Spoken, detect},
     transport::{Carrier, Transport, error_answer},
-    watch::{Busy, Watch, Watched},
+    watch::{Busy, Watch, Watched, Word},
 };
 use crate::{
     connection::{ClientConnection, Ending},
@@ -51,6 +52,7 @@ struct Shared {
     config: ServerConfig,
     metrics: ServerMetrics,
     places: Arc<Semaphore>,
+    most: usize,
     ids: Arc<IdSource>,
     watch: Arc<Watch>,
     ending: Arc<Ending>,
@@ -111,10 +113,12 @@ impl Server {
         let local = listener.local_addr().map_err(|error| {
             Error::new(ErrorKind::Unavailable, "serve", "the listener has no address").with_source(error)
         })?;
+        let most = config.max_connections.clamp(1, Semaphore::MAX_PERMITS);
         let shared = Arc::new(Shared {
             handler,
             metrics: ServerMetrics::new(&config.recorder),
-            places: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
+            places: Arc::new(Semaphore::new(most)),
+            most,
             ids: Arc::new(IdSource::new(config.seed ^ 0x5afe_0001)),
             watch: Watch::new(&config),
             config,
@@ -150,18 +154,29 @@ impl Drop for Server {
     }
 }
 
-/// Looks at all connections from time to time, until nothing is left to look at.
+/// Looks at all connections from time to time and passes on what a shutdown says, until none is left.
 async fn look(shared: Arc<Shared>) {
     let period = shared.watch.period();
+    let Ending { drain, abort, .. } = &*shared.ending;
+    let mut draining = false;
     loop {
         tokio::select! {
             biased;
-            () = shared.ending.abort.cancelled() => return,
-            () = tokio::time::sleep(period) => {}
+            () = abort.cancelled() => {
+                shared.watch.tell_all(Word::Abort);
+                return;
+            }
+            () = drain.cancelled(), if !draining => {
+                draining = true;
+                shared.watch.tell_all(Word::Drain);
+            }
+            () = tokio::time::sleep(period) => {
+                let [head, idle, write] = shared.watch.look();
+                shared.metrics.overran(head, idle, write);
+            }
         }
-        let [head, idle, write] = shared.watch.look();
-        shared.metrics.overran(head, idle, write);
-        if shared.ending.drain.is_cancelled() && shared.watch.open() == 0 {
+        // An accept that was under way has its place taken: all places free means that nobody comes any more.
+        if draining && shared.places.available_permits() == shared.most {
             return;
         }
     }
@@ -182,17 +197,13 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             Some((Ok((stream, peer)), place)) => {
                 shared.metrics.accepted();
                 let shared = Arc::clone(&shared);
-                let ending = Arc::clone(&shared.ending);
-                ending.clone().tasks.spawn(async move {
-                    let _place = place;
-                    let watched = Entered(shared.watch.enter());
-                    tokio::select! {
-                        biased;
-                        () = ending.abort.cancelled() => shared.metrics.aborted(),
-                        served = connection(stream, peer, &watched.0, &shared) => {
-                            if let Err(error) = served {
-                                tracing::debug!(%peer, %error, "a connection ended with an error");
-                            }
+                shared.ending.tasks.spawn({
+                    let shared = Arc::clone(&shared);
+                    async move {
+                        let _place = place;
+                        let watched = Entered(shared.watch.enter());
+                        if let Err(error) = connection(stream, peer, &watched.0, &shared).await {
+                            tracing::debug!(%peer, %error, "a connection ended with an error");
                         }
                     }
                 });
@@ -223,11 +234,11 @@ async fn connection(
     shared: &Arc<Shared>,
 ) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
-    let starting = start(stream, shared);
+    let starting = timeout(shared.config.header_timeout, start(stream, shared));
     let started = tokio::select! {
         biased;
-        () = shared.ending.drain.cancelled() => return Ok(()),
-        started = timeout(shared.config.header_timeout, starting) => started,
+        _ = poll_fn(|cx| watched.poll_word(Word::GoOn, cx)) => return Ok(()),
+        started = starting => started,
     };
     // Nobody who says nothing is owed an answer.
     let Ok(started) = started else { return Ok(()) };
@@ -290,7 +301,6 @@ async fn serve(
     shared: &Arc<Shared>,
 ) -> Result<(), BoxError> {
     let config = &shared.config;
-    let drain = &shared.ending.drain;
     let service = service_fn({
         let (shared, watched) = (Arc::clone(shared), Arc::clone(watched));
         move |request: http::Request<Incoming>| {
@@ -321,20 +331,23 @@ async fn serve(
                 .max_header_size(config.max_header_bytes as usize)
                 .max_buf_size((config.max_header_bytes as usize).max(16 * 1024));
             let mut connection = builder.serve_connection(io, service).with_upgrades();
-            tokio::select! {
-                biased;
-                served = &mut connection => return Ok(served?),
-                () = watched.overrun() => {}
-                () = drain.cancelled() => {
-                    Pin::new(&mut connection).graceful_shutdown();
-                    tokio::select! {
-                        biased;
-                        served = &mut connection => return Ok(served?),
-                        () = watched.overrun() => {}
+            let mut known = Word::GoOn;
+            loop {
+                match poll_fn(|cx| poll_told(Pin::new(&mut connection), watched, known, cx)).await {
+                    Told::Served(served) => return Ok(served?),
+                    Told::Word(Word::Drain) => Pin::new(&mut connection).graceful_shutdown(),
+                    Told::Word(Word::Abort) => {
+                        shared.metrics.aborted();
+                        return Ok(());
+                    }
+                    Told::Word(word) => {
+                        known = word;
+                        break;
                     }
                 }
+                known = Word::Drain;
             }
-            if watched.was_too_slow()
+            if known == Word::TooSlow
                 && let Some(parts) = connection.into_parts()
             {
                 let mut io = parts.io.into_inner();
@@ -359,22 +372,48 @@ async fn serve(
                 .keep_alive_timeout(config.ping)
                 .adaptive_window(true);
             let mut connection = pin!(builder.serve_connection(io, service));
-            tokio::select! {
-                biased;
-                served = connection.as_mut() => return Ok(served?),
-                () = watched.overrun() => connection.as_mut().graceful_shutdown(),
-                () = drain.cancelled() => {
-                    shared.metrics.went_away();
-                    connection.as_mut().graceful_shutdown();
+            let mut known = Word::GoOn;
+            loop {
+                match poll_fn(|cx| poll_told(connection.as_mut(), watched, known, cx)).await {
+                    Told::Served(served) => return Ok(served?),
+                    Told::Word(Word::Abort) => {
+                        shared.metrics.aborted();
+                        return Ok(());
+                    }
+                    Told::Word(word) => {
+                        if word == Word::Drain {
+                            shared.metrics.went_away();
+                        }
+                        connection.as_mut().graceful_shutdown();
+                        if word != Word::Drain && !watched.is_busy() {
+                            // Idle, or stuck: the GOAWAY gets as long as any last word.
+                            let _late = timeout(Duration::from_secs(1), connection.as_mut()).await;
+                            return Ok(());
+                        }
+                        known = word;
+                    }
                 }
-            }
-            tokio::select! {
-                biased;
-                served = connection.as_mut() => Ok(served?),
-                () = watched.overrun() => Ok(()),
             }
         }
     }
+}
+
+/// What ended a wait on a connection.
+enum Told<T> {
+    Served(T),
+    Word(Word),
+}
+
+fn poll_told<C: Future>(
+    connection: Pin<&mut C>,
+    watched: &Watched,
+    known: Word,
+    cx: &mut Context<'_>,
+) -> Poll<Told<C::Output>> {
+    if let Poll::Ready(served) = connection.poll(cx) {
+        return Poll::Ready(Told::Served(served));
+    }
+    watched.poll_word(known, cx).map(Told::Word)
 }
 
 /// Runs the streams of HTTP/2 connections as tasks that a shutdown waits for, and ends.

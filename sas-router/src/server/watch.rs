@@ -7,18 +7,38 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
 use super::config::ServerConfig;
 
 /// Milliseconds of the server's life, coarse: as of the last look.
 type Tick = u32;
+
+/// What a connection is told. Ordered: a later word goes before an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Word {
+    /// Nothing yet.
+    GoOn,
+    /// Finish what there is, take nothing new.
+    Drain,
+    /// It overran a limit.
+    Overrun,
+    /// Its request's head took too long: an overrun that is owed an answer.
+    TooSlow,
+    /// End at once.
+    Abort,
+}
+
+impl Word {
+    const ALL: [Self; 5] = [Self::GoOn, Self::Drain, Self::Overrun, Self::TooSlow, Self::Abort];
+}
 
 /// The marks of one connection.
 #[derive(Debug)]
@@ -33,8 +53,9 @@ pub(super) struct Watched {
     since: AtomicU32,
     /// When a write got stuck; 0: none is.
     stuck: AtomicU32,
-    too_slow: AtomicBool,
-    end: Notify,
+    word: AtomicU8,
+    /// Whom to wake for a word. Two tokens and a notify, asked with every poll, would take six locks per request.
+    waker: Mutex<Option<Waker>>,
 }
 
 /// All connections of a server.
@@ -44,6 +65,8 @@ pub(super) struct Watch {
     now: AtomicU32,
     next: AtomicU64,
     connections: Mutex<HashMap<u64, Arc<Watched>>>,
+    /// What new connections are told too.
+    standing: AtomicU8,
     header_timeout: Tick,
     idle_timeout: Tick,
     write_timeout: Tick,
@@ -60,6 +83,7 @@ impl Watch {
             now: AtomicU32::new(1),
             next: AtomicU64::new(0),
             connections: Mutex::default(),
+            standing: AtomicU8::new(Word::GoOn as u8),
             header_timeout: ticks(config.header_timeout),
             idle_timeout: ticks(config.idle_timeout),
             write_timeout: ticks(config.write_timeout),
@@ -86,11 +110,22 @@ impl Watch {
             reading_head: AtomicBool::new(false),
             since: AtomicU32::new(self.now.load(Ordering::Relaxed)),
             stuck: AtomicU32::new(0),
-            too_slow: AtomicBool::new(false),
-            end: Notify::new(),
+            word: AtomicU8::new(Word::GoOn as u8),
+            waker: Mutex::new(None),
         });
         self.connections.lock().insert(id, Arc::clone(&watched));
+        // After it can be found: whoever says a word to all either finds it, or said it before this.
+        watched.tell(Word::ALL[usize::from(self.standing.load(Ordering::SeqCst))]);
         watched
+    }
+
+    /// Tells all connections, and those to come.
+    pub(super) fn tell_all(&self, word: Word) {
+        self.standing.fetch_max(word as u8, Ordering::SeqCst);
+        let connections: Vec<_> = self.connections.lock().values().cloned().collect();
+        for connection in connections {
+            connection.tell(word);
+        }
     }
 
     /// Ends connections that overran a limit. How many there were, by limit: head, idle, write.
@@ -98,7 +133,8 @@ impl Watch {
         let now = ticks(self.born.elapsed()).max(1);
         self.now.store(now, Ordering::Relaxed);
         let mut ended = [0; 3];
-        for watched in self.connections.lock().values() {
+        let connections: Vec<_> = self.connections.lock().values().cloned().collect();
+        for watched in &connections {
             let waited = |since: &AtomicU32| now.saturating_sub(since.load(Ordering::Relaxed));
             let overrun = if watched.stuck.load(Ordering::Relaxed) != 0 {
                 (waited(&watched.stuck) >= self.write_timeout).then_some(2)
@@ -111,8 +147,7 @@ impl Watch {
             };
             if let Some(limit) = overrun {
                 ended[limit] += 1;
-                watched.too_slow.store(limit == 0, Ordering::Relaxed);
-                watched.end.notify_one();
+                watched.tell(if limit == 0 { Word::TooSlow } else { Word::Overrun });
             }
         }
         ended
@@ -142,11 +177,6 @@ impl Watched {
         self.busy.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether the end came because a head took too long.
-    pub(super) fn was_too_slow(&self) -> bool {
-        self.too_slow.load(Ordering::Relaxed)
-    }
-
     /// A request has come whole; it is over when the guard goes.
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
@@ -154,9 +184,25 @@ impl Watched {
         Busy(Arc::clone(self))
     }
 
-    /// Resolves when the connection overran a limit.
-    pub(super) async fn overrun(&self) {
-        self.end.notified().await;
+    fn tell(&self, word: Word) {
+        if self.word.fetch_max(word as u8, Ordering::SeqCst) < word as u8
+            && let Some(waker) = self.waker.lock().take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Ready with a word later than `known`.
+    pub(super) fn poll_word(&self, known: Word, cx: &mut Context<'_>) -> Poll<Word> {
+        {
+            let mut waker = self.waker.lock();
+            if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+        }
+        // Read after the waker is there: a word said in between wakes it.
+        let word = Word::ALL[usize::from(self.word.load(Ordering::SeqCst))];
+        if word > known { Poll::Ready(word) } else { Poll::Pending }
     }
 
     /// Forgets the connection.
@@ -206,8 +252,7 @@ mod tests {
         assert_eq!(after(&watch, Duration::from_millis(900)).await, [0, 0, 0]);
         slow.read();
         assert_eq!(after(&watch, Duration::from_millis(200)).await, [1, 0, 0]);
-        slow.overrun().await;
-        assert!(slow.was_too_slow());
+        assert_eq!(std::future::poll_fn(|cx| slow.poll_word(Word::GoOn, cx)).await, Word::TooSlow);
     }
 
     #[tokio::test(start_paused = true)]
@@ -222,6 +267,25 @@ mod tests {
         assert_eq!(after(&watch, Duration::from_secs(2)).await, [0, 1, 0]);
         connection.leave();
         assert_eq!((after(&watch, Duration::from_secs(9)).await, watch.open()), ([0, 0, 0], 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_word_reaches_those_that_are_there_and_those_that_come() {
+        let watch = watch();
+        let there = watch.enter();
+        let waiting = tokio::spawn({
+            let there = Arc::clone(&there);
+            async move { std::future::poll_fn(|cx| there.poll_word(Word::GoOn, cx)).await }
+        });
+        tokio::task::yield_now().await;
+        watch.tell_all(Word::Drain);
+        assert_eq!(waiting.await.unwrap(), Word::Drain);
+        let later = watch.enter();
+        let nobody = &mut Context::from_waker(Waker::noop());
+        assert_eq!(later.poll_word(Word::GoOn, nobody), Poll::Ready(Word::Drain));
+        assert_eq!(later.poll_word(Word::Drain, nobody), Poll::Pending, "it is said once");
+        watch.tell_all(Word::Abort);
+        assert_eq!(later.poll_word(Word::Drain, nobody), Poll::Ready(Word::Abort));
     }
 
     #[tokio::test(start_paused = true)]

@@ -232,7 +232,7 @@ impl InstanceBody {
                 self.finish(cx);
             } else if let Poll::Ready(Some(Ok(frame))) = self.poll_incoming(cx) {
                 // A body of known length has no trailers here: only chunked ones carry them.
-                self.first = frame.into_data().ok();
+                self.first = frame.into_data().ok().map(unshared);
             }
             Poll::Ready(())
         })
@@ -274,6 +274,12 @@ impl InstanceBody {
             home.check_in(connection);
         }
     }
+}
+
+/// A small body is copied out of the connection's read buffer, which can then be used again at once. To hold on to
+/// it would cost the next response a new buffer of eight kilobytes.
+fn unshared(bytes: Bytes) -> Bytes {
+    if bytes.len() <= 4 * 1024 { Bytes::copy_from_slice(&bytes) } else { bytes }
 }
 
 impl http_body::Body for InstanceBody {

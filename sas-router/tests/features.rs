@@ -1,0 +1,373 @@
+//! What integrators build on: hooks, quotas, records, tags, fallbacks, and what a cold service shows.
+
+mod support;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use http::StatusCode;
+use sas_core::{
+    Affinity, Body, Request, Response, RouteAction, RouteRule, Split, SystemClock, TAG_HEADER, TenantKey,
+    Timestamp,
+};
+use sas_router::{
+    AccessLog, AccessRecord, End, Failure, GatewayConfig, Hook, HookCx, Quota, RolloutPlan, RolloutState,
+    ServerConfig, Step, roll_out,
+};
+use support::*;
+
+async fn with(gateway: GatewayConfig) -> Platform {
+    Platform::with(spec(), gateway, ServerConfig::default()).await
+}
+
+fn says(word: &'static str) -> Arc<dyn sas_core::Handler> {
+    handler(move |_| async move { text(200, word) })
+}
+
+/// Refuses who has no key, rewrites the path, answers `/early`, and marks what goes out.
+#[derive(Debug)]
+struct Guard(&'static str, Arc<Mutex<Vec<String>>>);
+
+#[async_trait]
+impl Hook for Guard {
+    async fn on_request(&self, request: &mut Request, _: &HookCx<'_>) -> Result<Step, Failure> {
+        self.1.lock().unwrap().push(format!("{} {}", self.0, request.uri().path()));
+        if request.uri().path() == "/early" {
+            return Ok(Step::Answer(text(418, "early")));
+        }
+        if !request.headers().contains_key("x-key") {
+            return Err(Failure::new(StatusCode::UNAUTHORIZED, "hook", "no_key", "send x-key"));
+        }
+        *request.uri_mut() = format!("{}/{}", request.uri().path(), self.0).parse().unwrap();
+        Ok(Step::Continue)
+    }
+
+    fn on_response(&self, response: &mut Response, _: &HookCx<'_>) {
+        self.1.lock().unwrap().push(format!("{} out", self.0));
+        response.headers_mut().append("x-passed", self.0.parse().unwrap());
+    }
+}
+
+#[tokio::test]
+async fn hooks_run_in_order_and_answers_pass_them_the_other_way() {
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let mut config = GatewayConfig::default();
+    config.hooks = vec![Arc::new(Guard("a", Arc::clone(&calls))), Arc::new(Guard("b", Arc::clone(&calls)))];
+    let platform = with(config).await;
+    platform.pool.add_inside(
+        platform.revision,
+        handler(|request| async move { text(200, request.uri().path().to_owned()) }),
+    );
+    let mut client = Client::connect(platform.address()).await;
+
+    let mut allowed = get("/x");
+    allowed.headers_mut().insert("x-key", "k".parse().unwrap());
+    let response = client.send(allowed).await;
+    let passed: Vec<_> = response.headers().get_all("x-passed").iter().collect();
+    assert_eq!(passed, ["b", "a"]);
+    assert_eq!(read(response).await, "/x/a/b");
+    assert_eq!(std::mem::take(&mut *calls.lock().unwrap()), ["a /x", "b /x/a", "b out", "a out"]);
+
+    let response = client.send(get("/x")).await;
+    assert_eq!(response.status(), 401);
+    assert_eq!(json(response).await["reason"], "no_key");
+
+    calls.lock().unwrap().clear();
+    assert_eq!(client.send(get("/early")).await.status(), 418);
+    assert_eq!(*calls.lock().unwrap(), ["a /early", "b out", "a out"], "what comes after is not asked");
+}
+
+#[tokio::test]
+async fn a_quota_answers_429_with_the_time_to_come_back() {
+    let config = GatewayConfig::default();
+    config.admission.set_service("default/hello", Some(Quota::rate(0.5, 2)));
+    let admission = Arc::clone(&config.admission);
+    let platform = with(config).await;
+    platform.pool.add_inside(platform.revision, says("ok"));
+    let mut client = Client::connect(platform.address()).await;
+    for _ in 0..2 {
+        assert_eq!(client.send(get("/")).await.status(), 200);
+    }
+    let response = client.send(get("/")).await;
+    assert_eq!(response.status(), 429);
+    assert_eq!(response.headers()["retry-after"], "2");
+    assert_eq!(json(response).await["reason"], "service_rate");
+    admission.set_service("default/hello", None);
+    assert_eq!(client.send(get("/")).await.status(), 200);
+}
+
+#[tokio::test]
+async fn concurrency_counts_until_the_last_byte() {
+    let config = GatewayConfig::default();
+    config.admission.set_tenant(TenantKey(1), Some(Quota::UNLIMITED.with_concurrency(1)));
+    let platform = with(config).await;
+    let (open, close) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+    let (opened, closing) = (Arc::clone(&open), Arc::clone(&close));
+    let instance = instance(handler(move |_| {
+        let (open, close) = (Arc::clone(&open), Arc::clone(&close));
+        async move {
+            let (mut sender, body) =
+                http_body_util::channel::Channel::<bytes::Bytes, sas_core::BoxError>::new(1);
+            tokio::spawn(async move {
+                sender.send_data("first".into()).await.unwrap();
+                open.notify_one();
+                close.notified().await;
+            });
+            Response::new(Body::new(body))
+        }
+    }))
+    .await;
+    platform.pool.add_at(platform.revision, instance.local_addr());
+    let mut first = Client::connect(platform.address()).await;
+    let streaming = first.send(get("/")).await;
+    opened.notified().await;
+    let mut second = Client::connect(platform.address()).await;
+    let response = second.send(get("/")).await;
+    assert_eq!(response.status(), 429);
+    assert_eq!(json(response).await["reason"], "tenant_concurrency");
+    closing.notify_one();
+    assert_eq!(read(streaming).await, "first");
+    platform.pool.until_idle().await;
+    let again = second.send(get("/")).await;
+    assert_eq!(again.status(), 200);
+    closing.notify_one();
+    read(again).await;
+}
+
+#[derive(Debug, Default)]
+struct Records(Mutex<Vec<AccessRecord>>);
+
+impl AccessLog for Records {
+    fn record(&self, record: &AccessRecord) {
+        self.0.lock().unwrap().push(record.clone());
+    }
+}
+
+impl Records {
+    async fn next(&self) -> AccessRecord {
+        let by = deadline();
+        loop {
+            if let Some(record) = self.0.lock().unwrap().pop() {
+                return record;
+            }
+            assert!(tokio::time::Instant::now() < by, "no record came");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_request_is_recorded_once_when_it_is_over() {
+    let records = Arc::new(Records::default());
+    let mut config = GatewayConfig::default();
+    config.access = Some(records.clone());
+    let platform = with(config).await;
+    let instance = instance(handler(|request| async move {
+        let large = request.uri().path() == "/large";
+        let _read = request.into_body().collect(100).await;
+        text(200, if large { "x".repeat(1 << 20) } else { "answer".into() })
+    }))
+    .await;
+    let id = platform.pool.add_at(platform.revision, instance.local_addr());
+    let mut client = Client::connect(platform.address()).await;
+
+    let response = client.send(request("POST", "/small?secret=1", "four")).await;
+    let request_id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    read(response).await;
+    let record = records.next().await;
+    assert_eq!(record.id.to_string(), request_id);
+    assert_eq!(
+        (record.method.as_str(), record.host.as_str(), record.path.as_str()),
+        ("POST", HOST, "/small")
+    );
+    assert_eq!((record.status.as_u16(), record.reason, record.end), (200, None, End::Complete));
+    assert_eq!((record.bytes_in, record.bytes_out), (4, 6));
+    assert_eq!((record.tenant, record.revision), (Some(TenantKey(1)), Some(platform.revision)));
+    assert_eq!(record.name.unwrap().as_str(), "default/hello/hello-00001");
+    let timings = record.timings.unwrap();
+    assert!(timings.instance == Some(id) && !timings.cold && record.duration >= timings.total);
+
+    read(client.send(get("/large")).await).await;
+    let record = records.next().await;
+    assert_eq!((record.bytes_out, record.end), (1 << 20, End::Complete));
+
+    platform.pool.remove(platform.revision, id);
+    read(client.send(get("/nobody")).await).await;
+    let record = records.next().await;
+    assert_eq!((record.status.as_u16(), record.reason), (503, Some("queue_full")));
+    assert!(record.timings.is_none() && records.0.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_is_recorded_as_such() {
+    let records = Arc::new(Records::default());
+    let mut config = GatewayConfig::default();
+    config.access = Some(records.clone());
+    let platform = with(config).await;
+    let instance = instance(handler(|_| async { text(200, "x".repeat(64 << 20)) })).await;
+    platform.pool.add_at(platform.revision, instance.local_addr());
+    let mut client = Client::connect(platform.address()).await;
+    let response = client.send(get("/")).await;
+    drop((response, client));
+    assert_eq!(records.next().await.end, End::Aborted);
+    platform.pool.until_idle().await;
+}
+
+#[tokio::test]
+async fn times_are_told_to_who_asks() {
+    let platform = with(GatewayConfig::default()).await;
+    platform.pool.add_inside(platform.revision, says("ok"));
+    let mut client = Client::connect(platform.address()).await;
+    assert!(!client.send(get("/")).await.headers().contains_key("server-timing"));
+    let mut asking = get("/");
+    asking.headers_mut().insert("x-sas-timing", "1".parse().unwrap());
+    let response = client.send(asking).await;
+    let told = response.headers()["server-timing"].to_str().unwrap();
+    for part in ["queue;dur=", "upstream;dur=", "total;dur="] {
+        assert!(told.contains(part), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_split_and_its_tags_hold_through_the_gateway() {
+    let platform = with(GatewayConfig::default()).await;
+    let canary = platform.pool.revision("canary", spec());
+    platform.pool.add_inside(platform.revision, says("stable"));
+    platform.pool.add_inside(canary, says("canary"));
+    let split = |weights: &[(_, u32)]| {
+        RouteAction::Split(weights.iter().map(|(revision, weight)| Split::new(*revision, *weight)).collect())
+    };
+    let all = RouteRule::new(TenantKey(1), split(&[(platform.revision, 93), (canary, 7)]));
+    let tagged = RouteRule::new(TenantKey(1), split(&[(canary, 100)])).tagged("next");
+    set(&platform.table, HOST, vec![all, tagged.clone()]);
+    set(
+        &platform.table,
+        "next-hello.default.example.com",
+        vec![RouteRule::new(TenantKey(1), split(&[(canary, 100)]))],
+    );
+    let mut client = Client::connect(platform.address()).await;
+    let mut canaries = 0;
+    for _ in 0..200 {
+        canaries += usize::from(read(client.send(get("/")).await).await == "canary");
+    }
+    assert_eq!(canaries, 14);
+    let mut by_header = get("/");
+    by_header.headers_mut().insert(TAG_HEADER, "next".parse().unwrap());
+    assert_eq!(read(client.send(by_header).await).await, "canary");
+    let mut by_host = get("/");
+    by_host.headers_mut().insert("host", "next-hello.default.example.com".parse().unwrap());
+    assert_eq!(read(client.send(by_host).await).await, "canary");
+}
+
+#[tokio::test]
+async fn requests_that_belong_together_meet_the_same_instance() {
+    let platform = with(GatewayConfig::default()).await;
+    for name in ["a", "b", "c"] {
+        platform.pool.add_inside(platform.revision, says(name));
+    }
+    let mut rule = RouteRule::new(TenantKey(1), RouteAction::Split(vec![Split::new(platform.revision, 100)]));
+    rule.affinity = Affinity::Cookie("session".into());
+    set(&platform.table, HOST, vec![rule]);
+    let mut client = Client::connect(platform.address()).await;
+    let mut met = std::collections::BTreeSet::new();
+    for session in 0..12 {
+        let mut first = None;
+        for _ in 0..4 {
+            let mut request = get("/");
+            request.headers_mut().insert("cookie", format!("x=1; session={session}").parse().unwrap());
+            let who = read(client.send(request).await).await;
+            assert_eq!(*first.get_or_insert(who.clone()), who, "session {session}");
+            met.insert(who);
+        }
+    }
+    assert!(met.len() > 1, "sessions spread: {met:?}");
+}
+
+#[tokio::test]
+async fn the_fallback_answers_when_the_revision_can_not() {
+    let platform = with(GatewayConfig::default()).await;
+    let fallback = platform.pool.revision("sorry", spec());
+    platform.pool.add_inside(
+        fallback,
+        handler(|request| async move {
+            let body = request.into_body().collect(100).await.unwrap();
+            text(200, format!("sorry, {}", String::from_utf8_lossy(&body)))
+        }),
+    );
+    let mut rule = RouteRule::new(TenantKey(1), RouteAction::Split(vec![Split::new(platform.revision, 100)]));
+    rule.fallback = Some(fallback);
+    set(&platform.table, HOST, vec![rule]);
+    let mut client = Client::connect(platform.address()).await;
+    let response = client.send(request("POST", "/", "friend")).await;
+    assert_eq!(read(response).await, "sorry, friend", "the request arrives whole");
+}
+
+#[tokio::test]
+async fn a_rule_may_keep_health_checks_from_waking_a_service() {
+    let platform = with(GatewayConfig::default()).await;
+    let split = || RouteAction::Split(vec![Split::new(platform.revision, 100)]);
+    let mut check = RouteRule::new(TenantKey(1), split()).under("/healthz");
+    check.wakes = false;
+    set(&platform.table, HOST, vec![RouteRule::new(TenantKey(1), split()), check]);
+    let mut client = Client::connect(platform.address()).await;
+    let response = client.send(get("/healthz")).await;
+    assert_eq!(json(response).await["reason"], "asleep");
+    let response = client.send(get("/other")).await;
+    assert_eq!(json(response).await["reason"], "queue_full", "others would have woken it");
+}
+
+#[tokio::test]
+async fn a_redirect_says_where() {
+    let platform = with(GatewayConfig::default()).await;
+    let location = "https://new.example{path}?{query}".to_owned();
+    set(
+        &platform.table,
+        HOST,
+        vec![RouteRule::new(TenantKey(1), RouteAction::Redirect { status: 308, location })],
+    );
+    let mut client = Client::connect(platform.address()).await;
+    let response = client.send(get("/a/b?c=d")).await;
+    assert_eq!(response.status(), 308);
+    assert_eq!(response.headers()["location"], "https://new.example/a/b?c=d");
+    assert!(response.headers().contains_key("x-request-id"));
+}
+
+#[tokio::test]
+async fn a_roll_out_that_fails_goes_back_by_itself() {
+    let platform = with(GatewayConfig::default()).await;
+    let next = platform.pool.revision("next", spec());
+    platform.pool.add_inside(platform.revision, says("old"));
+    platform.pool.add_inside(next, handler(|_| async { text(500, "broken") }));
+    let mut plan = RolloutPlan::default();
+    plan.hold = Duration::from_millis(500);
+    plan.min_requests = 1;
+    let mut rollout = sas_router::Rollout::new(plan, platform.revision, next, Timestamp(0)).unwrap();
+    let changes = |splits: Vec<Split>| {
+        let splits = splits.into_iter().filter(|split| split.weight > 0).collect();
+        let rule = RouteRule::new(TenantKey(1), RouteAction::Split(splits));
+        vec![sas_core::RouteChange::Set {
+            host: sas_core::HostPattern::Exact(HOST.into()),
+            rules: vec![rule],
+        }]
+    };
+    let mut client = Client::connect(platform.address()).await;
+    let traffic = tokio::spawn(async move {
+        loop {
+            client.send(get("/")).await;
+        }
+    });
+    let (gateway, table) = (&*platform.gateway, &*platform.table);
+    let period = Duration::from_millis(20);
+    let rolling = roll_out(&mut rollout, gateway, table, &SystemClock, period, changes);
+    let (state, reason) = tokio::time::timeout(Duration::from_secs(30), rolling).await.unwrap().unwrap();
+    traffic.abort();
+    assert_eq!(state, RolloutState::Stopped);
+    assert!(reason.unwrap().contains("requests failed"));
+    let mut client = Client::connect(platform.address()).await;
+    for _ in 0..100 {
+        assert_eq!(read(client.send(get("/")).await).await, "old");
+    }
+}
