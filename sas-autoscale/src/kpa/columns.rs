@@ -321,7 +321,6 @@ struct Lanes {
     at: [u32; LANES],
     value: [f64; LANES],
     requests: [f64; LANES],
-    queued: [f64; LANES],
     ready: [f64; LANES],
     starting: [f64; LANES],
     target: [f64; LANES],
@@ -357,7 +356,6 @@ impl Lanes {
             at: [0; LANES],
             value: [0.0; LANES],
             requests: [0.0; LANES],
-            queued: [0.0; LANES],
             ready: [0.0; LANES],
             starting: [0.0; LANES],
             target: [1.0; LANES],
@@ -537,12 +535,10 @@ impl Shape {
         }
         for lane in 0..LANES {
             let there = smaller(lanes.ready[lane] + lanes.starting[lane], MOST);
-            let trusted = larger(f64::from(lanes.peak[lane]), there * lanes.total[lane]);
-            let excess = larger(lanes.queued[lane] - trusted, 0.0);
-            let partly = (lanes.settling[lane] > 0) & (excess > 0.0);
+            let trusted = larger(f64::from(lanes.peak[lane]), there * lanes.target[lane]);
             let value = lanes.value[lane];
-            let less = larger(value - excess, smaller(value, trusted));
-            lanes.value[lane] = if partly & concurrency { less } else { value };
+            let partly = (lanes.settling[lane] > 0) & concurrency & (value > trusted);
+            lanes.value[lane] = if partly { trusted } else { value };
             lanes.partly[lane] = if partly { Clamps::STARTING.0 } else { 0 };
         }
     }
@@ -662,7 +658,11 @@ impl Shape {
     }
 
     /// The decision of a lane.
-    #[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "counts, and a set of 16 bits")]
+    #[allow(
+        clippy::cast_sign_loss,
+        clippy::cast_possible_truncation,
+        reason = "counts, and a set of 16 bits"
+    )]
     #[inline(always)]
     fn decision(&self, lanes: &Lanes, lane: usize) -> Decision {
         let desired = lanes.desired[lane] as u32;
@@ -818,7 +818,9 @@ impl States {
         let (target_value, total_value) = columns.targets[usize::from(target)];
         let mut count = 0;
         for input in batch.iter().take(LANES) {
-            let Some(Place::Column { group: other, at }) = rows.get(input.row as usize).copied() else { break };
+            let Some(Place::Column { group: other, at }) = rows.get(input.row as usize).copied() else {
+                break;
+            };
             if other != group {
                 break;
             }
@@ -848,7 +850,6 @@ impl States {
             lanes.at[count] = at;
             lanes.value[count] = value;
             lanes.requests[count] = requests;
-            lanes.queued[count] = f64::from(load.queued);
             lanes.ready[count] = f64::from(scale_of(load.ready));
             lanes.starting[count] = f64::from(scale_of(load.starting));
             lanes.target[count] = target_value;

@@ -282,14 +282,12 @@ impl KpaState {
         } else {
             self.settling = self.settling.saturating_sub(1);
         }
-        let capacity = f64::from(sample.ready.saturating_add(sample.starting)) * params.spec.total_value;
-        let trusted = peak.max(capacity);
-        let excess = (sample.queued - trusted).max(0.0);
-        let settling = self.settling > 0 && excess > 0.0;
-        let mut value = sample.value;
-        if settling && params.metric == Metric::Concurrency {
-            value = (value - excess).max(value.min(trusted));
-        }
+        // While instances start, and for a panic window after, a queue says more about the starts than about the
+        // load: more than they will carry counts only as far as it arrives.
+        let provided = f64::from(sample.ready.saturating_add(sample.starting)) * params.spec.target_value;
+        let trusted = peak.max(provided);
+        let partly = self.settling > 0 && params.metric == Metric::Concurrency && sample.value > trusted;
+        let value = if partly { trusted } else { sample.value };
         let passed = self.pending.add(value, sample.elapsed, first);
         let seconds = passed.map_or(0, |(_, seconds)| seconds);
         self.clock = self.clock.saturating_add(seconds.saturating_mul(SECOND));
@@ -314,7 +312,7 @@ impl KpaState {
         let mended = Mended { starting: sample.starting, recent: self.recent.highest() };
         let mut scaled = self.decider.decide(&params.spec, now, sample.ready, averages, &mended);
         let waiting = self.wake(input, params, sample, &mut scaled);
-        if settling {
+        if partly {
             scaled.clamps.insert(Clamps::STARTING);
         }
         let mut decision = decision(params, averages, &scaled);
