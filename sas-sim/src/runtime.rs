@@ -74,7 +74,7 @@ impl Shared {
     }
 
     fn number(&self, id: InstanceId) -> u64 {
-        self.epoch * 1_000_000 + id.0
+        (self.epoch << 48) ^ id.0
     }
 }
 

@@ -183,7 +183,7 @@ pub(crate) struct WatchedMeter(pub(crate) Arc<Life>);
 impl MeterSink for WatchedMeter {
     fn phase(&self, instance: InstanceId, _: RevisionKey, _: TenantKey, _: MeterPhase, ns: u64) {
         if !self.0.strikes(Plant::DropsReadings, 15) {
-            self.0.tell(Fact::Metered { instance: self.0.epoch * 1_000_000 + instance.0, ns });
+            self.0.tell(Fact::Metered { instance: (self.0.epoch << 48) ^ instance.0, ns });
         }
     }
 

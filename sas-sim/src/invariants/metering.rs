@@ -24,7 +24,7 @@ impl Invariant for Metering {
         for (at, fact) in facts {
             match fact {
                 Fact::Starting { instance } => {
-                    self.last_epoch = self.last_epoch.max(instance / 1_000_000);
+                    self.last_epoch = self.last_epoch.max(instance >> 48);
                     self.began.insert(*instance, *at);
                 }
                 Fact::Gone { instance, .. } => {
@@ -42,7 +42,7 @@ impl Invariant for Metering {
         }
         for (instance, life) in &self.ended {
             // What a host that was killed had not told yet is lost with it.
-            if instance / 1_000_000 <= self.killed_hosts {
+            if instance >> 48 <= self.killed_hosts {
                 continue;
             }
             let metered = self.metered.get(instance).copied().unwrap_or(0);
