@@ -74,11 +74,11 @@ impl WasmRuntime {
     /// # Errors
     /// `InvalidSpec` for a configuration that can't be; `Exhausted` when the address space for the sandboxes can't be
     /// had.
-    pub fn new(config: WasmConfig) -> Result<Arc<Self>> {
+    pub fn new(config: WasmConfig) -> Result<Self> {
         config.validate()?;
         let cache = config.cache_dir.as_deref().map(Cache::open).transpose()?.map(Arc::new);
         let compiling = Arc::new(Semaphore::new(config.compile.parallel as usize));
-        Ok(Arc::new(Self { host: Arc::new(Host::new(config)?), cache, compiling, compiled: Lock::default() }))
+        Ok(Self { host: Arc::new(Host::new(config)?), cache, compiling, compiled: Lock::default() })
     }
 
     /// The code of `kind`, from memory, from disk, or from the compiler.

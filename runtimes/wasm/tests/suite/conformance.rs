@@ -9,7 +9,7 @@ use sas_testkit::runtime::{Fixtures, suite};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_runtime_passes_the_conformance_suite() {
     let report = suite(async || {
-        let runtime = WasmRuntime::new(WasmConfig { slots: 64, ..WasmConfig::default() }).unwrap();
+        let runtime = Arc::new(WasmRuntime::new(WasmConfig { slots: 64, ..WasmConfig::default() }).unwrap());
         let mut option = spec(PROBE);
         option.options.insert("sas.dev/wasm-cpu-limit".into(), "soon".into());
         let fixtures = Fixtures::new(Arc::clone(&runtime) as _, spec(PROBE))

@@ -5,5 +5,6 @@ mod admission;
 mod cgi;
 mod components;
 mod conformance;
+mod folders;
 mod hostile;
 mod support;

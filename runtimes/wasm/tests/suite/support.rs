@@ -72,7 +72,11 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn new(config: WasmConfig) -> Self {
-        Self { runtime: WasmRuntime::new(config).unwrap(), told: Arc::default(), next: AtomicU64::new(1) }
+        Self {
+            runtime: Arc::new(WasmRuntime::new(config).unwrap()),
+            told: Arc::default(),
+            next: AtomicU64::new(1),
+        }
     }
 
     pub(crate) fn small() -> Self {
