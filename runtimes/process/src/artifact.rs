@@ -17,6 +17,7 @@ use crate::{
         store::Package,
     },
     ready::Readiness,
+    zygote::Zygote,
 };
 
 /// The variables that the platform sets; a spec may not.
@@ -34,6 +35,7 @@ pub(crate) struct ProcessArtifact {
     pub(crate) program: PathBuf,
     pub(crate) first_args: Vec<String>,
     pub(crate) stem: Option<StemPlan>,
+    pub(crate) zygote: Option<Zygote>,
 }
 
 /// What a stem needs to know to become this app.
@@ -71,6 +73,7 @@ fn unpack(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<ProcessArtifact> 
         }
     }
     Ok(ProcessArtifact {
+        zygote: options.zygote.then(|| Zygote::new(engine)),
         program: launch.program.clone(),
         first_args: Vec::new(),
         package,

@@ -1,5 +1,33 @@
 #![forbid(unsafe_code)]
 //! Runtime of the sas serverless SDK: code packages as native processes.
+//!
+//! A package is a directory, `.tar.gz`, `.zip`, `.jar` or a single program, by path or as bytes. It is unpacked once
+//! into a store addressed by its SHA-256, and started by what it is, or by a command. The instance gets Knative's
+//! runtime contract and listens on the port in `PORT`.
+//!
+//! ```
+//! use sas_core::{RevisionSpec, Runtime, Source};
+//! use sas_runtime_process::{ProcessConfig, ProcessRuntime};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let store = dir.path().join("store");
+//! let runtime = ProcessRuntime::new(ProcessConfig::in_store(store))?;
+//! let script = "#!/bin/sh\nexec my-server --port=$PORT\n";
+//! let source = Source::Bytes { name: "app".into(), bytes: script.into() };
+//! let artifact = runtime.prepare(&RevisionSpec::new("process", source)).await?;
+//! assert!(artifact.info().digest.starts_with("sha256:"));
+//!
+//! let bad = Source::Bytes { name: "app.zip".into(), bytes: "no zip".into() };
+//! let error = runtime.prepare(&RevisionSpec::new("process", bad)).await.unwrap_err();
+//! assert!(error.to_string().contains("app.zip"));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything of a running instance (exit, output, grace) is watched by one task of the runtime; a quiet instance
+//! costs three descriptors. Java apps can be started from [JVM stems](JavaConfig), native ones from a [`zygote`].
 
 mod artifact;
 mod config;
@@ -17,6 +45,7 @@ mod runtime;
 mod spawn;
 mod strays;
 mod usage;
+pub mod zygote;
 
 pub use config::{JavaConfig, LogLimits, ProcessConfig};
 pub use package::PackageLimits;

@@ -134,7 +134,7 @@ async fn start(
     request: StartRequest,
 ) -> Result<Arc<dyn Instance>> {
     let began = Instant::now();
-    let (address, port, stdin) = if artifact.options.listen_fd {
+    let (address, port, stdin) = if artifact.options.listen_fd || artifact.zygote.is_some() {
         let listener = listen(request.spec().port)?;
         let address = listener.local_addr().map_err(|error| no_socket(&error))?;
         (address, None, Some(OwnedFd::from(listener)))
@@ -159,9 +159,31 @@ async fn start(
         rlimits.push((Resource::Data, limit));
     }
     let logs = log_target(&request);
-    let plan =
-        Plan { program, args, env, cwd: artifact.launch.cwd.clone(), stdin, rlimits, logs: Some(logs) };
-    let spawned = spawn::spawn(engine, plan).await?;
+    let cwd = artifact.launch.cwd.clone();
+    let spawned = match (&artifact.zygote, stdin) {
+        (Some(zygote), Some(listener)) => {
+            let mut bare = Environment::default();
+            bare.0.insert("PATH".into(), engine.config.path.clone());
+            let boot =
+                || Plan { program, args, env: bare, cwd, stdin: None, rlimits: Vec::new(), logs: None };
+            let forked = tokio::select! {
+                biased;
+                forked = zygote.fork(boot, listener, &env, logs) => forked?,
+                () = tokio::time::sleep_until(request.deadline) => {
+                    return Err(Error::new(
+                        ErrorKind::Timeout,
+                        "start",
+                        "the zygote did not fork by the deadline",
+                    ));
+                }
+            };
+            spawn::limit(forked.proc(), &rlimits);
+            forked
+        }
+        (_, stdin) => {
+            spawn::spawn(engine, Plan { program, args, env, cwd, stdin, rlimits, logs: Some(logs) }).await?
+        }
+    };
     spawned.proc().hold(port, &artifact.package);
     request.events.phase(request.id, StartPhase::Spawned);
     if inherited {
