@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     path::PathBuf,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -37,6 +37,8 @@ const SERVICES: &str = "service/";
 const TRIGGERS: &str = "triggers/";
 /// Where tenants are in the store.
 const TENANTS: &str = "tenant/";
+/// Where deliveries keep events that they could not deliver.
+const DEAD_LETTERS: &str = "deadletter/";
 /// Entries that are read from the store in one go.
 const PAGE: usize = 256;
 /// Rounds of reconciling that a change may take; one takes four.
@@ -133,6 +135,8 @@ pub struct Control {
     triggers: Option<Arc<dyn Triggers>>,
     pub(crate) clock: Arc<dyn Clock>,
     packages: Option<PackageStore>,
+    /// Where packages that came as bytes are, if no place for copies is configured. Removed by the shutdown.
+    scratch: OnceLock<PackageStore>,
     manifests: ParseOptions,
     pub(crate) rules: Rules,
     drain_grace: Duration,
@@ -240,6 +244,7 @@ impl Control {
             triggers: config.triggers,
             clock: config.clock,
             packages: config.packages.map(PackageStore::new),
+            scratch: OnceLock::new(),
             manifests: config.manifests,
             rules,
             drain_grace: config.drain_grace,
@@ -441,7 +446,7 @@ impl Control {
     async fn deploy_inner(self: &Arc<Self>, manifest: ServiceManifest) -> Result<DeployOutcome> {
         self.open()?;
         let path = format!("{}/{}", manifest.namespace, manifest.name);
-        manifest.spec.validate().map_err(|errors| refused("deploy", errors))?;
+        manifest.validate().map_err(|errors| refused("deploy", errors))?;
         let tenant = self.tenant(&manifest.namespace).await?;
         // The runtime first: an image where there are no containers is refused for that, not for its volumes.
         self.engine.runtime(&manifest.spec.runtime, tenant)?;
@@ -474,6 +479,8 @@ impl Control {
         record.labels = manifest.labels;
         record.annotations = manifest.annotations;
         record.cluster_local = manifest.cluster_local;
+        record.affinity = manifest.affinity;
+        record.placeholder = manifest.placeholder;
         record.rollout = manifest.rollout;
         let same = record.latest_created().filter(|latest| {
             latest.digest == digest && manifest.revision.as_ref().is_none_or(|name| *name == latest.name)
@@ -556,7 +563,14 @@ impl Control {
                 spec.source = pinned.source;
                 Ok((spec, Some(pinned.digest)))
             }
-            (Source::Path(_) | Source::Bytes { .. }, None) => {
+            (Source::Bytes { .. }, None) => {
+                let (packages, source) =
+                    (self.scratch.get_or_init(PackageStore::scratch).clone(), spec.source.clone());
+                let pinned = blocking(move || packages.pin(&source)).await?;
+                spec.source = pinned.source;
+                Ok((spec, Some(pinned.digest)))
+            }
+            (Source::Path(_), None) => {
                 let source = spec.source.clone();
                 let digest = blocking(move || package::digest(&source)).await?;
                 Ok((spec, digest))
@@ -717,6 +731,42 @@ impl Control {
         }
     }
 
+    /// Events of a trigger that could not be delivered, oldest first, as their deliveries wrote them.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store fails.
+    pub async fn dead_letters(
+        &self,
+        namespace: &str,
+        name: &str,
+        most: usize,
+    ) -> Result<Vec<serde_json::Value>> {
+        let entries = self.store.list(&format!("{DEAD_LETTERS}{namespace}/{name}/"), None, most).await?;
+        let letters = entries.iter().map(|entry| {
+            serde_json::from_slice(&entry.value).map_err(|error| {
+                Error::new(
+                    ErrorKind::Unexpected,
+                    "dead letters",
+                    format!("{} is not one: {error}", entry.key),
+                )
+            })
+        });
+        letters.collect()
+    }
+
+    /// Forgets them. How many there were.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store fails.
+    pub async fn discard_dead_letters(&self, namespace: &str, name: &str) -> Result<usize> {
+        self.open()?;
+        let entries = self.entries(&format!("{DEAD_LETTERS}{namespace}/{name}/")).await?;
+        for entry in &entries {
+            self.store.delete(&entry.key, entry.version).await?;
+        }
+        Ok(entries.len())
+    }
+
     /// All triggers, and how they are doing.
     pub fn trigger_status(&self) -> Vec<TriggerStatus> {
         self.triggers.as_ref().map_or_else(Vec::new, |triggers| triggers.status())
@@ -734,6 +784,11 @@ impl Control {
         self.stop.cancel();
         self.tasks.close();
         let _ = tokio::time::timeout_at(deadline, self.tasks.wait()).await;
+        if let Some(scratch) = self.scratch.get().cloned()
+            && let Err(error) = blocking(move || scratch.remove_all()).await
+        {
+            tracing::warn!(error = %error.chain(), "packages that came as bytes could not be removed");
+        }
     }
 
     fn open(&self) -> Result<()> {
@@ -867,6 +922,11 @@ impl Control {
                     Err(error) => self.prepared(path, live, &revision, Err(&error)).await,
                 }
             }
+            Command::Prepare { revision } => {
+                let Some(record) = record else { return Ok(()) };
+                let prepared = self.artifact(live, record, &revision).await;
+                self.prepared(path, live, &revision, prepared.as_ref()).await
+            }
             Command::Route(changes) => {
                 self.router.apply(changes.clone())?;
                 let mut state = live.state.lock();
@@ -973,6 +1033,21 @@ impl Control {
         .await
     }
 
+    /// What preparing the revision made; from before, if it is still there.
+    async fn artifact(&self, live: &Live, record: &ServiceRecord, revision: &str) -> Result<Artifact> {
+        let found = found(record, revision)?;
+        let runtime = self.engine.runtime(&found.spec.runtime, record.tenant)?;
+        if let Some(artifact) = live.state.lock().artifacts.get(revision).cloned() {
+            return Ok(artifact);
+        }
+        self.unchanged(found).await?;
+        let began = Instant::now();
+        let artifact = runtime.prepare(&found.spec).await?;
+        self.metrics.prepared(began.elapsed());
+        live.state.lock().artifacts.insert(revision.to_owned(), artifact.clone());
+        Ok(artifact)
+    }
+
     /// Prepares and registers a revision, to take traffic or for test runs only.
     pub(crate) async fn start(
         &self,
@@ -981,27 +1056,9 @@ impl Control {
         revision: &str,
         routable: bool,
     ) -> Result<(RevisionKey, Artifact)> {
-        let missing = || {
-            Error::new(
-                ErrorKind::NotFound,
-                "revision",
-                format!("{} has no revision {revision}", record.path()),
-            )
-        };
-        let found = record.revision(revision).ok_or_else(missing)?;
+        let found = found(record, revision)?;
         let runtime = self.engine.runtime(&found.spec.runtime, record.tenant)?;
-        let kept = live.state.lock().artifacts.get(revision).cloned();
-        let artifact = match kept {
-            Some(artifact) => artifact,
-            None => {
-                self.unchanged(found).await?;
-                let began = Instant::now();
-                let artifact = runtime.prepare(&found.spec).await?;
-                self.metrics.prepared(began.elapsed());
-                live.state.lock().artifacts.insert(revision.to_owned(), artifact.clone());
-                artifact
-            }
-        };
+        let artifact = self.artifact(live, record, revision).await?;
         let spec = if routable || found.spec.scaling.min == 0 {
             Arc::clone(&found.spec)
         } else {
@@ -1170,6 +1227,12 @@ impl Live {
         let surplus = state.past.len().saturating_sub(most);
         state.past.drain(..surplus).map(|(_, key)| key).collect()
     }
+}
+
+fn found<'r>(record: &'r ServiceRecord, revision: &str) -> Result<&'r RevisionRecord> {
+    record.revision(revision).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, "revision", format!("{} has no revision {revision}", record.path()))
+    })
 }
 
 /// Every target names a ready revision of the service, or the one that is being deployed.

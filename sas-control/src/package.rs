@@ -43,6 +43,17 @@ impl PackageStore {
         Self { root }
     }
 
+    /// A place in the system's directory for temporary files.
+    pub(crate) fn scratch() -> Self {
+        let serial = COPIES.fetch_add(1, Ordering::Relaxed);
+        Self::new(std::env::temp_dir().join(format!("sas-packages-{}-{serial}", std::process::id())))
+    }
+
+    /// Removes everything. Blocking.
+    pub(crate) fn remove_all(&self) -> Result<()> {
+        remove(&self.root)
+    }
+
     /// Copies what `source` names, or finds the copy that is there. Blocking.
     pub(crate) fn pin(&self, source: &Source) -> Result<Pinned> {
         fs::create_dir_all(&self.root).map_err(|error| storage(&self.root, error))?;

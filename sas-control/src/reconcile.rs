@@ -72,6 +72,11 @@ pub enum Command {
         /// Which.
         revision: String,
     },
+    /// Prepare a revision that a younger one overtook, so that it can be gone back to.
+    Prepare {
+        /// Which.
+        revision: String,
+    },
     /// Change the router's table.
     Route(Vec<RouteChange>),
     /// Drain a registration, then unregister it.
@@ -199,7 +204,12 @@ pub fn reconcile(
         return vec![Command::Route(changes)];
     }
 
-    let mut commands = Vec::new();
+    let mut commands: Vec<Command> = record
+        .revisions
+        .iter()
+        .filter(|revision| revision.state == RevisionState::Pending)
+        .map(|revision| Command::Prepare { revision: revision.name.clone() })
+        .collect();
     if let Some(rolling) = &record.rolling
         && now >= rolling.over_at()
     {
@@ -264,6 +274,8 @@ fn routes(
         splits.retain(|split| split.weight > 0);
         fill_to_100(&mut splits);
         let mut rule = RouteRule::new(record.tenant, RouteAction::Split(splits));
+        rule.affinity.clone_from(&record.affinity);
+        rule.placeholder = record.placeholder;
         if timeout > Duration::ZERO {
             rule.timeout = timeout;
         }

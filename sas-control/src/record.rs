@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use sas_core::{Error, ErrorKind, Result, RevisionSpec, SpecError, TenantKey, Timestamp};
+use sas_core::{Affinity, Error, ErrorKind, Result, RevisionSpec, SpecError, TenantKey, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -35,6 +35,12 @@ pub struct ServiceRecord {
     pub annotations: BTreeMap<String, String>,
     /// Whether it answers only at its internal host.
     pub cluster_local: bool,
+    /// What makes requests belong to one instance.
+    #[serde(default)]
+    pub affinity: Affinity,
+    /// Whether browsers get a page that reloads itself while the service starts.
+    #[serde(default)]
+    pub placeholder: bool,
     /// Where its traffic goes.
     pub traffic: Vec<TrafficTarget>,
     /// How long traffic takes to move to a new revision.
@@ -158,6 +164,8 @@ impl ServiceRecord {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             cluster_local: false,
+            affinity: Affinity::None,
+            placeholder: false,
             traffic: vec![TrafficTarget::latest()],
             rollout: Duration::ZERO,
             rolling: None,

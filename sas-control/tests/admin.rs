@@ -272,6 +272,23 @@ async fn logs_decisions_instances_and_usage_are_shown() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn dead_letters_are_shown_and_discarded() {
+    let world = World::new().await;
+    for at in 0..3 {
+        let letter = format!(r#"{{"id": "{at}", "reason": "the service answered 400"}}"#);
+        world.store.put(&format!("deadletter/default/t/{at}"), None, letter.into()).await.unwrap();
+    }
+    let path = "/v1/triggers/default/t/deadletters";
+    let (_, letters) = world.call("GET", &format!("{path}?limit=2"), "").await;
+    assert_eq!(
+        (letters["deadLetters"].as_array().unwrap().len(), &letters["deadLetters"][1]["id"]),
+        (2, &"1".into())
+    );
+    assert_eq!(world.call("DELETE", path, "").await.1["discarded"], 3);
+    assert_eq!(world.call("GET", path, "").await.1["deadLetters"], serde_json::json!([]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn bodies_that_are_too_long_or_not_text_are_refused() {
     let world = World::new().await;
     assert_eq!(world.call("POST", "/v1/services", &"a".repeat(6 << 20)).await.0, 413);

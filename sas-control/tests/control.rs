@@ -4,7 +4,10 @@ mod support;
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
-use sas_control::{Edition, MemoryStore, RevisionState, TestRun, manifest::TrafficTarget};
+use sas_control::{
+    Edition, MemoryStore, RevisionState, TestRun,
+    manifest::{ServiceManifest, TrafficTarget},
+};
 use sas_core::{Error, ErrorKind, Isolation, Purpose, Store, Target};
 use support::{PreparingRuntime, World, eventually};
 
@@ -198,6 +201,33 @@ async fn a_platform_comes_back_with_its_services_and_their_packages_as_they_were
     assert_eq!(artifact, Some(format!("sha256:{:064x}", "two!".len())));
     assert_eq!(std::fs::read_dir(packages.path()).unwrap().count(), 2, "what a crash left is cleared");
     assert!(second.control.is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_package_may_come_as_bytes_and_is_gone_after_the_shutdown() {
+    let world = World::new().await;
+    let source = sas_core::Source::Bytes { name: "app.sh".to_owned(), bytes: "one".into() };
+    let spec = sas_core::RevisionSpec::new("process", source);
+    let manifest = ServiceManifest::new("default", "hello", spec);
+    let outcome = world.control.deploy(manifest.clone()).await.unwrap();
+    assert!(!world.control.deploy(manifest).await.unwrap().new_revision);
+    let revision = outcome.record.revision("hello-00001").unwrap();
+    let sas_core::Source::Path(path) = &revision.spec.source else { panic!("{revision:?}") };
+    assert_eq!(std::fs::read(path).unwrap(), b"one");
+    world.control.shutdown(tokio::time::Instant::now() + Duration::from_secs(1)).await;
+    assert!(!path.exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spec_with_a_bad_name_is_refused_with_its_fields() {
+    let world = World::new().await;
+    let spec = sas_core::RevisionSpec::new("process", sas_core::Source::Path("a".into()));
+    let mut manifest = ServiceManifest::new("Default", "1hello", spec);
+    manifest.traffic = Some(vec![TrafficTarget::revision("x", 7)]);
+    let error = world.control.deploy(manifest).await.unwrap_err();
+    for field in ["metadata.namespace", "metadata.name", "spec.traffic"] {
+        assert!(error.message.contains(field), "{field}: {error}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -450,6 +450,19 @@ fn the_runtime_follows_from_the_package() {
 }
 
 #[test]
+fn routing_annotations_are_for_the_service_and_not_for_the_runtime() {
+    let with = |annotation: &str| read(&GOOD.replace("sas.dev/java-options: -Xss1m", annotation));
+    let service = with("sas.dev/affinity: cookie=sid\n        sas.dev/placeholder: \"true\"").unwrap();
+    assert_eq!(service.affinity, sas_core::Affinity::Cookie("sid".to_owned()));
+    assert!(service.placeholder && service.spec.options.is_empty());
+    for annotation in ["sas.dev/affinity: sid", "sas.dev/affinity: 'cookie=a b'", "sas.dev/placeholder: sure"]
+    {
+        let errors = with(annotation).unwrap_err();
+        assert!(errors.0[0].field.starts_with("spec.template.metadata.annotations[sas.dev/"), "{errors}");
+    }
+}
+
+#[test]
 fn a_ping_source_is_a_cron_trigger() {
     let text = "
 apiVersion: sources.knative.dev/v1
@@ -526,7 +539,7 @@ fn hostile_yaml_is_refused_in_bounded_time() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_text_is_read_or_refused(text in "\\PC{0,400}") {

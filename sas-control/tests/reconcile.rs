@@ -168,6 +168,16 @@ impl Model {
                     .unwrap();
                 }
             }
+            Command::Prepare { revision } => {
+                let record = self.record.as_mut().expect("a record");
+                let found = record.revisions.iter_mut().find(|r| r.name == revision).expect("a revision");
+                found.state = if self.good[&revision] {
+                    RevisionState::Ready
+                } else {
+                    serde_json::from_value(json!({"failed": {"reason": "x", "message": "y", "fields": []}}))
+                        .unwrap()
+                };
+            }
             Command::Route(changes) => {
                 for change in changes {
                     match change {
@@ -256,7 +266,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_history_settles_and_no_route_leads_nowhere(steps in proptest::collection::vec(step(), 1..25)) {

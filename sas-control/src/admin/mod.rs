@@ -81,6 +81,18 @@ impl Admin {
                 self.control.delete_trigger(namespace, name).await?;
                 Ok(json_response(StatusCode::OK, &json!({"deleted": format!("{namespace}/{name}")})))
             }
+            ["v1", "triggers", namespace, name, "deadletters"] => match method.as_str() {
+                "GET" => {
+                    let most = Query::of(&request).number("limit", TAIL)?;
+                    let letters = self.control.dead_letters(namespace, name, most).await?;
+                    Ok(json_response(StatusCode::OK, &json!({"deadLetters": letters})))
+                }
+                "DELETE" => {
+                    let discarded = self.control.discard_dead_letters(namespace, name).await?;
+                    Ok(json_response(StatusCode::OK, &json!({"discarded": discarded})))
+                }
+                _ => Err(Failure::not_allowed(&method, "GET, DELETE")),
+            },
             ["v1", "runtimes"] => {
                 only(&method, "GET")?;
                 Ok(self.runtimes())

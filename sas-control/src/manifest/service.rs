@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use sas_core::{
-    RevisionSpec, Source, SpecErrors,
+    Affinity, RevisionSpec, Source, SpecErrors,
     knative::{parse_duration, scaling_from_annotations},
 };
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,19 @@ const PORT: &str = "sas.dev/port";
 const QUEUE_LIMIT: &str = "sas.dev/queue-limit";
 const START_TIMEOUT: &str = "sas.dev/start-timeout";
 const STOP_GRACE: &str = "sas.dev/stop-grace";
+/// All of these.
+const READ_HERE: [&str; 10] = [
+    PACKAGE,
+    FUNCTION,
+    COMMAND,
+    RUNTIME,
+    PORT,
+    QUEUE_LIMIT,
+    START_TIMEOUT,
+    STOP_GRACE,
+    AFFINITY,
+    PLACEHOLDER,
+];
 /// Annotations that [`scaling_from_annotations`] reads.
 const SCALING: [&str; 11] = [
     "sas.dev/scaler",
@@ -41,6 +54,8 @@ const SCALING: [&str; 11] = [
     "sas.dev/enable-scale-to-zero",
 ];
 const SCALER_OPTION: &str = "sas.dev/scaler-option.";
+const AFFINITY: &str = "sas.dev/affinity";
+const PLACEHOLDER: &str = "sas.dev/placeholder";
 const ROLLOUT: &str = "serving.knative.dev/rollout-duration";
 const VISIBILITY: [&str; 2] = ["networking.knative.dev/visibility", "serving.knative.dev/visibility"];
 
@@ -63,6 +78,10 @@ pub struct ServiceManifest {
     pub annotations: BTreeMap<String, String>,
     /// Whether the service answers only at its internal host.
     pub cluster_local: bool,
+    /// What makes requests belong to one instance.
+    pub affinity: Affinity,
+    /// Whether browsers get a page that reloads itself while the service starts.
+    pub placeholder: bool,
     /// `spec.template.metadata.name`: the name of the revision, where it is given.
     pub revision: Option<String>,
     /// `spec.template.metadata.labels`.
@@ -88,6 +107,8 @@ impl ServiceManifest {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             cluster_local: false,
+            affinity: Affinity::None,
+            placeholder: false,
             revision: None,
             template_labels: BTreeMap::new(),
             template_annotations: BTreeMap::new(),
@@ -97,6 +118,51 @@ impl ServiceManifest {
             unsupported: SpecErrors::default(),
         }
     }
+
+    /// Checks what a host may have filled in by hand: names, the spec, the sum of the traffic.
+    ///
+    /// # Errors
+    /// All mistakes at once, with the fields that a document would have.
+    pub fn validate(&self) -> Result<(), SpecErrors> {
+        let mut errors = SpecErrors::default();
+        if !is_label(&self.namespace) {
+            errors.push("metadata.namespace", &self.namespace, LABEL);
+        }
+        if !is_service_name(&self.name) {
+            errors.push("metadata.name", &self.name, SERVICE_NAME);
+        }
+        if let Some(revision) = &self.revision
+            && !is_revision_of(revision, &self.name)
+        {
+            errors.push("spec.template.metadata.name", revision, revision_rule(&self.name));
+        }
+        if let Some(traffic) = &self.traffic {
+            let sum: u64 = traffic.iter().map(|target| u64::from(target.percent)).sum();
+            if sum != 100 {
+                errors.push("spec.traffic", format!("{sum} %"), "the percents must add up to 100");
+            }
+        }
+        if let Err(spec) = self.spec.validate() {
+            errors.extend_under("spec.template.spec", spec);
+        }
+        errors.into_result()
+    }
+}
+
+const SERVICE_NAME: &str = "must be 1 to 63 lower-case letters, digits or dashes, begin with a letter and end with a letter or digit";
+
+/// DNS-1035, as in Knative: it becomes a host name.
+fn is_service_name(name: &str) -> bool {
+    is_label(name) && name.starts_with(|first: char| first.is_ascii_lowercase())
+}
+
+fn is_revision_of(revision: &str, service: &str) -> bool {
+    is_label(revision)
+        && revision.strip_prefix(service).is_some_and(|rest| rest.len() > 1 && rest.starts_with('-'))
+}
+
+fn revision_rule(service: &str) -> String {
+    format!("must be {service}- and more, at most 63 letters")
 }
 
 /// A line of `spec.traffic`.
@@ -166,17 +232,10 @@ pub(super) fn service(
     }
     template.finish(errors);
     if let Some(name) = &template_metadata.name
-        && !metadata.name.as_ref().is_some_and(|service| {
-            name.strip_prefix(service.as_str())
-                .is_some_and(|rest| rest.len() > 1 && rest.starts_with('-') && is_label(name))
-        })
+        && !metadata.name.as_ref().is_some_and(|service| is_revision_of(name, service))
     {
-        let service = metadata.name.as_deref().unwrap_or("name");
-        errors.push(
-            "spec.template.metadata.name",
-            name,
-            format!("must be {service}- and more, at most 63 letters"),
-        );
+        let rule = revision_rule(metadata.name.as_deref().unwrap_or("name"));
+        errors.push("spec.template.metadata.name", name, rule);
     }
 
     let annotations = Annotations::new(&metadata, &template_metadata, errors);
@@ -187,6 +246,7 @@ pub(super) fn service(
     spec.finish(errors);
 
     let cluster_local = visibility(&metadata, errors);
+    let (affinity, placeholder) = annotations.routing(errors);
     let rollout = duration(&metadata, ROLLOUT, errors).unwrap_or_default();
     let container = std::mem::take(&mut pod.container);
     let image = container.image.clone();
@@ -224,6 +284,8 @@ pub(super) fn service(
         labels: metadata.labels,
         annotations: metadata.annotations,
         cluster_local,
+        affinity,
+        placeholder,
         revision: template_metadata.name,
         template_labels: template_metadata.labels,
         template_annotations: template_metadata.annotations,
@@ -288,10 +350,7 @@ fn service_name(metadata: &Metadata, errors: &mut SpecErrors) {
                 errors.push("metadata.name", "", "missing: the name of the service");
             }
         }
-        // DNS-1035, as in Knative: it becomes a host name.
-        Some(name) if !is_label(name) || name.starts_with(|first: char| first.is_ascii_digit()) => {
-            errors.push("metadata.name", name, format!("{LABEL}, and begin with a letter"));
-        }
+        Some(name) if !is_service_name(name) => errors.push("metadata.name", name, SERVICE_NAME),
         Some(_) => {}
     }
 }
@@ -378,6 +437,30 @@ impl<'a> Annotations<'a> {
         })
     }
 
+    /// What they say about the service's routes.
+    fn routing(&self, errors: &mut SpecErrors) -> (Affinity, bool) {
+        let affinity = match self.get(AFFINITY) {
+            None => Affinity::None,
+            Some((path, text)) => match text.split_once('=') {
+                Some(("cookie", name)) if is_token(name) => Affinity::Cookie(name.to_owned()),
+                Some(("header", name)) if is_token(name) => Affinity::Header(name.to_ascii_lowercase()),
+                _ => {
+                    errors.push(path, text, "must be cookie=NAME or header=NAME");
+                    Affinity::None
+                }
+            },
+        };
+        let placeholder = match self.get(PLACEHOLDER) {
+            None | Some((_, "false")) => false,
+            Some((_, "true")) => true,
+            Some((path, text)) => {
+                errors.push(path, text, "must be \"true\" or \"false\"");
+                false
+            }
+        };
+        (affinity, placeholder)
+    }
+
     fn runtime(&self, source: Option<&Source>, errors: &mut SpecErrors) -> String {
         if let Some((path, text)) = self.get(RUNTIME) {
             if !is_label(text) {
@@ -436,17 +519,20 @@ impl<'a> Annotations<'a> {
         }
         for metadata in [self.service, self.template] {
             for (name, value) in &metadata.annotations {
-                let read_here =
-                    [PACKAGE, FUNCTION, COMMAND, RUNTIME, PORT, QUEUE_LIMIT, START_TIMEOUT, STOP_GRACE]
-                        .contains(&name.as_str())
-                        || SCALING.contains(&name.as_str())
-                        || name.starts_with(SCALER_OPTION);
+                let read_here = READ_HERE.contains(&name.as_str())
+                    || SCALING.contains(&name.as_str())
+                    || name.starts_with(SCALER_OPTION);
                 if name.starts_with(OWN) && !read_here {
                     spec.options.insert(name.clone(), value.clone());
                 }
             }
         }
     }
+}
+
+/// What names of headers and cookies are made of.
+fn is_token(name: &str) -> bool {
+    name.parse::<http::HeaderName>().is_ok()
 }
 
 /// A path, or a `file:` URL.

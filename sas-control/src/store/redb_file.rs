@@ -5,7 +5,7 @@ use std::{fmt, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use redb::{
     Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata,
     TableDefinition, TableError, WriteTransaction,
@@ -52,6 +52,9 @@ const BATCH: usize = 256;
 /// ```
 pub struct RedbStore {
     database: Mutex<Option<Arc<Database>>>,
+    /// Held for writing while a commit is made. So a read that begins after a write was given up sees what became of it:
+    /// either the commit was under way and the read waits for it, or the writer finds the caller gone and leaves it out.
+    committing: Arc<RwLock<()>>,
     writer: mpsc::Sender<Op>,
     path: Box<Path>,
 }
@@ -90,12 +93,13 @@ impl RedbStore {
         let database = blocking("open", move || open_file(&opened)).await?;
         let database = Arc::new(database);
         let (writer, ops) = mpsc::channel(QUEUE);
-        let writes = Arc::clone(&database);
+        let committing = Arc::new(RwLock::new(()));
+        let (writes, held) = (Arc::clone(&database), Arc::clone(&committing));
         std::thread::Builder::new()
             .name("sas-store".to_owned())
-            .spawn(move || write_loop(writes, ops))
+            .spawn(move || write_loop(writes, &held, ops))
             .map_err(|error| medium("open", error))?;
-        Ok(Self { database: Mutex::new(Some(database)), writer, path })
+        Ok(Self { database: Mutex::new(Some(database)), committing, writer, path })
     }
 
     /// Finishes what was asked for and gives the file back, so that it can be opened again. Later calls fail with
@@ -125,8 +129,12 @@ impl RedbStore {
         let Some(database) = database else {
             return Err(Error::new(ErrorKind::Unavailable, operation, "the store was closed"));
         };
+        let committing = Arc::clone(&self.committing);
         blocking(operation, move || {
-            let transaction = database.begin_read().map_err(|error| medium(operation, error))?;
+            let transaction = {
+                let _settled = committing.read();
+                database.begin_read().map_err(|error| medium(operation, error))?
+            };
             read(&transaction)
         })
         .await
@@ -185,7 +193,7 @@ fn open_file(path: &Path) -> Result<Database> {
     Ok(database)
 }
 
-fn write_loop(database: Arc<Database>, mut ops: mpsc::Receiver<Op>) {
+fn write_loop(database: Arc<Database>, committing: &RwLock<()>, mut ops: mpsc::Receiver<Op>) {
     let mut batch = Vec::with_capacity(BATCH);
     while let Some(first) = ops.blocking_recv() {
         batch.push(first);
@@ -205,7 +213,11 @@ fn write_loop(database: Arc<Database>, mut ops: mpsc::Receiver<Op>) {
                 }
             }
         }
-        commit(&database, writes);
+        {
+            let _committing = committing.write();
+            writes.retain(|(.., done)| !done.is_closed());
+            commit(&database, writes);
+        }
         if let Some(done) = closing {
             drop(ops);
             drop(database);
