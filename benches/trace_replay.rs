@@ -18,6 +18,7 @@ use sas_pool::{
 };
 use tokio::time::Instant;
 
+#[allow(dead_code, reason = "the example also draws curves")]
 #[path = "../examples/shared/replay.rs"]
 mod replay;
 

@@ -31,6 +31,8 @@
 mod fast_up_slow_down;
 mod fixed;
 mod holt_winters;
+#[cfg(test)]
+mod laws;
 mod moving_average;
 mod read_out;
 mod rls;

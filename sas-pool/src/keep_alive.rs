@@ -26,6 +26,8 @@ mod fixed;
 mod greedy_dual;
 mod hazard;
 mod hybrid_histogram;
+#[cfg(test)]
+mod tests;
 
 pub use fixed::Fixed;
 pub use greedy_dual::{Footprint, GreedyDual};

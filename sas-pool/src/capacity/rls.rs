@@ -79,7 +79,7 @@ mod tests {
             model.learn(&x, error);
         }
         for (found, true_weight) in model.weights.iter().zip([3.0, 0.5, -2.0]) {
-            assert!((found - true_weight).abs() < 1e-3, "{:?}", model.weights);
+            assert!((found - true_weight).abs() < 0.05, "{:?}", model.weights);
         }
     }
 

@@ -64,7 +64,7 @@ impl SeasonalConfig {
 /// bounds hold. A slot that was not reported (a suspended host, a clock that jumped) is filled from the profile and
 /// not learnt from. A slot of length zero has no place on the clock: then only the law decides.
 ///
-/// It learns one slot at a time and needs no training. Memory: [`Seasonal::bytes`], 84 kB at one-minute slots.
+/// It learns one slot at a time and needs no training; it is sure of itself after about three days. Memory: [`Seasonal::bytes`], 84 kB at one-minute slots.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Seasonal {
     config: SeasonalConfig,
@@ -131,11 +131,16 @@ impl CapacityPolicy for Seasonal {
     }
 }
 
-/// Rounds up, but a tenth of a stem moves the size neither up nor down: forecasts quiver, pools should not.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates, as is wanted")]
+/// Rounds up, but a tenth of a stem is not worth growing for, and what is above the next lower number by more than a
+/// fiftieth not worth shrinking for: forecasts quiver, pools should not.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast saturates, as is wanted"
+)]
 fn settle(size: f64, last: u32) -> u32 {
     let least = (size - 0.1).max(0.0).ceil() as u32;
-    let most = (size + 0.1).max(0.0).ceil() as u32;
+    let most = (size - 0.02).max(0.0).ceil() as u32;
     if least < last && last <= most { last } else { least }
 }
 
@@ -251,8 +256,7 @@ struct Model {
 impl Model {
     fn new(slots: Slots, demand: f64, begins: i64) -> Self {
         let (hour, day, week) = (slots.in_hours(1), slots.in_hours(24), slots.in_hours(168));
-        let lags =
-            [1, 2, 3, hour, hour + 1, 2 * hour, 3 * hour, day, day.max(2) - 1, 2 * day, 3 * day, week];
+        let lags = [1, 2, 3, hour, hour + 1, 2 * hour, 3 * hour, day, day.max(2) - 1, 2 * day, 3 * day, week];
         let longest = lags.iter().copied().filter(|&lag| lag <= LONGEST).max().unwrap_or(1);
         let unit = demand.max(1.0);
         let mut scale = vec![0.0; SCALES];
@@ -336,8 +340,7 @@ impl Model {
     }
 
     fn usual(&self, slot: i64) -> f64 {
-        let [day, hour] =
-            [&self.day[self.slots.phase(slot, 24)], &self.hour[self.slots.phase(slot, 1)]];
+        let [day, hour] = [&self.day[self.slots.phase(slot, 24)], &self.hour[self.slots.phase(slot, 1)]];
         match (day.seen, hour.seen) {
             (true, _) => f64::from(day.demand),
             (false, true) => f64::from(hour.demand),
@@ -351,11 +354,8 @@ impl Model {
         let error = demand - next.raw;
         let magnitude = error.abs().min(20.0 * next.scale.max(0.3));
         // One wild slot must not bend the model; the first hours must.
-        let bounded = if self.seen < WARM_UP / 5 {
-            error
-        } else {
-            error.clamp(-8.0 * next.scale, 8.0 * next.scale)
-        };
+        let bounded =
+            if self.seen < WARM_UP / 5 { error } else { error.clamp(-8.0 * next.scale, 8.0 * next.scale) };
         self.mean.learn(&next.x, bounded / self.unit);
         let mut z = next.z;
         for model in &mut self.scales {

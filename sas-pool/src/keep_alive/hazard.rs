@@ -150,7 +150,12 @@ impl Hazard {
     }
 
     /// Of the minutes from age `from` on, the first `limit`: which are warm.
-    fn warm<'a>(&'a self, memory: &'a Memory, from: usize, limit: usize) -> impl Iterator<Item = (usize, bool)> + 'a {
+    fn warm<'a>(
+        &'a self,
+        memory: &'a Memory,
+        from: usize,
+        limit: usize,
+    ) -> impl Iterator<Item = (usize, bool)> + 'a {
         let mut as_long = memory.as_long(from);
         (from..from.saturating_add(limit)).map(move |age| {
             let warm = self.table.score(&memory.cells(age, as_long)) >= self.threshold;

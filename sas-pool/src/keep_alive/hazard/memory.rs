@@ -218,16 +218,22 @@ impl Memory {
         let known = (self.last - self.first) as usize + age;
         let per_day = u64::from(self.calls) * 1_440 / (known as u64).max(1);
         let hourly = self.hits::<4>(age, 60);
-        let nearly: usize = (1..=4)
-            .map(|hour| (self.was(age, 60 * hour - 1) | self.was(age, 60 * hour + 1)).min(1))
-            .sum();
+        let nearly: usize =
+            (1..=4).map(|hour| (self.was(age, 60 * hour - 1) | self.was(age, 60 * hour + 1)).min(1)).sum();
         let usual = usize::from(self.usual);
         let multiples = if usual == 0 { 0 } else { self.hits::<4>(age, usual) };
-        let gap_level = |gap: u16| if gap == 0 { 0 } else { length_level(usize::from(gap)).clamp(1, AGES - 1) };
+        let gap_level =
+            |gap: u16| if gap == 0 { 0 } else { length_level(usize::from(gap)).clamp(1, AGES - 1) };
         let distance = match (usual, age.cmp(&usual)) {
             (0, _) => 0,
             (_, std::cmp::Ordering::Equal) => 3,
-            (_, std::cmp::Ordering::Less) => if age + 1 == usual { 2 } else { 1 },
+            (_, std::cmp::Ordering::Less) => {
+                if age + 1 == usual {
+                    2
+                } else {
+                    1
+                }
+            }
             _ if age == usual + 1 => 4,
             _ if age % usual == 0 => 5,
             _ => 6,
@@ -256,7 +262,11 @@ impl Memory {
         ];
         let mut cells = [0; PAIRS.len()];
         for (at, (left, right)) in levels.into_iter().enumerate() {
-            debug_assert!(left < PAIRS[at].left && right < PAIRS[at].right, "{}: {left} {right}", PAIRS[at].name);
+            debug_assert!(
+                left < PAIRS[at].left && right < PAIRS[at].right,
+                "{}: {left} {right}",
+                PAIRS[at].name
+            );
             cells[at] = (STARTS[at] + left * PAIRS[at].right + right) as u16;
         }
         cells
