@@ -19,7 +19,7 @@ use sas_runtime_process::{ProcessConfig, ProcessRuntime};
 use sas_testkit::fake::{RecordingEvents, RecordingLogs};
 
 /// Compiles `tests/programs/<name>.rs` once per test binary.
-pub fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
     static LOCK: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
     let dir = DIR.get_or_init(|| tempfile::tempdir().unwrap());
@@ -40,33 +40,33 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 /// A runtime with a store of its own.
-pub fn runtime() -> (tempfile::TempDir, ProcessRuntime) {
+pub(crate) fn runtime() -> (tempfile::TempDir, ProcessRuntime) {
     let dir = tempfile::tempdir().unwrap();
     let runtime = ProcessRuntime::new(ProcessConfig::in_store(dir.path().join("store"))).unwrap();
     (dir, runtime)
 }
 
-pub fn spec(source: impl Into<PathBuf>) -> RevisionSpec {
+pub(crate) fn spec(source: impl Into<PathBuf>) -> RevisionSpec {
     let mut spec = RevisionSpec::new("process", Source::Path(source.into()));
     spec.timeouts.start = Duration::from_secs(20);
     spec
 }
 
 /// The test program with arguments.
-pub fn app(args: &[&str]) -> RevisionSpec {
+pub(crate) fn app(args: &[&str]) -> RevisionSpec {
     let mut spec = spec(program("app"));
     spec.args = args.iter().map(|arg| (*arg).to_owned()).collect();
     spec
 }
 
 /// A started instance and what was told about it.
-pub struct Started {
-    pub instance: Arc<dyn Instance>,
-    pub logs: Arc<RecordingLogs>,
-    pub events: Arc<RecordingEvents>,
+pub(crate) struct Started {
+    pub(crate) instance: Arc<dyn Instance>,
+    pub(crate) logs: Arc<RecordingLogs>,
+    pub(crate) events: Arc<RecordingEvents>,
 }
 
-pub async fn prepare(runtime: &Arc<ProcessRuntime>, spec: RevisionSpec) -> Result<Arc<Deployed>> {
+pub(crate) async fn prepare(runtime: &Arc<ProcessRuntime>, spec: RevisionSpec) -> Result<Arc<Deployed>> {
     let artifact = runtime.prepare(&spec).await?;
     Ok(Arc::new(Deployed {
         runtime: Arc::clone(runtime) as Arc<dyn Runtime>,
@@ -77,7 +77,7 @@ pub async fn prepare(runtime: &Arc<ProcessRuntime>, spec: RevisionSpec) -> Resul
     }))
 }
 
-pub fn request(
+pub(crate) fn request(
     deployed: &Arc<Deployed>,
     id: u64,
 ) -> (StartRequest, Arc<RecordingLogs>, Arc<RecordingEvents>) {
@@ -95,18 +95,18 @@ pub fn request(
     (request, logs, events)
 }
 
-pub async fn start_deployed(runtime: &ProcessRuntime, deployed: &Arc<Deployed>, id: u64) -> Result<Started> {
+pub(crate) async fn start_deployed(runtime: &ProcessRuntime, deployed: &Arc<Deployed>, id: u64) -> Result<Started> {
     let (request, logs, events) = request(deployed, id);
     let instance = runtime.start(request).await?;
     Ok(Started { instance, logs, events })
 }
 
-pub async fn start(runtime: &Arc<ProcessRuntime>, spec: RevisionSpec) -> Result<Started> {
+pub(crate) async fn start(runtime: &Arc<ProcessRuntime>, spec: RevisionSpec) -> Result<Started> {
     let deployed = prepare(runtime, spec).await?;
     start_deployed(runtime, &deployed, 1).await
 }
 
-pub fn address(instance: &Arc<dyn Instance>) -> SocketAddr {
+pub(crate) fn address(instance: &Arc<dyn Instance>) -> SocketAddr {
     match instance.endpoint() {
         Some(Endpoint::Tcp(address)) => *address,
         other => panic!("a TCP endpoint, not {other:?}"),
@@ -114,7 +114,7 @@ pub fn address(instance: &Arc<dyn Instance>) -> SocketAddr {
 }
 
 /// `GET path`, blocking; the body of the answer.
-pub fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+pub(crate) fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
@@ -139,19 +139,19 @@ pub fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
 }
 
 /// `get` away from the async threads.
-pub async fn fetch(instance: &Arc<dyn Instance>, path: &'static str) -> std::io::Result<String> {
+pub(crate) async fn fetch(instance: &Arc<dyn Instance>, path: &'static str) -> std::io::Result<String> {
     let address = address(instance);
     tokio::task::spawn_blocking(move || get(address, path)).await.unwrap()
 }
 
 /// Whether a process runs (zombies do not).
-pub fn runs(pid: i32) -> bool {
+pub(crate) fn runs(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat[stat.rfind(')').unwrap()..].starts_with(") Z"))
 }
 
 /// Processes whose program lies below `dir`.
-pub fn processes_below(dir: &Path) -> Vec<String> {
+pub(crate) fn processes_below(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let name = entry.file_name();
@@ -165,7 +165,7 @@ pub fn processes_below(dir: &Path) -> Vec<String> {
 }
 
 /// Waits until `check` holds, for at most 20 s.
-pub async fn eventually(what: &str, check: impl Fn() -> bool) {
+pub(crate) async fn eventually(what: &str, check: impl Fn() -> bool) {
     for _ in 0..2000 {
         if check() {
             return;
@@ -176,7 +176,7 @@ pub async fn eventually(what: &str, check: impl Fn() -> bool) {
 }
 
 /// Says clearly that a test could not run for want of a program.
-pub fn missing(program: &str) -> bool {
+pub(crate) fn missing(program: &str) -> bool {
     let found = ProcessConfig::default().path.split(':').any(|dir| Path::new(dir).join(program).exists());
     if !found {
         println!("SKIPPED: {program} is not installed");
@@ -184,6 +184,6 @@ pub fn missing(program: &str) -> bool {
     !found
 }
 
-pub fn nowhere() -> Arc<dyn sas_core::LogSink> {
+pub(crate) fn nowhere() -> Arc<dyn sas_core::LogSink> {
     NoSink::logs()
 }
