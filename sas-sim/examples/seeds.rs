@@ -41,7 +41,13 @@ fn main() -> ExitCode {
         }
         if !outcome.violations.is_empty() {
             failing += 1;
-            println!("{}", shrink(outcome, plant, 120));
+            let shortest = shrink(outcome, plant, 120);
+            println!("{shortest}");
+            if count == 1 {
+                for (at, fact) in sas_sim::run_told(seed, shortest.steps).told {
+                    println!("{:>12.6} {fact:?}", at.as_secs_f64());
+                }
+            }
         }
     }
     println!("{count} seeds from {from}: {requests} requests, {facts} facts, combined hash {combined:016x}");

@@ -25,7 +25,7 @@ mod watch;
 mod world;
 
 pub use shrink::shrink;
-pub use world::{Outcome, Violation, run, run_seed};
+pub use world::{Outcome, Violation, run, run_seed, run_told};
 
 /// A bug to plant, one for each invariant, to see that it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -56,6 +56,8 @@ pub struct Outcome {
     pub faults: BTreeMap<&'static str, u64>,
     /// The first violation of each invariant.
     pub violations: Vec<Violation>,
+    /// What happened, where it was asked for.
+    pub told: Vec<(Duration, Fact)>,
 }
 
 impl fmt::Display for Outcome {
@@ -89,6 +91,18 @@ pub fn run_seed(seed: u64, plant: Option<Plant>) -> Outcome {
 /// # Panics
 /// When no runtime can be built.
 pub fn run(seed: u64, steps: Vec<Step>, plant: Option<Plant>) -> Outcome {
+    run_plan(seed, steps, plant, false)
+}
+
+/// The same, keeping every fact.
+///
+/// # Panics
+/// When no runtime can be built.
+pub fn run_told(seed: u64, steps: Vec<Step>) -> Outcome {
+    run_plan(seed, steps, None, true)
+}
+
+fn run_plan(seed: u64, steps: Vec<Step>, plant: Option<Plant>, tell: bool) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -96,7 +110,7 @@ pub fn run(seed: u64, steps: Vec<Step>, plant: Option<Plant>) -> Outcome {
         .expect("a runtime without I/O");
     let ran = std::panic::catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
-            let world = World::new(seed, plant);
+            let world = World::new(seed, plant, tell);
             world.run(&steps).await
         })
     }));
@@ -120,6 +134,7 @@ pub fn run(seed: u64, steps: Vec<Step>, plant: Option<Plant>) -> Outcome {
                 requests: 0,
                 faults: BTreeMap::new(),
                 violations: vec![violation],
+                told: Vec::new(),
             }
         }
     }
@@ -134,6 +149,7 @@ const PERIOD: Duration = Duration::from_secs(5);
 
 struct World {
     seed: u64,
+    tell: bool,
     plant: Option<Plant>,
     history: Arc<History>,
     store: Arc<SimStore>,
@@ -148,10 +164,11 @@ struct World {
     back: Mutex<u64>,
     /// Services with a change of which the outcome is not known.
     unsure: Mutex<BTreeSet<String>>,
+    told: Mutex<Vec<(Duration, Fact)>>,
 }
 
 impl World {
-    fn new(seed: u64, plant: Option<Plant>) -> Arc<Self> {
+    fn new(seed: u64, plant: Option<Plant>, tell: bool) -> Arc<Self> {
         let mut draw = Draw::new(seed).fork(2);
         let drift = draw.below(401) as i64 - 200;
         let lies = plant == Some(Plant::AcknowledgesLostWrites);
@@ -159,6 +176,7 @@ impl World {
         clients.close();
         Arc::new(Self {
             seed,
+            tell,
             plant,
             history: Arc::default(),
             store: Arc::new(if lies { SimStore::lying() } else { SimStore::default() }),
@@ -171,6 +189,7 @@ impl World {
             faults: Mutex::default(),
             back: Mutex::default(),
             unsure: Mutex::default(),
+            told: Mutex::default(),
         })
     }
 
@@ -235,6 +254,7 @@ impl World {
             requests: *self.next.lock(),
             faults: std::mem::take(&mut *self.faults.lock()),
             violations,
+            told: std::mem::take(&mut *self.told.lock()),
         }
     }
 
@@ -247,6 +267,9 @@ impl World {
         end: bool,
     ) {
         let facts = self.history.drain();
+        if self.tell {
+            self.told.lock().extend(facts.iter().cloned());
+        }
         let host = self.host();
         let view = View::of(host.as_deref(), faulty, end);
         for invariant in invariants {
@@ -467,6 +490,12 @@ impl World {
             else {
                 continue;
             };
+            let deployed = host.control.deploy(manifest(service, 2, 3, 1_000_000)).await;
+            self.history
+                .tell(Fact::Control { what: format!("deploy {}", record.name), done: deployed.is_ok() });
+            if let Err(error) = deployed {
+                broken("desired is reached", format!("after the faults a deploy fails: {}", error.chain()));
+            }
             let answers =
                 futures_like_join((0..4).map(|_| self.request(service, true, None)).collect()).await;
             if let Some(bad) = answers.iter().flatten().find(|answer| **answer != Answered::Status(200)) {
@@ -483,6 +512,8 @@ impl World {
         }
         // The timer must be heard in five of its periods, if there is one and its service is there.
         let target = host.control.record("default", &name(0)).is_ok();
+        // Times that were fired before the clock jumped back are not fired again.
+        sleep(Duration::from_millis(*self.back.lock())).await;
         let expected =
             target && host.control.trigger_status().iter().any(|status| status.name == "default/tick");
         self.history.tell(Fact::Quiet { timer: expected });

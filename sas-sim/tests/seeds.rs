@@ -1,0 +1,57 @@
+//! What the simulator promises of itself, and what it found.
+
+use sas_sim::{Plant, plan, run, run_seed, shrink};
+
+/// CI's share; `cargo run --release -p sas-sim --example seeds -- --count 10000` is the long run.
+const SEEDS: u64 = 150;
+
+#[test]
+fn no_promise_is_broken_on_any_seed() {
+    for seed in 0..SEEDS {
+        let outcome = run_seed(seed, None);
+        assert!(outcome.violations.is_empty(), "{}", shrink(outcome, None, 60));
+    }
+}
+
+#[test]
+fn the_same_seed_has_the_same_history() {
+    for seed in 0..15 {
+        let (one, other) = (run_seed(seed, None), run_seed(seed, None));
+        assert!(one.facts > 0);
+        assert_eq!((one.hash, one.facts), (other.hash, other.facts), "seed {seed}");
+    }
+    assert_ne!(run_seed(1, None).hash, run_seed(2, None).hash);
+}
+
+#[test]
+fn every_planted_bug_is_found_by_its_invariant() {
+    for (plant, invariant) in Plant::ALL {
+        let found = (0..1000).find(|seed| {
+            let outcome = run_seed(*seed, Some(plant));
+            outcome.violations.iter().any(|violation| violation.invariant == invariant)
+        });
+        let seed = found.unwrap_or_else(|| panic!("{plant:?} was not found by {invariant:?} in 1,000 seeds"));
+        println!("| {plant:?} | {invariant} | seed {seed} |");
+    }
+}
+
+#[test]
+fn a_failing_plan_is_shrunk_to_what_it_needs() {
+    let (seed, outcome) = (0..1000)
+        .map(|seed| (seed, run_seed(seed, Some(Plant::NeverSleeps))))
+        .find(|(_, outcome)| outcome.steps.len() > 6 && !outcome.violations.is_empty())
+        .expect("a planted bug in a plan of some length");
+    let before = outcome.steps.len();
+    let shortest = shrink(outcome, Some(Plant::NeverSleeps), 100);
+    assert!(shortest.steps.len() < before, "{shortest}");
+    // What is printed fails again.
+    let again = run(seed, shortest.steps.clone(), Some(Plant::NeverSleeps));
+    assert_eq!(again.violations.first(), shortest.violations.first());
+}
+
+#[test]
+fn plans_hold_every_kind_of_fault() {
+    let kinds: std::collections::BTreeSet<_> =
+        (0..300).flat_map(plan::plan).filter_map(|step| step.action.fault()).collect();
+    assert_eq!(kinds.len(), 9, "{kinds:?}");
+}
