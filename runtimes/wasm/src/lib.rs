@@ -1,5 +1,32 @@
 #![deny(unsafe_code)]
 //! Runtime of the `sas` serverless SDK: WebAssembly functions, a fresh sandbox per request.
+//!
+//! A [`WasmRuntime`] takes components of `wasi:http` 0.2 and CGI modules of WASI preview 1, in binary or as text. What
+//! it prepares is compiled once; an instance of it is a cheap handle, and each request gets a sandbox from a pool,
+//! with limits on CPU time, memory, tables, stack and output, and with no more than its revision was granted.
+//!
+//! ```
+//! use sas_runtime_wasm::{CallLimits, Ceilings, WasmConfig};
+//! use std::time::Duration;
+//!
+//! let config = WasmConfig {
+//!     slots: 200,
+//!     limits: CallLimits { cpu: Duration::from_millis(500), ..CallLimits::default() },
+//!     // Revisions may ask for public hosts; without this, for nothing.
+//!     grants: Ceilings::public_hosts(),
+//!     ..WasmConfig::default()
+//! };
+//! config.validate()?;
+//! # Ok::<(), sas_core::SpecErrors>(())
+//! ```
+//!
+//! | Part | Where |
+//! |---|---|
+//! | configuration, ceilings | [`WasmConfig`] |
+//! | options of a revision, `sas.dev/wasm-*` | [`options`] |
+//! | what ended a request | [`Limit`] |
+//! | what a request used | [`Meter`], in the extensions of its response |
+//! | metrics | [`metrics`] |
 
 mod admission;
 mod cache;

@@ -226,5 +226,40 @@ async fn a_guest_can_not_sleep_past_its_deadline_or_wait_for_what_never_comes() 
         call(&*instance, get("/"), &crate::support::cx_within(Duration::from_millis(100))).await.unwrap();
     let error = crate::support::text(response).await.unwrap_err();
     assert!(error.to_string().contains("deadline"), "{error}");
-    let _ = cx();
+}
+
+/// What the fuzz target `deploy` does without end, for a moment and always the same.
+#[tokio::test]
+async fn flipped_bytes_are_taken_or_refused_and_nothing_worse() {
+    let limits = CallLimits { cpu: Duration::from_millis(20), ..CallLimits::default() };
+    let stage = Stage::new(WasmConfig { slots: 4, limits, ..WasmConfig::default() });
+    let seeds =
+        [wat::parse_str(HELLO).unwrap(), include_bytes!("../../guests/wasi-http/hello.wasm").to_vec()];
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % below as u64).unwrap()
+    };
+    let mut taken = 0;
+    for case in 0..400 {
+        let mut code = seeds[case % seeds.len()].clone();
+        for _ in 0..=next(3) {
+            let at = 8 + next(code.len() - 8);
+            code[at] ^= 1 << next(8);
+        }
+        let spec = bytes_spec("flipped.wasm", code);
+        match stage.runtime.prepare(&spec).await {
+            Ok(_) => {
+                taken += 1;
+                let instance = stage.instance(&spec).await;
+                if let Ok(response) = call(&*instance, get("/"), &cx()).await {
+                    let _ = crate::support::text(response).await;
+                }
+            }
+            Err(error) => assert_eq!(error.kind, ErrorKind::InvalidSpec, "{error}"),
+        }
+    }
+    assert!(taken > 0, "no flip was harmless: the test reaches no guest");
 }
