@@ -218,7 +218,12 @@ fn resource(
 fn limit_resources(state: &mut CombinedState, input: &ScaleInput<'_>, now: Nanos, said: &mut [Says]) {
     let highest =
         said.iter().filter_map(|says| if let Says::Resource(wanted) = says { Some(*wanted) } else { None });
-    let Some(wanted) = highest.max() else { return };
+    // By priority the first one that was measured speaks for itself.
+    let wanted = match input.spec.combine {
+        Combine::Priority => highest.into_iter().next(),
+        _ => highest.max(),
+    };
+    let Some(wanted) = wanted else { return };
     let default;
     let rules = match &input.spec.resource {
         Some(rules) => rules,

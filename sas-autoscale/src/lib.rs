@@ -24,7 +24,7 @@ pub use forecast::{Forecast, ForecastState, Forecaster, Seasonal};
 pub use govern::Governor;
 pub use history::{Checkpoint, Stretch};
 pub use kpa::{Kpa, KpaColumns};
-pub use replay::{ReplayError, replay, what_if};
+pub use replay::{ReplayError, replay, simulate, what_if};
 pub use resource::{InstanceMetrics, Resource, ResourceState, replicas_of};
 pub use scheduled::{ScheduleParser, Scheduled, ScheduledState, WindowBounds, Windows};
 pub use window::{MaxWindow, Nanos, Window};

@@ -113,3 +113,61 @@ fn run(
     }
     Ok(decisions)
 }
+
+/// Decisions of `scaler` on loads that a closure makes, one a second for `ticks` seconds from `start`: a stretch like
+/// those that a driver keeps, for examples, tests of configurations and simulations.
+///
+/// The closure gets the second and the decision in force.
+///
+/// # Errors
+/// When `spec` is not valid.
+pub fn simulate(
+    scaler: &dyn Scaler,
+    spec: &ScalingSpec,
+    concurrency: u32,
+    start: sas_core::Timestamp,
+    ticks: u32,
+    mut load: impl FnMut(u32, Option<u32>) -> sas_core::Load,
+) -> Result<Stretch, ReplayError> {
+    spec.validate()?;
+    scaler.validate(spec)?;
+    let resources = sas_core::Resources::default();
+    let mut states = scaler.new_states();
+    let mut stretch: Option<Stretch> = None;
+    let mut governor = None;
+    let mut desired = None;
+    let mut out = Vec::with_capacity(1);
+    for second in 0..ticks {
+        let at = start + std::time::Duration::from_secs(u64::from(second));
+        let load = load(second, desired);
+        let governor =
+            governor.get_or_insert_with(|| crate::govern::Governor::new(spec, &load, false, false));
+        let kept = stretch.get_or_insert_with(|| Stretch {
+            spec: spec.clone(),
+            concurrency,
+            resources,
+            checkpoint: Checkpoint {
+                scaler: scaler.name().to_owned(),
+                version: scaler.version(),
+                state: None,
+                governor: governor.clone(),
+                desired: None,
+            },
+            records: Vec::new(),
+        });
+        let input = ScaleInput::new(0, at, spec, &load, desired).of(concurrency, Some(&resources));
+        out.clear();
+        scaler.tick(&mut *states, std::slice::from_ref(&input), &mut out);
+        let mut decision = out.pop().unwrap_or(Decision::hold(sas_core::Reason::ScalerFailed));
+        decision.version = scaler.version();
+        governor.apply(&input, &mut decision);
+        let previous = desired;
+        desired = decision.desired().or(desired);
+        kept.records.push(sas_core::DecisionRecord::new(u64::from(second) + 1, at, load, previous, decision));
+    }
+    stretch.ok_or_else(|| {
+        let mut errors = sas_core::SpecErrors::default();
+        errors.push("ticks", 0, "at least 1");
+        ReplayError::Spec(errors)
+    })
+}

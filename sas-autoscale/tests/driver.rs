@@ -325,7 +325,7 @@ async fn the_active_set_is_spread_over_the_tick() {
     let told = Arc::new(Told::default());
     let mut config = DriverConfig::default();
     config.sink = told.clone();
-    let driver = Driver::new(pool.clone(), default_scalers(), config);
+    let driver = Driver::new(pool, default_scalers(), config);
     let stop = CancellationToken::new();
     let running = tokio::spawn({
         let stop = stop.clone();
@@ -372,7 +372,7 @@ fn histories_are_bounded_per_revision_and_in_all() {
     let mut config = DriverConfig::default();
     config.history = 10;
     config.history_revisions = 5;
-    let driver = Driver::new(pool.clone(), default_scalers(), config);
+    let driver = Driver::new(pool, default_scalers(), config);
     for second in 0..100 {
         driver.step(at(second));
     }

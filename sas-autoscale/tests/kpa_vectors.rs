@@ -36,6 +36,7 @@ impl Tally {
         }
     }
 
+    #[allow(clippy::print_stdout, reason = "the line per file is what a reader of the report looks for")]
     fn finish(self) {
         println!("{}: {} rows, {} mismatches", self.file, self.rows, self.mismatches.len());
         assert!(self.rows > 0, "{} holds no row", self.file);
