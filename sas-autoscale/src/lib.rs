@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Pure, replayable autoscalers of the sas serverless SDK and the driver that ticks them
+#![doc = include_str!("../README.md")]
 
 mod backlog;
 mod combined;
