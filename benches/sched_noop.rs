@@ -105,7 +105,7 @@ fn a1() {
     let mut draws = Draws(11);
     let order: Vec<usize> = (0..1 << 16).map(|_| draws.below(REVISIONS)).collect();
     let (mut rates, mut wall_rates, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-    let cycles = 2_000_000u64;
+    let cycles = 500_000u64;
     let mut tick = 0;
     // A pool remembers the loads of what fell asleep once a scaler visits.
     assert_eq!(ticks.tick(&world, tick), 0);

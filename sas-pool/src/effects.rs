@@ -12,6 +12,10 @@ pub(crate) struct Plan {
     pub(crate) revision: RevisionKey,
     pub(crate) deployed: Arc<Deployed>,
     pub(crate) priority: u8,
+    /// When it was decided, in nanoseconds of the pool's life.
+    pub(crate) asked: u64,
+    /// It waits for a turn at the gate first.
+    pub(crate) gated: bool,
 }
 
 /// An instance that is to be stopped.

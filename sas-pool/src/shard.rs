@@ -63,7 +63,7 @@ impl Shard {
         let met = self.state.lock().claim(&self.core, claim, deadline, &mut fx);
         let a = match met {
             Met::Decided(result) => {
-                self.perform(fx);
+                self.perform(&mut fx);
                 return Waiting::ready(self.answer(result));
             }
             Met::Waits(a) => a,
@@ -71,16 +71,16 @@ impl Shard {
         // The first start is made here, and if it completes at once its first slot is this claim's.
         if !fx.begin.is_empty() {
             let plan = fx.begin.remove(0);
-            self.perform(fx);
+            self.perform(&mut fx);
             if let Some(grant) = self.decide(plan, Some(claim)) {
                 return Waiting::ready(Ok(self.lease(Arc::clone(self), grant)));
             }
         } else {
-            self.perform(fx);
+            self.perform(&mut fx);
         }
         let mut fx = Effects::default();
         let queued = self.state.lock().enqueue(&self.core, a, claim, deadline, &mut fx);
-        self.perform(fx);
+        self.perform(&mut fx);
         match queued {
             Ok(result) => Waiting::ready(self.answer(result)),
             Err(ticket) => Waiting::queued(Arc::clone(self) as Arc<dyn WaitList>, ticket),
@@ -101,12 +101,12 @@ impl Shard {
     pub(crate) fn with<T>(&self, change: impl FnOnce(&mut State, &Core, &mut Effects) -> T) -> T {
         let mut fx = Effects::default();
         let result = change(&mut self.state.lock(), &self.core, &mut fx);
-        self.perform(fx);
+        self.perform(&mut fx);
         result
     }
 
     /// Does what was decided under the lock.
-    pub(crate) fn perform(&self, mut fx: Effects) {
+    pub(crate) fn perform(&self, fx: &mut Effects) {
         for waker in fx.wake.drain(..) {
             waker.wake();
         }
@@ -123,7 +123,7 @@ impl Shard {
             self.freeze(freeze);
         }
         if fx.gone || !fx.readings.is_empty() {
-            self.core.tell(&mut fx);
+            self.core.tell(fx);
         }
         if fx.pump {
             self.core.pump();
@@ -132,13 +132,10 @@ impl Shard {
 
     /// Starts now, or puts the start in line at the gate.
     fn decide(&self, plan: Plan, claim: Option<&Claim>) -> Option<Grant> {
-        let cpu_bound = plan.deployed.runtime.capabilities().cpu_bound_start;
-        if !self.core.is_gated(cpu_bound) {
-            if !self.with(|state, core, fx| state.begin(core, plan.id, Holds::default(), fx)) {
-                return None;
-            }
+        if !plan.gated {
             return self.start(plan, claim);
         }
+        let cpu_bound = plan.deployed.runtime.capabilities().cpu_bound_start;
         let ask = Ask {
             tenant: plan.deployed.tenant,
             shard: self.core.shard_of(plan.id),

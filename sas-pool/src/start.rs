@@ -17,7 +17,9 @@ impl Shard {
     /// Makes a start. One that completes at once makes no task; `claim` then gets its first slot.
     pub(crate) fn start(&self, plan: Plan, claim: Option<&Claim>) -> Option<Grant> {
         let id = plan.id;
-        let deadline = Instant::now() + plan.deployed.spec.timeouts.start;
+        // The wait at the gate is not the start's.
+        let begun = if plan.gated { Instant::now() } else { self.core.instant(plan.asked) };
+        let deadline = begun + plan.deployed.spec.timeouts.start;
         let events = self.me() as Arc<dyn InstanceEvents>;
         let deployed = plan.deployed;
         let request = StartRequest::new(

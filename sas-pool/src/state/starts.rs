@@ -53,20 +53,23 @@ impl State {
             }
         };
         let deployed = Arc::clone(self.deployed(a));
+        let gated = core.is_gated(deployed.runtime.capabilities().cpu_bound_start);
         let active = &mut self.actives[a as usize];
         let instance = &mut self.instances[i as usize];
         instance.generation += 1;
-        instance.phase = Phase::Gated;
+        // Without a gate there is no turn to wait for: it begins as soon as the lock is free.
+        instance.phase = if gated { Phase::Gated } else { Phase::Starting };
         instance.active = a;
         instance.position = active.coming.len() as u32;
         instance.asked = now;
+        instance.begun = now;
         if core.metering {
             instance.meter = Meter::begin(now);
         }
         active.coming.push(i);
         active.instances += 1;
         let revision = active.key.0;
-        Some(Plan { id: self.id(core, i), revision, deployed, priority })
+        Some(Plan { id: self.id(core, i), revision, deployed, priority, asked: now, gated })
     }
 
     /// A decided start has its turn, and holds what it was given from now on. False when it is not wanted any more.

@@ -139,8 +139,9 @@ impl State {
     pub(crate) fn stopped(&mut self, core: &Core, id: InstanceId, fx: &mut Effects) {
         let Some(i) = self.find(core, id) else { return };
         if self.instances[i as usize].phase == Phase::Stopping {
-            let now = core.now();
             let a = self.instances[i as usize].active;
+            // Only the meter asks when: what is stopped has no requests, so no load to account.
+            let now = if core.metering { core.now() } else { self.actives[a as usize].changed };
             self.gone(core, i, now, fx);
             self.rest(now, a, fx);
         }
