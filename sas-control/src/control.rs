@@ -1,7 +1,7 @@
 //! The control plane: what is wanted is stored first, then done; what was not finished is done again.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::PathBuf,
     sync::{
         Arc, OnceLock, Weak,
@@ -147,6 +147,8 @@ pub struct Control {
     seed: u64,
     requests: AtomicU64,
     services: RwLock<BTreeMap<String, Arc<Live>>>,
+    /// Services of which a write failed: it may have been done all the same, so they are read again first.
+    unsure: Mutex<BTreeSet<String>>,
     /// One change of a service at a time.
     changing: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     tenants: Mutex<HashMap<String, TenantKey>>,
@@ -255,6 +257,7 @@ impl Control {
             seed: config.seed,
             requests: AtomicU64::new(0),
             services: RwLock::default(),
+            unsure: Mutex::default(),
             changing: Mutex::default(),
             tenants: Mutex::default(),
             new_tenant: tokio::sync::Mutex::default(),
@@ -449,14 +452,23 @@ impl Control {
         manifest.validate().map_err(|errors| refused("deploy", errors))?;
         let tenant = self.tenant(&manifest.namespace).await?;
         // The runtime first: an image where there are no containers is refused for that, not for its volumes.
-        self.engine.runtime(&manifest.spec.runtime, tenant)?;
+        if let Err(mut error) = self.engine.runtime(&manifest.spec.runtime, tenant) {
+            if !manifest.unsupported.is_empty() {
+                // All at once: what else would be missing.
+                let mut errors = fields_of(&error);
+                errors.0.extend(manifest.unsupported.0);
+                error.source = Some(Box::new(errors));
+            }
+            return Err(error);
+        }
         if !manifest.unsupported.is_empty() {
             let message = format!("unsupported: {}", manifest.unsupported);
             return Err(
                 Error::new(ErrorKind::Unsupported, "deploy", message).with_source(manifest.unsupported)
             );
         }
-        let (spec, package) = self.pin(&manifest.spec).await?;
+        let (spec, package) =
+            self.pin(&manifest.spec).await.map_err(|error| at_annotation(error, &manifest))?;
         let digest = identity(&spec, package.as_deref())?;
 
         let changing = self.change(&path).await;
@@ -660,7 +672,10 @@ impl Control {
             let state = live.state.lock();
             (state.record.clone().ok_or_else(|| no_service(&path))?, state.version)
         };
-        self.store.delete(&format!("{SERVICES}{path}"), version).await?;
+        let deleted = self.store.delete(&format!("{SERVICES}{path}"), version).await;
+        deleted.inspect_err(|_| {
+            self.unsure.lock().insert(path.clone());
+        })?;
         live.state.lock().record = None;
         tracing::info!(service = %path, "deleted");
         self.settle(&path).await?;
@@ -818,7 +833,60 @@ impl Control {
                 }
             }
         };
-        turn.lock_owned().await
+        let turn = turn.lock_owned().await;
+        if self.unsure.lock().contains(path)
+            && let Err(error) = self.read_again(path).await
+        {
+            tracing::warn!(service = %path, error = %error.chain(), "can't be read; its last write may be done or not");
+        }
+        turn
+    }
+
+    /// Takes over what the store has of a service after a write of which nobody knows whether it was done. To be
+    /// called in the service's turn.
+    async fn read_again(&self, path: &str) -> Result<()> {
+        let key = format!("{SERVICES}{path}");
+        match self.store.get(&key).await? {
+            Some(entry) => {
+                let record = ServiceRecord::decode(&entry.key, &entry.value)?;
+                match self.live(path) {
+                    Some(live) => {
+                        let mut state = live.state.lock();
+                        state.version = entry.version;
+                        state.record = Some(Arc::new(record));
+                    }
+                    None => {
+                        let live = Arc::new(Live::new(record, entry.version));
+                        self.services.write().insert(path.to_owned(), live);
+                    }
+                }
+            }
+            None => {
+                if let Some(live) = self.live(path) {
+                    live.state.lock().record = None;
+                }
+            }
+        }
+        self.unsure.lock().remove(path);
+        Ok(())
+    }
+
+    /// Finishes what was left half done by writes that failed.
+    async fn mend(self: &Arc<Self>) {
+        let unsure: Vec<String> = self.unsure.lock().iter().cloned().collect();
+        for path in unsure {
+            let _changing = self.change(&path).await;
+            if self.unsure.lock().contains(&path) {
+                // The store still fails; the next round may find it well.
+                continue;
+            }
+            if let Err(error) = self.settle(&path).await {
+                tracing::warn!(service = %path, error = %error.chain(), "not settled after a failed write");
+            }
+            if self.live(&path).is_some_and(|live| live.record().is_none()) {
+                self.services.write().remove(&path);
+            }
+        }
     }
 
     /// Writes a record, if nobody else did since it was read.
@@ -828,7 +896,11 @@ impl Control {
             (Some(live), false) => Some(live.state.lock().version),
             _ => None,
         };
-        let version = self.store.put(&format!("{SERVICES}{path}"), expected, record.encode()?).await?;
+        let value = record.encode()?;
+        let put = self.store.put(&format!("{SERVICES}{path}"), expected, value).await;
+        let version = put.inspect_err(|_| {
+            self.unsure.lock().insert(path.to_owned());
+        })?;
         let record = Arc::new(record);
         match live {
             Some(live) if !new => {
@@ -1010,13 +1082,11 @@ impl Control {
                 }
                 Err(error) => {
                     tracing::warn!(service = %path, revision, error = %error.chain(), "preparing failed");
-                    let fields = std::error::Error::source(error)
-                        .and_then(|source| source.downcast_ref::<SpecErrors>());
+                    let fields = fields_of(error);
                     changed.state = RevisionState::Failed {
                         reason: error.kind.as_str().to_owned(),
                         message: error.message.clone(),
-                        fields: fields
-                            .map_or_else(Vec::new, |errors| errors.0.iter().map(Field::from).collect()),
+                        fields: fields.0.iter().map(Field::from).collect(),
                     };
                 }
             }
@@ -1194,6 +1264,7 @@ async fn housekeeping(control: Weak<Control>, stop: CancellationToken) {
             () = tokio::time::sleep(HOUSEKEEPING) => {}
         }
         let Some(control) = control.upgrade() else { return };
+        control.mend().await;
         control.tidy().await;
     }
 }
@@ -1279,6 +1350,36 @@ fn identity(spec: &RevisionSpec, package: Option<&str>) -> Result<String> {
             .with_source(error)
     })?;
     Ok(sha256(&[&text, package.unwrap_or_default().as_bytes()]))
+}
+
+/// The fields that an error carries.
+fn fields_of(error: &Error) -> SpecErrors {
+    let source = std::error::Error::source(error);
+    source.and_then(|source| source.downcast_ref::<SpecErrors>()).cloned().unwrap_or_default()
+}
+
+/// An error about the package, at the annotation that names it.
+fn at_annotation(error: Error, manifest: &ServiceManifest) -> Error {
+    const PACKAGE: &str = "sas.dev/package";
+    let place = if manifest.template_annotations.contains_key(PACKAGE) {
+        "spec.template.metadata.annotations"
+    } else if manifest.annotations.contains_key(PACKAGE) {
+        "metadata.annotations"
+    } else {
+        return error;
+    };
+    let mut errors = fields_of(&error);
+    if errors.is_empty() {
+        return error;
+    }
+    for error in &mut errors.0 {
+        if error.field == PACKAGE {
+            error.field = format!("{place}[{PACKAGE}]");
+        }
+    }
+    let mut moved = Error::new(error.kind, error.operation, errors.to_string());
+    moved.source = Some(Box::new(errors));
+    moved
 }
 
 fn prepare_failed(reason: &str, message: &str, fields: &[Field]) -> Error {
