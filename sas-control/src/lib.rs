@@ -58,6 +58,7 @@ pub mod metrics;
 mod package;
 mod reconcile;
 mod record;
+mod stamp;
 mod store;
 mod view;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sas_core::{ErrorKind, RevisionKey, Timestamp};
+use sas_core::{ErrorKind, RevisionKey};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -10,6 +10,7 @@ use crate::{
     control::Control,
     manifest::TrafficTarget,
     record::{RevisionRecord, RevisionState, ServiceRecord},
+    stamp::rfc3339,
 };
 
 /// A condition, as Kubernetes writes them.
@@ -42,8 +43,8 @@ pub struct RevisionView {
     pub name: String,
     /// The service's generation that made it.
     pub generation: u64,
-    /// When it was made.
-    pub created_at: Timestamp,
+    /// When it was made, in RFC 3339.
+    pub created_at: String,
     /// What it is; equal digests run equally.
     pub digest: String,
     /// The digest of its package's content.
@@ -77,8 +78,8 @@ pub struct ServiceView {
     pub host: String,
     /// Counts the changes of what is wanted.
     pub generation: u64,
-    /// When it was first deployed.
-    pub created_at: Timestamp,
+    /// When it was first deployed, in RFC 3339.
+    pub created_at: String,
     /// Labels of the manifest.
     pub labels: BTreeMap<String, String>,
     /// Annotations of the manifest.
@@ -158,7 +159,7 @@ impl Control {
             name: record.name.clone(),
             host: self.rules.host(record, None),
             generation: record.generation,
-            created_at: record.created_at,
+            created_at: rfc3339(record.created_at),
             labels: record.labels.clone(),
             annotations: record.annotations.clone(),
             latest_created_revision: record.latest_created().map(|revision| revision.name.clone()),
@@ -178,7 +179,7 @@ impl Control {
         RevisionView {
             name: revision.name.clone(),
             generation: revision.generation,
-            created_at: revision.created_at,
+            created_at: rfc3339(revision.created_at),
             digest: revision.digest.clone(),
             package: revision.package.clone(),
             artifact: revision.artifact.clone(),

@@ -98,6 +98,7 @@ async fn of_several_documents_those_before_a_failure_are_told() {
     assert_eq!(status, 422, "{answer}");
     assert_eq!(answer["error"]["applied"][0]["name"], "hello");
     assert!(answer["error"]["message"].as_str().unwrap().contains("missing.sh"));
+    assert_eq!(answer["error"]["fields"][0]["field"], "metadata.annotations[sas.dev/package]");
     assert_eq!(world.control.records().len(), 1, "nothing of the other is left");
 }
 
@@ -238,6 +239,7 @@ async fn logs_decisions_instances_and_usage_are_shown() {
     let (_, tail) = world.call("GET", &format!("{SERVICE}/logs"), "").await;
     let lines = tail["lines"].as_array().unwrap();
     assert_eq!((lines.len(), &lines[99]["line"]), (100, &"line 149".into()));
+    assert_eq!(lines[0]["at"], "2026-01-05T00:00:00.000Z");
     let after = lines[97]["sequence"].as_u64().unwrap();
     let (_, rest) = world.call("GET", &format!("{SERVICE}/logs?tail=5&after={after}"), "").await;
     assert_eq!(rest["lines"].as_array().unwrap().len(), 2);

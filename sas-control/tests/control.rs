@@ -345,10 +345,15 @@ async fn the_shared_edition_refuses_tenants_on_less_isolation_than_it_asks_for()
 async fn an_image_is_refused_at_deploy_for_want_of_a_container_runtime() {
     let world = World::new().await;
     let text = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: web}\nspec:\n  template:\n    \
-                spec:\n      containers: [{image: nginx}]\n";
+                spec:\n      containers: [{image: nginx, tty: true}]\n";
     let error = world.control.deploy(World::service(text)).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unsupported);
     assert!(error.message.contains("unsupported: container runtime"), "{error}");
+    let fields = std::error::Error::source(&error).unwrap().to_string();
+    assert!(
+        fields.contains("spec.template.spec.containers[0].tty"),
+        "all that is missing, at once: {fields}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

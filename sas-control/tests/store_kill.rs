@@ -23,8 +23,8 @@ async fn write_for_ever(path: &Path) {
             let value = format!("{count}:{}", "x".repeat(1000)).into();
             *version = Some(store.put(&format!("k{key}"), *version, value).await.expect("written"));
         }
-        println!("wrote {count}");
-        std::io::stdout().flush().expect("told");
+        let mut out = std::io::stdout();
+        writeln!(out, "wrote {count}").and_then(|()| out.flush()).expect("told");
     }
 }
 

@@ -104,6 +104,14 @@ impl From<Error> for Failure {
         let component = match error.operation {
             "prepare" | "start" | "call" | "stop" => "runtime",
             "claim" => "pool",
+            "invoke"
+                if matches!(
+                    error.kind,
+                    ErrorKind::Unavailable | ErrorKind::Crashed | ErrorKind::Exhausted
+                ) =>
+            {
+                "gateway"
+            }
             "store" | "put" | "get" | "list" | "open" => "store",
             _ => "control",
         };

@@ -15,6 +15,7 @@ use crate::{
     control::{Applied, Control, DeployOutcome},
     manifest::parse_traffic,
     record::ServiceRecord,
+    stamp::rfc3339,
 };
 use answer::{Failure, json_response};
 
@@ -321,6 +322,7 @@ impl Admin {
             for decision in self.control.decisions.tail(key, most) {
                 let mut value = json!(decision);
                 value["revision"] = json!(revision);
+                value["at"] = json!(rfc3339(decision.at));
                 // The set of clamps by name: its number means nothing to a reader.
                 value["decision"]["clamps"] = json!(decision.decision.clamps.names().collect::<Vec<_>>());
                 decisions.push((decision.at, value));
@@ -338,7 +340,17 @@ impl Admin {
         let keys = self.all_keys(record, query)?;
         let dropped: u64 = keys.iter().map(|(_, key)| self.control.logs.dropped(*key)).sum();
         let keys: Vec<RevisionKey> = keys.into_iter().map(|(_, key)| key).collect();
-        let lines = self.control.logs.tail(&keys, most, after);
+        let lines: Vec<Value> = self
+            .control
+            .logs
+            .tail(&keys, most, after)
+            .iter()
+            .map(|line| {
+                let mut value = json!(line);
+                value["at"] = json!(rfc3339(line.at));
+                value
+            })
+            .collect();
         Ok(json_response(StatusCode::OK, &json!({"lines": lines, "dropped": dropped})))
     }
 
