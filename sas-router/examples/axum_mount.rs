@@ -53,7 +53,7 @@ impl Runtime for Greeting {
 }
 
 #[tokio::main]
-async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+async fn main() -> std::result::Result<(), sas_core::BoxError> {
     let pool = InstancePool::new(PoolConfig::default());
     let runtime = Arc::new(Greeting);
     let spec = Arc::new(RevisionSpec::new("greeting", Source::Function("greet".into())));
@@ -84,10 +84,7 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-async fn ask(
-    address: std::net::SocketAddr,
-    path: &str,
-) -> std::result::Result<String, Box<dyn std::error::Error>> {
+async fn ask(address: std::net::SocketAddr, path: &str) -> std::result::Result<String, sas_core::BoxError> {
     let io = hyper_util::rt::TokioIo::new(tokio::net::TcpStream::connect(address).await?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
     tokio::spawn(connection);

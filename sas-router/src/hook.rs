@@ -30,7 +30,7 @@ pub enum Step {
     /// It goes on.
     Continue,
     /// This is the answer; what comes after is not asked.
-    Answer(Response),
+    Answer(Box<Response>),
 }
 
 /// Code of the host platform that sees every request from outside: to authenticate, to rewrite, to observe, to answer

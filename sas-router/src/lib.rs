@@ -33,6 +33,8 @@ mod admission;
 mod connection;
 mod failure;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod gateway;
 mod hook;
 mod host;

@@ -333,9 +333,8 @@ mod tests {
 
     #[test]
     fn a_plan_that_leads_nowhere_is_refused_with_every_reason() {
-        let mut plan = RolloutPlan::default();
-        plan.steps = vec![0, 50, 50];
-        plan.max_more_errors = f64::NAN;
+        let plan =
+            RolloutPlan { steps: vec![0, 50, 50], max_more_errors: f64::NAN, ..RolloutPlan::default() };
         let errors = Rollout::new(plan, OLD, NEW, Timestamp(0)).unwrap_err();
         assert_eq!(errors.0.len(), 3, "{errors}");
     }

@@ -36,7 +36,7 @@ impl Hook for Guard {
     async fn on_request(&self, request: &mut Request, _: &HookCx<'_>) -> Result<Step, Failure> {
         self.1.lock().unwrap().push(format!("{} {}", self.0, request.uri().path()));
         if request.uri().path() == "/early" {
-            return Ok(Step::Answer(text(418, "early")));
+            return Ok(Step::Answer(Box::new(text(418, "early"))));
         }
         if !request.headers().contains_key("x-key") {
             return Err(Failure::new(StatusCode::UNAUTHORIZED, "hook", "no_key", "send x-key"));

@@ -235,7 +235,8 @@ async fn headers_without_end_are_not_collected_for_ever() {
     let platform = served().await;
     let mut stream = TcpStream::connect(platform.address()).await.unwrap();
     stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
-    let filler = block(&[("x-filler", &"a".repeat(100)); 100]);
+    let value = "a".repeat(100);
+    let filler = block(&[("x-filler", value.as_str()); 100]);
     let mut ended = stream.write_all(&frame(HEADERS, END_STREAM, 1, &block(&GET))).await.is_err();
     // Ten megabytes of continuation.
     for _ in 0..1_000 {

@@ -136,7 +136,7 @@ impl Gateway {
         for hook in &self.config.hooks {
             match hook.on_request(&mut request, &HookCx::new(id, connection)).await? {
                 Step::Continue => {}
-                Step::Answer(response) => return Ok(response),
+                Step::Answer(response) => return Ok(*response),
             }
         }
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).and_then(host_of);

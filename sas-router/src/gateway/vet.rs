@@ -57,7 +57,8 @@ pub(super) fn vet(request: &mut Request, max_uri_bytes: usize) -> Result<(), Fai
         return Err(Failure::malformed("ambiguous_length", "a request says its length once and in one way"));
     }
     let path = request.uri().path();
-    if !path.starts_with('/') && !(path == "*" && *request.method() == Method::OPTIONS) {
+    let asks_the_server = path == "*" && *request.method() == Method::OPTIONS;
+    if !path.starts_with('/') && !asks_the_server {
         return Err(Failure::malformed("bad_path", "a path begins with /"));
     }
     Ok(())

@@ -232,10 +232,12 @@ mod tests {
     use super::*;
 
     fn watch() -> Arc<Watch> {
-        let mut config = ServerConfig::default();
-        config.header_timeout = Duration::from_secs(1);
-        config.idle_timeout = Duration::from_secs(5);
-        config.write_timeout = Duration::from_secs(3);
+        let config = ServerConfig {
+            header_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(5),
+            write_timeout: Duration::from_secs(3),
+            ..ServerConfig::default()
+        };
         Watch::new(&config)
     }
 

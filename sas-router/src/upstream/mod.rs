@@ -63,6 +63,7 @@ type H2Sender = http2::SendRequest<Outgoing>;
 /// The connections of one instance.
 #[derive(Debug, Default)]
 struct Peer {
+    #[allow(clippy::vec_box, reason = "a connection of half a kilobyte moves in and out with every request")]
     idle: Vec<Box<Http1>>,
     http2: Option<Arc<OnceCell<H2Sender>>>,
     http2_used: Option<Instant>,
