@@ -27,7 +27,7 @@ use crate::{
     meter::Meter,
     metrics::Metrics,
     package::{self, PackageStore},
-    reconcile::{Command, Observed, Registration, Rules, reconcile},
+    reconcile::{Command, Observed, Registration, Rules, reconcile, waits_for_time},
     record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, sha256},
 };
 
@@ -149,6 +149,8 @@ pub struct Control {
     services: RwLock<BTreeMap<String, Arc<Live>>>,
     /// Services of which a write failed: it may have been done all the same, so they are read again first.
     unsure: Mutex<BTreeSet<String>>,
+    /// Services with steps to be done, now or when time has passed: what housekeeping looks at.
+    restless: Mutex<BTreeSet<String>>,
     /// One change of a service at a time.
     changing: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     tenants: Mutex<HashMap<String, TenantKey>>,
@@ -258,6 +260,7 @@ impl Control {
             requests: AtomicU64::new(0),
             services: RwLock::default(),
             unsure: Mutex::default(),
+            restless: Mutex::default(),
             changing: Mutex::default(),
             tenants: Mutex::default(),
             new_tenant: tokio::sync::Mutex::default(),
@@ -672,10 +675,9 @@ impl Control {
             let state = live.state.lock();
             (state.record.clone().ok_or_else(|| no_service(&path))?, state.version)
         };
-        let deleted = self.store.delete(&format!("{SERVICES}{path}"), version).await;
-        deleted.inspect_err(|_| {
-            self.unsure.lock().insert(path.clone());
-        })?;
+        self.unsure.lock().insert(path.clone());
+        self.store.delete(&format!("{SERVICES}{path}"), version).await?;
+        self.unsure.lock().remove(&path);
         live.state.lock().record = None;
         tracing::info!(service = %path, "deleted");
         self.settle(&path).await?;
@@ -871,6 +873,11 @@ impl Control {
         Ok(())
     }
 
+    /// Makes housekeeping look at a service.
+    pub(crate) fn keep_an_eye_on(&self, path: &str) {
+        self.restless.lock().insert(path.to_owned());
+    }
+
     /// Finishes what was left half done by writes that failed.
     async fn mend(self: &Arc<Self>) {
         let unsure: Vec<String> = self.unsure.lock().iter().cloned().collect();
@@ -897,10 +904,11 @@ impl Control {
             _ => None,
         };
         let value = record.encode()?;
-        let put = self.store.put(&format!("{SERVICES}{path}"), expected, value).await;
-        let version = put.inspect_err(|_| {
-            self.unsure.lock().insert(path.to_owned());
-        })?;
+        // Until it returns, also when nobody waits any more, nobody knows whether it was done.
+        self.unsure.lock().insert(path.to_owned());
+        let version = self.store.put(&format!("{SERVICES}{path}"), expected, value).await?;
+        self.unsure.lock().remove(path);
+        self.restless.lock().insert(path.to_owned());
         let record = Arc::new(record);
         match live {
             Some(live) if !new => {
@@ -944,6 +952,7 @@ impl Control {
 
     /// Does what [`reconcile`] asks for until it asks for nothing. The caller has the turn.
     pub(crate) async fn settle(self: &Arc<Self>, path: &str) -> Result<()> {
+        self.restless.lock().insert(path.to_owned());
         for _ in 0..ROUNDS {
             let Some(live) = self.live(path) else { return Ok(()) };
             let (record, commands) = {
@@ -953,6 +962,10 @@ impl Control {
                 (record, commands)
             };
             if commands.is_empty() {
+                let state = live.state.lock();
+                if !waits_for_time(state.record.as_deref(), &state.observed, &self.rules) {
+                    self.restless.lock().remove(path);
+                }
                 return Ok(());
             }
             for command in commands {
@@ -1233,17 +1246,17 @@ impl Control {
     /// change left.
     async fn tidy(self: &Arc<Self>) {
         let now = self.clock.now();
-        let due: Vec<String> = {
-            let services = self.services.read();
-            services
-                .iter()
-                .filter(|(_, live)| {
-                    let state = live.state.lock();
-                    !reconcile(state.record.as_deref(), &state.observed, now, &self.rules).is_empty()
-                })
-                .map(|(path, _)| path.clone())
-                .collect()
-        };
+        let mut due: Vec<String> = self.restless.lock().iter().cloned().collect();
+        due.retain(|path| match self.live(path) {
+            Some(live) => {
+                let state = live.state.lock();
+                !reconcile(state.record.as_deref(), &state.observed, now, &self.rules).is_empty()
+            }
+            None => {
+                self.restless.lock().remove(path);
+                false
+            }
+        });
         for path in due {
             if self.stop.is_cancelled() {
                 return;

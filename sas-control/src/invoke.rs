@@ -174,6 +174,7 @@ impl Control {
         }
         let began = Instant::now();
         let (key, _) = self.start(live, record, revision, false).await?;
+        self.keep_an_eye_on(path);
         Ok((key, began.elapsed()))
     }
 

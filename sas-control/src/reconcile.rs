@@ -239,6 +239,15 @@ pub fn reconcile(
     commands
 }
 
+/// Whether time alone may bring new steps for a service that has none now.
+pub(crate) fn waits_for_time(desired: Option<&ServiceRecord>, observed: &Observed, rules: &Rules) -> bool {
+    let Some(record) = desired else { return false };
+    record.rolling.is_some()
+        || !observed.blocked.is_empty()
+        || observed.registrations.iter().any(|registration| !registration.routable && !registration.retiring)
+        || record.revisions.len() > rules.gc.min_non_active.min(rules.gc.max_non_active)
+}
+
 fn removal(observed: &Observed) -> Vec<Command> {
     if !observed.hosts.is_empty() {
         let removed = observed.hosts.keys().map(|host| RouteChange::Remove { host: host.clone() }).collect();
