@@ -112,7 +112,7 @@ impl Options {
     }
 }
 
-/// Prints what the apps say, with the option `RUST_LOG`-less simplicity of an example: only errors.
+/// Shows what the apps write to standard error, when the variable `JAVA_BURST_STDERR` is set.
 #[derive(Debug)]
 struct Complaints;
 
@@ -424,7 +424,9 @@ fn build(options: &Options, count: u32, work: &Path) -> Result<Vec<PathBuf>, Fai
             files.push(path);
         }
     }
-    javac(&files, &class_path, &classes)?;
+    // Spring 4.3 reads the class files that it scans, and knows those of Java 8.
+    let release = if options.app == 'b' { "8" } else { "17" };
+    javac(&files, &class_path, release, &classes)?;
     let mut made = Vec::new();
     for number in 0..count {
         let package = format!("app{number:03}");
@@ -436,16 +438,16 @@ fn build(options: &Options, count: u32, work: &Path) -> Result<Vec<PathBuf>, Fai
         let warm = work.join("warm");
         let files: Vec<PathBuf> =
             fs::read_dir(sources.join("warm"))?.flatten().map(|entry| entry.path()).collect();
-        javac(&files, &class_path, &warm)?;
+        javac(&files, &class_path, release, &warm)?;
         pack(&work.join("warm.jar"), &warm.join("warm"), "warm", None, &[])?;
     }
     Ok(made)
 }
 
-fn javac(files: &[PathBuf], class_path: &str, to: &Path) -> Result<(), Failure> {
+fn javac(files: &[PathBuf], class_path: &str, release: &str, to: &Path) -> Result<(), Failure> {
     fs::create_dir_all(to)?;
     let output = Command::new("javac")
-        .args(["--release", "17", "-encoding", "UTF-8", "-nowarn", "-cp", class_path, "-d"])
+        .args(["--release", release, "-encoding", "UTF-8", "-nowarn", "-cp", class_path, "-d"])
         .arg(to)
         .args(files)
         .output()?;

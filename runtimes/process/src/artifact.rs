@@ -139,16 +139,7 @@ async fn java(
             Err(reason) => notes.push(format!("starts cold: {reason}")),
         }
         if artifact.options.java_archive.unwrap_or(config.archive) {
-            let made = archive::make(
-                engine,
-                jdk,
-                &artifact.package,
-                &artifact.launch,
-                jar,
-                &flags,
-                spec,
-                &artifact.readiness,
-            );
+            let made = archive::make(engine, jdk, artifact, jar, &flags, spec);
             match made.await {
                 Ok(file) => flags.push(archive::use_flag(jdk, &file)),
                 Err(error) => notes.push(format!("starts without class archive: {}", error.message)),

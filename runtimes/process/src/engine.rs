@@ -576,7 +576,7 @@ impl Engine {
                     None => return None,
                 }
             };
-            let Some(data) = data else { return None };
+            let data = data?;
             let Some(proc) = self.proc(data >> 2) else { continue };
             match data & 3 {
                 EXIT => {

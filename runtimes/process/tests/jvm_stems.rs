@@ -325,7 +325,7 @@ async fn an_archive_of_the_apps_classes_is_made_once_and_used() {
     let started = start_deployed(&runtime, &deployed, 1).await.unwrap();
     assert!(facts(&started.instance).await.len() > 30);
     assert!(lines(&started).iter().all(|line| !line.contains("[warning]")), "{:?}", lines(&started));
-    let again = std::time::Duration::from_millis(700);
+    let again = Duration::from_millis(700);
     let second = tokio::time::timeout(again * 20, runtime.prepare(&spec)).await.unwrap().unwrap();
     assert_eq!(second.info(), deployed.artifact.info());
     // A program that never gets ready has none, and says why.

@@ -12,11 +12,12 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
+    artifact::ProcessArtifact,
     config::ARCHIVE_TIMEOUT,
     engine::Engine,
     jvm::jdk::Jdk,
-    package::{archive::disk, detect::Launch, store::Package},
-    ready::{self, Readiness},
+    package::archive::disk,
+    ready,
     spawn::{self, Environment, Plan},
 };
 
@@ -55,13 +56,12 @@ pub(crate) fn fingerprint(jdk: &Jdk, options: &[String], more: &[&str]) -> Strin
 pub(crate) async fn make(
     engine: &Arc<Engine>,
     jdk: &Jdk,
-    package: &Arc<Package>,
-    launch: &Launch,
+    artifact: &ProcessArtifact,
     jar: &Path,
     options: &[String],
     spec: &RevisionSpec,
-    readiness: &Readiness,
 ) -> Result<PathBuf> {
+    let (package, launch) = (&artifact.package, &artifact.launch);
     let name = fingerprint(jdk, options, &[&jar.display().to_string()]);
     let file = package.archive_dir().join(format!("{name}.archive"));
     if file.exists() {
@@ -111,7 +111,7 @@ pub(crate) async fn make(
     tokio::select! {
         biased;
         report = spawned.proc().exited() => return Err(failed(format!("the program {report} before it was ready"))),
-        ready = ready::wait(number, readiness, spec.readiness.as_ref(), || ()) => {
+        ready = ready::wait(number, &artifact.readiness, spec.readiness.as_ref(), || ()) => {
             ready.map_err(|error| failed(error.to_string()))?;
         }
         () = tokio::time::sleep(ARCHIVE_TIMEOUT) => return Err(failed(format!("not ready within {ARCHIVE_TIMEOUT:?}"))),

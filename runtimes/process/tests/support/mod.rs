@@ -95,7 +95,11 @@ pub(crate) fn request(
     (request, logs, events)
 }
 
-pub(crate) async fn start_deployed(runtime: &ProcessRuntime, deployed: &Arc<Deployed>, id: u64) -> Result<Started> {
+pub(crate) async fn start_deployed(
+    runtime: &ProcessRuntime,
+    deployed: &Arc<Deployed>,
+    id: u64,
+) -> Result<Started> {
     let (request, logs, events) = request(deployed, id);
     let instance = runtime.start(request).await?;
     Ok(Started { instance, logs, events })
