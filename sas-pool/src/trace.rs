@@ -44,7 +44,9 @@ pub use calls::{Call, Calls};
 pub use demand::{Demand, Series};
 pub use error::TraceError;
 pub use functions::{Function, Functions};
-pub use score::{CapacityScore, KeepAliveScore, KeepAliveTotals, miss_at, replay_capacity, replay_keep_alive, replay_sizes};
+pub use score::{
+    CapacityScore, KeepAliveScore, KeepAliveTotals, miss_at, replay_capacity, replay_keep_alive, replay_sizes,
+};
 
 use std::io::BufRead;
 
@@ -76,7 +78,9 @@ pub fn open<R: BufRead>(input: R) -> Result<Trace<R>, TraceError> {
         ["fid", .., "counts"] | ["app", .., "containers_per_min"] => {
             Ok(Trace::Functions(Functions::new(lines, columns)?))
         }
-        ["app", "func", "end_timestamp", "duration"] | ["t_ms", ..] => Ok(Trace::Calls(Calls::new(lines, columns))),
+        ["app", "func", "end_timestamp", "duration"] | ["t_ms", ..] => {
+            Ok(Trace::Calls(Calls::new(lines, columns)))
+        }
         ["minute" | "t_sec", _, ..] | ["req"] => Ok(Trace::Demand(Demand::new(lines, columns))),
         _ => Err(TraceError::at(1, "header", &columns.join(","), "one of the formats that trace.rs lists")),
     }

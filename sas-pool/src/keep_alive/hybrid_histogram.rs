@@ -36,7 +36,7 @@ impl HybridHistogram {
     pub fn new(fall_back: Duration) -> Result<Self, SpecErrors> {
         let seconds = fall_back.as_secs();
         match u16::try_from(seconds / 60) {
-            Ok(minutes @ 1..=1_440) if seconds % 60 == 0 && fall_back.subsec_nanos() == 0 => {
+            Ok(minutes @ 1..=1_440) if seconds.is_multiple_of(60) && fall_back.subsec_nanos() == 0 => {
                 Ok(Self { fall_back: minutes, revisions: HashMap::new() })
             }
             _ => {

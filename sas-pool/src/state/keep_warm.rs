@@ -62,11 +62,43 @@ impl State {
         let active = &mut self.actives[a as usize];
         active.sleep = None;
         if active.leases == 0 && active.waiting() == 0 {
+            if self.plan_goes_on(core, a, key, now, fx) {
+                return;
+            }
+            let active = &mut self.actives[a as usize];
             active.decided = 0;
             active.raised = 0;
             self.shrink(core, a, false, now, fx);
             self.rest(now, a, fx);
         }
+    }
+
+    /// A plan ended without a call: whether the policy keeps the revision warm on. When it does not, it may say when to
+    /// wake it instead.
+    fn plan_goes_on(
+        &mut self,
+        core: &Core,
+        a: u32,
+        key: RevisionKey,
+        now: u64,
+        fx: &mut Effects,
+    ) -> bool {
+        if self.closed || self.wakes.contains_key(&key) {
+            return false;
+        }
+        let wall = core.config.clock.now();
+        let Some(keep) = core.with_policy(|policy| policy.unused(key, wall)) else { return false };
+        let at = |time: Timestamp| now.saturating_add(nanos(time.since(wall)));
+        if let (Some(wake), Some(until)) = (keep.wake_at, keep.wake_until) {
+            let timer = self.timers.set(at(wake), Timer::Wake(key));
+            self.wakes.insert(key, (timer, at(until).max(at(wake))));
+            fx.arm(at(wake));
+        }
+        let goes_on = keep.sleep_at > wall;
+        if goes_on {
+            self.sleep_later(a, key, at(keep.sleep_at), fx);
+        }
+        goes_on
     }
 
     /// A call is expected soon.

@@ -39,8 +39,8 @@ pub fn replay_keep_alive(
         let mut now = call;
         let mut plan = policy.idle(revision, at(call));
         while let Some(ends) = spans.add(now, &plan) {
-            now = ends;
-            plan = policy.unused(revision, at(now));
+            now = ends.as_secs().div_euclid(60) - start;
+            plan = policy.unused(revision, ends);
         }
         score.waste += spans.waste;
         if end.is_some() && !spans.warm {
@@ -63,19 +63,19 @@ struct Spans {
 }
 
 impl Spans {
-    /// Counts what `plan`, made at `now`, keeps warm. When it ends before the next call: the minute in which it does.
-    fn add(&mut self, now: i64, plan: &KeepAlive) -> Option<i64> {
-        let last = |time: Timestamp| time.as_secs().div_euclid(60) - self.start;
-        let first = |time: Timestamp| (time.as_secs() + 59).div_euclid(60) - self.start;
+    /// Counts what `plan`, made in minute `now`, keeps warm. When it ends before the next call: the time at which it does.
+    fn add(&mut self, now: i64, plan: &KeepAlive) -> Option<Timestamp> {
+        let start = self.start;
+        let last = |time: Timestamp| time.as_secs().div_euclid(60) - start;
+        let first = |time: Timestamp| (time.as_secs() + 59).div_euclid(60) - start;
         let sleep = last(plan.sleep_at);
-        let mut ends = (sleep > now).then_some(sleep);
-        let wake = plan.wake_at.map(|wake| (first(wake), plan.wake_until.map_or(i64::MAX, last)));
         self.span(now + 1, sleep);
-        if let Some((from, to)) = wake {
-            self.span(from.max(now + 1), to);
-            ends = (to > now).then_some(to);
-        }
-        ends.filter(|&ends| ends < self.until)
+        let Some(wake) = plan.wake_at else {
+            return (sleep > now && sleep < self.until).then_some(plan.sleep_at);
+        };
+        let until = plan.wake_until.unwrap_or(Timestamp(i64::MAX));
+        self.span(first(wake).max(now + 1), last(until));
+        (last(until) > now && last(until) < self.until).then_some(until)
     }
 
     fn span(&mut self, from: i64, to: i64) {
@@ -133,10 +133,14 @@ impl KeepAliveTotals {
         ratios.sort_by(|left, right| left.0.total_cmp(&right.0));
         let goal = 0.75 * ratios.iter().map(|&(_, weight)| weight).sum::<f64>();
         let mut sum = 0.0;
-        ratios.iter().find(|&&(_, weight)| {
-            sum += weight;
-            sum >= goal
-        }).or(ratios.last()).map(|&(ratio, _)| ratio)
+        ratios
+            .iter()
+            .find(|&&(_, weight)| {
+                sum += weight;
+                sum >= goal
+            })
+            .or(ratios.last())
+            .map(|&(ratio, _)| ratio)
     }
 }
 
@@ -183,11 +187,7 @@ pub fn replay_capacity(policy: &mut dyn CapacityPolicy, series: &Series, from: u
 }
 
 /// The same, telling slot, demand and size of each.
-pub fn replay_sizes(
-    policy: &mut dyn CapacityPolicy,
-    series: &Series,
-    mut each: impl FnMut(usize, u32, u32),
-) {
+pub fn replay_sizes(policy: &mut dyn CapacityPolicy, series: &Series, mut each: impl FnMut(usize, u32, u32)) {
     let mut size = 0;
     let length = i64::try_from(series.slot.as_nanos()).unwrap_or(i64::MAX);
     let mut now = Timestamp(length.saturating_mul(i64::try_from(series.first).unwrap_or(i64::MAX)));

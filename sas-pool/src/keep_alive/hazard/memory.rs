@@ -175,7 +175,7 @@ impl Memory {
     fn within(&self, age: usize, span: usize) -> usize {
         let bits = span.saturating_sub(age).min(RECENT);
         let whole: u32 = self.recent[..bits / 64].iter().map(|word| word.count_ones()).sum();
-        let rest = if bits % 64 == 0 { 0 } else { (self.recent[bits / 64] << (64 - bits % 64)).count_ones() };
+        let rest = if bits.is_multiple_of(64) { 0 } else { (self.recent[bits / 64] << (64 - bits % 64)).count_ones() };
         (whole + rest) as usize
     }
 
@@ -235,7 +235,7 @@ impl Memory {
                 }
             }
             _ if age == usual + 1 => 4,
-            _ if age % usual == 0 => 5,
+            _ if age.is_multiple_of(usual) => 5,
             _ => 6,
         };
         let levels = [
