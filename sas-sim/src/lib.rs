@@ -22,9 +22,11 @@ pub mod runtime;
 mod shrink;
 pub mod store;
 mod watch;
+mod what_if;
 mod world;
 
 pub use shrink::shrink;
+pub use what_if::{Setup, Summary, what_if};
 pub use world::{Outcome, Violation, run, run_seed, run_told};
 
 /// A bug to plant, one for each invariant, to see that it is found.

@@ -21,10 +21,14 @@
 //! |---|---|
 //! | [`runtime`], [`pool`], [`router`], [`scaler`], [`store`], [`trigger`], [`logs`], [`meter`] | the suite of each trait |
 //! | [`fake`] | stand-ins for every trait, scripted by tests |
+//! | [`load`] | an open-loop load generator, and a ledger that pairs each request with its answer |
+//! | [`fault`] | killing and pausing real processes, closed ports |
 
 mod check;
 mod client;
 pub mod fake;
+pub mod fault;
+pub mod load;
 pub mod logs;
 pub mod meter;
 pub mod pool;
