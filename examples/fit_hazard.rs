@@ -39,11 +39,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         Trace::Calls(calls) => calls.per_minute()?,
         Trace::Demand(_) => return Err("that trace does not tell functions apart".into()),
     };
-    let rows: Vec<_> = rows.into_iter().enumerate().filter(|&(row, _)| keep(row)).map(|(_, row)| row).collect();
+    let rows: Vec<_> =
+        rows.into_iter().enumerate().filter(|&(row, _)| keep(row)).map(|(_, row)| row).collect();
     let table = HazardTable::fit(&rows, &Fit::default());
     let (bias, weights) = table.weights();
     let mut out = std::io::stdout().lock();
-    writeln!(out, "//! Fitted by `examples/fit_hazard.rs`; see `docs/policies.md`. Not to be edited by hand.\n")?;
+    writeln!(
+        out,
+        "//! Fitted by `examples/fit_hazard.rs`; see `docs/policies.md`. Not to be edited by hand.\n"
+    )?;
     writeln!(out, "use super::memory::CELLS;\n")?;
     writeln!(out, "pub(super) const BIAS: i32 = {bias};\n")?;
     writeln!(out, "#[rustfmt::skip]\npub(super) static WEIGHTS: [i8; CELLS] = [")?;

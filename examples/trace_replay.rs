@@ -41,8 +41,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         let stem = stem.split('.').next().unwrap_or(stem);
         match load(path)? {
             Loaded::Functions(rows) => {
-                let scored: Vec<_> =
-                    rows.iter().enumerate().filter(|(row, _)| options.scores(*row)).map(|(_, row)| row).collect();
+                let scored: Vec<_> = rows
+                    .iter()
+                    .enumerate()
+                    .filter(|(row, _)| options.scores(*row))
+                    .map(|(_, row)| row)
+                    .collect();
                 keep_alive(&scored, &options.out.join(format!("{stem}-keep-alive.svg")))?;
             }
             Loaded::Demand(series) => {
@@ -140,7 +144,11 @@ fn capacity(series: &[Series], day: Option<u64>, path: &Path) -> Result<(), Box<
     let Some(first) = series.first() else { return Err("a trace without a series".into()) };
     let from = scored_from(first, day);
     if from >= first.demand.len() {
-        return Err(format!("--day: the trace has {} slots, and scoring would begin at {from}", first.demand.len()).into());
+        return Err(format!(
+            "--day: the trace has {} slots, and scoring would begin at {from}",
+            first.demand.len()
+        )
+        .into());
     }
     let names: Vec<_> = series.iter().map(|series| format!("{:>12}", series.name)).collect();
     println!("{:<28}{}   missed, where half of the demand is held idle", "law", names.concat());

@@ -12,7 +12,10 @@ use sas_core::{CapacityPolicy, KeepAlivePolicy, RevisionKey};
 use sas_pool::{
     capacity::{FastUpSlowDown, HoltWinters, MovingAverage, Seasonal, SeasonalConfig},
     keep_alive::{Fixed, Hazard, HazardConfig, HybridHistogram},
-    trace::{self, CapacityScore, Function, KeepAliveTotals, Series, Trace, miss_at, replay_capacity, replay_keep_alive},
+    trace::{
+        self, CapacityScore, Function, KeepAliveTotals, Series, Trace, miss_at, replay_capacity,
+        replay_keep_alive,
+    },
 };
 
 /// A trace as the two replays take it.
@@ -104,7 +107,8 @@ const SCALES: &[f64] = &[-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.
 
 /// The baselines and, last, the default; seasons are an hour and a day of slots.
 pub fn laws(slot: Duration) -> Vec<Law> {
-    let slots = |seconds: u64| usize::try_from(seconds / slot.as_secs().max(1)).unwrap_or(2).clamp(2, 100_000);
+    let slots =
+        |seconds: u64| usize::try_from(seconds / slot.as_secs().max(1)).unwrap_or(2).clamp(2, 100_000);
     let (hour, day) = (slots(3_600), slots(86_400));
     let expected = "parameters in range";
     vec![
@@ -131,7 +135,9 @@ pub fn laws(slot: Duration) -> Vec<Law> {
         Law {
             name: "seasonal",
             grid: SCALES,
-            make: Box::new(|k| Box::new(Seasonal::new(SeasonalConfig::with_head_room(k)).expect("head-rooms in range"))),
+            make: Box::new(|k| {
+                Box::new(Seasonal::new(SeasonalConfig::with_head_room(k)).expect("head-rooms in range"))
+            }),
         },
     ]
 }

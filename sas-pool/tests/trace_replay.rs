@@ -43,7 +43,8 @@ fn a_fixed_keep_alive_scores_as_its_definition() {
         for row in functions().iter().filter(|row| !row.active.is_empty()) {
             let end = u64::from(row.minutes - 1 - row.active.last().unwrap().0);
             let cold = 1 + gaps(row).iter().filter(|&&gap| gap > keep).count() as u64;
-            let idle: u64 = gaps(row).iter().map(|&gap| if gap <= keep { keep.min(gap - 1) } else { keep }).sum();
+            let idle: u64 =
+                gaps(row).iter().map(|&gap| if gap <= keep { keep.min(gap - 1) } else { keep }).sum();
             let mut policy = Fixed::new(Duration::from_secs(60 * keep));
             assert_eq!(replay(&mut policy, row), (cold, idle + keep.min(end)), "{} at {keep}", row.id);
         }
@@ -108,7 +109,12 @@ fn hazard_meets_fewer_cold_starts_than_ten_minutes_and_than_the_histogram() {
     let (ours, histogram) = (totals(&mut hazard), totals(&mut HybridHistogram::default()));
     let ten = totals(&mut Fixed::new(Duration::from_secs(600)));
     assert!(ours.cold() < 0.6 * ten.cold(), "{} {}", ours.cold(), ten.cold());
-    assert!(ours.waste() < 1.2 * histogram.waste() && ours.cold() < 0.8 * histogram.cold(), "{} {}", ours.waste(), histogram.waste());
+    assert!(
+        ours.waste() < 1.2 * histogram.waste() && ours.cold() < 0.8 * histogram.cold(),
+        "{} {}",
+        ours.waste(),
+        histogram.waste()
+    );
     assert!(hazard.bytes() <= 41 * 400, "{} bytes for 41 functions", hazard.bytes());
 }
 
@@ -210,15 +216,35 @@ fn a_broken_row_is_refused_with_its_line() {
         ("minute,R1\n5,1\n5,2\n".into(), 3, "line 3: minute: `5` should be later than 5"),
         ("req\n1\n\n2\n".into(), 3, "line 3: row: `` should be a row, not a blank line"),
         ("req\n99999999999\n".into(), 2, "line 2: req: `99999999999` should be a whole number"),
-        (format!("{functions}a,A,,0,3,1,4,1 z1 3\nb,A,,0,3,1,4,1 z2 3\n"), 3, "should be 3 minutes long, not 4"),
-        (format!("{functions}a,A,,0,3,1,5,1 z1 3\n"), 2, "line 2: total: `5` should be 4, the sum of the counts"),
-        (format!("{functions}a,A,,0,3,-1,4,1 z1 3\n"), 2, "line 2: weight: `-1` should be a number of at least 0"),
+        (
+            format!("{functions}a,A,,0,3,1,4,1 z1 3\nb,A,,0,3,1,4,1 z2 3\n"),
+            3,
+            "should be 3 minutes long, not 4",
+        ),
+        (
+            format!("{functions}a,A,,0,3,1,5,1 z1 3\n"),
+            2,
+            "line 2: total: `5` should be 4, the sum of the counts",
+        ),
+        (
+            format!("{functions}a,A,,0,3,-1,4,1 z1 3\n"),
+            2,
+            "line 2: weight: `-1` should be a number of at least 0",
+        ),
         (format!("{functions}a,A,,0,3,1,4,1 z0 3\n"), 2, "line 2: counts: `z0` should be `v`, `v*N` or `zN`"),
         (format!("{functions}a,A,,0,3,1,4,1*z 3\n"), 2, "line 2: counts: `1*z` should be"),
-        (format!("{functions}a,A,,0,3,1,4,z4000000000 3\n"), 2, "line 2: counts: `z4000000000` should be at most"),
+        (
+            format!("{functions}a,A,,0,3,1,4,z4000000000 3\n"),
+            2,
+            "line 2: counts: `z4000000000` should be at most",
+        ),
         ("fid,counts\n".into(), 1, "line 1: header: `fid,counts` should be a header with a column `total`"),
         ("t_ms,tokens\n1.5,2\nNaN,2\n".into(), 3, "line 3: t_ms: `NaN` should be a number of at least 0"),
-        ("app,func,end_timestamp,duration\na,b,5\n".into(), 2, "line 2: row: `a,b,5` should be a row of 4 fields"),
+        (
+            "app,func,end_timestamp,duration\na,b,5\n".into(),
+            2,
+            "line 2: row: `a,b,5` should be a row of 4 fields",
+        ),
     ];
     for (text, line, message) in table {
         let error = refusal(&text);

@@ -130,7 +130,10 @@ fn a_value_out_of_its_range_is_refused_by_name() {
     let mut config = HazardConfig::with_threshold(0.0);
     config.lead_seconds = 60;
     let errors = Hazard::new(&config).unwrap_err().to_string();
-    assert!(errors.contains("threshold") && errors.contains("leadSeconds") && errors.contains("60"), "{errors}");
+    assert!(
+        errors.contains("threshold") && errors.contains("leadSeconds") && errors.contains("60"),
+        "{errors}"
+    );
     let errors = HybridHistogram::new(Duration::from_millis(90_500)).unwrap_err().to_string();
     assert!(errors.contains("fallBack") && errors.contains("90.5s"), "{errors}");
 }

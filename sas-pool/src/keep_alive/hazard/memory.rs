@@ -175,7 +175,11 @@ impl Memory {
     fn within(&self, age: usize, span: usize) -> usize {
         let bits = span.saturating_sub(age).min(RECENT);
         let whole: u32 = self.recent[..bits / 64].iter().map(|word| word.count_ones()).sum();
-        let rest = if bits.is_multiple_of(64) { 0 } else { (self.recent[bits / 64] << (64 - bits % 64)).count_ones() };
+        let rest = if bits.is_multiple_of(64) {
+            0
+        } else {
+            (self.recent[bits / 64] << (64 - bits % 64)).count_ones()
+        };
         (whole + rest) as usize
     }
 
