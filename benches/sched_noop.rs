@@ -407,7 +407,10 @@ fn a3() {
     let (rate, least, most) = spread(&mut by_wall);
     row(
         "a3 completed by another process, batched",
-        &format!("{rate:.0} k/s [{least:.0} .. {most:.0}], {:.0} k/s of this process's CPU", spread(&mut by_cpu).0),
+        &format!(
+            "{rate:.0} k/s [{least:.0} .. {most:.0}], {:.0} k/s of this process's CPU",
+            spread(&mut by_cpu).0
+        ),
         "≥ 100 k/s",
     );
 }
@@ -467,7 +470,8 @@ fn a4() {
     let (mut p50s, mut p99s, mut p999s) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..RUNS {
         let mut latencies: Vec<u64> = tokio.block_on(async {
-            let world = Arc::new(world(Arc::new(Slow(Duration::from_millis(40))), REVISIONS, 1, IdleRule::AtOnce));
+            let world =
+                Arc::new(world(Arc::new(Slow(Duration::from_millis(40))), REVISIONS, 1, IdleRule::AtOnce));
             let schedule = arrivals(200 + run as u64, 10_000.0, 20_000);
             let begin = Instant::now();
             let mut requests = JoinSet::new();
@@ -544,8 +548,11 @@ fn burst() {
         "≤ 200 µs",
     );
 
-    let workers =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let workers = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let mut times = Vec::new();
     for _ in 0..101 {
         let time = workers.block_on(async {
@@ -567,5 +574,9 @@ fn burst() {
         times.push(time);
     }
     let (time, least, most) = spread(&mut times);
-    row("   the same, two workers, a task each", &format!("{time:.0} µs [{least:.0} .. {most:.0}] of 101"), "");
+    row(
+        "   the same, two workers, a task each",
+        &format!("{time:.0} µs [{least:.0} .. {most:.0}] of 101"),
+        "",
+    );
 }

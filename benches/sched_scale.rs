@@ -10,7 +10,9 @@ use std::{sync::Arc, time::Duration};
 
 use sas_core::Pool as _;
 use sas_pool::config::IdleRule;
-use sched::{Counting, Draws, Noop, context, cpu_time, live_bytes, now_or_panic, peak_rss_mib, row, spread, world};
+use sched::{
+    Counting, Draws, Noop, context, cpu_time, live_bytes, now_or_panic, peak_rss_mib, row, spread, world,
+};
 use tokio::time::Instant;
 
 #[global_allocator]
@@ -46,7 +48,10 @@ fn main() {
             }
             row(
                 &format!("{revisions} revisions, {law}"),
-                &format!("{median:.0} ns a cycle [{least:.0} .. {least_most:.0}], {:.2} × 1 k", median / small),
+                &format!(
+                    "{median:.0} ns a cycle [{least:.0} .. {least_most:.0}], {:.2} × 1 k",
+                    median / small
+                ),
                 &target,
             );
         }

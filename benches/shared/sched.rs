@@ -1,6 +1,11 @@
 //! What the scheduling benches share: a counting allocator, clocks, a runtime whose starts do nothing, and the real
 //! router, pool and scaler around it.
-#![allow(dead_code, reason = "each bench uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "a module of benches, each of which uses a part of it"
+)]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},

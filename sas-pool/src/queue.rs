@@ -50,13 +50,16 @@ impl Waiter {
     }
 }
 
+/// The waiters of one priority: slots and their generations.
+type Level = (u8, VecDeque<(u32, u32)>);
+
 /// The waiters of one revision: higher priorities first, first come first served within one.
 ///
 /// A waiter that leaves is only marked (its slot in the waiters' slab changes generation), and skipped when its turn
 /// comes; `live` counts those that are still there, and the lists are compacted when most entries are dead.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
-    levels: SmallVec<[(u8, VecDeque<(u32, u32)>); 1]>,
+    levels: SmallVec<[Level; 1]>,
     live: u32,
     entries: u32,
 }

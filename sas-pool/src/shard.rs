@@ -242,12 +242,7 @@ impl Shard {
 
     /// Does what is due, and says when the next is.
     pub(crate) fn expire(&self) -> u64 {
-        if self.state.lock().timers.next() == u64::MAX {
-            return u64::MAX;
-        }
-        self.with(|state, core, fx| state.expire(core, fx));
-        let next = self.state.lock().timers.next();
-        next
+        self.with(|state, core, fx| state.expire(core, fx))
     }
 
     /// Stops idle instances for somebody who waits for a budget.

@@ -50,7 +50,7 @@ impl Shard {
         let shard = self.me();
         let ended = self.core.ended.clone();
         self.core.spawn(async move {
-            let guard = Guard { shard: &*shard, id, armed: true };
+            let guard = Guard { shard: &shard, id, armed: true };
             let made = tokio::select! {
                 biased;
                 made = work => made,

@@ -1,3 +1,4 @@
+#![cfg(not(loom))]
 //! The suite for pools against [`InstancePool`].
 
 use std::time::Duration;

@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn failures_in_a_row_eject_and_each_time_for_longer() {
         let mut record = Outliers::default();
-        let mut fail = |record: &mut Outliers| record.observe(&CONFIG, Outcome::Failed, 4, 0);
+        let fail = |record: &mut Outliers| record.observe(&CONFIG, Outcome::Failed, 4, 0);
         assert_eq!([fail(&mut record), fail(&mut record)], [None, None]);
         assert_eq!(record.observe(&CONFIG, Outcome::Ok, 4, 0), None);
         let out: Vec<_> = (0..9).filter_map(|_| fail(&mut record)).map(|time| time.as_secs()).collect();
