@@ -35,7 +35,7 @@ use sas_pool::{InstancePool, PoolConfig, config::IdleRule};
 use sas_router::{Gateway, GatewayConfig, RouteTable, Server, ServerConfig};
 use sas_runtime_wasm::{CallLimits, WasmConfig, WasmRuntime};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::Instant,
 };
@@ -144,11 +144,13 @@ async fn serve(d1: bool) {
         .await
         .expect("a free port");
     say(&server.local_addr().to_string());
-    // Each line on standard input is answered with the starts so far.
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
-    while let Ok(Some(_)) = lines.next_line().await {
-        say(&runtime.starts.load(Ordering::Relaxed).to_string());
-    }
+    // Each line on standard input is answered with the starts so far. A thread of its own, which sleeps meanwhile.
+    std::thread::spawn(move || {
+        for _ in std::io::stdin().lines().map_while(std::result::Result::ok) {
+            say(&runtime.starts.load(Ordering::Relaxed).to_string());
+        }
+    });
+    std::future::pending::<()>().await;
 }
 
 fn say(line: &str) {
@@ -609,7 +611,8 @@ async fn functions(count: usize) {
 async fn soak(time: Duration) {
     let limits =
         CallLimits { cpu: Duration::from_millis(20), memory_bytes: 16 << 20, ..CallLimits::default() };
-    let runtime = Arc::new(WasmRuntime::new(WasmConfig { limits, ..WasmConfig::default() }).expect("a runtime"));
+    let runtime =
+        Arc::new(WasmRuntime::new(WasmConfig { limits, ..WasmConfig::default() }).expect("a runtime"));
     let source = Source::Bytes { name: "probe.wat".into(), bytes: PROBE.into() };
     let start = deployed(&runtime, RevisionSpec::new("wasm", source)).await;
     let instance = runtime.try_start(&start).expect("at once").expect("a start");

@@ -42,7 +42,7 @@ impl FilesGuest {
         output: Shared<Output>,
     ) -> Self {
         let stdin = Stdin::new(body, &request.headers);
-        let variables = environment(sandbox.instance.declared(), &request, stdin.length);
+        let variables = environment(sandbox.instance().declared(), &request, stdin.length);
         let mut builder = sandbox.builder();
         for variable in variables.bytes.split(|byte| *byte == 0) {
             if let Some((name, value)) = String::from_utf8_lossy(variable).split_once('=') {

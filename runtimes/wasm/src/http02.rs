@@ -38,7 +38,8 @@ pub(crate) struct HttpGuest {
 
 impl HttpGuest {
     pub(crate) fn new(sandbox: Sandbox, meter: Arc<Meter>) -> Self {
-        let function = sandbox.instance.function();
+        let instance = sandbox.instance();
+        let function = instance.function();
         let outbound =
             Outbound { options: Arc::clone(&function.options), tls: Arc::clone(&function.host.tls) };
         Self {
@@ -115,7 +116,7 @@ pub(crate) async fn serve(
             warm
         }
         None => {
-            let guest = HttpGuest::new(Sandbox::new(instance, id), meter);
+            let guest = HttpGuest::new(Sandbox::new(&instance, id), meter);
             let mut store = store(pre.engine(), guest, |guest| &mut guest.limiter);
             let proxy = pre.instantiate_async(&mut store).await?;
             Warm { store, proxy, served: 0, born: Instant::now(), place: None }

@@ -1,7 +1,10 @@
 //! What bytes are, and whether the compiler should see them at all.
 
 use sas_core::{Error, ErrorKind, Result};
-use wasmparser::{Parser, Payload};
+use wasmparser::{
+    ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, ComponentTypeRef,
+    Parser, Payload,
+};
 
 use crate::{
     config::{CompileLimits, WasmConfig},
@@ -70,20 +73,20 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
         ))
     };
     let mut component = false;
-    let mut depth = 0_u32;
+    let mut frames = vec![Frame::default()];
     let mut nested = 0_u32;
     let mut exports = Vec::new();
     let mut foreign = Vec::new();
     for payload in Parser::new(0).parse_all(binary) {
         let payload = payload.map_err(broken)?;
         let counted = match &payload {
-            Payload::Version { encoding, .. } if depth == 0 => {
+            Payload::Version { encoding, .. } if frames.len() == 1 => {
                 component = *encoding == wasmparser::Encoding::Component;
                 None
             }
             Payload::TypeSection(section) => Some(("types", section.count())),
             Payload::ImportSection(section) => {
-                if depth == 0 && section.count() <= limits.entities {
+                if frames.len() == 1 && section.count() <= limits.entities {
                     for import in section.clone().into_imports() {
                         let import = import.map_err(broken)?;
                         if !preview1::provides(import.module, import.name) {
@@ -101,10 +104,15 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
             Payload::DataSection(section) => Some(("data segments", section.count())),
             Payload::ComponentTypeSection(section) => Some(("component types", section.count())),
             Payload::ComponentImportSection(section) => {
-                if depth == 0 && section.count() <= limits.entities {
+                for import in section.clone() {
+                    if matches!(import.map_err(broken)?.ty, ComponentTypeRef::Component(_)) {
+                        return Err(opaque());
+                    }
+                }
+                if frames.len() == 1 && section.count() <= limits.entities {
                     for import in section.clone() {
                         let import = import.map_err(broken)?;
-                        let is_type = matches!(import.ty, wasmparser::ComponentTypeRef::Type(_));
+                        let is_type = matches!(import.ty, ComponentTypeRef::Type(_));
                         if !is_type && !is_provided(import.name.name) {
                             foreign.push(import.name.name.to_owned());
                         }
@@ -112,14 +120,50 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
                 }
                 Some(("component imports", section.count()))
             }
-            Payload::ComponentInstanceSection(section) => Some(("component instances", section.count())),
-            Payload::ComponentAliasSection(section) => Some(("aliases", section.count())),
+            Payload::ComponentInstanceSection(section) => {
+                for instance in section.clone() {
+                    if let ComponentInstance::Instantiate { component_index, .. } =
+                        instance.map_err(broken)?
+                    {
+                        instantiate(&mut frames, component_index, limits.nested)?;
+                    }
+                }
+                Some(("component instances", section.count()))
+            }
+            Payload::ComponentAliasSection(section) => {
+                for alias in section.clone() {
+                    match alias.map_err(broken)? {
+                        ComponentAlias::InstanceExport { kind: ComponentExternalKind::Component, .. } => {
+                            return Err(opaque());
+                        }
+                        ComponentAlias::Outer { kind: ComponentOuterAliasKind::Component, count, index } => {
+                            let size = size_of(&frames, count, index);
+                            define(&mut frames, size);
+                        }
+                        _ => {}
+                    }
+                }
+                Some(("aliases", section.count()))
+            }
             Payload::ComponentCanonicalSection(section) => Some(("canonical functions", section.count())),
-            Payload::InstanceSection(section) => Some(("instances", section.count())),
+            Payload::InstanceSection(section) => {
+                if let Some(frame) = frames.last_mut() {
+                    frame.instances = frame.instances.saturating_add(section.count().into());
+                }
+                Some(("instances", section.count()))
+            }
             Payload::ComponentExportSection(section) => {
-                if depth == 0 {
+                if frames.len() == 1 {
                     for export in section.clone() {
                         exports.push(export.map_err(broken)?.name.name.to_owned());
+                    }
+                }
+                // What is exported gets another number, too.
+                for export in section.clone() {
+                    let export = export.map_err(broken)?;
+                    if export.kind == ComponentExternalKind::Component {
+                        let size = size_of(&frames, 0, export.index);
+                        define(&mut frames, size);
                     }
                 }
                 Some(("component exports", section.count()))
@@ -145,7 +189,8 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
                 None
             }
             Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
-                depth += 1;
+                let is_component = matches!(payload, Payload::ComponentSection { .. });
+                frames.push(Frame { is_component, ..Frame::default() });
                 nested += 1;
                 Some((
                     "nested modules and components",
@@ -153,7 +198,12 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
                 ))
             }
             Payload::End(_) => {
-                depth = depth.saturating_sub(1);
+                if frames.len() > 1
+                    && let Some(frame) = frames.pop()
+                    && frame.is_component
+                {
+                    define(&mut frames, frame.instances);
+                }
                 None
             }
             _ => None,
@@ -177,6 +227,52 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
         return Ok(Kind::Cgi);
     }
     kind_of_component(&exports)
+}
+
+/// A module or component that is being read.
+#[derive(Default)]
+struct Frame {
+    is_component: bool,
+    /// Instances that one instance of it makes, at any depth.
+    instances: u64,
+    /// The same of the components that it can name.
+    components: Vec<u64>,
+}
+
+/// The instances that one of a component makes. Unknown numbers are the compiler's to refuse.
+fn size_of(frames: &[Frame], outer: u32, index: u32) -> u64 {
+    let frame = frames.len().checked_sub(1 + outer as usize).and_then(|at| frames.get(at));
+    frame.and_then(|frame| frame.components.get(index as usize)).copied().unwrap_or(0)
+}
+
+fn define(frames: &mut [Frame], size: u64) {
+    if let Some(frame) = frames.last_mut() {
+        frame.components.push(size);
+    }
+}
+
+/// Components that instantiate components that do so again double with each level: the compiler unrolls all of it.
+fn instantiate(frames: &mut [Frame], index: u32, most: u32) -> Result<()> {
+    let size = size_of(frames, 0, index);
+    let Some(frame) = frames.last_mut() else { return Ok(()) };
+    frame.instances = frame.instances.saturating_add(1).saturating_add(size);
+    // A component makes a few instances of each module and component in it.
+    let most = u64::from(most).saturating_mul(16);
+    if frame.instances > most {
+        return Err(invalid(format!(
+            "source: its components make {} instances of each other: at most {most} are accepted \
+             (16 for each of WasmConfig.compile.nested)",
+            frame.instances
+        )));
+    }
+    Ok(())
+}
+
+/// What hides how many instances there will be. Composition tools put components inside instead.
+fn opaque() -> Error {
+    invalid(
+        "source: the code takes components as imports or out of instances: compose it so that they lie inside",
+    )
 }
 
 /// The depth at which a function's blocks pass `most`, if they do.

@@ -242,7 +242,7 @@ impl WasmInstance {
             Program::Cgi(program) => {
                 let (head, body) = request.into_parts();
                 let output = self.output(&head);
-                let sandbox = Sandbox::new(me, id);
+                let sandbox = Sandbox::new(&me, id);
                 let guest = CgiGuest {
                     limiter: sandbox.limiter(meter),
                     stdin: Stdin::new(body, &head.headers),
@@ -262,7 +262,7 @@ impl WasmInstance {
             Program::Files(program) => {
                 let (head, body) = request.into_parts();
                 let output = self.output(&head);
-                let guest = FilesGuest::new(&Sandbox::new(me, id), meter, head, body, Arc::clone(&output));
+                let guest = FilesGuest::new(&Sandbox::new(&me, id), meter, head, body, Arc::clone(&output));
                 let serving = files::serve(Arc::clone(program), guest);
                 (Box::pin(async move { serving.await.map(|()| None) }), Mouth::Cgi(output))
             }

@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -202,28 +205,25 @@ fn thread_cpu_ns() -> u64 {
 pub(crate) struct Limiter {
     limits: CallLimits,
     memory: u64,
-    pub(crate) meter: std::sync::Arc<Meter>,
-    pub(crate) instance: std::sync::Arc<WasmInstance>,
+    pub(crate) meter: Arc<Meter>,
+    /// Weak, because an instance may keep the sandbox that this limits.
+    instance: Weak<WasmInstance>,
 }
 
 impl Limiter {
-    pub(crate) fn new(
-        limits: CallLimits,
-        meter: std::sync::Arc<Meter>,
-        instance: std::sync::Arc<WasmInstance>,
-    ) -> Self {
+    pub(crate) fn new(limits: CallLimits, meter: Arc<Meter>, instance: Weak<WasmInstance>) -> Self {
         Self { limits, memory: 0, meter, instance }
     }
 
     /// A kept sandbox takes its next request: what it holds counts for that one from the start.
-    pub(crate) fn next_request(&mut self, meter: std::sync::Arc<Meter>) {
+    pub(crate) fn next_request(&mut self, meter: Arc<Meter>) {
         meter.grow(self.memory);
         self.meter = meter;
     }
 
     /// At the end of a tick: may the guest go on?
     pub(crate) fn tick(&self) -> Result<(), Limit> {
-        if self.instance.is_killed() {
+        if self.instance.upgrade().is_none_or(|instance| instance.is_killed()) {
             return Err(Limit::Stopped);
         }
         if u128::from(self.meter.running_cpu_ns()) >= self.limits.cpu.as_nanos() {
@@ -251,7 +251,9 @@ impl ResourceLimiter for Limiter {
         }
         self.memory = wanted;
         self.meter.grow(more);
-        self.instance.add_memory(more);
+        if let Some(instance) = self.instance.upgrade() {
+            instance.add_memory(more);
+        }
         Ok(true)
     }
 
@@ -270,6 +272,8 @@ impl ResourceLimiter for Limiter {
 
 impl Drop for Limiter {
     fn drop(&mut self) {
-        self.instance.remove_memory(self.memory);
+        if let Some(instance) = self.instance.upgrade() {
+            instance.remove_memory(self.memory);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
     time::Duration,
 };
@@ -27,37 +27,43 @@ use crate::{
 /// One request on one instance.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
-    pub(crate) instance: Arc<WasmInstance>,
+    /// Weak, because an instance may keep the sandbox.
+    instance: Weak<WasmInstance>,
     pub(crate) request: RequestId,
     stdout: Option<Shared<Lines>>,
     stderr: Option<Shared<Lines>>,
 }
 
 impl Sandbox {
-    pub(crate) fn new(instance: Arc<WasmInstance>, request: RequestId) -> Self {
-        Self { instance, request, stdout: None, stderr: None }
+    pub(crate) fn new(instance: &Arc<WasmInstance>, request: RequestId) -> Self {
+        Self { instance: Arc::downgrade(instance), request, stdout: None, stderr: None }
+    }
+
+    pub(crate) fn instance(&self) -> Arc<WasmInstance> {
+        self.instance.upgrade().expect("a guest works inside of a call, which holds its instance")
     }
 
     /// The sandbox is kept and takes another request.
     pub(crate) fn next_request(&mut self, request: RequestId) {
         self.request = request;
-        let budget = self.instance.function().options.limits.log_bytes;
+        let budget = self.instance().function().options.limits.log_bytes;
         for lines in [&self.stdout, &self.stderr].into_iter().flatten() {
             lines.lock().next_request(request, budget);
         }
     }
 
     pub(crate) fn limiter(&self, meter: Arc<Meter>) -> Limiter {
-        Limiter::new(self.instance.function().options.limits, meter, Arc::clone(&self.instance))
+        Limiter::new(self.instance().function().options.limits, meter, Weak::clone(&self.instance))
     }
 
     pub(crate) fn lines(&self, stream: LogStream) -> Lines {
-        let function = self.instance.function();
+        let instance = self.instance();
+        let function = instance.function();
         Lines::new(
-            Arc::clone(self.instance.logs()),
+            Arc::clone(instance.logs()),
             Arc::clone(&function.host.config.clock),
-            self.instance.key(),
-            self.instance.revision(),
+            instance.key(),
+            instance.revision(),
             self.request,
             stream,
             function.options.limits.log_bytes,
@@ -70,7 +76,7 @@ impl Sandbox {
         let stderr = Arc::new(Lock::new(self.lines(LogStream::Stderr)));
         let mut builder = self.builder();
         builder.stdout(LogStreamOut(Arc::clone(&stdout))).stderr(LogStreamOut(Arc::clone(&stderr)));
-        for (name, value) in self.instance.declared() {
+        for (name, value) in self.instance().declared() {
             builder.env(name, value);
         }
         self.stdout = Some(stdout);
@@ -80,7 +86,8 @@ impl Sandbox {
 
     /// Arguments, clocks and granted folders; no network.
     pub(crate) fn builder(&self) -> WasiCtxBuilder {
-        let function = self.instance.function();
+        let instance = self.instance();
+        let function = instance.function();
         let mut builder = WasiCtxBuilder::new();
         builder
             .allow_tcp(false)
@@ -104,10 +111,11 @@ impl Sandbox {
 }
 
 /// A store with its limits and its time slices.
-pub(crate) fn store<T: 'static>(engine: &Engine, data: T, limiter: fn(&mut T) -> &mut Limiter) -> Store<T>
-where
-    T: Limited,
-{
+pub(crate) fn store<T: Limited + 'static>(
+    engine: &Engine,
+    data: T,
+    limiter: fn(&mut T) -> &mut Limiter,
+) -> Store<T> {
     let mut store = Store::new(engine, data);
     store.limiter(move |data| limiter(data));
     store.set_epoch_deadline(1);

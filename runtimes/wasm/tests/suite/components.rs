@@ -73,6 +73,15 @@ async fn a_kept_sandbox_grows_old() {
 }
 
 #[tokio::test]
+async fn an_instance_that_is_let_go_without_a_stop_takes_its_kept_sandboxes_along() {
+    let stage = Stage::small();
+    let reused = stage.instance(&with(options::REUSE, "100")).await;
+    assert_eq!(ask(&*reused, get("/count")).await.1, "1");
+    drop(reused);
+    assert_eq!(stage.told.exits.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_sandbox_that_failed_is_never_kept() {
     let stage = Stage::small();
     let reused = stage.instance(&with(options::REUSE, "100")).await;

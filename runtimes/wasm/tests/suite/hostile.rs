@@ -160,6 +160,22 @@ async fn deep_nesting_in_text_and_code_is_an_error_and_no_overflow() {
 }
 
 #[tokio::test]
+async fn components_that_double_with_each_level_are_refused_before_they_are_unrolled() {
+    let stage = Stage::small();
+    let mut code = "(component (component)".to_owned();
+    for level in 0..60 {
+        let _ = write!(
+            code,
+            "(component (alias outer 1 {level} (component $c)) (instance (instantiate $c)) (instance (instantiate $c)))"
+        );
+    }
+    let error = stage.refusal(&spec(code + ")")).await;
+    assert!(error.contains("instances of each other"), "{error}");
+    let error = stage.refusal(&spec("(component (component (import \"c\" (component $c))))")).await;
+    assert!(error.contains("components as imports"), "{error}");
+}
+
+#[tokio::test]
 async fn huge_memories_and_tables_are_refused_at_deploy() {
     let stage = Stage::small();
     let start = "(func (export \"_start\"))";
