@@ -2,18 +2,18 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use sas_autoscale::{Driver, DriverConfig};
+use sas_autoscale::{Driver, DriverConfig, ScheduleParser};
 use sas_control::{
     Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, MemoryStore, Meter, RedbStore,
     manifest::ParseOptions,
 };
 use sas_core::{
-    Clock, Error, Handler, Invoker, Pool, Recorder, Router, Runtime, Scaler, Store, SystemClock, Triggers,
-    knative::Preset,
+    Clock, Error, ErrorKind, Handler, Invoker, Pool, Recorder, Router, Runtime, Scaler, Schedule, Store,
+    SystemClock, Triggers, knative::Preset,
 };
 use sas_pool::{InstancePool, PoolConfig};
 use sas_router::{Gateway, GatewayConfig, RouteTable, Server, ServerConfig};
-use sas_trigger::{TriggerHost, TriggerHostConfig};
+use sas_trigger::{CronSchedule, TriggerHost, TriggerHostConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::platform::{Parts, Platform};
@@ -40,6 +40,16 @@ pub enum BuildError {
         #[source]
         error: Error,
     },
+}
+
+/// How scaling schedules are read: as cron expressions, in UTC unless a zone is given.
+fn cron(expression: &str, zone: Option<&str>) -> Result<Arc<dyn Schedule>, Error> {
+    match CronSchedule::new(expression, zone.unwrap_or("UTC")) {
+        Ok(schedule) => Ok(Arc::new(schedule)),
+        Err(error) => {
+            Err(Error::new(ErrorKind::InvalidSpec, "schedule", error.to_string()).with_source(error))
+        }
+    }
 }
 
 fn part(part: &'static str) -> impl Fn(Error) -> BuildError {
@@ -135,7 +145,7 @@ impl PlatformBuilder {
         self
     }
 
-    /// Adds a scaler, known by its name, beside those of `sas-autoscale`.
+    /// Adds a scaler, known by its name, beside those of `sas-autoscale`; it replaces one of the same name.
     #[must_use]
     pub fn scaler(mut self, scaler: impl Scaler) -> Self {
         self.scalers.push(Arc::new(scaler));
@@ -330,8 +340,8 @@ impl PlatformBuilder {
         driver_config.sink = Arc::clone(&decisions) as _;
         driver_config.recorder = recorder.clone();
         driver_config.validate().map_err(|errors| BuildError::Config { part: "driver", errors })?;
-        let mut scalers = sas_autoscale::default_scalers();
-        scalers.extend(self.scalers);
+        let mut scalers = self.scalers;
+        scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
         let driver = Driver::new(Arc::clone(&pool) as Arc<dyn Pool>, scalers, driver_config);
 
         let mut admin = Admin::new(Arc::clone(&control));

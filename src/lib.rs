@@ -1,6 +1,9 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(feature = "inline", doc = include_str!("../README.md"))]
-#![cfg_attr(not(feature = "inline"), doc = "The facade of the `sas` serverless SDK; the README shows how to use it.")]
+#![cfg_attr(
+    not(feature = "inline"),
+    doc = "The facade of the `sas` serverless SDK; the README shows how to use it."
+)]
 
 mod builder;
 mod platform;

@@ -114,6 +114,9 @@ async fn no_request_is_lost_while_instances_are_killed() {
         })
         .await;
         assert_executed_once(&platform, &sent, revision);
+        if (cycle + 1) % 50 == 0 {
+            println!("{} cycles", cycle + 1);
+        }
     }
     println!(
         "{cycles} cycles: {sent_total} requests, {killed_total} instances killed, {failed_total} attributed to them"
