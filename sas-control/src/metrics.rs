@@ -71,6 +71,10 @@ impl Metrics {
         self.revisions.set(revisions as f64);
     }
 
+    pub(crate) fn services(&self, services: usize) {
+        self.services.set(services as f64);
+    }
+
     pub(crate) fn tested(&self, ok: bool) {
         self.test_runs[usize::from(ok)].increment(1);
     }

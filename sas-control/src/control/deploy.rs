@@ -1,0 +1,421 @@
+//! What people ask for: deploy, traffic, roll back, delete.
+
+use super::{Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_service, refused};
+use crate::manifest::{Manifest, ServiceManifest, TrafficTarget, parse};
+use crate::package;
+use crate::package::PackageStore;
+use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord, sha256};
+use sas_core::{Error, ErrorKind, Result, RevisionSpec, Source, SpecErrors, TenantKey};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+impl Control {
+    /// Reads manifests and applies each in turn.
+    ///
+    /// # Errors
+    /// `InvalidSpec` with every mistake of every manifest, before anything is done; later the first error, after
+    /// which the rest is not applied: `applied` tells what was.
+    pub async fn apply(self: &Arc<Self>, text: &str, applied: &mut Vec<Applied>) -> Result<()> {
+        let manifests = parse(text, &self.manifests).map_err(|errors| refused("manifest", errors))?;
+        self.apply_all(manifests, applied).await
+    }
+
+    /// Applies manifests that were read already, each in turn.
+    ///
+    /// # Errors
+    /// As [`Control::apply`].
+    pub async fn apply_all(
+        self: &Arc<Self>,
+        manifests: Vec<Manifest>,
+        applied: &mut Vec<Applied>,
+    ) -> Result<()> {
+        self.check_triggers(&manifests)?;
+        for manifest in manifests {
+            let done = match manifest {
+                Manifest::Service(service) => Applied::Service(self.deploy(*service).await?),
+                Manifest::Trigger(trigger) => Applied::Trigger(self.apply_trigger(*trigger).await?),
+            };
+            applied.push(done);
+        }
+        Ok(())
+    }
+
+    /// Deploys a service: stores what is wanted, prepares a new revision if the manifest describes one, and moves the
+    /// traffic. When the revision can't be prepared the service keeps what it had, and the revision's condition says
+    /// why.
+    ///
+    /// **Cancel safety:** what was stored is done all the same, at the latest by housekeeping.
+    ///
+    /// # Errors
+    /// `InvalidSpec` with fields for what can never run, `Unsupported` for what this platform has not,
+    /// `Conflict` when the revision's name is taken, `Exhausted` when the tenant has too many services, and whatever
+    /// the runtime's `prepare` gives.
+    pub async fn deploy(self: &Arc<Self>, manifest: ServiceManifest) -> Result<DeployOutcome> {
+        let began = Instant::now();
+        let deployed = self.deploy_inner(manifest).await;
+        self.metrics.deployed(deployed.is_ok(), began.elapsed());
+        self.metrics.services(self.services.read().len());
+        deployed
+    }
+
+    pub(super) async fn deploy_inner(self: &Arc<Self>, manifest: ServiceManifest) -> Result<DeployOutcome> {
+        self.open()?;
+        let path = format!("{}/{}", manifest.namespace, manifest.name);
+        manifest.validate().map_err(|errors| refused("deploy", errors))?;
+        let tenant = self.tenant(&manifest.namespace).await?;
+        // The runtime first: an image where there are no containers is refused for that, not for its volumes.
+        if let Err(mut error) = self.engine.runtime(&manifest.spec.runtime, tenant) {
+            if !manifest.unsupported.is_empty() {
+                // All at once: what else would be missing.
+                let mut errors = fields_of(&error);
+                errors.0.extend(manifest.unsupported.0);
+                error.source = Some(Box::new(errors));
+            }
+            return Err(error);
+        }
+        if !manifest.unsupported.is_empty() {
+            let message = format!("unsupported: {}", manifest.unsupported);
+            return Err(
+                Error::new(ErrorKind::Unsupported, "deploy", message).with_source(manifest.unsupported)
+            );
+        }
+        let (spec, package) =
+            self.pin(&manifest.spec).await.map_err(|error| at_annotation(error, &manifest))?;
+        let digest = identity(&spec, package.as_deref())?;
+
+        let changing = self.change(&path).await;
+        let before = self.live(&path).and_then(|live| live.record());
+        if before.is_none()
+            && let Some(most) = self.engine.edition().services_per_tenant
+            && tenant != TenantKey::default()
+            && self.records().iter().filter(|record| record.tenant == tenant).count() >= most
+        {
+            let message =
+                format!("namespace {} has {most} services, its quota; delete one first", manifest.namespace);
+            return Err(Error::new(ErrorKind::Exhausted, "deploy", message));
+        }
+        let now = self.clock.now();
+        let mut record = match &before {
+            Some(before) => ServiceRecord::clone(before),
+            None => ServiceRecord::new(&manifest.namespace, &manifest.name, tenant, now),
+        };
+        record.generation += 1;
+        record.labels = manifest.labels;
+        record.annotations = manifest.annotations;
+        record.cluster_local = manifest.cluster_local;
+        record.affinity = manifest.affinity;
+        record.placeholder = manifest.placeholder;
+        record.rollout = manifest.rollout;
+        let same = record.latest_created().filter(|latest| {
+            latest.digest == digest && manifest.revision.as_ref().is_none_or(|name| *name == latest.name)
+        });
+        let (revision, new_revision) = match same {
+            Some(latest) => (latest.name.clone(), false),
+            None => {
+                let name = match manifest.revision {
+                    Some(name) => match record.revision(&name) {
+                        Some(taken) if taken.digest != digest => {
+                            let problem = "names a revision that is there and differs; revisions never change: give another name, or none";
+                            let field = "spec.template.metadata.name";
+                            let mut error = invalid("deploy", field, &name, problem);
+                            error.kind = ErrorKind::Conflict;
+                            return Err(error);
+                        }
+                        _ => name,
+                    },
+                    None => {
+                        let (name, next) = record.next_name();
+                        record.next_number = next;
+                        name
+                    }
+                };
+                let known = record.revision(&name).is_some();
+                if !known {
+                    record.revisions.push(RevisionRecord {
+                        name: name.clone(),
+                        generation: record.generation,
+                        created_at: now,
+                        digest,
+                        package,
+                        artifact: None,
+                        labels: manifest.template_labels,
+                        annotations: manifest.template_annotations,
+                        spec: Arc::new(spec),
+                        state: RevisionState::Pending,
+                        notes: Vec::new(),
+                        retired_at: None,
+                    });
+                }
+                (name, !known)
+            }
+        };
+        // A revision that failed is tried again when it is asked for again.
+        if let Some(failed) = record.revision_mut(&revision)
+            && matches!(failed.state, RevisionState::Failed { .. })
+        {
+            failed.state = RevisionState::Pending;
+        }
+        record.traffic = manifest.traffic.unwrap_or_else(|| vec![TrafficTarget::latest()]);
+        check_targets(&record, &record.traffic, "spec.traffic", Some(&revision))?;
+        let record = self.save(&path, record, before.is_none()).await?;
+        tracing::info!(service = %path, revision, new_revision, "deployed");
+
+        self.settle(&path).await?;
+        drop(changing);
+        let record = self.live(&path).and_then(|live| live.record()).unwrap_or(record);
+        if let Some(RevisionRecord { state: RevisionState::Failed { reason, message, fields }, .. }) =
+            record.revision(&revision)
+        {
+            return Err(prepare_failed(reason, message, fields));
+        }
+        Ok(DeployOutcome { record, revision, created: before.is_none(), new_revision })
+    }
+
+    /// The spec with its package pinned, and the package's digest.
+    pub(super) async fn pin(&self, spec: &RevisionSpec) -> Result<(RevisionSpec, Option<String>)> {
+        let mut spec = spec.clone();
+        if let Source::Path(path) = &spec.source {
+            let absolute = std::path::absolute(path).map_err(|error| {
+                invalid("deploy", "sas.dev/package", path.display(), format!("is not a path: {error}"))
+            })?;
+            spec.source = Source::Path(absolute);
+        }
+        match (&spec.source, &self.packages) {
+            (Source::Path(_) | Source::Bytes { .. }, Some(packages)) => {
+                let (packages, source) = (packages.clone(), spec.source.clone());
+                let pinned = blocking(move || packages.pin(&source)).await?;
+                spec.source = pinned.source;
+                Ok((spec, Some(pinned.digest)))
+            }
+            (Source::Bytes { .. }, None) => {
+                let (packages, source) =
+                    (self.scratch.get_or_init(PackageStore::scratch).clone(), spec.source.clone());
+                let pinned = blocking(move || packages.pin(&source)).await?;
+                spec.source = pinned.source;
+                Ok((spec, Some(pinned.digest)))
+            }
+            (Source::Path(_), None) => {
+                let source = spec.source.clone();
+                let digest = blocking(move || package::digest(&source)).await?;
+                Ok((spec, digest))
+            }
+            _ => Ok((spec, None)),
+        }
+    }
+
+    /// Changes where the traffic of a service goes.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidSpec` for targets that name no ready revision of the service or do not add up to 100.
+    pub async fn set_traffic(
+        self: &Arc<Self>,
+        namespace: &str,
+        name: &str,
+        targets: Vec<TrafficTarget>,
+    ) -> Result<Arc<ServiceRecord>> {
+        self.open()?;
+        let path = format!("{namespace}/{name}");
+        let _changing = self.change(&path).await;
+        let before = self.record(namespace, name)?;
+        let sum: u32 = targets.iter().map(|target| target.percent).sum();
+        if sum != 100 {
+            return Err(invalid("traffic", "traffic", format!("{sum} %"), "the percents must add up to 100"));
+        }
+        check_targets(&before, &targets, "traffic", None)?;
+        let mut record = ServiceRecord::clone(&before);
+        record.generation += 1;
+        record.traffic = targets;
+        // Who sets the traffic by hand wants it now.
+        record.rolling = None;
+        let record = self.save(&path, record, false).await?;
+        self.settle(&path).await?;
+        Ok(self.live(&path).and_then(|live| live.record()).unwrap_or(record))
+    }
+
+    /// Sends all traffic to an earlier revision: the one that is named, or the one before the latest that is ready.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such revision, or none to go back to; otherwise as [`Control::set_traffic`].
+    pub async fn roll_back(
+        self: &Arc<Self>,
+        namespace: &str,
+        name: &str,
+        to: Option<&str>,
+    ) -> Result<Arc<ServiceRecord>> {
+        let record = self.record(namespace, name)?;
+        let target = match to {
+            Some(to) => record.revision(to),
+            None => {
+                let now = self.clock.now();
+                let shares = record.shares(now);
+                let current =
+                    shares.iter().max_by_key(|share| share.percent).map(|share| share.revision.as_str());
+                let at = record.revisions.iter().position(|r| Some(r.name.as_str()) == current);
+                let older = record.revisions.iter().take(at.unwrap_or(record.revisions.len()));
+                older.rev().find(|revision| revision.state == RevisionState::Ready)
+            }
+        };
+        let Some(target) = target else {
+            let message = match to {
+                Some(to) => format!("{namespace}/{name} has no revision {to}"),
+                None => format!("{namespace}/{name} has no earlier revision that is ready"),
+            };
+            return Err(Error::new(ErrorKind::NotFound, "roll back", message));
+        };
+        let tags = record.traffic.iter().filter(|target| target.tag.is_some()).cloned().map(|mut tagged| {
+            tagged.percent = 0;
+            tagged
+        });
+        let targets =
+            std::iter::once(TrafficTarget::revision(target.name.clone(), 100)).chain(tags).collect();
+        self.set_traffic(namespace, name, targets).await
+    }
+
+    /// Deletes a service with all its revisions. Requests that it has are finished in the background.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when another control plane changed it; `Unavailable` when the store fails.
+    pub async fn delete(self: &Arc<Self>, namespace: &str, name: &str) -> Result<()> {
+        self.open()?;
+        let path = format!("{namespace}/{name}");
+        let _changing = self.change(&path).await;
+        let live = self.live(&path).ok_or_else(|| no_service(&path))?;
+        let (record, version) = {
+            let state = live.state.lock();
+            (state.record.clone().ok_or_else(|| no_service(&path))?, state.version)
+        };
+        self.unsure.lock().insert(path.clone());
+        self.store.delete(&format!("{SERVICES}{path}"), version).await?;
+        self.unsure.lock().remove(&path);
+        live.state.lock().record = None;
+        tracing::info!(service = %path, "deleted");
+        self.settle(&path).await?;
+        self.services.write().remove(&path);
+        let packages = record.revisions.iter().filter_map(|revision| revision.package.clone()).collect();
+        self.drop_packages(packages).await;
+        self.metrics.services(self.services.read().len());
+        Ok(())
+    }
+
+    /// Removes copies of packages that no revision needs any more.
+    pub(super) async fn drop_packages(&self, digests: Vec<String>) {
+        let Some(packages) = self.packages.clone() else { return };
+        let kept = self.package_digests();
+        let unneeded: Vec<String> = digests.into_iter().filter(|digest| !kept.contains(digest)).collect();
+        if unneeded.is_empty() {
+            return;
+        }
+        let removed = blocking(move || unneeded.iter().try_for_each(|digest| packages.remove(digest))).await;
+        if let Err(error) = removed {
+            tracing::warn!(error = %error.chain(), "a package that nobody needs could not be removed");
+        }
+    }
+
+    pub(super) fn package_digests(&self) -> std::collections::HashSet<String> {
+        self.records()
+            .iter()
+            .flat_map(|record| record.revisions.iter().filter_map(|revision| revision.package.clone()))
+            .collect()
+    }
+}
+
+/// Every target names a ready revision of the service, or the one that is being deployed.
+pub(super) fn check_targets(
+    record: &ServiceRecord,
+    targets: &[TrafficTarget],
+    field: &str,
+    coming: Option<&str>,
+) -> Result<()> {
+    let mut errors = SpecErrors::default();
+    for (at, target) in targets.iter().enumerate() {
+        let Some(name) = &target.revision_name else { continue };
+        let field = format!("{field}[{at}].revisionName");
+        match record.revision(name).map(|revision| &revision.state) {
+            Some(RevisionState::Ready) => {}
+            Some(_) if coming == Some(name) => {}
+            Some(RevisionState::Pending) => errors.push(field, name, "is not ready yet"),
+            Some(RevisionState::Failed { message, .. }) => {
+                errors.push(field, name, format!("can't take traffic, it failed: {message}"));
+            }
+            None => {
+                let known: Vec<&str> =
+                    record.revisions.iter().rev().take(10).map(|r| r.name.as_str()).collect();
+                errors.push(
+                    field,
+                    name,
+                    format!("is no revision of this service; there are: {}", known.join(", ")),
+                );
+            }
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(refused("traffic", errors)) }
+}
+
+/// What makes two revisions the same: spec and content, wherever the content lies.
+pub(super) fn identity(spec: &RevisionSpec, package: Option<&str>) -> Result<String> {
+    let mut spec = spec.clone();
+    if package.is_some() {
+        // The copy's file name is part of the package's digest.
+        spec.source = Source::Path(PathBuf::new());
+    }
+    let text = serde_json::to_vec(&spec).map_err(|error| {
+        Error::new(ErrorKind::InvalidSpec, "deploy", format!("the spec can't be written: {error}"))
+            .with_source(error)
+    })?;
+    Ok(sha256(&[&text, package.unwrap_or_default().as_bytes()]))
+}
+
+/// An error about the package, at the annotation that names it.
+pub(super) fn at_annotation(error: Error, manifest: &ServiceManifest) -> Error {
+    const PACKAGE: &str = "sas.dev/package";
+    let place = if manifest.template_annotations.contains_key(PACKAGE) {
+        "spec.template.metadata.annotations"
+    } else if manifest.annotations.contains_key(PACKAGE) {
+        "metadata.annotations"
+    } else {
+        return error;
+    };
+    let mut errors = fields_of(&error);
+    if errors.is_empty() {
+        return error;
+    }
+    for error in &mut errors.0 {
+        if error.field == PACKAGE {
+            error.field = format!("{place}[{PACKAGE}]");
+        }
+    }
+    let mut moved = Error::new(error.kind, error.operation, errors.to_string());
+    moved.source = Some(Box::new(errors));
+    moved
+}
+
+/// The fields that an error carries.
+pub(super) fn fields_of(error: &Error) -> SpecErrors {
+    let source = std::error::Error::source(error);
+    source.and_then(|source| source.downcast_ref::<SpecErrors>()).cloned().unwrap_or_default()
+}
+
+pub(super) fn prepare_failed(reason: &str, message: &str, fields: &[Field]) -> Error {
+    const KINDS: [ErrorKind; 9] = [
+        ErrorKind::InvalidSpec,
+        ErrorKind::NotFound,
+        ErrorKind::Conflict,
+        ErrorKind::Unsupported,
+        ErrorKind::Unavailable,
+        ErrorKind::Exhausted,
+        ErrorKind::Timeout,
+        ErrorKind::Crashed,
+        ErrorKind::Unexpected,
+    ];
+    let kind = KINDS.into_iter().find(|kind| kind.as_str() == reason).unwrap_or(ErrorKind::Unexpected);
+    let error = Error::new(kind, "prepare", message);
+    if fields.is_empty() {
+        return error;
+    }
+    let mut errors = SpecErrors::default();
+    for field in fields {
+        errors.push(&field.field, &field.value, &field.problem);
+    }
+    error.with_source(errors)
+}

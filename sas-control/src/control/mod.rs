@@ -1,0 +1,491 @@
+//! The control plane: what is wanted is stored first, then done; what was not finished is done again.
+
+mod deploy;
+mod recover;
+mod steps;
+mod triggers;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    path::PathBuf,
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::{Mutex, RwLock};
+use sas_core::{
+    Artifact, Clock, Error, ErrorKind, Invoker, Pool, Recorder, RequestId, Result, RevisionKey, Router,
+    Runtime, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers, Version,
+};
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    decisions::DecisionLog,
+    engine::{Edition, Engine},
+    logs::LogBuffer,
+    manifest::ParseOptions,
+    meter::Meter,
+    metrics::Metrics,
+    package::PackageStore,
+    reconcile::{Observed, Rules},
+    record::ServiceRecord,
+};
+
+/// Where services are in the store.
+const SERVICES: &str = "service/";
+/// Where triggers are in the store.
+const TRIGGERS: &str = "triggers/";
+/// Where tenants are in the store.
+const TENANTS: &str = "tenant/";
+/// Where deliveries keep events that they could not deliver.
+const DEAD_LETTERS: &str = "deadletter/";
+/// Entries that are read from the store in one go.
+const PAGE: usize = 256;
+/// Rounds of reconciling that a change may take; one takes four.
+const ROUNDS: usize = 64;
+/// Keys of earlier registrations whose logs are kept.
+const PAST_KEYS: usize = 16;
+/// How often old revisions, finished roll-outs and unused test registrations are looked for.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// Services that are brought back at once after a start.
+const RECOVERIES: usize = 8;
+
+/// What a control plane works with.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// Where the desired state is.
+    pub store: Arc<dyn Store>,
+    /// Where instances are.
+    pub pool: Arc<dyn Pool>,
+    /// Who routes.
+    pub router: Arc<dyn Router>,
+    /// Who calls, for test runs.
+    pub invoker: Arc<dyn Invoker>,
+    /// What can run code.
+    pub runtimes: Vec<Arc<dyn Runtime>>,
+    /// For whom the platform is.
+    pub edition: Edition,
+    /// Who runs triggers; without it, manifests of triggers are refused.
+    pub triggers: Option<Arc<dyn Triggers>>,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// Services answer at `name.namespace.domain`.
+    pub domain: String,
+    /// Where packages are copied to when they are deployed, so that the platform comes back with them; `None`: a
+    /// revision runs from where its package is, and is refused if that has changed.
+    pub packages: Option<PathBuf>,
+    /// What manifests mean beyond what they say.
+    pub manifests: ParseOptions,
+    /// How old revisions go; the domain in it is set from [`ControlConfig::domain`].
+    pub rules: Rules,
+    /// How long the requests of a revision that lost its traffic may take to end.
+    pub drain_grace: Duration,
+    /// Where instances log to.
+    pub logs: Arc<LogBuffer>,
+    /// Where the autoscaler's decisions go.
+    pub decisions: Arc<DecisionLog>,
+    /// What was used.
+    pub meter: Arc<Meter>,
+    /// Where metrics go.
+    pub recorder: Recorder,
+    /// Seed of the ids of test runs.
+    pub seed: u64,
+}
+
+impl ControlConfig {
+    /// A dedicated platform on the system's clock, at `localhost`, that keeps no packages.
+    pub fn new(
+        store: Arc<dyn Store>,
+        pool: Arc<dyn Pool>,
+        router: Arc<dyn Router>,
+        invoker: Arc<dyn Invoker>,
+        runtimes: Vec<Arc<dyn Runtime>>,
+    ) -> Self {
+        Self {
+            store,
+            pool,
+            router,
+            invoker,
+            runtimes,
+            edition: Edition::default(),
+            triggers: None,
+            clock: Arc::new(SystemClock),
+            domain: "localhost".to_owned(),
+            packages: None,
+            manifests: ParseOptions::default(),
+            rules: Rules::new("localhost"),
+            drain_grace: Duration::from_secs(300),
+            logs: Arc::default(),
+            decisions: Arc::default(),
+            meter: Arc::default(),
+            recorder: Recorder::default(),
+            seed: 0,
+        }
+    }
+}
+
+/// The control plane of one platform. Cheap to share; made by [`Control::new`].
+#[derive(Debug)]
+pub struct Control {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) pool: Arc<dyn Pool>,
+    router: Arc<dyn Router>,
+    pub(crate) invoker: Arc<dyn Invoker>,
+    pub(crate) engine: Engine,
+    triggers: Option<Arc<dyn Triggers>>,
+    pub(crate) clock: Arc<dyn Clock>,
+    packages: Option<PackageStore>,
+    /// Where packages that came as bytes are, if no place for copies is configured. Removed by the shutdown.
+    scratch: OnceLock<PackageStore>,
+    manifests: ParseOptions,
+    pub(crate) rules: Rules,
+    drain_grace: Duration,
+    pub(crate) logs: Arc<LogBuffer>,
+    pub(crate) decisions: Arc<DecisionLog>,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) metrics: Metrics,
+    seed: u64,
+    requests: AtomicU64,
+    services: RwLock<BTreeMap<String, Arc<Live>>>,
+    /// Services of which a write failed: it may have been done all the same, so they are read again first.
+    unsure: Mutex<BTreeSet<String>>,
+    /// Services with steps to be done, now or when time has passed: what housekeeping looks at.
+    restless: Mutex<BTreeSet<String>>,
+    /// One change of a service at a time.
+    changing: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    tenants: Mutex<HashMap<String, TenantKey>>,
+    /// One tenant is made at a time.
+    new_tenant: tokio::sync::Mutex<()>,
+    ready: AtomicBool,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// A service and what runs of it.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) state: Mutex<LiveState>,
+}
+
+#[derive(Debug)]
+pub(crate) struct LiveState {
+    /// `None` once it was deleted.
+    pub(crate) record: Option<Arc<ServiceRecord>>,
+    version: Version,
+    pub(crate) observed: Observed,
+    /// Keys of earlier registrations, youngest last, for their logs.
+    pub(crate) past: VecDeque<(String, RevisionKey)>,
+    /// What was prepared and is not registered now: keeps the artifact while the revision may be started again.
+    artifacts: HashMap<String, Artifact>,
+}
+
+/// What a deploy did.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeployOutcome {
+    /// The service, as it is now.
+    pub record: Arc<ServiceRecord>,
+    /// The revision that the manifest describes.
+    pub revision: String,
+    /// Whether the service is new.
+    pub created: bool,
+    /// Whether the revision is new; false when nothing that runs has changed.
+    pub new_revision: bool,
+}
+
+/// What became of one manifest of several.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Applied {
+    /// A service was deployed.
+    Service(DeployOutcome),
+    /// A trigger runs.
+    Trigger(TriggerSpec),
+}
+
+/// What came back after a start.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// Services that serve again.
+    pub services: usize,
+    /// Triggers that run again.
+    pub triggers: usize,
+    /// What did not come back, with the reason: `Service namespace/name` or `Trigger namespace/name`.
+    pub failed: Vec<(String, Arc<Error>)>,
+}
+
+fn invalid(
+    operation: &'static str,
+    field: impl Into<String>,
+    value: impl std::fmt::Display,
+    problem: impl Into<String>,
+) -> Error {
+    let mut errors = SpecErrors::default();
+    errors.push(field, value, problem);
+    refused(operation, errors)
+}
+
+fn refused(operation: &'static str, errors: SpecErrors) -> Error {
+    Error::new(ErrorKind::InvalidSpec, operation, errors.to_string()).with_source(errors)
+}
+
+pub(crate) fn no_service(path: &str) -> Error {
+    Error::new(ErrorKind::NotFound, "service", format!("there is no service {path}"))
+}
+
+impl Control {
+    /// A control plane with nothing in it yet; [`Control::recover`] brings back what the store holds. Must be called
+    /// within a tokio runtime: housekeeping is a task of its own until [`Control::shutdown`].
+    pub fn new(config: ControlConfig) -> Arc<Self> {
+        let rules = Rules { domain: config.domain, ..config.rules };
+        let control = Arc::new(Self {
+            store: config.store,
+            pool: config.pool,
+            router: config.router,
+            invoker: config.invoker,
+            engine: Engine::new(config.edition, config.runtimes),
+            triggers: config.triggers,
+            clock: config.clock,
+            packages: config.packages.map(PackageStore::new),
+            scratch: OnceLock::new(),
+            manifests: config.manifests,
+            rules,
+            drain_grace: config.drain_grace,
+            logs: config.logs,
+            decisions: config.decisions,
+            meter: config.meter,
+            metrics: Metrics::new(&config.recorder),
+            seed: config.seed,
+            requests: AtomicU64::new(0),
+            services: RwLock::default(),
+            unsure: Mutex::default(),
+            restless: Mutex::default(),
+            changing: Mutex::default(),
+            tenants: Mutex::default(),
+            new_tenant: tokio::sync::Mutex::default(),
+            ready: AtomicBool::new(false),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        control.tasks.spawn(recover::housekeeping(Arc::downgrade(&control), control.stop.clone()));
+        control
+    }
+
+    /// The runtimes and the edition.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// What manifests mean here beyond what they say.
+    pub fn manifest_options(&self) -> &ParseOptions {
+        &self.manifests
+    }
+
+    /// Whether [`Control::recover`] is done and the platform is not shutting down.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire) && !self.stop.is_cancelled()
+    }
+
+    async fn entries(&self, prefix: &str) -> Result<Vec<sas_core::Entry>> {
+        let mut entries: Vec<sas_core::Entry> = Vec::new();
+        loop {
+            let after = entries.last().map(|entry| entry.key.clone());
+            let page = self.store.list(prefix, after.as_deref(), PAGE).await?;
+            let more = page.len() == PAGE;
+            entries.extend(page);
+            if !more {
+                return Ok(entries);
+            }
+        }
+    }
+
+    /// A service.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn record(&self, namespace: &str, name: &str) -> Result<Arc<ServiceRecord>> {
+        let path = format!("{namespace}/{name}");
+        self.live(&path).and_then(|live| live.record()).ok_or_else(|| no_service(&path))
+    }
+
+    /// All services, by namespace and name.
+    pub fn records(&self) -> Vec<Arc<ServiceRecord>> {
+        self.services.read().values().filter_map(|live| live.record()).collect()
+    }
+
+    /// The key under which a revision takes traffic now; `None` when it takes none.
+    pub fn revision_key(&self, namespace: &str, name: &str, revision: &str) -> Option<RevisionKey> {
+        let live = self.live(&format!("{namespace}/{name}"))?;
+        let state = live.state.lock();
+        let found = state.observed.registrations.iter().filter(|r| r.revision == revision && !r.retiring);
+        found.max_by_key(|registration| registration.routable).map(|registration| registration.key)
+    }
+
+    /// Ends housekeeping, finishes what is draining until `deadline`, and refuses further changes. The desired state
+    /// stays. Idempotent.
+    pub async fn shutdown(&self, deadline: Instant) {
+        self.stop.cancel();
+        self.tasks.close();
+        let _ = tokio::time::timeout_at(deadline, self.tasks.wait()).await;
+        if let Some(scratch) = self.scratch.get().cloned()
+            && let Err(error) = blocking(move || scratch.remove_all()).await
+        {
+            tracing::warn!(error = %error.chain(), "packages that came as bytes could not be removed");
+        }
+    }
+
+    fn open(&self) -> Result<()> {
+        if self.stop.is_cancelled() {
+            return Err(Error::new(ErrorKind::Unavailable, "control", "the platform is shutting down"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn live(&self, path: &str) -> Option<Arc<Live>> {
+        self.services.read().get(path).cloned()
+    }
+
+    /// The turn to change a service.
+    pub(crate) async fn change(&self, path: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut changing = self.changing.lock();
+            if changing.len() > 1024 {
+                changing.retain(|_, turn| turn.strong_count() > 0);
+            }
+            match changing.get(path).and_then(Weak::upgrade) {
+                Some(turn) => turn,
+                None => {
+                    let turn = Arc::new(tokio::sync::Mutex::new(()));
+                    changing.insert(path.to_owned(), Arc::downgrade(&turn));
+                    turn
+                }
+            }
+        };
+        let turn = turn.lock_owned().await;
+        if self.unsure.lock().contains(path)
+            && let Err(error) = self.read_again(path).await
+        {
+            tracing::warn!(service = %path, error = %error.chain(), "can't be read; its last write may be done or not");
+        }
+        turn
+    }
+
+    /// Writes a record, if nobody else did since it was read.
+    async fn save(&self, path: &str, record: ServiceRecord, new: bool) -> Result<Arc<ServiceRecord>> {
+        let live = self.live(path);
+        let expected = match (&live, new) {
+            (Some(live), false) => Some(live.state.lock().version),
+            _ => None,
+        };
+        let value = record.encode()?;
+        // Until it returns, also when nobody waits any more, nobody knows whether it was done.
+        self.unsure.lock().insert(path.to_owned());
+        let version = self.store.put(&format!("{SERVICES}{path}"), expected, value).await?;
+        self.unsure.lock().remove(path);
+        self.restless.lock().insert(path.to_owned());
+        let record = Arc::new(record);
+        match live {
+            Some(live) if !new => {
+                let mut state = live.state.lock();
+                state.version = version;
+                state.record = Some(Arc::clone(&record));
+            }
+            _ => {
+                let live = Live::new(ServiceRecord::clone(&record), version);
+                self.services.write().insert(path.to_owned(), Arc::new(live));
+            }
+        }
+        Ok(record)
+    }
+
+    /// The tenant of a namespace, made when it is first seen.
+    pub(crate) async fn tenant(&self, namespace: &str) -> Result<TenantKey> {
+        if let Some(tenant) = self.tenants.lock().get(namespace) {
+            return Ok(*tenant);
+        }
+        let _one = self.new_tenant.lock().await;
+        let key = format!("{TENANTS}{namespace}");
+        let stored = self.store.get(&key).await?;
+        let tenant = match stored.and_then(|entry| serde_json::from_slice(&entry.value).ok()) {
+            Some(id) => TenantKey(id),
+            None => {
+                let highest = self.tenants.lock().values().map(|tenant| tenant.0).max().unwrap_or(0);
+                let tenant = TenantKey(highest + 1);
+                self.store.put(&key, None, tenant.0.to_string().into()).await?;
+                tenant
+            }
+        };
+        self.tenants.lock().insert(namespace.to_owned(), tenant);
+        Ok(tenant)
+    }
+
+    /// The namespace of a tenant.
+    pub(crate) fn namespace_of(&self, tenant: TenantKey) -> Option<String> {
+        self.tenants.lock().iter().find(|(_, key)| **key == tenant).map(|(namespace, _)| namespace.clone())
+    }
+
+    /// Sets the gauges. It looks at every service, so it is done after a start and by housekeeping now and then.
+    fn count(&self) {
+        let services = self.services.read();
+        let revisions = services.values().filter_map(|live| live.record()).map(|r| r.revisions.len()).sum();
+        self.metrics.count(services.len(), revisions);
+    }
+
+    /// An id for a request that the control plane makes.
+    pub(crate) fn request_id(&self) -> RequestId {
+        let count = self.requests.fetch_add(1, Ordering::Relaxed);
+        let high = split_mix(self.seed ^ split_mix(self.clock.now().0.cast_unsigned()));
+        RequestId(u128::from(high) << 64 | u128::from(split_mix(high ^ count)))
+    }
+}
+
+impl Live {
+    fn new(record: ServiceRecord, version: Version) -> Self {
+        Self {
+            state: Mutex::new(LiveState {
+                record: Some(Arc::new(record)),
+                version,
+                observed: Observed::default(),
+                past: VecDeque::new(),
+                artifacts: HashMap::new(),
+            }),
+        }
+    }
+
+    pub(crate) fn record(&self) -> Option<Arc<ServiceRecord>> {
+        self.state.lock().record.clone()
+    }
+
+    /// Notes that a registration is gone; the keys whose logs nobody will ask for any more.
+    fn retired(&self, key: RevisionKey) -> Vec<RevisionKey> {
+        let mut state = self.state.lock();
+        let at = state.observed.registrations.iter().position(|registration| registration.key == key);
+        if let Some(at) = at {
+            let registration = state.observed.registrations.remove(at);
+            state.past.push_back((registration.revision, key));
+        }
+        let most = if state.record.is_some() { PAST_KEYS } else { 0 };
+        let surplus = state.past.len().saturating_sub(most);
+        state.past.drain(..surplus).map(|(_, key)| key).collect()
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::new(ErrorKind::Unexpected, "control", format!("a thread ended: {error}"))),
+    }
+}
+
+/// Sebastiano Vigna's SplitMix64.
+fn split_mix(state: u64) -> u64 {
+    let z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,191 @@
+//! After a start, after a failed write, and when time has passed.
+
+use super::{Control, HOUSEKEEPING, Live, RECOVERIES, Recovery, SERVICES, TENANTS, TRIGGERS, blocking};
+use crate::reconcile::reconcile;
+use crate::record::ServiceRecord;
+use sas_core::{Error, ErrorKind, Result, TenantKey};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use tokio_util::sync::CancellationToken;
+
+/// Rounds of housekeeping after which services and revisions are counted.
+const COUNTED: u64 = 15;
+
+impl Control {
+    /// Brings back the services and triggers of the store: prepared, registered, routed. What fails is reported and
+    /// does not hold up the rest. Afterwards [`Control::is_ready`].
+    ///
+    /// # Errors
+    /// `Unavailable` when the store can't be read.
+    pub async fn recover(self: &Arc<Self>) -> Result<Recovery> {
+        let mut recovery = Recovery::default();
+        for entry in self.entries(TENANTS).await? {
+            let id: u32 = serde_json::from_slice(&entry.value).map_err(|error| {
+                Error::new(
+                    ErrorKind::InvalidSpec,
+                    "recover",
+                    format!("{} is not a tenant: {error}", entry.key),
+                )
+            })?;
+            self.tenants.lock().insert(entry.key[TENANTS.len()..].to_owned(), TenantKey(id));
+        }
+        let mut paths = Vec::new();
+        for entry in self.entries(SERVICES).await? {
+            match ServiceRecord::decode(&entry.key, &entry.value) {
+                Ok(record) => {
+                    paths.push(record.path());
+                    self.services.write().insert(record.path(), Arc::new(Live::new(record, entry.version)));
+                }
+                Err(error) => {
+                    let name = format!("Service {}", &entry.key[SERVICES.len()..]);
+                    recovery.failed.push((name, Arc::new(error)));
+                }
+            }
+        }
+        if let Some(packages) = self.packages.clone() {
+            let kept = self.package_digests();
+            blocking(move || packages.sweep(|digest| kept.contains(digest))).await?;
+        }
+        let limit = Arc::new(tokio::sync::Semaphore::new(RECOVERIES));
+        let mut settling = tokio::task::JoinSet::new();
+        for path in paths {
+            let (control, limit) = (Arc::clone(self), Arc::clone(&limit));
+            settling.spawn(async move {
+                let _permit = limit.acquire().await;
+                let _changing = control.change(&path).await;
+                let settled = control.settle(&path).await.and_then(|()| control.unblocked(&path));
+                (path, settled)
+            });
+        }
+        while let Some(joined) = settling.join_next().await {
+            match joined {
+                Ok((_, Ok(()))) => recovery.services += 1,
+                Ok((path, Err(error))) => recovery.failed.push((format!("Service {path}"), Arc::new(error))),
+                Err(error) => {
+                    let error = Error::new(ErrorKind::Unexpected, "recover", error.to_string());
+                    recovery.failed.push(("Service".to_owned(), Arc::new(error)));
+                }
+            }
+        }
+        for entry in self.entries(TRIGGERS).await? {
+            match self.recover_trigger(&entry.value).await {
+                Ok(()) => recovery.triggers += 1,
+                Err(error) => {
+                    let name = format!("Trigger {}", &entry.key[TRIGGERS.len()..]);
+                    recovery.failed.push((name, Arc::new(error)));
+                }
+            }
+        }
+        recovery.failed.sort_by(|a, b| a.0.cmp(&b.0));
+        self.count();
+        self.ready.store(true, Ordering::Release);
+        Ok(recovery)
+    }
+
+    /// What keeps a revision of the service from running, as an error.
+    pub(super) fn unblocked(&self, path: &str) -> Result<()> {
+        let Some(live) = self.live(path) else { return Ok(()) };
+        let state = live.state.lock();
+        match state.observed.blocked.iter().next() {
+            Some((revision, blocked)) => {
+                let message = format!("{revision}: {}", blocked.message);
+                Err(Error::new(ErrorKind::Unavailable, "recover", message))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes over what the store has of a service after a write of which nobody knows whether it was done. To be
+    /// called in the service's turn.
+    pub(super) async fn read_again(&self, path: &str) -> Result<()> {
+        let key = format!("{SERVICES}{path}");
+        match self.store.get(&key).await? {
+            Some(entry) => {
+                let record = ServiceRecord::decode(&entry.key, &entry.value)?;
+                match self.live(path) {
+                    Some(live) => {
+                        let mut state = live.state.lock();
+                        state.version = entry.version;
+                        state.record = Some(Arc::new(record));
+                    }
+                    None => {
+                        let live = Arc::new(Live::new(record, entry.version));
+                        self.services.write().insert(path.to_owned(), live);
+                    }
+                }
+            }
+            None => {
+                if let Some(live) = self.live(path) {
+                    live.state.lock().record = None;
+                }
+            }
+        }
+        self.unsure.lock().remove(path);
+        Ok(())
+    }
+
+    /// Makes housekeeping look at a service.
+    pub(crate) fn keep_an_eye_on(&self, path: &str) {
+        self.restless.lock().insert(path.to_owned());
+    }
+
+    /// Finishes what was left half done by writes that failed.
+    pub(super) async fn mend(self: &Arc<Self>) {
+        let unsure: Vec<String> = self.unsure.lock().iter().cloned().collect();
+        for path in unsure {
+            let _changing = self.change(&path).await;
+            if self.unsure.lock().contains(&path) {
+                // The store still fails; the next round may find it well.
+                continue;
+            }
+            if let Err(error) = self.settle(&path).await {
+                tracing::warn!(service = %path, error = %error.chain(), "not settled after a failed write");
+            }
+            if self.live(&path).is_some_and(|live| live.record().is_none()) {
+                self.services.write().remove(&path);
+            }
+        }
+    }
+
+    /// What is due without anybody asking: roll-outs, old revisions, unused test registrations, and what a cancelled
+    /// change left.
+    pub(super) async fn tidy(self: &Arc<Self>) {
+        let now = self.clock.now();
+        let mut due: Vec<String> = self.restless.lock().iter().cloned().collect();
+        due.retain(|path| match self.live(path) {
+            Some(live) => {
+                let state = live.state.lock();
+                !reconcile(state.record.as_deref(), &state.observed, now, &self.rules).is_empty()
+            }
+            None => {
+                self.restless.lock().remove(path);
+                false
+            }
+        });
+        for path in due {
+            if self.stop.is_cancelled() {
+                return;
+            }
+            let _changing = self.change(&path).await;
+            if let Err(error) = self.settle(&path).await {
+                tracing::warn!(service = %path, error = %error.chain(), "reconciling failed; it is tried again");
+            }
+        }
+    }
+}
+
+pub(super) async fn housekeeping(control: Weak<Control>, stop: CancellationToken) {
+    for round in 1_u64.. {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(HOUSEKEEPING) => {}
+        }
+        let Some(control) = control.upgrade() else { return };
+        control.mend().await;
+        control.tidy().await;
+        if round % COUNTED == 0 {
+            control.count();
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The steps that [`reconcile`] asks for, done.
+
+use super::deploy::fields_of;
+use super::{Control, Live, ROUNDS, blocking, invalid};
+use crate::package;
+use crate::reconcile::{Command, Registration, reconcile, waits_for_time};
+use crate::record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord};
+use sas_core::{Artifact, Deployed, Error, ErrorKind, Result, RevisionKey, RevisionName, RevisionSpec};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+impl Control {
+    /// Does what [`reconcile`] asks for until it asks for nothing. The caller has the turn.
+    pub(crate) async fn settle(self: &Arc<Self>, path: &str) -> Result<()> {
+        self.restless.lock().insert(path.to_owned());
+        for _ in 0..ROUNDS {
+            let Some(live) = self.live(path) else { return Ok(()) };
+            let (record, commands) = {
+                let state = live.state.lock();
+                let record = state.record.clone();
+                let commands = reconcile(record.as_deref(), &state.observed, self.clock.now(), &self.rules);
+                (record, commands)
+            };
+            if commands.is_empty() {
+                let state = live.state.lock();
+                if !waits_for_time(state.record.as_deref(), &state.observed, &self.rules) {
+                    self.restless.lock().remove(path);
+                }
+                return Ok(());
+            }
+            for command in commands {
+                self.execute(path, &live, record.as_deref(), command).await?;
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Unexpected,
+            "reconcile",
+            format!("{path} does not settle in {ROUNDS} rounds"),
+        ))
+    }
+
+    pub(super) async fn execute(
+        self: &Arc<Self>,
+        path: &str,
+        live: &Arc<Live>,
+        record: Option<&ServiceRecord>,
+        command: Command,
+    ) -> Result<()> {
+        match command {
+            Command::Start { revision } => {
+                let Some(record) = record else { return Ok(()) };
+                let was_ready = record.revision(&revision).is_some_and(|r| r.state == RevisionState::Ready);
+                match self.start(live, record, &revision, true).await {
+                    Ok((_, artifact)) => {
+                        live.state.lock().observed.blocked.remove(&revision);
+                        self.prepared(path, live, &revision, Ok(&artifact)).await
+                    }
+                    // It ran before: what hinders it now may pass, so it is tried again.
+                    Err(error) if was_ready => {
+                        tracing::warn!(service = %path, revision, error = %error.chain(), "starting failed");
+                        let now = self.clock.now();
+                        let mut state = live.state.lock();
+                        let blocked = state.observed.blocked.entry(revision).or_default();
+                        blocked.fail(now, error.message);
+                        Ok(())
+                    }
+                    Err(error) => self.prepared(path, live, &revision, Err(&error)).await,
+                }
+            }
+            Command::Prepare { revision } => {
+                let Some(record) = record else { return Ok(()) };
+                let prepared = self.artifact(live, record, &revision).await;
+                self.prepared(path, live, &revision, prepared.as_ref()).await
+            }
+            Command::Route(changes) => {
+                self.router.apply(changes.clone())?;
+                let mut state = live.state.lock();
+                for change in changes {
+                    match change {
+                        sas_core::RouteChange::Set { host, rules } => {
+                            state.observed.hosts.insert(host, rules);
+                        }
+                        sas_core::RouteChange::Remove { host } => {
+                            state.observed.hosts.remove(&host);
+                        }
+                        _ => {}
+                    }
+                }
+                Ok(())
+            }
+            Command::Retire { key } => {
+                self.retire(live, key);
+                Ok(())
+            }
+            Command::MarkRetired { revision, retired } => {
+                let now = self.clock.now();
+                self.amend(path, live, |record| {
+                    if let Some(revision) = record.revision_mut(&revision) {
+                        revision.retired_at = retired.then_some(now);
+                    }
+                })
+                .await
+            }
+            Command::Collect { revisions } => {
+                let mut packages = Vec::new();
+                self.amend(path, live, |record| {
+                    record.revisions.retain(|revision| {
+                        let goes = revisions.contains(&revision.name);
+                        if goes {
+                            packages.extend(revision.package.clone());
+                        }
+                        !goes
+                    });
+                })
+                .await?;
+                {
+                    let mut state = live.state.lock();
+                    state.artifacts.retain(|name, _| !revisions.contains(name));
+                }
+                self.drop_packages(packages).await;
+                Ok(())
+            }
+            Command::FinishRollout => self.amend(path, live, |record| record.rolling = None).await,
+        }
+    }
+
+    /// Changes the record without a new generation.
+    pub(super) async fn amend(
+        &self,
+        path: &str,
+        live: &Live,
+        change: impl FnOnce(&mut ServiceRecord),
+    ) -> Result<()> {
+        let Some(record) = live.record() else { return Ok(()) };
+        let mut record = ServiceRecord::clone(&record);
+        change(&mut record);
+        self.save(path, record, false).await.map(|_| ())
+    }
+
+    /// Notes how preparing went, and starts the roll-out of a revision that got ready.
+    pub(super) async fn prepared(
+        &self,
+        path: &str,
+        live: &Live,
+        revision: &str,
+        result: std::result::Result<&Artifact, &Error>,
+    ) -> Result<()> {
+        let now = self.clock.now();
+        self.amend(path, live, |record| {
+            let before = record.latest_ready().map(|revision| revision.name.clone());
+            let over = record.rollout;
+            let Some(changed) = record.revision_mut(revision) else { return };
+            let was_pending = changed.state == RevisionState::Pending;
+            match result {
+                Ok(artifact) => {
+                    changed.state = RevisionState::Ready;
+                    let digest = &artifact.info().digest;
+                    changed.artifact = (!digest.is_empty()).then(|| digest.clone());
+                    changed.notes.clone_from(&artifact.info().notes);
+                }
+                Err(error) => {
+                    tracing::warn!(service = %path, revision, error = %error.chain(), "preparing failed");
+                    let fields = fields_of(error);
+                    changed.state = RevisionState::Failed {
+                        reason: error.kind.as_str().to_owned(),
+                        message: error.message.clone(),
+                        fields: fields.0.iter().map(Field::from).collect(),
+                    };
+                }
+            }
+            let after = record.latest_ready().map(|revision| revision.name.clone());
+            if was_pending
+                && result.is_ok()
+                && !over.is_zero()
+                && let (Some(from), Some(to)) = (before, after)
+                && from != to
+            {
+                record.rolling = Some(Rolling { from, to, since: now, over });
+            }
+        })
+        .await
+    }
+
+    /// What preparing the revision made; from before, if it is still there.
+    pub(super) async fn artifact(
+        &self,
+        live: &Live,
+        record: &ServiceRecord,
+        revision: &str,
+    ) -> Result<Artifact> {
+        let found = found(record, revision)?;
+        let runtime = self.engine.runtime(&found.spec.runtime, record.tenant)?;
+        if let Some(artifact) = live.state.lock().artifacts.get(revision).cloned() {
+            return Ok(artifact);
+        }
+        self.unchanged(found).await?;
+        let began = Instant::now();
+        let artifact = runtime.prepare(&found.spec).await?;
+        self.metrics.prepared(began.elapsed());
+        live.state.lock().artifacts.insert(revision.to_owned(), artifact.clone());
+        Ok(artifact)
+    }
+
+    /// Prepares and registers a revision, to take traffic or for test runs only.
+    pub(crate) async fn start(
+        &self,
+        live: &Live,
+        record: &ServiceRecord,
+        revision: &str,
+        routable: bool,
+    ) -> Result<(RevisionKey, Artifact)> {
+        let found = found(record, revision)?;
+        let runtime = self.engine.runtime(&found.spec.runtime, record.tenant)?;
+        let artifact = self.artifact(live, record, revision).await?;
+        let spec = if routable || found.spec.scaling.min == 0 {
+            Arc::clone(&found.spec)
+        } else {
+            // A revision without traffic has no minimum, as Knative's unreachable ones.
+            let mut spec = RevisionSpec::clone(&found.spec);
+            spec.scaling.min = 0;
+            Arc::new(spec)
+        };
+        let key = self.pool.register(Arc::new(Deployed {
+            runtime: Arc::clone(runtime),
+            artifact: artifact.clone(),
+            spec,
+            name: RevisionName::new(&record.namespace, &record.name, revision),
+            tenant: record.tenant,
+        }))?;
+        let registration = Registration::new(revision, key, routable, self.clock.now());
+        live.state.lock().observed.registrations.push(registration);
+        Ok((key, artifact))
+    }
+
+    /// Without copies of packages, a revision is refused when its package is no longer what it was.
+    pub(super) async fn unchanged(&self, revision: &RevisionRecord) -> Result<()> {
+        let (None, Some(recorded)) = (&self.packages, &revision.package) else { return Ok(()) };
+        let source = revision.spec.source.clone();
+        let digest = blocking(move || package::digest(&source)).await?;
+        if digest.as_ref() == Some(recorded) {
+            return Ok(());
+        }
+        let problem = format!("changed since {} was deployed; deploy it again", revision.name);
+        Err(invalid("prepare", "sas.dev/package", digest.unwrap_or_default(), problem))
+    }
+
+    /// Drains a registration in the background, then unregisters it.
+    pub(super) fn retire(self: &Arc<Self>, live: &Arc<Live>, key: RevisionKey) {
+        {
+            let mut state = live.state.lock();
+            let Some(registration) = state.observed.registrations.iter_mut().find(|r| r.key == key) else {
+                return;
+            };
+            registration.retiring = true;
+        }
+        let (control, live) = (Arc::clone(self), Arc::clone(live));
+        self.tasks.spawn(async move {
+            let deadline = Instant::now() + control.drain_grace;
+            loop {
+                let left = deadline.saturating_duration_since(Instant::now());
+                control.pool.drain(key, left).await;
+                // A request that was routed before the routes changed may have come in since.
+                let busy = control.pool.status(key).is_some_and(|status| {
+                    status.in_flight + status.queued + status.ready + status.starting > 0
+                });
+                if !busy || left.is_zero() || control.stop.is_cancelled() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            control.pool.unregister(key);
+            let forgotten = live.retired(key);
+            for key in forgotten {
+                control.logs.forget(key);
+                control.decisions.forget(key);
+                control.meter.forget(key);
+            }
+        });
+    }
+}
+
+pub(super) fn found<'r>(record: &'r ServiceRecord, revision: &str) -> Result<&'r RevisionRecord> {
+    record.revision(revision).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, "revision", format!("{} has no revision {revision}", record.path()))
+    })
+}
