@@ -466,3 +466,73 @@ fn a_configuration_out_of_bounds_is_told_with_its_field() {
     assert_eq!(fields, ["tick", "history"]);
     assert!(DriverConfig::default().validate().is_ok());
 }
+
+/// Fires once, at a given second.
+#[derive(Debug)]
+struct Once(Timestamp);
+
+impl sas_core::Schedule for Once {
+    fn next_after(&self, after: Timestamp) -> Option<Timestamp> {
+        (self.0 > after).then_some(self.0)
+    }
+}
+
+#[test]
+fn a_sleeping_revision_with_a_schedule_is_woken_when_its_floor_opens_and_sleeps_again_after() {
+    let pool = FakePool::new(2);
+    let mut scheduled = quick();
+    scheduled.scaler = "scheduled".to_owned();
+    scheduled.schedule = vec![sas_core::ScheduleWindow::floor("at 100", Duration::from_secs(20), 3)];
+    let revision = pool.add(0, scheduled, 1);
+    let parser =
+        sas_autoscale::ScheduleParser::new(|_, _| Ok(Arc::new(Once(at(100))) as Arc<dyn sas_core::Schedule>));
+    let driver =
+        Driver::new(pool.clone(), sas_autoscale::scalers_with_schedules(parser), DriverConfig::default());
+    // A call, so that it is known; then it goes to sleep.
+    pool.with(revision, |r| r.ready = 1);
+    let mut ready_at = Vec::new();
+    for second in 0..160 {
+        driver.step(at(second));
+        ready_at.push(pool.settle(revision));
+    }
+    assert_eq!(ready_at[60..100], [0; 40], "asleep");
+    assert_eq!(ready_at[100..119], [3; 19], "woken without a request");
+    assert_eq!(*ready_at.last().unwrap(), 0, "asleep again");
+    let visits = pool.with(revision, |r| r.visits);
+    assert!(visits < 60, "while it slept the pool was not asked about it: {visits}");
+}
+
+#[test]
+fn a_sleeping_revision_with_a_forecast_is_woken_before_its_peak() {
+    let pool = FakePool::new(1);
+    let mut forecast = quick();
+    forecast.scaler = "forecast".to_owned();
+    let mut seasonal = sas_core::ForecastSpec::default();
+    seasonal.slot = Duration::from_secs(10);
+    seasonal.season = 12;
+    seasonal.lead = Duration::from_secs(3);
+    seasonal.headroom = 0.0;
+    forecast.forecast = Some(seasonal);
+    let revision = pool.add(0, forecast, 1);
+    let driver = driver(&pool);
+    // Every two minutes, on the minute by this clock, four requests at once for ten seconds.
+    let mut ready_before_peak = Vec::new();
+    for second in 0..1200_u64 {
+        let peak = (START.as_secs() as u64 + second) % 120 < 10;
+        pool.with(revision, |r| {
+            r.concurrency = if peak { 4.0 } else { 0.0 };
+            r.requests = if peak { 8 } else { 0 };
+            r.queued = if peak && r.ready == 0 { 4 } else { 0 };
+        });
+        if (START.as_secs() as u64 + second) % 120 == 0 {
+            ready_before_peak.push(pool.with(revision, |r| r.ready));
+        }
+        driver.step(at(second));
+        pool.settle(revision);
+    }
+    assert_eq!(ready_before_peak[1], 0, "nothing is known yet: {ready_before_peak:?}");
+    assert!(
+        ready_before_peak[5..].iter().all(|ready| *ready > 0),
+        "ready before the first request of each later peak: {ready_before_peak:?}"
+    );
+}

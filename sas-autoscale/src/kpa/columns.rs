@@ -62,6 +62,8 @@ struct States {
     scalars: Vec<Option<Box<KpaState>>>,
     free_scalars: Vec<u32>,
     groups: Vec<Group>,
+    /// Kept between ticks: making them anew would cost as much as a row.
+    lanes: Option<Box<Lanes>>,
 }
 
 /// What rows of one group have in common.
@@ -317,6 +319,7 @@ impl Group {
 
 /// One pass: inputs, state and results of up to [`LANES`] rows, side by side. Lanes beyond the count hold old values
 /// and are never looked at.
+#[derive(Debug)]
 struct Lanes {
     at: [u32; LANES],
     value: [f64; LANES],
@@ -893,7 +896,7 @@ impl Scaler for KpaColumns {
             out.extend(batch.iter().map(|_| Decision::hold(Reason::ScalerFailed)));
             return;
         };
-        let mut lanes = Lanes::new();
+        let mut lanes = states.lanes.take().unwrap_or_else(|| Box::new(Lanes::new()));
         let mut rest = batch;
         while let Some(first) = rest.first() {
             match states.fill(&self.kpa, rest, &mut lanes) {
@@ -912,6 +915,7 @@ impl Scaler for KpaColumns {
                 }
             }
         }
+        states.lanes = Some(lanes);
     }
 
     fn retire(&self, states: &mut (dyn Any + Send), row: u32) {
