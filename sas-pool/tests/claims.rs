@@ -11,15 +11,18 @@ use tokio::{task::JoinSet, time::Instant};
 
 #[tokio::test(start_paused = true)]
 async fn a_first_request_starts_an_instance_and_the_next_finds_it_warm() {
-    let runtime = FakeRuntime::new(Start::After(4Duration::ZERO));
+    let runtime = FakeRuntime::new(Start::After(40 * MS));
     let pool = InstancePool::new(PoolConfig::default());
     let key = pool.register(deployed(&runtime, "a", |_| {})).unwrap();
     assert!(pool.try_claim(&Claim::new(key, TenantKey(1))).is_none());
 
     let lease = claim(&pool, key, SECOND).await.unwrap();
     let start = lease.start.as_deref().expect("it waited for a start");
-    assert_eq!(start.ready, 4Duration::ZERO);
-    assert_eq!((start.gated, start.spawned, start.listening), (Duration::ZERO, Some(Duration::ZERO), Some(4Duration::ZERO)));
+    assert_eq!(start.ready, 40 * MS);
+    assert_eq!(
+        (start.gated, start.spawned, start.listening),
+        (Duration::ZERO, Some(Duration::ZERO), Some(40 * MS))
+    );
 
     let warm = pool.try_claim(&Claim::new(key, TenantKey(1))).expect("unlimited concurrency");
     assert_eq!(warm.instance.id(), lease.instance.id());
@@ -30,7 +33,7 @@ async fn a_first_request_starts_an_instance_and_the_next_finds_it_warm() {
 #[tokio::test(start_paused = true)]
 async fn a_thousand_first_requests_make_one_start_or_exactly_a_hundred() {
     for (concurrency, starts) in [(1000, 1), (10, 100), (1, 1000), (0, 1)] {
-        let runtime = FakeRuntime::new(Start::After(4Duration::ZERO));
+        let runtime = FakeRuntime::new(Start::After(40 * MS));
         let pool = InstancePool::new(PoolConfig::default());
         let key = pool.register(deployed(&runtime, "a", |spec| spec.concurrency = concurrency)).unwrap();
         let mut claims = JoinSet::new();
@@ -59,7 +62,7 @@ async fn a_release_hands_the_slot_to_the_next_in_line() {
         let pool = Arc::clone(&pool);
         async move { claim(&pool, key, SECOND).await }
     });
-    tokio::time::sleep(1Duration::ZERO).await;
+    tokio::time::sleep(10 * MS).await;
     assert_eq!(pool.status(key).unwrap().queued, 1);
     assert!(pool.try_claim(&Claim::new(key, TenantKey(1))).is_none());
     drop(first);
@@ -77,9 +80,9 @@ async fn a_claim_fails_at_its_deadline_and_not_later() {
     let pool = InstancePool::new(PoolConfig::default());
     let key = pool.register(deployed(&runtime, "a", |_| {})).unwrap();
     let begin = Instant::now();
-    let error = claim(&pool, key, 25Duration::ZERO).await.unwrap_err();
+    let error = claim(&pool, key, 250 * MS).await.unwrap_err();
     assert!(matches!(error, ClaimError::Deadline), "{error}");
-    let late = begin.elapsed() - 25Duration::ZERO;
+    let late = begin.elapsed() - 250 * MS;
     assert!(late <= MS, "{late:?} after the deadline");
     assert_eq!(pool.status(key).unwrap().queued, 0);
     assert_eq!(pool.status(key).unwrap().starting, 1, "the start belongs to the pool");
@@ -87,7 +90,7 @@ async fn a_claim_fails_at_its_deadline_and_not_later() {
 
 #[tokio::test(start_paused = true)]
 async fn a_cancelled_claim_leaves_the_queue() {
-    let runtime = FakeRuntime::new(Start::After(4Duration::ZERO));
+    let runtime = FakeRuntime::new(Start::After(40 * MS));
     let pool = InstancePool::new(PoolConfig::default());
     let key = pool.register(deployed(&runtime, "a", |_| {})).unwrap();
     let cx = Cx::new(TenantKey(1), RequestId(0), Instant::now() + SECOND);
@@ -96,7 +99,7 @@ async fn a_cancelled_claim_leaves_the_queue() {
     drop(waiting);
     assert_eq!(pool.status(key).unwrap().queued, 0);
     // The start goes on, and serves the next.
-    tokio::time::sleep(5Duration::ZERO).await;
+    tokio::time::sleep(50 * MS).await;
     assert!(pool.try_claim(&Claim::new(key, TenantKey(1))).is_some());
     assert_eq!(runtime.begun(), 1);
 }
@@ -247,7 +250,7 @@ async fn claims_of_an_unknown_or_forgotten_revision_say_so() {
 
 #[tokio::test(start_paused = true)]
 async fn a_start_error_reaches_those_who_wait_and_opens_again_after_the_pause() {
-    let runtime = FakeRuntime::new(Start::Fail(ErrorKind::Crashed, 1Duration::ZERO));
+    let runtime = FakeRuntime::new(Start::Fail(ErrorKind::Crashed, 10 * MS));
     let pool = InstancePool::new(PoolConfig::default());
     let key = pool.register(deployed(&runtime, "a", |_| {})).unwrap();
     let begin = Instant::now();
@@ -268,7 +271,7 @@ async fn a_start_error_reaches_those_who_wait_and_opens_again_after_the_pause() 
     assert!(error.retry_after().unwrap() > retry_after, "{error:?}");
     assert_eq!(runtime.begun(), 4);
     // And when it works, all is forgotten.
-    *runtime.rest.lock().unwrap() = Start::After(1Duration::ZERO);
+    *runtime.rest.lock().unwrap() = Start::After(10 * MS);
     tokio::time::sleep(SECOND).await;
     assert!(claim(&pool, key, SECOND).await.is_ok());
     assert_eq!(pool.status(key).unwrap().failed_starts, 0);
