@@ -52,8 +52,7 @@ proptest! {
     #[test]
     fn shrinking_is_bounded_per_slot(demands in demands(), down in 0.0..=1.0_f64) {
         let mut law = FastUpSlowDown::new(down, 1.0).unwrap();
-        let mut config = SeasonalConfig::default();
-        config.max_shrink = down;
+        let config = SeasonalConfig { max_shrink: down, ..SeasonalConfig::default() };
         let mut seasonal = Seasonal::new(config).unwrap();
         let (mut size, mut seasonal_size) = (0, 0);
         for (slot, &taken) in demands.iter().enumerate() {
@@ -172,8 +171,7 @@ fn its_memory_is_bounded_whatever_the_slot() {
 
 #[test]
 fn a_parameter_out_of_its_range_is_refused_by_name() {
-    let mut config = SeasonalConfig::default();
-    (config.floor, config.max_shrink) = (1.5, f64::NAN);
+    let config = SeasonalConfig { floor: 1.5, max_shrink: f64::NAN, ..SeasonalConfig::default() };
     let errors = Seasonal::new(config).unwrap_err().to_string();
     assert!(errors.contains("floor") && errors.contains("1.5") && errors.contains("maxShrink"), "{errors}");
     assert!(FastUpSlowDown::new(-0.1, 1.0).unwrap_err().to_string().contains("down"));

@@ -1,0 +1,77 @@
+//! The pool and its keep-alive policy, over time.
+
+mod fake;
+
+use std::sync::Arc;
+
+use fake::{FakeRuntime, SECOND, Start, claim, deployed};
+use sas_core::{KeepAlive, KeepAlivePolicy, Pool, RevisionKey, Timestamp, TokioClock};
+use sas_pool::{InstancePool, PoolConfig, config::IdleRule, keep_alive::Hazard};
+
+/// Keeps for 10 s, then for 10 s more, then wakes after 30 s for 5 s, then sleeps for good.
+#[derive(Debug, Default)]
+struct InTurn {
+    asked: u32,
+}
+
+impl KeepAlivePolicy for InTurn {
+    fn called(&mut self, _: RevisionKey, _: Timestamp) {
+        self.asked = 0;
+    }
+    fn idle(&mut self, _: RevisionKey, now: Timestamp) -> KeepAlive {
+        KeepAlive::until(now + 10 * SECOND)
+    }
+    fn unused(&mut self, _: RevisionKey, now: Timestamp) -> KeepAlive {
+        self.asked += 1;
+        match self.asked {
+            1 => KeepAlive::until(now + 10 * SECOND),
+            2 => KeepAlive::with_wake(now, now + 30 * SECOND, now + 35 * SECOND),
+            _ => KeepAlive::until(now),
+        }
+    }
+    fn forget(&mut self, _: RevisionKey) {}
+    fn bytes(&self) -> usize {
+        0
+    }
+}
+
+fn pool(policy: impl KeepAlivePolicy) -> Arc<InstancePool> {
+    let mut config = PoolConfig::default();
+    config.idle = IdleRule::policy(policy);
+    config.clock = Arc::new(TokioClock::starting_at(Timestamp::from_secs(6_000)));
+    InstancePool::new(config)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_that_ends_without_a_call_is_renewed() {
+    let runtime = FakeRuntime::new(Start::AtOnce);
+    let pool = pool(InTurn::default());
+    let key = pool.register(deployed(&runtime, "a", |_| {})).unwrap();
+    drop(claim(&pool, key, SECOND).await.unwrap());
+    let seen = async |seconds: u32| {
+        tokio::time::sleep(seconds * SECOND).await;
+        (runtime.started(), runtime.stopped())
+    };
+    assert_eq!(seen(15).await, (1, 0), "kept on after ten seconds");
+    assert_eq!(seen(10).await, (1, 1), "asleep after twenty");
+    assert_eq!(seen(27).await, (2, 1), "woken thirty seconds later");
+    assert_eq!(seen(10).await, (2, 2), "and asleep when nobody came");
+    assert_eq!(seen(600).await, (2, 2), "for good");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timer_finds_its_revision_warm_and_lets_it_sleep_between() {
+    let runtime = FakeRuntime::new(Start::AtOnce);
+    let pool = pool(Hazard::default());
+    let key = pool.register(deployed(&runtime, "timer", |_| {})).unwrap();
+    let mut cold = Vec::new();
+    for _ in 0..24 {
+        let lease = claim(&pool, key, SECOND).await.unwrap();
+        cold.push(lease.start.is_some());
+        drop(lease);
+        tokio::time::sleep(1_800 * SECOND).await;
+    }
+    let found_cold = cold.iter().filter(|&&cold| cold).count();
+    assert!(found_cold <= 4, "{cold:?}");
+    assert!(runtime.stopped() >= 15, "it slept {} times between 24 calls", runtime.stopped());
+}
