@@ -1,6 +1,7 @@
 //! Mounts a gateway in an axum application: the host's own pages beside the services of the platform.
 //!
 //! `cargo run -p sas-router --features tower --example axum_mount`
+#![allow(clippy::print_stdout, reason = "an example shows what happens")]
 
 use std::{net::Ipv4Addr, sync::Arc};
 

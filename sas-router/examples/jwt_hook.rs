@@ -3,6 +3,7 @@
 //! `cargo run -p sas-router --example jwt_hook` shows a request without a token, with a forged one, with an expired
 //! one and with a good one. A real platform checks RS256 or ES256 with the keys of its identity provider; only
 //! `DecodingKey` and `Validation` differ.
+#![allow(clippy::print_stdout, reason = "an example shows what happens")]
 
 use std::{sync::Arc, time::Duration};
 

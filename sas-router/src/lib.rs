@@ -36,6 +36,7 @@ mod forward;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod gateway;
+mod health;
 mod hook;
 mod host;
 mod hosts;
@@ -62,6 +63,7 @@ pub use admission::{Admission, AdmissionConfig, Permit, Quota, Refusal, TokenBuc
 pub use connection::ClientConnection;
 pub use failure::{Failure, REQUEST_ID};
 pub use gateway::{Gateway, GatewayConfig, ServerTiming};
+pub use health::HealthChecks;
 pub use hook::{Hook, HookCx, Step};
 pub use host::host_of;
 pub use retry::RetryPolicy;

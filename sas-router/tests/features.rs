@@ -371,3 +371,25 @@ async fn a_roll_out_that_fails_goes_back_by_itself() {
         assert_eq!(read(client.send(get("/")).await).await, "old");
     }
 }
+
+#[tokio::test]
+async fn an_instance_that_fails_its_liveness_probe_is_replaced() {
+    let mut probed = spec();
+    let action = sas_core::ProbeAction::Http { path: "/healthz".into(), port: None, headers: Vec::new() };
+    let mut probe = sas_core::Probe::new(action);
+    probe.failure_threshold = 2;
+    probe.period = Duration::from_nanos(1);
+    probed.liveness = Some(probe);
+    let platform = Platform::with(probed, GatewayConfig::default(), ServerConfig::default()).await;
+    let (well, ill) = (instance(says("ok")).await, instance(handler(|_| async { text(500, "ill") })).await);
+    let healthy = platform.pool.add_at(platform.revision, well.local_addr());
+    let unhealthy = platform.pool.add_at(platform.revision, ill.local_addr());
+    let gone = platform.pool.add_at(platform.revision, "127.0.0.1:1".parse().unwrap());
+    let mut checks = sas_router::HealthChecks::new(platform.pool.clone());
+    assert_eq!(checks.round(&[platform.revision]).await, [], "once is not often enough");
+    let replaced = checks.round(&[platform.revision]).await;
+    assert_eq!(replaced, [(platform.revision, unhealthy), (platform.revision, gone)]);
+    use sas_core::Pool as _;
+    let left: Vec<_> = platform.pool.instances(platform.revision).iter().map(|view| view.id).collect();
+    assert_eq!(left, [healthy]);
+}
