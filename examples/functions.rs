@@ -49,7 +49,9 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         times.sort();
         println!("| {name} | {language} | {deploy:.1?} | {first:.1?} | {:.1?} |", times[times.len() / 2]);
     }
-    println!("\nEvery request ran in a fresh sandbox; times are those of a client that connects anew each time.");
+    println!(
+        "\nEvery request ran in a fresh sandbox; times are those of a client that connects anew each time."
+    );
     platform.shutdown(Duration::from_secs(5)).await;
     Ok(())
 }
