@@ -37,7 +37,7 @@ pub enum Plant {
     LosesAnswers,
     /// Instances get one request more than they may.
     RaisesLimits,
-    /// Some that wait are not woken.
+    /// Some that wait are overlooked, though a slot is free.
     LosesWakeups,
     /// Some leases never come back.
     LeaksLeases,

@@ -1,12 +1,11 @@
 //! What the simulator puts between production parts: it writes down what passes, and breaks it where a bug is planted.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -34,11 +33,20 @@ pub(crate) struct Life {
     pub(crate) plant: Option<Plant>,
     pub(crate) dead: AtomicBool,
     count: AtomicU64,
+    /// Claims that the planted bug keeps from the pool.
+    overlooked: AtomicU64,
 }
 
 impl Life {
     pub(crate) fn new(history: Arc<History>, epoch: u64, plant: Option<Plant>) -> Arc<Self> {
-        Arc::new(Self { history, epoch, plant, dead: AtomicBool::new(false), count: AtomicU64::new(0) })
+        Arc::new(Self {
+            history,
+            epoch,
+            plant,
+            dead: AtomicBool::new(false),
+            count: AtomicU64::new(0),
+            overlooked: AtomicU64::new(0),
+        })
     }
 
     fn tell(&self, fact: Fact) {
@@ -65,21 +73,46 @@ pub(crate) struct WatchedPool {
     pub(crate) life: Arc<Life>,
 }
 
-/// Waits without ever asking to be woken.
-struct Deaf(Mutex<HashMap<u64, std::pin::Pin<Box<Waiting>>>>);
+/// A place in line that nobody looks at for some seconds, whatever is free.
+struct Overlooked {
+    pool: Arc<InstancePool>,
+    life: Arc<Life>,
+    claim: Claim,
+    cx: Cx,
+    state: Mutex<Place>,
+}
 
-impl WaitList for Deaf {
-    fn poll(&self, ticket: u64, _: &mut Context<'_>) -> Poll<Result<Lease, ClaimError>> {
-        let mut context = Context::from_waker(Waker::noop());
-        match self.0.lock().get_mut(&ticket) {
-            Some(waiting) => waiting.as_mut().poll(&mut context),
-            None => Poll::Ready(Err(ClaimError::Closed)),
+enum Place {
+    Waiting(std::pin::Pin<Box<tokio::time::Sleep>>),
+    Seen(std::pin::Pin<Box<Waiting>>),
+    Done,
+}
+
+impl WaitList for Overlooked {
+    fn poll(&self, _: u64, cx: &mut Context<'_>) -> Poll<Result<Lease, ClaimError>> {
+        let mut place = self.state.lock();
+        loop {
+            match &mut *place {
+                Place::Waiting(sleep) => {
+                    std::task::ready!(sleep.as_mut().poll(cx));
+                    self.life.overlooked.fetch_sub(1, SeqCst);
+                    *place = Place::Seen(Box::pin(self.pool.claim(&self.claim, &self.cx)));
+                }
+                Place::Seen(waiting) => {
+                    let answer = std::task::ready!(waiting.as_mut().poll(cx));
+                    *place = Place::Done;
+                    return Poll::Ready(answer);
+                }
+                Place::Done => return Poll::Ready(Err(ClaimError::Closed)),
+            }
         }
     }
 
-    fn leave(&self, ticket: u64) {
-        let left = self.0.lock().remove(&ticket);
-        drop(left);
+    fn leave(&self, _: u64) {
+        let left = std::mem::replace(&mut *self.state.lock(), Place::Done);
+        if matches!(left, Place::Waiting(_)) {
+            self.life.overlooked.fetch_sub(1, SeqCst);
+        }
     }
 }
 
@@ -113,11 +146,21 @@ impl Pool for WatchedPool {
     }
 
     fn claim(&self, claim: &Claim, cx: &Cx) -> Waiting {
-        let waiting = self.inner.claim(claim, cx);
         if self.life.strikes(Plant::LosesWakeups, 3) {
-            return Waiting::queued(Arc::new(Deaf(Mutex::new(HashMap::from([(0, Box::pin(waiting))])))), 0);
+            self.life.overlooked.fetch_add(1, SeqCst);
+            let sleep = Box::pin(tokio::time::sleep(Duration::from_secs(5)));
+            return Waiting::queued(
+                Arc::new(Overlooked {
+                    pool: Arc::clone(&self.inner),
+                    life: Arc::clone(&self.life),
+                    claim: *claim,
+                    cx: *cx,
+                    state: Mutex::new(Place::Waiting(sleep)),
+                }),
+                0,
+            );
         }
-        waiting
+        self.inner.claim(claim, cx)
     }
 
     fn set_desired(&self, revision: RevisionKey, desired: u32) {
@@ -136,7 +179,9 @@ impl Pool for WatchedPool {
     }
 
     fn status(&self, revision: RevisionKey) -> Option<RevisionStatus> {
-        self.inner.status(revision)
+        let mut status = self.inner.status(revision)?;
+        status.queued += u32::try_from(self.life.overlooked.load(SeqCst)).unwrap_or(u32::MAX);
+        Some(status)
     }
 
     fn recycle(&self, revision: RevisionKey, instance: InstanceId, grace: Duration) -> bool {

@@ -303,7 +303,7 @@ async fn run(setup: &Setup) -> Result<Summary> {
                     }
                     std::task::Poll::Ready(Err(_)) => {
                         summary.failed += 1;
-                        waiting.swap_remove(at);
+                        drop(waiting.swap_remove(at));
                     }
                     std::task::Poll::Pending => at += 1,
                 }
