@@ -524,7 +524,7 @@ fn a_sleeping_revision_with_a_forecast_is_woken_before_its_peak() {
             r.requests = if peak { 8 } else { 0 };
             r.queued = if peak && r.ready == 0 { 4 } else { 0 };
         });
-        if (START.as_secs() as u64 + second) % 120 == 0 {
+        if (START.as_secs() as u64 + second).is_multiple_of(120) {
             ready_before_peak.push(pool.with(revision, |r| r.ready));
         }
         driver.step(at(second));

@@ -165,6 +165,25 @@ fn compatible_scale_down_takes_a_whole_window_and_mended_a_clear_case_a_fifth_of
 }
 
 #[test]
+fn mended_what_shrank_does_not_come_back_for_an_old_average() {
+    let mut revision = Revision::new(Preset::Default, |spec| {
+        spec.target = 10.0;
+        spec.utilization = 1.0;
+    });
+    let mut ready = 20;
+    for _ in 0..200 {
+        ready = revision.tick(&load(ready, 200.0, 200)).desired().unwrap();
+    }
+    let mut wanted = Vec::new();
+    for _ in 0..120 {
+        ready = revision.tick(&load(ready, 80.0, 80)).desired().unwrap();
+        wanted.push(ready);
+    }
+    assert_eq!(*wanted.last().unwrap(), 8);
+    assert!(wanted.is_sorted_by(|earlier, later| earlier >= later), "{wanted:?}");
+}
+
+#[test]
 fn mended_the_last_instance_still_waits_for_a_whole_quiet_window() {
     let mut revision = Revision::new(Preset::Default, |spec| spec.scale_to_zero_grace = Duration::ZERO);
     for _ in 0..100 {

@@ -611,8 +611,11 @@ impl Shape {
             // Without a trusted stretch, a value that never says quiet.
             let highest = if lanes.full[lane] >= 2 { highest } else { f64::MAX };
             let recent_wants = larger(ceil(highest / target), least);
-            let quiet = recent_wants * 2.0 <= window_wants;
-            let stable_wants = if quiet { recent_wants } else { window_wants };
+            let clear = recent_wants * 2.0 <= window_wants;
+            let past = (recent_wants < window_wants) & (ready < window_wants);
+            let quiet = clear | past;
+            let kept = if past { larger(recent_wants, ready) } else { window_wants };
+            let stable_wants = if clear { recent_wants } else { kept };
             let mut stable = smaller(smaller(larger(stable_wants, down), up), MOST);
             let mut panic = smaller(smaller(larger(panic_wants, down), up), MOST);
             let stable_raised = activates & (stable_wants > 0.0) & (activation > stable);

@@ -132,8 +132,16 @@ impl Decider {
             // While the window still shows traffic, one instance stays.
             (recent / spec.target_value).ceil().max(if window_wants > 0.0 { 1.0 } else { 0.0 })
         });
-        let quiet = recent_wants.is_some_and(|recent| recent * 2.0 <= window_wants);
-        let stable_wants = recent_wants.filter(|_| quiet).unwrap_or(window_wants);
+        let clear = recent_wants.is_some_and(|recent| recent * 2.0 <= window_wants);
+        // What is past is no reason to grow: where it shrank already, it does not come back for an old average.
+        let past =
+            recent_wants.is_some_and(|recent| recent < window_wants && f64::from(ready) < window_wants);
+        let quiet = clear || past;
+        let stable_wants = match recent_wants {
+            Some(recent) if clear => recent,
+            Some(recent) if past => recent.max(f64::from(ready)),
+            _ => window_wants,
+        };
         let mut stable = int(stable_wants.max(down).min(up));
         let mut panic = int(panic_wants.max(down).min(up));
         // Above 1 and not above 0: an activation scale of 1 says nothing.
