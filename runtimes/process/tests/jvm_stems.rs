@@ -123,10 +123,11 @@ async fn from_stem(runtime: &ProcessRuntime, deployed: &Arc<Deployed>, id: u64) 
     Ok(support::Started { instance, logs, events })
 }
 
-/// The facts of an instance without its port.
+/// The facts of an instance without its port and without identity hashes, which differ between any two JVMs.
 async fn facts(instance: &Arc<dyn Instance>) -> Vec<String> {
     let port = address(instance).port().to_string();
-    fetch(instance, "/").await.unwrap().replace(&port, "<port>").lines().map(str::to_owned).collect()
+    let text = fetch(instance, "/").await.unwrap().replace(&port, "<port>");
+    text.lines().map(|line| line.split(" unnamed module @").next().unwrap_or_default().to_owned()).collect()
 }
 
 fn lines(started: &support::Started) -> Vec<String> {
