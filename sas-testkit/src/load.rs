@@ -153,17 +153,15 @@ where
     F: Fn(u64) -> Fut,
     Fut: Future<Output = String> + Send + 'static,
 {
-    let histogram = || {
-        let mut histogram = Histogram::new(3).expect("three digits are within the bounds");
-        histogram.auto(true);
-        histogram
-    };
+    // Up to a day, by microseconds; what is longer counts as a day.
+    let histogram =
+        || Histogram::new_with_bounds(1, 86_400_000_000, 3).expect("three digits are within the bounds");
     let mut report = LoadReport { ledger: Ledger::default(), latency: histogram(), lateness: histogram() };
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     let began = Instant::now();
     let mut running = JoinSet::new();
     let finish = |report: &mut LoadReport,
-                      joined: Result<(u64, String, Duration), tokio::task::JoinError>| {
+                  joined: Result<(u64, String, Duration), tokio::task::JoinError>| {
         match joined {
             Ok((request, answer, took)) => {
                 report.ledger.answered(request, answer);

@@ -30,7 +30,7 @@ async fn latency_counts_from_the_intended_time() {
     })
     .await;
     report.ledger.assert_paired();
-    assert_eq!(report.latency.max() / 100_000, 10, "{report}");
+    assert!((950_000..1_100_000).contains(&report.latency.max()), "{report}");
     assert_eq!(report.ledger.answers().get("200"), Some(&10));
 }
 

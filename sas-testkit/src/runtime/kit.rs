@@ -24,12 +24,15 @@ use crate::{
     client,
 };
 
+/// Who wrote what, and where.
+type Line = (InstanceId, RevisionKey, LogStream, Vec<u8>);
+
 /// What instances told.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     pub(crate) phases: Mutex<Vec<(InstanceId, StartPhase)>>,
     pub(crate) exits: Mutex<Vec<(InstanceId, ExitReport)>>,
-    pub(crate) lines: Mutex<Vec<(InstanceId, RevisionKey, LogStream, Vec<u8>)>>,
+    pub(crate) lines: Mutex<Vec<Line>>,
 }
 
 impl Told {
