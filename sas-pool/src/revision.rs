@@ -157,6 +157,14 @@ impl Active {
         self.waiting().div_ceil(self.limit)
     }
 
+    /// What a claim that must wait asks for. Until a scaler decided, those who have a slot already count too: a first
+    /// burst gets what it needs whether starts take time or complete in the claim that makes them.
+    pub(crate) fn demand(&self) -> u32 {
+        let running: u32 =
+            if self.decided == 0 { self.slots.iter().map(|slot| slot.in_flight).sum() } else { 0 };
+        self.waiting().saturating_add(running).div_ceil(self.limit)
+    }
+
     /// How many instances there should be.
     pub(crate) fn target(&self) -> u32 {
         let least = if self.drained { 0 } else { self.min };

@@ -48,6 +48,20 @@ async fn a_thousand_first_requests_make_one_start_or_exactly_a_hundred() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_first_burst_gets_as_many_instances_when_starts_complete_at_once() {
+    for (concurrency, starts) in [(1000, 1), (10, 100), (1, 1000), (0, 1)] {
+        let runtime = FakeRuntime::new(Start::AtOnce);
+        let pool = InstancePool::new(PoolConfig::default());
+        let key = pool.register(deployed(&runtime, "a", |spec| spec.concurrency = concurrency)).unwrap();
+        let mut leases = Vec::new();
+        for _ in 0..1000 {
+            leases.push(claim(&pool, key, SECOND).await.unwrap());
+        }
+        assert_eq!(runtime.begun(), starts, "concurrency {concurrency}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_release_hands_the_slot_to_the_next_in_line() {
     let runtime = FakeRuntime::new(Start::AtOnce);
     let pool = InstancePool::new(PoolConfig::default());

@@ -21,12 +21,15 @@ use sas_pool::{InstancePool, PoolConfig, config::StemClassConfig};
 struct Stemmed {
     inner: fake::Handle,
     boots: AtomicU32,
-    booted: Mutex<Vec<(InstanceId, StemClass, Arc<dyn InstanceEvents>)>>,
+    booted: Mutex<Vec<Told>>,
     used: Mutex<Vec<InstanceId>>,
     stopped: AtomicU32,
     /// What stems do when they are used.
     break_them: AtomicBool,
 }
+
+/// A stem, and whom it tells.
+type Told = (InstanceId, StemClass, Arc<dyn InstanceEvents>);
 
 #[derive(Debug)]
 struct FakeStem {

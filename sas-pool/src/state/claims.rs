@@ -47,7 +47,7 @@ impl State {
         active.arrive(claim.metered, now);
         active.drained = false;
         active.inline += 1;
-        active.raised = active.raised.max(active.floor());
+        active.raised = active.raised.max(active.demand());
         self.grow(core, a, claim.priority, now, fx);
         Met::Waits(a)
     }
