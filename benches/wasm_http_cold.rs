@@ -49,11 +49,13 @@ const MEASURE: Duration = Duration::from_millis(1_500);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let number = |at: usize, default| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);
+    let number = |at: usize, default: usize| {
+        arguments.get(at).and_then(|text| text.parse::<usize>().ok()).unwrap_or(default)
+    };
     match (std::env::var("SAS_BENCH_WASM_ROLE").as_deref(), arguments.first().map(String::as_str)) {
         (Ok(kind), _) => block_on(serve(kind == "d1")),
         (_, Some("functions")) => block_on(functions(number(1, 10_000))),
-        (_, Some("soak")) => block_on(soak(Duration::from_secs(number(1, 60)))),
+        (_, Some("soak")) => block_on(soak(Duration::from_secs(number(1, 60) as u64))),
         _ => block_on(bench()),
     }
 }
