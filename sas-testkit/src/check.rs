@@ -32,12 +32,12 @@ pub(crate) type Check<S> = for<'a> fn(&'a S) -> Pin<Box<dyn Future<Output = Verd
 
 /// Fails the check with a formatted message unless the condition holds.
 macro_rules! ensure {
-    ($condition:expr, $($message:tt)+) => {
+    ($condition:expr, $($message:tt)+) => {{
         let holds: bool = $condition;
         if !holds {
             return Err($crate::check::Stop::Fail(format!($($message)+)));
         }
-    };
+    }};
 }
 pub(crate) use ensure;
 
