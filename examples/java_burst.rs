@@ -238,7 +238,7 @@ async fn burst(options: &Options, mode: &str, apps: &[PathBuf], work: &Path) -> 
             spec.options.insert("sas.dev/java-stem".into(), "always".into());
         }
         let artifact = runtime.prepare(&spec).await?;
-        for note in &artifact.info().notes {
+        for note in artifact.info().notes.iter().filter(|note| stems || !note.contains("stems")) {
             eprintln!("{}: {note}", jar.display());
         }
         deployed.push(Arc::new(Deployed {
@@ -486,6 +486,8 @@ fn pack(
     manifest.push_str("\r\n");
     writer.start_file("META-INF/MANIFEST.MF", options)?;
     writer.write_all(manifest.as_bytes())?;
+    // Scanning a package looks the directory itself up.
+    writer.add_directory(package, options)?;
     for entry in fs::read_dir(classes)?.flatten() {
         writer.start_file(format!("{package}/{}", entry.file_name().to_string_lossy()), options)?;
         writer.write_all(&fs::read(entry.path())?)?;
