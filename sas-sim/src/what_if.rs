@@ -286,7 +286,7 @@ async fn run(setup: &Setup) -> Result<Summary> {
             let mut done = |since: Instant, lease: Lease, draw: &mut Draw, summary: &mut Summary| {
                 summary.requests += 1;
                 summary.cold += u64::from(lease.start.is_some());
-                if summary.requests % every == 0 {
+                if summary.requests.is_multiple_of(every) {
                     summary.waits.push(since.elapsed().as_micros() as u64);
                 }
                 serial += 1;

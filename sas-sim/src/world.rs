@@ -513,7 +513,8 @@ impl World {
         // The timer must be heard in five of its periods, if there is one and its service is there.
         let target = host.control.record("default", &name(0)).is_ok();
         // Times that were fired before the clock jumped back are not fired again.
-        sleep(Duration::from_millis(*self.back.lock())).await;
+        let back = Duration::from_millis(*self.back.lock());
+        sleep(back).await;
         let expected =
             target && host.control.trigger_status().iter().any(|status| status.name == "default/tick");
         self.history.tell(Fact::Quiet { timer: expected });
@@ -586,7 +587,7 @@ impl World {
                 .iter()
                 .map(|record| (record.name.clone(), record.generation))
                 .collect();
-            let unsure = self.unsure.lock();
+            let unsure = self.unsure.lock().clone();
             let sure = |all: &[(String, u64)]| -> Vec<(String, u64)> {
                 all.iter().filter(|(name, _)| !unsure.contains(name)).cloned().collect()
             };
