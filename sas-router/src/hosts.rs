@@ -130,6 +130,28 @@ mod tests {
         )
     }
 
+    #[test]
+    fn a_change_copies_the_path_to_it_and_shares_the_rest() {
+        let mut map = HostMap::new();
+        let hash = |n: u32| crate::seed::mix(u64::from(n));
+        for n in 0..20_000 {
+            map.insert(hash(n), Arc::new(Named(n.to_string(), n)));
+        }
+        let before = map.clone();
+        map.insert(hash(7), Arc::new(Named("7".into(), 0)));
+        let copied = |one: &HostMap<Named>, two: &HostMap<Named>| {
+            one.0.iter().zip(&two.0).filter(|(one, two)| !Arc::ptr_eq(one, two)).count()
+        };
+        assert_eq!(copied(&before, &map), 1, "of the 32 children of the root");
+        let (top, mid, low, _) = path(hash(7));
+        let kept = (0..FAN).filter(|at| *at != low);
+        for at in kept {
+            assert!(Arc::ptr_eq(&before.0[top][mid][at], &map.0[top][mid][at]), "leaf {at} was copied");
+        }
+        assert_eq!(before.get(hash(7), b"7").unwrap().1, 7);
+        assert_eq!(map.get(hash(7), b"7").unwrap().1, 0);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 

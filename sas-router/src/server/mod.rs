@@ -234,6 +234,8 @@ async fn connection(
     shared: &Arc<Shared>,
 ) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
+    // A WebSocket may be quiet for days; a peer that vanished is noticed all the same.
+    rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
     let starting = timeout(shared.config.header_timeout, start(stream, shared));
     let started = tokio::select! {
         biased;
