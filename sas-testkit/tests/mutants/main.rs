@@ -9,6 +9,7 @@ mod trigger;
 
 use sas_testkit::Report;
 
+#[allow(clippy::print_stdout, reason = "the table is what the tests are read for")]
 /// The bug was caught, and by the check that is there for it.
 #[track_caller]
 fn caught(bug: impl std::fmt::Debug, report: &Report, by: &str) {

@@ -73,7 +73,7 @@ impl Seconds {
             })?;
             loop {
                 let slot = cx.sink.ready().await?;
-                if self.bug == Bug::LeaksSlots && number % 2 == 0 {
+                if self.bug == Bug::LeaksSlots && number.is_multiple_of(2) {
                     self.leaked.lock().push(slot);
                     break;
                 }
