@@ -32,9 +32,14 @@ async fn a_first_request_starts_an_instance_and_the_next_finds_it_warm() {
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_first_requests_make_one_start_or_exactly_a_hundred() {
-    for (concurrency, starts) in [(1000, 1), (10, 100), (1, 1000), (0, 1)] {
+    // One shard as well: there every bit of an id is left for the instance.
+    for (concurrency, starts, shards) in
+        [(1000, 1, 64), (10, 100, 64), (1, 1000, 64), (0, 1, 64), (10, 100, 1)]
+    {
         let runtime = FakeRuntime::new(Start::After(40 * MS));
-        let pool = InstancePool::new(PoolConfig::default());
+        let mut config = PoolConfig::default();
+        config.shards = shards;
+        let pool = InstancePool::new(config);
         let key = pool.register(deployed(&runtime, "a", |spec| spec.concurrency = concurrency)).unwrap();
         let mut claims = JoinSet::new();
         for _ in 0..1000 {

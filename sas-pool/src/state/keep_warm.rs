@@ -75,14 +75,7 @@ impl State {
 
     /// A plan ended without a call: whether the policy keeps the revision warm on. When it does not, it may say when to
     /// wake it instead.
-    fn plan_goes_on(
-        &mut self,
-        core: &Core,
-        a: u32,
-        key: RevisionKey,
-        now: u64,
-        fx: &mut Effects,
-    ) -> bool {
+    fn plan_goes_on(&mut self, core: &Core, a: u32, key: RevisionKey, now: u64, fx: &mut Effects) -> bool {
         if self.closed || self.wakes.contains_key(&key) {
             return false;
         }

@@ -45,7 +45,7 @@ impl State {
             Some(i) => i,
             None => {
                 let i = u32::try_from(self.instances.len()).ok()?;
-                if i >= 1 << (32 - core.ids.shard_bits) {
+                if u64::from(i) >= 1 << (32 - core.ids.shard_bits) {
                     return None;
                 }
                 self.instances.push(InstanceSlot::default());
