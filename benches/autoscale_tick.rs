@@ -15,9 +15,7 @@ use std::{
 };
 
 use sas_autoscale::kpa::{Kpa, KpaColumns};
-use sas_core::{
-    Aggregation, Decision, Load, RevisionKey, ScaleInput, Scaler, ScalingSpec, Timestamp,
-};
+use sas_core::{Aggregation, Decision, Load, RevisionKey, ScaleInput, Scaler, ScalingSpec, Timestamp};
 use tokio::time::Instant;
 
 struct Counting;
@@ -78,7 +76,13 @@ struct Side<'a> {
 
 impl<'a> Side<'a> {
     fn new(scaler: &'a dyn Scaler) -> Self {
-        Self { scaler, states: scaler.new_states(), out: Vec::with_capacity(BATCH), spent: Duration::ZERO, ticks: Vec::new() }
+        Self {
+            scaler,
+            states: scaler.new_states(),
+            out: Vec::with_capacity(BATCH),
+            spent: Duration::ZERO,
+            ticks: Vec::new(),
+        }
     }
 
     fn tick(&mut self, batch: &[ScaleInput<'_>]) {
@@ -156,7 +160,9 @@ fn main() {
     let given: Vec<u32> = std::env::args().filter_map(|text| text.parse().ok()).collect();
     let sizes = if given.is_empty() { vec![1_000, 100_000, 1_000_000] } else { given };
     println!("default scaler, windows of 60 s and 6 s; ns per revision and tick, target {TARGET_NS} ns");
-    println!("| windows | revisions | columns | scalar code | allocations | decisions compared | differing |");
+    println!(
+        "| windows | revisions | columns | scalar code | allocations | decisions compared | differing |"
+    );
     println!("|---|---|---|---|---|---|---|");
     let mut wrong = 0;
     for (name, aggregation) in

@@ -32,24 +32,25 @@ fn demonstration(scaler: &dyn Scaler) -> Result<Stretch, Box<dyn Error>> {
     spec.scale_to_zero_grace = Duration::from_secs(10);
     let mut starts: Vec<u32> = Vec::new();
     let mut waiting = 0.0_f64;
-    let stretch = simulate(scaler, &spec, 10, Timestamp::from_secs(1_700_000_000), 200, |second, desired| {
-        let desired = desired.unwrap_or(0) as usize;
-        while starts.len() < desired.max(usize::from(second == 0)) {
-            starts.push(second);
-        }
-        starts.truncate(desired.max(usize::from(second == 0)));
-        let ready = starts.iter().filter(|at| second >= **at + 4).count() as u32;
-        let asked = waiting + arrivals(second) * 0.5;
-        let running = asked.min(f64::from(ready) * 10.0);
-        waiting = asked - running;
-        let mut load = Load::idle(RevisionKey::new(0, 0));
-        load.concurrency = running + waiting;
-        load.requests = arrivals(second) as u32;
-        load.queued = waiting as u32;
-        load.ready = ready;
-        load.starting = starts.len() as u32 - ready;
-        load
-    })?;
+    let stretch =
+        simulate(scaler, &spec, 10, Timestamp::from_secs(1_700_000_000), 200, |second, desired| {
+            let desired = desired.unwrap_or(0) as usize;
+            while starts.len() < desired.max(usize::from(second == 0)) {
+                starts.push(second);
+            }
+            starts.truncate(desired.max(usize::from(second == 0)));
+            let ready = starts.iter().filter(|at| second >= **at + 4).count() as u32;
+            let asked = waiting + arrivals(second) * 0.5;
+            let running = asked.min(f64::from(ready) * 10.0);
+            waiting = asked - running;
+            let mut load = Load::idle(RevisionKey::new(0, 0));
+            load.concurrency = running + waiting;
+            load.requests = arrivals(second) as u32;
+            load.queued = waiting as u32;
+            load.ready = ready;
+            load.starting = starts.len() as u32 - ready;
+            load
+        })?;
     Ok(stretch)
 }
 
@@ -65,10 +66,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let scalers = default_scalers();
     let find = |name: &str| {
-        scalers
-            .iter()
-            .find(|scaler| scaler.name() == name)
-            .ok_or_else(|| format!("no scaler is called {name:?}; a custom one has to be given to this program"))
+        scalers.iter().find(|scaler| scaler.name() == name).ok_or_else(|| {
+            format!("no scaler is called {name:?}; a custom one has to be given to this program")
+        })
     };
     let stretch = match arguments.next() {
         Some(file) => serde_json::from_str::<Stretch>(&std::fs::read_to_string(file)?)?,
@@ -83,7 +83,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     other.target *= 2.0;
     let instead = what_if(&**scaler, &stretch, &other)?;
 
-    println!("| second | load | queued | ready | starting | desired | reason | clamps | excess | at twice the target |");
+    println!(
+        "| second | load | queued | ready | starting | desired | reason | clamps | excess | at twice the target |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     let begin = stretch.records.first().map_or(Timestamp::default(), |record| record.at);
     let mut last = None;

@@ -29,7 +29,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let arrivals = match trace {
         Some(path) => read(&path)?,
-        None => (0..1440).map(|minute| 60.0 * (1.0 - (f64::from(minute) / 1440.0 * std::f64::consts::TAU).cos()) / 2.0).collect(),
+        None => (0..1440)
+            .map(|minute| 60.0 * (1.0 - (f64::from(minute) / 1440.0 * std::f64::consts::TAU).cos()) / 2.0)
+            .collect(),
     };
 
     let mut quick = Setup::new(arrivals.clone());
@@ -43,9 +45,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "{:<22} {:>9} {:>7} {:>7} {:>9} {:>9} {:>6} {:>7} {:>8}",
         "configuration", "requests", "cold", "failed", "p50 wait", "p99 wait", "peak", "waste", "cost"
     );
-    let points = |values: &mut dyn Iterator<Item = f64>| values.enumerate().map(|(at, value)| (at as f64, value)).collect();
-    let mut series = vec![chart::Series { name: "requests a second".into(), points: points(&mut arrivals.iter().copied()) }];
-    for (name, setup) in [("windows of 6 s", quick), ("Knative's defaults", knative), ("at least two", kept)] {
+    let points = |values: &mut dyn Iterator<Item = f64>| {
+        values.enumerate().map(|(at, value)| (at as f64, value)).collect()
+    };
+    let mut series = vec![chart::Series {
+        name: "requests a second".into(),
+        points: points(&mut arrivals.iter().copied()),
+    }];
+    for (name, setup) in [("windows of 6 s", quick), ("Knative's defaults", knative), ("at least two", kept)]
+    {
         let summary = what_if(&setup)?;
         println!(
             "{name:<22} {:>9} {:>7} {:>7} {:>6.0} ms {:>6.0} ms {:>6} {:>6.0}% {:>8.4}",
@@ -73,7 +81,9 @@ fn read(path: &std::path::Path) -> Result<Vec<f64>, Box<dyn std::error::Error>> 
         .enumerate()
         .map(|(at, line)| {
             let value = line.trim().parse::<f64>().ok().filter(|value| value.is_finite() && *value >= 0.0);
-            value.ok_or_else(|| format!("{}:{}: {line:?}: must be a number of requests", path.display(), at + 1).into())
+            value.ok_or_else(|| {
+                format!("{}:{}: {line:?}: must be a number of requests", path.display(), at + 1).into()
+            })
         })
         .collect()
 }
