@@ -12,8 +12,9 @@ use sas_core::{
     SystemClock, Triggers, knative::Preset,
 };
 use sas_pool::{InstancePool, PoolConfig};
-use sas_router::{Gateway, GatewayConfig, RouteTable, Server, ServerConfig};
+use sas_router::{Gateway, GatewayConfig, HealthChecks, RouteTable, Server, ServerConfig};
 use sas_trigger::{CronSchedule, TriggerHost, TriggerHostConfig};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::platform::{Parts, Platform};
@@ -281,6 +282,15 @@ impl PlatformBuilder {
     /// [`BuildError`] names the part and what it refused.
     pub async fn build(self) -> Result<Platform, BuildError> {
         let recorder = self.recorder.unwrap_or_default();
+        for describe in [
+            sas_autoscale::metrics::describe,
+            sas_control::metrics::describe,
+            sas_pool::metrics::describe,
+            sas_router::metrics::describe,
+            sas_trigger::metrics::describe,
+        ] {
+            describe(&recorder);
+        }
         let logs = Arc::<LogBuffer>::default();
         let decisions = Arc::<DecisionLog>::default();
         let meter = Arc::<Meter>::default();
@@ -364,6 +374,7 @@ impl PlatformBuilder {
             ingress: None,
             admin_server: None,
             driving: None,
+            checking: None,
             stop,
         };
         let mut server_config = self.server;
@@ -374,6 +385,30 @@ impl PlatformBuilder {
                 Platform::new(parts).shutdown(Duration::from_secs(1)).await;
                 Err(error)
             }
+        }
+    }
+}
+
+/// Asks the instances of active revisions that have a liveness probe, once a second.
+async fn check_health(driver: Arc<Driver>, mut checks: HealthChecks, stop: CancellationToken) {
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = every.tick() => {}
+        }
+        let mut revisions = Vec::new();
+        driver.visit_active(|key, deployed| {
+            if deployed.spec.liveness.is_some() {
+                revisions.push(key);
+            }
+        });
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = checks.round(&revisions) => {}
         }
     }
 }
@@ -397,6 +432,9 @@ impl Parts {
         self.control.recover().await.map_err(part("recovery"))?;
         let (driver, stop) = (Arc::clone(&self.driver), self.stop.clone());
         self.driving = Some(tokio::spawn(async move { driver.run(stop).await }));
+        let (driver, stop) = (Arc::clone(&self.driver), self.stop.clone());
+        let checks = HealthChecks::new(Arc::clone(&self.pool) as Arc<dyn Pool>);
+        self.checking = Some(tokio::spawn(check_health(driver, checks, stop)));
         Ok(())
     }
 }

@@ -35,6 +35,7 @@ pub(crate) struct Parts {
     pub(crate) ingress: Option<Server>,
     pub(crate) admin_server: Option<Server>,
     pub(crate) driving: Option<JoinHandle<()>>,
+    pub(crate) checking: Option<JoinHandle<()>>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -176,9 +177,9 @@ impl Platform {
         }
         parts.gateway.shutdown(deadline).await;
         parts.stop.cancel();
-        if let Some(driving) = parts.driving.take() {
-            // The driver ends at the token; it does no I/O.
-            let _ = driving.await;
+        for task in [parts.driving.take(), parts.checking.take()].into_iter().flatten() {
+            // They end at the token; one that panicked has nothing left to do.
+            let _ = task.await;
         }
         parts.control.shutdown(deadline).await;
         parts.pool.shutdown(deadline).await;

@@ -250,6 +250,15 @@ impl Driver {
         errors.into_result()
     }
 
+    /// Visits the revisions that are active now, in no order that means anything. One short lock per shard.
+    pub fn visit_active(&self, mut visit: impl FnMut(RevisionKey, &Arc<Deployed>)) {
+        for shard in &self.shards {
+            for entry in shard.lock().entries.iter().flatten().filter(|entry| !entry.asleep) {
+                visit(entry.key, &entry.deployed);
+            }
+        }
+    }
+
     /// Ticks until `stop` is cancelled.
     ///
     /// **Cancel safety:** dropping the future ends the ticks between two shards; nothing is lost.
