@@ -159,6 +159,13 @@ impl Zygote {
             report = running.proc.exited() => return Err(died(&report)),
             said = running.receive() => match said.as_deref() {
                 Ok(b"R") => {}
+                // Its end of the socket closes a moment before its exit is told.
+                Ok(b"") | Err(_)
+                    if let Ok(report) =
+                        tokio::time::timeout(Duration::from_secs(1), running.proc.exited()).await =>
+                {
+                    return Err(died(&report));
+                }
                 _ => return Err(failed("it did not say that it is ready (one byte, R, on descriptor 0)".into())),
             },
             () = tokio::time::sleep(Duration::from_secs(60)) => {
