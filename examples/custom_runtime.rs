@@ -3,6 +3,8 @@
 //! A runtime needs `prepare` and `start`; its instances need `stop` and one of `endpoint` and `call`. Prove yours with
 //! `sas_testkit::runtime::suite`.
 
+#![allow(clippy::print_stdout, reason = "this program talks to a terminal")]
+
 use std::{sync::Arc, time::Duration};
 
 use sas::{

@@ -3,6 +3,8 @@
 //! A policy is pure: state and input give the decision. The driver applies the spec's bounds and the rules of scaling
 //! to zero, and records every decision.
 
+#![allow(clippy::print_stdout, reason = "this program talks to a terminal")]
+
 use std::{sync::Arc, time::Duration};
 
 use sas::{

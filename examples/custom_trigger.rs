@@ -3,6 +3,8 @@
 //! A source takes room before it pulls, and acknowledges upstream (here: remembers how far it has read) only after the
 //! event was delivered.
 
+#![allow(clippy::print_stdout, reason = "this program talks to a terminal")]
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;

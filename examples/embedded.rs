@@ -1,5 +1,7 @@
 //! A platform without any listener: the host calls it as a library.
 
+#![allow(clippy::print_stdout, reason = "this program talks to a terminal")]
+
 use std::time::Duration;
 
 use sas::prelude::*;

@@ -3,6 +3,8 @@
 //! Needs nothing but Rust: the program that it deploys is compiled from `examples/apps/hello.rs` first. Where Python or
 //! Node is installed, an app in each is deployed and woken too. Ends with a table and a chart, `quickstart.svg`.
 
+#![allow(clippy::print_stdout, reason = "this program talks to a terminal")]
+
 #[path = "shared/chart.rs"]
 mod chart;
 
