@@ -58,7 +58,7 @@ fn main() {
             spec.options.insert(name.into(), value.into());
         }
         let mut runs: Vec<Run> = (0..RUNS).map(|_| tokio.block_on(run(&spec, dir.path()))).collect();
-        runs.sort_by(|a, b| a.p50.cmp(&b.p50));
+        runs.sort_by_key(|run| run.p50);
         let spread = format!("{:.3} .. {:.3}", ms(runs[0].p50), ms(runs[RUNS - 1].p50));
         let median = &runs[RUNS / 2];
         println!(

@@ -106,9 +106,8 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     }
     #[cfg(feature = "wasm")]
     {
-        let mut config = WasmConfig::default();
-        config.cache_dir = options.state.as_ref().map(|state| state.join("wasm-cache"));
-        config.recorder = recorder;
+        let cache_dir = options.state.as_ref().map(|state| state.join("wasm-cache"));
+        let config = WasmConfig { cache_dir, recorder, ..WasmConfig::default() };
         builder = builder.runtime(WasmRuntime::new(config)?);
     }
     let platform = builder.build().await?;

@@ -19,7 +19,7 @@ use sas_pool::{
 };
 
 /// A trace as the two replays take it.
-pub enum Loaded {
+pub(crate) enum Loaded {
     /// For keep-alive policies.
     Functions(Vec<Function>),
     /// For capacity laws.
@@ -27,7 +27,7 @@ pub enum Loaded {
 }
 
 /// Reads a file, decompressed when its name ends with `.gz`.
-pub fn load(path: &Path) -> Result<Loaded, Box<dyn Error>> {
+pub(crate) fn load(path: &Path) -> Result<Loaded, Box<dyn Error>> {
     let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let file = File::open(path).map_err(|error| named(&error))?;
     let input: Box<dyn BufRead> = if path.extension().is_some_and(|end| end == "gz") {
@@ -45,10 +45,10 @@ pub fn load(path: &Path) -> Result<Loaded, Box<dyn Error>> {
 }
 
 /// A keep-alive policy and its knob.
-pub struct Keeper {
-    pub family: &'static str,
-    pub name: String,
-    pub make: Box<dyn Fn() -> Box<dyn KeepAlivePolicy>>,
+pub(crate) struct Keeper {
+    pub(crate) family: &'static str,
+    pub(crate) name: String,
+    pub(crate) make: Box<dyn Fn() -> Box<dyn KeepAlivePolicy>>,
 }
 
 fn keeper<P: KeepAlivePolicy + Clone>(family: &'static str, name: String, policy: P) -> Keeper {
@@ -70,12 +70,12 @@ fn hazard(config: HazardConfig) -> Keeper {
 }
 
 /// The baselines and, last, the default.
-pub fn keepers() -> Vec<Keeper> {
+pub(crate) fn keepers() -> Vec<Keeper> {
     vec![fixed(1), fixed(10), fixed(60), hybrid(240), hybrid(10), hazard(HazardConfig::default())]
 }
 
 /// The same with the knob of each turned, for a curve per policy.
-pub fn keeper_curves() -> Vec<Keeper> {
+pub(crate) fn keeper_curves() -> Vec<Keeper> {
     let fixed = [1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120].map(fixed);
     let hybrid = [5, 10, 20, 30, 60, 120, 240].map(hybrid);
     let hazard = [0.003, 0.005, 0.008, 0.011, 0.0135, 0.017, 0.022, 0.03, 0.05, 0.1]
@@ -84,7 +84,7 @@ pub fn keeper_curves() -> Vec<Keeper> {
 }
 
 /// The score of a policy on `rows`, each its own revision.
-pub fn keep(keeper: &Keeper, rows: &[&Function]) -> (KeepAliveTotals, u64, usize) {
+pub(crate) fn keep(keeper: &Keeper, rows: &[&Function]) -> (KeepAliveTotals, u64, usize) {
     let (mut policy, mut totals, mut active) = ((keeper.make)(), KeepAliveTotals::default(), 0);
     for (slot, row) in (0..).zip(rows) {
         let score = replay_keep_alive(&mut *policy, RevisionKey::new(slot, 0), row);
@@ -95,10 +95,10 @@ pub fn keep(keeper: &Keeper, rows: &[&Function]) -> (KeepAliveTotals, u64, usize
 }
 
 /// A capacity law and the grid of its knob.
-pub struct Law {
-    pub name: &'static str,
-    pub grid: &'static [f64],
-    pub make: Box<dyn Fn(f64) -> Box<dyn CapacityPolicy>>,
+pub(crate) struct Law {
+    pub(crate) name: &'static str,
+    pub(crate) grid: &'static [f64],
+    pub(crate) make: Box<dyn Fn(f64) -> Box<dyn CapacityPolicy>>,
 }
 
 const HEAD_ROOMS: &[f64] = &[0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0];
@@ -106,7 +106,7 @@ const DEVIATIONS: &[f64] = &[-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 
 const SCALES: &[f64] = &[-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0];
 
 /// The baselines and, last, the default; seasons are an hour and a day of slots.
-pub fn laws(slot: Duration) -> Vec<Law> {
+pub(crate) fn laws(slot: Duration) -> Vec<Law> {
     let slots =
         |seconds: u64| usize::try_from(seconds / slot.as_secs().max(1)).unwrap_or(2).clamp(2, 100_000);
     let (hour, day) = (slots(3_600), slots(86_400));
@@ -143,7 +143,7 @@ pub fn laws(slot: Duration) -> Vec<Law> {
 }
 
 /// The miss at an over-provisioning of a half, over the grid of `law`, scored from slot `from` on.
-pub fn miss(law: &Law, series: &Series, from: usize) -> Option<f64> {
+pub(crate) fn miss(law: &Law, series: &Series, from: usize) -> Option<f64> {
     let score = |&k: &f64| {
         let score: CapacityScore = replay_capacity(&mut *(law.make)(k), series, from);
         (score.over_ratio(), score.miss())
@@ -152,7 +152,7 @@ pub fn miss(law: &Law, series: &Series, from: usize) -> Option<f64> {
 }
 
 /// The first slot that is scored: two thirds of the series, day 14 of 21, or the slot where `day` begins.
-pub fn scored_from(series: &Series, day: Option<u64>) -> usize {
+pub(crate) fn scored_from(series: &Series, day: Option<u64>) -> usize {
     let per_day = 86_400 / series.slot.as_secs().max(1);
     match day {
         Some(day) => usize::try_from((day * per_day).saturating_sub(series.first)).unwrap_or(usize::MAX),
@@ -161,6 +161,6 @@ pub fn scored_from(series: &Series, day: Option<u64>) -> usize {
 }
 
 /// A share as a percentage with `digits`, or a dash.
-pub fn percent(share: Option<f64>, digits: usize) -> String {
+pub(crate) fn percent(share: Option<f64>, digits: usize) -> String {
     share.map_or_else(|| "-".to_owned(), |share| format!("{:.digits$} %", 100.0 * share))
 }

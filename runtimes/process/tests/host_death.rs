@@ -1,5 +1,7 @@
 //! The host dies without a word, and its instances with it; a start costs the same whatever the host's memory.
 
+#![allow(clippy::print_stdout, reason = "a host of this test talks to it over a pipe")]
+
 mod support;
 
 use std::{

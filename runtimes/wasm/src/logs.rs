@@ -145,8 +145,7 @@ mod tests {
             lines.write(write);
         }
         drop(lines);
-        let told = std::mem::take(&mut *sink.0.lock().unwrap());
-        told
+        std::mem::take(&mut *sink.0.lock().unwrap())
     }
 
     #[test]

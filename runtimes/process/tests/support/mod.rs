@@ -180,6 +180,7 @@ pub(crate) async fn eventually(what: &str, check: impl Fn() -> bool) {
 }
 
 /// Says clearly that a test could not run for want of a program.
+#[allow(clippy::print_stdout, reason = "a test that skips says so")]
 pub(crate) fn missing(program: &str) -> bool {
     let found = ProcessConfig::default().path.split(':').any(|dir| Path::new(dir).join(program).exists());
     if !found {
