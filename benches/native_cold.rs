@@ -43,8 +43,8 @@ fn main() {
     assert!(built.success(), "the server compiles");
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     println!(
-        "\n{:<26} {:>10} {:>10} {:>9} {:>9}   {:<24} {:>6}",
-        "e: cold native start", "p50 ms", "p99 ms", "/s", "/s/core", "p50 of the runs", "target"
+        "\n{:<26} {:>10} {:>10} {:>9} {:>9} {:>7}   {:<24} {:>6}",
+        "e: cold native start", "p50 ms", "p99 ms", "/s", "/s/core", "errors", "p50 of the runs", "target"
     );
     for (name, args, option, target) in [
         ("e1 exec, port polled", "serve", None, "p50 1 ms, 1,200/s"),
@@ -62,11 +62,12 @@ fn main() {
         let spread = format!("{:.3} .. {:.3}", ms(runs[0].p50), ms(runs[RUNS - 1].p50));
         let median = &runs[RUNS / 2];
         println!(
-            "{name:<26} {:>10.3} {:>10.3} {:>9.0} {:>9.0}   {spread:<24} {target}",
+            "{name:<26} {:>10.3} {:>10.3} {:>9.0} {:>9.0} {:>7}   {spread:<24} {target}",
             ms(median.p50),
             ms(median.p99),
             median.rate,
             median.rate_per_core,
+            runs.iter().map(|run| run.errors).sum::<usize>(),
         );
     }
 }
@@ -80,6 +81,8 @@ struct Run {
     p99: Duration,
     rate: f64,
     rate_per_core: f64,
+    /// Connections that broke before the first byte.
+    errors: usize,
 }
 
 async fn run(spec: &RevisionSpec, dir: &Path) -> Run {
@@ -97,12 +100,12 @@ async fn run(spec: &RevisionSpec, dir: &Path) -> Run {
         };
         let key = pool.register(Arc::new(deployed)).expect("registered");
         // Whatever is made once per revision is made before it is measured.
-        cold(&pool, key).await;
+        cold(&pool, key).await.expect("an answer");
         keys.push(key);
     }
     let mut times = Vec::with_capacity(ALONE);
     for _ in 0..ALONE {
-        times.push(cold(&pool, keys[0]).await);
+        times.push(cold(&pool, keys[0]).await.expect("an answer"));
     }
     times.sort_unstable();
     let (cpu, began) = (cpu_seconds(), Instant::now());
@@ -111,38 +114,45 @@ async fn run(spec: &RevisionSpec, dir: &Path) -> Run {
         .map(|key| {
             let (pool, key) = (Arc::clone(&pool), *key);
             tokio::spawn(async move {
+                let mut errors = 0;
                 for _ in 0..TOGETHER {
-                    cold(&pool, key).await;
+                    errors += usize::from(cold(&pool, key).await.is_err());
                 }
+                errors
             })
         })
         .collect();
+    let mut errors = 0;
     for lane in lanes {
-        lane.await.expect("a lane");
+        errors += lane.await.expect("a lane");
     }
     let count = (LANES * TOGETHER) as f64;
     let rate = count / began.elapsed().as_secs_f64();
     let rate_per_core = count / (cpu_seconds() - cpu);
     pool.shutdown(Instant::now() + Duration::from_secs(1)).await;
     runtime.quiesce().await;
-    Run { p50: times[ALONE / 2], p99: times[ALONE * 99 / 100], rate, rate_per_core }
+    Run { p50: times[ALONE / 2], p99: times[ALONE * 99 / 100], rate, rate_per_core, errors }
 }
 
 /// One cold request: to the first byte; then the instance goes.
-async fn cold(pool: &Arc<InstancePool>, key: RevisionKey) -> Duration {
+async fn cold(pool: &Arc<InstancePool>, key: RevisionKey) -> std::io::Result<Duration> {
     let status = pool.status(key).expect("registered");
     assert_eq!((status.ready, status.starting), (0, 0), "it is cold");
     let began = Instant::now();
     let cx = Cx::new(TenantKey(1), RequestId(1), began + Duration::from_secs(10));
     let lease: Lease = pool.claim(&Claim::new(key, TenantKey(1)), &cx).await.expect("a lease");
     let Some(Endpoint::Tcp(address)) = lease.instance.endpoint() else { panic!("an instance behind TCP") };
-    let mut stream = TcpStream::connect(address).await.expect("connected");
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
-    let mut first = [0u8; 256];
-    let n = stream.read(&mut first).await.expect("an answer");
-    let took = began.elapsed();
-    assert!(first[..n].starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&first[..n]));
-    drop((stream, lease));
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+        let mut first = [0u8; 256];
+        let n = stream.read(&mut first).await?;
+        let took = began.elapsed();
+        assert!(first[..n].starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&first[..n]));
+        Ok(took)
+    };
+    let took = exchange.await;
+    drop(lease);
     pool.drain(key, Duration::ZERO).await;
     took
 }
