@@ -250,7 +250,8 @@ impl State {
         let active = &self.actives[a as usize];
         if active.have() < active.target() {
             self.grow(core, a, 0, now, fx);
-        } else {
+        } else if active.waiting() == 0 {
+            // While requests wait, a decision made from older load takes nothing away from those that run.
             self.shrink(core, a, true, now, fx);
         }
         self.rest(now, a, fx);
