@@ -107,11 +107,18 @@ fn instance(listener: TcpListener, environment: &[u8]) -> ! {
     let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let mut buffer = [0u8; 4096];
     for mut stream in listener.incoming().flatten() {
-        while let Ok(n @ 1..) = stream.read(&mut buffer) {
-            if buffer[..n].starts_with(b"GET /exit") {
+        let mut length = 0;
+        while let Ok(n @ 1..) = stream.read(&mut buffer[length..]) {
+            length += n;
+            // A request may come in several pieces: it is answered when its head has ended.
+            if !buffer[..length].ends_with(b"\r\n\r\n") {
+                continue;
+            }
+            if buffer.starts_with(b"GET /exit") {
                 println!("leaving");
                 std::process::exit(5);
             }
+            length = 0;
             if stream.write_all(answer.as_bytes()).is_err() {
                 break;
             }
