@@ -9,7 +9,6 @@ use sas_core::{
 };
 
 use crate::{
-    hosts::Hosted,
     matching::{self, Conditions},
     seed::{hash, mix},
     split::Deal,
@@ -18,22 +17,15 @@ use crate::{
 /// How many rules a host may have: they are tried one after the other.
 pub(crate) const MAX_RULES: usize = 1_000;
 
-/// A host and its rules.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    host: Box<str>,
-    rules: Rules,
-}
-
-/// Nearly all hosts have one rule that sends everything to one revision: that takes 32 bytes.
-#[derive(Debug)]
-enum Rules {
+/// The rules of a host. Nearly all hosts have one that sends everything to one revision: that takes 24 bytes.
+#[derive(Clone, Debug)]
+pub(crate) enum Entry {
     All { revision: RevisionKey, tenant: TenantKey, timeout_ms: u32, wakes: bool },
-    Ordered(Box<[Rule]>),
+    Ordered(Arc<[Rule]>),
 }
 
 #[derive(Debug)]
-struct Rule {
+pub(crate) struct Rule {
     prefix: Box<str>,
     conditions: Option<Conditions>,
     action: Action,
@@ -62,12 +54,6 @@ enum Key {
     Cookie(Box<str>),
 }
 
-impl Hosted for Entry {
-    fn host(&self) -> &[u8] {
-        self.host.as_bytes()
-    }
-}
-
 impl Entry {
     /// Compiles the rules of `host`.
     ///
@@ -84,9 +70,14 @@ impl Entry {
             let problem = format!("at most {MAX_RULES} rules per host");
             return Err(invalid("rules".into(), rules.len().to_string(), &problem));
         }
-        let name: Box<str> = match host {
-            HostPattern::Exact(host) | HostPattern::Wildcard(host) => host.as_str().into(),
-            HostPattern::Any => "".into(),
+        if let [rule] = rules.as_slice()
+            && let Some(simple) = Self::simple(rule)
+        {
+            return Ok(simple);
+        }
+        let name = match host {
+            HostPattern::Exact(host) | HostPattern::Wildcard(host) => host.as_str(),
+            HostPattern::Any => "",
         };
         let seed = hash(seed, name.as_bytes());
         let mut compiled = Vec::with_capacity(rules.len());
@@ -101,20 +92,30 @@ impl Entry {
             let conditions = rule.conditions.as_ref().map_or(0, Conditions::count);
             (std::cmp::Reverse(rule.prefix.len()), std::cmp::Reverse(conditions))
         });
-        let rules = match compiled.as_slice() {
-            [rule] => rule.simple(),
-            _ => None,
-        };
-        let rules = rules.unwrap_or_else(|| Rules::Ordered(compiled.into_boxed_slice()));
-        Ok(Self { host: name, rules })
+        Ok(Self::Ordered(compiled.into()))
     }
 
-    /// Lets splits whose weights did not change go on where they are.
+    /// The compact form, for a rule that sends everything to one revision.
+    fn simple(rule: &RouteRule) -> Option<Self> {
+        let RouteAction::Split(splits) = &rule.action else { return None };
+        let matches = &rule.matches;
+        let plain = matches.path_prefix.bytes().all(|byte| byte == b'/')
+            && matches.methods.is_empty()
+            && matches.headers.is_empty()
+            && matches.query.is_empty()
+            && rule.affinity == Affinity::None
+            && rule.fallback.is_none()
+            && !rule.placeholder;
+        let sum: u64 = splits.iter().map(|split| u64::from(split.weight)).sum();
+        let whole = splits.iter().find(|split| split.weight == 100).filter(|_| plain && sum == 100)?;
+        let timeout_ms = u32::try_from(rule.timeout.as_millis()).ok().filter(|ms| *ms > 0)?;
+        Some(Self::All { revision: whole.revision, tenant: rule.tenant, timeout_ms, wakes: rule.wakes })
+    }
+
+    /// Lets splits whose weights did not change go on where they are. For an entry that is in no table yet.
     pub(crate) fn continue_from(&mut self, before: &Self) {
-        let (Rules::Ordered(after), Rules::Ordered(before)) = (&mut self.rules, &before.rules) else {
-            return;
-        };
-        for rule in after {
+        let (Self::Ordered(after), Self::Ordered(before)) = (self, before) else { return };
+        for rule in Arc::get_mut(after).into_iter().flatten() {
             let same = before.iter().find(|old| old.matches == rule.matches);
             if let (Action::Deal(deal), Some(Rule { action: Action::Deal(old), .. })) =
                 (&mut rule.action, same)
@@ -126,14 +127,14 @@ impl Entry {
 
     /// What the first rule that matches says.
     pub(crate) fn route(&self, query: &RouteQuery<'_>, seed: u64) -> Result<Route, RouteError> {
-        match &self.rules {
-            Rules::All { revision, tenant, timeout_ms, wakes } => {
+        match self {
+            Self::All { revision, tenant, timeout_ms, wakes } => {
                 let mut target = RouteTarget::new(*revision, *tenant);
                 target.timeout = Duration::from_millis(u64::from(*timeout_ms));
                 target.wakes = *wakes;
                 Ok(Route::To(target))
             }
-            Rules::Ordered(rules) => rules
+            Self::Ordered(rules) => rules
                 .iter()
                 .find(|rule| rule.applies(query))
                 .map_or(Err(RouteError::NoRoute), |rule| rule.decide(query, seed)),
@@ -211,18 +212,6 @@ impl Rule {
         })
     }
 
-    /// The compact form, for a rule that sends everything to one revision.
-    fn simple(&self) -> Option<Rules> {
-        let Action::One(revision) = self.action else { return None };
-        let plain = self.prefix.is_empty()
-            && self.conditions.is_none()
-            && matches!(self.affinity, Key::None)
-            && self.fallback.is_none()
-            && !self.placeholder;
-        let timeout_ms = u32::try_from(self.timeout.as_millis()).ok().filter(|ms| *ms > 0)?;
-        plain.then_some(Rules::All { revision, tenant: self.tenant, timeout_ms, wakes: self.wakes })
-    }
-
     fn applies(&self, query: &RouteQuery<'_>) -> bool {
         matching::under(&self.prefix, query.path)
             && self.conditions.as_ref().is_none_or(|conditions| conditions.matches(query))
@@ -253,6 +242,3 @@ impl Rule {
         Ok(Route::To(target))
     }
 }
-
-/// An entry that can be shared.
-pub(crate) type SharedEntry = Arc<Entry>;

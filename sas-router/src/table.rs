@@ -9,7 +9,7 @@ use sas_core::{HostPattern, Result, Route, RouteChange, RouteError, RouteQuery, 
 use crate::{
     host::{self, MAX_HOST},
     hosts::HostMap,
-    rule::{Entry, SharedEntry},
+    rule::Entry,
     seed::hash,
 };
 
@@ -17,7 +17,7 @@ use crate::{
 struct Snapshot {
     exact: HostMap<Entry>,
     wildcard: HostMap<Entry>,
-    any: Option<SharedEntry>,
+    any: Option<Entry>,
     hosts: usize,
 }
 
@@ -72,14 +72,22 @@ impl RouteTable {
         self.len() == 0
     }
 
-    fn replace(&self, snapshot: &mut Snapshot, pattern: &HostPattern, entry: Option<Entry>) {
+    fn hash_of(&self, pattern: &HostPattern) -> u64 {
+        match pattern {
+            HostPattern::Any => 0,
+            HostPattern::Exact(host) | HostPattern::Wildcard(host) => hash(self.seed, host.as_bytes()),
+        }
+    }
+}
+
+impl Snapshot {
+    fn replace(&mut self, hash: u64, pattern: &HostPattern, entry: Option<Entry>) {
         let before = match pattern {
-            HostPattern::Any => snapshot.any.take(),
+            HostPattern::Any => self.any.take(),
             HostPattern::Exact(host) | HostPattern::Wildcard(host) => {
-                let hash = hash(self.seed, host.as_bytes());
                 let map = match pattern {
-                    HostPattern::Exact(_) => &mut snapshot.exact,
-                    _ => &mut snapshot.wildcard,
+                    HostPattern::Exact(_) => &mut self.exact,
+                    _ => &mut self.wildcard,
                 };
                 match &entry {
                     // The place is kept; what follows fills it.
@@ -88,20 +96,19 @@ impl RouteTable {
                 }
             }
         };
-        snapshot.hosts -= usize::from(before.is_some());
+        self.hosts -= usize::from(before.is_some());
         let Some(mut entry) = entry else { return };
         if let Some(before) = &before {
             entry.continue_from(before);
         }
-        snapshot.hosts += 1;
-        let entry = Arc::new(entry);
+        self.hosts += 1;
         match pattern {
-            HostPattern::Any => snapshot.any = Some(entry),
+            HostPattern::Any => self.any = Some(entry),
             HostPattern::Exact(host) => {
-                snapshot.exact.insert(hash(self.seed, host.as_bytes()), entry);
+                self.exact.insert(hash, host.as_bytes(), entry);
             }
             HostPattern::Wildcard(host) => {
-                snapshot.wildcard.insert(hash(self.seed, host.as_bytes()), entry);
+                self.wildcard.insert(hash, host.as_bytes(), entry);
             }
         }
     }
@@ -131,19 +138,22 @@ impl Router for RouteTable {
             compiled.push(match change {
                 RouteChange::Set { host, rules } => {
                     let entry = Entry::compile(&host, rules, self.seed)?;
-                    (host, Some(entry))
+                    (self.hash_of(&host), host, Some(entry))
                 }
-                RouteChange::Remove { host } => (host, None),
+                RouteChange::Remove { host } => (self.hash_of(&host), host, None),
                 other => {
                     let text = format!("this version does not know the change {other:?}");
                     return Err(sas_core::Error::new(sas_core::ErrorKind::Unsupported, "apply", text));
                 }
             });
         }
+        // In the order of the map: of many changes those to one leaf follow each other, and those to one host stay in
+        // the order in which they were given.
+        compiled.sort_by_key(|(hash, ..)| *hash);
         let _one_at_a_time = self.writing.lock();
         let mut next = Snapshot::clone(&self.current.load());
-        for (pattern, entry) in compiled {
-            self.replace(&mut next, &pattern, entry);
+        for (hash, pattern, entry) in compiled {
+            next.replace(hash, &pattern, entry);
         }
         // The version before is dropped by the last lookup that still reads it: at most a path, never the table.
         self.current.store(Arc::new(next));
