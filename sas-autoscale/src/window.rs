@@ -63,10 +63,16 @@ impl Window {
         }
     }
 
-    /// A linear window over seconds that was filled without a gap from the second 1 to `newest`, whose value is
+    /// A window over seconds that was filled without a gap from the second 1 to `newest`, whose value is
     /// given by `value_at`.
-    pub(crate) fn filled(window: Nanos, newest: i64, total: f64, value_at: impl Fn(i64) -> f64) -> Self {
-        let mut filled = Self::new(window, SECOND, Aggregation::Linear);
+    pub(crate) fn filled(
+        window: Nanos,
+        aggregation: Aggregation,
+        newest: i64,
+        total: f64,
+        value_at: impl Fn(i64) -> f64,
+    ) -> Self {
+        let mut filled = Self::new(window, SECOND, aggregation);
         let count = filled.buckets.len() as i64;
         for second in (newest - count + 1).max(1)..=newest {
             let slot = filled.slot(second);
@@ -78,11 +84,12 @@ impl Window {
         filled
     }
 
-    /// Whether it was filled without a gap from the second 1 to `newest`.
-    pub(crate) fn is_filled_to(&self, newest: i64) -> bool {
-        self.first_write == Some(SECOND)
-            && self.last_write == Some(newest * SECOND)
-            && self.aggregation == Aggregation::Linear
+    /// Whether it was filled without a gap from the second 1, or for its whole length, to `newest`.
+    pub(crate) fn is_filled_to(&self, newest: i64, aggregation: Aggregation) -> bool {
+        let oldest = newest - self.buckets.len() as i64 + 1;
+        self.first_write.is_some_and(|first| first == SECOND || first <= oldest.saturating_mul(SECOND))
+            && self.last_write == Some(newest.saturating_mul(SECOND))
+            && self.aggregation == aggregation
             && self.granularity == SECOND
     }
 
@@ -242,6 +249,18 @@ fn smoothing(count: usize) -> f64 {
     (1.0 - (1.0_f64 - 0.9999).powf(1.0 / count as f64)).max(0.2)
 }
 
+/// The weights of `count` buckets, newest first, as [`Window::average`] makes them when the newest is the present.
+pub(crate) fn weights(count: usize) -> Vec<f64> {
+    let smoothing = smoothing(count);
+    let mut multiplier = smoothing;
+    let weight = |_| {
+        let weight = multiplier;
+        multiplier *= 1.0 - smoothing;
+        weight
+    };
+    (0..count).map(weight).collect()
+}
+
 /// The maximum over the last buckets, counted from the newest that was recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaxWindow {
@@ -260,6 +279,38 @@ impl MaxWindow {
             granularity_seconds: granularity / SECOND,
             newest: None,
         }
+    }
+
+    /// A window whose newest bucket is `newest`, with what `value_at` says of each bucket from 0 on.
+    pub(crate) fn filled(
+        duration: Nanos,
+        granularity: Nanos,
+        newest: i64,
+        value_at: impl Fn(i64) -> i32,
+    ) -> Self {
+        let mut filled = Self::new(duration, granularity);
+        filled.maxima.fill(i32::MIN);
+        filled.newest = Some(newest);
+        for index in (newest - filled.slots() + 1).max(0)..=newest {
+            let slot = usize::try_from(index.rem_euclid(filled.slots())).unwrap_or(0);
+            filled.maxima[slot] = value_at(index);
+        }
+        filled
+    }
+
+    /// Whether the newest bucket is `newest`.
+    pub(crate) fn is_recorded_to(&self, newest: i64) -> bool {
+        self.newest == Some(newest)
+    }
+
+    /// How many buckets there are.
+    pub(crate) const fn slots(&self) -> i64 {
+        self.maxima.len() as i64
+    }
+
+    /// The maximum of a bucket that is in the window; `i32::MIN` when nothing was recorded in it.
+    pub(crate) fn value_at(&self, index: i64) -> i32 {
+        self.maxima[usize::try_from(index.rem_euclid(self.slots())).unwrap_or(0)]
     }
 
     /// Records `value` at `now`. A record older than the newest counts for the newest.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::window::{MaxWindow, Nanos, SECOND};
 
 /// How coarse the window of the scale-down delay is: one autoscaler tick of Knative.
-const DELAY_GRANULARITY: Nanos = 2 * SECOND;
+pub(super) const DELAY_GRANULARITY: Nanos = 2 * SECOND;
 
 /// What a decider remembers of its revision between ticks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
