@@ -5,9 +5,11 @@ use std::{
     sync::Arc,
 };
 
+use rustix::process::Resource;
 use sas_core::{Artifact, ArtifactInfo, Error, ErrorKind, Result, RevisionSpec, StemClass};
 
 use crate::{
+    cgroup::Limits,
     engine::Engine,
     jvm::{Manifest, archive, equal, jdk::Jdk},
     options::{self, Options, StemUse},
@@ -30,7 +32,7 @@ pub(crate) struct ProcessArtifact {
     pub(crate) launch: Launch,
     pub(crate) options: Options,
     pub(crate) readiness: Readiness,
-    pub(crate) memory_limit: Option<u64>,
+    pub(crate) limits: Limits,
     /// Program and first arguments, before variables are expanded.
     pub(crate) program: PathBuf,
     pub(crate) first_args: Vec<String>,
@@ -72,6 +74,11 @@ fn unpack(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<ProcessArtifact> 
             )));
         }
     }
+    let limits = Limits {
+        cpu_millis: spec.resources.cpu_limit_millis,
+        memory_bytes: spec.resources.memory_limit_bytes,
+        processes: options.pids_max,
+    };
     Ok(ProcessArtifact {
         zygote: options.zygote.then(|| Zygote::new(engine)),
         program: launch.program.clone(),
@@ -80,7 +87,7 @@ fn unpack(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<ProcessArtifact> 
         launch,
         options,
         readiness,
-        memory_limit: spec.resources.memory_limit_bytes,
+        limits,
         stem: None,
     })
 }
@@ -94,13 +101,7 @@ pub(crate) async fn prepare(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result
         })??
     };
     let mut notes = Vec::new();
-    if spec.resources.cpu_limit_millis.is_some() {
-        notes.push(
-            "resources.cpu_limit is not enforced: the process runtime shares the host's cores; use a container \
-             runtime for limits of CPU"
-                .to_owned(),
-        );
-    }
+    notes.extend(unenforced(engine, &artifact.limits));
     if let Some(jar) = artifact.launch.jar.clone() {
         java(engine, spec, &mut artifact, &jar, &mut notes).await?;
     }
@@ -124,6 +125,8 @@ async fn java(
     let config = &engine.config.java;
     let mut flags: Vec<String> = config.options.clone();
     flags.extend(artifact.options.java_options.iter().cloned());
+    let sized = sizes(&artifact.limits, &flags);
+    flags.extend(sized.iter().cloned());
     let jdk = match Jdk::find(&engine.config) {
         // A command with a java of its own is that one's business.
         Ok(jdk) if spec.command.is_empty() || is_same(&artifact.launch.program, &jdk.java) => Some(jdk),
@@ -135,7 +138,16 @@ async fn java(
     };
     if let Some(jdk) = &jdk {
         match stem_plan(engine, spec, artifact, jar, jdk, &flags).await? {
-            Ok(plan) => artifact.stem = Some(plan),
+            Ok(plan) => {
+                if !sized.is_empty() {
+                    notes.push(format!(
+                        "its limits size the JVM ({}), so only stems of the class {} can become it",
+                        sized.join(" "),
+                        plan.class
+                    ));
+                }
+                artifact.stem = Some(plan);
+            }
             Err(reason) => notes.push(format!("starts cold: {reason}")),
         }
         if artifact.options.java_archive.unwrap_or(config.archive) {
@@ -150,6 +162,27 @@ async fn java(
     flags.push(jar.display().to_string());
     artifact.first_args = flags;
     Ok(())
+}
+
+/// Flags that size a JVM by its limits, as it would size itself in a container; those that were said stay.
+///
+/// It looks for its control group as it boots, which is before it is in one.
+fn sizes(limits: &Limits, said: &[String]) -> Vec<String> {
+    let said =
+        |prefixes: &[&str]| said.iter().any(|flag| prefixes.iter().any(|prefix| flag.starts_with(prefix)));
+    let mut flags = Vec::new();
+    if let Some(bytes) = limits.memory_bytes
+        && !said(&["-Xmx", "-XX:MaxHeapSize=", "-XX:MaxRAM="])
+    {
+        flags.push(format!("-XX:MaxRAM={bytes}"));
+    }
+    if let Some(millis) = limits.cpu_millis
+        && !said(&["-XX:ActiveProcessorCount="])
+    {
+        let cores = std::thread::available_parallelism().map_or(u32::MAX, |cores| cores.get() as u32);
+        flags.push(format!("-XX:ActiveProcessorCount={}", millis.div_ceil(1000).clamp(1, cores)));
+    }
+    flags
 }
 
 fn is_same(program: &Path, java: &Path) -> bool {
@@ -213,11 +246,60 @@ async fn stem_plan(
     }))
 }
 
+/// Which limits this host does not enforce, or not for the instance as a whole, and why.
+fn unenforced(engine: &Engine, limits: &Limits) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(reason) = engine.cgroups.missing() {
+        if limits.cpu_millis.is_some() {
+            notes.push(format!("resources.cpu_limit is not enforced: {reason}"));
+        }
+        if limits.memory_bytes.is_some() {
+            notes.push(format!(
+                "resources.memory_limit is enforced for the data of each process, not for the instance: {reason}"
+            ));
+        }
+    }
+    if let (Some(_), Some(reason)) = (limits.processes, engine.cgroups.missing_pids()) {
+        notes.push(format!("options.{} is not enforced: {reason}", options::PIDS_MAX));
+    }
+    notes
+}
+
 impl ProcessArtifact {
+    /// The limits of each process. A group bounds memory better: it counts what is used, and of all together.
+    pub(crate) fn rlimits(&self, engine: &Engine) -> Vec<(Resource, u64)> {
+        let mut rlimits = self.options.rlimits.clone();
+        if let (Some(bytes), true) = (self.limits.memory_bytes, engine.cgroups.missing().is_some()) {
+            rlimits.push((Resource::Data, bytes));
+        }
+        rlimits
+    }
+
     /// Program and arguments, before variables are expanded.
     pub(crate) fn command(&self) -> (PathBuf, Vec<String>) {
         let mut args = self.first_args.clone();
         args.extend(self.launch.args.iter().cloned());
         (self.program.clone(), args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Limits, sizes};
+
+    #[test]
+    fn a_jvm_is_sized_by_its_limits_unless_it_was_told_its_size() {
+        let limits = |cpu, memory| Limits { cpu_millis: cpu, memory_bytes: memory, processes: None };
+        for (limits, said, expected) in [
+            (limits(None, None), "", &[][..]),
+            (limits(Some(100), None), "", &["-XX:ActiveProcessorCount=1"]),
+            (limits(None, Some(64 << 20)), "-XX:+UseSerialGC", &["-XX:MaxRAM=67108864"]),
+            (limits(None, Some(64 << 20)), "-XX:MaxRAMPercentage=75", &["-XX:MaxRAM=67108864"]),
+            (limits(None, Some(64 << 20)), "-Xmx32m", &[]),
+            (limits(Some(500), None), "-XX:ActiveProcessorCount=2", &[]),
+        ] {
+            let said: Vec<String> = said.split_whitespace().map(str::to_owned).collect();
+            assert_eq!(sizes(&limits, &said), expected, "{said:?}");
+        }
     }
 }

@@ -26,6 +26,22 @@ impl Default for LogLimits {
     }
 }
 
+/// Whether instances with limits get a control group of their own, which holds them to their limits of CPU and memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ControlGroups {
+    /// Below the host's own group, where it may make groups there: version 2 where it has the controllers, else
+    /// version 1. Where it may not, limits of memory are bounded per process by an rlimit on its data, those of CPU
+    /// not at all, and the notes of what is prepared say why.
+    #[default]
+    Auto,
+    /// No groups.
+    Off,
+    /// Below this directory of version 2, which was delegated to this host and holds no processes itself (systemd:
+    /// `Delegate=yes`, and a group beside the host's own).
+    Under(PathBuf),
+}
+
 /// How Java programs are started, and what their stems are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -89,6 +105,8 @@ pub struct ProcessConfig {
     pub ports: RangeInclusive<u16>,
     /// Bounds on output.
     pub logs: LogLimits,
+    /// How limits of CPU and memory are enforced.
+    pub cgroups: ControlGroups,
     /// Java.
     pub java: JavaConfig,
     /// Where stamps come from.
@@ -124,6 +142,14 @@ impl ProcessConfig {
         {
             return wrong(format!("logs: {:?}: every bound at least 1", self.logs));
         }
+        if let ControlGroups::Under(dir) = &self.cgroups
+            && !dir.join("cgroup.controllers").is_file()
+        {
+            return wrong(format!(
+                "cgroups: {}: the directory of a control group of version 2 that exists, or Auto or Off",
+                dir.display()
+            ));
+        }
         for jar in &self.java.shared_jars {
             if !jar.is_absolute() || !jar.is_file() {
                 return wrong(format!("java.shared_jars: {:?}: an absolute path of a jar that exists", jar));
@@ -142,6 +168,7 @@ impl Default for ProcessConfig {
             path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
             ports: 20_000..=29_999,
             logs: LogLimits::default(),
+            cgroups: ControlGroups::default(),
             java: JavaConfig::default(),
             clock: Arc::new(SystemClock),
             recorder: Recorder::default(),
@@ -157,6 +184,7 @@ impl fmt::Debug for ProcessConfig {
             .field("path", &self.path)
             .field("ports", &self.ports)
             .field("logs", &self.logs)
+            .field("cgroups", &self.cgroups)
             .field("java", &self.java)
             .finish_non_exhaustive()
     }

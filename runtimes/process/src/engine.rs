@@ -27,6 +27,7 @@ use tokio::{
 };
 
 use crate::{
+    cgroup::{Cgroup, Cgroups},
     config::ProcessConfig,
     guardian::Guardian,
     jvm::stem::Stems,
@@ -74,6 +75,8 @@ struct State {
     package: Option<Arc<Package>>,
     /// Its own directory, removed after it.
     dir: Option<Discard>,
+    /// What holds it to its limits.
+    group: Option<Cgroup>,
 }
 
 impl Proc {
@@ -117,6 +120,18 @@ impl Proc {
         if state.exit.is_none() {
             state.dir = Some(dir);
         }
+    }
+
+    /// Has it held to its limits by `group` until it has exited.
+    pub(crate) fn enter(&self, group: Cgroup) -> std::io::Result<()> {
+        let mut state = self.state.lock();
+        if state.exit.is_none() {
+            // Under the lock, so that the number is still this process's.
+            let entered = group.add(self.pid);
+            state.group = Some(group);
+            entered?;
+        }
+        Ok(())
     }
 
     pub(crate) fn pid_for_limits(&self) -> Option<Pid> {
@@ -220,6 +235,7 @@ pub(crate) struct Engine {
     pub(crate) config: Arc<ProcessConfig>,
     pub(crate) store: Store,
     pub(crate) ports: Arc<Ports>,
+    pub(crate) cgroups: Cgroups,
     pub(crate) guardian: Guardian,
     pub(crate) metrics: Metrics,
     pub(crate) stems: Stems,
@@ -249,6 +265,7 @@ impl Engine {
             .map_err(failed)?;
         Ok(Arc::new(Self {
             ports: Ports::new(config.ports.clone()),
+            cgroups: Cgroups::open(&config.cgroups, &store),
             metrics: Metrics::new(&config.recorder),
             stems: Stems::default(),
             config,
@@ -369,7 +386,7 @@ impl Engine {
             quiet.as_mut().enable();
             if self.ending.load(Ordering::Acquire) == 0
                 && self.removing.load(Ordering::Acquire) == 0
-                && !self.store.any_unused()
+                && !self.any_unused()
             {
                 return;
             }
@@ -513,7 +530,11 @@ impl Engine {
                 if let Some(signal) = status.terminating_signal() {
                     report = report.with_signal(signal);
                     // The kernel's out-of-memory killer sends what nobody here has sent.
-                    if signal == Signal::KILL.as_raw() && !state.forced && self.kernel_ran_out_of_memory() {
+                    let out_of_memory = || match &state.group {
+                        Some(group) => group.ran_out_of_memory(),
+                        None => self.kernel_ran_out_of_memory(),
+                    };
+                    if signal == Signal::KILL.as_raw() && !state.forced && out_of_memory() {
                         report = report.with_out_of_memory();
                     }
                 }
@@ -543,6 +564,7 @@ impl Engine {
             state.port = None;
             state.package = None;
             state.dir = None;
+            state.group = None;
             (state.told.take(), state.ending)
         };
         self.procs.lock().remove(&proc.token);
@@ -596,12 +618,17 @@ impl Engine {
         }
     }
 
-    /// Removes unused packages on a blocking thread.
+    fn any_unused(&self) -> bool {
+        self.store.any_unused() || self.cgroups.any_unused()
+    }
+
+    /// Removes unused packages and groups on a blocking thread.
     fn sweep(self: &Arc<Self>) {
         self.removing.fetch_add(1, Ordering::AcqRel);
         let engine = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
             engine.store.remove_unused();
+            engine.cgroups.remove_unused();
             engine.removing.fetch_sub(1, Ordering::AcqRel);
             engine.quiet.notify_waiters();
         });
@@ -619,7 +646,7 @@ fn kernel_oom_kills() -> u64 {
 async fn run(engine: Arc<Engine>, poll: AsyncFd<Arc<OwnedFd>>) {
     loop {
         let next = engine.fire(Instant::now());
-        if engine.store.any_unused() {
+        if engine.any_unused() {
             engine.sweep();
         }
         if engine.is_closed() && engine.count() == 0 {

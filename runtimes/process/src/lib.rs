@@ -26,27 +26,58 @@
 //! # }
 //! ```
 //!
+//! It runs on Linux. Elsewhere the crate builds, and [`ProcessRuntime::new`] says what is missing.
+//!
 //! Everything of a running instance (exit, output, grace) is watched by one task of the runtime; a quiet instance
 //! costs three descriptors. Java apps can be started from [JVM stems](JavaConfig), native ones from a [`zygote`].
 
-mod artifact;
+#![cfg_attr(
+    not(target_os = "linux"),
+    allow(dead_code, reason = "settings are checked everywhere, used on Linux")
+)]
+
+// What every system has: settings, names, bounds.
 mod config;
-mod engine;
-mod guardian;
-mod instance;
-mod jvm;
-mod logs;
 pub mod metrics;
 pub mod options;
 mod package;
+
+// All that needs Linux' calls is below this line.
+#[cfg(target_os = "linux")]
+mod artifact;
+#[cfg(target_os = "linux")]
+mod cgroup;
+#[cfg(target_os = "linux")]
+mod engine;
+#[cfg(target_os = "linux")]
+mod guardian;
+#[cfg(target_os = "linux")]
+mod instance;
+#[cfg(target_os = "linux")]
+mod jvm;
+#[cfg(target_os = "linux")]
+mod logs;
+#[cfg(target_os = "linux")]
 mod ports;
+#[cfg(target_os = "linux")]
 mod ready;
+#[cfg(target_os = "linux")]
 mod runtime;
+#[cfg(target_os = "linux")]
 mod spawn;
+#[cfg(target_os = "linux")]
 mod strays;
+#[cfg(target_os = "linux")]
 mod usage;
+#[cfg(target_os = "linux")]
 pub mod zygote;
 
-pub use config::{JavaConfig, LogLimits, ProcessConfig};
+#[cfg(not(target_os = "linux"))]
+mod elsewhere;
+
+pub use config::{ControlGroups, JavaConfig, LogLimits, ProcessConfig};
+#[cfg(not(target_os = "linux"))]
+pub use elsewhere::ProcessRuntime;
 pub use package::PackageLimits;
+#[cfg(target_os = "linux")]
 pub use runtime::ProcessRuntime;

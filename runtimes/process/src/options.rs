@@ -17,6 +17,9 @@ pub const JAVA_ARCHIVE: &str = "sas.dev/java-archive";
 /// reason against it.
 pub const JAVA_STEM: &str = "sas.dev/java-stem";
 
+/// The most processes and threads that an instance may have at a time; needs control groups.
+pub const PIDS_MAX: &str = "sas.dev/pids-max";
+
 const RLIMITS: [(&str, Resource); 5] = [
     ("sas.dev/rlimit-nofile", Resource::Nofile),
     ("sas.dev/rlimit-fsize", Resource::Fsize),
@@ -26,7 +29,8 @@ const RLIMITS: [(&str, Resource); 5] = [
 ];
 
 /// Options that begin like this are this runtime's, and must be known to it.
-const OURS: [&str; 4] = ["sas.dev/listen", "sas.dev/zygote", "sas.dev/java", "sas.dev/rlimit"];
+const OURS: [&str; 5] =
+    ["sas.dev/pids", "sas.dev/listen", "sas.dev/zygote", "sas.dev/java", "sas.dev/rlimit"];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum StemUse {
@@ -43,6 +47,7 @@ pub(crate) struct Options {
     pub(crate) java_options: Vec<String>,
     pub(crate) java_archive: Option<bool>,
     pub(crate) java_stem: StemUse,
+    pub(crate) pids_max: Option<u64>,
     pub(crate) rlimits: Vec<(Resource, u64)>,
 }
 
@@ -74,6 +79,10 @@ impl Options {
                     "always" => parsed.java_stem = StemUse::Always,
                     other => errors.push(field(), other, "auto, never or always"),
                 },
+                PIDS_MAX => match value.parse::<u64>() {
+                    Ok(most) if most > 0 => parsed.pids_max = Some(most),
+                    _ => errors.push(field(), value, "a whole number from 1"),
+                },
                 other => match RLIMITS.iter().find(|(known, _)| *known == other) {
                     Some((_, resource)) => match value.parse() {
                         Ok(limit) => parsed.rlimits.push((*resource, limit)),
@@ -85,8 +94,8 @@ impl Options {
                         field(),
                         value,
                         format!(
-                            "the process runtime knows {LISTEN_FD}, {ZYGOTE}, {JAVA_OPTIONS}, {JAVA_ARCHIVE}, \
-                             {JAVA_STEM} and {}",
+                            "the process runtime knows {LISTEN_FD}, {ZYGOTE}, {PIDS_MAX}, {JAVA_OPTIONS}, \
+                             {JAVA_ARCHIVE}, {JAVA_STEM} and {}",
                             RLIMITS.map(|(name, _)| name).join(", ")
                         ),
                     ),

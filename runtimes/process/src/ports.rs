@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashSet,
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddrV4},
     ops::RangeInclusive,
     os::{
         linux::net::SocketAddrExt as _,
@@ -125,13 +125,64 @@ fn lock(port: u16) -> Option<UnixDatagram> {
     UnixDatagram::bind_addr(&name).ok()
 }
 
+/// Whether a program could listen on the port.
+///
+/// The socket is bound and never listens. Between its fork and its exec a process that another thread spawns right now
+/// has a copy of each of our descriptors: from a copy that listens, the readiness probe and even the first request
+/// would get a connection that breaks when the exec closes it.
 fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    let bound = || -> rustix::io::Result<()> {
+        let socket = rustix::net::socket_with(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::STREAM,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )?;
+        rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
+    };
+    bound().is_ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Ports;
+    use std::{
+        net::{Ipv4Addr, TcpListener, TcpStream},
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    use super::{Ports, is_free};
+
+    #[test]
+    fn a_port_is_free_unless_somebody_listens_on_it() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let number = taken.local_addr().unwrap().port();
+        assert!(!is_free(number));
+        drop(taken);
+        assert!(is_free(number));
+        let everywhere = TcpListener::bind((Ipv4Addr::UNSPECIFIED, number)).unwrap();
+        assert!(!is_free(number));
+        drop(everywhere);
+    }
+
+    #[test]
+    fn looking_whether_a_port_is_free_never_takes_a_connection() {
+        // Outside of the range of outgoing connections, where nothing else comes by.
+        let number = 31_317;
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..5_000 {
+                    is_free(number);
+                }
+                done.store(true, Ordering::Release);
+            });
+            while !done.load(Ordering::Acquire) {
+                let met = TcpStream::connect((Ipv4Addr::LOCALHOST, number)).is_ok();
+                assert!(!met, "somebody would have been connected to nobody");
+            }
+        });
+    }
 
     #[test]
     fn two_hosts_never_give_out_the_same_port() {

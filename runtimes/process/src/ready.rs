@@ -216,11 +216,7 @@ pub(crate) fn ports_listened_on(pid: i32) -> Vec<u16> {
                 sockets.insert(inode.to_owned());
             }
         }
-        for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-            if let Ok(children) = std::fs::read_to_string(task.path().join("children")) {
-                open.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
-            }
-        }
+        open.extend(crate::usage::children(pid));
     }
     let mut ports = Vec::new();
     for table in ["tcp", "tcp6"] {

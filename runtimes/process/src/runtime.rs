@@ -7,7 +7,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use rustix::process::Resource;
 use sas_core::{
     Artifact, Capabilities, Error, ErrorKind, ExitReport, Instance, Isolation, Result, Retry, RevisionSpec,
     Runtime, StartPhase, StartRequest, Stem, StemClass, StemRequest,
@@ -16,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::{
     artifact::{self, ProcessArtifact},
+    cgroup::Limits,
     config::ProcessConfig,
     engine::{Engine, Proc},
     instance::ProcessInstance,
@@ -91,8 +91,8 @@ impl Runtime for ProcessRuntime {
         capabilities.usage = true;
         capabilities.cpu_bound_start = true;
         capabilities.stems = self.engine.config.java.stems;
-        // Memory is bounded per process by an rlimit, CPU not at all: less than the flag promises.
-        capabilities.limits = false;
+        // Without groups memory is bounded per process by an rlimit, CPU not at all: less than the flag promises.
+        capabilities.limits = self.engine.cgroups.missing().is_none();
         capabilities
     }
 
@@ -154,18 +154,24 @@ async fn start(
     );
     let (program, args) = artifact.command();
     let args = args.iter().map(|arg| env.expand(arg)).collect();
-    let mut rlimits = artifact.options.rlimits.clone();
-    if let Some(limit) = artifact.memory_limit {
-        rlimits.push((Resource::Data, limit));
-    }
+    let rlimits = artifact.rlimits(engine);
+    let limits = artifact.limits;
     let logs = log_target(&request);
     let cwd = artifact.launch.cwd.clone();
     let spawned = match (&artifact.zygote, stdin) {
         (Some(zygote), Some(listener)) => {
             let mut bare = Environment::default();
             bare.0.insert("PATH".into(), engine.config.path.clone());
-            let boot =
-                || Plan { program, args, env: bare, cwd, stdin: None, rlimits: Vec::new(), logs: None };
+            let boot = || Plan {
+                program,
+                args,
+                env: bare,
+                cwd,
+                stdin: None,
+                rlimits: Vec::new(),
+                limits: Limits::default(),
+                logs: None,
+            };
             let forked = tokio::select! {
                 biased;
                 forked = zygote.fork(boot, listener, &env, logs) => forked?,
@@ -177,11 +183,12 @@ async fn start(
                     ));
                 }
             };
-            spawn::limit(forked.proc(), &rlimits);
+            spawn::limit(engine, forked.proc(), &rlimits, &limits)?;
             forked
         }
         (_, stdin) => {
-            spawn::spawn(engine, Plan { program, args, env, cwd, stdin, rlimits, logs: Some(logs) }).await?
+            let plan = Plan { program, args, env, cwd, stdin, rlimits, limits, logs: Some(logs) };
+            spawn::spawn(engine, plan).await?
         }
     };
     spawned.proc().hold(port, &artifact.package);

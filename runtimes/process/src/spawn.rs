@@ -18,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
 use sas_core::{Error, ErrorKind, Result, Retry, StartRequest};
 
 use crate::{
+    cgroup::Limits,
     engine::{Engine, NewProc, Spawned},
     logs::LogTarget,
 };
@@ -32,6 +33,8 @@ pub(crate) struct Plan {
     /// What it has as standard input; `None`: an empty file.
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) rlimits: Vec<(Resource, u64)>,
+    /// What it is held to as a whole, where there are control groups.
+    pub(crate) limits: Limits,
     pub(crate) logs: Option<LogTarget>,
 }
 
@@ -109,10 +112,32 @@ pub(crate) async fn spawn(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
 }
 
 /// Limits a process that runs already.
-pub(crate) fn limit(proc: &crate::engine::Proc, limits: &[(Resource, u64)]) {
+pub(crate) fn limit(
+    engine: &Arc<Engine>,
+    proc: &crate::engine::Proc,
+    rlimits: &[(Resource, u64)],
+    limits: &Limits,
+) -> Result<()> {
     if let Some(pid) = proc.pid_for_limits() {
-        set_limits(pid, limits);
+        set_limits(pid, rlimits);
     }
+    hold(engine, proc, limits)
+}
+
+/// Puts a process into a group of its own, where there are groups and limits.
+fn hold(engine: &Arc<Engine>, proc: &crate::engine::Proc, limits: &Limits) -> Result<()> {
+    let held = engine.cgroups.make(limits).and_then(|group| group.map_or(Ok(()), |group| proc.enter(group)));
+    held.map_err(|error| {
+        Error::new(
+            ErrorKind::Unavailable,
+            "start",
+            format!(
+                "resources: the limits could not be set by a control group: {error}; a limit may be below what the \
+                 kernel takes, else set ProcessConfig::cgroups to Off to go without"
+            ),
+        )
+        .with_source(error)
+    })
 }
 
 fn set_limits(pid: Pid, limits: &[(Resource, u64)]) {
@@ -197,14 +222,16 @@ fn spawn_now(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
             return Err(failed(error.into()));
         }
     };
-    engine.adopt(NewProc {
+    let spawned = engine.adopt(NewProc {
         pid,
         pidfd,
         stdout: Some(stdout),
         stderr: Some(stderr),
         logs: plan.logs,
         adopted: false,
-    })
+    })?;
+    hold(engine, spawned.proc(), &plan.limits)?;
+    Ok(spawned)
 }
 
 #[cfg(test)]

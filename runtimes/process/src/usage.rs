@@ -32,13 +32,20 @@ pub(crate) fn sample(pid: i32) -> Option<Usage> {
         if seen >= MAX_PROCESSES {
             break;
         }
-        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-            if let Ok(children) = fs::read_to_string(task.path().join("children")) {
-                open.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
-            }
-        }
+        open.extend(children(pid));
     }
     Some(Usage::new(cpu_ns, pages * page))
+}
+
+/// The processes that a process has forked and that still live or were not waited for.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let mut found = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        if let Ok(children) = fs::read_to_string(task.path().join("children")) {
+            found.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+        }
+    }
+    found
 }
 
 /// The CPU clock of a process, in nanoseconds.

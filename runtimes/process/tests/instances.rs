@@ -201,16 +201,13 @@ async fn limits_of_the_revision_are_set_on_the_process() {
     let (_dir, runtime) = runtime();
     let mut spec = app(&[]);
     spec.options.insert("sas.dev/rlimit-nofile".into(), "77".into());
-    spec.resources.memory_limit_bytes = Some(64 << 20);
-    spec.resources.cpu_limit_millis = Some(500);
-    let deployed = prepare(&runtime, spec).await.unwrap();
-    assert!(deployed.artifact.info().notes.iter().any(|note| note.contains("cpu_limit is not enforced")));
-    let started = start_deployed(&runtime, &deployed, 1).await.unwrap();
+    spec.options.insert("sas.dev/rlimit-core".into(), "0".into());
+    let started = start(&runtime, spec).await.unwrap();
     let limits =
         std::fs::read_to_string(format!("/proc/{}/limits", support_pid(&started.instance).await)).unwrap();
     let line = |name: &str| limits.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
     assert!(line("Max open files").contains(" 77 "), "{limits}");
-    assert!(line("Max data size").contains(&(64u64 << 20).to_string()), "{limits}");
+    assert!(line("Max core file size").contains(" 0 "), "{limits}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

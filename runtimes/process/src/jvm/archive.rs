@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
     artifact::ProcessArtifact,
+    cgroup::Limits,
     config::ARCHIVE_TIMEOUT,
     engine::Engine,
     jvm::jdk::Jdk,
@@ -95,6 +96,7 @@ pub(crate) async fn make(
         cwd: launch.cwd.clone(),
         stdin: None,
         rlimits: Vec::new(),
+        limits: Limits::default(),
         logs: None,
     };
     let spawned = spawn::spawn(engine, plan).await?;

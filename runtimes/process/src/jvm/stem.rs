@@ -13,7 +13,6 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use rustix::process::Resource;
 use sas_core::{
     Endpoint, Error, ErrorKind, Instance, Result, StartPhase, StartRequest, Stem, StemClass, StemRequest,
     Usage,
@@ -30,6 +29,7 @@ use super::{
 };
 use crate::{
     artifact::{ProcessArtifact, StemPlan},
+    cgroup::Limits,
     engine::{Engine, Spawned},
     instance::ProcessInstance,
     package::{archive::disk, store::Discard},
@@ -175,6 +175,7 @@ impl Stems {
             cwd: cwd.path().to_path_buf(),
             stdin: Some(OwnedFd::from(theirs)),
             rlimits: Vec::new(),
+            limits: Limits::default(),
             logs: None,
         };
         let spawned = spawn::spawn(engine, plan).await?;
@@ -326,9 +327,7 @@ impl Stem for JvmStem {
         // Relative paths that native code opens are seen from the stem's own directory: it gets what the app's has.
         mirror(&artifact.launch.cwd, cwd.path())?;
         proc.hold_dir(cwd);
-        let mut rlimits = artifact.options.rlimits.clone();
-        rlimits.extend(artifact.memory_limit.map(|limit| (Resource::Data, limit)));
-        spawn::limit(proc, &rlimits);
+        spawn::limit(&engine, proc, &artifact.rlimits(&engine), &artifact.limits)?;
         let args: Vec<String> = artifact.launch.args.iter().map(|arg| env.expand(arg)).collect();
         let message = message(&env, plan, &artifact.launch.cwd, &args);
         request.events.phase(request.id, StartPhase::Spawned);

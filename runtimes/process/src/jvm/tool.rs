@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use sas_core::{Error, ErrorKind, Result};
 
 use crate::{
+    cgroup::Limits,
     engine::Engine,
     spawn::{self, Environment, Plan},
 };
@@ -20,7 +21,16 @@ pub(crate) async fn run(
     let name = program.display().to_string();
     let mut env = Environment::default();
     env.0.insert("PATH".into(), engine.config.path.clone());
-    let plan = Plan { program, args, env, cwd, stdin: None, rlimits: Vec::new(), logs: None };
+    let plan = Plan {
+        program,
+        args,
+        env,
+        cwd,
+        stdin: None,
+        rlimits: Vec::new(),
+        limits: Limits::default(),
+        logs: None,
+    };
     let spawned = spawn::spawn(engine, plan).await?;
     let failed = |what: String| {
         let words = spawned.proc().last_words().map(|words| format!(": {words}")).unwrap_or_default();

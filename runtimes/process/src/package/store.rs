@@ -4,6 +4,7 @@
 //! <root>/packages/<sha256>.<kind>/   a whole package; it appears by one rename
 //! <root>/runs/<run>/lock             held (flock) by the host while it lives
 //! <root>/runs/<run>/stdin            the empty standard input of all its instances, by which they are found
+//! <root>/runs/<run>/cgroups          the control groups of this run
 //! <root>/runs/<run>/tmp/             what is being unpacked or thrown away
 //! ```
 //!
@@ -19,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -30,7 +31,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 
 use super::{
-    archive::{PackageLimits, Unpacker, disk, refused, untar, unzip},
+    PackageLimits,
+    archive::{Unpacker, disk, refused, untar, unzip},
     tree,
 };
 
@@ -190,6 +192,8 @@ struct Shared {
     discarded: Mutex<Vec<PathBuf>>,
     has_unused: Notify,
     next_name: AtomicU64,
+    /// Something of this run is left for the next host to clear.
+    leave_run: AtomicBool,
     /// Held until the host is gone.
     _lock: fs::File,
 }
@@ -251,6 +255,7 @@ impl Store {
             discarded: Mutex::default(),
             has_unused: Notify::new(),
             next_name: AtomicU64::new(0),
+            leave_run: AtomicBool::new(false),
             _lock: lock,
         })))
     }
@@ -431,6 +436,16 @@ impl Store {
         }
     }
 
+    /// Keeps the run's directory when the host goes, with what it lists.
+    pub(crate) fn leave_run(&self) {
+        self.0.leave_run.store(true, Ordering::Release);
+    }
+
+    /// Something else than a package or a directory of this run waits to be removed.
+    pub(crate) fn wake_sweeper(&self) {
+        self.0.has_unused.notify_one();
+    }
+
     /// Resolves when a package has become unused.
     pub(crate) async fn has_unused(&self) {
         self.0.has_unused.notified().await;
@@ -489,7 +504,9 @@ impl Drop for Shared {
                 let _ = fs::rename(&unused.dir, trash);
             }
         }
-        remove(&self.run);
+        if !self.leave_run.load(Ordering::Acquire) {
+            remove(&self.run);
+        }
     }
 }
 
@@ -537,7 +554,12 @@ fn sweep_dead_runs(runs: &Path) {
             if killed > 0 {
                 tracing::warn!(run = %run.display(), killed, "ended processes that a dead host had left");
             }
-            remove(&run);
+            // What does not go now is tried again by the next host.
+            if crate::cgroup::clear(&run.join(crate::cgroup::LIST)) {
+                remove(&run);
+            } else {
+                tracing::warn!(run = %run.display(), "control groups of a dead host could not be removed yet");
+            }
         }
     }
 }

@@ -11,7 +11,10 @@ use std::{
 use sas_core::Result;
 use sha2::{Digest as _, Sha256};
 
-use super::archive::{PackageLimits, Unpacker, disk, refused};
+use super::{
+    PackageLimits,
+    archive::{Unpacker, disk, refused},
+};
 
 #[derive(Debug)]
 enum Kind {

@@ -2,13 +2,15 @@
 //!
 //! Arguments: `fd0` serves the listening socket inherited as descriptor 0; `deaf` never listens; `exit` ends at once;
 //! `stubborn` ignores SIGTERM; `port=N` listens on N whatever PORT says; `flood` writes without end;
-//! `always=PATH` answers every path as that one. Paths: `/crash`, `/half`, `/slow`, `/endless`, `/env`, `/say`, `/child`.
+//! `burn` keeps two threads busy; `early-child` forks a child before anything else; `always=PATH` answers every path as
+//! that one. Paths: `/crash`, `/half`, `/slow`, `/endless`, `/env`, `/say`, `/child`, `/early`, `/daemon`, `/grow/<MiB>`,
+//! `/pid`.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     os::fd::FromRawFd,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -18,6 +20,7 @@ unsafe extern "C" {
 
 static TERMINATED: AtomicBool = AtomicBool::new(false);
 static ACTIVE: AtomicUsize = AtomicUsize::new(0);
+static EARLY: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn on_term(_: i32) {
     TERMINATED.store(true, Ordering::SeqCst);
@@ -44,6 +47,20 @@ fn main() {
     if has("deaf") {
         loop {
             std::thread::sleep(Duration::from_secs(3600));
+        }
+    }
+    if has("early-child") {
+        let child = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+        EARLY.store(child.id(), Ordering::SeqCst);
+    }
+    if has("burn") {
+        for _ in 0..2 {
+            std::thread::spawn(|| {
+                let mut n = 0u64;
+                loop {
+                    n = std::hint::black_box(n.wrapping_mul(31).wrapping_add(7));
+                }
+            });
         }
     }
     if has("flood") {
@@ -146,6 +163,18 @@ fn answer(path: &str, reader: &mut BufReader<TcpStream>, writer: &mut TcpStream)
         // A process of its own that outlives its parent unless somebody cares.
         let child = std::process::Command::new("sleep").arg("1000").spawn().ok()?;
         body = child.id().to_string().into_bytes();
+    } else if path.starts_with("/early") {
+        body = EARLY.load(Ordering::SeqCst).to_string().into_bytes();
+    } else if path.starts_with("/daemon") {
+        // A session of its own, and no standard input by which it could be found.
+        let script = "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!";
+        body = std::process::Command::new("sh").args(["-c", script]).output().ok()?.stdout;
+    } else if let Some(mib) = path.strip_prefix("/grow/") {
+        let block = vec![1u8; mib.parse::<usize>().ok()? << 20];
+        std::hint::black_box(&block);
+        body = b"grown".to_vec();
+    } else if path.starts_with("/pid") {
+        body = std::process::id().to_string().into_bytes();
     } else if path.starts_with("/cwd") {
         body = std::env::current_dir().ok()?.display().to_string().into_bytes();
     }

@@ -179,12 +179,17 @@ pub(crate) async fn eventually(what: &str, check: impl Fn() -> bool) {
     panic!("not within 20 s: {what}");
 }
 
-/// Says clearly that a test could not run for want of a program.
+/// Says that a test did not run, and why.
 #[allow(clippy::print_stdout, reason = "a test that skips says so")]
+pub(crate) fn skipped(why: &str) {
+    println!("SKIPPED: {why}");
+}
+
+/// Says clearly that a test could not run for want of a program.
 pub(crate) fn missing(program: &str) -> bool {
     let found = ProcessConfig::default().path.split(':').any(|dir| Path::new(dir).join(program).exists());
     if !found {
-        println!("SKIPPED: {program} is not installed");
+        skipped(&format!("{program} is not installed"));
     }
     !found
 }

@@ -1,0 +1,507 @@
+//! Control groups: limits of CPU, memory and processes for an instance as a whole, where this host may make groups.
+//!
+//! Version 2 is used where its `cpu` and `memory` controllers can be had, else version 1, else neither, which is said
+//! in the notes of what is prepared and in the runtime's capabilities. A group is made for instances with a limit only.
+//! The groups of a run are listed in its directory, so that whoever finds the run dead can remove them.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{config::ControlGroups, package::store::Store};
+
+/// The file of a run that lists its groups.
+pub(crate) const LIST: &str = "cgroups";
+
+/// The period over which CPU is counted, in microseconds: the kernel's default.
+const PERIOD_US: u64 = 100_000;
+/// The kernel takes no smaller quota.
+const LEAST_QUOTA_US: u64 = 1_000;
+
+/// What an instance may use at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) cpu_millis: Option<u32>,
+    pub(crate) memory_bytes: Option<u64>,
+    pub(crate) processes: Option<u64>,
+}
+
+impl Limits {
+    pub(crate) fn any(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// Where groups can be made: one directory per hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    One { cpu: PathBuf, memory: PathBuf, pids: Option<PathBuf> },
+    Two(PathBuf),
+}
+
+/// The groups of one host.
+#[derive(Clone, Debug)]
+pub(crate) struct Cgroups(Result<Arc<Groups>, String>);
+
+#[derive(Debug)]
+struct Groups {
+    /// The directories of this run, in the order of [`Place`].
+    bases: Place,
+    next_name: AtomicU64,
+    unused: Mutex<Vec<Vec<PathBuf>>>,
+    /// Could not be removed so far.
+    stuck: Mutex<Vec<Vec<PathBuf>>>,
+    store: Store,
+}
+
+/// The group of one instance; its directories are removed after it was dropped.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    dirs: Vec<PathBuf>,
+    groups: Arc<Groups>,
+}
+
+impl Cgroups {
+    /// Finds out what can be had here, and makes the directories of this run.
+    pub(crate) fn open(config: &ControlGroups, store: &Store) -> Self {
+        let place = match config {
+            ControlGroups::Off => Err("control groups are switched off (ProcessConfig::cgroups)".to_owned()),
+            ControlGroups::Under(dir) => under(dir),
+            ControlGroups::Auto => here(),
+        };
+        let made = place.and_then(|place| {
+            let name = base_name(store.run_dir());
+            let bases = place.join(&name);
+            // Known before they are made, so that none is forgotten.
+            let list = store.run_dir().join(LIST);
+            let lines: String = bases.dirs().iter().map(|dir| format!("{}\n", dir.display())).collect();
+            fs::write(&list, lines).map_err(|error| format!("{}: {error}", list.display()))?;
+            place.prepare()?;
+            for dir in bases.dirs() {
+                remove_base(dir);
+                fs::create_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+            }
+            bases.prepare()?;
+            Ok(bases)
+        });
+        Self(made.map(|bases| {
+            Arc::new(Groups {
+                bases,
+                next_name: AtomicU64::new(0),
+                unused: Mutex::default(),
+                stuck: Mutex::default(),
+                store: store.clone(),
+            })
+        }))
+    }
+
+    /// Why there are none; `None`: there are.
+    pub(crate) fn missing(&self) -> Option<&str> {
+        self.0.as_ref().err().map(String::as_str)
+    }
+
+    /// Why the number of processes can't be bounded; `None`: it can.
+    pub(crate) fn missing_pids(&self) -> Option<&str> {
+        match &self.0 {
+            Err(reason) => Some(reason),
+            Ok(groups) => match &groups.bases {
+                Place::One { pids: None, .. } => Some("the controller pids is not mounted"),
+                _ => None,
+            },
+        }
+    }
+
+    /// A group with these limits; `None` where there are no groups or no limits.
+    pub(crate) fn make(&self, limits: &Limits) -> io::Result<Option<Cgroup>> {
+        let Ok(groups) = &self.0 else { return Ok(None) };
+        if !limits.any() {
+            return Ok(None);
+        }
+        let name = groups.next_name.fetch_add(1, Ordering::Relaxed).to_string();
+        let place = groups.bases.join(&name);
+        let mut group = Cgroup { dirs: Vec::new(), groups: Arc::clone(groups) };
+        for dir in place.dirs() {
+            fs::create_dir(dir)?;
+            group.dirs.push(dir.to_path_buf());
+        }
+        place.limit(limits)?;
+        Ok(Some(group))
+    }
+
+    pub(crate) fn any_unused(&self) -> bool {
+        self.0.as_ref().is_ok_and(|groups| !groups.unused.lock().is_empty())
+    }
+
+    /// Removes groups whose instances are gone, and ends what they left in them. Blocks.
+    pub(crate) fn remove_unused(&self) {
+        let Ok(groups) = &self.0 else { return };
+        let mut all = std::mem::take(&mut *groups.unused.lock());
+        all.append(&mut groups.stuck.lock());
+        for dirs in all {
+            if !dirs.iter().all(|dir| remove_group(dir, 50)) {
+                groups.stuck.lock().push(dirs);
+            }
+        }
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        let gone = self.bases.dirs().into_iter().fold(true, |gone, base| remove_base(base) && gone);
+        if !gone {
+            // The next host clears them, by the list.
+            self.store.leave_run();
+        }
+    }
+}
+
+impl Cgroup {
+    /// Takes a process and its descendants in.
+    ///
+    /// They run since a moment ago: what was allocated before stays with the host, and who was forked before is found.
+    pub(crate) fn add(&self, pid: Pid) -> io::Result<()> {
+        let mut known = vec![pid.as_raw_pid()];
+        self.write(pid.as_raw_pid())?;
+        let mut at = 0;
+        while let Some(parent) = known.get(at).copied() {
+            for child in crate::usage::children(parent) {
+                if !known.contains(&child) {
+                    self.write(child)?;
+                    known.push(child);
+                }
+            }
+            at += 1;
+        }
+        Ok(())
+    }
+
+    fn write(&self, pid: i32) -> io::Result<()> {
+        for dir in &self.dirs {
+            match fs::write(dir.join("cgroup.procs"), pid.to_string()) {
+                // It has ended already: there is nothing to limit.
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel has killed something in it for want of memory.
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        self.dirs.iter().any(|dir| {
+            ["memory.events", "memory.oom_control"].iter().any(|file| {
+                fs::read_to_string(dir.join(file)).is_ok_and(|text| {
+                    text.lines()
+                        .filter_map(|line| line.strip_prefix("oom_kill "))
+                        .any(|count| count.trim() != "0")
+                })
+            })
+        })
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        self.groups.unused.lock().push(std::mem::take(&mut self.dirs));
+        self.groups.store.wake_sweeper();
+    }
+}
+
+impl Place {
+    fn dirs(&self) -> Vec<&Path> {
+        match self {
+            // Controllers may be mounted together.
+            Self::One { cpu, memory, pids } => {
+                let mut dirs = vec![cpu.as_path()];
+                dirs.extend(Some(memory.as_path()).filter(|memory| *memory != cpu));
+                dirs.extend(pids.as_deref().filter(|pids| *pids != cpu && *pids != memory));
+                dirs
+            }
+            Self::Two(dir) => vec![dir],
+        }
+    }
+
+    fn join(&self, name: &str) -> Self {
+        match self {
+            Self::One { cpu, memory, pids } => Self::One {
+                cpu: cpu.join(name),
+                memory: memory.join(name),
+                pids: pids.as_ref().map(|pids| pids.join(name)),
+            },
+            Self::Two(dir) => Self::Two(dir.join(name)),
+        }
+    }
+
+    /// Lets groups below it have the controllers.
+    fn prepare(&self) -> Result<(), String> {
+        let Self::Two(dir) = self else { return Ok(()) };
+        let control = dir.join("cgroup.subtree_control");
+        let has = |controller: &str| {
+            fs::read_to_string(&control)
+                .is_ok_and(|text| text.split_whitespace().any(|one| one == controller))
+        };
+        for controller in ["cpu", "memory", "pids"] {
+            if !has(controller)
+                && let Err(error) = fs::write(&control, format!("+{controller}"))
+            {
+                return Err(format!(
+                    "{}: +{controller}: {error}; delegate a control group without processes of its own to this host \
+                     and name it in ProcessConfig::cgroups",
+                    control.display()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn limit(&self, limits: &Limits) -> io::Result<()> {
+        let quota = |millis: u32| (u64::from(millis) * PERIOD_US / 1000).max(LEAST_QUOTA_US);
+        match self {
+            Self::One { cpu, memory, pids } => {
+                if let Some(millis) = limits.cpu_millis {
+                    fs::write(cpu.join("cpu.cfs_period_us"), PERIOD_US.to_string())?;
+                    fs::write(cpu.join("cpu.cfs_quota_us"), quota(millis).to_string())?;
+                }
+                if let Some(bytes) = limits.memory_bytes {
+                    fs::write(memory.join("memory.limit_in_bytes"), bytes.to_string())?;
+                    optional(&memory.join("memory.memsw.limit_in_bytes"), &bytes.to_string())?;
+                }
+                if let (Some(most), Some(pids)) = (limits.processes, pids) {
+                    fs::write(pids.join("pids.max"), most.to_string())?;
+                }
+            }
+            Self::Two(dir) => {
+                if let Some(millis) = limits.cpu_millis {
+                    fs::write(dir.join("cpu.max"), format!("{} {PERIOD_US}", quota(millis)))?;
+                }
+                if let Some(bytes) = limits.memory_bytes {
+                    fs::write(dir.join("memory.max"), bytes.to_string())?;
+                    optional(&dir.join("memory.swap.max"), "0")?;
+                    // Half an instance serves nobody.
+                    optional(&dir.join("memory.oom.group"), "1")?;
+                }
+                if let Some(most) = limits.processes {
+                    fs::write(dir.join("pids.max"), most.to_string())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes where the kernel has the file at all.
+fn optional(path: &Path, text: &str) -> io::Result<()> {
+    if path.exists() { fs::write(path, text) } else { Ok(()) }
+}
+
+/// One name per run, also beside the runs of other stores.
+fn base_name(run: &Path) -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    let inode = fs::metadata(run).map_or(0, |metadata| metadata.ino());
+    format!("sas-{inode:x}-{}", run.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// Where groups below this process's own could be made.
+fn here() -> Result<Place, String> {
+    let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
+    let mounts = Mounts::parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
+    if let Some(dir) = &mounts.two
+        && has_controllers(dir)
+    {
+        return Ok(Place::Two(dir.clone()));
+    }
+    match (mounts.cpu, mounts.memory) {
+        (Some(cpu), Some(memory)) => Ok(Place::One { cpu, memory, pids: mounts.pids }),
+        (cpu, memory) => Err(format!(
+            "this host has no control groups with the controllers cpu and memory (version 2: {}, version 1: cpu {}, \
+             memory {})",
+            mounts.two.map_or("not mounted", |_| "without them"),
+            cpu.map_or("no", |_| "yes"),
+            memory.map_or("no", |_| "yes"),
+        )),
+    }
+}
+
+fn under(dir: &Path) -> Result<Place, String> {
+    if has_controllers(dir) {
+        return Ok(Place::Two(dir.to_path_buf()));
+    }
+    Err(format!(
+        "cgroups: {}: it is no directory of control groups of version 2 with the controllers cpu and memory",
+        dir.display()
+    ))
+}
+
+fn has_controllers(dir: &Path) -> bool {
+    fs::read_to_string(dir.join("cgroup.controllers")).is_ok_and(|text| {
+        ["cpu", "memory"].iter().all(|wanted| text.split_whitespace().any(|one| one == *wanted))
+    })
+}
+
+/// This process's own group in each hierarchy, as a directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Mounts {
+    cpu: Option<PathBuf>,
+    memory: Option<PathBuf>,
+    pids: Option<PathBuf>,
+    two: Option<PathBuf>,
+}
+
+impl Mounts {
+    /// From `/proc/self/mountinfo` and `/proc/self/cgroup`.
+    fn parse(mountinfo: &str, own: &str) -> Self {
+        let mut mounts = Self::default();
+        for line in mountinfo.lines() {
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let left: Vec<&str> = left.split(' ').collect();
+            let right: Vec<&str> = right.split(' ').collect();
+            let (Some(root), Some(point), Some(kind)) = (left.get(3), left.get(4), right.first()) else {
+                continue;
+            };
+            let dir = |controller: &str| {
+                let path = own.lines().find_map(|line| {
+                    let mut parts = line.splitn(3, ':').skip(1);
+                    let (names, path) = (parts.next()?, parts.next()?);
+                    names.split(',').any(|name| name == controller).then_some(path)
+                })?;
+                // In a container the mount shows a part of the tree only.
+                let below = if *root == "/" { path } else { path.strip_prefix(root)? };
+                Some(Path::new(point).join(below.trim_start_matches('/')))
+            };
+            if *kind == "cgroup2" {
+                mounts.two = mounts.two.or_else(|| dir(""));
+            } else if *kind == "cgroup" {
+                let options = right.last().copied().unwrap_or_default();
+                for controller in options.split(',') {
+                    match controller {
+                        "cpu" => mounts.cpu = mounts.cpu.take().or_else(|| dir("cpu")),
+                        "memory" => mounts.memory = mounts.memory.take().or_else(|| dir("memory")),
+                        "pids" => mounts.pids = mounts.pids.take().or_else(|| dir("pids")),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        mounts
+    }
+}
+
+/// Removes the groups that a dead run has listed. False when something is left.
+pub(crate) fn clear(list: &Path) -> bool {
+    let Ok(text) = fs::read_to_string(list) else { return true };
+    text.lines()
+        .map(Path::new)
+        .filter(|base| is_ours(base))
+        .fold(true, |gone, base| remove_base(base) && gone)
+}
+
+/// Lists are read by whoever finds them: nothing but a directory of ours is ever removed.
+fn is_ours(base: &Path) -> bool {
+    base.is_absolute()
+        && base.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("sas-"))
+}
+
+/// Removes the directory of a run and all groups in it.
+fn remove_base(base: &Path) -> bool {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_group(&entry.path(), 50);
+        }
+    }
+    remove_group(base, 1)
+}
+
+/// Ends what is in a group and removes it; false when it does not go.
+fn remove_group(dir: &Path, rounds: u32) -> bool {
+    for round in 0..rounds {
+        if round > 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
+            if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        match fs::remove_dir(dir) {
+            Ok(()) => return true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return true,
+            Err(_) => {}
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V2: &str = "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+
+    fn dir(path: &str) -> Option<PathBuf> {
+        Some(path.into())
+    }
+
+    #[test]
+    fn own_groups_are_found_in_every_layout() {
+        let v1 = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
+                  32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                  35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory";
+        let cases = [
+            (
+                V2,
+                "0::/system.slice/host.service",
+                Mounts { two: dir("/sys/fs/cgroup/system.slice/host.service"), ..Mounts::default() },
+            ),
+            (
+                v1,
+                "3:cpu,cpuacct:/a\n2:memory:/b/c\n",
+                Mounts {
+                    cpu: dir("/sys/fs/cgroup/cpu,cpuacct/a"),
+                    memory: dir("/sys/fs/cgroup/memory/b/c"),
+                    ..Mounts::default()
+                },
+            ),
+            // A container without a namespace for groups sees its own part as the root.
+            (
+                "35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory",
+                "2:memory:/docker/abc",
+                Mounts { memory: dir("/sys/fs/cgroup/memory/"), ..Mounts::default() },
+            ),
+            ("20 1 0:5 / /proc rw - proc proc rw", "0::/", Mounts::default()),
+        ];
+        for (mountinfo, own, expected) in cases {
+            assert_eq!(Mounts::parse(mountinfo, own), expected, "{mountinfo}");
+        }
+    }
+
+    #[test]
+    fn controllers_that_are_mounted_together_have_one_directory() {
+        let both = PathBuf::from("/cpu,memory");
+        let place = Place::One { cpu: both.clone(), memory: both.clone(), pids: None };
+        assert_eq!(place.dirs(), [both.as_path()]);
+    }
+
+    #[test]
+    fn only_directories_of_ours_are_ever_removed() {
+        for (path, ours) in
+            [("/sys/fs/cgroup/sas-1f-12-1", true), ("/sys/fs/cgroup", false), ("sas-x", false), ("/", false)]
+        {
+            assert_eq!(is_ours(Path::new(path)), ours, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_control_group_is_refused_by_name() {
+        let reason = under(Path::new("/tmp")).unwrap_err();
+        assert!(reason.contains("cgroups: /tmp") && reason.contains("version 2"), "{reason}");
+    }
+}

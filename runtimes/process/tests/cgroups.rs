@@ -1,0 +1,223 @@
+//! Limits of CPU, memory and processes, held by control groups where this machine lets the tests make them.
+
+#![allow(clippy::print_stdout, reason = "a host of this test talks to it over a pipe")]
+
+mod support;
+
+use std::{path::PathBuf, process::Command, sync::Arc, time::Duration};
+
+use rustix::process::{Pid, Signal, kill_process};
+use sas_core::Runtime as _;
+use sas_runtime_process::{ControlGroups, ProcessConfig, ProcessRuntime};
+use support::{app, eventually, fetch, prepare, runs, start, start_deployed};
+
+/// A runtime with control groups; `None`, and a word why, where there are none to be had.
+fn with_groups() -> Option<(tempfile::TempDir, Arc<ProcessRuntime>)> {
+    let (dir, runtime) = support::runtime();
+    if !runtime.capabilities().limits {
+        support::skipped("this user can make no control groups with the controllers cpu and memory here");
+        return None;
+    }
+    Some((dir, Arc::new(runtime)))
+}
+
+/// The directories of groups that the runs of a store have listed.
+fn bases(store: &std::path::Path) -> Vec<PathBuf> {
+    std::fs::read_dir(store.join("store/runs"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|run| std::fs::read_to_string(run.path().join("cgroups")).ok())
+        .flat_map(|list| list.lines().map(PathBuf::from).collect::<Vec<_>>())
+        .collect()
+}
+
+fn groups_in(bases: &[PathBuf]) -> usize {
+    let directories = |base: &PathBuf| {
+        std::fs::read_dir(base)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .count()
+    };
+    bases.iter().map(directories).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_burns_cpu_gets_its_share_and_no_more() {
+    let Some((_dir, runtime)) = with_groups() else { return };
+    let mut spec = app(&["burn"]);
+    spec.resources.cpu_limit_millis = Some(100);
+    let started = start(&runtime, spec).await.unwrap();
+    let cpu = || started.instance.usage().unwrap().cpu_ns;
+    let (before, began) = (cpu(), tokio::time::Instant::now());
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let share = (cpu() - before) as f64 / began.elapsed().as_nanos() as f64;
+    // It would take a whole core, and two on a machine that has nothing else to do.
+    assert!(share < 0.2, "{share} of a core, 0.1 is its limit");
+    assert!(share > 0.01, "{share}: it runs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_takes_more_memory_than_its_limit_is_ended_and_its_exit_says_why() {
+    let Some((_dir, runtime)) = with_groups() else { return };
+    let mut spec = app(&[]);
+    spec.resources.memory_limit_bytes = Some(64 << 20);
+    let deployed = prepare(&runtime, spec).await.unwrap();
+    assert_eq!(deployed.artifact.info().notes, Vec::<String>::new(), "everything is enforced");
+    let greedy = start_deployed(&runtime, &deployed, 1).await.unwrap();
+    let modest = start_deployed(&runtime, &deployed, 2).await.unwrap();
+    assert_eq!(fetch(&modest.instance, "/grow/8").await.unwrap(), "grown");
+    let _ = fetch(&greedy.instance, "/grow/200").await;
+    eventually("it is ended", || !greedy.events.exits().is_empty()).await;
+    let report = greedy.events.exits().remove(0).1;
+    assert!(report.out_of_memory, "{report:?}");
+    assert_eq!(fetch(&modest.instance, "/grow/8").await.unwrap(), "grown", "the other serves on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_is_counted_for_the_instance_with_its_children() {
+    let Some((_dir, runtime)) = with_groups() else { return };
+    // A child that was forked before the instance could be put into its group belongs to it all the same.
+    let mut spec = app(&["early-child"]);
+    spec.resources.memory_limit_bytes = Some(64 << 20);
+    let started = start(&runtime, spec).await.unwrap();
+    let child: i32 = fetch(&started.instance, "/early").await.unwrap().parse().unwrap();
+    let of = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(of(&child.to_string()).contains("/sas-"), "{}", of(&child.to_string()));
+    assert!(!of("self").contains("/sas-"), "the host is in none");
+    started.instance.stop(Duration::from_secs(5)).await.unwrap();
+    eventually("its child is gone", || !runs(child)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_has_no_more_processes_than_it_may() {
+    let Some((_dir, runtime)) = with_groups() else { return };
+    let mut spec = app(&[]);
+    spec.options.insert("sas.dev/pids-max".into(), "12".into());
+    let deployed = prepare(&runtime, spec).await.unwrap();
+    if let Some(note) = deployed.artifact.info().notes.first() {
+        support::skipped(note);
+        return;
+    }
+    let started = start_deployed(&runtime, &deployed, 1).await.unwrap();
+    let mut children = 0;
+    while fetch(&started.instance, "/child").await.is_ok() {
+        children += 1;
+        assert!(children < 12, "more processes than it may have");
+    }
+    assert!(children > 0, "some it may have");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_goes_with_its_instance_and_with_it_whoever_has_left_its_process_group() {
+    let Some((dir, runtime)) = with_groups() else { return };
+    let bases = bases(dir.path());
+    assert!(!bases.is_empty());
+    let plain = start(&runtime, app(&[])).await.unwrap();
+    assert_eq!(groups_in(&bases), 0, "an instance without limits has no group");
+    let mut spec = app(&[]);
+    spec.resources.memory_limit_bytes = Some(64 << 20);
+    let started = start(&runtime, spec).await.unwrap();
+    assert_eq!(groups_in(&bases), bases.len());
+    let daemon: i32 = fetch(&started.instance, "/daemon").await.unwrap().trim().parse().unwrap();
+    assert!(runs(daemon));
+    started.instance.stop(Duration::from_secs(5)).await.unwrap();
+    runtime.quiesce().await;
+    assert_eq!(groups_in(&bases), 0);
+    assert!(!runs(daemon), "a session of its own does not save it");
+    drop((plain, started, runtime));
+    eventually("the run's directories go with the host", || !bases.iter().any(|base| base.exists())).await;
+}
+
+/// A host of the test below, which kills it.
+async fn be_the_host(store: &str) {
+    let runtime = Arc::new(ProcessRuntime::new(ProcessConfig::in_store(store)).unwrap());
+    let mut spec = app(&[]);
+    spec.resources.memory_limit_bytes = Some(64 << 20);
+    let started = start(&runtime, spec).await.unwrap();
+    println!("daemon {}", fetch(&started.instance, "/daemon").await.unwrap().trim());
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_host_leaves_the_next_one_clears() {
+    if let Ok(store) = std::env::var("SAS_TEST_GROUPS_STORE") {
+        return be_the_host(&store).await;
+    }
+    if with_groups().is_none() {
+        return;
+    }
+    use std::io::BufRead as _;
+    let dir = tempfile::tempdir().unwrap();
+    let mut host = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "what_a_killed_host_leaves_the_next_one_clears", "--nocapture"])
+        .env("SAS_TEST_GROUPS_STORE", dir.path().join("store"))
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let out = std::io::BufReader::new(host.stdout.take().unwrap());
+    let daemon: i32 = out
+        .lines()
+        .map_while(Result::ok)
+        .find_map(|line| line.split("daemon ").nth(1)?.parse().ok())
+        .expect("the host serves");
+    kill_process(Pid::from_raw(i32::try_from(host.id()).unwrap()).unwrap(), Signal::KILL).unwrap();
+    host.wait().unwrap();
+    let left = bases(dir.path());
+    assert!(left.iter().any(|base| base.exists()), "{left:?}");
+    let runtime = ProcessRuntime::new(ProcessConfig::in_store(dir.path().join("store"))).unwrap();
+    assert!(left.iter().all(|base| !base.exists()), "{left:?}");
+    assert!(!runs(daemon));
+    drop(runtime);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_groups_the_notes_say_what_is_not_enforced_and_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = ProcessConfig::in_store(dir.path().join("store"));
+    config.cgroups = ControlGroups::Off;
+    let runtime = Arc::new(ProcessRuntime::new(config).unwrap());
+    assert!(!runtime.capabilities().limits);
+    let mut spec = app(&[]);
+    spec.resources.cpu_limit_millis = Some(500);
+    spec.resources.memory_limit_bytes = Some(64 << 20);
+    spec.options.insert("sas.dev/pids-max".into(), "12".into());
+    let deployed = prepare(&runtime, spec).await.unwrap();
+    let notes = &deployed.artifact.info().notes;
+    for wanted in ["cpu_limit is not enforced", "for the data of each process", "pids-max is not enforced"] {
+        assert!(notes.iter().any(|note| note.contains(wanted) && note.contains("switched off")), "{notes:?}");
+    }
+    // Memory is bounded by an rlimit then.
+    let started = start_deployed(&runtime, &deployed, 1).await.unwrap();
+    let pid = fetch(&started.instance, "/pid").await.unwrap();
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max data size")).unwrap();
+    assert!(line.contains(&(64u64 << 20).to_string()), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_that_the_kernel_refuses_fails_the_start_and_leaves_nothing() {
+    let Some((dir, runtime)) = with_groups() else { return };
+    let mut spec = app(&[]);
+    spec.options.insert("sas.dev/pids-max".into(), u64::MAX.to_string());
+    let deployed = prepare(&runtime, spec).await.unwrap();
+    if !deployed.artifact.info().notes.is_empty() {
+        support::skipped("the controller pids is not there");
+        return;
+    }
+    let error = start_deployed(&runtime, &deployed, 1).await.err().unwrap();
+    assert!(error.to_string().contains("control group"), "{error}");
+    runtime.quiesce().await;
+    assert_eq!(runtime.processes(), 0);
+    assert_eq!(groups_in(&bases(dir.path())), 0);
+}
+
+#[test]
+fn a_directory_that_is_no_group_is_refused_with_its_field() {
+    let mut config = ProcessConfig::default();
+    config.cgroups = ControlGroups::Under("/tmp".into());
+    let error = config.validate().unwrap_err();
+    assert!(error.to_string().contains("cgroups: /tmp"), "{error}");
+}
