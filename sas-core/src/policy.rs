@@ -146,6 +146,20 @@ pub trait KeepAlivePolicy: fmt::Debug + Send + 'static {
         let _ = revision;
         KeepAlive::until(now)
     }
+    /// An instance of `revision` became ready: its share of the memory budget, and how long its start took.
+    fn started(&mut self, revision: RevisionKey, bytes: u64, start: Duration) {
+        let _ = (revision, bytes, start);
+    }
+    /// Memory is short: what it is worth to keep an idle instance of `revision`. The least goes first, and of equals
+    /// the one that was idle longest; `None`, the default, is worth nothing.
+    fn worth(&self, revision: RevisionKey) -> Option<f64> {
+        let _ = revision;
+        None
+    }
+    /// An idle instance of `revision` was stopped because memory was short.
+    fn evicted(&mut self, revision: RevisionKey) {
+        let _ = revision;
+    }
     /// `revision` was unregistered.
     fn forget(&mut self, revision: RevisionKey);
     /// Bytes remembered now, for all revisions.

@@ -17,6 +17,7 @@ use crate::{
     gate::{Ask, Gate, share_of},
     instance::IdLayout,
     metrics::Metrics,
+    nursery::Nursery,
     shard::Shard,
     state::Holds,
     stems::Stems,
@@ -51,6 +52,7 @@ pub(crate) struct Core {
     has_stems: bool,
     shards: OnceLock<Box<[Weak<Shard>]>>,
     handle: OnceLock<Handle>,
+    nurseries: OnceLock<Box<[Nursery]>>,
     pub(crate) tasks: TaskTracker,
     /// Ends every task of the pool.
     pub(crate) ended: CancellationToken,
@@ -89,6 +91,7 @@ impl Core {
             has_stems: !config.stems.classes.is_empty(),
             shards: OnceLock::new(),
             handle: OnceLock::new(),
+            nurseries: OnceLock::new(),
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
             gone: Notify::new(),
@@ -159,6 +162,14 @@ impl Core {
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn_on(task, self.handle());
+    }
+
+    /// Where a shard's starts go on: one nursery per worker of the runtime.
+    pub(crate) fn nursery(&self, shard: u32) -> &Nursery {
+        let nurseries = self.nurseries.get_or_init(|| {
+            (0..self.handle().metrics().num_workers()).map(|_| Nursery::new(self.ended.clone())).collect()
+        });
+        &nurseries[shard as usize % nurseries.len()]
     }
 
     // The clock.

@@ -30,7 +30,7 @@ mod hybrid_histogram;
 mod tests;
 
 pub use fixed::Fixed;
-pub use greedy_dual::{Footprint, GreedyDual};
+pub use greedy_dual::{Evicting, Footprint, GreedyDual};
 pub use hazard::{Fit, Hazard, HazardConfig, HazardTable};
 pub use hybrid_histogram::HybridHistogram;
 

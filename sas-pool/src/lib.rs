@@ -92,6 +92,7 @@ pub mod capacity;
 pub mod config;
 pub mod keep_alive;
 pub mod metrics;
+mod nursery;
 pub mod trace;
 
 pub use config::PoolConfig;

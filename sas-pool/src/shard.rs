@@ -24,6 +24,7 @@ use crate::{
 
 pub(crate) struct Shard {
     me: Weak<Shard>,
+    pub(crate) index: u32,
     pub(crate) core: Arc<Core>,
     pub(crate) state: Mutex<State>,
     /// Starts that wait for their turn at the gate.
@@ -34,6 +35,7 @@ impl Shard {
     pub(crate) fn new(core: &Arc<Core>, index: u32) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
+            index,
             core: Arc::clone(core),
             state: Mutex::new(State::new(index, core.config.seed)),
             plans: Mutex::new(std::collections::BTreeMap::new()),
@@ -72,7 +74,7 @@ impl Shard {
         if !fx.begin.is_empty() {
             let plan = fx.begin.remove(0);
             self.perform(&mut fx);
-            if let Some(grant) = self.decide(plan, Some(claim)) {
+            if let Some(grant) = self.decide(Arc::clone(self), plan, Some(claim)) {
                 return Waiting::ready(Ok(self.lease(Arc::clone(self), grant)));
             }
         } else {
@@ -114,7 +116,7 @@ impl Shard {
             self.core.arm(at);
         }
         for plan in fx.begin.drain(..) {
-            self.decide(plan, None);
+            self.decide(self.me(), plan, None);
         }
         for stop in fx.stop.drain(..) {
             self.stop(stop);
@@ -131,9 +133,9 @@ impl Shard {
     }
 
     /// Starts now, or puts the start in line at the gate.
-    fn decide(&self, plan: Plan, claim: Option<&Claim>) -> Option<Grant> {
+    fn decide(&self, me: Arc<Self>, plan: Plan, claim: Option<&Claim>) -> Option<Grant> {
         if !plan.gated {
-            return self.start(plan, claim);
+            return self.start(me, plan, claim);
         }
         let cpu_bound = plan.deployed.runtime.capabilities().cpu_bound_start;
         let ask = Ask {
@@ -157,7 +159,7 @@ impl Shard {
         let plan = self.plans.lock().remove(&id);
         let wanted = self.with(|state, core, fx| state.begin(core, id, holds, fx));
         if let (true, Some(plan)) = (wanted, plan) {
-            self.start(plan, None);
+            self.start(self.me(), plan, None);
         }
     }
 
@@ -245,9 +247,9 @@ impl Shard {
         self.with(|state, core, fx| state.expire(core, fx))
     }
 
-    /// Stops idle instances for somebody who waits for a budget.
-    pub(crate) fn reclaim(&self, left: &mut Shortage, over_share_only: bool) {
-        self.with(|state, core, fx| state.reclaim(core, left, over_share_only, fx));
+    /// Stops an idle instance for somebody who waits for a budget.
+    pub(crate) fn reclaim(&self, id: InstanceId, left: &mut Shortage, over_share_only: bool) {
+        self.with(|state, core, fx| state.reclaim(core, id, left, over_share_only, fx));
     }
 }
 

@@ -1,72 +1,37 @@
 //! Starting an instance: secrets, a stem or a cold start, and what becomes of it. Starts belong to the pool.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    task::{Context, Poll, Waker},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use sas_core::{
-    Claim, EnvValue, Error, ErrorKind, Instance, InstanceEvents, InstanceId, Result, Secret, StartRequest,
-};
+use sas_core::{Claim, EnvValue, Error, ErrorKind, Instance, InstanceId, Result, Secret, StartRequest};
 use tokio::time::Instant;
 
-use crate::{core::Core, effects::Plan, queue::Grant, shard::Shard};
+use crate::{core::Core, effects::Plan, nursery::Work, queue::Grant, shard::Shard};
 
 impl Shard {
-    /// Makes a start. One that completes at once makes no task; `claim` then gets its first slot.
-    pub(crate) fn start(&self, plan: Plan, claim: Option<&Claim>) -> Option<Grant> {
+    /// Makes a start. One that completes at once costs nothing else; `claim` then gets its first slot.
+    pub(crate) fn start(&self, me: Arc<Self>, plan: Plan, claim: Option<&Claim>) -> Option<Grant> {
         let id = plan.id;
         // The wait at the gate is not the start's.
         let begun = if plan.gated { Instant::now() } else { self.core.instant(plan.asked) };
         let deadline = begun + plan.deployed.spec.timeouts.start;
-        let events = self.me() as Arc<dyn InstanceEvents>;
-        let deployed = plan.deployed;
-        let request = StartRequest::new(
-            id,
-            plan.revision,
-            Arc::clone(&deployed),
-            Arc::clone(&self.core.config.logs),
-            events,
-            deadline,
-        );
+        let logs = Arc::clone(&self.core.config.logs);
+        let request = StartRequest::new(id, plan.revision, plan.deployed, logs, me, deadline);
+        let deployed = &request.deployed;
         let needs_secrets = deployed.spec.env.values().any(|value| matches!(value, EnvValue::Secret(_)));
         let stem = deployed.artifact.info().stem.is_some() && deployed.runtime.capabilities().stems;
-        if !needs_secrets && !stem {
-            let guard = Guard { shard: self, id, armed: true };
+        let work: Work = if needs_secrets || stem {
+            Box::pin(make(Arc::clone(&self.core), request))
+        } else {
+            let guard = Guard::new(self, id);
             let tried = deployed.runtime.try_start(&request);
             guard.disarm();
             if let Some(result) = tried {
                 return self.started(id, result, false, claim);
             }
-        }
-        let mut work = Box::pin(make(Arc::clone(&self.core), request));
-        let guard = Guard { shard: self, id, armed: true };
-        let polled = work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        guard.disarm();
-        if let Poll::Ready(made) = polled {
-            return self.started(id, made.result, made.from_stem, claim);
-        }
-        let shard = self.me();
-        let ended = self.core.ended.clone();
-        self.core.spawn(async move {
-            let guard = Guard { shard: &shard, id, armed: true };
-            let made = tokio::select! {
-                biased;
-                made = work => made,
-                () = tokio::time::sleep_until(deadline + SLACK) => Made::failed(Error::new(
-                    ErrorKind::Timeout,
-                    "start",
-                    "the runtime did not end the start at its deadline (timeouts.start)",
-                )),
-                () = ended.cancelled() => {
-                    Made::failed(Error::new(ErrorKind::Unavailable, "start", "the pool shuts down"))
-                }
-            };
-            guard.disarm();
-            shard.started(id, made.result, made.from_stem, None);
-        });
-        None
+            Box::pin(cold(request))
+        };
+        let made = self.core.nursery(self.index).admit(&self.core, &self.me(), id, work, deadline + SLACK)?;
+        self.started(id, made.result, made.from_stem, claim)
     }
 }
 
@@ -74,14 +39,18 @@ impl Shard {
 const SLACK: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Reports a start as failed when its runtime panics.
-struct Guard<'a> {
+pub(crate) struct Guard<'a> {
     shard: &'a Shard,
     id: InstanceId,
     armed: bool,
 }
 
-impl Guard<'_> {
-    fn disarm(mut self) {
+impl<'a> Guard<'a> {
+    pub(crate) fn new(shard: &'a Shard, id: InstanceId) -> Self {
+        Self { shard, id, armed: true }
+    }
+
+    pub(crate) fn disarm(mut self) {
         self.armed = false;
     }
 }
@@ -89,26 +58,35 @@ impl Guard<'_> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         if self.armed {
-            let error = Error::new(
-                ErrorKind::Unexpected,
-                "start",
-                "the runtime panicked, or the async runtime shut down, while an instance was starting",
-            );
-            self.shard.started(self.id, Err(error), false, None);
+            self.shard.started(self.id, Err(panicked()), false, None);
         }
     }
 }
 
+pub(crate) fn panicked() -> Error {
+    Error::new(
+        ErrorKind::Unexpected,
+        "start",
+        "the runtime panicked, or the async runtime shut down, while an instance was starting",
+    )
+}
+
 /// What a start made.
-struct Made {
-    result: Result<Arc<dyn Instance>>,
-    from_stem: bool,
+pub(crate) struct Made {
+    pub(crate) result: Result<Arc<dyn Instance>>,
+    pub(crate) from_stem: bool,
 }
 
 impl Made {
-    fn failed(error: Error) -> Self {
+    pub(crate) fn failed(error: Error) -> Self {
         Self { result: Err(error), from_stem: false }
     }
+}
+
+/// A start without secrets and stems.
+async fn cold(request: StartRequest) -> Made {
+    let runtime = Arc::clone(&request.deployed.runtime);
+    Made { result: runtime.start(request).await, from_stem: false }
 }
 
 async fn make(core: Arc<Core>, mut request: StartRequest) -> Made {

@@ -32,6 +32,10 @@ impl Default for Footprint {
 ///
 /// `calls` begins again when a revision was evicted. What is busy is never a victim.
 ///
+/// In a pool the budget is the pool's own ([`crate::config::BudgetConfig`]): when a start waits for memory, the idle
+/// instances of the revisions with the least priority go first. As the idle rule it lets nothing sleep before;
+/// [`GreedyDual::with`] puts it beside another policy, which says how long it is worth it.
+///
 /// ```
 /// use sas_core::{KeepAlivePolicy, RevisionKey, Timestamp};
 /// use sas_pool::keep_alive::{Footprint, GreedyDual};
@@ -64,10 +68,24 @@ struct Held {
     idle_as: Option<u64>,
 }
 
+impl Held {
+    fn priority(&self, clock: f64) -> f64 {
+        #[allow(clippy::cast_precision_loss, reason = "a priority needs no more than 52 bits")]
+        let worth = self.footprint.start.as_secs_f64() / (self.footprint.bytes.max(1) as f64);
+        clock + f64::from(self.calls) * worth
+    }
+}
+
 impl GreedyDual {
-    /// Holds at most `budget` bytes of instances, as far as busy ones allow.
+    /// Holds at most `budget` bytes of instances, as far as busy ones allow. The budget is for
+    /// [`GreedyDual::make_room`]; a pool has its own.
     pub fn new(budget: u64) -> Self {
         Self { budget, held: 0, clock: 0.0, revisions: HashMap::new(), idle: BTreeSet::new() }
+    }
+
+    /// Keeps alive as `keep` says, and evicts as this policy does when memory is short.
+    pub fn with<P: KeepAlivePolicy>(self, keep: P) -> Evicting<P> {
+        Evicting { keep, evict: self }
     }
 
     /// The footprint of `revision` was measured; until then the default one counts.
@@ -89,15 +107,23 @@ impl GreedyDual {
     pub fn make_room(&mut self, needed: u64) -> Vec<RevisionKey> {
         let mut out = Vec::new();
         while self.held.saturating_add(needed) > self.budget {
-            let Some((priority, revision)) = self.idle.pop_first() else { break };
-            self.clock = self.clock.max(f64::from_bits(priority));
-            if let Some(held) = self.revisions.get_mut(&revision) {
-                self.held = self.held.saturating_sub(held.footprint.bytes);
-                *held = Held { footprint: held.footprint, ..Held::default() };
-            }
+            let Some(&(_, revision)) = self.idle.first() else { break };
+            self.evict(revision);
             out.push(revision);
         }
         out
+    }
+
+    fn evict(&mut self, revision: RevisionKey) {
+        let Some(held) = self.revisions.get_mut(&revision).filter(|held| held.warm) else { return };
+        let priority = held.priority(self.clock);
+        let idle_as = held.idle_as;
+        self.held = self.held.saturating_sub(held.footprint.bytes);
+        *held = Held { footprint: held.footprint, ..Held::default() };
+        if let Some(bits) = idle_as {
+            self.idle.remove(&(bits, revision));
+        }
+        self.clock = self.clock.max(idle_as.map_or(priority, f64::from_bits));
     }
 
     fn leave_idle(&mut self, revision: RevisionKey) {
@@ -120,13 +146,24 @@ impl KeepAlivePolicy for GreedyDual {
     fn idle(&mut self, revision: RevisionKey, _: Timestamp) -> KeepAlive {
         self.leave_idle(revision);
         if let Some(held) = self.revisions.get_mut(&revision).filter(|held| held.warm) {
-            #[allow(clippy::cast_precision_loss, reason = "a priority needs no more than 52 bits")]
-            let worth = held.footprint.start.as_secs_f64() / (held.footprint.bytes.max(1) as f64);
-            let priority = (self.clock + f64::from(held.calls) * worth).to_bits();
+            let priority = held.priority(self.clock).to_bits();
             held.idle_as = Some(priority);
             self.idle.insert((priority, revision));
         }
         KeepAlive::until(Timestamp(i64::MAX))
+    }
+
+    fn started(&mut self, revision: RevisionKey, bytes: u64, start: Duration) {
+        self.measured(revision, Footprint { bytes, start });
+    }
+
+    fn worth(&self, revision: RevisionKey) -> Option<f64> {
+        let held = self.revisions.get(&revision).filter(|held| held.warm)?;
+        Some(held.idle_as.map_or_else(|| held.priority(self.clock), f64::from_bits))
+    }
+
+    fn evicted(&mut self, revision: RevisionKey) {
+        self.evict(revision);
     }
 
     fn forget(&mut self, revision: RevisionKey) {
@@ -139,5 +176,52 @@ impl KeepAlivePolicy for GreedyDual {
     fn bytes(&self) -> usize {
         self.revisions.capacity() * size_of::<(RevisionKey, Held)>()
             + self.idle.len() * size_of::<(u64, RevisionKey)>()
+    }
+}
+
+/// A keep-alive policy, with [`GreedyDual`] for what goes first when memory is short.
+#[derive(Clone, Debug)]
+pub struct Evicting<P> {
+    keep: P,
+    evict: GreedyDual,
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<P: KeepAlivePolicy> KeepAlivePolicy for Evicting<P> {
+    fn called(&mut self, revision: RevisionKey, now: Timestamp) {
+        self.keep.called(revision, now);
+        self.evict.called(revision, now);
+    }
+
+    fn idle(&mut self, revision: RevisionKey, now: Timestamp) -> KeepAlive {
+        self.evict.idle(revision, now);
+        self.keep.idle(revision, now)
+    }
+
+    fn unused(&mut self, revision: RevisionKey, now: Timestamp) -> KeepAlive {
+        self.keep.unused(revision, now)
+    }
+
+    fn started(&mut self, revision: RevisionKey, bytes: u64, start: Duration) {
+        self.keep.started(revision, bytes, start);
+        self.evict.started(revision, bytes, start);
+    }
+
+    fn worth(&self, revision: RevisionKey) -> Option<f64> {
+        self.evict.worth(revision)
+    }
+
+    fn evicted(&mut self, revision: RevisionKey) {
+        self.keep.evicted(revision);
+        self.evict.evicted(revision);
+    }
+
+    fn forget(&mut self, revision: RevisionKey) {
+        self.keep.forget(revision);
+        self.evict.forget(revision);
+    }
+
+    fn bytes(&self) -> usize {
+        self.keep.bytes() + self.evict.bytes()
     }
 }

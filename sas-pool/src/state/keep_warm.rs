@@ -23,6 +23,13 @@ impl State {
         core.with_policy(|policy| policy.called(key, core.config.clock.now()));
     }
 
+    /// Tells the policy of a start: what is given up when memory is short is a matter of size and start time.
+    pub(super) fn tell_policy(&self, core: &Core, a: u32, bytes: Option<u64>, start: Duration) {
+        let key = self.actives[a as usize].key.0;
+        let bytes = bytes.unwrap_or_else(|| core.memory_of(&self.deployed(a).spec));
+        core.with_policy(|policy| policy.started(key, bytes, start));
+    }
+
     /// A call that was expected came, or never will.
     pub(crate) fn forget_wake(&mut self, key: RevisionKey) {
         if let Some((timer, _)) = self.wakes.remove(&key) {

@@ -187,6 +187,10 @@ impl State {
         core.metrics.started(&timings);
         self.actives[a as usize].start_time = nanos(timings.ready);
         instance.start = Some(Arc::new(timings));
+        if core.idle == Idle::Policy {
+            let bytes = instance.budget;
+            self.tell_policy(core, a, bytes, timings.ready);
+        }
         let active = &mut self.actives[a as usize];
         active.failures = 0;
         active.error = None;

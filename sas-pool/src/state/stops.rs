@@ -1,6 +1,7 @@
 //! From the decision to stop an instance until nothing of it is left.
 
 use super::*;
+use crate::reclaim::Candidate;
 
 impl State {
     /// Takes an instance out of rotation.
@@ -344,46 +345,49 @@ impl State {
         held
     }
 
-    /// Stops idle instances for somebody who waits for a budget, those that were idle longest first.
+    /// The idle instances that hold a part of a budget.
+    pub(crate) fn idle(&self, core: &Core) -> Vec<Candidate> {
+        (0..self.instances.len() as u32)
+            .filter(|&i| self.instances[i as usize].budget.is_some() && self.is_idle(core, i))
+            .map(|i| {
+                let instance = &self.instances[i as usize];
+                let key = self.actives[instance.active as usize].key.0;
+                let worth = core.with_policy(|policy| policy.worth(key)).flatten().unwrap_or(0.0);
+                Candidate { id: self.id(core, i), worth, since: instance.idle }
+            })
+            .collect()
+    }
+
+    /// Stops an instance for somebody who waits for a budget, if it still is idle and above its revision's minimum.
     pub(crate) fn reclaim(
         &mut self,
         core: &Core,
+        id: InstanceId,
         left: &mut Shortage,
         over_share_only: bool,
         fx: &mut Effects,
     ) {
-        let now = core.now();
-        let mut idle: Vec<(u64, u32)> = (0..self.instances.len() as u32)
-            .filter(|&i| self.instances[i as usize].budget.is_some())
-            .filter(|&i| self.is_idle(core, i))
-            .map(|i| (self.instances[i as usize].idle, i))
-            .collect();
-        idle.sort_unstable();
-        for (_, i) in idle {
-            if *left == Shortage::default() {
-                return;
-            }
-            let a = self.instances[i as usize].active;
-            let active = &self.actives[a as usize];
-            if active.have() <= active.min
-                || over_share_only && !core.gate.lock().is_over_share(active.tenant)
-            {
-                continue;
-            }
-            let active = &mut self.actives[a as usize];
-            let rest = active.have() - 1;
-            active.raised = active.raised.min(rest);
-            active.decided = active.decided.min(rest);
-            let memory = self.instances[i as usize].budget.unwrap_or(0);
-            left.instances = left.instances.saturating_sub(1);
-            left.memory = left.memory.saturating_sub(memory);
-            if self.instances[i as usize].phase == Phase::Suspended {
-                self.actives[a as usize].suspended.retain(|&other| other != i);
-            } else {
-                self.take_out(core, i);
-            }
-            self.stop(core, i, None, now, fx);
+        let Some(i) = self.find(core, id).filter(|&i| self.is_idle(core, i)) else { return };
+        let a = self.instances[i as usize].active;
+        let active = &mut self.actives[a as usize];
+        if active.have() <= active.min || over_share_only && !core.gate.lock().is_over_share(active.tenant) {
+            return;
         }
+        let rest = active.have() - 1;
+        active.raised = active.raised.min(rest);
+        active.decided = active.decided.min(rest);
+        let key = active.key.0;
+        let memory = self.instances[i as usize].budget.unwrap_or(0);
+        left.instances = left.instances.saturating_sub(1);
+        left.memory = left.memory.saturating_sub(memory);
+        if self.instances[i as usize].phase == Phase::Suspended {
+            self.actives[a as usize].suspended.retain(|&other| other != i);
+        } else {
+            self.take_out(core, i);
+        }
+        core.with_policy(|policy| policy.evicted(key));
+        let now = core.now();
+        self.stop(core, i, None, now, fx);
     }
 
     pub(super) fn is_idle(&self, core: &Core, i: u32) -> bool {
