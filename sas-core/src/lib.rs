@@ -40,7 +40,9 @@ mod id;
 mod invoke;
 mod policy;
 mod pool;
+mod quota;
 mod recorder;
+mod rollout;
 mod route;
 mod runtime;
 mod scale;
@@ -65,7 +67,9 @@ pub use pool::{
     Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Load, Outcome, Pool, RevisionStatus,
     WaitList, Waiting,
 };
+pub use quota::{Quota, Quotas};
 pub use recorder::Recorder;
+pub use rollout::{AnswerCounter, AnswerCounts, RolloutPlan, RolloutProgress, RolloutState, RolloutStep};
 pub use route::{
     Affinity, HostPattern, Route, RouteAction, RouteChange, RouteError, RouteMatch, RouteQuery, RouteRule,
     RouteTarget, Router, Split, TAG_HEADER, ValueMatch,

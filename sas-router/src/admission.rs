@@ -13,46 +13,14 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sas_core::TenantKey;
+use sas_core::{Quota, Quotas, TenantKey};
 use tokio::time::Instant;
-
-/// What a tenant or a service may use.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Quota {
-    /// Requests per second in the long run; `f64::INFINITY`: no limit.
-    pub rate: f64,
-    /// Requests that may come at once when it was quiet before; at least 1.
-    pub burst: u32,
-    /// Requests at once; `u32::MAX`: no limit.
-    pub concurrency: u32,
-}
-
-impl Quota {
-    /// No limit.
-    pub const UNLIMITED: Self = Self { rate: f64::INFINITY, burst: u32::MAX, concurrency: u32::MAX };
-
-    /// At most `rate` requests per second, of which `burst` may come at once.
-    pub const fn rate(rate: f64, burst: u32) -> Self {
-        Self { rate, burst, ..Self::UNLIMITED }
-    }
-
-    /// At most `concurrency` requests at once.
-    #[must_use]
-    pub const fn with_concurrency(mut self, concurrency: u32) -> Self {
-        self.concurrency = concurrency;
-        self
-    }
-
-    const fn limits_rate(&self) -> bool {
-        self.rate < f64::INFINITY
-    }
-}
 
 /// Requests that are still to be had. Pure: state, quota and `now` decide.
 ///
 /// ```
-/// use sas_router::{Quota, TokenBucket};
+/// use sas_core::Quota;
+/// use sas_router::TokenBucket;
 /// use std::time::Duration;
 /// use tokio::time::Instant;
 /// let (quota, now) = (Quota::rate(2.0, 1), Instant::now());
@@ -231,26 +199,6 @@ impl Admission {
         })
     }
 
-    /// Gives a tenant a quota of its own; `None` takes it back.
-    pub fn set_tenant(&self, tenant: TenantKey, quota: Option<Quota>) {
-        let mut ledger = self.tenants.lock();
-        match quota {
-            Some(quota) => ledger.own.insert(tenant, quota),
-            None => ledger.own.remove(&tenant),
-        };
-        self.limits.store(true, Ordering::Relaxed);
-    }
-
-    /// Gives a service (`namespace/service`) a quota of its own; `None` takes it back.
-    pub fn set_service(&self, service: &str, quota: Option<Quota>) {
-        let mut ledger = self.services.lock();
-        match quota {
-            Some(quota) => ledger.own.insert(Arc::from(service), quota),
-            None => ledger.own.remove(service),
-        };
-        self.limits.store(true, Ordering::Relaxed);
-    }
-
     /// Bytes that are held now.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
@@ -291,6 +239,26 @@ impl Admission {
         }
         drop(services);
         Ok(permit)
+    }
+}
+
+impl Quotas for Admission {
+    fn set_tenant(&self, tenant: TenantKey, quota: Option<Quota>) {
+        let mut ledger = self.tenants.lock();
+        match quota {
+            Some(quota) => ledger.own.insert(tenant, quota),
+            None => ledger.own.remove(&tenant),
+        };
+        self.limits.store(true, Ordering::Relaxed);
+    }
+
+    fn set_service(&self, service: &str, quota: Option<Quota>) {
+        let mut ledger = self.services.lock();
+        match quota {
+            Some(quota) => ledger.own.insert(Arc::from(service), quota),
+            None => ledger.own.remove(service),
+        };
+        self.limits.store(true, Ordering::Relaxed);
     }
 }
 

@@ -40,8 +40,19 @@ impl Origin {
 }
 
 /// Whether the request asks to switch protocols on an HTTP/1.1 connection.
+///
+/// To HTTP itself there is no switching (RFC 9113, section 3.1): requests inside of such a connection would reach the
+/// instance past routes, hooks and quotas.
 pub(crate) fn wants_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::UPGRADE) && has_token(headers, &header::CONNECTION, "upgrade")
+    headers.contains_key(header::UPGRADE)
+        && has_token(headers, &header::CONNECTION, "upgrade")
+        && !["h2c", "h2", "http", "tls"].into_iter().any(|http| {
+            let named = |item: &str| {
+                item.trim().split('/').next().is_some_and(|name| name.eq_ignore_ascii_case(http))
+            };
+            let offers = headers.get_all(header::UPGRADE).iter();
+            offers.into_iter().any(|value| value.to_str().map_or(true, |list| list.split(',').any(named)))
+        })
 }
 
 /// Whether a comma-separated header holds `token`.

@@ -59,7 +59,7 @@ mod upstream;
 mod websocket;
 
 pub use access::{AccessLog, AccessRecord, End, TracingAccessLog};
-pub use admission::{Admission, AdmissionConfig, Permit, Quota, Refusal, TokenBucket};
+pub use admission::{Admission, AdmissionConfig, Permit, Refusal, TokenBucket};
 pub use connection::ClientConnection;
 pub use failure::{Failure, REQUEST_ID};
 pub use gateway::{Gateway, GatewayConfig, ServerTiming};
@@ -67,7 +67,7 @@ pub use health::HealthChecks;
 pub use hook::{Hook, HookCx, Step};
 pub use host::host_of;
 pub use retry::RetryPolicy;
-pub use rollout::{Counts, Move, Rollout, RolloutPlan, RolloutState, roll_out};
+pub use rollout::{Move, Rollout, roll_out};
 #[cfg(feature = "tls")]
 pub use server::Tls;
 pub use server::{Server, ServerConfig};

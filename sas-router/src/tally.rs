@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use arc_swap::ArcSwap;
-use sas_core::RevisionKey;
+use sas_core::{AnswerCounts, RevisionKey};
 
 /// Requests of a revision since it is watched.
 #[derive(Debug, Default)]
@@ -17,10 +17,10 @@ pub struct Tally {
 
 impl Tally {
     /// Requests so far, and how many of them failed: a status of 500 or more, or none at all.
-    pub fn read(&self) -> (u64, u64) {
+    pub fn read(&self) -> AnswerCounts {
         // Errors first: one that is counted in between is missing here, and does not exceed the requests.
         let errors = self.errors.load(Ordering::Acquire);
-        (self.requests.load(Ordering::Acquire), errors)
+        AnswerCounts { requests: self.requests.load(Ordering::Acquire), errors }
     }
 }
 
@@ -48,6 +48,10 @@ impl Tallies {
             watched.retain(|(key, _)| *key != revision);
             watched
         });
+    }
+
+    pub(crate) fn read(&self, revision: RevisionKey) -> Option<AnswerCounts> {
+        self.0.load().iter().find(|(key, _)| *key == revision).map(|(_, tally)| tally.read())
     }
 
     pub(crate) fn count(&self, revision: RevisionKey, failed: bool) {

@@ -10,12 +10,11 @@ use std::{
 use async_trait::async_trait;
 use http::StatusCode;
 use sas_core::{
-    Affinity, Body, Request, Response, RouteAction, RouteRule, Split, SystemClock, TAG_HEADER, TenantKey,
-    Timestamp,
+    Affinity, Body, Quota, Quotas as _, Request, Response, RolloutPlan, RolloutState, RouteAction, RouteRule,
+    Split, SystemClock, TAG_HEADER, TenantKey, Timestamp,
 };
 use sas_router::{
-    AccessLog, AccessRecord, End, Failure, GatewayConfig, Hook, HookCx, Quota, RolloutPlan, RolloutState,
-    ServerConfig, Step, roll_out,
+    AccessLog, AccessRecord, End, Failure, GatewayConfig, Hook, HookCx, ServerConfig, Step, roll_out,
 };
 use support::*;
 
@@ -392,4 +391,75 @@ async fn an_instance_that_fails_its_liveness_probe_is_replaced() {
     use sas_core::Pool as _;
     let left: Vec<_> = platform.pool.instances(platform.revision).iter().map(|view| view.id).collect();
     assert_eq!(left, [healthy]);
+}
+
+#[tokio::test]
+async fn a_browser_gets_a_page_while_the_service_starts_and_others_wait() {
+    let platform = with(GatewayConfig::default()).await;
+    platform.pool.queue();
+    let mut rule = RouteRule::new(TenantKey(1), RouteAction::Split(vec![Split::new(platform.revision, 100)]));
+    rule.placeholder = true;
+    set(&platform.table, HOST, vec![rule]);
+    let browse = || {
+        let mut ask = get("/");
+        ask.headers_mut().insert("accept", "text/html,*/*;q=0.8".parse().unwrap());
+        ask
+    };
+    let mut browser = Client::connect(platform.address()).await;
+    for asked in 1..=2 {
+        let page = browser.send(browse()).await;
+        assert_eq!((page.status().as_u16(), &page.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+        assert_eq!(page.headers()["cache-control"], "no-store");
+        assert!(page.headers()["content-type"].to_str().unwrap().starts_with("text/html"));
+        assert!(page.headers().contains_key("x-request-id"));
+        let page = read(page).await;
+        assert!(page.contains("http-equiv=\"refresh\""), "it comes back by itself: {page}");
+        assert_eq!(platform.pool.places(), asked, "asking wakes the service");
+    }
+    let address = platform.address();
+    let program =
+        tokio::spawn(async move { read(Client::connect(address).await.send(get("/")).await).await });
+    let mut form = request("POST", "/", "a=b");
+    form.headers_mut().insert("accept", "text/html".parse().unwrap());
+    let form = tokio::spawn(async move { read(Client::connect(address).await.send(form).await).await });
+    while platform.pool.places() < 4 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!program.is_finished() && !form.is_finished(), "what is no page view waits");
+    platform.pool.add_inside(platform.revision, says("ready"));
+    assert_eq!(program.await.unwrap(), "ready");
+    assert_eq!(form.await.unwrap(), "ready");
+    assert_eq!(read(browser.send(browse()).await).await, "ready", "a warm service shows no page");
+    platform.pool.until_idle().await;
+}
+
+#[tokio::test]
+async fn a_pool_that_never_answers_holds_no_client_beyond_its_deadline() {
+    let platform = with(GatewayConfig::default()).await;
+    platform.pool.queue();
+    let mut rule = RouteRule::new(TenantKey(1), RouteAction::Split(vec![Split::new(platform.revision, 100)]));
+    rule.timeout = Duration::from_millis(50);
+    set(&platform.table, HOST, vec![rule]);
+    let answer = Client::connect(platform.address()).await.send(get("/")).await;
+    assert_eq!(answer.status(), StatusCode::GATEWAY_TIMEOUT);
+    let said = json(answer).await;
+    assert_eq!((&said["component"], &said["reason"]), (&"pool".into(), &"queue_timeout".into()));
+}
+
+#[tokio::test]
+async fn a_revision_that_can_not_start_counts_as_failing() {
+    use sas_core::AnswerCounter as _;
+    let platform = with(GatewayConfig::default()).await;
+    assert_eq!(platform.gateway.answers(platform.revision), None, "nobody watches it");
+    platform.gateway.watch_answers(platform.revision);
+    let mut client = Client::connect(platform.address()).await;
+    for _ in 0..3 {
+        assert_eq!(client.send(get("/")).await.status(), 503);
+    }
+    let counts = platform.gateway.answers(platform.revision).unwrap();
+    assert_eq!((counts.requests, counts.errors), (3, 3));
+    platform.gateway.watch_answers(platform.revision);
+    assert_eq!(platform.gateway.answers(platform.revision).unwrap().requests, 0, "counting begins anew");
+    platform.gateway.unwatch_answers(platform.revision);
+    assert_eq!(platform.gateway.answers(platform.revision), None);
 }

@@ -1,11 +1,11 @@
 //! From a route's target to the head of an answer: claim, call, and once more where that is safe.
 
-use std::{pin::pin, sync::Arc};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use sas_core::{
-    Answer, Body, BoxError, CallError, CallTimings, Claim, Cx, Deployed, Endpoint, Error, ErrorKind,
-    InstanceId, Lease, Outcome, Protocol, Request, Response, RouteTarget,
+    Answer, Body, BoxError, CallError, CallTimings, Claim, ClaimError, Cx, Deployed, Endpoint, Error,
+    ErrorKind, InstanceId, Lease, Outcome, Protocol, Request, Response, RouteTarget,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -24,6 +24,9 @@ use crate::{
     timed::{Limits, Timed},
     upstream::{InstanceBody, Progress},
 };
+
+/// How long after the deadline the pool's own answer is waited for, since it says more than ours.
+const POOL_GRACE: Duration = Duration::from_millis(100);
 
 /// What a request needs on its way besides itself.
 pub(super) struct Delivery<'a> {
@@ -202,12 +205,20 @@ impl Gateway {
         if let Some(lease) = self.pool.try_claim(claim) {
             return Ok(Claimed { lease, at: Instant::now(), cold: false });
         }
-        match self.pool.claim(claim, cx).await {
+        // Pools hold to the deadline themselves. One that does not must not hold a client for ever.
+        let claimed = timeout_at(cx.deadline + POOL_GRACE, self.pool.claim(claim, cx)).await;
+        match claimed.unwrap_or(Err(ClaimError::Deadline)) {
             Ok(lease) => {
                 let cold = lease.start.is_some();
                 Ok(Claimed { lease, at: Instant::now(), cold })
             }
-            Err(error) => Err(Failure::from_claim(&error)),
+            Err(error) => {
+                // Who asks for a revision that may sleep learns nothing of how it is.
+                if !matches!(error, ClaimError::Asleep | ClaimError::Closed | ClaimError::Unknown) {
+                    self.tallies.count(claim.revision, true);
+                }
+                Err(Failure::from_claim(&error))
+            }
         }
     }
 

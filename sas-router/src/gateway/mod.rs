@@ -11,8 +11,9 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use http::{HeaderValue, Method, Response as HttpResponse, StatusCode, header};
 use sas_core::{
-    Body, CallError, CallTimings, Cx, Deployed, Error, ErrorKind, Handler, Invoker, Pool, Purpose, Request,
-    RequestId, Response, RevisionKey, Route, RouteError, RouteQuery, RouteTarget, Router, Target, TenantKey,
+    AnswerCounter, AnswerCounts, Body, CallError, CallTimings, Cx, Deployed, Error, ErrorKind, Handler,
+    Invoker, Pool, Purpose, Request, RequestId, Response, RevisionKey, Route, RouteError, RouteQuery,
+    RouteTarget, Router, Target, TenantKey,
 };
 use tokio::time::Instant;
 
@@ -293,6 +294,20 @@ impl Gateway {
             end: End::Complete,
         };
         Some(Box::new(Draft { log, record, arrived, sent: None }))
+    }
+}
+
+impl AnswerCounter for Gateway {
+    fn watch_answers(&self, revision: RevisionKey) {
+        self.tallies.watch(revision);
+    }
+
+    fn unwatch_answers(&self, revision: RevisionKey) {
+        self.tallies.unwatch(revision);
+    }
+
+    fn answers(&self, revision: RevisionKey) -> Option<AnswerCounts> {
+        self.tallies.read(revision)
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use sas_core::{BoxError, Lease, Outcome};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::{access::End, connection::Ending, metrics::GatewayMetrics, tail::Tail};
@@ -24,13 +24,15 @@ pub(super) struct Farewell {
     listener: Pin<Box<WaitForCancellationFutureOwned>>,
     ask: Interval,
     said: bool,
+    /// When a draining instance stops, whatever it does then.
+    last: Option<Pin<Box<Sleep>>>,
 }
 
 impl Farewell {
     pub(super) fn new(ending: &Ending) -> Self {
         let mut ask = interval_at(Instant::now() + ASK, ASK);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { listener: Box::pin(ending.drain.clone().cancelled_owned()), ask, said: false }
+        Self { listener: Box::pin(ending.drain.clone().cancelled_owned()), ask, said: false, last: None }
     }
 
     pub(super) fn poll(&mut self, lease: Option<&Lease>, cx: &mut Context<'_>) -> Poll<()> {
@@ -40,11 +42,25 @@ impl Farewell {
         }
         loop {
             ready!(self.ask.poll_tick(cx));
-            if lease.is_some_and(|lease| lease.draining().is_some()) {
+            if let Some(at) = lease.and_then(Lease::draining) {
                 self.said = true;
+                self.last = Some(Box::pin(sleep_until(at)));
                 return Poll::Ready(());
             }
         }
+    }
+
+    /// Ready at the deadline of the instance's drain. A listener's deadline is told by its own token.
+    pub(super) fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.last {
+            Some(last) => last.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Whether the deadline of the instance's drain has passed.
+    pub(super) fn is_late(&self) -> bool {
+        self.last.as_ref().is_some_and(|last| Instant::now() >= last.deadline())
     }
 }
 
@@ -133,6 +149,12 @@ where
                     events.metrics.event_streams.increment(1);
                     this.end(End::Complete);
                     return Poll::Ready(None);
+                }
+                if leaving && events.farewell.poll_deadline(cx).is_ready() {
+                    events.metrics.forced.increment(1);
+                    this.end(End::Aborted);
+                    let text = "the instance's drain reached its deadline within an event";
+                    return Poll::Ready(Some(Err(text.into())));
                 }
                 leaving
             }

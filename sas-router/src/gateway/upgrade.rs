@@ -66,32 +66,37 @@ pub(super) fn splice(
             };
             let parted = poll_fn(|cx| splice.poll(&mut farewell, &lease, cx)).await;
             tail.passed(splice.to_client.passed);
-            match parted? {
-                Parting::Ended => Ok(()),
-                Parting::OneSide => {
+            match parted {
+                // The instance was stopped before we saw that its time was over.
+                Err(_) if farewell.is_late() => Ok(false),
+                Err(error) => Err(error),
+                Ok(Parting::Ended) => Ok(!farewell.is_late()),
+                Ok(Parting::Deadline) => Ok(false),
+                Ok(Parting::OneSide) => {
                     // A WebSocket of which one side has hung up is over; the other may still read what is there.
-                    timeout(CLOSING, poll_fn(|cx| splice.poll_rest(cx))).await.unwrap_or(Ok(()))
+                    let rest = timeout(CLOSING, poll_fn(|cx| splice.poll_rest(cx))).await;
+                    rest.unwrap_or(Ok(())).map(|()| true)
                 }
-                Parting::Farewell => {
+                Ok(Parting::Farewell) => {
                     metrics.websockets.increment(1);
                     // Between two frames of the instance: the client is told, and answers with a Close of its own,
                     // which reaches the instance as any frame does.
                     let _late = timeout(CLOSING, poll_fn(|cx| splice.poll_closing(cx))).await;
-                    Ok(())
+                    Ok(true)
                 }
             }
         };
-        let ended: Option<io::Result<()>> = tokio::select! {
+        let ended: Option<io::Result<bool>> = tokio::select! {
             biased;
             () = ending.abort.cancelled() => None,
             joined = joined => Some(joined),
         };
         match ended {
-            None => {
+            None | Some(Ok(false)) => {
                 metrics.forced.increment(1);
                 tail.ended(End::Aborted);
             }
-            Some(Ok(())) => tail.ended(End::Complete),
+            Some(Ok(true)) => tail.ended(End::Complete),
             Some(Err(error)) => {
                 tracing::debug!(instance = %lease.instance.id(), %error, "an upgraded connection broke");
                 tail.ended(End::Aborted);
@@ -219,6 +224,8 @@ enum Parting {
     OneSide,
     /// The platform ends it, between two frames.
     Farewell,
+    /// The instance's drain is over; no frame ended before that, or it is no WebSocket.
+    Deadline,
 }
 
 struct Splice {
@@ -242,8 +249,12 @@ impl Splice {
         lease: &Lease,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Parting>> {
+        let leaving = farewell.poll(Some(lease), cx).is_ready();
+        if leaving && farewell.poll_deadline(cx).is_ready() {
+            return Poll::Ready(Ok(Parting::Deadline));
+        }
         // Only a WebSocket can be told: other protocols go on until the deadline.
-        let cut = self.websocket && farewell.poll(Some(lease), cx).is_ready();
+        let cut = self.websocket && leaving;
         let up = self.to_instance.poll(&mut *self.client, &mut *self.instance, false, cx)?;
         let down = self.to_client.poll(&mut *self.instance, &mut *self.client, cut, cx)?;
         if let Poll::Ready(true) = down {

@@ -56,6 +56,16 @@ pub(super) fn vet(request: &mut Request, max_uri_bytes: usize) -> Result<(), Fai
     if lengths > 1 || (lengths == 1 && request.headers().contains_key(header::TRANSFER_ENCODING)) {
         return Err(Failure::malformed("ambiguous_length", "a request says its length once and in one way"));
     }
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        // Framing is `chunked` alone. Any other coding would be lost with the header, which is for this hop only.
+        if codings.next().is_some() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            return Err(Failure::malformed(
+                "unknown_coding",
+                "a request is chunked once, and in no other coding",
+            ));
+        }
+    }
     let path = request.uri().path();
     let asks_the_server = path == "*" && *request.method() == Method::OPTIONS;
     if !path.starts_with('/') && !asks_the_server {

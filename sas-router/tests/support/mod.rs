@@ -86,6 +86,66 @@ where
     Arc::new(Closure(move |request| -> Answering { Box::pin(f(request)) }))
 }
 
+/// Waits until there is an instance, looking now and then; or for ever.
+struct Patience {
+    pool: Arc<FixedPool>,
+    revision: RevisionKey,
+}
+
+impl WaitList for Patience {
+    fn poll(
+        &self,
+        _: u64,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::result::Result<Lease, ClaimError>> {
+        if let Some(lease) = self.pool.try_claim(&Claim::new(self.revision, TenantKey(1))) {
+            return std::task::Poll::Ready(Ok(lease));
+        }
+        let waker = cx.waker().clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            waker.wake();
+        });
+        std::task::Poll::Pending
+    }
+    fn leave(&self, _: u64) {}
+}
+
+/// Counts, by name and labels, what a platform counts.
+#[derive(Debug, Default)]
+pub struct Counts(Mutex<HashMap<String, Arc<AtomicU64>>>);
+
+impl Counts {
+    pub fn recorder() -> (Arc<Self>, Recorder) {
+        let counts = Arc::<Self>::default();
+        (Arc::clone(&counts), Recorder::new(counts))
+    }
+
+    /// What a drain ended of this kind.
+    pub fn drained(&self, kind: &str) -> u64 {
+        let name = format!("{} kind={kind}", sas_router::metrics::DRAINED);
+        self.0.lock().unwrap().get(&name).map_or(0, |count| count.load(Ordering::SeqCst))
+    }
+}
+
+impl metrics::Recorder for Counts {
+    fn describe_counter(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+    fn describe_gauge(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+    fn describe_histogram(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+    fn register_counter(&self, key: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Counter {
+        let labels: Vec<_> = key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+        let name = format!("{} {}", key.name(), labels.join(","));
+        let count = Arc::clone(self.0.lock().unwrap().entry(name).or_default());
+        metrics::Counter::from_arc(count)
+    }
+    fn register_gauge(&self, _: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Gauge {
+        metrics::Gauge::noop()
+    }
+    fn register_histogram(&self, _: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Histogram {
+        metrics::Histogram::noop()
+    }
+}
+
 /// An instance in this process.
 #[derive(Debug)]
 pub struct Inside {
@@ -126,6 +186,10 @@ pub struct FixedPool {
     released: Mutex<Vec<(InstanceId, Outcome)>>,
     leases: AtomicUsize,
     next: AtomicU64,
+    drains: Mutex<HashMap<InstanceId, Instant>>,
+    /// Whether claims wait for an instance instead of being refused, and for how many places in the queue that was.
+    queues: std::sync::atomic::AtomicBool,
+    places: AtomicUsize,
     me: std::sync::Weak<FixedPool>,
 }
 
@@ -150,6 +214,10 @@ impl LeaseOwner for Token {
                 registered.slots.retain(|slot| slot.instance.id() != self.instance);
             }
         }
+    }
+
+    fn draining(&self, _: u64) -> Option<Instant> {
+        self.pool.drains.lock().unwrap().get(&self.instance).copied()
     }
 }
 
@@ -190,6 +258,22 @@ impl FixedPool {
     pub fn remove(&self, revision: RevisionKey, instance: InstanceId) {
         let mut revisions = self.revisions.lock().unwrap();
         revisions.get_mut(&revision).unwrap().slots.retain(|slot| slot.instance.id() != instance);
+    }
+
+    /// From now on claims wait until there is an instance.
+    pub fn queue(&self) {
+        self.queues.store(true, Ordering::SeqCst);
+    }
+
+    /// Places in the queue that were given out.
+    pub fn places(&self) -> usize {
+        self.places.load(Ordering::SeqCst)
+    }
+
+    /// Takes an instance out of the rotation; what it has is to end by `deadline`.
+    pub fn drain_instance(&self, revision: RevisionKey, instance: InstanceId, deadline: Instant) {
+        self.drains.lock().unwrap().insert(instance, deadline);
+        self.remove(revision, instance);
     }
 
     /// Leases that are out.
@@ -250,6 +334,11 @@ impl Pool for FixedPool {
     fn claim(&self, claim: &Claim, _: &Cx) -> Waiting {
         if let Some(lease) = self.try_claim(claim) {
             return Waiting::ready(Ok(lease));
+        }
+        if self.queues.load(Ordering::SeqCst) && claim.wakes {
+            self.places.fetch_add(1, Ordering::SeqCst);
+            let list = Patience { pool: self.me.upgrade().expect("in use"), revision: claim.revision };
+            return Waiting::queued(Arc::new(list), 0);
         }
         let revisions = self.revisions.lock().unwrap();
         Waiting::ready(Err(match revisions.get(&claim.revision) {
@@ -357,7 +446,7 @@ pub fn text(status: u16, text: impl Into<String>) -> Response {
 }
 
 /// A client's connection over HTTP/1.1.
-pub struct Client(hyper::client::conn::http1::SendRequest<Body>);
+pub struct Client(pub hyper::client::conn::http1::SendRequest<Body>);
 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
