@@ -29,7 +29,7 @@ impl Code {
     pub(crate) fn compile(engine: &Engine, kind: Kind, binary: &[u8]) -> wasmtime::Result<Self> {
         match kind {
             Kind::Cgi => Module::from_binary(engine, binary).map(Self::Module),
-            Kind::Http02 => Component::from_binary(engine, binary).map(Self::Component),
+            Kind::Http02 | Kind::Http03 => Component::from_binary(engine, binary).map(Self::Component),
         }
     }
 
@@ -160,7 +160,7 @@ fn deserialize(engine: &Engine, kind: Kind, code: &Path) -> wasmtime::Result<Cod
     unsafe {
         match kind {
             Kind::Cgi => Module::deserialize_file(engine, code).map(Code::Module),
-            Kind::Http02 => Component::deserialize_file(engine, code).map(Code::Component),
+            Kind::Http02 | Kind::Http03 => Component::deserialize_file(engine, code).map(Code::Component),
         }
     }
 }

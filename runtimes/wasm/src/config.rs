@@ -4,7 +4,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use sas_core::{Clock, Recorder, SpecErrors, SystemClock};
 
-use crate::network::Network;
+use tokio_rustls::rustls::RootCertStore;
+
+use crate::{network::Network, outbound::add_root};
 
 /// Bytes of a WebAssembly page.
 pub(crate) const PAGE: u64 = 64 * 1024;
@@ -36,6 +38,12 @@ pub struct WasmConfig {
     pub ceiling: CallLimits,
     /// What revisions may ask for beyond pure computing. Nothing by default.
     pub grants: Ceilings,
+    /// Certificates (DER) of authorities that calls over TLS trust besides the public ones, such as a company's own.
+    pub trusted_roots: Vec<Vec<u8>>,
+    /// Whether components of WASI 0.3 are taken, too. Off by default: wasmtime 48 calls its own implementation
+    /// experimental and makes no security releases for it, so that it is for code that the operator trusts.
+    /// With it, stores of all components keep tables of tasks.
+    pub wasi_03: bool,
     /// How often a running guest gives way to others, and the grain of the CPU limit. 1 ms to 1 s.
     pub tick: Duration,
     /// Bytes of each sandbox's memory that stay resident for the next request instead of going back to the
@@ -63,6 +71,8 @@ impl Default for WasmConfig {
                 log_bytes: 64 << 20,
             },
             grants: Ceilings::default(),
+            trusted_roots: Vec::new(),
+            wasi_03: false,
             tick: Duration::from_millis(1),
             keep_resident: 128 * 1024,
             clock: Arc::new(SystemClock),
@@ -174,6 +184,15 @@ impl WasmConfig {
         }
         if self.keep_resident as u64 > 4 << 30 {
             errors.push("keep_resident", self.keep_resident, "at most 4 GiB");
+        }
+        for (at, root) in self.trusted_roots.iter().enumerate() {
+            if let Err(error) = add_root(&mut RootCertStore::empty(), root) {
+                errors.push(
+                    format!("trusted_roots[{at}]"),
+                    error,
+                    "the certificate of an authority in DER form",
+                );
+            }
         }
         for (name, limits) in [("limits", &self.limits), ("ceiling", &self.ceiling)] {
             if limits.cpu < self.tick {

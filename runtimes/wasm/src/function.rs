@@ -2,14 +2,12 @@
 
 use std::{fmt, sync::Arc};
 
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
-
 use crate::{
     admission::Admission,
     cgi::Block,
     files::FilesGuest,
     host::Host,
-    http02::HttpGuest,
+    http02::Linked,
     inspect::Kind,
     options::Options,
     preview1::{CgiGuest, CgiProgram},
@@ -20,7 +18,7 @@ pub(crate) enum Program {
     Cgi(Arc<CgiProgram<CgiGuest>>),
     /// With granted folders.
     Files(Arc<CgiProgram<FilesGuest>>),
-    Http02(ProxyPre<HttpGuest>),
+    Http(Linked),
 }
 
 /// What `prepare` makes.

@@ -17,7 +17,7 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConf
 
 use crate::{
     admission::Admission, config::WasmConfig, files::FilesGuest, http02::HttpGuest, metrics::Metrics,
-    outbound::Tls, preview1::CgiGuest, ticker::Ticker,
+    outbound::Outside, preview1::CgiGuest, ticker::Ticker,
 };
 
 /// Core instances and tables per slot: components are made of several modules, and few of them have a memory.
@@ -66,6 +66,11 @@ impl Workshop {
         wasmtime_wasi::p2::add_to_linker_async(&mut components)
             .and_then(|()| wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components))
             .map_err(|error| failed("link WASI 0.2", error))?;
+        if config.wasi_03 {
+            wasmtime_wasi::p3::add_to_linker(&mut components)
+                .and_then(|()| wasmtime_wasi_http::p3::add_to_linker(&mut components))
+                .map_err(|error| failed("link WASI 0.3", error))?;
+        }
         Ok(Self {
             engine,
             admission: Arc::new(Admission::new(config.slots, config.queue)),
@@ -98,6 +103,9 @@ fn engine_config(config: &WasmConfig) -> Config {
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
         .epoch_interruption(true)
         .max_wasm_stack(STACK)
+        // Each store of an engine with it keeps tables of tasks, which only WASI 0.3 has a use for.
+        .concurrency_support(config.wasi_03)
+        .wasm_component_model_async(config.wasi_03)
         .wasm_backtrace_max_frames(NonZeroUsize::new(FRAMES))
         // Frames are told by name or number: no map from code back to bytes, and none for system unwinders.
         .generate_address_map(false)
@@ -110,7 +118,7 @@ pub(crate) struct Host {
     pub(crate) config: WasmConfig,
     pub(crate) metrics: Metrics,
     pub(crate) ticker: Arc<Ticker>,
-    pub(crate) tls: Arc<Tls>,
+    pub(crate) outside: Arc<Outside>,
     pub(crate) started: Instant,
     pub(crate) workshop: Workshop,
     stops: Arc<Notify>,
@@ -136,9 +144,9 @@ impl Host {
         })?;
         Ok(Self {
             metrics: Metrics::new(&config.recorder),
+            outside: Arc::new(Outside::new(&config.trusted_roots)),
             config,
             ticker: Arc::new(ticker),
-            tls: Arc::default(),
             started: Instant::now(),
             workshop,
             stops: Arc::default(),

@@ -1,11 +1,12 @@
-//! Components of `wasi:http@0.2`: what the host keeps for one, and how a request reaches it.
+//! Components of `wasi:http`: what the host keeps for one, and how a request reaches one of 0.2 (see `http03` for the
+//! other).
 
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderValue, header};
 use sas_core::{BoxError, Request, RequestId};
 use tokio::{sync::oneshot, time::Instant};
-use wasmtime::{Store, component::ResourceTable};
+use wasmtime::{Engine, Store, component::ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{
     Error, WasiHttpCtx, WasiHttpCtxView, WasiHttpView,
@@ -16,10 +17,12 @@ use wasmtime_wasi_http::{
         },
         body::HyperOutgoingBody,
     },
+    p3::bindings::{Service, ServicePre},
 };
 
 use crate::{
     admission::{Keep, Place},
+    http03,
     instance::WasmInstance,
     limits::{Limiter, Meter},
     outbound::Outbound,
@@ -41,7 +44,7 @@ impl HttpGuest {
         let instance = sandbox.instance();
         let function = instance.function();
         let outbound =
-            Outbound { options: Arc::clone(&function.options), tls: Arc::clone(&function.host.tls) };
+            Outbound { options: Arc::clone(&function.options), outside: Arc::clone(&function.host.outside) };
         Self {
             limiter: sandbox.limiter(meter),
             sandbox,
@@ -75,10 +78,39 @@ impl WasiHttpView for HttpGuest {
 /// What a component sets its answer through.
 pub(crate) type Reply = Result<http::Response<HyperOutgoingBody>, ErrorCode>;
 
+/// A component that was linked, by the version of WASI that it speaks.
+#[derive(Clone)]
+pub(crate) enum Linked {
+    Http02(ProxyPre<HttpGuest>),
+    Http03(ServicePre<HttpGuest>),
+}
+
+impl Linked {
+    fn engine(&self) -> &Engine {
+        match self {
+            Self::Http02(pre) => pre.engine(),
+            Self::Http03(pre) => pre.engine(),
+        }
+    }
+
+    async fn instantiate(&self, store: &mut Store<HttpGuest>) -> wasmtime::Result<Handler> {
+        Ok(match self {
+            Self::Http02(pre) => Handler::Http02(pre.instantiate_async(store).await?),
+            Self::Http03(pre) => Handler::Http03(pre.instantiate_async(store).await?),
+        })
+    }
+}
+
+/// The instance of a component.
+enum Handler {
+    Http02(Proxy),
+    Http03(Service),
+}
+
 /// A sandbox that has served and may serve again.
 pub(crate) struct Warm {
     store: Store<HttpGuest>,
-    proxy: Proxy,
+    handler: Handler,
     served: u32,
     born: Instant,
     pub(crate) place: Option<(Place, Keep)>,
@@ -99,7 +131,7 @@ impl Warm {
 
 /// Serves one request, in a fresh sandbox or in a kept one, which comes back when all went well.
 pub(crate) async fn serve(
-    pre: ProxyPre<HttpGuest>,
+    linked: Linked,
     kept: Option<Warm>,
     instance: Arc<WasmInstance>,
     id: RequestId,
@@ -117,15 +149,20 @@ pub(crate) async fn serve(
         }
         None => {
             let guest = HttpGuest::new(Sandbox::new(&instance, id), meter);
-            let mut store = store(pre.engine(), guest, |guest| &mut guest.limiter);
-            let proxy = pre.instantiate_async(&mut store).await?;
-            Warm { store, proxy, served: 0, born: Instant::now(), place: None }
+            let mut store = store(linked.engine(), guest, |guest| &mut guest.limiter);
+            let handler = linked.instantiate(&mut store).await?;
+            Warm { store, handler, served: 0, born: Instant::now(), place: None }
         }
     };
-    let mut http = warm.store.data_mut().http();
-    let request = http.new_incoming_request(scheme(&request), with_host(request).map(Incoming))?;
-    let answer = http.new_response_outparam(reply)?;
-    warm.proxy.wasi_http_incoming_handler().call_handle(&mut warm.store, request, answer).await?;
+    match &warm.handler {
+        Handler::Http02(proxy) => {
+            let mut http = warm.store.data_mut().http();
+            let request = http.new_incoming_request(scheme(&request), with_host(request).map(Incoming))?;
+            let answer = http.new_response_outparam(reply)?;
+            proxy.wasi_http_incoming_handler().call_handle(&mut warm.store, request, answer).await?;
+        }
+        Handler::Http03(service) => http03::handle(&mut warm.store, service, request, reply).await?,
+    }
     warm.served += 1;
     Ok(warm)
 }

@@ -19,6 +19,8 @@ pub enum Kind {
     Cgi,
     /// A component that exports `wasi:http/incoming-handler` of WASI 0.2.
     Http02,
+    /// A component that exports `wasi:http/handler` of WASI 0.3.
+    Http03,
 }
 
 impl Kind {
@@ -27,6 +29,7 @@ impl Kind {
         match self {
             Self::Cgi => "cgi",
             Self::Http02 => "wasi-http-0.2",
+            Self::Http03 => "wasi-http-0.3",
         }
     }
 }
@@ -226,7 +229,7 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
     if !component {
         return Ok(Kind::Cgi);
     }
-    kind_of_component(&exports)
+    kind_of_component(&exports, config.wasi_03)
 }
 
 /// A module or component that is being read.
@@ -327,16 +330,20 @@ fn not_granted(names: &[String]) -> String {
     )
 }
 
-fn kind_of_component(exports: &[String]) -> Result<Kind> {
+fn kind_of_component(exports: &[String], wasi_03: bool) -> Result<Kind> {
     let has = |prefix: &str| exports.iter().any(|name| name.starts_with(prefix));
     if has("wasi:http/incoming-handler@0.2.") {
         return Ok(Kind::Http02);
     }
-    if has("wasi:http/handler@0.3.") {
-        return Err(invalid(
-            "source: the component is of WASI 0.3, which this runtime does not take yet: build it for \
-             wasi:http/incoming-handler of WASI 0.2",
-        ));
+    match has("wasi:http/handler@0.3.") {
+        true if wasi_03 => return Ok(Kind::Http03),
+        true => {
+            return Err(invalid(
+                "source: the component is of WASI 0.3, which this platform does not take (WasmConfig.wasi_03): build \
+                 it for wasi:http/incoming-handler of WASI 0.2",
+            ));
+        }
+        false => {}
     }
     let found = match exports {
         [] => "nothing".to_owned(),

@@ -266,9 +266,9 @@ impl WasmInstance {
                 let serving = files::serve(Arc::clone(program), guest);
                 (Box::pin(async move { serving.await.map(|()| None) }), Mouth::Cgi(output))
             }
-            Program::Http02(pre) => {
+            Program::Http(linked) => {
                 let (reply, answer) = oneshot::channel();
-                let serving = http02::serve(pre.clone(), kept, me, id, meter, request, reply);
+                let serving = http02::serve(linked.clone(), kept, me, id, meter, request, reply);
                 (Box::pin(async move { serving.await.map(Some) }), Mouth::Http(answer))
             }
         }

@@ -1,7 +1,7 @@
 #![deny(unsafe_code)]
 //! Runtime of the `sas` serverless SDK: WebAssembly functions, a fresh sandbox per request.
 //!
-//! A [`WasmRuntime`] takes components of `wasi:http` 0.2 and CGI modules of WASI preview 1, in binary or as text. What
+//! A [`WasmRuntime`] takes components of `wasi:http` 0.2 (0.3 where it is turned on) and CGI modules of WASI preview 1, in binary or as text. What
 //! it prepares is compiled once; an instance of it is a cheap handle, and each request gets a sandbox from a pool,
 //! with limits on CPU time, memory, tables, stack and output, and with no more than its revision was granted.
 //!
@@ -36,6 +36,7 @@ mod files;
 mod function;
 mod host;
 mod http02;
+mod http03;
 mod inspect;
 mod instance;
 mod limits;

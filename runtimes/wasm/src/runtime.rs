@@ -15,7 +15,7 @@ use sas_core::{
 };
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::Semaphore, time::Instant};
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::{p2::bindings::ProxyPre, p3::bindings::ServicePre};
 
 use crate::{
     cache::{Cache, Code, Key},
@@ -23,6 +23,7 @@ use crate::{
     config::WasmConfig,
     function::{Function, Program},
     host::{Host, MODULES_PER_SLOT, Workshop},
+    http02::Linked,
     inspect::{Kind, inspect, invalid, to_binary},
     instance::WasmInstance,
     options::Options,
@@ -61,6 +62,9 @@ pub struct WasmRuntime {
     compiling: Arc<Semaphore>,
     compiled: Lock<HashMap<Key, Weak<Compiled>>>,
 }
+
+/// The interfaces through which a component calls other hosts.
+const CALLS_OUT: [&str; 2] = ["wasi:http/outgoing-handler@", "wasi:http/client@"];
 
 /// Code that was compiled, shared between all revisions that have it.
 struct Compiled {
@@ -162,7 +166,7 @@ impl WasmRuntime {
                 (program, Some(module.resources_required()))
             }
             Code::Component(component) => {
-                let program = link_component(workshop, component)?;
+                let program = link_component(workshop, kind, component)?;
                 (program, component.resources_required())
             }
         };
@@ -201,15 +205,22 @@ fn units(needs: &wasmtime::ResourcesRequired, options: &Options) -> Result<u32> 
     Ok(needs.num_memories.max(needs.num_tables.div_ceil(MODULES_PER_SLOT)).max(1))
 }
 
-fn link_component(workshop: &Workshop, component: &wasmtime::component::Component) -> Result<Program> {
+fn link_component(
+    workshop: &Workshop,
+    kind: Kind,
+    component: &wasmtime::component::Component,
+) -> Result<Program> {
     let pre = workshop
         .components
         .instantiate_pre(component)
-        .map_err(|error| invalid(format!("source: the component does not fit WASI 0.2: {error:#}")))?;
-    let pre = ProxyPre::new(pre).map_err(|error| {
+        .map_err(|error| invalid(format!("source: the component does not fit WASI: {error:#}")))?;
+    let linked = match kind {
+        Kind::Http03 => ServicePre::new(pre).map(Linked::Http03),
+        Kind::Http02 | Kind::Cgi => ProxyPre::new(pre).map(Linked::Http02),
+    };
+    linked.map(Program::Http).map_err(|error| {
         invalid(format!("source: the component does not export wasi:http as it should: {error:#}"))
-    })?;
-    Ok(Program::Http02(pre))
+    })
 }
 
 fn arguments(spec: &RevisionSpec) -> Block {
@@ -339,7 +350,7 @@ impl Runtime for WasmRuntime {
             let calls = component
                 .component_type()
                 .imports(engine)
-                .any(|(name, _)| name.starts_with("wasi:http/outgoing-handler"));
+                .any(|(name, _)| CALLS_OUT.iter().any(|interface| name.starts_with(interface)));
             if calls && options.hosts.is_empty() {
                 notes.push(format!(
                     "it can call other hosts, but none is granted ({}): such calls fail",

@@ -7,6 +7,7 @@
 //   /forbidden   tries to set a header that belongs to the platform
 //   /environment answers with its environment /log      writes to standard error
 //   /fetch?AUTHORITY  calls http://AUTHORITY/ and answers with the status, or with the number of the error
+//   /secure?AUTHORITY calls https://AUTHORITY/ in the same way
 #include "guest.h"
 
 IMPORT(TYPES, "[method]incoming-request.path-with-query") void request_path(u32 self, u32 *result);
@@ -70,9 +71,9 @@ static void echo(u32 request, u32 out) {
   finish(body, stream);
 }
 
-static void fetch(u32 out, const char *authority, u32 len) {
+static void fetch(u32 out, u32 scheme, const char *authority, u32 len) {
   u32 call = call_new(fields_new());
-  call_scheme(call, 1, 0, 0, 0);
+  call_scheme(call, 1, scheme, 0, 0);
   call_path(call, 1, "/", 1);
   if (call_authority(call, 1, authority, len)) {
     reply(out, "not an authority", 16);
@@ -148,6 +149,7 @@ EXPORT("wasi:http/incoming-handler@0.2.0#handle") void handle(u32 request, u32 o
   else if (is(path, "log")) {
     write_all(get_stderr(), "conformance-output\n", 19);
     echo(request, out);
-  } else if (is(path, "fetc") && len > 6) fetch(out, path + 6, len - 6);
+  } else if (is(path, "fetc") && len > 6) fetch(out, 0, path + 6, len - 6);
+  else if (is(path, "secu") && len > 7) fetch(out, 1, path + 7, len - 7);
   else reply(out, "what?", 5);
 }

@@ -7,6 +7,19 @@ use sas_runtime_wasm::{CallLimits, CompileLimits, WasmConfig};
 
 use crate::support::{HELLO, Stage, always, bytes_spec, call, cx, fails, get, spec};
 
+/// An unsigned number as WebAssembly writes it.
+fn leb(mut n: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    loop {
+        let byte = u8::try_from(n & 0x7f).unwrap();
+        n >>= 7;
+        out.push(if n > 0 { byte | 0x80 } else { byte });
+        if n == 0 {
+            return out;
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_not_webassembly_is_refused_with_a_word_about_what_it_is() {
     let stage = Stage::small();
@@ -70,7 +83,7 @@ async fn missing_exports_and_foreign_imports_are_named() {
         ("(component)", "exports nothing"),
         (
             "(component (component $c) (instance $i (instantiate $c)) (export \"wasi:http/handler@0.3.0\" (instance $i)))",
-            "WASI 0.3, which this runtime does not take yet",
+            "WASI 0.3, which this platform does not take",
         ),
         (
             "(component (component $c) (instance $i (instantiate $c)) (export \"wasi:cli/run@0.2.0\" (instance $i)))",
@@ -110,6 +123,18 @@ async fn a_hundred_thousand_imports_are_not_listed_one_by_one() {
 }
 
 #[tokio::test]
+async fn a_million_imports_are_refused_by_their_count() {
+    let stage = Stage::small();
+    // One type, then 1,000,000 times the function `e.f`.
+    let imports = [&leb(1_000_000)[..], &b"\x01e\x01f\0\0".repeat(1_000_000)].concat();
+    let mut module = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x02".to_vec();
+    module.extend(leb(imports.len()));
+    module.extend(imports);
+    let error = stage.refusal(&bytes_spec("imports.wasm", module)).await;
+    assert!(error.contains("1000000 imports: at most 100000"), "{error}");
+}
+
+#[tokio::test]
 async fn what_would_cost_the_compiler_out_of_proportion_never_reaches_it() {
     let compile =
         CompileLimits { code_bytes: 300_000, function_bytes: 10_000, nested: 8, ..CompileLimits::default() };
@@ -136,17 +161,6 @@ async fn deep_nesting_in_text_and_code_is_an_error_and_no_overflow() {
     let mut body = vec![0];
     body.extend([0x02, 0x40].repeat(100_000));
     body.extend([0x0b].repeat(100_001));
-    let leb = |mut n: usize| {
-        let mut out = Vec::new();
-        loop {
-            let byte = u8::try_from(n & 0x7f).unwrap();
-            n >>= 7;
-            out.push(if n > 0 { byte | 0x80 } else { byte });
-            if n == 0 {
-                return out;
-            }
-        }
-    };
     let mut code = leb(body.len());
     code.extend(&body);
     code.insert(0, 1);

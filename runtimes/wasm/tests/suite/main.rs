@@ -4,7 +4,10 @@
 mod admission;
 mod cgi;
 mod components;
+mod components03;
 mod conformance;
 mod folders;
 mod hostile;
+mod javascript;
+mod outside;
 mod support;
