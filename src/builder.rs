@@ -1,6 +1,6 @@
 //! Composing a platform: every part has a default, and every part can be replaced.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use sas_autoscale::{Driver, DriverConfig, ScheduleParser};
 use sas_control::{
@@ -8,11 +8,13 @@ use sas_control::{
     manifest::ParseOptions,
 };
 use sas_core::{
-    Clock, Error, ErrorKind, Handler, Invoker, Pool, Recorder, Router, Runtime, Scaler, Schedule, Store,
-    SystemClock, Triggers, knative::Preset,
+    AnswerCounter, Clock, Error, ErrorKind, Handler, Invoker, Pool, Quota, Quotas, Recorder, Router, Runtime,
+    Scaler, Schedule, Store, SystemClock, Triggers, knative::Preset,
 };
 use sas_pool::{InstancePool, PoolConfig};
-use sas_router::{Gateway, GatewayConfig, HealthChecks, RouteTable, Server, ServerConfig};
+use sas_router::{
+    Admission, AdmissionConfig, Gateway, GatewayConfig, HealthChecks, RouteTable, Server, ServerConfig,
+};
 use sas_trigger::{CronSchedule, TriggerHost, TriggerHostConfig};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -85,6 +87,8 @@ pub struct PlatformBuilder {
     seed: u64,
     pool: PoolConfig,
     gateway: GatewayConfig,
+    quotas: Option<AdmissionConfig>,
+    tenant_quotas: BTreeMap<String, Quota>,
     server: ServerConfig,
     driver: DriverConfig,
     manifests: ParseOptions,
@@ -123,6 +127,8 @@ impl Default for PlatformBuilder {
             seed: 0,
             pool: PoolConfig::default(),
             gateway: GatewayConfig::default(),
+            quotas: None,
+            tenant_quotas: BTreeMap::new(),
             server: ServerConfig::default(),
             driver: DriverConfig::default(),
             manifests: ParseOptions::default(),
@@ -261,6 +267,31 @@ impl PlatformBuilder {
         self
     }
 
+    /// What every tenant and every service may use that has no quota of its own, and the budget of bytes of all requests.
+    /// Services are given their own by annotations (`sas.dev/quota-rate`, ...), tenants by
+    /// [`PlatformBuilder::tenant_quota`] or the admin API.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().quotas(|quotas| {
+    ///     quotas.per_tenant = Quota::rate(1_000.0, 2_000);
+    ///     quotas.per_service = Quota::UNLIMITED.with_concurrency(500);
+    /// });
+    /// ```
+    #[must_use]
+    pub fn quotas(mut self, change: impl FnOnce(&mut AdmissionConfig)) -> Self {
+        change(self.quotas.get_or_insert_default());
+        self
+    }
+
+    /// What the tenant of a namespace may use. The admin API may give it another quota, which is stored and goes before
+    /// this one.
+    #[must_use]
+    pub fn tenant_quota(mut self, namespace: impl Into<String>, quota: Quota) -> Self {
+        self.tenant_quotas.insert(namespace.into(), quota);
+        self
+    }
+
     /// Changes the configuration of the listeners.
     #[must_use]
     pub fn server(mut self, change: impl FnOnce(&mut ServerConfig)) -> Self {
@@ -311,11 +342,18 @@ impl PlatformBuilder {
             (None, None) => Arc::new(MemoryStore::default()),
         };
 
+        for quota in self.tenant_quotas.values() {
+            quota.validate().map_err(|errors| BuildError::Config { part: "tenant quota", errors })?;
+        }
         let pool = InstancePool::new(pool_config);
         let router = self.router.unwrap_or_else(|| Arc::new(RouteTable::new(self.seed)));
         let mut gateway_config = self.gateway;
         gateway_config.seed = self.seed;
         gateway_config.recorder = recorder.clone();
+        if let Some(quotas) = self.quotas {
+            gateway_config.admission = Admission::new(quotas);
+        }
+        let admission = Arc::clone(&gateway_config.admission);
         let gateway = Gateway::new(Arc::clone(&router), Arc::clone(&pool) as Arc<dyn Pool>, gateway_config);
 
         let mut trigger_config =
@@ -333,6 +371,9 @@ impl PlatformBuilder {
         );
         control_config.edition = self.edition;
         control_config.triggers = Some(Arc::clone(&triggers) as Arc<dyn Triggers>);
+        control_config.quotas = Some(admission as Arc<dyn Quotas>);
+        control_config.tenant_quotas = self.tenant_quotas;
+        control_config.answers = Some(Arc::clone(&gateway) as Arc<dyn AnswerCounter>);
         control_config.clock = Arc::clone(&self.clock);
         control_config.domain = self.domain;
         control_config.packages = self.state.as_ref().map(|dir| dir.join("packages"));

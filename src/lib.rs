@@ -29,8 +29,8 @@ pub mod prelude {
     pub use crate::{Platform, PlatformBuilder, ShutdownReport};
     pub use sas_control::{Edition, manifest::ServiceManifest};
     pub use sas_core::{
-        Body, Cx, Error, ErrorKind, Handler, Invoker, Purpose, Request, RequestId, Response, RevisionSpec,
-        Source, Target, TenantKey, knative::Preset,
+        Body, Cx, Error, ErrorKind, Handler, Invoker, Purpose, Quota, Request, RequestId, Response,
+        RevisionSpec, Source, Target, TenantKey, knative::Preset,
     };
     #[cfg(feature = "inline")]
     pub use sas_runtime_inline::InlineRuntime;

@@ -63,7 +63,7 @@ mod store;
 mod view;
 
 pub use admin::Admin;
-pub use control::{Applied, Control, ControlConfig, DeployOutcome, Recovery};
+pub use control::{Applied, Control, ControlConfig, DeployOutcome, Recovery, RolloutAction};
 pub use decisions::DecisionLog;
 pub use engine::{Edition, Engine};
 pub use invoke::{Phases, TestReport, TestRun};

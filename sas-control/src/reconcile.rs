@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sas_core::{HostPattern, RevisionKey, RouteAction, RouteChange, RouteRule, Split, Timestamp};
+use sas_core::{HostPattern, Quota, RevisionKey, RouteAction, RouteChange, RouteRule, Split, Timestamp};
 
 use crate::record::{RevisionState, ServiceRecord, Share};
 
@@ -17,6 +17,8 @@ pub struct Observed {
     pub hosts: BTreeMap<HostPattern, Vec<RouteRule>>,
     /// Revisions that ran before and can't be started now.
     pub blocked: BTreeMap<String, Blocked>,
+    /// What its requests are held to.
+    pub quota: Option<Quota>,
 }
 
 /// Why a revision that is ready does not run, and when it is tried again.
@@ -77,6 +79,8 @@ pub enum Command {
         /// Which.
         revision: String,
     },
+    /// Hold the service's requests to this quota from now on.
+    Limit(Option<Quota>),
     /// Change the router's table.
     Route(Vec<RouteChange>),
     /// Drain a registration, then unregister it.
@@ -198,6 +202,9 @@ pub fn reconcile(
         return starts.into_iter().map(|revision| Command::Start { revision: revision.to_owned() }).collect();
     }
 
+    if observed.quota != record.quota {
+        return vec![Command::Limit(record.quota)];
+    }
     let hosts = routes(record, &shares, rules, |revision| running(revision).map(|r| r.key));
     let changes = changes(&observed.hosts, &hosts);
     if !changes.is_empty() {
@@ -211,7 +218,7 @@ pub fn reconcile(
         .map(|revision| Command::Prepare { revision: revision.name.clone() })
         .collect();
     if let Some(rolling) = &record.rolling
-        && now >= rolling.over_at()
+        && rolling.is_over(now)
     {
         commands.push(Command::FinishRollout);
     }
@@ -242,7 +249,7 @@ pub fn reconcile(
 /// Whether time alone may bring new steps for a service that has none now.
 pub(crate) fn waits_for_time(desired: Option<&ServiceRecord>, observed: &Observed, rules: &Rules) -> bool {
     let Some(record) = desired else { return false };
-    record.rolling.is_some()
+    record.rolling.as_ref().is_some_and(|rolling| !rolling.is_stopped())
         || !observed.blocked.is_empty()
         || observed.registrations.iter().any(|registration| !registration.routable && !registration.retiring)
         || record.revisions.len() > rules.gc.min_non_active.min(rules.gc.max_non_active)
@@ -252,6 +259,9 @@ fn removal(observed: &Observed) -> Vec<Command> {
     if !observed.hosts.is_empty() {
         let removed = observed.hosts.keys().map(|host| RouteChange::Remove { host: host.clone() }).collect();
         return vec![Command::Route(removed)];
+    }
+    if observed.quota.is_some() {
+        return vec![Command::Limit(None)];
     }
     observed
         .registrations
@@ -288,22 +298,36 @@ fn routes(
         if timeout > Duration::ZERO {
             rule.timeout = timeout;
         }
-        vec![rule]
+        rule
     };
     let mut hosts = BTreeMap::new();
     let domains: &[&str] =
         if record.cluster_local { &[&rules.internal] } else { &[&rules.domain, &rules.internal] };
     for domain in domains {
         let main: Vec<(&str, u32)> = shares.iter().map(|s| (s.revision.as_str(), s.percent)).collect();
-        hosts.insert(HostPattern::Exact(Rules::host_under(record, None, domain)), rule(&main));
+        let mut all = with_quiet_paths(rule(&main), &record.no_wake);
         for share in shares {
             if let Some(tag) = &share.tag {
+                let tagged = rule(&[(&share.revision, 100)]);
+                all.extend(with_quiet_paths(tagged.clone().tagged(tag), &record.no_wake));
                 let host = HostPattern::Exact(Rules::host_under(record, Some(tag), domain));
-                hosts.insert(host, rule(&[(&share.revision, 100)]));
+                hosts.insert(host, with_quiet_paths(tagged, &record.no_wake));
             }
         }
+        hosts.insert(HostPattern::Exact(Rules::host_under(record, None, domain)), all);
     }
     hosts
+}
+
+/// The rule, and the same for the paths whose requests start no instance.
+fn with_quiet_paths(rule: RouteRule, paths: &[String]) -> Vec<RouteRule> {
+    let quiet = paths.iter().map(|path| {
+        let mut quiet = rule.clone().under(path);
+        quiet.wakes = false;
+        quiet
+    });
+    let quiet: Vec<RouteRule> = quiet.collect();
+    std::iter::once(rule).chain(quiet).collect()
 }
 
 /// Scales weights so that they add up to 100; the rounding goes to the largest.

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use sas_core::{Affinity, Error, ErrorKind, Result, RevisionSpec, SpecError, TenantKey, Timestamp};
+use sas_core::{
+    Affinity, Error, ErrorKind, Quota, Result, RevisionSpec, RolloutPlan, RolloutProgress, RolloutState,
+    SpecError, TenantKey, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -41,10 +44,19 @@ pub struct ServiceRecord {
     /// Whether browsers get a page that reloads itself while the service starts.
     #[serde(default)]
     pub placeholder: bool,
+    /// Paths whose requests start no instance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub no_wake: Vec<String>,
+    /// What its requests may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
     /// Where its traffic goes.
     pub traffic: Vec<TrafficTarget>,
     /// How long traffic takes to move to a new revision.
     pub rollout: Duration,
+    /// How it moves, if not by time alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<RolloutPlan>,
     /// A move of traffic that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolling: Option<Rolling>,
@@ -55,7 +67,7 @@ pub struct ServiceRecord {
 }
 
 /// A gradual move of the latest revision's share to a new one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Rolling {
@@ -65,8 +77,14 @@ pub struct Rolling {
     pub to: String,
     /// When the new one was ready.
     pub since: Timestamp,
-    /// How long it takes.
+    /// How long it takes, when it goes by time alone.
     pub over: Duration,
+    /// How far it is, when it goes by steps that look at the errors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<RolloutProgress>,
+    /// Why it was stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// A revision: immutable but for its state.
@@ -166,8 +184,11 @@ impl ServiceRecord {
             cluster_local: false,
             affinity: Affinity::None,
             placeholder: false,
+            no_wake: Vec::new(),
+            quota: None,
             traffic: vec![TrafficTarget::latest()],
             rollout: Duration::ZERO,
+            plan: None,
             rolling: None,
             next_number: 1,
             revisions: Vec::new(),
@@ -229,7 +250,11 @@ impl ServiceRecord {
                     share.percent = moved;
                 }
             }
-            shares.push(share);
+            // A stopped revision that nobody can ask for by a tag has no business to run.
+            let stopped = share.latest && share.percent == 0 && share.tag.is_none();
+            if !stopped || target.percent == 0 {
+                shares.push(share);
+            }
         }
         shares
     }
@@ -268,8 +293,12 @@ impl ServiceRecord {
 }
 
 impl Rolling {
-    /// How much of `percent` has moved at `now`: 1 % at once, the rest in whole percents over the time, as Knative does.
+    /// How much of `percent` has moved at `now`. By time: 1 % at once, the rest in whole percents, as Knative does. By
+    /// steps: the step's part, at least 1 %.
     pub(crate) fn moved(&self, percent: u32, now: Timestamp) -> u32 {
+        if let Some(progress) = &self.progress {
+            return (percent * progress.percent()).div_ceil(100);
+        }
         let passed = now.since(self.since);
         if passed >= self.over || percent <= 1 {
             return percent;
@@ -278,9 +307,22 @@ impl Rolling {
         u32::try_from(part).unwrap_or(percent).clamp(1, percent)
     }
 
-    /// When the next percent moves; `None`: it is over.
-    pub(crate) fn over_at(&self) -> Timestamp {
-        self.since + self.over
+    /// Whether it has reached its end. One that was stopped has not: it waits for what people say.
+    pub(crate) fn is_over(&self, now: Timestamp) -> bool {
+        match &self.progress {
+            Some(progress) => progress.state() == RolloutState::Done,
+            None => now >= self.since + self.over,
+        }
+    }
+
+    /// Whether its errors are looked at.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.progress.as_ref().is_some_and(|progress| progress.state() == RolloutState::Moving)
+    }
+
+    /// Whether the new revision failed, or people stopped it.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.progress.as_ref().is_some_and(|progress| progress.state() == RolloutState::Stopped)
     }
 }
 

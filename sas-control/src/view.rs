@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sas_core::{ErrorKind, RevisionKey};
+use sas_core::{ErrorKind, Quota, RevisionKey};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -92,6 +92,10 @@ pub struct ServiceView {
     pub spec: Vec<TrafficTarget>,
     /// Where it goes.
     pub traffic: Vec<Value>,
+    /// What its requests may use; `null`: what all services may.
+    pub quota: Option<Quota>,
+    /// The roll-out that is under way or was stopped; `null`: none.
+    pub rollout: Value,
     /// How it is.
     pub conditions: Vec<Condition>,
     /// Its revisions, youngest first.
@@ -154,6 +158,8 @@ impl Control {
             || Condition::new("Ready", "Unknown", "", ""),
             |worst| Condition { kind: "Ready", ..worst.clone() },
         );
+        let mut conditions = vec![ready, configuration, routes];
+        conditions.extend(rolling_condition(record));
         ServiceView {
             namespace: record.namespace.clone(),
             name: record.name.clone(),
@@ -166,7 +172,9 @@ impl Control {
             latest_ready_revision: record.latest_ready().map(|revision| revision.name.clone()),
             spec: record.traffic.clone(),
             traffic,
-            conditions: vec![ready, configuration, routes],
+            quota: record.quota,
+            rollout: self.rollout_view(record),
+            conditions,
             revisions,
         }
     }
@@ -245,4 +253,16 @@ impl Control {
         };
         vec![ready, active]
     }
+}
+
+/// `RolledOut`, for services of which traffic moves, or was kept from moving.
+fn rolling_condition(record: &ServiceRecord) -> Option<Condition> {
+    let rolling = record.rolling.as_ref()?;
+    Some(match &rolling.reason {
+        Some(reason) => Condition::new("RolledOut", "False", "Stopped", reason),
+        None => {
+            let message = format!("traffic moves from {} to {}", rolling.from, rolling.to);
+            Condition::new("RolledOut", "Unknown", "Moving", message)
+        }
+    })
 }

@@ -54,7 +54,7 @@ async fn services_are_posted_listed_shown_and_deleted() {
 
     assert_eq!(world.call("DELETE", SERVICE, "").await.0, 200);
     let (status, gone) = world.call("GET", SERVICE, "").await;
-    assert_eq!((status, &gone["error"]["reason"]), (404, &"not_found".into()));
+    assert_eq!((status, &gone["reason"]), (404, &"not_found".into()));
     assert_eq!(world.call("DELETE", SERVICE, "").await.0, 404);
 }
 
@@ -79,7 +79,7 @@ async fn every_mistake_of_a_manifest_is_told_with_its_field() {
     );
     let (status, answer) = world.call("POST", "/v1/services", &manifest).await;
     assert_eq!(status, 422);
-    let error = &answer["error"];
+    let error = &answer;
     assert_eq!((&error["component"], &error["reason"]), (&"control".into(), &"invalid_spec".into()));
     let fields: Vec<&str> =
         error["fields"].as_array().unwrap().iter().map(|f| f["field"].as_str().unwrap()).collect();
@@ -96,9 +96,9 @@ async fn of_several_documents_those_before_a_failure_are_told() {
     let bad = good.replace("name: hello", "name: other").replace("app.sh", "missing.sh");
     let (status, answer) = world.call("POST", "/v1/services", &format!("{good}---\n{bad}")).await;
     assert_eq!(status, 422, "{answer}");
-    assert_eq!(answer["error"]["applied"][0]["name"], "hello");
-    assert!(answer["error"]["message"].as_str().unwrap().contains("missing.sh"));
-    assert_eq!(answer["error"]["fields"][0]["field"], "metadata.annotations[sas.dev/package]");
+    assert_eq!(answer["applied"][0]["name"], "hello");
+    assert!(answer["message"].as_str().unwrap().contains("missing.sh"));
+    assert_eq!(answer["fields"][0]["field"], "metadata.annotations[sas.dev/package]");
     assert_eq!(world.control.records().len(), 1, "nothing of the other is left");
 }
 
@@ -108,7 +108,7 @@ async fn a_runtime_that_refuses_is_named_as_the_component() {
     world.runtime.fail(ErrorKind::InvalidSpec, "there is no way to start it");
     let (status, answer) = world.call("POST", "/v1/services", &world.manifest("one")).await;
     assert_eq!(status, 422);
-    assert_eq!(answer["error"]["component"], "runtime");
+    assert_eq!(answer["component"], "runtime");
     let (_, shown) = world.call("GET", SERVICE, "").await;
     assert_eq!(shown["conditions"][0]["status"], "False");
 }
@@ -170,7 +170,7 @@ async fn traffic_is_put_and_what_cannot_be_is_refused() {
     ] {
         let (status, answer) = world.call("PUT", &path, body).await;
         assert_eq!(status, 422, "{body}: {answer}");
-        assert_eq!(answer["error"]["fields"][0]["field"], field, "{body}");
+        assert_eq!(answer["fields"][0]["field"], field, "{body}");
     }
     assert_eq!(world.split("hello.default.example.org").len(), 2, "refused changes change nothing");
 }
@@ -305,6 +305,6 @@ async fn triggers_without_a_host_are_refused() {
     let world = World::with(Arc::new(MemoryStore::default()), |_| {}).await;
     let ping = "apiVersion: sources.knative.dev/v1\nkind: PingSource\nmetadata: {name: p}\nspec:\n  schedule: '* * * * *'\n  sink: {ref: {kind: Service, name: hello}}\n";
     let (status, answer) = world.call("POST", "/v1/services", ping).await;
-    assert_eq!((status, &answer["error"]["reason"]), (422, &"unsupported".into()));
+    assert_eq!((status, &answer["reason"]), (422, &"unsupported".into()));
     assert_eq!(world.call("DELETE", "/v1/triggers/default/p", "").await.0, 404);
 }

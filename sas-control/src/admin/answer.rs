@@ -1,7 +1,7 @@
 //! Answers of the admin API: JSON, and errors that say what, where and what to do.
 
 use http::{HeaderValue, StatusCode, header};
-use sas_core::{Body, Error, ErrorKind, Response, Retry, SpecErrors};
+use sas_core::{Body, Error, ErrorKind, RequestId, Response, Retry, SpecErrors};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -56,12 +56,15 @@ impl Failure {
         SpecErrors::into(errors)
     }
 
-    pub(super) fn response(self) -> Response {
+    /// In the shape that every error of the platform has, at the ingress as here: flat, with the id under which logs
+    /// know the request.
+    pub(super) fn response(self, request: RequestId) -> Response {
         let facts = *self.0;
         let mut body = json!({
             "component": facts.component,
             "reason": facts.reason,
             "message": facts.message,
+            "request_id": request.to_string(),
         });
         if let Some(fields) = &facts.fields {
             body["fields"] = json!(fields);
@@ -69,7 +72,10 @@ impl Failure {
         if let Some((name, value)) = facts.more {
             body[name] = value;
         }
-        let mut response = json_response(facts.status, &json!({ "error": body }));
+        let mut response = json_response(facts.status, &body);
+        if let Ok(id) = HeaderValue::from_str(&request.to_string()) {
+            response.headers_mut().insert("x-request-id", id);
+        }
         if let Some(allow) = facts.allow {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
         }
@@ -135,11 +141,11 @@ pub(super) fn json_response(status: StatusCode, value: &impl Serialize) -> Respo
     let (status, text) = match serde_json::to_vec(value) {
         Ok(text) => (status, text),
         Err(error) => {
-            let text = json!({"error": {
+            let text = json!({
                 "component": "control",
                 "reason": "unexpected",
                 "message": format!("the answer can't be written: {error}"),
-            }});
+            });
             (StatusCode::INTERNAL_SERVER_ERROR, text.to_string().into_bytes())
         }
     };

@@ -8,11 +8,11 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use http::{HeaderValue, Method, StatusCode, header};
-use sas_core::{Body, Handler, InstanceView, Request, Response, RevisionKey};
+use sas_core::{Body, Handler, InstanceView, Quota, Request, Response, RevisionKey};
 use serde_json::{Value, json};
 
 use crate::{
-    control::{Applied, Control, DeployOutcome},
+    control::{Applied, Control, DeployOutcome, RolloutAction},
     manifest::parse_traffic,
     record::ServiceRecord,
     stamp::rfc3339,
@@ -63,7 +63,10 @@ impl Admin {
             ["healthz"] => {
                 only(&method, "GET").map(|()| json_response(StatusCode::OK, &json!({"status": "ok"})))
             }
-            ["readyz"] => only(&method, "GET").map(|()| self.ready()),
+            ["readyz"] => {
+                only(&method, "GET")?;
+                self.ready()
+            }
             ["metrics"] => {
                 only(&method, "GET")?;
                 self.render_metrics()
@@ -94,6 +97,17 @@ impl Admin {
                 }
                 _ => Err(Failure::not_allowed(&method, "GET, DELETE")),
             },
+            ["v1", "quotas"] => {
+                only(&method, "GET")?;
+                let quotas: Vec<Value> = self
+                    .control
+                    .tenant_quotas()
+                    .into_iter()
+                    .map(|(namespace, quota)| json!({"namespace": namespace, "quota": quota}))
+                    .collect();
+                Ok(json_response(StatusCode::OK, &json!({"quotas": quotas})))
+            }
+            ["v1", "quotas", namespace] => self.quota(namespace, &method, request).await,
             ["v1", "runtimes"] => {
                 only(&method, "GET")?;
                 Ok(self.runtimes())
@@ -179,6 +193,19 @@ impl Admin {
                 }
                 _ => Err(Failure::not_allowed(&method, "GET, PUT")),
             },
+            ["rollout"] => match method.as_str() {
+                "GET" => {
+                    let view = self.control.rollout_view(&*record()?);
+                    Ok(json_response(StatusCode::OK, &json!({"rollout": view})))
+                }
+                "POST" => {
+                    record()?;
+                    let action = rollout_action(&body(request).await?)?;
+                    let record = self.control.steer_rollout(namespace, name, action).await?;
+                    Ok(json_response(StatusCode::OK, &self.control.view(&record)))
+                }
+                _ => Err(Failure::not_allowed(&method, "GET, POST")),
+            },
             ["rollback"] => {
                 only(&method, "POST")?;
                 record()?;
@@ -190,13 +217,28 @@ impl Admin {
         }
     }
 
-    fn ready(&self) -> Response {
-        if self.control.is_ready() {
-            json_response(StatusCode::OK, &json!({"status": "ready"}))
-        } else {
-            Failure::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "the platform starts or shuts down")
-                .response()
+    /// What a tenant may use.
+    async fn quota(&self, namespace: &str, method: &Method, request: Request) -> Answer {
+        match method.as_str() {
+            "GET" => {}
+            "PUT" => {
+                let quota: Quota = object(&body(request).await?)
+                    .map_err(|problem| Failure::field("$", "", format!("not a quota: {problem}")))?;
+                self.control.set_tenant_quota(namespace, Some(quota)).await?;
+            }
+            "DELETE" => self.control.set_tenant_quota(namespace, None).await?,
+            _ => return Err(Failure::not_allowed(method, "GET, PUT, DELETE")),
         }
+        let quota = self.control.tenant_quota(namespace);
+        Ok(json_response(StatusCode::OK, &json!({"namespace": namespace, "quota": quota})))
+    }
+
+    fn ready(&self) -> Answer {
+        if self.control.is_ready() {
+            return Ok(json_response(StatusCode::OK, &json!({"status": "ready"})));
+        }
+        let text = "the platform starts or shuts down";
+        Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text))
     }
 
     fn render_metrics(&self) -> Answer {
@@ -390,7 +432,7 @@ impl Admin {
 #[async_trait]
 impl Handler for Admin {
     async fn handle(&self, request: Request) -> Response {
-        self.route(request).await.unwrap_or_else(Failure::response)
+        self.route(request).await.unwrap_or_else(|failure| failure.response(self.control.request_id()))
     }
 }
 
@@ -467,6 +509,19 @@ fn rollback_target(body: &[u8]) -> Result<Option<String>, Failure> {
     let rollback: Rollback =
         object(body).map_err(|problem| Failure::field("$", "", format!("not a roll-back: {problem}")))?;
     Ok(rollback.revision)
+}
+
+/// `{"action": "restart"}`, `promote` or `stop`.
+fn rollout_action(body: &[u8]) -> Result<RolloutAction, Failure> {
+    #[derive(serde::Deserialize, Default)]
+    #[serde(deny_unknown_fields)]
+    struct Steer {
+        action: Option<RolloutAction>,
+    }
+    const ACTIONS: &str = "must be restart, promote or stop";
+    let steer: Steer =
+        object(body).map_err(|problem| Failure::field("action", "", format!("{ACTIONS}: {problem}")))?;
+    steer.action.ok_or_else(|| Failure::field("action", "", format!("missing: {ACTIONS}")))
 }
 
 /// The parameters of a URL.

@@ -75,11 +75,12 @@ impl Control {
             return Err(error);
         }
         if !manifest.unsupported.is_empty() {
-            let message = format!("unsupported: {}", manifest.unsupported);
+            let message = manifest.unsupported.to_string();
             return Err(
                 Error::new(ErrorKind::Unsupported, "deploy", message).with_source(manifest.unsupported)
             );
         }
+        self.check_data_plane(manifest.quota.is_some(), manifest.plan.is_some())?;
         let (spec, package) =
             self.pin(&manifest.spec).await.map_err(|error| at_annotation(error, &manifest))?;
         let digest = identity(&spec, package.as_deref())?;
@@ -106,7 +107,10 @@ impl Control {
         record.cluster_local = manifest.cluster_local;
         record.affinity = manifest.affinity;
         record.placeholder = manifest.placeholder;
+        record.no_wake = manifest.no_wake;
+        record.quota = manifest.quota;
         record.rollout = manifest.rollout;
+        record.plan = manifest.plan;
         let same = record.latest_created().filter(|latest| {
             latest.digest == digest && manifest.revision.as_ref().is_none_or(|name| *name == latest.name)
         });

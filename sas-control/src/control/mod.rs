@@ -1,7 +1,9 @@
 //! The control plane: what is wanted is stored first, then done; what was not finished is done again.
 
 mod deploy;
+mod quotas;
 mod recover;
+mod rollout;
 mod steps;
 mod triggers;
 
@@ -17,8 +19,9 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use sas_core::{
-    Artifact, Clock, Error, ErrorKind, Invoker, Pool, Recorder, RequestId, Result, RevisionKey, Router,
-    Runtime, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers, Version,
+    AnswerCounter, Artifact, Clock, Error, ErrorKind, Invoker, Pool, Quota, Quotas, Recorder, RequestId,
+    Result, RevisionKey, Router, Runtime, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers,
+    Version,
 };
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -35,12 +38,16 @@ use crate::{
     record::ServiceRecord,
 };
 
+pub use rollout::RolloutAction;
+
 /// Where services are in the store.
 const SERVICES: &str = "service/";
 /// Where triggers are in the store.
 const TRIGGERS: &str = "triggers/";
 /// Where tenants are in the store.
 const TENANTS: &str = "tenant/";
+/// Where quotas of tenants are in the store.
+const QUOTAS: &str = "quota/";
 /// Where deliveries keep events that they could not deliver.
 const DEAD_LETTERS: &str = "deadletter/";
 /// Entries that are read from the store in one go.
@@ -71,6 +78,12 @@ pub struct ControlConfig {
     pub edition: Edition,
     /// Who runs triggers; without it, manifests of triggers are refused.
     pub triggers: Option<Arc<dyn Triggers>>,
+    /// Who holds requests to quotas; without it, manifests with quotas are refused.
+    pub quotas: Option<Arc<dyn Quotas>>,
+    /// What the tenants of these namespaces may use, unless they are given another quota by the admin API.
+    pub tenant_quotas: BTreeMap<String, Quota>,
+    /// Who counts answers; without it, roll-outs that look at errors are refused.
+    pub answers: Option<Arc<dyn AnswerCounter>>,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
     /// Services answer at `name.namespace.domain`.
@@ -113,6 +126,9 @@ impl ControlConfig {
             runtimes,
             edition: Edition::default(),
             triggers: None,
+            quotas: None,
+            tenant_quotas: BTreeMap::new(),
+            answers: None,
             clock: Arc::new(SystemClock),
             domain: "localhost".to_owned(),
             packages: None,
@@ -137,6 +153,11 @@ pub struct Control {
     pub(crate) invoker: Arc<dyn Invoker>,
     pub(crate) engine: Engine,
     triggers: Option<Arc<dyn Triggers>>,
+    quotas: Option<Arc<dyn Quotas>>,
+    tenant_quotas: BTreeMap<String, Quota>,
+    /// Those that were set by the admin API.
+    stored_quotas: Mutex<BTreeMap<String, (Quota, Version)>>,
+    answers: Option<Arc<dyn AnswerCounter>>,
     pub(crate) clock: Arc<dyn Clock>,
     packages: Option<PackageStore>,
     /// Where packages that came as bytes are, if no place for copies is configured. Removed by the shutdown.
@@ -181,6 +202,8 @@ pub(crate) struct LiveState {
     pub(crate) past: VecDeque<(String, RevisionKey)>,
     /// What was prepared and is not registered now: keeps the artifact while the revision may be started again.
     artifacts: HashMap<String, Artifact>,
+    /// Revisions whose answers are counted for a roll-out.
+    counted: Vec<RevisionKey>,
 }
 
 /// What a deploy did.
@@ -250,6 +273,10 @@ impl Control {
             invoker: config.invoker,
             engine: Engine::new(config.edition, config.runtimes),
             triggers: config.triggers,
+            quotas: config.quotas,
+            tenant_quotas: config.tenant_quotas,
+            stored_quotas: Mutex::default(),
+            answers: config.answers,
             clock: config.clock,
             packages: config.packages.map(PackageStore::new),
             scratch: OnceLock::new(),
@@ -421,6 +448,7 @@ impl Control {
             }
         };
         self.tenants.lock().insert(namespace.to_owned(), tenant);
+        self.limit_tenant(namespace);
         Ok(tenant)
     }
 
@@ -453,6 +481,7 @@ impl Live {
                 observed: Observed::default(),
                 past: VecDeque::new(),
                 artifacts: HashMap::new(),
+                counted: Vec::new(),
             }),
         }
     }

@@ -29,6 +29,7 @@ impl Control {
             })?;
             self.tenants.lock().insert(entry.key[TENANTS.len()..].to_owned(), TenantKey(id));
         }
+        self.recover_quotas().await?;
         let mut paths = Vec::new();
         for entry in self.entries(SERVICES).await? {
             match ServiceRecord::decode(&entry.key, &entry.value) {
@@ -150,8 +151,14 @@ impl Control {
     /// What is due without anybody asking: roll-outs, old revisions, unused test registrations, and what a cancelled
     /// change left.
     pub(super) async fn tidy(self: &Arc<Self>) {
+        let restless: Vec<String> = self.restless.lock().iter().cloned().collect();
+        for path in &restless {
+            if let Err(error) = self.roll(path).await {
+                tracing::warn!(service = %path, error = %error.chain(), "a roll-out could not go on; it is tried again");
+            }
+        }
         let now = self.clock.now();
-        let mut due: Vec<String> = self.restless.lock().iter().cloned().collect();
+        let mut due = restless;
         due.retain(|path| match self.live(path) {
             Some(live) => {
                 let state = live.state.lock();

@@ -5,7 +5,9 @@ use super::{Control, Live, ROUNDS, blocking, invalid};
 use crate::package;
 use crate::reconcile::{Command, Registration, reconcile, waits_for_time};
 use crate::record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord};
-use sas_core::{Artifact, Deployed, Error, ErrorKind, Result, RevisionKey, RevisionName, RevisionSpec};
+use sas_core::{
+    Artifact, Deployed, Error, ErrorKind, Result, RevisionKey, RevisionName, RevisionSpec, RolloutProgress,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,6 +25,7 @@ impl Control {
                 (record, commands)
             };
             if commands.is_empty() {
+                self.count_answers(&live);
                 let state = live.state.lock();
                 if !waits_for_time(state.record.as_deref(), &state.observed, &self.rules) {
                     self.restless.lock().remove(path);
@@ -72,6 +75,13 @@ impl Control {
                 let Some(record) = record else { return Ok(()) };
                 let prepared = self.artifact(live, record, &revision).await;
                 self.prepared(path, live, &revision, prepared.as_ref()).await
+            }
+            Command::Limit(quota) => {
+                if let Some(quotas) = &self.quotas {
+                    quotas.set_service(path, quota);
+                }
+                live.state.lock().observed.quota = quota;
+                Ok(())
             }
             Command::Route(changes) => {
                 self.router.apply(changes.clone())?;
@@ -149,7 +159,10 @@ impl Control {
         let now = self.clock.now();
         self.amend(path, live, |record| {
             let before = record.latest_ready().map(|revision| revision.name.clone());
-            let over = record.rollout;
+            let (over, plan) = (record.rollout, record.plan.clone());
+            // A revision that was stopped, or is not proved yet, is none to come from.
+            let proved = record.rolling.as_ref().filter(|rolling| rolling.progress.is_some());
+            let before = proved.map(|rolling| rolling.from.clone()).or(before);
             let Some(changed) = record.revision_mut(revision) else { return };
             let was_pending = changed.state == RevisionState::Pending;
             match result {
@@ -172,11 +185,19 @@ impl Control {
             let after = record.latest_ready().map(|revision| revision.name.clone());
             if was_pending
                 && result.is_ok()
-                && !over.is_zero()
                 && let (Some(from), Some(to)) = (before, after)
                 && from != to
             {
-                record.rolling = Some(Rolling { from, to, since: now, over });
+                // A plan was checked when it was read.
+                let progress = plan.and_then(|plan| RolloutProgress::new(plan, now).ok());
+                record.rolling = (progress.is_some() || !over.is_zero()).then_some(Rolling {
+                    from,
+                    to,
+                    since: now,
+                    over,
+                    progress,
+                    reason: None,
+                });
             }
         })
         .await

@@ -30,6 +30,7 @@
 mod ping;
 mod pod;
 mod quantity;
+mod routing;
 mod service;
 mod tree;
 mod words;
@@ -39,6 +40,7 @@ use sas_core::{
     knative::{AutoscalerConfig, Preset},
 };
 
+pub(crate) use pod::{LABEL, is_label};
 pub use service::{ServiceManifest, TrafficTarget};
 use tree::Node;
 

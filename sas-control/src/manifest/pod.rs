@@ -106,11 +106,11 @@ pub(super) fn container(
     out
 }
 
-pub(super) const LABEL: &str =
+pub(crate) const LABEL: &str =
     "must be 1 to 63 lower-case letters, digits or dashes, and begin and end with a letter or digit";
 
 /// A DNS label of RFC 1123.
-pub(super) fn is_label(text: &str) -> bool {
+pub(crate) fn is_label(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     (1..=63).contains(&text.len())
         && text.bytes().all(|b| inner(b) || b == b'-')

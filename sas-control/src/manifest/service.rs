@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use sas_core::{
-    Affinity, RevisionSpec, Source, SpecErrors,
+    Affinity, Quota, RevisionSpec, RolloutPlan, Source, SpecErrors,
     knative::{parse_duration, scaling_from_annotations},
 };
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ParseOptions,
     pod::{self, Container, LABEL, common, is_label},
+    routing::{self, Routing},
     tree::{Fields, Node, join},
     words,
 };
@@ -27,18 +28,8 @@ const QUEUE_LIMIT: &str = "sas.dev/queue-limit";
 const START_TIMEOUT: &str = "sas.dev/start-timeout";
 const STOP_GRACE: &str = "sas.dev/stop-grace";
 /// All of these.
-const READ_HERE: [&str; 10] = [
-    PACKAGE,
-    FUNCTION,
-    COMMAND,
-    RUNTIME,
-    PORT,
-    QUEUE_LIMIT,
-    START_TIMEOUT,
-    STOP_GRACE,
-    AFFINITY,
-    PLACEHOLDER,
-];
+const READ_HERE: [&str; 8] =
+    [PACKAGE, FUNCTION, COMMAND, RUNTIME, PORT, QUEUE_LIMIT, START_TIMEOUT, STOP_GRACE];
 /// Annotations that [`scaling_from_annotations`] reads.
 const SCALING: [&str; 11] = [
     "sas.dev/scaler",
@@ -54,8 +45,6 @@ const SCALING: [&str; 11] = [
     "sas.dev/enable-scale-to-zero",
 ];
 const SCALER_OPTION: &str = "sas.dev/scaler-option.";
-const AFFINITY: &str = "sas.dev/affinity";
-const PLACEHOLDER: &str = "sas.dev/placeholder";
 const ROLLOUT: &str = "serving.knative.dev/rollout-duration";
 const VISIBILITY: [&str; 2] = ["networking.knative.dev/visibility", "serving.knative.dev/visibility"];
 
@@ -82,6 +71,10 @@ pub struct ServiceManifest {
     pub affinity: Affinity,
     /// Whether browsers get a page that reloads itself while the service starts.
     pub placeholder: bool,
+    /// Paths whose requests start no instance.
+    pub no_wake: Vec<String>,
+    /// What its requests may use; `None`: what all services may.
+    pub quota: Option<Quota>,
     /// `spec.template.metadata.name`: the name of the revision, where it is given.
     pub revision: Option<String>,
     /// `spec.template.metadata.labels`.
@@ -94,6 +87,8 @@ pub struct ServiceManifest {
     pub traffic: Option<Vec<TrafficTarget>>,
     /// How long traffic takes to move to a new revision.
     pub rollout: Duration,
+    /// How it moves, if not by time alone: in steps, and back when the new revision fails.
+    pub plan: Option<RolloutPlan>,
     /// Fields that only a container runtime could honour. Deploying refuses them.
     pub unsupported: SpecErrors,
 }
@@ -109,12 +104,15 @@ impl ServiceManifest {
             cluster_local: false,
             affinity: Affinity::None,
             placeholder: false,
+            no_wake: Vec::new(),
+            quota: None,
             revision: None,
             template_labels: BTreeMap::new(),
             template_annotations: BTreeMap::new(),
             spec,
             traffic: None,
             rollout: Duration::ZERO,
+            plan: None,
             unsupported: SpecErrors::default(),
         }
     }
@@ -144,6 +142,12 @@ impl ServiceManifest {
         }
         if let Err(spec) = self.spec.validate() {
             errors.extend_under("spec.template.spec", spec);
+        }
+        if let Some(Err(quota)) = self.quota.map(|quota| quota.validate()) {
+            errors.extend_under("quota", quota);
+        }
+        if let Some(Err(plan)) = self.plan.as_ref().map(RolloutPlan::validate) {
+            errors.extend_under("plan", plan);
         }
         errors.into_result()
     }
@@ -246,8 +250,9 @@ pub(super) fn service(
     spec.finish(errors);
 
     let cluster_local = visibility(&metadata, errors);
-    let (affinity, placeholder) = annotations.routing(errors);
     let rollout = duration(&metadata, ROLLOUT, errors).unwrap_or_default();
+    let Routing { affinity, placeholder, no_wake, quota, plan } =
+        Routing::read(|name| annotations.get(name), rollout, errors);
     let container = std::mem::take(&mut pod.container);
     let image = container.image.clone();
     let source = annotations.source.clone().or_else(|| image.map(Source::Image));
@@ -286,12 +291,15 @@ pub(super) fn service(
         cluster_local,
         affinity,
         placeholder,
+        no_wake,
+        quota,
         revision: template_metadata.name,
         template_labels: template_metadata.labels,
         template_annotations: template_metadata.annotations,
         spec: revision,
         traffic,
         rollout,
+        plan,
         unsupported,
     })
 }
@@ -437,30 +445,6 @@ impl<'a> Annotations<'a> {
         })
     }
 
-    /// What they say about the service's routes.
-    fn routing(&self, errors: &mut SpecErrors) -> (Affinity, bool) {
-        let affinity = match self.get(AFFINITY) {
-            None => Affinity::None,
-            Some((path, text)) => match text.split_once('=') {
-                Some(("cookie", name)) if is_token(name) => Affinity::Cookie(name.to_owned()),
-                Some(("header", name)) if is_token(name) => Affinity::Header(name.to_ascii_lowercase()),
-                _ => {
-                    errors.push(path, text, "must be cookie=NAME or header=NAME");
-                    Affinity::None
-                }
-            },
-        };
-        let placeholder = match self.get(PLACEHOLDER) {
-            None | Some((_, "false")) => false,
-            Some((_, "true")) => true,
-            Some((path, text)) => {
-                errors.push(path, text, "must be \"true\" or \"false\"");
-                false
-            }
-        };
-        (affinity, placeholder)
-    }
-
     fn runtime(&self, source: Option<&Source>, errors: &mut SpecErrors) -> String {
         if let Some((path, text)) = self.get(RUNTIME) {
             if !is_label(text) {
@@ -520,6 +504,7 @@ impl<'a> Annotations<'a> {
         for metadata in [self.service, self.template] {
             for (name, value) in &metadata.annotations {
                 let read_here = READ_HERE.contains(&name.as_str())
+                    || routing::READ_HERE.contains(&name.as_str())
                     || SCALING.contains(&name.as_str())
                     || name.starts_with(SCALER_OPTION);
                 if name.starts_with(OWN) && !read_here {
@@ -531,10 +516,6 @@ impl<'a> Annotations<'a> {
 }
 
 /// What names of headers and cookies are made of.
-fn is_token(name: &str) -> bool {
-    name.parse::<http::HeaderName>().is_ok()
-}
-
 /// A path, or a `file:` URL.
 fn package(field: &str, text: &str, errors: &mut SpecErrors) -> Option<Source> {
     let mut refuse = |problem: &str| {

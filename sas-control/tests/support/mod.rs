@@ -136,6 +136,10 @@ impl RememberingRouter {
         self.hosts.lock().keys().map(ToString::to_string).collect()
     }
 
+    pub(crate) fn rules(&self, host: &str) -> Vec<RouteRule> {
+        self.hosts.lock().get(&HostPattern::Exact(host.to_owned())).cloned().unwrap_or_default()
+    }
+
     pub(crate) fn rule(&self, host: &str) -> Option<RouteRule> {
         self.hosts.lock().get(&HostPattern::Exact(host.to_owned()))?.first().cloned()
     }

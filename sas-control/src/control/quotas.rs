@@ -1,0 +1,104 @@
+//! What tenants and services may use.
+
+use sas_core::{Error, ErrorKind, Quota, Result, SpecErrors};
+
+use super::{Control, QUOTAS, invalid, refused};
+
+impl Control {
+    /// What the tenant of a namespace may use; `None`: what all tenants may.
+    pub fn tenant_quota(&self, namespace: &str) -> Option<Quota> {
+        let stored = self.stored_quotas.lock().get(namespace).map(|(quota, _)| *quota);
+        stored.or_else(|| self.tenant_quotas.get(namespace).copied())
+    }
+
+    /// All namespaces whose tenants have a quota of their own.
+    pub fn tenant_quotas(&self) -> Vec<(String, Quota)> {
+        let mut quotas = self.tenant_quotas.clone();
+        quotas.extend(self.stored_quotas.lock().iter().map(|(name, (quota, _))| (name.clone(), *quota)));
+        quotas.into_iter().collect()
+    }
+
+    /// Gives the tenant of a namespace a quota of its own, and stores it. `None`: back to what the host configured.
+    ///
+    /// # Errors
+    /// `InvalidSpec` with the fields; `Unsupported` where nothing holds requests to quotas; `Unavailable` when the store
+    /// fails.
+    pub async fn set_tenant_quota(&self, namespace: &str, quota: Option<Quota>) -> Result<()> {
+        self.open()?;
+        if !crate::manifest::is_label(namespace) {
+            return Err(invalid("quota", "namespace", namespace, crate::manifest::LABEL));
+        }
+        if self.quotas.is_none() {
+            return Err(Error::unsupported("quotas"));
+        }
+        if let Some(quota) = &quota {
+            quota.validate().map_err(|errors| refused("quota", errors))?;
+        }
+        // Made here, so that the quota holds from the tenant's first request on.
+        self.tenant(namespace).await?;
+        let key = format!("{QUOTAS}{namespace}");
+        // One change at a time: the same turn as that of a service of no name.
+        let _changing = self.change(&key).await;
+        let before = self.stored_quotas.lock().get(namespace).map(|(_, version)| *version);
+        match (quota, before) {
+            (Some(quota), before) => {
+                let value = serde_json::to_vec(&quota).map_err(|error| {
+                    Error::new(ErrorKind::Unexpected, "quota", format!("can't be written: {error}"))
+                })?;
+                let version = self.store.put(&key, before, value.into()).await?;
+                self.stored_quotas.lock().insert(namespace.to_owned(), (quota, version));
+            }
+            (None, Some(before)) => {
+                self.store.delete(&key, before).await?;
+                self.stored_quotas.lock().remove(namespace);
+            }
+            (None, None) => {}
+        }
+        self.limit_tenant(namespace);
+        Ok(())
+    }
+
+    /// Tells the data plane what a tenant that is known may use.
+    pub(super) fn limit_tenant(&self, namespace: &str) {
+        let tenant = self.tenants.lock().get(namespace).copied();
+        if let (Some(quotas), Some(tenant)) = (&self.quotas, tenant) {
+            quotas.set_tenant(tenant, self.tenant_quota(namespace));
+        }
+    }
+
+    /// Brings back what the store holds of quotas; tenants are known already.
+    pub(super) async fn recover_quotas(&self) -> Result<()> {
+        for entry in self.entries(QUOTAS).await? {
+            let quota: Quota = serde_json::from_slice(&entry.value).map_err(|error| {
+                Error::new(ErrorKind::InvalidSpec, "recover", format!("{} is no quota: {error}", entry.key))
+            })?;
+            let namespace = entry.key[QUOTAS.len()..].to_owned();
+            self.stored_quotas.lock().insert(namespace, (quota, entry.version));
+        }
+        let known: Vec<String> = self.tenants.lock().keys().cloned().collect();
+        for namespace in known {
+            self.limit_tenant(&namespace);
+        }
+        Ok(())
+    }
+
+    /// Refuses what of a manifest needs a part of the data plane that this platform has not.
+    pub(super) fn check_data_plane(&self, quota: bool, plan: bool) -> Result<()> {
+        let mut errors = SpecErrors::default();
+        if quota && self.quotas.is_none() {
+            errors.push("metadata.annotations[sas.dev/quota-*]", "", "nothing here holds requests to quotas");
+        }
+        if plan && self.answers.is_none() {
+            errors.push(
+                "metadata.annotations[sas.dev/rollout-*]",
+                "",
+                "nothing here counts the errors of answers",
+            );
+        }
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let message = errors.to_string();
+        Err(Error::new(ErrorKind::Unsupported, "deploy", message).with_source(errors))
+    }
+}

@@ -1,0 +1,237 @@
+//! Quotas and roll-outs through a whole platform: manifest, control plane, gateway, instances.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use sas::prelude::*;
+use serde_json::Value;
+use tokio::{sync::Notify, time::Instant};
+
+/// Three functions: one that answers, one that fails, one that waits until it is told to go on.
+fn functions(go_on: &Arc<Notify>) -> InlineRuntime {
+    let waits = Arc::clone(go_on);
+    InlineRuntime::new()
+        .with("good", |_: Request, _cx| async { Response::new(Body::from("good")) })
+        .with("better", |_: Request, _cx| async { Response::new(Body::from("better")) })
+        .with("bad", |_: Request, _cx| async {
+            let mut response = Response::new(Body::from("bad"));
+            *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
+            response
+        })
+        .with("waits", move |_: Request, _cx| {
+            let waits = Arc::clone(&waits);
+            async move {
+                waits.notified().await;
+                Response::new(Body::from("done"))
+            }
+        })
+}
+
+fn manifest(namespace: &str, name: &str, function: &str, annotations: &[&str]) -> String {
+    let lines: String = annotations.iter().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
+         annotations:\n    sas.dev/function: {function}\n{lines}spec:\n  template:\n    spec: {{}}\n"
+    )
+}
+
+/// A request from outside.
+async fn ask(platform: &Platform, namespace: &str, name: &str) -> (u16, String, Option<String>) {
+    let request = http::Request::get("/")
+        .header("host", format!("{name}.{namespace}.localhost"))
+        .body(Body::empty())
+        .expect("a request");
+    let response = platform.gateway().handle(request).await;
+    let retry = response.headers().get("retry-after").map(|after| after.to_str().expect("digits").to_owned());
+    let status = response.status().as_u16();
+    let body = response.into_body().collect(4096).await.expect("a body");
+    (status, String::from_utf8_lossy(&body).into_owned(), retry)
+}
+
+fn reason(body: &str) -> String {
+    let said: Value = serde_json::from_str(body).expect("JSON");
+    said["reason"].as_str().expect("a word").to_owned()
+}
+
+async fn admin(platform: &Platform, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let request = http::Request::builder().method(method).uri(path).body(Body::from(body.to_owned()));
+    let response = platform.admin().handle(request.expect("a request")).await;
+    let status = response.status().as_u16();
+    let body = response.into_body().collect(1 << 20).await.expect("a body");
+    (status, serde_json::from_slice(&body).expect("JSON"))
+}
+
+#[tokio::test]
+async fn quotas_come_from_builder_annotation_and_admin_api() {
+    let go_on = Arc::new(Notify::new());
+    let platform = Platform::builder()
+        .runtime(functions(&go_on))
+        // So slow that the test sees no second token, however long it takes.
+        .tenant_quota("frugal", Quota::rate(0.0001, 3))
+        .quotas(|quotas| quotas.per_service = Quota::UNLIMITED.with_concurrency(2))
+        .build()
+        .await
+        .expect("a platform");
+    for (namespace, name, function, annotations) in [
+        ("frugal", "one", "good", &[][..]),
+        ("frugal", "two", "good", &[]),
+        ("free", "many", "good", &[]),
+        ("free", "slow", "waits", &[]),
+        ("free", "slower", "waits", &["sas.dev/quota-concurrency: \"1\""]),
+        ("free", "rated", "good", &["sas.dev/quota-rate: \"0.0001\"", "sas.dev/quota-burst: \"1\""]),
+    ] {
+        platform.apply(&manifest(namespace, name, function, annotations), None).await.expect("deployed");
+    }
+
+    // A tenant's requests to all of its services are one sum.
+    for name in ["one", "two", "one"] {
+        assert_eq!(ask(&platform, "frugal", name).await.0, 200);
+    }
+    let (status, body, retry) = ask(&platform, "frugal", "two").await;
+    assert_eq!((status, reason(&body).as_str()), (429, "tenant_rate"));
+    assert!(retry.expect("Retry-After").parse::<u64>().expect("seconds") > 1);
+    for _ in 0..20 {
+        assert_eq!(ask(&platform, "free", "many").await.0, 200, "another tenant is not held to it");
+    }
+
+    assert_eq!(ask(&platform, "free", "rated").await.0, 200);
+    let (status, body, _) = ask(&platform, "free", "rated").await;
+    assert_eq!((status, reason(&body).as_str()), (429, "service_rate"));
+
+    // At once: two by what all services may, one by the annotation.
+    let platform = Arc::new(platform);
+    for (name, at_once) in [("slow", 2), ("slower", 1)] {
+        let waiting: Vec<_> = (0..at_once)
+            .map(|_| {
+                let platform = Arc::clone(&platform);
+                tokio::spawn(async move { ask(&platform, "free", name).await })
+            })
+            .collect();
+        let by = Instant::now() + Duration::from_secs(20);
+        loop {
+            let revision = format!("{name}-00001");
+            let key = platform.control().revision_key("free", name, &revision).expect("it runs");
+            let status = sas::core::Pool::status(&**platform.pool(), key).expect("registered");
+            if status.in_flight == at_once {
+                break;
+            }
+            assert!(Instant::now() < by, "{name}: {} in flight", status.in_flight);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let (status, body, _) = ask(&platform, "free", name).await;
+        assert_eq!((status, reason(&body).as_str()), (429, "service_concurrency"), "{name}");
+        for one in waiting {
+            go_on.notify_one();
+            assert_eq!(one.await.expect("no panic").0, 200);
+        }
+    }
+
+    // The admin API lifts what the builder said, and what it said is back when that is taken away.
+    assert_eq!(admin(&platform, "PUT", "/v1/quotas/frugal", r#"{"rate": null}"#).await.0, 200);
+    for _ in 0..10 {
+        assert_eq!(ask(&platform, "frugal", "one").await.0, 200);
+    }
+    assert_eq!(admin(&platform, "DELETE", "/v1/quotas/frugal", "").await.0, 200);
+    assert_eq!(ask(&platform, "frugal", "one").await.0, 429);
+    let platform = Arc::into_inner(platform).expect("no task holds it");
+    assert!(platform.shutdown(Duration::from_secs(10)).await.drained);
+}
+
+const PLAN: [&str; 3] = [
+    "sas.dev/rollout-steps: 20,60,100",
+    "sas.dev/rollout-hold: 300ms",
+    "sas.dev/rollout-min-requests: \"20\"",
+];
+
+/// Asks without a pause until it is dropped; how many answers were errors.
+struct Load {
+    stop: Arc<AtomicBool>,
+    errors: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<usize>,
+}
+
+impl Load {
+    fn on(platform: &Arc<Platform>) -> Self {
+        let (stop, errors) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let task = tokio::spawn({
+            let (platform, stop, errors) = (Arc::clone(platform), Arc::clone(&stop), Arc::clone(&errors));
+            async move {
+                let mut answered = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let (status, ..) = ask(&platform, "default", "hello").await;
+                    answered += 1;
+                    if status != 200 {
+                        errors.fetch_add(1, Ordering::Relaxed);
+                    }
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                answered
+            }
+        });
+        Self { stop, errors, task }
+    }
+
+    async fn end(self) -> (usize, usize) {
+        self.stop.store(true, Ordering::Relaxed);
+        let answered = self.task.await.expect("no panic");
+        (answered, self.errors.load(Ordering::Relaxed))
+    }
+}
+
+async fn until(platform: &Platform, what: &str, holds: impl Fn(&Value) -> bool) {
+    let by = Instant::now() + Duration::from_secs(60);
+    loop {
+        let (_, view) = admin(platform, "GET", "/v1/services/default/hello", "").await;
+        if holds(&view) {
+            return;
+        }
+        assert!(Instant::now() < by, "{what}: {view:#}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_roll_out_by_annotation_stops_at_errors_and_finishes_without() {
+    let go_on = Arc::new(Notify::new());
+    let platform = Platform::builder().runtime(functions(&go_on)).build().await.expect("a platform");
+    let platform = Arc::new(platform);
+    let deploy = async |function: &str| {
+        platform.apply(&manifest("default", "hello", function, &PLAN), None).await.expect("deployed");
+    };
+    deploy("good").await;
+
+    let load = Load::on(&platform);
+    deploy("bad").await;
+    until(&platform, "it is stopped", |view| view["rollout"]["state"] == "stopped").await;
+    until(&platform, "all is with the old one", |view| {
+        view["traffic"].as_array().is_some_and(|traffic| {
+            traffic.len() == 1 && traffic[0]["revisionName"] == "hello-00001" && traffic[0]["percent"] == 100
+        })
+    })
+    .await;
+    let (answered, errors) = load.end().await;
+    // It was seen within a second or two of a fifth of the traffic: never the whole.
+    assert!(errors >= 2 && errors * 2 < answered, "{errors} of {answered} failed");
+    for _ in 0..100 {
+        assert_eq!(ask(&platform, "default", "hello").await.1, "good");
+    }
+
+    let load = Load::on(&platform);
+    deploy("better").await;
+    until(&platform, "it is through", |view| {
+        view["rollout"].is_null() && view["traffic"][0]["revisionName"] == "hello-00003"
+    })
+    .await;
+    let (answered, errors) = load.end().await;
+    assert!(errors == 0 && answered > 0, "{errors} of {answered} failed");
+    for _ in 0..100 {
+        assert_eq!(ask(&platform, "default", "hello").await.1, "better");
+    }
+    let platform = Arc::into_inner(platform).expect("no task holds it");
+    platform.shutdown(Duration::from_secs(10)).await;
+}
