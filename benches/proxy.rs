@@ -76,6 +76,14 @@ async fn upstream() {
                 if !buffer.ends_with(b"\r\n\r\n") {
                     continue;
                 }
+                if buffer.starts_with(b"GET /socket ") {
+                    // A WebSocket that nobody speaks on.
+                    let switched = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
+                    if stream.write_all(switched).await.is_ok() {
+                        let _ended = stream.read(&mut [0; 16]).await;
+                    }
+                    return;
+                }
                 let sent = if buffer.starts_with(b"GET /1k ") {
                     stream.write_all(&small).await
                 } else if buffer.starts_with(b"GET /1m ") {
@@ -435,6 +443,9 @@ async fn bench() {
     }
     for way in &ways[1..] {
         idle(way).await;
+        if way.name == "sas" {
+            sockets(way).await;
+        }
     }
 }
 
@@ -456,4 +467,30 @@ async fn idle(way: &Way) {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let each = (memory(pid) - before) / CONNECTIONS as f64;
     println!("{}: {:.1} KiB of resident memory per idle connection", way.name, each / KIB as f64);
+}
+
+/// What a quiet WebSocket costs, with the connection to its instance.
+#[allow(clippy::print_stdout, reason = "a bench prints its table")]
+async fn sockets(way: &Way) {
+    const SOCKETS: usize = 1_000;
+    let pid = way.pid.expect("a proxy");
+    let before = memory(pid);
+    let mut kept = Vec::with_capacity(SOCKETS);
+    let request =
+        format!("GET /socket HTTP/1.1\r\nhost: {HOST}\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n");
+    let mut buffer = vec![0; 4 * KIB];
+    for _ in 0..SOCKETS {
+        let mut stream = TcpStream::connect(way.address).await.expect("a listener");
+        stream.write_all(request.as_bytes()).await.expect("an open connection");
+        let count = stream.read(&mut buffer).await.expect("an answer");
+        assert!(
+            buffer[..count].starts_with(b"HTTP/1.1 101"),
+            "{}",
+            String::from_utf8_lossy(&buffer[..count])
+        );
+        kept.push(stream);
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let each = (memory(pid) - before) / SOCKETS as f64;
+    println!("{}: {:.1} KiB of resident memory per quiet WebSocket", way.name, each / KIB as f64);
 }

@@ -116,6 +116,18 @@ impl<T: Clone> HostMap<T> {
         Some(&leaf.slots[at].entry)
     }
 
+    /// Whether two hashes share a leaf.
+    pub(crate) fn are_near(one: u64, two: u64) -> bool {
+        (one ^ two) >> (64 - 3 * BITS) == 0
+    }
+
+    /// Makes room for so many hosts more, of so many bytes, in the leaf of `hash`.
+    pub(crate) fn reserve(&mut self, hash: u64, hosts: usize, bytes: usize) {
+        let (_, leaf) = self.leaf(hash);
+        make_room(&mut leaf.slots, hosts);
+        make_room(&mut leaf.names, bytes);
+    }
+
     /// Puts `entry` in, and gives back what stood there.
     pub(crate) fn insert(&mut self, hash: u64, host: &[u8], entry: T) -> Option<T> {
         let (tag, leaf) = self.leaf(hash);
@@ -153,6 +165,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_plain_host_takes_32_bytes_and_its_name() {
+        assert_eq!(size_of::<Slot<crate::rule::Entry>>(), 32);
+    }
 
     #[derive(Clone, Debug)]
     enum Step {

@@ -80,7 +80,23 @@ impl RouteTable {
     }
 }
 
+/// A change that was checked: the hash of its host, and the rules from now on.
+type Change = (u64, HostPattern, Option<Entry>);
+
 impl Snapshot {
+    /// Makes room for many changes of one leaf at once; a few find it as they go.
+    fn reserve(&mut self, run: &[Change]) {
+        if run.len() < 4 {
+            return;
+        }
+        let added = run.iter().filter_map(|change| match change {
+            (_, HostPattern::Exact(host), Some(_)) => Some(host.len()),
+            _ => None,
+        });
+        let (hosts, bytes) = added.fold((0, 0), |(hosts, bytes), length| (hosts + 1, bytes + length));
+        self.exact.reserve(run[0].0, hosts, bytes);
+    }
+
     fn replace(&mut self, hash: u64, pattern: &HostPattern, entry: Option<Entry>) {
         let before = match pattern {
             HostPattern::Any => self.any.take(),
@@ -133,7 +149,7 @@ impl Router for RouteTable {
     }
 
     fn apply(&self, changes: Vec<RouteChange>) -> Result<()> {
-        let mut compiled = Vec::with_capacity(changes.len());
+        let mut compiled: Vec<Change> = Vec::with_capacity(changes.len());
         for change in changes {
             compiled.push(match change {
                 RouteChange::Set { host, rules } => {
@@ -152,8 +168,11 @@ impl Router for RouteTable {
         compiled.sort_by_key(|(hash, ..)| *hash);
         let _one_at_a_time = self.writing.lock();
         let mut next = Snapshot::clone(&self.current.load());
-        for (hash, pattern, entry) in compiled {
-            next.replace(hash, &pattern, entry);
+        for run in compiled.chunk_by_mut(|(one, ..), (two, ..)| HostMap::<Entry>::are_near(*one, *two)) {
+            next.reserve(run);
+            for (hash, pattern, entry) in run {
+                next.replace(*hash, pattern, entry.take());
+            }
         }
         // The version before is dropped by the last lookup that still reads it: at most a path, never the table.
         self.current.store(Arc::new(next));

@@ -1,14 +1,13 @@
 //! Requests that are malformed, that lie, or that never end: refused with the right status, in bounded time and
 //! memory, and without harm to others.
 
+#[path = "support/raw.rs"]
+mod raw;
 mod support;
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
+use raw::{exchange, noting};
 use sas_router::{GatewayConfig, ServerConfig};
 use support::*;
 use tokio::{
@@ -16,51 +15,6 @@ use tokio::{
     net::TcpStream,
     time::Instant,
 };
-
-/// Sends bytes and reads until the server closes, or says nothing more for a second.
-async fn exchange(address: SocketAddr, bytes: &[u8]) -> (String, bool) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    // The server may have closed before it read everything.
-    let _refused = stream.write_all(bytes).await;
-    let mut answer = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        match tokio::time::timeout(Duration::from_secs(1), stream.read(&mut buffer)).await {
-            Ok(Ok(0) | Err(_)) => return (String::from_utf8_lossy(&answer).into_owned(), true),
-            Ok(Ok(count)) => answer.extend_from_slice(&buffer[..count]),
-            Err(_) => return (String::from_utf8_lossy(&answer).into_owned(), false),
-        }
-    }
-}
-
-/// A platform whose instance notes the raw bytes that reach it, and answers every head with 200.
-async fn noting() -> (Platform, Arc<Mutex<Vec<u8>>>) {
-    let platform = Platform::start().await;
-    let listener = tokio::net::TcpListener::bind(loopback()).await.unwrap();
-    platform.pool.add_at(platform.revision, listener.local_addr().unwrap());
-    let noted = Arc::new(Mutex::new(Vec::new()));
-    let notes = Arc::clone(&noted);
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let notes = Arc::clone(&notes);
-            tokio::spawn(async move {
-                let mut buffer = [0; 4096];
-                while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-                    notes.lock().unwrap().extend_from_slice(&buffer[..count]);
-                    let whole =
-                        buffer[..count].ends_with(b"\r\n\r\n") || !buffer[..count].starts_with(b"POST");
-                    if whole
-                        && stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.is_err()
-                    {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    (platform, noted)
-}
 
 #[tokio::test]
 async fn malformed_requests_get_a_reason_and_their_connection_is_closed() {
@@ -180,29 +134,6 @@ async fn malformed_requests_get_a_reason_and_their_connection_is_closed() {
     let (answer, _) =
         exchange(platform.address(), format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n").as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "others are served: {answer}");
-}
-
-#[tokio::test]
-async fn what_can_be_read_in_two_ways_reaches_the_instance_in_one() {
-    // RFC 9112, section 6.1: with both framings the coding counts, the length is removed, the connection closed.
-    let (platform, noted) = noting().await;
-    let smuggled = format!("GET /smuggled HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
-    for order in [
-        format!("content-length: {}\r\ntransfer-encoding: chunked", 5 + smuggled.len()),
-        format!("transfer-encoding: chunked\r\ncontent-length: {}", 5 + smuggled.len()),
-        format!(
-            "Transfer-Encoding: chunked\r\ncontent-length: {}\r\ntransfer-encoding: chunked",
-            5 + smuggled.len()
-        ),
-    ] {
-        noted.lock().unwrap().clear();
-        let request = format!("POST /first HTTP/1.1\r\nhost: {HOST}\r\n{order}\r\n\r\n0\r\n\r\n{smuggled}");
-        let (answer, closed) = exchange(platform.address(), request.as_bytes()).await;
-        assert!(closed, "{order}: {answer}");
-        let seen = String::from_utf8_lossy(&noted.lock().unwrap()).to_ascii_lowercase();
-        assert!(!seen.contains("smuggled"), "{order}: {seen}");
-        assert!(!(seen.contains("content-length") && seen.contains("transfer-encoding")), "{order}: {seen}");
-    }
 }
 
 #[tokio::test]

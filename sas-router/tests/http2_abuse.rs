@@ -1,64 +1,19 @@
 //! HTTP/2 as no sane client speaks it (RFC 9113): each case ends the stream or the connection, as the specification
 //! says, and nobody else notices.
 
+#[path = "support/frames.rs"]
+mod frames;
 mod support;
 
 use std::{net::SocketAddr, time::Duration};
 
+use frames::*;
 use sas_router::{GatewayConfig, ServerConfig};
 use support::*;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PUSH_PROMISE: u8 = 5;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend_from_slice(&[kind, flags]);
-    frame.extend_from_slice(&stream.to_be_bytes());
-    frame.extend_from_slice(payload);
-    frame
-}
-
-/// A header block of literals without indexing and without Huffman coding.
-fn block(headers: &[(&str, &str)]) -> Vec<u8> {
-    let mut block = Vec::new();
-    for (name, value) in headers {
-        block.push(0);
-        for text in [name, value] {
-            assert!(text.len() < 127);
-            block.push(text.len() as u8);
-            block.extend_from_slice(text.as_bytes());
-        }
-    }
-    block
-}
-
-const GET: [(&str, &str); 4] =
-    [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", HOST)];
-
-fn ask(stream: u32) -> Vec<u8> {
-    frame(HEADERS, END_STREAM | END_HEADERS, stream, &block(&GET))
-}
-
-fn ask_with(extra: &[(&str, &str)]) -> Vec<u8> {
-    let headers: Vec<_> = GET.iter().chain(extra).copied().collect();
-    frame(HEADERS, END_STREAM | END_HEADERS, 1, &block(&headers))
-}
 
 /// How the server took it.
 #[derive(Debug, PartialEq)]

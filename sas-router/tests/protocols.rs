@@ -192,6 +192,61 @@ async fn a_large_body_streams_both_ways_without_being_held() {
     platform.pool.until_idle().await;
 }
 
+fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/statm").ok()?;
+    Some(status.split_whitespace().nth(1)?.parse::<u64>().ok()? * 4096)
+}
+
+/// A quarter of a gibibyte each way here; at length: `SAS_BODY_BYTES=10737418240 cargo test --release -p sas-router --test protocols
+/// memory -- --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_stays_flat_however_large_a_body_is() {
+    const PIECE: usize = 128 * 1024;
+    let bytes =
+        std::env::var("SAS_BODY_BYTES").ok().and_then(|text| text.parse().ok()).unwrap_or(1_u64 << 28);
+    let platform = Platform::start().await;
+    let instance =
+        instance(handler(|request| async move { Response::new(Body::new(request.into_body())) })).await;
+    platform.pool.add_at(platform.revision, instance.local_addr());
+    let mut rule = sas_core::RouteRule::new(
+        sas_core::TenantKey(1),
+        sas_core::RouteAction::Split(vec![sas_core::Split::new(platform.revision, 100)]),
+    );
+    rule.timeout = Duration::from_secs(3_600);
+    set(&platform.table, HOST, vec![rule]);
+    let mut client = Client::connect(platform.address()).await;
+    let (mut sender, body) = Channel::<Bytes, BoxError>::new(1);
+    let pieces = bytes / PIECE as u64;
+    tokio::spawn(async move {
+        let piece = Bytes::from(vec![7; PIECE]);
+        for _ in 0..pieces {
+            sender.send_data(piece.clone()).await.unwrap();
+        }
+    });
+    let began = Instant::now();
+    let mut response = client.0.send_request(request("POST", "/", Body::new(body))).await.unwrap();
+    let (mut received, mut first, mut most) = (0_u64, None, 0);
+    while let Some(frame) = response.frame().await {
+        received += frame.unwrap().into_data().unwrap().len() as u64;
+        // The buffers of the way have filled by then.
+        if received >= bytes / 8 {
+            let now = resident().unwrap_or(0);
+            first.get_or_insert(now);
+            most = most.max(now);
+        }
+    }
+    assert_eq!(received, pieces * PIECE as u64);
+    let grown = most.saturating_sub(first.unwrap_or(0));
+    println!(
+        "{received} bytes each way in {:.1?}; resident memory {} KiB after an eighth, at most {} KiB more after that",
+        began.elapsed(),
+        first.unwrap_or(0) >> 10,
+        grown >> 10,
+    );
+    assert!(grown < 64 << 20, "memory grew by {grown} bytes");
+    platform.pool.until_idle().await;
+}
+
 /// An instance that echoes WebSocket messages. It says how its connections ended.
 async fn echo() -> (std::net::SocketAddr, tokio::sync::mpsc::Receiver<Option<u16>>) {
     let listener = TcpListener::bind(loopback()).await.unwrap();

@@ -1,5 +1,5 @@
-//! Load, and all the while instances that are killed, scaled down and replaced, and traffic that moves between
-//! revisions. Every request gets one answer; what is idempotent succeeds; what is not is executed at most once.
+//! Load at 80 % of what the platform was seen to bear, and all the while instances that are killed, scaled down and
+//! replaced, ten a second, and traffic that moves between revisions. Every request gets one answer; what is idempotent succeeds; what is not is executed at most once.
 //!
 //! Three seconds here. At length: `SAS_STORM_SECONDS=600 cargo test --release -p sas-router --test storm`.
 
@@ -17,6 +17,8 @@ use std::{
 use sas_core::{InstanceId, RevisionKey, RouteAction, RouteRule, Split, TenantKey};
 use sas_router::{GatewayConfig, Server, ServerConfig};
 use support::*;
+
+const CLIENTS: u32 = 8;
 
 type Executed = Arc<Mutex<HashMap<u64, u32>>>;
 
@@ -46,9 +48,18 @@ async fn client(
     stop: Arc<AtomicBool>,
     seen: Arc<Seen>,
     executed: Executed,
+    pace: Option<Duration>,
 ) {
     let mut client = Client::connect(platform.address()).await;
+    let mut turns = pace.map(|pace| {
+        let mut turns = tokio::time::interval(pace);
+        turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+        turns
+    });
     while !stop.load(Ordering::Relaxed) {
+        if let Some(turns) = &mut turns {
+            turns.tick().await;
+        }
         let number = numbers.fetch_add(1, Ordering::Relaxed);
         let method = if number.is_multiple_of(3) { "POST" } else { "GET" };
         let mut asked = request(method, "/", if method == "POST" { "payload" } else { "" });
@@ -90,12 +101,24 @@ async fn nothing_is_lost_while_everything_changes() {
     }
     let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
     let numbers = Arc::new(AtomicU64::new(0));
-    let clients: Vec<_> = (0..8)
-        .map(|_| {
-            let (numbers, stop, seen) = (Arc::clone(&numbers), Arc::clone(&stop), Arc::clone(&seen));
-            tokio::spawn(client(Arc::clone(&platform), numbers, stop, seen, Arc::clone(&executed)))
-        })
-        .collect();
+    let clients = |pace: Option<Duration>, stop: &Arc<AtomicBool>| -> Vec<_> {
+        (0..CLIENTS)
+            .map(|_| {
+                let (numbers, stop, seen) = (Arc::clone(&numbers), Arc::clone(stop), Arc::clone(&seen));
+                tokio::spawn(client(Arc::clone(&platform), numbers, stop, seen, Arc::clone(&executed), pace))
+            })
+            .collect()
+    };
+    // What it bears when nothing changes and everybody asks at once.
+    let (calm, measured) = (Arc::<AtomicBool>::default(), Duration::from_millis(500));
+    let asking = clients(None, &calm);
+    tokio::time::sleep(measured).await;
+    calm.store(true, Ordering::Relaxed);
+    for client in asking {
+        client.await.unwrap();
+    }
+    let bears = numbers.load(Ordering::Relaxed) as f64 / measured.as_secs_f64();
+    let clients = clients(Some(Duration::from_secs_f64(f64::from(CLIENTS) / (0.8 * bears))), &stop);
 
     let until = tokio::time::Instant::now() + Duration::from_secs(seconds);
     let mut turn = 0_usize;
@@ -126,7 +149,8 @@ async fn nothing_is_lost_while_everything_changes() {
     let answered = seen.answered.load(Ordering::Relaxed);
     assert_eq!(answered, numbers.load(Ordering::Relaxed), "one answer each");
     println!(
-        "{answered} requests, lost: 0, lost with their instance: {}",
+        "{turn} instances went, half of them killed, under {:.0} requests/s of {bears:.0}; {answered} requests, lost: 0, lost with their instance: {}",
+        answered as f64 / (seconds as f64 + measured.as_secs_f64()),
         seen.attributed.load(Ordering::Relaxed)
     );
     assert!(answered > 100 * seconds, "only {answered} in {seconds} s");

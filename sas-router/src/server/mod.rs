@@ -377,7 +377,13 @@ async fn serve(
             let mut known = Word::GoOn;
             loop {
                 match poll_fn(|cx| poll_told(connection.as_mut(), watched, known, cx)).await {
-                    Told::Served(served) => return Ok(served?),
+                    Told::Served(served) => {
+                        // Its streams were ended first.
+                        if shared.ending.abort.is_cancelled() {
+                            shared.metrics.aborted();
+                        }
+                        return Ok(served?);
+                    }
                     Told::Word(Word::Abort) => {
                         shared.metrics.aborted();
                         return Ok(());

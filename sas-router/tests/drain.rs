@@ -1,0 +1,295 @@
+//! What lives long when an instance drains, or a listener: told in order, at the deadline ended by force, and counted.
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use http_body_util::{BodyExt as _, channel::Channel};
+use sas_core::{Body, BoxError, Protocol, Response};
+use sas_router::{GatewayConfig, ServerConfig};
+use support::*;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    time::{Instant, timeout},
+};
+use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
+
+/// A platform that counts.
+async fn counting() -> (Platform, Arc<Counts>) {
+    let (counts, recorder) = Counts::recorder();
+    let (mut gateway, mut server) = (GatewayConfig::default(), ServerConfig::default());
+    gateway.recorder = recorder.clone();
+    server.recorder = recorder;
+    (Platform::with(spec(), gateway, server).await, counts)
+}
+
+async fn counted(counts: &Counts, kind: &str, expected: u64) {
+    let by = deadline();
+    while counts.drained(kind) < expected {
+        assert!(Instant::now() < by, "{kind}: {} of {expected}", counts.drained(kind));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(counts.drained(kind), expected, "{kind}");
+}
+
+/// An instance that answers every WebSocket message with its name and the message, and tells the code of the Close frame it gets.
+async fn echo(name: &'static str) -> (std::net::SocketAddr, tokio::sync::mpsc::Receiver<Option<u16>>) {
+    let listener = TcpListener::bind(loopback()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (ended, endings) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let ended = ended.clone();
+            tokio::spawn(async move {
+                let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+                let mut code = None;
+                while let Some(Ok(message)) = socket.next().await {
+                    match message {
+                        Message::Text(text) => {
+                            socket.send(Message::text(format!("{name}: {text}"))).await.unwrap();
+                        }
+                        Message::Close(close) => code = close.map(|close| u16::from(close.code)),
+                        _ => {}
+                    }
+                }
+                ended.send(code).await.unwrap();
+            });
+        }
+    });
+    (address, endings)
+}
+
+/// An instance that agrees to switch protocols, says `first`, and then nothing.
+async fn switches(protocol: &'static str, first: &'static [u8]) -> std::net::SocketAddr {
+    let listener = TcpListener::bind(loopback()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = [0; 4096];
+                let _count = stream.read(&mut head).await.unwrap();
+                let answer = format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nupgrade: {protocol}\r\nconnection: upgrade\r\n\r\n"
+                );
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.write_all(first).await.unwrap();
+                let mut rest = Vec::new();
+                let _ended = stream.read_to_end(&mut rest).await;
+            });
+        }
+    });
+    address
+}
+
+/// A client that asked to switch and has read `first`.
+async fn switched(platform: &Platform, protocol: &str, first: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(platform.address()).await.unwrap();
+    let ask = format!("GET / HTTP/1.1\r\nhost: {HOST}\r\nupgrade: {protocol}\r\nconnection: upgrade\r\n\r\n");
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(first) || !seen.starts_with(b"HTTP/1.1 101") {
+        assert!(stream.read_buf(&mut seen).await.unwrap() > 0, "{}", String::from_utf8_lossy(&seen));
+    }
+    stream
+}
+
+async fn ends(stream: &mut TcpStream) {
+    let mut rest = Vec::new();
+    let _reset = timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await.expect("it is cut");
+}
+
+#[tokio::test]
+async fn a_draining_instance_closes_its_websockets_and_leaves_those_of_others() {
+    let (platform, counts) = counting().await;
+    let ((leaving_at, mut left), (staying_at, _stays)) = (echo("leaving").await, echo("staying").await);
+    let leaving = platform.pool.add_at(platform.revision, leaving_at);
+    platform.pool.add_at(platform.revision, staying_at);
+    let (mut closing, mut sockets) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let stream = TcpStream::connect(platform.address()).await.unwrap();
+        let (mut socket, _) =
+            tokio_tungstenite::client_async(format!("ws://{HOST}/chat"), stream).await.unwrap();
+        socket.send(Message::text("who")).await.unwrap();
+        match socket.next().await.unwrap().unwrap().into_text().unwrap().as_str() {
+            "leaving: who" => closing.push(socket),
+            _ => sockets.push(socket),
+        }
+    }
+    assert_eq!((closing.len(), sockets.len()), (2, 2));
+    platform.pool.drain_instance(platform.revision, leaving, Instant::now() + Duration::from_secs(60));
+    for socket in &mut closing {
+        let told = timeout(Duration::from_secs(20), socket.next()).await.expect("long before the deadline");
+        let Some(Ok(Message::Close(Some(close)))) = told else { panic!("{told:?}") };
+        assert_eq!(close.code, CloseCode::Away);
+        while socket.next().await.is_some_and(|message| message.is_ok()) {}
+    }
+    for _ in 0..2 {
+        assert_eq!(left.recv().await.unwrap(), Some(1001), "the client's answer reached the instance");
+    }
+    counted(&counts, "websocket", 2).await;
+    for socket in &mut sockets {
+        socket.send(Message::text("still here")).await.unwrap();
+        assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("staying: still here"));
+    }
+    assert_eq!(platform.pool.leases(), 2, "the slots of the others are held on");
+    drop(sockets);
+    platform.pool.until_idle().await;
+    assert_eq!(counts.drained("forced"), 0);
+}
+
+#[tokio::test]
+async fn at_the_deadline_of_its_instance_a_websocket_is_cut_within_its_frame() {
+    let (platform, counts) = counting().await;
+    // A frame of four bytes of which two never come.
+    let address = switches("websocket", &[0x81, 4, b'h', b'a']).await;
+    let instance = platform.pool.add_at(platform.revision, address);
+    let mut stream = switched(&platform, "websocket", b"ha").await;
+    platform.pool.drain_instance(platform.revision, instance, Instant::now() + Duration::from_millis(1_500));
+    ends(&mut stream).await;
+    counted(&counts, "forced", 1).await;
+    assert_eq!(counts.drained("websocket"), 0);
+    platform.pool.until_idle().await;
+}
+
+#[tokio::test]
+async fn other_protocols_go_on_until_the_deadline_of_their_instance() {
+    let (platform, counts) = counting().await;
+    let instance = platform.pool.add_at(platform.revision, switches("shout", b"hey").await);
+    let mut stream = switched(&platform, "shout", b"hey").await;
+    let until = Instant::now() + Duration::from_millis(1_500);
+    platform.pool.drain_instance(platform.revision, instance, until);
+    ends(&mut stream).await;
+    assert!(Instant::now() >= until, "it had its time");
+    counted(&counts, "forced", 1).await;
+    platform.pool.until_idle().await;
+}
+
+/// Events, one every 20 ms; or half of one, and then nothing.
+fn events(whole: bool) -> Arc<dyn sas_core::Handler> {
+    handler(move |_| async move {
+        let (mut sender, body) = Channel::<Bytes, BoxError>::new(1);
+        tokio::spawn(async move {
+            if !whole {
+                let _gone = sender.send_data("data: ha".into()).await;
+                std::future::pending::<()>().await;
+            }
+            while sender.send_data("data: tick\n\n".into()).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        let mut response = Response::new(Body::new(body));
+        response.headers_mut().insert("content-type", "text/event-stream".parse().unwrap());
+        response
+    })
+}
+
+#[tokio::test]
+async fn a_draining_instance_ends_its_event_streams_after_an_event() {
+    let (platform, counts) = counting().await;
+    let (first, second) = (instance(events(true)).await, instance(events(true)).await);
+    let leaving = platform.pool.add_at(platform.revision, first.local_addr());
+    let mut client = Client::connect(platform.address()).await;
+    let mut response = client.send(get("/events")).await;
+    platform.pool.add_at(platform.revision, second.local_addr());
+    platform.pool.drain_instance(platform.revision, leaving, Instant::now() + Duration::from_secs(60));
+    let mut other = Client::connect(platform.address()).await;
+    let mut staying = other.send(get("/events")).await;
+    let mut seen = Vec::new();
+    let reading = async {
+        while let Some(frame) = response.frame().await {
+            seen.extend_from_slice(&frame.expect("a clean end").into_data().unwrap());
+        }
+    };
+    timeout(Duration::from_secs(20), reading).await.expect("it ends long before the deadline");
+    assert!(seen.ends_with(b"tick\n\n"), "{}", String::from_utf8_lossy(&seen));
+    counted(&counts, "event_stream", 1).await;
+    for _ in 0..20 {
+        staying.frame().await.unwrap().expect("the stream of another instance goes on");
+    }
+    drop(staying);
+    drop(other);
+    platform.pool.until_idle().await;
+    assert_eq!(counts.drained("forced"), 0);
+}
+
+#[tokio::test]
+async fn an_event_that_never_ends_is_cut_at_the_deadline_of_its_instance() {
+    let (platform, counts) = counting().await;
+    let source = instance(events(false)).await;
+    let leaving = platform.pool.add_at(platform.revision, source.local_addr());
+    let mut response = Client::connect(platform.address()).await.send(get("/events")).await;
+    assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "data: ha");
+    platform.pool.drain_instance(platform.revision, leaving, Instant::now() + Duration::from_millis(1_500));
+    let cut = timeout(Duration::from_secs(20), response.frame()).await.expect("it is cut");
+    assert!(matches!(cut, Some(Err(_))), "never as if it were complete: {cut:?}");
+    counted(&counts, "forced", 1).await;
+    assert_eq!(counts.drained("event_stream"), 0);
+    platform.pool.until_idle().await;
+}
+
+#[tokio::test]
+async fn a_draining_http2_instance_finishes_its_streams_and_gets_no_more() {
+    let mut spec = spec();
+    spec.protocol = Protocol::H2c;
+    let platform = Platform::with(spec, GatewayConfig::default(), ServerConfig::default()).await;
+    let release = Arc::new(tokio::sync::Notify::new());
+    let released = Arc::clone(&release);
+    let first = instance(handler(move |_| {
+        let released = Arc::clone(&released);
+        async move {
+            released.notified().await;
+            text(200, "first")
+        }
+    }))
+    .await;
+    let second = instance(handler(|_| async { text(200, "second") })).await;
+    let leaving = platform.pool.add_at(platform.revision, first.local_addr());
+    let address = platform.address();
+    let asking: Vec<_> = (0..3)
+        .map(|_| tokio::spawn(async move { read(Client::connect(address).await.send(get("/")).await).await }))
+        .collect();
+    while platform.pool.leases() < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    platform.pool.drain_instance(platform.revision, leaving, Instant::now() + Duration::from_secs(60));
+    platform.pool.add_at(platform.revision, second.local_addr());
+    let mut client = Client::connect(address).await;
+    for _ in 0..5 {
+        assert_eq!(read(client.send(get("/")).await).await, "second");
+    }
+    assert_eq!(platform.pool.leases(), 3, "its streams are still there");
+    for _ in 0..3 {
+        release.notify_one();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for one in asking {
+        assert_eq!(one.await.unwrap(), "first");
+    }
+    platform.pool.until_idle().await;
+    // The connection to it is given back in order: the instance can end without cutting anything.
+    timeout(Duration::from_secs(20), first.shutdown(deadline())).await.expect("nothing holds it");
+}
+
+#[tokio::test]
+async fn a_listener_counts_what_it_tells_to_go_and_what_it_has_to_cut() {
+    let (platform, counts) = counting().await;
+    platform.pool.add_inside(platform.revision, handler(|_| std::future::pending()));
+    let stream = TcpStream::connect(platform.address()).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut http2, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    tokio::spawn(connection);
+    let ask = http::Request::get(format!("http://{HOST}/")).body(Body::empty()).unwrap();
+    let asking = tokio::spawn(async move { http2.send_request(ask).await.map(|_| ()) });
+    while platform.pool.leases() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    platform.server.shutdown(Instant::now() + Duration::from_millis(200)).await;
+    assert!(asking.await.unwrap().is_err(), "its stream was cut");
+    counted(&counts, "http2", 1).await;
+    counted(&counts, "forced", 1).await;
+    platform.pool.until_idle().await;
+}
