@@ -1,15 +1,66 @@
-//! Runs seeds of the simulator: `seeds [--seed N | --from A --count N] [--plant NAME]`.
-//! A failing seed is shrunk and printed; the exit status is then 1.
+//! Runs seeds of the simulator: `seeds [--seed N | --from A --count N] [--plant NAME] [--write N[a] | --every-write yes]`.
+//!
+//! A failing seed is shrunk and printed; the exit status is then 1. `--write 7` kills the host at the eighth write to
+//! the store, before it is applied, `--write 7a` after; `--every-write yes` tries each write of each seed, both ways.
 
 #![allow(clippy::print_stdout, reason = "what it is for")]
 
 use std::{collections::BTreeMap, process::ExitCode};
 
-use sas_sim::{Plant, run_seed, shrink};
+use sas_sim::{
+    Outcome, Plant,
+    plan::{self, Step},
+    run, shrink,
+};
+
+const USAGE: &str =
+    "usage: seeds [--seed N | --from A --count N] [--plant NAME] [--write N[a] | --every-write yes]";
+
+#[derive(Clone, Copy, Debug)]
+enum Crash {
+    AsPlanned,
+    At(u64, bool),
+    AtEachWrite,
+}
+
+#[derive(Default)]
+struct Sums {
+    runs: u64,
+    facts: u64,
+    requests: u64,
+    failing: u64,
+    combined: u64,
+    faults: BTreeMap<&'static str, u64>,
+}
+
+impl Sums {
+    /// Takes an outcome in; a failing one is shrunk and printed, with its history where one is asked for.
+    fn take(&mut self, outcome: Outcome, plant: Option<Plant>, tell: bool) {
+        self.runs += 1;
+        self.facts += outcome.facts;
+        self.requests += outcome.requests;
+        self.combined = self.combined.rotate_left(5) ^ outcome.hash;
+        for (kind, times) in &outcome.faults {
+            *self.faults.entry(kind).or_default() += times;
+        }
+        if outcome.violations.is_empty() {
+            return;
+        }
+        self.failing += 1;
+        let seed = outcome.seed;
+        let shortest = shrink(outcome, plant, 120);
+        println!("{shortest}");
+        if tell {
+            for (at, fact) in sas_sim::run_told(seed, shortest.steps).told {
+                println!("{:>12.6} {fact:?}", at.as_secs_f64());
+            }
+        }
+    }
+}
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
-    let (mut from, mut count, mut plant) = (0_u64, 1000_u64, None);
+    let (mut from, mut count, mut plant, mut crash) = (0_u64, 1000_u64, None, Crash::AsPlanned);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().unwrap_or_default();
         let number = value.parse::<u64>();
@@ -18,42 +69,50 @@ fn main() -> ExitCode {
             ("--from", Ok(first)) => from = first,
             ("--count", Ok(seeds)) => count = seeds,
             ("--plant", _) => {
-                plant = Plant::ALL.into_iter().map(|(plant, _)| plant).find(|it| format!("{it:?}") == value)
+                plant = Plant::ALL.into_iter().map(|(plant, _)| plant).find(|it| format!("{it:?}") == value);
+                if plant.is_none() {
+                    println!("--plant: {value}: must be one of {:?}", Plant::ALL.map(|(plant, _)| plant));
+                    return ExitCode::from(2);
+                }
             }
+            ("--every-write", _) if value == "yes" => crash = Crash::AtEachWrite,
+            ("--write", number) => match number.or_else(|_| value.trim_end_matches('a').parse()) {
+                Ok(write) => crash = Crash::At(write, value.ends_with('a')),
+                Err(_) => {
+                    println!("--write: {value}: must be a number, followed by an a if the write is applied");
+                    return ExitCode::from(2);
+                }
+            },
             _ => {
-                println!("usage: seeds [--seed N | --from A --count N] [--plant NAME]");
+                println!("{USAGE}");
                 return ExitCode::from(2);
             }
         }
     }
     // Panics are violations, with their seed; the hook's text would only hide them.
     std::panic::set_hook(Box::new(|_| {}));
-    let (mut facts, mut requests, mut failing) = (0, 0, 0_u64);
-    let mut faults: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut combined = 0_u64;
+    let mut sums = Sums::default();
     for seed in from..from + count {
-        let outcome = run_seed(seed, plant);
-        facts += outcome.facts;
-        requests += outcome.requests;
-        combined = combined.rotate_left(5) ^ outcome.hash;
-        for (kind, times) in &outcome.faults {
-            *faults.entry(kind).or_default() += times;
-        }
-        if !outcome.violations.is_empty() {
-            failing += 1;
-            let shortest = shrink(outcome, plant, 120);
-            println!("{shortest}");
-            if count == 1 {
-                for (at, fact) in sas_sim::run_told(seed, shortest.steps).told {
-                    println!("{:>12.6} {fact:?}", at.as_secs_f64());
-                }
+        let plans: Vec<Vec<Step>> = match crash {
+            Crash::AsPlanned => vec![plan::plan(seed)],
+            Crash::At(write, applied) => vec![plan::with_crash(seed, write, applied)],
+            Crash::AtEachWrite => {
+                let writes = run(seed, plan::sound_store(seed), plant).writes;
+                let each = (0..writes).flat_map(|write| [(write, false), (write, true)]);
+                each.map(|(write, applied)| plan::with_crash(seed, write, applied)).collect()
             }
+        };
+        for steps in plans {
+            sums.take(run(seed, steps, plant), plant, count == 1);
         }
     }
-    println!("{count} seeds from {from}: {requests} requests, {facts} facts, combined hash {combined:016x}");
-    for (kind, times) in faults {
+    println!(
+        "{count} seeds from {from}, {} runs: {} requests, {} facts, combined hash {:016x}",
+        sums.runs, sums.requests, sums.facts, sums.combined
+    );
+    for (kind, times) in sums.faults {
         println!("  {times:>8} x {kind}");
     }
-    println!("seeds with violations: {failing}");
-    if failing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!("runs with violations: {}", sums.failing);
+    if sums.failing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -75,6 +75,8 @@ pub enum Fact {
         /// The number.
         desired: u32,
     },
+    /// The host was killed.
+    HostDied,
     /// A change of the control plane was acknowledged or refused.
     Control {
         /// What was asked for.
@@ -86,6 +88,18 @@ pub enum Fact {
     Fired {
         /// The event's id.
         event: String,
+        /// Where.
+        instance: u64,
+    },
+    /// An instance that stops gave a request back unused.
+    GivenBack {
+        /// Which instance.
+        instance: u64,
+    },
+    /// A call that an instance worked on was dropped before its end.
+    CutShort {
+        /// Which instance.
+        instance: u64,
     },
     /// From here on nobody sends anything but triggers.
     Quiet {
@@ -103,6 +117,8 @@ pub enum Fact {
     },
     /// Requests that were metered.
     MeteredRequests {
+        /// In which life of the host.
+        epoch: u64,
         /// How many.
         count: u64,
     },

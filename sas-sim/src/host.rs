@@ -146,6 +146,18 @@ impl Host {
         self.runtime.quiesce().await;
     }
 
+    /// All revisions that are registered, with the names of their services.
+    pub(crate) fn revisions(&self) -> Vec<(String, RevisionKey)> {
+        let mut all = Vec::new();
+        for record in self.control.records() {
+            for revision in &record.revisions {
+                let key = self.control.revision_key("default", &record.name, &revision.name);
+                all.extend(key.map(|key| (record.name.clone(), key)));
+            }
+        }
+        all
+    }
+
     /// The keys of all revisions that are registered for a service.
     pub(crate) fn keys(&self, service: u32) -> Vec<RevisionKey> {
         let Ok(record) = self.control.record("default", &name(service)) else { return Vec::new() };

@@ -17,16 +17,21 @@ pub mod draw;
 pub mod history;
 mod host;
 pub mod invariants;
+mod overload;
 pub mod plan;
 pub mod runtime;
 mod shrink;
 pub mod store;
+mod storm;
+mod timed;
 mod watch;
 mod what_if;
 mod world;
 
+pub use overload::{Asked, Got, Overload, overload};
 pub use shrink::shrink;
-pub use what_if::{Setup, Summary, what_if};
+pub use storm::storm;
+pub use what_if::{Setup, Summary, what_if, what_if_watched};
 pub use world::{Outcome, Violation, run, run_seed, run_told};
 
 /// A bug to plant, one for each invariant, to see that it is found.
@@ -43,6 +48,8 @@ pub enum Plant {
     LeaksLeases,
     /// Some meter readings are dropped.
     DropsReadings,
+    /// Some requests are not metered.
+    DropsRequests,
     /// A revision that should sleep does not.
     NeverSleeps,
     /// The pool's size is changed without a decision.
@@ -53,20 +60,24 @@ pub enum Plant {
     AcknowledgesLostWrites,
     /// Events count as delivered that nobody got.
     SwallowsEvents,
+    /// The decisions that are kept are not those that were made.
+    RewritesHistory,
 }
 
 impl Plant {
     /// All of them, with the invariant that each breaks.
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub const ALL: [(Self, &'static str); 12] = [
         (Self::LosesAnswers, "one answer"),
         (Self::RaisesLimits, "limits"),
         (Self::LosesWakeups, "no lost wake-up"),
         (Self::LeaksLeases, "no leaks"),
         (Self::DropsReadings, "metering"),
+        (Self::DropsRequests, "requests reconcile"),
         (Self::NeverSleeps, "desired is reached"),
         (Self::WishesOfItsOwn, "reasons"),
         (Self::HandsBackUsedRequests, "executed once"),
         (Self::AcknowledgesLostWrites, "durable"),
         (Self::SwallowsEvents, "triggers fire"),
+        (Self::RewritesHistory, "decisions replay"),
     ];
 }

@@ -67,6 +67,17 @@ pub enum Action {
     },
     /// The host is killed and starts again on what the store holds.
     HostCrash,
+    /// The host is killed at a write to the store, and starts again on what the store holds.
+    CrashAtWrite {
+        /// Writes before it, counted from the first of all.
+        write: u64,
+        /// Whether that write is applied all the same.
+        applied: bool,
+    },
+    /// Each operation of the store takes this much longer from now on.
+    SlowStore(Duration),
+    /// Each exit is told twice from now on.
+    ExitsTwice,
     /// An operator recycles an instance.
     Recycle {
         /// Which of those of the service, counted around.
@@ -86,6 +97,9 @@ impl Action {
             Self::ClockJump(_) => "clock jumped",
             Self::StoreBreaks { .. } => "store broke",
             Self::HostCrash => "host crashed",
+            Self::CrashAtWrite { .. } => "host crashed at a write",
+            Self::SlowStore(_) => "store slow",
+            Self::ExitsTwice => "exits told twice",
             Self::Recycle { .. } => "instance recycled",
             _ => return None,
         })
@@ -113,6 +127,31 @@ pub const SAFETY: Duration = Duration::from_secs(40);
 
 /// The plan of a seed, in order of time.
 pub fn plan(seed: u64) -> Vec<Step> {
+    let mut steps = base(seed);
+    let mut draw = Draw::new(seed).fork(3);
+    for _ in 0..draw.below(3) {
+        let at = Duration::from_secs(1) + draw.between(Duration::ZERO, SAFETY - Duration::from_secs(2));
+        let step = match draw.below(3) {
+            // Counted from the first write, so it is said before that.
+            0 => Step {
+                at: Duration::ZERO,
+                action: Action::CrashAtWrite { write: draw.below(24), applied: draw.chance(0.5) },
+            },
+            1 => Step {
+                at,
+                action: Action::SlowStore(draw.between(Duration::from_millis(1), Duration::from_secs(2))),
+            },
+            _ => Step { at, action: Action::ExitsTwice },
+        };
+        steps.push(step);
+    }
+    steps.sort_by_key(|step| step.at);
+    steps
+}
+
+/// The plan of a seed with the kinds of faults that there were at first. Seeds that found something are kept as
+/// regression tests by it, so it never changes.
+pub fn base(seed: u64) -> Vec<Step> {
     let root = Draw::new(seed);
     let mut draw = root.fork(1);
     let services = 1 + draw.below(3) as u32;
@@ -160,5 +199,19 @@ pub fn plan(seed: u64) -> Vec<Step> {
         steps.push(Step { at, action });
     }
     steps.sort_by_key(|step| step.at);
+    steps
+}
+
+/// The plan of a seed without the steps that break the store: what it writes can be counted.
+pub fn sound_store(seed: u64) -> Vec<Step> {
+    let mut steps = plan(seed);
+    steps.retain(|step| !matches!(step.action, Action::StoreBreaks { .. } | Action::CrashAtWrite { .. }));
+    steps
+}
+
+/// The same, with the host killed at one write.
+pub fn with_crash(seed: u64, write: u64, applied: bool) -> Vec<Step> {
+    let mut steps = sound_store(seed);
+    steps.insert(0, Step { at: Duration::ZERO, action: Action::CrashAtWrite { write, applied } });
     steps
 }

@@ -63,6 +63,7 @@ struct Shared {
     plant: Option<Plant>,
     epoch: u64,
     dead: AtomicBool,
+    exits_twice: AtomicBool,
 }
 
 impl Shared {
@@ -109,6 +110,7 @@ impl SimRuntime {
                 plant,
                 epoch,
                 dead: AtomicBool::new(false),
+                exits_twice: AtomicBool::new(false),
             }),
         }
     }
@@ -123,9 +125,15 @@ impl SimRuntime {
         *self.shared.service.lock() = mean;
     }
 
+    /// Each exit is told twice from now on.
+    pub fn tell_exits_twice(&self) {
+        self.shared.exits_twice.store(true, SeqCst);
+    }
+
     /// No more faults, and calls are as quick as at first.
     pub fn mend(&self) {
         self.shared.faults.lock().clear();
+        self.shared.exits_twice.store(false, SeqCst);
         self.set_service_time(Duration::from_millis(40));
     }
 
@@ -276,7 +284,11 @@ impl SimInstance {
         self.shared.tell(Fact::Gone { instance: self.shared.number(self.id), killed });
         self.changed.notify_waiters();
         let report = ExitReport::at(self.shared.clock.now());
-        self.events.exited(self.id, if killed { report.with_signal(9) } else { report });
+        let report = if killed { report.with_signal(9) } else { report };
+        if self.shared.exits_twice.load(SeqCst) {
+            self.events.exited(self.id, report.clone());
+        }
+        self.events.exited(self.id, report);
         true
     }
 
@@ -291,12 +303,19 @@ impl SimInstance {
     }
 }
 
-struct Call<'a>(&'a SimInstance);
+struct Call<'a> {
+    instance: &'a SimInstance,
+    answered: bool,
+}
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, SeqCst);
-        self.0.changed.notify_waiters();
+        let instance = self.instance;
+        if !self.answered {
+            instance.shared.tell(Fact::CutShort { instance: instance.shared.number(instance.id) });
+        }
+        instance.calls.fetch_sub(1, SeqCst);
+        instance.changed.notify_waiters();
     }
 }
 
@@ -314,12 +333,13 @@ impl Instance for SimInstance {
 
     async fn call(&self, request: Request, cx: &Cx) -> Result<Answer, CallError> {
         if self.gone.load(SeqCst) || self.stopping.load(SeqCst) {
+            self.shared.tell(Fact::GivenBack { instance: self.shared.number(self.id) });
             let error = Error::new(ErrorKind::Unavailable, "call", "simulated: the instance is stopping")
                 .with_retry(Retry::AnotherInstance);
             return Err(CallError::unsent(error, request));
         }
         let at_once = self.calls.fetch_add(1, SeqCst) + 1;
-        let call = Call(self);
+        let mut call = Call { instance: self, answered: false };
         let number =
             request.headers().get(REQUEST).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         match (number, request.headers().get("ce-id").and_then(|value| value.to_str().ok())) {
@@ -329,7 +349,9 @@ impl Instance for SimInstance {
                 at_once,
                 limit: self.limit,
             }),
-            (None, Some(event)) => self.shared.tell(Fact::Fired { event: event.to_owned() }),
+            (None, Some(event)) => self
+                .shared
+                .tell(Fact::Fired { event: event.to_owned(), instance: self.shared.number(self.id) }),
             (None, None) => {}
         }
         let time = {
@@ -346,6 +368,7 @@ impl Instance for SimInstance {
                 Err(CallError::sent(Error::new(ErrorKind::Timeout, "call", "simulated: too slow")))
             }
         };
+        call.answered = true;
         if self.shared.plant == Some(Plant::HandsBackUsedRequests)
             && matches!(&outcome, Err(failed) if failed.error.kind == ErrorKind::Crashed)
         {

@@ -1,10 +1,13 @@
 //! A store on a medium that breaks in the middle.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sas_control::MemoryStore;
 use sas_core::{Change, Entry, Error, ErrorKind, Result, Store, Version};
+use tokio::sync::Notify;
 
 /// The production store in memory over a medium that fails at a chosen write: before the write was applied, or after
 /// it was applied but before that was said (a torn write, as the caller sees it). From then on nothing works until
@@ -13,6 +16,7 @@ use sas_core::{Change, Entry, Error, ErrorKind, Result, Store, Version};
 pub struct SimStore {
     inner: MemoryStore,
     fault: Mutex<Fault>,
+    crashed: Notify,
     /// Planted: writes on a broken medium are acknowledged.
     lies: bool,
 }
@@ -20,10 +24,14 @@ pub struct SimStore {
 #[derive(Debug, Default)]
 struct Fault {
     writes: u64,
-    /// Fails at this many writes from now; `true`: after it was applied.
+    /// Fails after so many writes in all; `true`: after it was applied.
     planned: Option<(u64, bool)>,
+    /// The host dies at the write that fails.
+    crashes: bool,
     broken: bool,
     failures: u64,
+    /// What each operation takes longer.
+    delay: Duration,
 }
 
 /// What becomes of a write.
@@ -47,11 +55,41 @@ impl SimStore {
         }
     }
 
+    /// Lets `before` writes through, counted from the first of all; the host dies at the next one, which is applied or
+    /// not.
+    pub fn crash_at(&self, before: u64, applied: bool) {
+        let mut fault = self.fault.lock();
+        (fault.planned, fault.crashes) = (Some((before, applied)), true);
+    }
+
+    /// Resolves when the host has to die.
+    pub async fn crashed(&self) {
+        self.crashed.notified().await;
+    }
+
+    /// Each operation takes this much longer from now on, as on a disk that is busy.
+    pub fn slow(&self, delay: Duration) {
+        self.fault.lock().delay = delay;
+    }
+
     /// Works again, with everything that was applied.
     pub fn mend(&self) {
         let mut fault = self.fault.lock();
-        fault.planned = None;
-        fault.broken = false;
+        (fault.planned, fault.crashes, fault.broken) = (None, false, false);
+        fault.delay = Duration::ZERO;
+    }
+
+    /// Works again after a crash; what is planned for later stays.
+    pub fn reopen(&self) {
+        let mut fault = self.fault.lock();
+        if fault.broken {
+            (fault.planned, fault.crashes, fault.broken) = (None, false, false);
+        }
+    }
+
+    /// Writes that were asked for and not refused, so far.
+    pub fn writes(&self) -> u64 {
+        self.fault.lock().writes
     }
 
     /// Whether it fails now.
@@ -62,6 +100,13 @@ impl SimStore {
     /// Writes that failed so far.
     pub fn failures(&self) -> u64 {
         self.fault.lock().failures
+    }
+
+    async fn wait(&self) {
+        let delay = self.fault.lock().delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
     }
 
     fn works(&self, operation: &'static str) -> Result<()> {
@@ -79,6 +124,9 @@ impl SimStore {
         {
             fault.broken = true;
             fault.failures += 1;
+            if fault.crashes {
+                self.crashed.notify_one();
+            }
             return match (self.lies, applied) {
                 (true, _) => Ok(Write::Lost),
                 (false, true) => Ok(Write::Torn),
@@ -96,11 +144,13 @@ fn broken(operation: &'static str) -> Error {
 #[async_trait]
 impl Store for SimStore {
     async fn get(&self, key: &str) -> Result<Option<Entry>> {
+        self.wait().await;
         self.works("get")?;
         self.inner.get(key).await
     }
 
     async fn put(&self, key: &str, expected: Option<Version>, value: Bytes) -> Result<Version> {
+        self.wait().await;
         match self.write("put")? {
             Write::Told => self.inner.put(key, expected, value).await,
             Write::Torn => {
@@ -112,6 +162,7 @@ impl Store for SimStore {
     }
 
     async fn delete(&self, key: &str, expected: Version) -> Result<()> {
+        self.wait().await;
         match self.write("delete")? {
             Write::Told => self.inner.delete(key, expected).await,
             Write::Torn => {
@@ -123,11 +174,13 @@ impl Store for SimStore {
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {
+        self.wait().await;
         self.works("list")?;
         self.inner.list(prefix, after, limit).await
     }
 
     async fn changes(&self, prefix: &str, since: Version) -> Result<Vec<Change>> {
+        self.wait().await;
         self.works("changes")?;
         self.inner.changes(prefix, since).await
     }

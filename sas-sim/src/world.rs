@@ -1,12 +1,6 @@
 //! Carries out a plan and lets the invariants look.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    panic::AssertUnwindSafe,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use sas_control::manifest::TrafficTarget;
@@ -22,7 +16,7 @@ use crate::{
     draw::Draw,
     history::{Answered, Fact, History},
     host::{Host, manifest, name},
-    invariants::{Invariant, View},
+    invariants::{Invariant, View, durable::Durable, leaks, replay},
     plan::{Action, SAFETY, Step, plan},
     runtime::{REQUEST, StartFault},
     store::SimStore,
@@ -52,6 +46,8 @@ pub struct Outcome {
     pub facts: u64,
     /// Requests that were sent.
     pub requests: u64,
+    /// Writes to the store.
+    pub writes: u64,
     /// Faults that were injected, by kind.
     pub faults: BTreeMap<&'static str, u64>,
     /// The first violation of each invariant.
@@ -75,7 +71,15 @@ impl fmt::Display for Outcome {
             for step in &self.steps {
                 writeln!(f, "    {step}")?;
             }
-            writeln!(f, "  again: cargo run --release -p sas-sim --example seeds -- --seed {}", self.seed)?;
+            write!(f, "  again: cargo run --release -p sas-sim --example seeds -- --seed {}", self.seed)?;
+            // A crash that is no part of the seed's own plan is asked for.
+            let own = plan(self.seed);
+            for step in self.steps.iter().filter(|step| !own.contains(step)) {
+                if let Action::CrashAtWrite { write, applied } = step.action {
+                    write!(f, " --write {write}{}", if applied { "a" } else { "" })?;
+                }
+            }
+            writeln!(f)?;
         }
         Ok(())
     }
@@ -132,6 +136,7 @@ fn run_plan(seed: u64, steps: Vec<Step>, plant: Option<Plant>, tell: bool) -> Ou
                 hash: 0,
                 facts: 0,
                 requests: 0,
+                writes: 0,
                 faults: BTreeMap::new(),
                 violations: vec![violation],
                 told: Vec::new(),
@@ -162,8 +167,11 @@ struct World {
     faults: Mutex<BTreeMap<&'static str, u64>>,
     /// Milliseconds that the wall clock jumped back, in all: times that come twice and are not fired twice.
     back: Mutex<u64>,
-    /// Services with a change of which the outcome is not known.
-    unsure: Mutex<BTreeSet<String>>,
+    /// What the control plane said that it keeps.
+    durable: Mutex<Durable>,
+    restarting: tokio::sync::Mutex<()>,
+    /// Violations that are seen by others than the invariants that look at every fact.
+    late: Mutex<Vec<Violation>>,
     told: Mutex<Vec<(Duration, Fact)>>,
 }
 
@@ -188,7 +196,9 @@ impl World {
             epoch: Mutex::new(0),
             faults: Mutex::default(),
             back: Mutex::default(),
-            unsure: Mutex::default(),
+            durable: Mutex::default(),
+            restarting: tokio::sync::Mutex::new(()),
+            late: Mutex::default(),
             told: Mutex::default(),
         })
     }
@@ -206,7 +216,24 @@ impl World {
         let draw = Draw::new(self.seed).fork(100 + epoch);
         let booted = Host::boot(&self.history, &self.store, &self.clock, draw, self.plant, epoch).await;
         self.history.tell(Fact::Control { what: "boot".into(), done: booted.is_ok() });
+        if let Ok(host) = &booted {
+            let broken = self.durable.lock().came_back(&host.control);
+            self.late.lock().extend(broken.map(|message| Violation { invariant: "durable", message }));
+        }
         *self.host.lock() = booted.ok();
+    }
+
+    /// The host dies and comes back on what the store holds.
+    async fn crash(&self) {
+        let _one_at_a_time = self.restarting.lock().await;
+        let host = self.host.lock().take();
+        if let Some(host) = host {
+            self.history.tell(Fact::HostDied);
+            host.kill().await;
+        }
+        sleep(Duration::from_millis(500)).await;
+        self.store.reopen();
+        self.boot().await;
     }
 
     async fn run(self: &Arc<Self>, steps: &[Step]) -> Outcome {
@@ -214,8 +241,20 @@ impl World {
         let mut violations: Vec<Violation> = Vec::new();
         let faulty = steps.iter().any(|step| step.action.fault().is_some());
         let began = Instant::now();
+        // What is planned for the first moment counts from the first write.
+        let (first, steps) = steps.split_at(steps.iter().take_while(|step| step.at.is_zero()).count());
+        let actions = TaskTracker::new();
+        for step in first.iter().filter(|step| matches!(step.action, Action::CrashAtWrite { .. })) {
+            self.take(step, &actions).await;
+        }
         self.boot().await;
 
+        let crashing = async {
+            loop {
+                self.store.crashed().await;
+                self.crash().await;
+            }
+        };
         let watching = async {
             loop {
                 sleep(LOOK).await;
@@ -223,14 +262,12 @@ impl World {
             }
         };
         let script = async {
-            let actions = TaskTracker::new();
+            for step in first.iter().filter(|step| !matches!(step.action, Action::CrashAtWrite { .. })) {
+                self.take(step, &actions).await;
+            }
             for step in steps {
                 sleep_until(began + step.at).await;
-                self.history.tell(Fact::Step(format!("{:?}", step.action)));
-                if let Some(kind) = step.action.fault() {
-                    *self.faults.lock().entry(kind).or_default() += 1;
-                }
-                self.act(&step.action, &actions).await;
+                self.take(step, &actions).await;
             }
             sleep_until(began + SAFETY).await;
             self.liveness(&actions).await
@@ -239,8 +276,10 @@ impl World {
             biased;
             late = script => late,
             () = watching => Vec::new(),
+            () = crashing => Vec::new(),
         };
         self.look(&mut invariants, &mut violations, faulty, true);
+        let late = late.into_iter().chain(std::mem::take(&mut *self.late.lock()));
         for violation in late {
             if !violations.iter().any(|known| known.invariant == violation.invariant) {
                 violations.push(violation);
@@ -252,10 +291,19 @@ impl World {
             hash: self.history.hash(),
             facts: self.history.len(),
             requests: *self.next.lock(),
+            writes: self.store.writes(),
             faults: std::mem::take(&mut *self.faults.lock()),
             violations,
             told: std::mem::take(&mut *self.told.lock()),
         }
+    }
+
+    async fn take(self: &Arc<Self>, step: &Step, actions: &TaskTracker) {
+        self.history.tell(Fact::Step(format!("{:?}", step.action)));
+        if let Some(kind) = step.action.fault() {
+            *self.faults.lock().entry(kind).or_default() += 1;
+        }
+        self.act(&step.action, actions).await;
     }
 
     /// Lets every invariant look at what happened since, and at the pool as it is.
@@ -299,7 +347,7 @@ impl World {
                         () = host.lost.cancelled() => false,
                         deployed = host.control.deploy(manifest) => deployed.is_ok(),
                     };
-                    world.changed(format!("deploy {}", name(service)), done);
+                    world.changed(&host, "deploy", &name(service), done);
                     // The first service gets a timer, which wakes it all through the run.
                     if service == 0 && done {
                         let target = format!("default/{}", name(service));
@@ -331,7 +379,7 @@ impl World {
                         () = host.lost.cancelled() => false,
                         set = host.control.set_traffic("default", &service, targets) => set.is_ok(),
                     };
-                    world.changed(format!("split {service}"), done);
+                    world.changed(&host, "split", &service, done);
                 });
             }
             Action::Delete { service } => {
@@ -343,7 +391,7 @@ impl World {
                         () = host.lost.cancelled() => false,
                         deleted = host.control.delete("default", &service) => deleted.is_ok(),
                     };
-                    world.changed(format!("delete {service}"), done);
+                    world.changed(&host, "delete", &service, done);
                 });
             }
             Action::Traffic { service, requests, over, seed } => {
@@ -382,14 +430,13 @@ impl World {
                 *self.back.lock() += millis.min(&0).unsigned_abs();
             }
             Action::StoreBreaks { after, applied } => self.store.break_after(*after, *applied),
-            Action::HostCrash => {
-                let host = self.host.lock().take();
-                if let Some(host) = host {
-                    host.kill().await;
+            Action::HostCrash => self.crash().await,
+            Action::CrashAtWrite { write, applied } => self.store.crash_at(*write, *applied),
+            Action::SlowStore(delay) => self.store.slow(*delay),
+            Action::ExitsTwice => {
+                if let Some(host) = self.host() {
+                    host.runtime.tell_exits_twice();
                 }
-                sleep(Duration::from_millis(500)).await;
-                self.store.mend();
-                self.boot().await;
             }
             Action::Recycle { service } => {
                 if let Some(host) = self.host() {
@@ -403,12 +450,10 @@ impl World {
         }
     }
 
-    /// A change was acknowledged, or its outcome is not known: a write may have been applied all the same.
-    fn changed(&self, what: String, done: bool) {
-        if !done && let Some((_, service)) = what.split_once(' ') {
-            self.unsure.lock().insert(service.to_owned());
-        }
-        self.history.tell(Fact::Control { what, done });
+    /// A change of a service was acknowledged, or its outcome is not known: a write may have been applied all the same.
+    fn changed(&self, host: &Host, what: &str, service: &str, done: bool) {
+        self.durable.lock().changed(&host.control, service, done, what == "delete");
+        self.history.tell(Fact::Control { what: format!("{what} {service}"), done });
     }
 
     fn next_start(&self, fault: StartFault) {
@@ -470,9 +515,11 @@ impl World {
         if tokio::time::timeout(Duration::from_secs(120), actions.wait()).await.is_err() {
             broken("desired is reached", "a change of the control plane never ended".to_owned());
         }
+        let restarting = self.restarting.lock().await;
         if self.host().is_none() {
             self.boot().await;
         }
+        drop(restarting);
         let Some(host) = self.host() else {
             broken("durable", "the host does not come back on a store that works".to_owned());
             return violations;
@@ -529,38 +576,13 @@ impl World {
         if !live.is_empty() {
             broken("desired is reached", format!("a minute after the last request {live:?} still run"));
         }
-        for record in host.control.records() {
-            let Some(service) = record.name.strip_prefix("svc-").and_then(|number| number.parse().ok())
-            else {
-                continue;
-            };
-            for key in host.keys(service) {
-                if let Some(status) = host.pool.status(key)
-                    && (status.queued, status.in_flight) != (0, 0)
-                {
-                    broken("no leaks", format!("{} at rest has {status:?}", record.name));
-                }
-                if let Some(stretch) = host.driver.stretch(key)
-                    && let Some(scaler) = host.driver.scaler(&stretch.checkpoint.scaler)
-                {
-                    let replayed = sas_autoscale::replay(&*scaler, &stretch);
-                    match replayed {
-                        Ok(again) => {
-                            let mut pairs = stretch.records.iter().map(|record| &record.decision).zip(&again);
-                            if let Some(at) = pairs.position(|(kept, again)| kept != again) {
-                                broken(
-                                    "reasons",
-                                    format!("decision {at} of {} replays differently", record.name),
-                                );
-                            }
-                        }
-                        Err(error) => broken("reasons", format!("{} does not replay: {error}", record.name)),
-                    }
-                }
-            }
+        for message in leaks::at_rest(&host) {
+            broken("no leaks", message);
         }
-        let wanted: Vec<(String, u64)> =
-            host.control.records().iter().map(|record| (record.name.clone(), record.generation)).collect();
+        for message in replay::differences(&host, self.plant) {
+            broken("decisions replay", message);
+        }
+        self.durable.lock().wants(&host.control);
         drop(host);
         let host = self.host.lock().take();
         if let Some(host) = host {
@@ -568,32 +590,13 @@ impl World {
             if tokio::time::timeout(Duration::from_secs(30), host.end(deadline)).await.is_err() {
                 broken("no leaks", "the shutdown does not end".to_owned());
             }
-            let live = host.runtime.live();
-            if !live.is_empty() {
-                broken("no leaks", format!("after the shutdown {live:?} still run"));
+            for message in leaks::after_shutdown(&host).await {
+                broken("no leaks", message);
             }
-        }
-        sleep(Duration::from_secs(1)).await;
-        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
-        if tasks > 0 {
-            broken("no leaks", format!("after the shutdown {tasks} tasks are left"));
         }
         // What was wanted is what the store brings back.
         self.boot().await;
         if let Some(host) = self.host() {
-            let back: Vec<(String, u64)> = host
-                .control
-                .records()
-                .iter()
-                .map(|record| (record.name.clone(), record.generation))
-                .collect();
-            let unsure = self.unsure.lock().clone();
-            let sure = |all: &[(String, u64)]| -> Vec<(String, u64)> {
-                all.iter().filter(|(name, _)| !unsure.contains(name)).cloned().collect()
-            };
-            if sure(&back) != sure(&wanted) {
-                broken("durable", format!("it had {wanted:?}, and came back with {back:?}"));
-            }
             host.end(Instant::now()).await;
         }
         self.host.lock().take();

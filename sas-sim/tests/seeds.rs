@@ -50,10 +50,24 @@ fn a_failing_plan_is_shrunk_to_what_it_needs() {
 }
 
 #[test]
+fn the_host_may_die_at_any_write() {
+    for seed in 0..4 {
+        let writes = run(seed, plan::sound_store(seed), None).writes;
+        assert!(writes > 0, "seed {seed} writes nothing");
+        for write in 0..writes {
+            let outcome = run(seed, plan::with_crash(seed, write, write % 2 == 0), None);
+            assert!(outcome.violations.is_empty(), "{outcome}");
+            let crashes = outcome.faults.get("host crashed at a write");
+            assert_eq!(crashes, Some(&1), "seed {seed}, write {write}");
+        }
+    }
+}
+
+#[test]
 fn plans_hold_every_kind_of_fault() {
     let kinds: std::collections::BTreeSet<_> =
         (0..300).flat_map(plan::plan).filter_map(|step| step.action.fault()).collect();
-    assert_eq!(kinds.len(), 9, "{kinds:?}");
+    assert_eq!(kinds.len(), 12, "{kinds:?}");
 }
 
 /// Bugs that the simulator found, with the seed that found them.
@@ -63,7 +77,7 @@ fn the_bugs_that_were_found_stay_fixed() {
     // later change of it was a conflict until the next restart (82, 190, 210), and one that was half deployed was
     // never routed (17, 141).
     for seed in [17, 82, 141, 190, 210] {
-        let outcome = run_seed(seed, None);
+        let outcome = run(seed, plan::base(seed), None);
         assert!(outcome.violations.is_empty(), "{outcome}");
     }
 }

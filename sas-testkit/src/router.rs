@@ -274,9 +274,12 @@ async fn separate_splits(subject: &Subject) -> Verdict {
     let router = (subject.make)();
     set(&*router, exact("a.test"), vec![split(&[30, 70]), split(&[50, 50]).under("/x")])?;
     set(&*router, exact("b.test"), vec![split(&[20, 80])])?;
+    let rules = [("a.test", "/"), ("a.test", "/x"), ("b.test", "/")];
     let mut counts = [0_usize; 3];
-    for _ in 0..100 {
-        for (at, (host, path)) in [("a.test", "/"), ("a.test", "/x"), ("b.test", "/")].iter().enumerate() {
+    // A hundred each, in blocks of such lengths that one counter for all would show.
+    for (at, requests) in [(0, 50), (1, 30), (0, 50), (2, 10), (1, 70), (2, 90)] {
+        let (host, path) = rules[at];
+        for _ in 0..requests {
             counts[at] += usize::from(Ask::new(host, path).target(&*router)?.revision == key(0));
         }
     }

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use sas_core::{ErrorKind, Store as _};
 use sas_testkit::{
-    fault::{Victim, closed_port},
+    fake::FakeStore,
+    fault::{SlowDisk, Victim, closed_port},
     load::{Arrivals, Ledger, run},
 };
 
@@ -82,4 +84,20 @@ async fn a_process_is_paused_and_killed() {
 async fn nobody_listens_at_a_closed_port() {
     let address = closed_port().await.expect("a port");
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_disk_is_slow_and_a_full_one_keeps_nothing() {
+    let disk = SlowDisk::new(std::sync::Arc::new(FakeStore::default()));
+    disk.delay(Duration::from_secs(3));
+    let before = tokio::time::Instant::now();
+    let version = disk.put("a", None, "1".into()).await.expect("a write");
+    assert_eq!(before.elapsed(), Duration::from_secs(3));
+    disk.delay(Duration::ZERO);
+    disk.refuse_writes(2);
+    assert_eq!(disk.put("b", None, "2".into()).await.unwrap_err().kind, ErrorKind::Exhausted);
+    assert_eq!(disk.delete("a", version).await.unwrap_err().kind, ErrorKind::Exhausted);
+    assert!(disk.get("b").await.expect("a read").is_none());
+    disk.put("b", None, "2".into()).await.expect("there is room again");
+    disk.delete("a", version).await.expect("there is room again");
 }

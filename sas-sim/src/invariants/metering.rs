@@ -33,7 +33,7 @@ impl Invariant for Metering {
                     }
                 }
                 Fact::Metered { instance, ns } => *self.metered.entry(*instance).or_default() += ns,
-                Fact::Step(step) if step == "HostCrash" => self.killed_hosts = self.last_epoch,
+                Fact::HostDied => self.killed_hosts = self.last_epoch,
                 _ => {}
             }
         }

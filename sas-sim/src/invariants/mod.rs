@@ -1,12 +1,16 @@
 //! What must hold, one promise per file.
 
 mod desired_reached;
+pub(crate) mod durable;
 mod executed_once;
+pub(crate) mod leaks;
 mod limits;
 mod lost_wakeups;
 mod metering;
 mod one_answer;
 mod reasons;
+pub(crate) mod replay;
+mod requests;
 mod triggers;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
@@ -73,7 +77,7 @@ pub trait Invariant: fmt::Debug {
     fn look(&mut self, facts: &[(Duration, Fact)], view: &View) -> Result<(), String>;
 }
 
-/// All that look while a plan runs. Leaks, durability and replay are looked at in the end, by the runner itself.
+/// All that look while a plan runs. Leaks and replays are looked at in the end, what is durable at every restart.
 pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
     vec![
         Box::<one_answer::OneAnswer>::default(),
@@ -81,6 +85,7 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::<limits::Limits>::default(),
         Box::<lost_wakeups::LostWakeups>::default(),
         Box::<metering::Metering>::default(),
+        Box::<requests::RequestsReconcile>::default(),
         Box::<desired_reached::DesiredReached>::default(),
         Box::<reasons::Reasons>::default(),
         Box::<triggers::TriggersFire>::default(),

@@ -21,7 +21,7 @@ impl Invariant for TriggersFire {
         for (_, fact) in facts {
             match fact {
                 Fact::Quiet { timer } => (self.quiet, self.expected) = (true, *timer),
-                Fact::Fired { event } if self.quiet && !self.events.insert(event.clone()) => {
+                Fact::Fired { event, .. } if self.quiet && !self.events.insert(event.clone()) => {
                     return Err(format!("event {event} was delivered twice, though nothing failed"));
                 }
                 Fact::QuietEnds => {

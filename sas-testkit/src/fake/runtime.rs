@@ -62,6 +62,8 @@ struct Shared {
     immediate: AtomicBool,
     start_time: Mutex<Duration>,
     script: Mutex<VecDeque<Script>>,
+    exits_twice: AtomicBool,
+    usage: Mutex<Option<Usage>>,
     reapers: TaskTracker,
     clock: Arc<dyn Clock>,
     capabilities: Capabilities,
@@ -131,6 +133,8 @@ impl FakeRuntime {
                 immediate: AtomicBool::new(immediate),
                 start_time: Mutex::new(Duration::ZERO),
                 script: Mutex::default(),
+                exits_twice: AtomicBool::new(false),
+                usage: Mutex::default(),
                 reapers,
                 clock,
                 capabilities,
@@ -195,6 +199,16 @@ impl FakeRuntime {
     /// Forgets what the coming starts were told to do; those under way go on.
     pub fn forget_script(&self) {
         self.shared.script.lock().clear();
+    }
+
+    /// From now on each exit is told twice, as by a backend that watches a process in two ways.
+    pub fn tell_exits_twice(&self) {
+        self.shared.exits_twice.store(true, SeqCst);
+    }
+
+    /// From now on each instance says that it has used this, whatever it did; `None`: the truth again.
+    pub fn set_usage(&self, usage: Option<Usage>) {
+        *self.shared.usage.lock() = usage;
     }
 
     /// Starts that succeeded so far.
@@ -388,6 +402,9 @@ impl FakeInstance {
         self.shared.live.lock().remove(&self.id);
         let report = ExitReport::at(self.shared.clock.now());
         let report = signal.map_or(report.clone(), |signal| report.with_signal(signal));
+        if self.shared.exits_twice.load(SeqCst) {
+            self.events.exited(self.id, report.clone());
+        }
         self.events.exited(self.id, report);
     }
 
@@ -483,7 +500,8 @@ impl Instance for FakeInstance {
     }
 
     fn usage(&self) -> Option<Usage> {
-        Some(Usage::new(self.answered.load(SeqCst) * 1_000_000, 1 << 20))
+        let told = *self.shared.usage.lock();
+        Some(told.unwrap_or_else(|| Usage::new(self.answered.load(SeqCst) * 1_000_000, 1 << 20)))
     }
 
     async fn stop(&self, grace: Duration) -> Result<()> {

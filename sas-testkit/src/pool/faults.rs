@@ -6,7 +6,7 @@ use sas_core::{Claim, ClaimError, Error, ErrorKind, Outcome, TenantKey};
 use tokio::time::Instant;
 
 use super::kit::{Kit, done, ensure_live, is_start_error};
-use crate::check::{Stop, Verdict, ensure, eventually, within};
+use crate::check::{Stop, Verdict, drop_after_polls, ensure, eventually, within};
 
 fn broken() -> Error {
     Error::new(ErrorKind::Crashed, "start", "conformance: made to fail")
@@ -123,6 +123,61 @@ pub(super) async fn dies_early(kit: &Kit) -> Verdict {
     ensure_live(kit, &lease)
 }
 
+pub(super) async fn exit_twice(kit: &Kit) -> Verdict {
+    let revision = kit.revision(1).await?;
+    kit.runtime.tell_exits_twice();
+    kit.pool.set_desired(revision, 4);
+    kit.comes_to(revision, 4).await?;
+    for round in 0..4 {
+        let victim = kit.ready(revision)[round % 4];
+        kit.runtime.kill(victim);
+        kit.comes_to(revision, 4).await?;
+        kit.runtime_has(4).await?;
+        let started = kit.runtime.started();
+        ensure!(
+            started == 5 + round as u64,
+            "{} died, and {started} were started for a size of four",
+            round + 1
+        );
+    }
+    kit.pool.set_desired(revision, 0);
+    kit.comes_to(revision, 0).await?;
+    kit.runtime_has(0).await
+}
+
+pub(super) async fn clock_jumps(kit: &Kit) -> Verdict {
+    let Some(clock) = &kit.clock else {
+        return Err(Stop::Skip("the pool has no wall clock that the suite may set".into()));
+    };
+    let revision = kit.revision(1).await?;
+    let day = Duration::from_secs(86_400);
+    for ahead in [true, false, true] {
+        kit.runtime.set_start_time(Duration::from_secs(1));
+        let waiting = kit.claim(revision);
+        let jump = async {
+            kit.idle_for(Duration::from_millis(500)).await;
+            if ahead {
+                clock.jump_forward(day * 400);
+            } else {
+                clock.jump_back(day * 800);
+            }
+        };
+        let (lease, ()) = tokio::join!(waiting, jump);
+        done(lease?);
+        let Some(warm) = kit.pool.try_claim(&Claim::new(revision, TenantKey(1))) else {
+            return Err(Stop::fail("after a jump of the clock the free instance is not given out"));
+        };
+        done(warm);
+        for shard in 0..kit.pool.shards() {
+            kit.pool.drain_load(shard, &mut |_, _| {});
+        }
+        kit.pool.set_desired(revision, 0);
+        kit.comes_to(revision, 0).await?;
+        kit.runtime_has(0).await?;
+    }
+    Ok(())
+}
+
 pub(super) async fn recycle(kit: &Kit) -> Verdict {
     let revision = kit.revision(1).await?;
     kit.pool.set_desired(revision, 2);
@@ -178,6 +233,33 @@ pub(super) async fn shutdown(kit: &Kit) -> Verdict {
     ensure!(kit.runtime.starting() == 0, "after the shutdown {} starts go on", kit.runtime.starting());
     within(Duration::from_secs(10), "the second shutdown", kit.pool.shutdown(Instant::now())).await?;
     ensure!(kit.pool.try_claim(&Claim::new(revision, TenantKey(1))).is_none(), "a lease after the shutdown");
+    Ok(())
+}
+
+pub(super) async fn closed(kit: &Kit) -> Verdict {
+    let deployed = kit.deployed(kit.spec(1)).await?;
+    within(Duration::from_secs(60), "the shutdown", kit.pool.shutdown(Instant::now())).await?;
+    match kit.pool.register(deployed) {
+        Ok(_) => Err(Stop::fail("a pool that was shut down took a revision in")),
+        Err(error) => {
+            ensure!(error.kind == ErrorKind::Unavailable, "the kind is {:?}, not Unavailable", error.kind);
+            Ok(())
+        }
+    }
+}
+
+pub(super) async fn shutdown_dropped(kit: &Kit) -> Verdict {
+    let revision = kit.revision(1).await?;
+    let lease = kit.claim(revision).await?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    for polls in 0..4 {
+        let ended = drop_after_polls(polls, kit.pool.shutdown(deadline)).await;
+        ensure!(ended.is_none(), "the shutdown was over while a lease was out");
+    }
+    done(lease);
+    within(Duration::from_secs(60), "the shutdown", kit.pool.shutdown(deadline)).await?;
+    ensure!(kit.runtime.live().is_empty(), "after the shutdown there are {:?}", kit.runtime.live());
+    ensure!(kit.runtime.starting() == 0, "after the shutdown {} starts go on", kit.runtime.starting());
     Ok(())
 }
 

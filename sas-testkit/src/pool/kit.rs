@@ -17,13 +17,14 @@ use tokio::time::Instant;
 use super::Subject;
 use crate::{
     check::{Stop, Verdict, ensure, eventually, within},
-    fake::FakeRuntime,
+    fake::{FakeClock, FakeRuntime},
 };
 
 pub(crate) struct Kit {
     pub(crate) pool: Arc<dyn Pool>,
     pub(crate) runtime: Arc<FakeRuntime>,
     pub(crate) settle: Duration,
+    pub(crate) clock: Option<FakeClock>,
     next: AtomicU64,
 }
 
@@ -32,7 +33,13 @@ impl Kit {
         let runtime = FakeRuntime::new();
         // Long enough that claims which come together wait together.
         runtime.set_start_time(Duration::from_millis(10));
-        Self { pool: subject.pool, runtime, settle: subject.settle, next: AtomicU64::new(1) }
+        Self {
+            pool: subject.pool,
+            runtime,
+            settle: subject.settle,
+            clock: subject.clock,
+            next: AtomicU64::new(1),
+        }
     }
 
     pub(crate) fn spec(&self, concurrency: u32) -> RevisionSpec {
@@ -47,20 +54,24 @@ impl Kit {
     }
 
     pub(crate) async fn register(&self, spec: RevisionSpec) -> Verdict<RevisionKey> {
+        let deployed = self.deployed(spec).await?;
+        self.pool.register(deployed).map_err(|error| Stop::fail(format!("register: {}", error.chain())))
+    }
+
+    pub(crate) async fn deployed(&self, spec: RevisionSpec) -> Verdict<Arc<Deployed>> {
         let artifact = self
             .runtime
             .prepare(&spec)
             .await
             .map_err(|error| Stop::fail(format!("the suite's own runtime: {}", error.chain())))?;
         let number = self.next.fetch_add(1, SeqCst);
-        let deployed = Arc::new(Deployed {
+        Ok(Arc::new(Deployed {
             runtime: Arc::clone(&self.runtime) as Arc<dyn sas_core::Runtime>,
             artifact,
             spec: Arc::new(spec),
             name: RevisionName::new("conformance", "suite", &format!("suite-{number:05}")),
             tenant: TenantKey(1),
-        });
-        self.pool.register(deployed).map_err(|error| Stop::fail(format!("register: {}", error.chain())))
+        }))
     }
 
     pub(crate) async fn revision(&self, concurrency: u32) -> Verdict<RevisionKey> {

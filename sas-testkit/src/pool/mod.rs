@@ -1,6 +1,7 @@
 //! The suite for [`sas_core::Pool`]. It brings its own runtime, a [`FakeRuntime`](crate::fake::FakeRuntime).
 
 mod claims;
+mod drains;
 mod faults;
 mod kit;
 mod sizes;
@@ -13,6 +14,7 @@ use sas_core::Pool;
 use crate::{
     Report,
     check::{self, checks},
+    fake::FakeClock,
 };
 use kit::Kit;
 
@@ -21,6 +23,7 @@ use kit::Kit;
 pub struct Subject {
     pub(crate) pool: Arc<dyn Pool>,
     pub(crate) settle: Duration,
+    pub(crate) clock: Option<FakeClock>,
 }
 
 impl fmt::Debug for Subject {
@@ -33,7 +36,14 @@ impl Subject {
     /// A pool that mends what breaks within `settle`: its longest back-off after a failed start and what else it
     /// waits before it acts. The suite waits that long, so run it on paused time.
     pub fn new(pool: Arc<dyn Pool>, settle: Duration) -> Self {
-        Self { pool, settle }
+        Self { pool, settle, clock: None }
+    }
+
+    /// The pool's wall clock, if it has one that can be set: the suite makes it jump.
+    #[must_use]
+    pub fn on_clock(mut self, clock: FakeClock) -> Self {
+        self.clock = Some(clock);
+        self
     }
 }
 
@@ -72,15 +82,23 @@ pub async fn suite<G>(builder: impl AsyncFn() -> (G, Subject)) -> Report {
             "shrinking stops idle instances before busy ones" => sizes::idle_first,
             "a busy instance is stopped only after its drain" => sizes::after_drain,
             "a revision that wants none sleeps and wakes again" => sizes::to_zero,
-            "drain resolves when all are gone, and the next claim wakes" => sizes::drain,
+            "drain resolves when all are gone, and the next claim wakes" => drains::drain,
+            "drain ends at its grace, whatever is still out" => drains::grace,
+            "a drain that is dropped leaves a revision that serves" => drains::dropped,
+            "a lease on an instance that drains is told until when" => drains::told,
             "load tells what was asked for, and only while there is something to tell" => sizes::load,
+            "usage that lies never makes a load that is no number" => sizes::lying_usage,
+            "a wall clock that jumps keeps nobody from a slot" => faults::clock_jumps,
             "a failed start fails what waits, with its error" => faults::failed_start,
             "repeated failures fail fast, and the pool recovers" => faults::recovers,
             "a start that hangs is given up, and others take its place" => faults::hung_start,
             "a dead instance is replaced, and never given out" => faults::dead,
+            "an exit that is told twice counts once" => faults::exit_twice,
             "an instance that dies between its start and its first claim is no answer" => faults::dies_early,
             "recycle replaces an instance once its leases are back" => faults::recycle,
             "shutdown lets running calls finish, refuses new ones and leaves nothing" => faults::shutdown,
+            "a pool that shuts down takes no revision in" => faults::closed,
+            "a shutdown that is dropped may be called again" => faults::shutdown_dropped,
             "shutdown ends at its deadline even when leases stay out" => faults::shutdown_deadline,
             "shutdown answers those who wait" => faults::shutdown_waiting,
             "under random use with kills and cancellations every promise holds" => stress::random,

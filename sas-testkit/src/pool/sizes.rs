@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use sas_core::{Claim, Load, RevisionKey, TenantKey};
-use tokio::time::Instant;
+use sas_core::{Claim, Load, RevisionKey, TenantKey, Usage};
 
 use super::kit::{Kit, done};
-use crate::check::{Stop, Verdict, ensure, within};
+use crate::check::{Stop, Verdict, ensure};
 
 pub(super) async fn single_flight(kit: &Kit) -> Verdict {
     for concurrency in [0, 1000] {
@@ -159,29 +158,6 @@ pub(super) async fn to_zero(kit: &Kit) -> Verdict {
     Ok(())
 }
 
-pub(super) async fn drain(kit: &Kit) -> Verdict {
-    let revision = kit.revision(1).await?;
-    kit.pool.set_desired(revision, 3);
-    kit.comes_to(revision, 3).await?;
-    let held = kit.claim(revision).await?;
-    let drained = async {
-        let limit = Duration::from_secs(60);
-        within(limit, "the drain", kit.pool.drain(revision, Duration::from_secs(30))).await?;
-        Ok::<_, Stop>(Instant::now())
-    };
-    let release = async {
-        kit.idle_for(Duration::from_secs(2)).await;
-        let now = Instant::now();
-        done(held);
-        now
-    };
-    let (drained, released) = tokio::join!(drained, release);
-    ensure!(drained? >= released, "the drain was over while a lease was out");
-    ensure!(kit.runtime.live().is_empty(), "after the drain there are {:?}", kit.runtime.live());
-    done(kit.claim(revision).await?);
-    Ok(())
-}
-
 fn loads(kit: &Kit) -> Vec<Load> {
     let mut loads = Vec::new();
     for shard in 0..kit.pool.shards() {
@@ -242,4 +218,27 @@ pub(super) async fn load(kit: &Kit) -> Verdict {
     let visits = (0..3).filter(|_| load_of(kit, revision).is_some()).count();
     ensure!(visits <= 1, "a revision without instances was visited {visits} times more");
     Ok(())
+}
+
+pub(super) async fn lying_usage(kit: &Kit) -> Verdict {
+    let revision = kit.revision(1).await?;
+    kit.pool.set_desired(revision, 2);
+    kit.comes_to(revision, 2).await?;
+    let lies = [(0, 0), (u64::MAX, u64::MAX), (5, 1 << 60), (0, u64::MAX), (u64::MAX / 2, 0), (u64::MAX, 1)];
+    for (cpu_ns, memory_bytes) in lies {
+        kit.runtime.set_usage(Some(Usage::new(cpu_ns, memory_bytes)));
+        for _ in 0..3 {
+            done(kit.claim(revision).await?);
+            kit.idle_for(Duration::from_secs(1)).await;
+            for load in loads(kit) {
+                let sound = |value: Option<f64>| value.is_none_or(|value| value.is_finite() && value >= 0.0);
+                ensure!(
+                    sound(load.cpu) && sound(load.memory) && load.concurrency.is_finite(),
+                    "instances that say they used {cpu_ns} ns and {memory_bytes} bytes make {load:?}"
+                );
+            }
+        }
+    }
+    kit.runtime.set_usage(None);
+    kit.comes_to(revision, 2).await
 }

@@ -1,0 +1,178 @@
+//! A runtime whose instances are only a start time and a count.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use sas_core::{
+    Answer, Artifact, ArtifactInfo, Body, CallError, Capabilities, Cx, Error, ErrorKind, ExitReport,
+    Instance, InstanceEvents, InstanceId, Isolation, MeterPhase, MeterSink, Request, Response, Result,
+    RevisionKey, RevisionSpec, Runtime, StartRequest, TenantKey, Timestamp,
+};
+use tokio::time::Instant;
+
+use crate::draw::Draw;
+
+/// What the runtime and the meter count.
+#[derive(Debug, Default)]
+pub(crate) struct Counted {
+    pub(crate) live: AtomicU64,
+    pub(crate) starts: AtomicU64,
+    pub(crate) stops: AtomicU64,
+    /// Requests that ran on an instance when it was stopped.
+    pub(crate) cut: AtomicU64,
+    pub(crate) peak: AtomicU64,
+    pub(crate) busy_ns: AtomicU64,
+    pub(crate) other_ns: AtomicU64,
+    /// Requests on each instance that has any.
+    running: Mutex<HashMap<InstanceId, u32>>,
+}
+
+impl Counted {
+    /// A request begins on an instance.
+    pub(crate) fn begins(&self, id: InstanceId) {
+        *self.running.lock().entry(id).or_default() += 1;
+    }
+
+    /// A request ended on an instance.
+    pub(crate) fn ends(&self, id: InstanceId) {
+        let mut running = self.running.lock();
+        if let Some(count) = running.get_mut(&id) {
+            *count -= 1;
+            if *count == 0 {
+                running.remove(&id);
+            }
+        }
+    }
+}
+
+impl MeterSink for Counted {
+    fn phase(&self, _: InstanceId, _: RevisionKey, _: TenantKey, phase: MeterPhase, ns: u64) {
+        let total = if phase == MeterPhase::Busy { &self.busy_ns } else { &self.other_ns };
+        total.fetch_add(ns, Relaxed);
+    }
+}
+
+/// Starts take half to one and a half of a mean; calls, where any are made, are spread exponentially.
+#[derive(Debug)]
+pub(crate) struct Timed {
+    start: Duration,
+    spread: bool,
+    service: Duration,
+    draw: Arc<Mutex<Draw>>,
+    pub(crate) counted: Arc<Counted>,
+}
+
+impl Timed {
+    pub(crate) fn new(start: Duration, service: Duration, draw: Draw) -> Self {
+        Self { start, spread: true, service, draw: Arc::new(Mutex::new(draw)), counted: Arc::default() }
+    }
+
+    /// Starts take exactly this long, and calls no time.
+    pub(crate) fn exactly(start: Duration) -> Self {
+        Self { spread: false, ..Self::new(start, Duration::ZERO, Draw::new(0)) }
+    }
+}
+
+struct Running {
+    id: InstanceId,
+    service: Duration,
+    draw: Arc<Mutex<Draw>>,
+    events: Arc<dyn InstanceEvents>,
+    counted: Arc<Counted>,
+    gone: AtomicBool,
+}
+
+/// A call that runs, counted until it is over, dropped or not.
+struct Call<'a>(&'a Running);
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.counted.ends(self.0.id);
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Running({})", self.id)
+    }
+}
+
+#[async_trait]
+impl Instance for Running {
+    fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    async fn call(&self, _: Request, cx: &Cx) -> Result<Answer, CallError> {
+        self.counted.begins(self.id);
+        let _call = Call(self);
+        let ends = Instant::now() + self.draw.lock().exponential(self.service);
+        if !self.service.is_zero() {
+            tokio::time::sleep_until(ends.min(cx.deadline)).await;
+        }
+        if ends > cx.deadline {
+            return Err(CallError::sent(Error::new(ErrorKind::Timeout, "call", "simulated: too slow")));
+        }
+        Ok(Answer::Http(Response::new(Body::from("done"))))
+    }
+
+    async fn stop(&self, _: Duration) -> Result<()> {
+        if !self.gone.swap(true, Relaxed) {
+            self.counted.live.fetch_sub(1, Relaxed);
+            self.counted.stops.fetch_add(1, Relaxed);
+            let running = self.counted.running.lock().get(&self.id).copied().unwrap_or(0);
+            self.counted.cut.fetch_add(u64::from(running), Relaxed);
+            self.events.exited(self.id, ExitReport::at(Timestamp(0)));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Runtime for Timed {
+    fn name(&self) -> &'static str {
+        "timed"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(Isolation::MicroVm)
+    }
+
+    async fn prepare(&self, _: &RevisionSpec) -> Result<Artifact> {
+        Ok(Artifact::new((), ArtifactInfo::default()))
+    }
+
+    async fn start(&self, request: StartRequest) -> Result<Arc<dyn Instance>> {
+        let time = match self.spread {
+            true => self.draw.lock().between(self.start / 2, self.start + self.start / 2),
+            false => self.start,
+        };
+        if Instant::now() + time > request.deadline {
+            tokio::time::sleep_until(request.deadline).await;
+            return Err(Error::new(ErrorKind::Timeout, "start", "longer than the start's deadline"));
+        }
+        tokio::time::sleep(time).await;
+        let now = self.counted.live.fetch_add(1, Relaxed) + 1;
+        self.counted.peak.fetch_max(now, Relaxed);
+        self.counted.starts.fetch_add(1, Relaxed);
+        Ok(Arc::new(Running {
+            id: request.id,
+            service: self.service,
+            draw: Arc::clone(&self.draw),
+            events: request.events,
+            counted: Arc::clone(&self.counted),
+            gone: AtomicBool::new(false),
+        }))
+    }
+
+    async fn quiesce(&self) {}
+}
