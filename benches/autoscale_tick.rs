@@ -165,17 +165,17 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|---|");
     let mut wrong = 0;
-    for (name, aggregation) in
-        [("linear", Aggregation::Linear), ("weighted", Aggregation::WeightedExponential)]
-    {
+    let specs = [
+        ("linear", Aggregation::Linear, Duration::ZERO),
+        ("weighted", Aggregation::WeightedExponential, Duration::ZERO),
+        ("linear, delay of 30 s", Aggregation::Linear, Duration::from_secs(30)),
+    ];
+    for (name, aggregation, delay) in specs {
         let mut spec = ScalingSpec::default();
         spec.aggregation = aggregation;
+        spec.scale_down_delay = delay;
         spec.target = 10.0;
         for revisions in &sizes {
-            // Weighted windows keep scalar state: one size shows it.
-            if aggregation != Aggregation::Linear && *revisions > 100_000 {
-                continue;
-            }
             let figures = run(*revisions, &spec);
             println!(
                 "| {name} | {revisions} | {} | {} | {} | {} | {} |",

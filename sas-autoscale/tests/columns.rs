@@ -149,16 +149,16 @@ fn compare(seed: u64, ticks: u32) {
 
 #[test]
 fn columns_decide_as_the_scalar_code_on_fixed_traces() {
-    for seed in 0..40 {
-        compare(seed, 150);
+    for seed in 0..16 {
+        compare(seed, 100);
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn columns_decide_as_the_scalar_code_on_any_trace(seed: u64) {
-        compare(seed, 120);
+        compare(seed, 80);
     }
 }
 

@@ -239,3 +239,62 @@ fn a_restart_under_load_is_never_below_what_was_ready_in_either_preset() {
         }
     }
 }
+
+/// Decides on 100 requests at once for a minute, looked at every `tick`: at how many milliseconds a decision was made,
+/// and the average of the stable window in the last one.
+fn compatible_ticks(tick: Duration) -> (Vec<u128>, f64) {
+    let mut spec = ScalingSpec::default();
+    spec.preset = Preset::Knative;
+    let mut state = KpaState::default();
+    let mut made = Vec::new();
+    let mut average = 0.0;
+    let mut passed = Duration::ZERO;
+    while passed < Duration::from_secs(90) {
+        passed += tick;
+        let load = load(2, 100.0, 0);
+        let input = ScaleInput::new(0, START + passed, &spec, &load, Some(2)).over(tick);
+        let decision = Kpa::default().decide(&mut state, &input);
+        match decision.verdict {
+            Verdict::Set(_) => {
+                made.push(passed.as_millis());
+                average = decision.votes[0].value.unwrap();
+            }
+            Verdict::Hold => assert_eq!(decision.reason, Reason::BetweenTicks),
+        }
+    }
+    (made, average)
+}
+
+#[test]
+fn compatible_decisions_are_two_seconds_apart_however_often_it_is_looked_at() {
+    for tick in [50, 250, 500, 1000, 2000] {
+        let (made, average) = compatible_ticks(Duration::from_millis(tick));
+        for pair in made.windows(2) {
+            assert_eq!(pair[1] - pair[0], 2000, "ticks of {tick} ms");
+        }
+        assert!(made.len() >= 44, "ticks of {tick} ms: {}", made.len());
+        // Each second counts once, not once per look and not in every other one only.
+        assert!((average - 100.0).abs() < 4.0, "ticks of {tick} ms: {average}");
+    }
+    // Later than Knative's own ticks: one decision each.
+    let (made, average) = compatible_ticks(Duration::from_secs(5));
+    assert!(made.windows(2).all(|pair| pair[1] - pair[0] == 5000));
+    assert!((average - 100.0).abs() < 1e-6, "{average}");
+}
+
+#[test]
+fn compatible_the_first_request_after_zero_is_decided_on_at_once() {
+    let mut revision = Revision::new(Preset::Knative, |spec| {
+        spec.target = 10.0;
+        // Without it nothing is decided while nobody reports.
+        spec.target_burst_capacity = -1.0;
+    });
+    for _ in 0..3 {
+        assert_eq!(revision.tick(&load(0, 0.0, 0)).proposed.unwrap_or(0), 0);
+    }
+    // The third tick was a decision, so this one lies between two.
+    assert_eq!(revision.tick(&load(0, 0.0, 0)).reason, Reason::BetweenTicks);
+    assert!(revision.tick(&load(0, 0.0, 0)).proposed.is_some());
+    let woken = revision.tick(&load(0, 50.0, 50));
+    assert_eq!(woken.proposed, Some(8), "{woken:?}");
+}

@@ -123,6 +123,8 @@ pub enum Reason {
     Forecast,
     /// No instance became ready within the activation timeout.
     TimedOut,
+    /// Knative's preset decides every two seconds; until then the last decision stays.
+    BetweenTicks,
     /// A custom policy's own.
     Custom(u16),
 }

@@ -13,6 +13,8 @@ use crate::window::{Nanos, SECOND, Window};
 
 /// More than this is no measurement.
 pub(super) const SAMPLE_MAX: f64 = 1e12;
+/// How often Knative's autoscaler decides.
+const KNATIVE_TICK: Nanos = 2 * SECOND;
 /// How much of the highest arrival rate is left after a second.
 pub(super) const PEAK_DECAY: f32 = 0.8;
 
@@ -131,6 +133,8 @@ impl Params {
 pub(crate) struct Sample {
     /// Of the metric.
     pub(crate) value: f64,
+    /// Requests at once, whatever the metric.
+    pub(crate) concurrency: f64,
     /// Requests per second that arrived.
     pub(crate) arrivals: f64,
     pub(crate) queued: f64,
@@ -148,6 +152,7 @@ impl Sample {
         let value = if metric == Metric::Rps { arrivals } else { load.concurrency };
         (load.concurrency >= 0.0 && load.concurrency <= SAMPLE_MAX && value <= SAMPLE_MAX).then(|| Self {
             value,
+            concurrency: load.concurrency,
             arrivals,
             queued: f64::from(load.queued),
             ready: scale_of(load.ready),
@@ -171,6 +176,9 @@ pub struct KpaState {
     pub(super) peak: f32,
     /// Ticks for which what just started is given time to work.
     pub(super) settling: u32,
+    /// When Knative's preset decided last, and how many instances.
+    #[serde(default)]
+    pub(super) decided: Option<(Nanos, i32)>,
 }
 
 /// Samples on their way into whole seconds, so that early, late and missing ticks weigh what they should.
@@ -245,7 +253,8 @@ impl KpaState {
         (stable, panic)
     }
 
-    /// Knative's own: wall-clock buckets, what is recorded is what an instance would report.
+    /// Knative's own: wall-clock buckets of what an instance would report each second, a decision every two seconds,
+    /// and one at once for the first request after zero.
     fn compatible(&mut self, input: &ScaleInput<'_>, params: &Params, sample: &Sample) -> Decision {
         let now = input.now.0;
         let first = self.windows.is_none();
@@ -256,17 +265,37 @@ impl KpaState {
         if first {
             self.decider = Decider::new(&params.spec, now, Ready::Count(sample.ready));
         }
+        let passed = self.pending.add(sample.value, sample.elapsed, first);
         let (stable, panic) = self.windows(params, now);
         // Nobody reports when there is no instance and nothing waits.
-        if sample.ready > 0 || sample.value > 0.0 {
-            stable.record(now, sample.value);
-            panic.record(now, sample.value);
+        if let Some((mean, seconds)) = passed
+            && (sample.ready > 0 || mean > 0.0)
+        {
+            for back in (0..seconds.min(params.spec.stable_window_ns / SECOND)).rev() {
+                let at = now.saturating_sub(back.saturating_mul(SECOND));
+                stable.record(at, mean);
+                panic.record(at, mean);
+            }
         }
-        if stable.is_empty(now) && params.spec.target_burst_capacity != -1.0 {
+        let (no_data, averages) = (
+            stable.is_empty(now) && params.spec.target_burst_capacity != -1.0,
+            Averages { stable: stable.average(now), panic: panic.average(now) },
+        );
+        let poked = sample.concurrency > 0.0 && self.decided.is_some_and(|(_, desired)| desired == 0);
+        // The tick nearest to the time, since ticks are not exact.
+        let slack = nanos(input.elapsed) / 2;
+        let due =
+            self.decided.is_none_or(|(at, _)| now.saturating_sub(at).saturating_add(slack) >= KNATIVE_TICK);
+        if !due && !poked {
+            return Decision::hold(Reason::BetweenTicks);
+        }
+        let before = self.decided.map_or(-1, |(_, desired)| desired);
+        self.decided = Some((now, before));
+        if no_data {
             return Decision::hold(Reason::NoData);
         }
-        let averages = Averages { stable: stable.average(now), panic: panic.average(now) };
         let scaled = self.decider.decide(&params.spec, now, sample.ready, averages, &Mended::default());
+        self.decided = Some((now, scaled.desired));
         decision(params, averages, &scaled)
     }
 

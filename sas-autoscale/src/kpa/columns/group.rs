@@ -277,6 +277,7 @@ impl Group {
             },
             peak: rows.peak[lane],
             settling: rows.settling[lane].unsigned_abs(),
+            decided: None,
         }
     }
 

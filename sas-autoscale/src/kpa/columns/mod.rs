@@ -89,7 +89,7 @@ impl Run {
     )]
     #[inline(always)]
     fn decision(&self, metric: Metric, lane: usize) -> Decision {
-        let out = &self.outputs;
+        let (out, lane) = (&self.outputs, lane % LANES);
         let desired = out.desired[lane] as u32;
         let reason = match out.decider[lane] {
             2 => Reason::Delayed,
@@ -241,7 +241,11 @@ impl States {
             matches!(self.rows.get(input.row as usize), Some(Place::Column { group: other, at })
                 if *other == group && spot(*at).0 == block)
         });
-        let seen = Self::fill(&self.rows, columns, group, batch, run, (tag, next), dense.then_some(block));
+        let seen = if dense {
+            Self::fill::<true>(&self.rows, columns, group, batch, run, (tag, next))
+        } else {
+            Self::fill::<false>(&self.rows, columns, group, batch, run, (tag, next))
+        };
         if run.count == 0 {
             return false;
         }
@@ -285,63 +289,70 @@ impl States {
         true
     }
 
-    /// Collects inputs of rows whose tag is `tag.0`, which becomes `tag.1`; in their own lanes where they are to be of
-    /// one block, else side by side. Gives the lanes as bits.
+    /// Collects inputs of rows whose tag is `tag.0`, which becomes `tag.1`: of the first one's block and in their own
+    /// lanes, or of any and side by side. Gives the lanes as bits.
     #[inline(always)]
-    fn fill(
+    fn fill<const DENSE: bool>(
         places: &[Place],
         columns: &mut Group,
         group: u16,
         batch: &[ScaleInput<'_>],
         run: &mut Run,
         tag: (Tag, Tag),
-        block: Option<usize>,
     ) -> u64 {
-        let Run { inputs, rows, count, .. } = run;
-        *count = 0;
+        let Run { inputs, rows, count: taken, .. } = run;
+        *taken = 0;
         let first = &batch[0];
+        let Some(Place::Column { at, .. }) = places.get(first.row as usize) else { return 0 };
+        let block = spot(*at).0;
         // Once per run it is seen that these are still the spec and limit that the row's target was made from.
         let (spec, concurrency, lasted) = (std::ptr::from_ref(first.spec), first.concurrency, first.elapsed);
         let elapsed = inputs.elapsed;
         let most = Group::most_of(inputs.target);
         let rps = columns.shape.metric == Metric::Rps;
+        let one_plane = tag.0 == tag.1;
+        // A little within what rounds to a second, for what the sum loses.
+        let drifts = (0.5 - elapsed + 1e-6) as f32..(1.5 - elapsed - 1e-6) as f32;
         let mut seen = 0_u64;
+        let mut count = 0;
         for input in batch.iter().take(LANES) {
             let Some(Place::Column { group: other, at }) = places.get(input.row as usize).copied() else {
                 break;
             };
             let (in_block, lane) = spot(at);
-            if other != group || block.is_some_and(|block| block != in_block) {
+            if other != group || DENSE && in_block != block {
                 break;
             }
+            let in_block = if DENSE { block } else { in_block };
             let load = input.load;
-            let due = elapsed + f64::from(columns.blocks[in_block].rows.drift[lane]);
+            let (tags, drift) = (&mut columns.tags[in_block], columns.blocks[in_block].rows.drift[lane]);
             let value = if rps { f64::from(load.requests) / elapsed } else { load.concurrency };
-            let to = if block.is_some() { lane } else { *count };
             let regular = std::ptr::eq(input.spec, spec)
                 & (input.concurrency == concurrency)
-                & (columns.tags[in_block][lane] == tag.0)
+                & (tags[lane] == tag.0)
                 & (input.elapsed == lasted)
-                & (due >= 0.5)
-                & (due < 1.5)
+                & (drift >= drifts.start)
+                & (drift < drifts.end)
                 & (load.concurrency >= 0.0)
                 & (load.concurrency <= most)
                 & (value <= most)
                 & ((load.ready | load.starting | load.requests) < COUNT_MAX as u32)
                 & ((load.ready > 0) | (load.queued == 0));
             // The same row twice in a batch waits for its first turn. Its tag tells, unless there is but one plane.
-            if !regular || tag.0 == tag.1 && rows[..*count].iter().any(|(other, _)| *other == at) {
+            if !regular || one_plane && rows[..count].iter().any(|(other, _)| *other == at) {
                 break;
             }
-            columns.tags[in_block][lane] = tag.1;
+            tags[lane] = tag.1;
+            let to = if DENSE { lane } else { count % LANES };
             inputs.value[to] = value;
             inputs.requests[to] = load.requests as i32;
             inputs.ready[to] = load.ready as i32;
             inputs.starting[to] = load.starting as i32;
-            rows[*count] = (at, to as u8);
+            rows[count % LANES] = (at, to as u8);
             seen |= 1 << to;
-            *count += 1;
+            count += 1;
         }
+        *taken = count;
         seen
     }
 }

@@ -311,7 +311,12 @@ pub(super) fn pass(
         weigh(&weights.panic, &rows.age, ring, plane, &mut out.panic);
     }
     wants(rules, rows, input, out);
-    decide(rules, rows, input, out);
+    if rules.activation > 1 {
+        decide::<true>(rules, rows, input, out);
+    } else {
+        // Above 1 and not above 0: an activation scale of 1 says nothing.
+        decide::<false>(rules, rows, input, out);
+    }
     if rules.delay > 0 {
         hold(rules.delay, &rows.age, decided, plane, out);
     }
@@ -446,9 +451,16 @@ fn wants(rules: &Rules, rows: &Rows, input: &Inputs, out: &mut Outputs) {
         let known = most(ceil(f64::from(highest) / target), least);
         out.recent_wants[lane] = if rows.full[lane] >= 2 { known } else { UNKNOWN };
     }
-    for lane in 0..LANES {
-        let counted = f64::from(most(input.ready[lane], 1));
-        out.up[lane] = ceil(smaller(rules.max_scale_up_rate * counted, MOST));
+    let wants = out.stable_wants.iter().zip(&out.panic_wants);
+    let highest = wants.fold(0, |highest, (stable, panic)| most(highest, most(*stable, *panic)));
+    if f64::from(highest) <= rules.max_scale_up_rate {
+        // From one instance on it limits nobody.
+        out.up = [i32::MAX; LANES];
+    } else {
+        for lane in 0..LANES {
+            let counted = f64::from(most(input.ready[lane], 1));
+            out.up[lane] = ceil(smaller(rules.max_scale_up_rate * counted, MOST));
+        }
     }
     let rate = rules.max_scale_down_rate;
     if !rules.reachable {
@@ -487,8 +499,8 @@ fn wants(rules: &Rules, rows: &Rows, input: &Inputs, out: &mut Outputs) {
 }
 
 /// The decision, as [`crate::kpa::Decider`] makes it.
-fn decide(rules: &Rules, rows: &mut Rows, input: &Inputs, out: &mut Outputs) {
-    let activation = if rules.activation > 1 { rules.activation } else { 0 };
+fn decide<const ACTIVATES: bool>(rules: &Rules, rows: &mut Rows, input: &Inputs, out: &mut Outputs) {
+    let activation = rules.activation;
     let length = rules.stable;
     for lane in 0..LANES {
         let ready = input.ready[lane];
@@ -504,8 +516,8 @@ fn decide(rules: &Rules, rows: &mut Rows, input: &Inputs, out: &mut Outputs) {
         let stable_wants = if clear { recent_wants } else { kept };
         let stable = least(most(stable_wants, down), up);
         let panic = least(most(panic_wants, down), up);
-        let stable_raised = (stable_wants > 0) & (activation > stable);
-        let panic_raised = (panic_wants > 0) & (activation > panic);
+        let stable_raised = ACTIVATES & (stable_wants > 0) & (activation > stable);
+        let panic_raised = ACTIVATES & (panic_wants > 0) & (activation > panic);
         let stable = if stable_raised { activation } else { stable };
         let panic = if panic_raised { activation } else { panic };
         let age = rows.age[lane];
