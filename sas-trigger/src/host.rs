@@ -3,11 +3,16 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
+use futures_util::{
+    future::FutureExt as _,
+    stream::{FuturesUnordered, StreamExt as _},
+};
 use parking_lot::Mutex;
 use sas_core::{
     Clock, Error, ErrorKind, EventSink, Invoker, Recorder, Result, SpecErrors, Store, SystemClock, TriggerCx,
@@ -91,6 +96,9 @@ impl fmt::Debug for TriggerHost {
 }
 
 struct Running {
+    source: Arc<dyn TriggerSource>,
+    /// The service that gets the events of a declared trigger.
+    target: Option<String>,
     stop: CancellationToken,
     task: JoinHandle<()>,
     status: Arc<Mutex<TriggerStatus>>,
@@ -137,9 +145,62 @@ impl TriggerHost {
         source: Arc<dyn TriggerSource>,
         sink: Arc<dyn EventSink>,
     ) -> Result<()> {
+        self.replace(name, None, source, sink).await
+    }
+
+    async fn replace(
+        &self,
+        name: &str,
+        target: Option<String>,
+        source: Arc<dyn TriggerSource>,
+        sink: Arc<dyn EventSink>,
+    ) -> Result<()> {
         let _changing = self.changing.lock().await;
         self.stop(name).await;
-        self.start(name, source, sink)
+        self.start(name, target, source, sink)
+    }
+
+    /// What waits upstream of the declared triggers, by the service (`namespace/name`) that gets their events: the sum
+    /// of what [`TriggerSource::backlog`] says, for the scaler. A service with a source that fails, panics or does not
+    /// answer within `patience` is left out, since a part of the sum is no measurement; so is one whose sources know of
+    /// no backlog.
+    ///
+    /// **Cancel safety:** dropping the future drops the questions.
+    pub async fn backlogs(&self, patience: Duration) -> BTreeMap<String, u64> {
+        let asked: Vec<(String, Arc<dyn TriggerSource>)> = self
+            .running
+            .lock()
+            .values()
+            .filter_map(|running| Some((running.target.clone()?, Arc::clone(&running.source))))
+            .collect();
+        let mut answers: FuturesUnordered<_> = asked
+            .into_iter()
+            .map(|(target, source)| async move {
+                let asked = AssertUnwindSafe(async { source.backlog().await }).catch_unwind();
+                let answer = match tokio::time::timeout(patience, asked).await {
+                    Ok(Ok(Ok(known))) => Ok(known),
+                    Ok(Ok(Err(error))) => Err(error.chain()),
+                    Ok(Err(_)) => Err("the source panicked".to_owned()),
+                    Err(_) => Err(format!("no answer within {patience:?}")),
+                };
+                (target, answer)
+            })
+            .collect();
+        let mut sums: BTreeMap<String, Option<u64>> = BTreeMap::new();
+        while let Some((target, answer)) = answers.next().await {
+            match answer {
+                Ok(None) => {}
+                Ok(Some(waiting)) => {
+                    let sum = sums.entry(target).or_insert(Some(0));
+                    *sum = sum.map(|sum| sum.saturating_add(waiting));
+                }
+                Err(error) => {
+                    tracing::warn!(service = %target, error, "the backlog of a trigger is not known");
+                    sums.insert(target, None);
+                }
+            }
+        }
+        sums.into_iter().filter_map(|(target, sum)| Some((target, sum?))).collect()
     }
 
     /// A delivery to a service that shares the host's slots.
@@ -154,7 +215,13 @@ impl TriggerHost {
         .with_recorder(&self.config.recorder)
     }
 
-    fn start(&self, name: &str, source: Arc<dyn TriggerSource>, sink: Arc<dyn EventSink>) -> Result<()> {
+    fn start(
+        &self,
+        name: &str,
+        target: Option<String>,
+        source: Arc<dyn TriggerSource>,
+        sink: Arc<dyn EventSink>,
+    ) -> Result<()> {
         if self.shutdown.is_cancelled() {
             return Err(Error::new(ErrorKind::Unavailable, "trigger", "the platform is shutting down"));
         }
@@ -168,7 +235,7 @@ impl TriggerHost {
             stop.clone(),
         );
         let keeper = Keeper {
-            source,
+            source: Arc::clone(&source),
             cx,
             status: Arc::clone(&status),
             first_delay: self.config.restart_delay,
@@ -176,7 +243,7 @@ impl TriggerHost {
             metrics: self.metrics.clone(),
         };
         let task = tokio::spawn(keeper.keep());
-        self.running.lock().insert(name.to_owned(), Running { stop, task, status });
+        self.running.lock().insert(name.to_owned(), Running { source, target, stop, task, status });
         Ok(())
     }
 
@@ -242,7 +309,7 @@ impl Triggers for TriggerHost {
     async fn apply(&self, spec: TriggerSpec) -> Result<()> {
         let (source, delivery) = self.make(&spec)?;
         let sink = Arc::new(self.delivery(delivery));
-        self.run(&spec.name, source, sink).await
+        self.replace(&spec.name, Some(spec.target), source, sink).await
     }
 
     async fn remove(&self, name: &str) -> Result<()> {

@@ -391,3 +391,60 @@ async fn kinds_of_ones_own_are_declared_like_the_built_in_ones() {
     assert_eq!(host.status()[0].kind, "moody");
     host.shutdown(Instant::now() + Duration::from_secs(1)).await;
 }
+
+/// A source that says how much waits upstream, or why it does not know.
+#[derive(Debug)]
+struct Queue(fn() -> Result<Option<u64>>);
+
+#[async_trait]
+impl TriggerSource for Queue {
+    fn kind(&self) -> &'static str {
+        "queue"
+    }
+
+    async fn run(&self, cx: TriggerCx) -> Result<()> {
+        cx.shutdown.cancelled().await;
+        Ok(())
+    }
+
+    async fn backlog(&self) -> Result<Option<u64>> {
+        if (self.0)().is_ok_and(|known| known == Some(u64::MAX)) {
+            std::future::pending::<()>().await;
+        }
+        (self.0)()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn backlogs_add_up_per_service_and_a_part_of_a_sum_is_no_measurement() {
+    let host = host(&answering(&[]), &Arc::default());
+    let kinds: [(&str, fn() -> Result<Option<u64>>); 6] = [
+        ("three", || Ok(Some(3))),
+        ("forty", || Ok(Some(40))),
+        ("unknown", || Ok(None)),
+        ("broken", || Err(Error::new(ErrorKind::Unavailable, "backlog", "no broker"))),
+        ("panics", || panic!("on purpose")),
+        ("hangs", || Ok(Some(u64::MAX))),
+    ];
+    for (kind, answer) in kinds {
+        host.register_kind(kind, move |_| Ok(Arc::new(Queue(answer)) as Arc<dyn TriggerSource>));
+    }
+    for (name, kind, target) in [
+        ("a/1", "three", "a/sum"),
+        ("a/2", "forty", "a/sum"),
+        ("a/3", "unknown", "a/sum"),
+        ("a/4", "unknown", "a/nothing"),
+        ("a/5", "forty", "a/broken"),
+        ("a/6", "broken", "a/broken"),
+        ("a/7", "panics", "a/panics"),
+        ("a/8", "forty", "a/hangs"),
+        ("a/9", "hangs", "a/hangs"),
+    ] {
+        host.apply(TriggerSpec::new(name, kind, target)).await.unwrap();
+    }
+    let found = host.backlogs(Duration::from_secs(1)).await;
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), [("a/sum".to_owned(), 43)]);
+    host.remove("a/2").await.unwrap();
+    assert_eq!(host.backlogs(Duration::from_secs(1)).await["a/sum"], 3);
+    host.shutdown(Instant::now() + Duration::from_secs(1)).await;
+}
