@@ -78,7 +78,8 @@ impl Governor {
     fn apply_default(&mut self, input: &ScaleInput<'_>, decision: &mut Decision) {
         let (spec, load) = (input.spec, input.load);
         let wanted = match decision.verdict {
-            Verdict::Set(wanted) => wanted,
+            // More than any host has: an absurd count of instances must not come out as a wish.
+            Verdict::Set(wanted) => wanted.min(i32::MAX.unsigned_abs()),
             // Nothing to decide from: what is in force stays, within the bounds all the same.
             Verdict::Hold => {
                 let kept = input.desired.unwrap_or(0);
