@@ -38,7 +38,10 @@ impl Governor {
     /// younger than the revision may be; `initialized` when its initial scale is known to have been reached.
     pub fn new(spec: &ScalingSpec, load: &Load, restarted: bool, initialized: bool) -> Self {
         let compatible = (spec.preset == Preset::Knative).then(|| {
-            let mut life = Lifecycle::new(0, scale_of(load.ready.saturating_add(load.starting)));
+            // Knative leaves what is there alone for a while; more than the maximum must not be there to begin with.
+            let most = if spec.max == 0 { u32::MAX } else { spec.max.max(spec.initial) };
+            let there = load.ready.saturating_add(load.starting).min(most);
+            let mut life = Lifecycle::new(0, scale_of(there));
             life.create(&lifecycle_spec(spec), 0);
             (life, -1, 0)
         });
