@@ -49,8 +49,8 @@ pub(crate) struct Effects {
     pub(crate) wake: SmallVec<[Waker; 2]>,
     pub(crate) begin: SmallVec<[Plan; 1]>,
     pub(crate) stop: SmallVec<[Stop; 1]>,
-    pub(crate) freeze: SmallVec<[Freeze; 0]>,
-    pub(crate) readings: SmallVec<[Reading; 0]>,
+    pub(crate) freeze: Vec<Freeze>,
+    pub(crate) readings: Vec<Reading>,
     /// Whose last reference may go with them.
     pub(crate) dropped: SmallVec<[Arc<dyn Instance>; 1]>,
     pub(crate) forgotten: Option<Arc<Deployed>>,

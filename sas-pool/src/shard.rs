@@ -72,7 +72,8 @@ impl Shard {
         };
         // The first start is made here, and if it completes at once its first slot is this claim's.
         if !fx.begin.is_empty() {
-            let plan = fx.begin.remove(0);
+            let plan = if fx.begin.len() == 1 { fx.begin.pop() } else { Some(fx.begin.remove(0)) };
+            let plan = plan.expect("there is one");
             self.perform(&mut fx);
             if let Some(grant) = self.decide(Arc::clone(self), plan, Some(claim)) {
                 return Waiting::ready(Ok(self.lease(Arc::clone(self), grant)));
@@ -109,17 +110,22 @@ impl Shard {
 
     /// Does what was decided under the lock.
     pub(crate) fn perform(&self, fx: &mut Effects) {
-        for waker in fx.wake.drain(..) {
-            waker.wake();
-        }
         if let Some(at) = fx.armed {
             self.core.arm(at);
         }
-        for plan in fx.begin.drain(..) {
-            self.decide(self.me(), plan, None);
+        // Most changes have no effect of a kind, and a look is cheaper than a drain of nothing.
+        if !fx.wake.is_empty() {
+            fx.wake.drain(..).for_each(Waker::wake);
         }
-        for stop in fx.stop.drain(..) {
-            self.stop(stop);
+        if !fx.begin.is_empty() {
+            for plan in fx.begin.drain(..) {
+                self.decide(self.me(), plan, None);
+            }
+        }
+        if !fx.stop.is_empty() {
+            for stop in fx.stop.drain(..) {
+                self.stop(stop);
+            }
         }
         for freeze in fx.freeze.drain(..) {
             self.freeze(freeze);

@@ -4,9 +4,13 @@ mod fake;
 
 use std::sync::Arc;
 
-use fake::{FakeRuntime, SECOND, Start, claim, deployed};
+use fake::{FakeRuntime, MS, SECOND, Start, claim, deployed};
 use sas_core::{KeepAlive, KeepAlivePolicy, Pool, RevisionKey, Timestamp, TokioClock};
-use sas_pool::{InstancePool, PoolConfig, config::IdleRule, keep_alive::Hazard};
+use sas_pool::{
+    InstancePool, PoolConfig,
+    config::IdleRule,
+    keep_alive::{Fixed, GreedyDual, Hazard},
+};
 
 /// Keeps for 10 s, then for 10 s more, then wakes after 30 s for 5 s, then sleeps for good.
 #[derive(Debug, Default)]
@@ -74,4 +78,34 @@ async fn a_timer_finds_its_revision_warm_and_lets_it_sleep_between() {
     let found_cold = cold.iter().filter(|&&cold| cold).count();
     assert!(found_cold <= 4, "{cold:?}");
     assert!(runtime.stopped() >= 15, "it slept {} times between 24 calls", runtime.stopped());
+}
+
+/// A pool with room for two, in which a slow starter and a fast one idle, the slow one for longer; which of them is
+/// left when a third one comes.
+async fn left_when_room_is_short(policy: impl KeepAlivePolicy) -> [usize; 2] {
+    let runtime = FakeRuntime::new(Start::AtOnce);
+    let mut config = PoolConfig::default();
+    config.idle = IdleRule::policy(policy);
+    config.clock = Arc::new(TokioClock::starting_at(Timestamp::from_secs(6_000)));
+    config.budget.instances = 2;
+    config.budget.reserve = 0.0;
+    let pool = InstancePool::new(config);
+    // Two thirds of the keys lie in other shards: what goes first does not hang on where it lies.
+    let keys: Vec<_> =
+        (0..3).map(|n| pool.register(deployed(&runtime, &format!("r{n}"), |_| {})).unwrap()).collect();
+    for (key, start) in [(keys[0], 900 * MS), (keys[1], 100 * MS)] {
+        runtime.script.lock().unwrap().push_back(Start::After(start));
+        drop(claim(&pool, key, SECOND).await.unwrap());
+        tokio::time::sleep(SECOND).await;
+    }
+    drop(claim(&pool, keys[2], SECOND).await.unwrap());
+    [keys[0], keys[1]].map(|key| pool.instances(key).len())
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_memory_is_short_the_policy_says_what_goes_first() {
+    let fixed = || Fixed::new(600 * SECOND);
+    assert_eq!(left_when_room_is_short(fixed()).await, [0, 1], "what was idle longest");
+    assert_eq!(left_when_room_is_short(GreedyDual::new(0)).await, [1, 0], "what starts fast");
+    assert_eq!(left_when_room_is_short(GreedyDual::new(0).with(fixed())).await, [1, 0]);
 }

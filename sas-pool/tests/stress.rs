@@ -32,15 +32,24 @@ impl Draws {
 
 #[test]
 fn no_limit_is_violated_while_instances_are_killed() {
-    let admissions: u64 = std::env::var("SAS_POOL_ADMISSIONS")
-        .map_or(100_000, |text| text.parse().expect("SAS_POOL_ADMISSIONS is a number"));
-    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
-    tokio.block_on(run(admissions));
+    run(100_000, Start::AtOnce);
 }
 
-async fn run(admissions: u64) {
+#[test]
+fn nor_when_starts_take_a_while() {
+    run(20_000, Start::After(Duration::from_millis(1)));
+}
+
+fn run(usual: u64, start: Start) {
+    let admissions: u64 = std::env::var("SAS_POOL_ADMISSIONS")
+        .map_or(usual, |text| text.parse().expect("SAS_POOL_ADMISSIONS is a number"));
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    tokio.block_on(admit(admissions, start));
+}
+
+async fn admit(admissions: u64, start: Start) {
     const TASKS: u64 = 32;
-    let runtime = FakeRuntime::new(Start::AtOnce);
+    let runtime = FakeRuntime::new(start);
     let mut config = PoolConfig::seeded(3);
     config.shards = 4;
     config.backoff.settle = Duration::ZERO;

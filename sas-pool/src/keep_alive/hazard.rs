@@ -14,10 +14,6 @@ use memory::Memory;
 
 /// No plan looks further at once; it goes on with a new one when it ends.
 const LOOK: usize = 16;
-/// Of the calls a day: 1, 2-3, 4-7, … 1,024 and more.
-const OCTAVES: usize = 11;
-/// The octave whose threshold is the one that was configured: 64 calls a day.
-const EVEN: f64 = 6.0;
 /// How late the end of a plan may be noticed.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -35,15 +31,11 @@ pub struct HazardConfig {
     pub lead_seconds: u32,
     /// What sleeps at once still lives so many seconds, 0 to 59: calls come in clusters.
     pub linger_seconds: u32,
-    /// How much more a cold start counts for a revision that is called rarely, 0 to 1: the threshold of one that is
-    /// called n times a day is `threshold` · (n / 64)^fairness, with n from 1 to 1,024. At 0 all cold starts are alike,
-    /// at 1 all revisions.
-    pub fairness: f64,
 }
 
 impl Default for HazardConfig {
     fn default() -> Self {
-        Self { threshold: 0.0135, horizon_minutes: 300, lead_seconds: 10, linger_seconds: 30, fairness: 0.0 }
+        Self { threshold: 0.0135, horizon_minutes: 300, lead_seconds: 10, linger_seconds: 30 }
     }
 }
 
@@ -96,8 +88,7 @@ impl HazardConfig {
 #[derive(Clone, Debug)]
 pub struct Hazard {
     table: Arc<HazardTable>,
-    /// By the octave of the calls a day.
-    thresholds: [i32; OCTAVES],
+    threshold: i32,
     horizon: usize,
     lead: Duration,
     linger: Duration,
@@ -131,10 +122,7 @@ impl Hazard {
     fn of(config: &HazardConfig, table: Arc<HazardTable>) -> Self {
         Self {
             table,
-            thresholds: std::array::from_fn(|octave| {
-                let rarely = (octave as f64 - EVEN).exp2().powf(config.fairness);
-                HazardTable::score_of(config.threshold * rarely)
-            }),
+            threshold: HazardTable::score_of(config.threshold),
             horizon: usize::try_from(config.horizon_minutes).unwrap_or(usize::MAX),
             lead: Duration::from_secs(config.lead_seconds.into()),
             linger: Duration::from_secs(config.linger_seconds.into()),
@@ -162,10 +150,9 @@ impl Hazard {
         from: usize,
         limit: usize,
     ) -> impl Iterator<Item = (usize, bool)> + 'a {
-        let threshold = self.thresholds[memory.calls_a_day().max(1).ilog2().min(OCTAVES as u32 - 1) as usize];
         let mut as_long = memory.as_long(from);
         (from..from.saturating_add(limit)).map(move |age| {
-            let warm = self.table.score(&memory.cells(age, as_long)) >= threshold;
+            let warm = self.table.score(&memory.cells(age, as_long)) >= self.threshold;
             as_long -= memory.exactly(age);
             (age, warm)
         })

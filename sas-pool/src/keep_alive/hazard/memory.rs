@@ -188,12 +188,6 @@ impl Memory {
         self.last
     }
 
-    /// Minutes with a call per day; of what is known for less than a day, those so far.
-    pub(super) fn calls_a_day(&self) -> u64 {
-        let known = self.last.saturating_sub(self.first).unsigned_abs().max(1_440);
-        u64::from(self.calls) * 1_440 / known
-    }
-
     /// How many idle times lasted `age` minutes.
     pub(super) fn exactly(&self, age: usize) -> u32 {
         self.idle.get(age - 1).map_or(0, |&count| u32::from(count))
