@@ -18,7 +18,7 @@ use crate::{
         detect::{self, Launch},
         store::Package,
     },
-    ready::Readiness,
+    ready::{Quickest, Readiness},
     zygote::Zygote,
 };
 
@@ -32,6 +32,8 @@ pub(crate) struct ProcessArtifact {
     pub(crate) launch: Launch,
     pub(crate) options: Options,
     pub(crate) readiness: Readiness,
+    pub(crate) quickest: Quickest,
+    pub(crate) quickest_from_stem: Quickest,
     pub(crate) limits: Limits,
     /// Program and first arguments, before variables are expanded.
     pub(crate) program: PathBuf,
@@ -87,6 +89,8 @@ fn unpack(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<ProcessArtifact> 
         launch,
         options,
         readiness,
+        quickest: Quickest::default(),
+        quickest_from_stem: Quickest::default(),
         limits,
         stem: None,
     })

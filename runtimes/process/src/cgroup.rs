@@ -115,6 +115,7 @@ impl Cgroups {
             Err(reason) => Some(reason),
             Ok(groups) => match &groups.bases {
                 Place::One { pids: None, .. } => Some("the controller pids is not mounted"),
+                Place::Two(base) if !hands_on(base, "pids") => Some("the controller pids was not delegated"),
                 _ => None,
             },
         }
@@ -245,13 +246,10 @@ impl Place {
     fn prepare(&self) -> Result<(), String> {
         let Self::Two(dir) = self else { return Ok(()) };
         let control = dir.join("cgroup.subtree_control");
-        let has = |controller: &str| {
-            fs::read_to_string(&control)
-                .is_ok_and(|text| text.split_whitespace().any(|one| one == controller))
-        };
         for controller in ["cpu", "memory", "pids"] {
-            if !has(controller)
+            if !hands_on(dir, controller)
                 && let Err(error) = fs::write(&control, format!("+{controller}"))
+                && controller != "pids"
             {
                 return Err(format!(
                     "{}: +{controller}: {error}; delegate a control group without processes of its own to this host \
@@ -296,6 +294,12 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// Whether groups below a directory of version 2 have a controller.
+fn hands_on(dir: &Path, controller: &str) -> bool {
+    fs::read_to_string(dir.join("cgroup.subtree_control"))
+        .is_ok_and(|text| text.split_whitespace().any(|one| one == controller))
 }
 
 /// Writes where the kernel has the file at all.

@@ -22,7 +22,7 @@ use crate::{
     jvm::jdk::Jdk,
     logs::LogTarget,
     package::store::Store,
-    ready,
+    ready::{self, Quickest},
     spawn::{self, Environment, Plan},
 };
 
@@ -198,7 +198,7 @@ async fn start(
         request.events.phase(request.id, StartPhase::Listening);
     }
     if !inherited || request.spec().readiness.is_some() {
-        until_ready(artifact, &request, spawned.proc(), address.port()).await?;
+        until_ready(artifact, &request, spawned.proc(), &artifact.quickest, address.port()).await?;
     }
     if let Err(report) = spawned.proc().started(request.id, Arc::clone(&request.events)) {
         return Err(crashed(spawned.proc(), &report, address.port()));
@@ -231,13 +231,20 @@ pub(crate) async fn until_ready(
     artifact: &ProcessArtifact,
     request: &StartRequest,
     proc: &Arc<Proc>,
+    quickest: &Quickest,
     port: u16,
 ) -> Result<()> {
     let listening = || request.events.phase(request.id, StartPhase::Listening);
     tokio::select! {
         biased;
         report = proc.exited() => Err(crashed(proc, &report, port)),
-        ready = ready::wait(port, &artifact.readiness, request.spec().readiness.as_ref(), listening) => {
+        ready = ready::wait(
+            port,
+            &artifact.readiness,
+            request.spec().readiness.as_ref(),
+            quickest,
+            listening,
+        ) => {
             ready.map_err(|error| {
                 Error::new(ErrorKind::Unavailable, "start", format!("readiness of the instance: {error}"))
                     .with_source(error)

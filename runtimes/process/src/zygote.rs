@@ -14,6 +14,10 @@
 //!
 //! A zygote belongs to one artifact, and so to one tenant: nothing that one revision did is inherited by another. It
 //! ends when its artifact goes. A zygote that died is started anew by the next start.
+//!
+//! It is no stem of the pool ([`sas_core::Stem`]), though it is one in spirit: a stem belongs to no revision, is kept in
+//! numbers, becomes one instance and is used up by that; a zygote belongs to a revision, is one, and stays. So the
+//! runtime keeps it, and the pool sees starts that are quick.
 
 use std::{
     io::IoSlice,

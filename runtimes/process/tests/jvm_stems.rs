@@ -40,13 +40,18 @@ fn compile(package: &str) -> Vec<(String, Vec<u8>)> {
     let output =
         Command::new("javac").args(["--release", "17", "-d"]).arg(dir.path()).args(files).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut classes: Vec<_> = fs::read_dir(dir.path().join(package))
-        .unwrap()
-        .flatten()
-        .map(|entry| {
-            (format!("{package}/{}", entry.file_name().to_str().unwrap()), fs::read(entry.path()).unwrap())
-        })
-        .collect();
+    let mut classes = Vec::new();
+    let mut open = vec![dir.path().to_path_buf()];
+    while let Some(at) = open.pop() {
+        for path in fs::read_dir(at).unwrap().flatten().map(|entry| entry.path()) {
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                let name = path.strip_prefix(dir.path()).unwrap().to_str().unwrap().to_owned();
+                classes.push((name, fs::read(&path).unwrap()));
+            }
+        }
+    }
     classes.sort();
     classes
 }
@@ -175,6 +180,77 @@ async fn an_app_sees_the_same_in_a_stem_and_in_a_jvm_of_its_own() {
         assert_eq!(started.events.exits()[0].1.code, Some(143), "SIGTERM ends a JVM after its hooks");
     }
     assert_eq!(lines(&cold_stop), lines(&warm_stop));
+}
+
+/// The probe as frameworks pack apps: one jar, with a launcher that loads classes and libraries from inside of it.
+fn fat_jar() -> Vec<u8> {
+    let mut inside = compile("nested");
+    for (name, bytes) in compile("probe") {
+        inside.push((format!("BOOT-INF/classes/{name}"), bytes));
+    }
+    inside.push(("BOOT-INF/classes/data.txt".into(), b"data".to_vec()));
+    let mut other = compile("other");
+    other.push(("other.txt".into(), b"other".to_vec()));
+    inside.push(("BOOT-INF/lib/other.jar".into(), jar("Created-By: test\r\n", &other)));
+    jar("Main-Class: nested.Launcher\r\nStart-Class: probe.Probe\r\n", &inside)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_jar_of_jars_with_a_launcher_of_its_own_sees_the_same_in_a_stem() {
+    if no_jdk() {
+        return;
+    }
+    let runtime = runtime();
+    let source = sas_core::Source::Bytes { name: "fat.jar".into(), bytes: fat_jar().into() };
+    let mut spec = probe_spec();
+    spec.source = source;
+    let deployed = prepare(&runtime, spec).await.unwrap();
+    let cold = start_deployed(&runtime, &deployed, 1).await.unwrap();
+    let warm = from_stem(&runtime, &deployed, 2).await.unwrap();
+    let (of_cold, of_warm) = (facts(&cold.instance).await, facts(&warm.instance).await);
+    for (cold, warm) in of_cold.iter().zip(&of_warm) {
+        assert_eq!(cold, warm);
+    }
+    assert_eq!(of_cold.len(), of_warm.len());
+    for expected in [
+        "loader kind=nested.Launcher",
+        "resource=data",
+        "manifest class path=hello from the other jar",
+        "lib resource=java.lang.NullPointerException",
+        "late protocol=data",
+        "package=1.3nested",
+    ] {
+        assert!(of_cold.iter().any(|fact| fact.starts_with(expected)), "{expected} in {of_cold:#?}");
+    }
+}
+
+/// `SAS_JAR=/path/of/an/app.jar cargo test -p sas-runtime-process --test jvm_stems any_jar -- --nocapture` compares an
+/// app of yours, such as a Spring Boot fat jar: what `GET /` answers, and how it ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_jar_that_is_named_answers_the_same_from_a_stem() {
+    let Some(jar) = std::env::var_os("SAS_JAR").map(PathBuf::from) else {
+        support::skipped("SAS_JAR names no jar to compare");
+        return;
+    };
+    if no_jdk() {
+        return;
+    }
+    let runtime = runtime();
+    let mut spec = spec(jar);
+    spec.timeouts.start = Duration::from_secs(120);
+    let deployed = prepare(&runtime, spec).await.unwrap();
+    if deployed.artifact.info().stem.is_none() {
+        support::skipped(&format!("it starts cold: {:?}", deployed.artifact.info().notes));
+        return;
+    }
+    let cold = start_deployed(&runtime, &deployed, 1).await.unwrap();
+    let warm = from_stem(&runtime, &deployed, 2).await.unwrap();
+    assert_eq!(facts(&cold.instance).await, facts(&warm.instance).await);
+    for started in [&cold, &warm] {
+        started.instance.stop(Duration::from_secs(30)).await.unwrap();
+    }
+    let code = |started: &support::Started| started.events.exits()[0].1.code;
+    assert_eq!(code(&cold), code(&warm));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,7 +18,7 @@ use crate::{
     engine::Engine,
     jvm::jdk::Jdk,
     package::archive::disk,
-    ready,
+    ready::{self, Quickest},
     spawn::{self, Environment, Plan},
 };
 
@@ -110,10 +110,12 @@ pub(crate) async fn make(
             .unwrap_or_default();
         Error::new(ErrorKind::Unavailable, "prepare", format!("{what}{words}"))
     };
+    // A run that writes an archive is no measure for those that use it.
+    let unknown = Quickest::default();
     tokio::select! {
         biased;
         report = spawned.proc().exited() => return Err(failed(format!("the program {report} before it was ready"))),
-        ready = ready::wait(number, &artifact.readiness, spec.readiness.as_ref(), || ()) => {
+        ready = ready::wait(number, &artifact.readiness, spec.readiness.as_ref(), &unknown, || ()) => {
             ready.map_err(|error| failed(error.to_string()))?;
         }
         () = tokio::time::sleep(ARCHIVE_TIMEOUT) => return Err(failed(format!("not ready within {ARCHIVE_TIMEOUT:?}"))),

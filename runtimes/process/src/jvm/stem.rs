@@ -358,7 +358,8 @@ impl Stem for JvmStem {
                 return Err(Error::new(ErrorKind::Timeout, "specialize", "the stem did not answer by the deadline"));
             }
         }
-        until_ready(artifact, &request, proc, number).await?;
+        // A stem answers long before a cold start would.
+        until_ready(artifact, &request, proc, &artifact.quickest_from_stem, number).await?;
         if let Err(report) = proc.started(request.id, Arc::clone(&request.events)) {
             return Err(crashed(proc, &report, number));
         }

@@ -7,7 +7,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,23 +18,30 @@ use sas_core::{
 use sas_runtime_process::{ProcessConfig, ProcessRuntime};
 use sas_testkit::fake::{RecordingEvents, RecordingLogs};
 
-/// Compiles `tests/programs/<name>.rs` once per test binary.
+/// Compiles `tests/programs/<name>.rs`, once for all test binaries until it changes.
 pub(crate) fn program(name: &str) -> PathBuf {
-    static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     static LOCK: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
-    let dir = DIR.get_or_init(|| tempfile::tempdir().unwrap());
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/programs/{name}.rs"));
+    let mut hash = DefaultHasher::new();
+    std::fs::read(&source).unwrap().hash(&mut hash);
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("programs");
+    let out = dir.join(format!("{name}-{:016x}", hash.finish()));
     let _one = LOCK.lock();
-    let out = dir.path().join(name);
     if !out.exists() {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/programs/{name}.rs"));
+        std::fs::create_dir_all(&dir).unwrap();
+        // Other test binaries may be at it too: whole it comes by the rename.
+        let scratch = tempfile::tempdir_in(&dir).unwrap();
+        let made = scratch.path().join(name);
         let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let output = Command::new(rustc)
             .args(["--edition", "2024", "-C", "opt-level=1", "-C", "debuginfo=0", "-o"])
-            .arg(&out)
+            .arg(&made)
             .arg(&source)
             .output()
             .expect("rustc, which built this test, runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        std::fs::rename(made, &out).unwrap();
     }
     out
 }

@@ -51,6 +51,7 @@ public final class Boot {
                 classes.add(argument);
             }
         }
+        Map<Object, Object> properties = new HashMap<>(System.getProperties());
         ClassLoader system = ClassLoader.getSystemClassLoader();
         for (String name : classes) {
             try {
@@ -79,7 +80,7 @@ public final class Boot {
         }
         Method main;
         try {
-            main = become(message, rewriter);
+            main = become(message, rewriter, properties);
         } catch (Throwable cause) {
             byte[] reason = String.valueOf(cause).getBytes(StandardCharsets.UTF_8);
             out.write('E');
@@ -116,7 +117,7 @@ public final class Boot {
         }
     }
 
-    private static Method become(Message message, Object rewriter) throws Throwable {
+    private static Method become(Message message, Object rewriter, Map<Object, Object> properties) throws Throwable {
         // Standard input of a cold start is empty.
         System.setIn(new ByteArrayInputStream(new byte[0]));
         Map<String, Object> wanted = new HashMap<>();
@@ -129,6 +130,10 @@ public final class Boot {
         if (refused != null) {
             throw new IllegalStateException(refused);
         }
+        // What the exercise has set: the default zone puts itself into a property when it is first asked for.
+        java.util.TimeZone.setDefault(null);
+        System.getProperties().keySet().retainAll(properties.keySet());
+        System.getProperties().putAll(properties);
         for (Map.Entry<String, String> property : message.properties.entrySet()) {
             System.setProperty(property.getKey(), property.getValue());
         }
@@ -146,6 +151,8 @@ public final class Boot {
         if (!message.environment.equals(System.getenv())) {
             throw new IllegalStateException("the environment can't be changed in this JDK");
         }
+        // Handlers of protocols that the exercise has used are looked up anew, as in a JVM that has just booted.
+        java.net.URL.setURLStreamHandlerFactory(null);
         JarFile jar = new JarFile(message.jar);
         instrumentation.appendToSystemClassLoaderSearch(jar);
         ClassLoader system = ClassLoader.getSystemClassLoader();

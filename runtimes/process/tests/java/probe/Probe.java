@@ -79,6 +79,17 @@ public class Probe {
         });
         fact("add-exports", () -> Class.forName("sun.net.util.IPAddressUtil")
                 .getMethod("isIPv4LiteralAddress", String.class).invoke(null, "127.0.0.1"));
+        fact("late protocol", () -> text(new java.net.URL("memory:data.txt").openStream()));
+        fact("context resource", () ->
+                text(Thread.currentThread().getContextClassLoader().getResourceAsStream("data.txt")));
+        fact("properties", () -> {
+            TreeMap<String, String> all = new TreeMap<>();
+            for (String name : System.getProperties().stringPropertyNames()) {
+                all.put(name, System.getProperty(name).replace('\n', ' '));
+            }
+            return all;
+        });
+        fact("loader name", () -> Probe.class.getClassLoader().getName());
         fact("thread", () -> Thread.currentThread().getName() + Thread.currentThread().getThreadGroup().getName()
                 + Thread.currentThread().getPriority() + Thread.currentThread().isDaemon());
         fact("stdin", () -> System.in.read());
@@ -88,6 +99,7 @@ public class Probe {
                 + "" + java.util.logging.Logger.getLogger("probe").getUseParentHandlers());
         fact("security", () -> System.getProperty("java.home") + System.getProperty("java.version"));
         fact("assertions", () -> Probe.class.desiredAssertionStatus());
+        fact("zone", () -> System.getProperty("user.timezone"));
         fact("tmpdir", () -> System.getProperty("java.io.tmpdir"));
         fact("heap", () -> Runtime.getRuntime().maxMemory());
         fact("mode", () -> System.getenv("MODE"));
