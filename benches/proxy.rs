@@ -43,6 +43,7 @@ fn main() {
     match std::env::var("SAS_BENCH_PROXY_ROLE").as_deref() {
         Ok("upstream") => runtime(1).block_on(upstream()),
         Ok("sas") => runtime(2).block_on(proxy()),
+        Ok("sas-per-core") => per_core(),
         _ => runtime(1).block_on(bench()),
     }
 }
@@ -166,7 +167,7 @@ impl Runtime for Elsewhere {
     async fn quiesce(&self) {}
 }
 
-async fn proxy() {
+async fn gateway() -> Arc<Gateway> {
     let to: SocketAddr =
         std::env::var("SAS_BENCH_PROXY_UPSTREAM").ok().and_then(|to| to.parse().ok()).expect("where to");
     let pool = InstancePool::new(PoolConfig::default());
@@ -182,12 +183,44 @@ async fn proxy() {
     table
         .apply(vec![RouteChange::Set { host: HostPattern::Exact(HOST.into()), rules: vec![rule] }])
         .expect("a valid rule");
-    let gateway = Gateway::new(table, pool, GatewayConfig::default());
+    Gateway::new(table, pool, GatewayConfig::default())
+}
+
+fn server_config() -> ServerConfig {
     let mut config = ServerConfig::default();
     config.max_connections = 20_000;
-    let server = Server::bind((Ipv4Addr::LOCALHOST, 0).into(), gateway, config).await.expect("a free port");
+    config
+}
+
+/// One runtime whose workers share the connections, as a program has it that does other things as well.
+async fn proxy() {
+    let address = (Ipv4Addr::LOCALHOST, 0).into();
+    let server = Server::bind(address, gateway().await, server_config()).await.expect("a free port");
     announce(server.local_addr());
     std::future::pending::<()>().await;
+}
+
+/// A runtime of one thread per core, each with its own share of the connections, as nginx has its workers. Pool, table and
+/// gateway are one.
+fn per_core() {
+    let first = runtime(1);
+    let gateway = first.block_on(gateway());
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.set_nonblocking(true).expect("a socket");
+    let serve = |runtime: tokio::runtime::Runtime| {
+        let (listener, gateway) = (listener.try_clone().expect("a descriptor"), Arc::clone(&gateway));
+        move || {
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).expect("a listener");
+                let _server = Server::serve(listener, gateway, server_config()).expect("a listener");
+                std::future::pending::<()>().await;
+            });
+        }
+    };
+    let second = std::thread::spawn(serve(runtime(1)));
+    announce(listener.local_addr().expect("bound"));
+    serve(first)();
+    second.join().expect("it serves for ever");
 }
 
 // The bench.
@@ -388,6 +421,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 async fn bench() {
     let (_upstream, to) = role("upstream", None).await;
     let (sas, sas_at) = role("sas", Some(to)).await;
+    let (split, split_at) = role("sas-per-core", Some(to)).await;
     let directory = tempfile::tempdir().expect("a temporary directory");
     let nginx = nginx(to, directory.path()).await;
     let mut ways = vec![Way { name: "direct", address: to, pid: None }];
@@ -397,6 +431,7 @@ async fn bench() {
             "nginx is not installed here (or did not start): its rows are missing, and so is the ratio"
         ),
     }
+    ways.push(Way { name: "sas, a runtime per core", address: split_at, pid: Some(split.0.id()) });
     ways.push(Way { name: "sas", address: sas_at, pid: Some(sas.0.id()) });
 
     let cases = [("/1k", 1), ("/1k", 64), ("/1m", 64), ("/stream", 64)];
@@ -433,12 +468,15 @@ async fn bench() {
     );
     if nginx.is_some() {
         println!("added p50 of nginx:        {:.0} µs", one(1, 0, |f| f.p50) - one(0, 0, |f| f.p50));
-        for (case, (path, connections)) in cases.iter().enumerate() {
-            println!(
-                "sas / nginx, {path} at {connections}: requests/s {:.2} (target ≥ 1), CPU per request {:.2}",
-                one(last, case, |f| f.per_second) / one(1, case, |f| f.per_second),
-                one(last, case, |f| f.cpu) / one(1, case, |f| f.cpu),
-            );
+        for way in [last, last - 1] {
+            for (case, (path, connections)) in cases.iter().enumerate() {
+                println!(
+                    "{} / nginx, {path} at {connections}: requests/s {:.2} (target ≥ 1), CPU per request {:.2}",
+                    ways[way].name,
+                    one(way, case, |f| f.per_second) / one(1, case, |f| f.per_second),
+                    one(way, case, |f| f.cpu) / one(1, case, |f| f.cpu),
+                );
+            }
         }
     }
     for way in &ways[1..] {

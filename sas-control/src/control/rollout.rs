@@ -60,7 +60,7 @@ impl Control {
 
     /// Looks at the roll-out of a service, and moves its traffic on or back.
     pub(super) async fn roll(self: &Arc<Self>, path: &str) -> Result<()> {
-        if !self.live(path).is_some_and(|live| self.decide(&live).is_some()) {
+        if self.live(path).is_none_or(|live| self.decide(&live).is_none()) {
             return Ok(());
         }
         let _changing = self.change(path).await;
