@@ -22,7 +22,7 @@ use tokio::time::Instant;
 #[path = "../examples/shared/replay.rs"]
 mod replay;
 
-use replay::{Loaded, keep, keepers, laws, load, miss, percent, scored_from};
+use replay::{Loaded, evict, keep, keepers, laws, load, miss, percent, scored_from};
 
 const RUNS: usize = 5;
 
@@ -61,6 +61,14 @@ fn keep_alive(rows: &[&Function]) {
             ten = Some(totals.waste());
         }
         lines.push((keeper.name, totals, active, bytes / rows.len().max(1), [low, seconds, high]));
+    }
+    for share in [1.0, 2.0] {
+        let (totals, active, bytes) = evict(share, rows);
+        let times = timed(|| {
+            evict(share, rows);
+        });
+        let name = format!("greedy dual, {share} × 10 min's memory");
+        lines.push((name, totals, active, bytes / rows.len().max(1), times));
     }
     let ten = ten.unwrap_or(f64::NAN);
     for (name, totals, active, bytes, [low, seconds, high]) in lines {

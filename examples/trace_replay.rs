@@ -30,7 +30,7 @@ mod chart;
 #[path = "shared/replay.rs"]
 mod replay;
 
-use replay::{Loaded, keep, keeper_curves, keepers, laws, load, miss, percent, scored_from};
+use replay::{BUDGETS, Loaded, evict, keep, keeper_curves, keepers, laws, load, miss, percent, scored_from};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::from_arguments(std::env::args().skip(1))?;
@@ -108,7 +108,11 @@ impl Options {
 }
 
 fn keep_alive(rows: &[&Function], path: &Path) -> Result<(), Box<dyn Error>> {
-    let scores: Vec<_> = keepers().iter().map(|keeper| (keeper.name.clone(), keep(keeper, rows))).collect();
+    let mut scores: Vec<_> =
+        keepers().iter().map(|keeper| (keeper.name.clone(), keep(keeper, rows))).collect();
+    for share in [1.0, 2.0] {
+        scores.push((format!("greedy dual, {share} × the memory of 10 min"), evict(share, rows)));
+    }
     let ten = scores[1].1.0.waste();
     println!("{:<40} {:>10} {:>10} {:>8} {:>12}", "policy", "cold", "P75", "waste", "bytes each");
     for (name, (totals, _, bytes)) in &scores {
@@ -124,6 +128,10 @@ fn keep_alive(rows: &[&Function], path: &Path) -> Result<(), Box<dyn Error>> {
     for keeper in keeper_curves() {
         let (totals, ..) = keep(&keeper, rows);
         curves.entry(keeper.family).or_default().push((totals.waste() / ten, 100.0 * totals.cold()));
+    }
+    for share in BUDGETS {
+        let (totals, ..) = evict(share, rows);
+        curves.entry("greedy dual").or_default().push((totals.waste() / ten, 100.0 * totals.cold()));
     }
     let series: Vec<_> = curves
         .into_iter()

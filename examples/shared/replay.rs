@@ -11,10 +11,10 @@ use std::{
 use sas_core::{CapacityPolicy, KeepAlivePolicy, RevisionKey};
 use sas_pool::{
     capacity::{FastUpSlowDown, HoltWinters, MovingAverage, Seasonal, SeasonalConfig},
-    keep_alive::{Fixed, Hazard, HazardConfig, HybridHistogram},
+    keep_alive::{Fixed, Footprint, GreedyDual, Hazard, HazardConfig, HybridHistogram},
     trace::{
         self, CapacityScore, Function, KeepAliveTotals, Series, Trace, miss_at, replay_capacity,
-        replay_keep_alive,
+        replay_evictions, replay_keep_alive,
     },
 };
 
@@ -93,6 +93,28 @@ pub(crate) fn keep(keeper: &Keeper, rows: &[&Function]) -> (KeepAliveTotals, u64
     }
     (totals, active, policy.bytes())
 }
+
+/// The score of `GreedyDual` on `rows`, all under one budget: so many times the memory that a fixed keep-alive of ten
+/// minutes holds on average.
+pub(crate) fn evict(share: f64, rows: &[&Function]) -> (KeepAliveTotals, u64, usize) {
+    let footprint = Footprint::default();
+    let (mut policy, mut ten) = (Fixed::new(Duration::from_secs(600)), 0.0);
+    for row in rows.iter().filter(|row| !row.active.is_empty()) {
+        let score = replay_keep_alive(&mut policy, RevisionKey(0), row);
+        ten += row.weight * (score.active + score.waste) as f64 / f64::from(row.minutes.max(1));
+    }
+    let mut policy = GreedyDual::new((share * ten * footprint.bytes as f64) as u64);
+    let scores = replay_evictions(&mut policy, rows, footprint);
+    let (mut totals, mut active) = (KeepAliveTotals::default(), 0);
+    for (row, score) in rows.iter().zip(scores).filter(|(_, score)| score.active > 0) {
+        active += score.active;
+        totals.add(row, score);
+    }
+    (totals, active, policy.bytes())
+}
+
+/// The budgets of the curve, in those of a fixed keep-alive of ten minutes.
+pub(crate) const BUDGETS: [f64; 8] = [0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0];
 
 /// A capacity law and the grid of its knob.
 pub(crate) struct Law {

@@ -45,7 +45,8 @@ pub use demand::{Demand, Series};
 pub use error::TraceError;
 pub use functions::{Function, Functions};
 pub use score::{
-    CapacityScore, KeepAliveScore, KeepAliveTotals, miss_at, replay_capacity, replay_keep_alive, replay_sizes,
+    CapacityScore, KeepAliveScore, KeepAliveTotals, miss_at, replay_capacity, replay_evictions,
+    replay_keep_alive, replay_sizes,
 };
 
 use std::io::BufRead;

@@ -5,10 +5,10 @@ use std::{fs::File, io::BufReader, path::Path, time::Duration};
 use sas_core::{CapacityPolicy, KeepAlivePolicy, RevisionKey};
 use sas_pool::{
     capacity::{FastUpSlowDown, HoltWinters, MovingAverage, Seasonal, SeasonalConfig},
-    keep_alive::{Fixed, Hazard, HybridHistogram},
+    keep_alive::{Fixed, Footprint, GreedyDual, Hazard, HybridHistogram},
     trace::{
         self, Function, KeepAliveScore, KeepAliveTotals, Series, Trace, TraceError, miss_at, replay_capacity,
-        replay_keep_alive, replay_sizes,
+        replay_evictions, replay_keep_alive, replay_sizes,
     },
 };
 
@@ -116,6 +116,37 @@ fn hazard_meets_fewer_cold_starts_than_ten_minutes_and_than_the_histogram() {
         histogram.waste()
     );
     assert!(hazard.bytes() <= 41 * 400, "{} bytes for 41 functions", hazard.bytes());
+}
+
+#[test]
+fn evictions_share_a_budget_and_nothing_goes_before_it_is_full() {
+    let rows = functions();
+    let rows: Vec<_> = rows.iter().filter(|row| !row.active.is_empty()).collect();
+    let footprint = Footprint::default();
+    let all: f64 = rows.iter().map(|row| row.weight * footprint.bytes as f64).sum();
+    let unbounded = replay_evictions(&mut GreedyDual::new(u64::MAX), &rows, footprint);
+    for (row, score) in rows.iter().zip(&unbounded) {
+        let idle = u64::from(row.minutes - row.active[0].0) - score.active;
+        assert_eq!((score.cold, score.waste), (1, idle), "{}: warm from its first call on", row.id);
+    }
+    let mut before = u64::MAX;
+    for share in [0.02, 0.1, 0.5] {
+        let mut policy = GreedyDual::new((share * all) as u64);
+        let scores = replay_evictions(&mut policy, &rows, footprint);
+        let cold: u64 = scores.iter().map(|score| score.cold).sum();
+        assert!(cold <= before, "more memory, {cold} cold starts after {before}");
+        before = cold;
+        // The budget bounds what is warm, but for what is larger than all of it.
+        let largest = rows.iter().map(|row| row.weight).fold(0.0, f64::max) * footprint.bytes as f64;
+        assert!(policy.held() as f64 <= (share * all).max(largest) + 1.0);
+    }
+    // Two that take turns where one fits are always cold.
+    let turns: Vec<_> = (0..2)
+        .map(|row| Function::new(format!("{row}"), 100, (0..50).map(|call| (2 * call + row, 1)).collect()))
+        .collect();
+    let turns: Vec<_> = turns.iter().collect();
+    let scores = replay_evictions(&mut GreedyDual::new(footprint.bytes), &turns, footprint);
+    assert_eq!(scores.iter().map(|score| (score.cold, score.waste)).collect::<Vec<_>>(), [(50, 0), (50, 0)]);
 }
 
 #[test]

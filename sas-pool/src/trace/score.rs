@@ -3,6 +3,7 @@ use std::time::Duration;
 use sas_core::{CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, RevisionKey, Timestamp};
 
 use super::{Function, Series};
+use crate::keep_alive::{Footprint, GreedyDual};
 
 /// How one function fared: one container, minutes as bins, calls that take no time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +49,58 @@ pub fn replay_keep_alive(
         }
     }
     score
+}
+
+/// Drives `policy` with the calls of all `functions` at once, in the order of time: they share its budget, and what is
+/// warm stays so until it is evicted. Each takes the bytes of `footprint` times its weight, as it stands for so many.
+/// The scores are in the order of the functions; a call that does not fit even alone is cold and stays warm all the same.
+pub fn replay_evictions(
+    policy: &mut GreedyDual,
+    functions: &[&Function],
+    footprint: Footprint,
+) -> Vec<KeepAliveScore> {
+    let key = |row: usize| RevisionKey::new(u32::try_from(row).unwrap_or(u32::MAX), 0);
+    let mut calls: Vec<(u32, usize)> = Vec::new();
+    let mut bytes = Vec::with_capacity(functions.len());
+    for (row, function) in functions.iter().enumerate() {
+        calls.extend(function.active.iter().map(|&(minute, _)| (function.start_minute + minute, row)));
+        #[allow(clippy::cast_precision_loss, reason = "bytes of a trace")]
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "weights are positive")]
+        let weighted = (footprint.bytes as f64 * function.weight).max(1.0) as u64;
+        // As many starts as bytes: a weight says nothing about which function is worth more.
+        let start = footprint.start.mul_f64(function.weight.max(1e-6));
+        policy.measured(key(row), Footprint { bytes: weighted, start });
+        bytes.push(weighted);
+    }
+    calls.sort_unstable();
+    let mut scores = vec![KeepAliveScore::default(); functions.len()];
+    // The minute of the last call of what is warm.
+    let mut warm: Vec<Option<u32>> = vec![None; functions.len()];
+    for (minute, row) in calls {
+        let now = Timestamp::from_secs(60 * i64::from(minute));
+        scores[row].active += 1;
+        match warm[row] {
+            Some(last) => scores[row].waste += u64::from((minute - last).saturating_sub(1)),
+            None => {
+                scores[row].cold += 1;
+                for gone in policy.make_room(bytes[row]) {
+                    let gone = gone.slot() as usize;
+                    if let Some(last) = warm[gone].take() {
+                        scores[gone].waste += u64::from((minute - last).saturating_sub(1));
+                    }
+                }
+            }
+        }
+        warm[row] = Some(minute);
+        policy.called(key(row), now);
+        policy.idle(key(row), now);
+    }
+    for ((function, score), last) in functions.iter().zip(&mut scores).zip(warm) {
+        if let Some(last) = last {
+            score.waste += u64::from((function.start_minute + function.minutes - 1).saturating_sub(last));
+        }
+    }
+    scores
 }
 
 /// The warm minutes of one gap.
