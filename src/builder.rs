@@ -19,7 +19,10 @@ use sas_trigger::{CronSchedule, TriggerHost, TriggerHostConfig};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::platform::{Parts, Platform};
+use crate::{
+    backlog,
+    platform::{Parts, Platform},
+};
 
 /// Why a platform could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -420,7 +423,7 @@ impl PlatformBuilder {
         };
         let mut server_config = self.server;
         server_config.recorder = recorder;
-        match parts.start(self.listen, self.admin, server_config).await {
+        match parts.start(self.listen, self.admin, server_config, self.clock).await {
             Ok(()) => Ok(Platform::new(parts)),
             Err(error) => {
                 Platform::new(parts).shutdown(Duration::from_secs(1)).await;
@@ -460,6 +463,7 @@ impl Parts {
         listen: Option<SocketAddr>,
         admin: Option<SocketAddr>,
         server: ServerConfig,
+        clock: Arc<dyn Clock>,
     ) -> Result<(), BuildError> {
         // Ports first: a port that is taken is the mistake that is quickest to mend.
         let bind = async |address: Option<SocketAddr>, handler: Arc<dyn Handler>, name| match address {
@@ -475,7 +479,16 @@ impl Parts {
         self.driving = Some(tokio::spawn(async move { driver.run(stop).await }));
         let (driver, stop) = (Arc::clone(&self.driver), self.stop.clone());
         let checks = HealthChecks::new(Arc::clone(&self.pool) as Arc<dyn Pool>);
-        self.checking = Some(tokio::spawn(check_health(driver, checks, stop)));
+        let backlogs = backlog::report(
+            Arc::clone(&self.triggers),
+            Arc::clone(&self.control),
+            Arc::clone(&self.driver),
+            clock,
+            self.stop.clone(),
+        );
+        self.checking = Some(tokio::spawn(async move {
+            tokio::join!(check_health(driver, checks, stop), backlogs);
+        }));
         Ok(())
     }
 }
