@@ -241,6 +241,9 @@ impl States {
             matches!(self.rows.get(input.row as usize), Some(Place::Column { group: other, at })
                 if *other == group && spot(*at).0 == block)
         });
+        if dense {
+            columns.blocks[block].touch(&rules, next.plane());
+        }
         let seen = if dense {
             Self::fill::<true>(&self.rows, columns, group, batch, run, (tag, next))
         } else {

@@ -105,6 +105,24 @@ impl Block {
         Box::new(Self { rows, ring: vec![[0.0; LANES]; rules.planes()], decided })
     }
 
+    /// Reads a value of every cache line that a tick into `plane` will read, so that the processor waits for all of
+    /// them at once rather than for one array after the other.
+    pub(super) fn touch(&self, rules: &Rules, plane: usize) {
+        let Self { rows, ring, .. } = self;
+        let leaves = [before(plane, rules.stable, ring.len()), before(plane, rules.panic, ring.len())];
+        let (mut floats, mut counts) = (0.0, 0);
+        for lane in (0..LANES).step_by(8) {
+            floats += rows.stable_total[lane] + rows.panic_total[lane];
+            floats += ring[leaves[0]][lane] + ring[leaves[1]][lane];
+        }
+        for lane in (0..LANES).step_by(16) {
+            floats += f64::from(rows.drift[lane] + rows.peak[lane] + rows.current[lane] + rows.before[lane]);
+            counts |= rows.age[lane] | rows.panic_since[lane] | rows.max_panic[lane];
+            counts |= rows.count[lane] | rows.full[lane] | rows.settling[lane];
+        }
+        std::hint::black_box((floats, counts));
+    }
+
     /// Takes over one row of another block: all that a tick into `plane` reads of it.
     pub(super) fn take(&mut self, to: usize, other: &Self, from: usize, rules: &Rules, plane: usize) {
         self.rows.take(to, &other.rows, from);
