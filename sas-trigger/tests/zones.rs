@@ -91,7 +91,7 @@ fn minutes(zone: &TimeZone, change: Instant) -> Vec<Minute> {
             let mut expected = before.map_or(wall, |before| before + SignedDuration::from_mins(1));
             while expected < wall {
                 skipped.push(expected);
-                expected = expected + SignedDuration::from_mins(1);
+                expected += SignedDuration::from_mins(1);
             }
             before = Some(wall);
             Minute { at, wall, again: !seen.insert(wall), skipped }

@@ -441,8 +441,8 @@ fn remember(rules: &Rules, rows: &mut Rows, elapsed: f64, value: &Lane<f64>) {
         let due = elapsed + f64::from(*drift);
         *drift = smaller(larger(due - 1.0, -0.5), 0.5) as f32;
     }
-    for lane in 0..LANES {
-        let mean = value[lane] as f32;
+    for (lane, value) in value.iter().enumerate() {
+        let mean = *value as f32;
         let current = if rows.current[lane] > mean { rows.current[lane] } else { mean };
         let next = rows.count[lane] + 1;
         let ends = next >= stretch;
@@ -583,9 +583,9 @@ fn hold(slots: i32, age: &Lane<i32>, decided: &mut [Lane<i32>], plane: usize, ou
             highest[lane] = most(highest[lane], value);
         }
     }
-    for lane in 0..LANES {
-        let delayed = highest[lane] > out.desired[lane];
-        out.desired[lane] = highest[lane];
+    for (lane, highest) in highest.into_iter().enumerate() {
+        let delayed = highest > out.desired[lane];
+        out.desired[lane] = highest;
         out.decider[lane] = if delayed { 2 } else { out.decider[lane] };
         out.clamps[lane] |= flag(delayed, Clamps::DELAY);
     }
