@@ -4,7 +4,8 @@
 //! starts the program by exec, once with a port that is polled and once with its listening socket inherited; e2 forks
 //! it from a zygote. Each request goes through the real pool: claim, start, connect, request, first byte; then the
 //! instance is stopped and gone, and the next request is asserted to find none. The program is a static HTTP server
-//! of a few lines, compiled with the `rustc` at hand.
+//! of a few lines, compiled with the `rustc` at hand as one would for quick starts: at a fixed address (nothing to
+//! relocate), without unwinding and symbols.
 //!
 //! `p50` and `p99` are of one request at a time; `/s` of four revisions in turn on all cores; `/s/core` is one over the
 //! CPU time of the host and of its children per start, by the kernel's count.
@@ -35,7 +36,8 @@ fn main() {
     let program = dir.path().join("server");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("runtimes/process/tests/programs/zygote.rs");
     let built = Command::new("rustc")
-        .args(["--edition", "2024", "-C", "opt-level=3", "-C", "target-feature=+crt-static", "-o"])
+        .args(["--edition", "2024", "-C", "opt-level=3", "-C", "target-feature=+crt-static"])
+        .args(["-C", "relocation-model=static", "-C", "panic=abort", "-C", "strip=symbols", "-o"])
         .arg(&program)
         .arg(source)
         .status()

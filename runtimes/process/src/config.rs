@@ -49,7 +49,7 @@ pub struct JavaConfig {
     /// The JDK's directory (with `bin/java`); `None`: `java` of the search path.
     pub home: Option<PathBuf>,
     /// Flags for every JVM, before those of the revision (`sas.dev/java-options`). The default starts fast and small:
-    /// `-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData -Xshare:auto`. Set it to none for programs that run
+    /// `-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData`. Set it to none for programs that run
     /// long and hot.
     pub options: Vec<String>,
     /// Whether `prepare` runs the program once to archive its classes (AppCDS on JDK 17 and later, an AOT cache on
@@ -69,7 +69,7 @@ impl Default for JavaConfig {
     fn default() -> Self {
         Self {
             home: None,
-            options: ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-Xshare:auto"]
+            options: ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
                 .map(str::to_owned)
                 .to_vec(),
             archive: false,
