@@ -125,6 +125,7 @@ impl Future for Stepping {
             }
             Some(Ending::Panics) => panic!("as the test wants"),
             Some(Ending::Burns(time)) => {
+                #[allow(clippy::disallowed_methods, reason = "a start that blocks is what is tested")]
                 std::thread::sleep(time);
                 Poll::Pending
             }
