@@ -335,10 +335,25 @@ mod tests {
         let admission = admission(Quota::UNLIMITED, Quota::UNLIMITED);
         let now = Instant::now();
         let first = admission.admit(TenantKey(1), "a/a", 600, now).unwrap();
+        assert_eq!(admission.bytes(), 600);
+        drop(admission.admit(TenantKey(1), "a/a", 400, now).expect("it fits exactly"));
         assert_eq!(admission.admit(TenantKey(2), "b/b", 600, now).unwrap_err().resource, "bytes");
         drop(first);
         assert!(admission.admit(TenantKey(2), "b/b", 600, now).is_ok());
         assert_eq!(admission.bytes(), 0);
+        assert_eq!(admission.admit(TenantKey(2), "b/b", 1_001, now).unwrap_err().resource, "bytes");
+        assert_eq!(admission.bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_left_of_a_token_shortens_the_wait() {
+        let (quota, now) = (Quota::rate(10.0, 1), Instant::now());
+        let mut bucket = TokenBucket::full(&quota, now);
+        assert_eq!(bucket.take(&quota, now), Ok(()));
+        let half = now + Duration::from_millis(50);
+        let wait = bucket.take(&quota, half).unwrap_err();
+        assert!((wait.as_secs_f64() - 0.05).abs() < 1e-6, "{wait:?}");
+        assert!(!bucket.is_full(&quota, half) && bucket.is_full(&quota, half + Duration::from_millis(51)));
     }
 
     #[tokio::test(start_paused = true)]
