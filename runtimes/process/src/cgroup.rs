@@ -157,8 +157,9 @@ impl Cgroups {
 
 impl Drop for Groups {
     fn drop(&mut self) {
-        let gone = self.bases.dirs().into_iter().fold(true, |gone, base| remove_base(base) && gone);
-        if !gone {
+        // All are tried, whatever becomes of the first.
+        let left = self.bases.dirs().into_iter().filter(|base| !remove_base(base)).count();
+        if left > 0 {
             // The next host clears them, by the list.
             self.store.leave_run();
         }
@@ -402,10 +403,7 @@ impl Mounts {
 /// Removes the groups that a dead run has listed. False when something is left.
 pub(crate) fn clear(list: &Path) -> bool {
     let Ok(text) = fs::read_to_string(list) else { return true };
-    text.lines()
-        .map(Path::new)
-        .filter(|base| is_ours(base))
-        .fold(true, |gone, base| remove_base(base) && gone)
+    text.lines().map(Path::new).filter(|base| is_ours(base)).filter(|base| !remove_base(base)).count() == 0
 }
 
 /// Lists are read by whoever finds them: nothing but a directory of ours is ever removed.
@@ -425,6 +423,10 @@ fn remove_base(base: &Path) -> bool {
 }
 
 /// Ends what is in a group and removes it; false when it does not go.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "where blocking is allowed: a group goes a moment after its processes"
+)]
 fn remove_group(dir: &Path, rounds: u32) -> bool {
     for round in 0..rounds {
         if round > 0 {
