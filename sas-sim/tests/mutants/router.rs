@@ -245,7 +245,7 @@ impl Router for Broken {
                     if let RouteChange::Remove { host } = change {
                         let mut set = self.set.lock();
                         let before = set.len();
-                        set.retain(|(known, _)| known != host);
+                        set.retain(|known, _| known != host);
                         if set.len() == before {
                             return Err(Error::new(
                                 ErrorKind::NotFound,
