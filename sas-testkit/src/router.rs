@@ -448,6 +448,7 @@ async fn removed(subject: &Subject) -> Verdict {
 async fn never_without(subject: &Subject) -> Verdict {
     let router = (subject.make)();
     set(&*router, exact("a.test"), vec![to(0)])?;
+    Ask::new("a.test", "/").reaches(&*router, 0)?;
     let over = Arc::new(AtomicBool::new(false));
     let reader = {
         let (router, over) = (Arc::clone(&router), Arc::clone(&over));
@@ -463,8 +464,9 @@ async fn never_without(subject: &Subject) -> Verdict {
     };
     let changed = (1..=500).try_for_each(|round| {
         set(&*router, exact("a.test"), vec![to(round)])?;
+        // What was applied is seen by whoever asks afterwards, and another change changes nothing about it.
+        Ask::new("a.test", "/").reaches(&*router, round)?;
         set(&*router, exact(&format!("other-{round}.test")), vec![to(round)])?;
-        // What was applied is seen by whoever asks afterwards.
         Ask::new("a.test", "/").reaches(&*router, round)
     });
     // Whatever came of it, the reader ends.

@@ -392,9 +392,11 @@ async fn kinds_of_ones_own_are_declared_like_the_built_in_ones() {
     host.shutdown(Instant::now() + Duration::from_secs(1)).await;
 }
 
+type Answer = fn() -> Result<Option<u64>>;
+
 /// A source that says how much waits upstream, or why it does not know.
 #[derive(Debug)]
-struct Queue(fn() -> Result<Option<u64>>);
+struct Queue(Answer);
 
 #[async_trait]
 impl TriggerSource for Queue {
@@ -418,7 +420,7 @@ impl TriggerSource for Queue {
 #[tokio::test(start_paused = true)]
 async fn backlogs_add_up_per_service_and_a_part_of_a_sum_is_no_measurement() {
     let host = host(&answering(&[]), &Arc::default());
-    let kinds: [(&str, fn() -> Result<Option<u64>>); 6] = [
+    let kinds: [(&str, Answer); 6] = [
         ("three", || Ok(Some(3))),
         ("forty", || Ok(Some(40))),
         ("unknown", || Ok(None)),

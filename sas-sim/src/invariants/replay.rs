@@ -13,7 +13,7 @@ pub(crate) fn differences(host: &Host, plant: Option<Plant>) -> Vec<String> {
         if plant == Some(Plant::RewritesHistory)
             && let Some(last) = stretch.records.last_mut()
         {
-            last.decision = Decision::set(77, last.decision.reason.clone());
+            last.decision = Decision::set(77, last.decision.reason);
         }
         match sas_autoscale::replay(&*scaler, &stretch) {
             Ok(again) => {

@@ -109,6 +109,7 @@ impl Broken {
             }
             Bug::TakesAnyWeights => {
                 if let RouteAction::Split(splits) = &mut rule.action
+                    && !splits.is_empty()
                     && splits.iter().map(|split| u64::from(split.weight)).sum::<u64>() != 100
                 {
                     splits.truncate(1);

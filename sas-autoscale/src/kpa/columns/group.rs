@@ -133,6 +133,7 @@ pub(super) struct Group {
     pub(super) targets: Vec<(f64, f64)>,
     /// Who asked for a target last.
     pub(super) known: Option<(Identity, usize)>,
+    #[allow(clippy::vec_box, reason = "a block is kilobytes: growing the list must not copy them")]
     pub(super) blocks: Vec<Box<Block>>,
     /// Of each row.
     pub(super) tags: Vec<[Tag; LANES]>,
