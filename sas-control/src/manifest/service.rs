@@ -515,7 +515,6 @@ impl<'a> Annotations<'a> {
     }
 }
 
-/// What names of headers and cookies are made of.
 /// A path, or a `file:` URL.
 fn package(field: &str, text: &str, errors: &mut SpecErrors) -> Option<Source> {
     let mut refuse = |problem: &str| {
