@@ -35,33 +35,6 @@ async fn counted(counts: &Counts, kind: &str, expected: u64) {
     assert_eq!(counts.drained(kind), expected, "{kind}");
 }
 
-/// An instance that answers every WebSocket message with its name and the message, and tells the code of the Close frame it gets.
-async fn echo(name: &'static str) -> (std::net::SocketAddr, tokio::sync::mpsc::Receiver<Option<u16>>) {
-    let listener = TcpListener::bind(loopback()).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (ended, endings) = tokio::sync::mpsc::channel(16);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let ended = ended.clone();
-            tokio::spawn(async move {
-                let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-                let mut code = None;
-                while let Some(Ok(message)) = socket.next().await {
-                    match message {
-                        Message::Text(text) => {
-                            socket.send(Message::text(format!("{name}: {text}"))).await.unwrap();
-                        }
-                        Message::Close(close) => code = close.map(|close| u16::from(close.code)),
-                        _ => {}
-                    }
-                }
-                ended.send(code).await.unwrap();
-            });
-        }
-    });
-    (address, endings)
-}
-
 /// An instance that agrees to switch protocols, says `first`, and then nothing.
 async fn switches(protocol: &'static str, first: &'static [u8]) -> std::net::SocketAddr {
     let listener = TcpListener::bind(loopback()).await.unwrap();
@@ -104,7 +77,7 @@ async fn ends(stream: &mut TcpStream) {
 #[tokio::test]
 async fn a_draining_instance_closes_its_websockets_and_leaves_those_of_others() {
     let (platform, counts) = counting().await;
-    let ((leaving_at, mut left), (staying_at, _stays)) = (echo("leaving").await, echo("staying").await);
+    let ((leaving_at, mut left), (staying_at, _stays)) = (echo("leaving: ").await, echo("staying: ").await);
     let leaving = platform.pool.add_at(platform.revision, leaving_at);
     platform.pool.add_at(platform.revision, staying_at);
     let (mut closing, mut sockets) = (Vec::new(), Vec::new());

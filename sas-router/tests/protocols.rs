@@ -247,31 +247,6 @@ async fn memory_stays_flat_however_large_a_body_is() {
     platform.pool.until_idle().await;
 }
 
-/// An instance that echoes WebSocket messages. It says how its connections ended.
-async fn echo() -> (std::net::SocketAddr, tokio::sync::mpsc::Receiver<Option<u16>>) {
-    let listener = TcpListener::bind(loopback()).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (ended, endings) = tokio::sync::mpsc::channel(16);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let ended = ended.clone();
-            tokio::spawn(async move {
-                let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-                let mut code = None;
-                while let Some(Ok(message)) = socket.next().await {
-                    match message {
-                        Message::Text(_) | Message::Binary(_) => socket.send(message).await.unwrap(),
-                        Message::Close(close) => code = close.map(|close| u16::from(close.code)),
-                        _ => {}
-                    }
-                }
-                ended.send(code).await.unwrap();
-            });
-        }
-    });
-    (address, endings)
-}
-
 async fn websocket(address: std::net::SocketAddr) -> tokio_tungstenite::WebSocketStream<TcpStream> {
     let stream = TcpStream::connect(address).await.unwrap();
     tokio_tungstenite::client_async(format!("ws://{HOST}/chat"), stream).await.unwrap().0
@@ -280,7 +255,7 @@ async fn websocket(address: std::net::SocketAddr) -> tokio_tungstenite::WebSocke
 #[tokio::test]
 async fn a_websocket_holds_its_slot_until_it_is_closed() {
     let platform = Platform::start().await;
-    let (address, mut endings) = echo().await;
+    let (address, mut endings) = echo("").await;
     platform.pool.add_at(platform.revision, address);
     let mut socket = websocket(platform.address()).await;
     for size in [1, 200, 70_000] {
@@ -298,7 +273,7 @@ async fn a_websocket_holds_its_slot_until_it_is_closed() {
 #[tokio::test]
 async fn a_drain_closes_websockets_between_two_frames_with_1001() {
     let platform = Platform::start().await;
-    let (address, mut endings) = echo().await;
+    let (address, mut endings) = echo("").await;
     platform.pool.add_at(platform.revision, address);
     let mut sockets = Vec::new();
     for n in 0..20 {

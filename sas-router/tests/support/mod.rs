@@ -15,9 +15,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::{SinkExt as _, StreamExt as _};
 use sas_core::*;
 use sas_router::{Gateway, GatewayConfig, RouteTable, Server, ServerConfig};
-use tokio::time::Instant;
+use tokio::{net::TcpListener, time::Instant};
+use tokio_tungstenite::tungstenite::Message;
 
 #[derive(Debug)]
 struct NoRuntime;
@@ -501,4 +503,33 @@ where
     B::Error: fmt::Debug,
 {
     serde_json::from_str(&read(response).await).unwrap()
+}
+
+/// An instance that echoes WebSocket messages, texts with `prefix` before them, and tells the code of the Close frame that
+/// it gets.
+pub async fn echo(prefix: &'static str) -> (SocketAddr, tokio::sync::mpsc::Receiver<Option<u16>>) {
+    let listener = TcpListener::bind(loopback()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (ended, endings) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let ended = ended.clone();
+            tokio::spawn(async move {
+                let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+                let mut code = None;
+                while let Some(Ok(message)) = socket.next().await {
+                    match message {
+                        Message::Text(text) => {
+                            socket.send(Message::text(format!("{prefix}{text}"))).await.unwrap();
+                        }
+                        Message::Binary(_) => socket.send(message).await.unwrap(),
+                        Message::Close(close) => code = close.map(|close| u16::from(close.code)),
+                        _ => {}
+                    }
+                }
+                ended.send(code).await.unwrap();
+            });
+        }
+    });
+    (address, endings)
 }
