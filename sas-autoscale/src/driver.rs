@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -25,6 +25,7 @@ use crate::{
     govern::Governor,
     history::{Checkpoint, History, Stretch},
     metrics::Handles,
+    rows::{Entry, Seen, Shard},
     window::Nanos,
 };
 
@@ -114,33 +115,17 @@ struct Reported {
     memory: Option<(f64, Nanos)>,
 }
 
-/// An active revision.
-#[derive(Debug)]
-struct Entry {
-    key: RevisionKey,
-    deployed: Arc<Deployed>,
-    /// Index of its scaler; `None`: there is none that can serve it.
-    scaler: Option<usize>,
-    governor: Governor,
-    history: Option<History>,
-    desired: Option<u32>,
-    seen: Nanos,
-    visit: u64,
-    sequence: u64,
-    asleep: bool,
-}
+/// What the pool is to be told of a batch.
+type Intents = smallvec::SmallVec<[(RevisionKey, u32); BATCH]>;
 
-/// One shard's share of all state.
-struct Shard {
-    rows: HashMap<RevisionKey, u32>,
-    entries: Vec<Option<Entry>>,
-    free: Vec<u32>,
-    states: Vec<Box<dyn Any + Send>>,
-    visit: u64,
-    wakes: BinaryHeap<Reverse<(Timestamp, u32, RevisionKey)>>,
-    /// Kept between ticks, so that a tick allocates nothing.
-    loads: Vec<(Load, u32, Nanos)>,
-    decisions: Vec<Decision>,
+/// Decisions of a batch by kind: told together, for a counter that others write too costs more than a decision.
+#[derive(Default)]
+struct Tally {
+    set: u64,
+    up: u64,
+    down: u64,
+    hold: u64,
+    unserved: u64,
 }
 
 /// Ticks the active revisions of a pool.
@@ -179,8 +164,10 @@ pub struct Driver {
 
 #[derive(Debug, Default)]
 struct Asleep {
-    order: VecDeque<RevisionKey>,
-    histories: HashMap<RevisionKey, (Arc<Deployed>, History)>,
+    /// By the order in which they went to sleep.
+    order: BTreeMap<u64, RevisionKey>,
+    histories: HashMap<RevisionKey, (u64, Arc<Deployed>, History)>,
+    turn: u64,
 }
 
 impl fmt::Debug for Driver {
@@ -201,21 +188,9 @@ impl Driver {
         config.tick = config.tick.clamp(Duration::from_millis(50), Duration::from_secs(60));
         config.history = config.history.min(100_000);
         config.measurement_age = config.measurement_age.max(config.tick);
-        let shard = || {
-            Mutex::new(Shard {
-                rows: HashMap::new(),
-                entries: Vec::new(),
-                free: Vec::new(),
-                states: scalers.iter().map(|scaler| scaler.new_states()).collect(),
-                visit: 0,
-                wakes: BinaryHeap::new(),
-                loads: Vec::new(),
-                decisions: Vec::new(),
-            })
-        };
         let metrics = Handles::new(&config.recorder);
         Arc::new(Self {
-            shards: (0..pool.shards()).map(|_| shard()).collect(),
+            shards: (0..pool.shards()).map(|_| Mutex::new(Shard::new(&scalers))).collect(),
             pool,
             scalers,
             config,
@@ -433,7 +408,7 @@ impl Driver {
             }
         }
         let asleep = self.asleep.lock();
-        asleep.histories.get(&revision).map(|(deployed, history)| read(deployed, history))
+        asleep.histories.get(&revision).map(|(_, deployed, history)| read(deployed, history))
     }
 
     /// Visits one shard: its active revisions are decided, those that went to sleep are forgotten, and those whose
@@ -442,42 +417,44 @@ impl Driver {
         let born = *self.born.lock().get_or_insert(mono);
         let mut shard = self.shards[at].lock();
         let shard = &mut *shard;
-        shard.visit += 1;
-        let visit = shard.visit;
         let mut loads = std::mem::take(&mut shard.loads);
         loads.clear();
-        let tick = i64::try_from(self.config.tick.as_nanos()).unwrap_or(i64::MAX);
         self.pool.drain_load(at, &mut |load, deployed| {
-            let row = self.row_of(shard, load, deployed, visit, mono, born);
-            let Some(entry) = shard.entries[row as usize].as_mut() else { return };
-            // What the pool measured begins with the wake, not with the sleep before it.
-            let elapsed = if entry.asleep { tick } else { mono.saturating_sub(entry.seen).max(0) };
-            entry.seen = entry.seen.max(mono);
-            entry.visit = visit;
-            entry.asleep = false;
-            loads.push((*load, row, elapsed));
+            let row =
+                shard.row(load.revision).unwrap_or_else(|| self.begin(shard, load, deployed, mono, born));
+            loads.push(Seen { load: *load, row, scaler: None, elapsed: 0 });
         });
+        let mut turns = std::mem::take(&mut shard.turns);
+        shard.seat(&loads, &mut turns);
+        let tick = i64::try_from(self.config.tick.as_nanos()).unwrap_or(i64::MAX);
+        for turn in &turns {
+            let seen = &mut loads[*turn as usize];
+            let Some(entry) = shard.entries[seen.row as usize].as_mut() else { continue };
+            // What the pool measured begins with the wake, not with the sleep before it.
+            seen.elapsed = if entry.asleep { tick } else { mono.saturating_sub(entry.seen).max(0) };
+            seen.scaler = entry.scaler;
+            entry.seen = entry.seen.max(mono);
+            entry.asleep = false;
+        }
         self.add_reported(&mut loads, mono);
-        self.decide(shard, &loads, now);
+        self.decide(shard, &loads, &turns, now);
         shard.loads = loads;
-        self.put_to_sleep(shard, now, mono);
+        self.put_to_sleep(shard, &mut turns, now, mono);
+        shard.turns = turns;
         self.wake_due(shard, now, mono);
     }
 
-    fn row_of(
+    /// Gives a revision that became active its row.
+    fn begin(
         &self,
         shard: &mut Shard,
         load: &Load,
         deployed: &Arc<Deployed>,
-        visit: u64,
         mono: Nanos,
         born: Nanos,
     ) -> u32 {
-        if let Some(row) = shard.rows.get(&load.revision) {
-            return *row;
-        }
         let spec = &deployed.spec.scaling;
-        let scaler = self.scaler_of(deployed).map(|(at, _)| at);
+        let scaler = self.scaler_of(deployed).and_then(|(at, _)| u32::try_from(at).ok());
         if scaler.is_none() {
             tracing::warn!(
                 revision = %deployed.name,
@@ -500,16 +477,9 @@ impl Driver {
             history,
             desired: None,
             seen: mono.saturating_sub(tick),
-            visit,
             asleep: false,
         };
-        let row = shard.free.pop().unwrap_or_else(|| {
-            shard.entries.push(None);
-            u32::try_from(shard.entries.len() - 1).unwrap_or(u32::MAX)
-        });
-        shard.entries[row as usize] = Some(entry);
-        shard.rows.insert(load.revision, row);
-        row
+        shard.add(entry)
     }
 
     fn new_history(&self) -> Option<History> {
@@ -526,18 +496,18 @@ impl Driver {
 
     fn asleep_history(&self, revision: RevisionKey) -> Option<History> {
         let mut asleep = self.asleep.lock();
-        let (_, history) = asleep.histories.remove(&revision)?;
-        asleep.order.retain(|other| *other != revision);
+        let (turn, _, history) = asleep.histories.remove(&revision)?;
+        asleep.order.remove(&turn);
         Some(history)
     }
 
-    fn add_reported(&self, loads: &mut [(Load, u32, Nanos)], mono: Nanos) {
+    fn add_reported(&self, loads: &mut [Seen], mono: Nanos) {
         let reported = self.reported.lock();
         if reported.is_empty() {
             return;
         }
         let age = i64::try_from(self.config.measurement_age.as_nanos()).unwrap_or(i64::MAX);
-        for (load, ..) in loads {
+        for Seen { load, .. } in loads {
             let Some(found) = reported.get(&load.revision) else { continue };
             let fresh = |at: Nanos| mono.saturating_sub(at) <= age;
             if let Some((value, _)) = found.backlog.filter(|(_, at)| fresh(*at)) {
@@ -553,41 +523,48 @@ impl Driver {
     }
 
     /// Decides for `loads`, batch by batch, scaler by scaler.
-    fn decide(&self, shard: &mut Shard, loads: &[(Load, u32, Nanos)], now: Timestamp) {
+    fn decide(&self, shard: &mut Shard, loads: &[Seen], turns: &[u32], now: Timestamp) {
         let Shard { entries, states, decisions, .. } = shard;
-        for chunk in loads.chunks(BATCH) {
-            // One scaler serves almost all: its inputs first, then the others'.
-            for at in 0..self.scalers.len() {
-                self.decide_batch(entries, states, decisions, chunk, at, now);
+        let mut tally = Tally::default();
+        for turns in turns.chunks(BATCH) {
+            let batch = || turns.iter().map(|turn| &loads[*turn as usize]);
+            // One scaler serves almost all: most batches have no other.
+            let mut next = batch().filter_map(|seen| seen.scaler).min();
+            while let Some(at) = next {
+                let of_scaler = || batch().filter(move |seen| seen.scaler == Some(at));
+                self.decide_batch(entries, states, decisions, &mut tally, &of_scaler, at, now);
+                next = batch().filter_map(|seen| seen.scaler).filter(|other| *other > at).min();
             }
-            let unserved = chunk
-                .iter()
-                .filter(|(_, row, _)| {
-                    entries[*row as usize].as_ref().is_some_and(|entry| entry.scaler.is_none())
-                })
-                .count();
-            self.metrics.unserved.increment(unserved as u64);
+            tally.unserved += batch().filter(|seen| seen.scaler.is_none()).count() as u64;
         }
+        self.metrics.set.increment(tally.set);
+        self.metrics.up.increment(tally.up);
+        self.metrics.down.increment(tally.down);
+        self.metrics.hold.increment(tally.hold);
+        self.metrics.unserved.increment(tally.unserved);
     }
 
-    fn decide_batch(
+    #[allow(clippy::too_many_arguments, reason = "the parts of a shard, borrowed one by one")]
+    fn decide_batch<'a, B: Iterator<Item = &'a Seen>>(
         &self,
         entries: &mut [Option<Entry>],
         states: &mut [Box<dyn Any + Send>],
         decisions: &mut Vec<Decision>,
-        chunk: &[(Load, u32, Nanos)],
-        at: usize,
+        tally: &mut Tally,
+        batch: &impl Fn() -> B,
+        at: u32,
         now: Timestamp,
     ) {
-        let scaler = &self.scalers[at];
-        for (_, row, _) in chunk {
-            let Some(entry) = entries[*row as usize].as_mut().filter(|entry| entry.scaler == Some(at)) else {
-                continue;
-            };
-            if let Some(history) = &mut entry.history
-                && history.needs_checkpoint()
-            {
-                let checkpoint = AssertUnwindSafe(|| scaler.checkpoint(&*states[at], *row));
+        let scaler = &self.scalers[at as usize];
+        let states = &mut states[at as usize];
+        if self.config.history > 0 {
+            for seen in batch() {
+                let Some(entry) = entries[seen.row as usize].as_mut() else { continue };
+                let Some(history) = entry.history.as_mut().filter(|history| history.needs_checkpoint())
+                else {
+                    continue;
+                };
+                let checkpoint = AssertUnwindSafe(|| scaler.checkpoint(&**states, seen.row));
                 history.begin(Checkpoint {
                     scaler: scaler.name().to_owned(),
                     version: scaler.version(),
@@ -599,27 +576,24 @@ impl Driver {
         }
         decisions.clear();
         {
-            let inputs: smallvec::SmallVec<[ScaleInput<'_>; BATCH]> = chunk
-                .iter()
-                .filter_map(|(load, row, elapsed)| {
-                    let entry = entries[*row as usize].as_ref().filter(|entry| entry.scaler == Some(at))?;
-                    Some(input_of(entry, load, *row, *elapsed, now))
-                })
-                .collect();
-            if inputs.is_empty() {
-                return;
+            // Filled in its place: collecting it would move the whole of it, however few there are.
+            let mut inputs = smallvec::SmallVec::<[ScaleInput<'_>; BATCH]>::new();
+            for seen in batch() {
+                let Some(entry) = entries[seen.row as usize].as_ref() else { continue };
+                inputs.push(input_of(entry, &seen.load, seen.row, seen.elapsed, now));
             }
-            self.tick_all(&**scaler, &mut *states[at], &inputs, decisions);
+            self.tick_all(&**scaler, &mut **states, &inputs, decisions);
         }
+        let version = scaler.version();
+        let mut intents = Intents::new();
         let mut made = decisions.drain(..);
-        for (load, row, elapsed) in chunk {
-            let Some(entry) = entries[*row as usize].as_mut().filter(|entry| entry.scaler == Some(at)) else {
-                continue;
-            };
+        for seen in batch() {
+            let Some(entry) = entries[seen.row as usize].as_mut() else { continue };
             let mut decision = made.next().unwrap_or(Decision::hold(Reason::ScalerFailed));
-            decision.version = scaler.version();
-            self.conclude(entry, load, *row, *elapsed, now, decision);
+            decision.version = version;
+            self.conclude(entry, seen, now, decision, tally, &mut intents);
         }
+        self.pool.set_desired_all(&intents);
     }
 
     /// Calls the scaler until each input has its decision: one whose turn made it panic gets a hold.
@@ -668,59 +642,57 @@ impl Driver {
     fn conclude(
         &self,
         entry: &mut Entry,
-        load: &Load,
-        row: u32,
-        elapsed: Nanos,
+        seen: &Seen,
         now: Timestamp,
         mut decision: Decision,
+        tally: &mut Tally,
+        intents: &mut Intents,
     ) {
-        let deployed = entry.deployed.clone();
+        let Entry { key, deployed, governor, history, desired: in_force, sequence, .. } = entry;
         let spec = &deployed.spec;
-        let previous = entry.desired;
-        let input = ScaleInput::new(row, now, &spec.scaling, load, previous)
-            .over(Duration::from_nanos(elapsed.unsigned_abs()))
+        let previous = *in_force;
+        let elapsed = Duration::from_nanos(seen.elapsed.unsigned_abs());
+        let input = ScaleInput::new(seen.row, now, &spec.scaling, &seen.load, previous)
+            .over(elapsed)
             .of(spec.concurrency, Some(&spec.resources));
-        let was_initialized = entry.governor.is_initialized();
-        entry.governor.apply(&input, &mut decision);
-        if spec.scaling.initial > 1 && !was_initialized && entry.governor.is_initialized() {
-            self.initialized.lock().insert(entry.key);
+        let was_initialized = governor.is_initialized();
+        governor.apply(&input, &mut decision);
+        if spec.scaling.initial > 1 && !was_initialized && governor.is_initialized() {
+            self.initialized.lock().insert(*key);
         }
         match decision.verdict {
             Verdict::Set(desired) => {
-                self.metrics.set.increment(1);
+                tally.set += 1;
                 match previous {
-                    Some(before) if desired > before => self.metrics.up.increment(1),
-                    Some(before) if desired < before => self.metrics.down.increment(1),
+                    Some(before) if desired > before => tally.up += 1,
+                    Some(before) if desired < before => tally.down += 1,
                     _ => {}
                 }
-                entry.desired = Some(desired);
-                self.pool.set_desired(entry.key, desired);
+                *in_force = Some(desired);
+                intents.push((*key, desired));
             }
-            Verdict::Hold => self.metrics.hold.increment(1),
+            Verdict::Hold => tally.hold += 1,
         }
-        entry.sequence += 1;
-        let mut record = DecisionRecord::new(entry.sequence, now, *load, previous, decision);
-        record.elapsed = Duration::from_nanos(elapsed.unsigned_abs());
-        self.config.sink.decided(entry.key, &record);
-        if let Some(history) = &mut entry.history {
+        *sequence += 1;
+        let mut record = DecisionRecord::new(*sequence, now, seen.load, previous, decision);
+        record.elapsed = elapsed;
+        self.config.sink.decided(*key, &record);
+        if let Some(history) = history {
             history.push(record);
         }
     }
 
     /// Forgets what the pool did not show: it sleeps, or is gone.
-    fn put_to_sleep(&self, shard: &mut Shard, now: Timestamp, mono: Nanos) {
-        for row in 0..shard.entries.len() {
-            let Some(entry) =
-                shard.entries[row].as_ref().filter(|entry| !entry.asleep && entry.visit != shard.visit)
-            else {
-                continue;
-            };
-            let row = u32::try_from(row).unwrap_or(u32::MAX);
+    fn put_to_sleep(&self, shard: &mut Shard, unseen: &mut Vec<u32>, now: Timestamp, mono: Nanos) {
+        unseen.clear();
+        unseen.extend(shard.unseen().filter(|row| shard.entry(*row).is_some_and(|entry| !entry.asleep)));
+        for row in unseen.iter().copied() {
+            let Some(entry) = shard.entry(row) else { continue };
+            let key = entry.key;
             let wake = self.wake_time(entry, &shard.states, row, now);
-            let registered = wake.is_some() && self.pool.deployed(entry.key).is_some();
+            let registered = wake.is_some() && self.pool.deployed(key).is_some();
             match wake {
                 Some(at) if registered => {
-                    let key = entry.key;
                     shard.wakes.push(Reverse((at, row, key)));
                     if let Some(entry) = shard.entries[row as usize].as_mut() {
                         entry.asleep = true;
@@ -740,7 +712,7 @@ impl Driver {
         row: u32,
         now: Timestamp,
     ) -> Option<Timestamp> {
-        let at = entry.scaler?;
+        let at = entry.scaler? as usize;
         let load = Load::idle(entry.key);
         let input = input_of(entry, &load, row, 0, now);
         let ask = AssertUnwindSafe(|| self.scalers[at].wake_at(&*states[at], &input));
@@ -748,10 +720,8 @@ impl Driver {
     }
 
     fn forget(&self, shard: &mut Shard, row: u32) {
-        let Some(entry) = shard.entries[row as usize].take() else { return };
-        shard.rows.remove(&entry.key);
-        shard.free.push(row);
-        if let Some(at) = entry.scaler {
+        let Some(entry) = shard.remove(row) else { return };
+        if let Some(at) = entry.scaler.map(|at| at as usize) {
             let retire = AssertUnwindSafe(|| self.scalers[at].retire(&mut *shard.states[at], row));
             if catch_unwind(retire).is_err() {
                 self.metrics.failures.increment(1);
@@ -765,10 +735,12 @@ impl Driver {
         history.interrupt();
         let mut asleep = self.asleep.lock();
         if registered && self.config.asleep_histories > 0 {
-            asleep.order.push_back(entry.key);
-            asleep.histories.insert(entry.key, (entry.deployed, history));
+            asleep.turn += 1;
+            let turn = asleep.turn;
+            asleep.order.insert(turn, entry.key);
+            asleep.histories.insert(entry.key, (turn, entry.deployed, history));
             if asleep.order.len() > self.config.asleep_histories
-                && let Some(oldest) = asleep.order.pop_front()
+                && let Some((_, oldest)) = asleep.order.pop_first()
             {
                 asleep.histories.remove(&oldest);
                 self.histories.fetch_sub(1, Ordering::Relaxed);
@@ -799,8 +771,9 @@ impl Driver {
             if let Some(entry) = shard.entries[row as usize].as_mut() {
                 entry.seen = mono;
             }
-            let load = Load::idle(key);
-            self.decide(shard, &[(load, row, elapsed.max(0))], now);
+            let scaler = shard.entries[row as usize].as_ref().and_then(|entry| entry.scaler);
+            let seen = Seen { load: Load::idle(key), row, scaler, elapsed: elapsed.max(0) };
+            self.decide(shard, &[seen], &[0], now);
             let again = shard.entries[row as usize]
                 .as_ref()
                 .and_then(|entry| self.wake_time(entry, &shard.states, row, now));

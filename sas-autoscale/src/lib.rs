@@ -12,6 +12,7 @@ pub mod kpa;
 pub mod metrics;
 mod replay;
 mod resource;
+mod rows;
 mod scheduled;
 mod window;
 

@@ -404,6 +404,14 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Intent of the scaler; returns at once. Clamped to the spec's bounds; what waits is served all the same.
     fn set_desired(&self, revision: RevisionKey, desired: u32);
 
+    /// [`Pool::set_desired`] for many revisions, one after the other. A pool of its own may take a lock once for all
+    /// that it guards; the driver tells the decisions of a batch together.
+    fn set_desired_all(&self, decisions: &[(RevisionKey, u32)]) {
+        for (revision, desired) in decisions {
+            self.set_desired(*revision, *desired);
+        }
+    }
+
     /// The instances of a revision.
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView>;
 

@@ -71,10 +71,11 @@ impl State {
         let now = core.now();
         let visited = self.visited.replace(now);
         visits.reserve(self.live.len() + self.ended.len());
+        self.sort_live();
         for at in 0..self.live.len() {
             let a = self.live[at];
             let active = &mut self.actives[a as usize];
-            if active.orphan.is_some() {
+            if active.orphan {
                 continue;
             }
             active.account(now);
@@ -93,9 +94,9 @@ impl State {
             if core.metering && answered > 0 {
                 fx.readings.push(Reading::Requests(key, tenant, answered));
             }
-            let deployed = Arc::clone(self.deployed(a));
+            let Some(deployed) = active.deployed.clone() else { continue };
             let mut samples = Vec::new();
-            if deployed.runtime.capabilities().usage {
+            if active.sampled {
                 for slot in &self.actives[a as usize].slots {
                     let instance = &self.instances[core.ids.slot(slot.id) as usize];
                     if let Some(handle) = &instance.instance {
@@ -118,6 +119,17 @@ impl State {
             self.read_meters(core, now, fx);
         }
         now
+    }
+
+    /// Puts the live records in the order in which they lie in memory, where a visit of all meets them one after the other.
+    fn sort_live(&mut self) {
+        if self.live.is_sorted() {
+            return;
+        }
+        self.live.sort();
+        for (listed, &a) in self.live.iter().enumerate() {
+            self.actives[a as usize].listed = listed as u32;
+        }
     }
 
     fn read_meters(&mut self, core: &Core, now: u64, fx: &mut Effects) {

@@ -160,7 +160,17 @@ impl Pool for InstancePool {
     }
 
     fn set_desired(&self, revision: RevisionKey, desired: u32) {
-        self.shard(revision).with(|state, core, fx| state.set_desired(core, revision, desired, fx));
+        self.set_desired_all(&[(revision, desired)]);
+    }
+
+    fn set_desired_all(&self, decisions: &[(RevisionKey, u32)]) {
+        let shard = |revision: RevisionKey| revision.slot() & (self.core.config.shards - 1);
+        for same in decisions.chunk_by(|one, next| shard(one.0) == shard(next.0)) {
+            // Not longer under the lock than a claim may wait for it.
+            for some in same.chunks(DECIDED_AT_ONCE) {
+                self.shard(some[0].0).with(|state, core, fx| state.set_desired(core, some, fx));
+            }
+        }
     }
 
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
@@ -275,6 +285,9 @@ impl Pool for InstancePool {
         self.core.tasks.wait().await;
     }
 }
+
+/// Decisions that are carried out under one lock.
+const DECIDED_AT_ONCE: usize = 64;
 
 /// What a stop may take beyond its grace before a shutdown goes on without it.
 const STOP_SLACK: Duration = Duration::from_secs(1);

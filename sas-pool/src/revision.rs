@@ -67,8 +67,13 @@ pub(crate) struct Active {
     pub(crate) key: RevisionKey0,
     /// The slot of the revision; meaningless once it is an orphan.
     pub(crate) slot: u32,
-    /// Set when the revision was unregistered while instances were still there.
-    pub(crate) orphan: Option<Arc<Deployed>>,
+    /// Its own reference: to look a sleeping million through for it at each visit would cost a memory miss for each.
+    /// `None`: the record is free.
+    pub(crate) deployed: Option<Arc<Deployed>>,
+    /// The revision was unregistered while instances were still there.
+    pub(crate) orphan: bool,
+    /// Its runtime tells what its instances use.
+    pub(crate) sampled: bool,
     pub(crate) tenant: TenantKey,
     /// Leases per instance; `u32::MAX`: unlimited.
     pub(crate) limit: u32,

@@ -14,6 +14,7 @@ use sas_core::{
     Claim, ClaimError, Deployed, Error, ErrorKind, ExitReport, Instance, InstanceId, MeterPhase, Outcome,
     Pick, Retry, RevisionKey, SlotView, StartPhase, StartTimings,
 };
+use smallvec::SmallVec;
 
 mod claims;
 mod keep_warm;
@@ -103,10 +104,7 @@ impl State {
     }
 
     pub(crate) fn deployed(&self, a: u32) -> &Arc<Deployed> {
-        let active = &self.actives[a as usize];
-        active.orphan.as_ref().unwrap_or_else(|| {
-            self.revisions[active.slot as usize].deployed.as_ref().expect("an active revision is registered")
-        })
+        self.actives[a as usize].deployed.as_ref().expect("a record in use has its revision")
     }
 
     /// The activation record of a revision, made on demand.
@@ -133,11 +131,13 @@ impl State {
             RevisionKey0(RevisionKey::new(slot << core.ids.shard_bits | self.shard, revision.generation));
         active.slot = slot;
         active.tenant = deployed.tenant;
-        active.limit =
-            deployed.runtime.capabilities().max_concurrency.map_or(said, |most| said.min(most)).max(1);
+        let capabilities = deployed.runtime.capabilities();
+        active.sampled = capabilities.usage;
+        active.limit = capabilities.max_concurrency.map_or(said, |most| said.min(most)).max(1);
         active.max = if spec.scaling.max == 0 { u32::MAX } else { spec.scaling.max };
         active.min = spec.scaling.min.min(active.max);
         active.balancer = core.balancer_of(spec);
+        active.deployed = Some(Arc::clone(deployed));
         active.since = now;
         active.changed = now;
         if let Some(ended) = ended {
@@ -178,7 +178,9 @@ impl State {
             requests: active.requests,
             start_time: active.start_time,
         };
-        if active.orphan.is_none() {
+        if active.orphan {
+            fx.forgotten = active.deployed.take();
+        } else {
             let link = if self.visited.is_some() {
                 self.ended.push(ended);
                 Link::Ended(self.ended.len() as u32 - 1)
@@ -231,13 +233,25 @@ impl State {
         RevisionKey::new(slot << core.ids.shard_bits | self.shard, generation)
     }
 
-    /// The intent of the scaler.
-    pub(crate) fn set_desired(&mut self, core: &Core, key: RevisionKey, desired: u32, fx: &mut Effects) {
-        let Some(slot) = self.lookup(core, key) else { return };
-        if self.closed || (desired == 0 && self.active(slot).is_none()) {
+    /// The intents of the scaler.
+    pub(crate) fn set_desired(&mut self, core: &Core, decisions: &[(RevisionKey, u32)], fx: &mut Effects) {
+        if self.closed {
             return;
         }
         let now = core.now();
+        // Where they are is looked up for all first: each is a miss of the caches, and so they are waited for together.
+        let found: SmallVec<[Option<u32>; 16]> =
+            decisions.iter().map(|(key, _)| self.lookup(core, *key)).collect();
+        for ((_, desired), slot) in decisions.iter().zip(found) {
+            if let Some(slot) = slot
+                && (*desired > 0 || self.active(slot).is_some())
+            {
+                self.decide(core, slot, *desired, now, fx);
+            }
+        }
+    }
+
+    fn decide(&mut self, core: &Core, slot: u32, desired: u32, now: u64, fx: &mut Effects) {
         let a = self.activate(core, slot, now);
         let active = &mut self.actives[a as usize];
         active.decided = desired.clamp(active.min, active.max);
@@ -245,12 +259,12 @@ impl State {
         active.drained &= desired == 0;
         // The keep-alive policy has the last word about the last one.
         if active.decided == 0 && active.have() > 0 && active.sleep.is_some() {
-            self.actives[a as usize].raised = 1;
+            active.raised = 1;
         }
-        let active = &self.actives[a as usize];
-        if active.have() < active.target() {
+        let (have, target) = (active.have(), active.target());
+        if have < target {
             self.grow(core, a, 0, now, fx);
-        } else if active.waiting() == 0 {
+        } else if have > target && active.waiting() == 0 {
             // While requests wait, a decision made from older load takes nothing away from those that run.
             self.shrink(core, a, true, now, fx);
         }
@@ -288,7 +302,7 @@ impl State {
             Link::Ended(at) => drop(self.take_ended(at)),
             Link::Active(a) => {
                 let active = &mut self.actives[a as usize];
-                active.orphan = self.revisions[slot as usize].deployed.clone();
+                active.orphan = true;
                 active.min = 0;
                 active.failures = 0;
                 active.error = None;

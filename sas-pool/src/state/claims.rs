@@ -107,7 +107,7 @@ impl State {
         active.inline -= 1;
         let decided = if self.closed {
             Some(Err(ClaimError::Closed))
-        } else if active.orphan.is_some() {
+        } else if active.orphan {
             Some(Err(ClaimError::Unknown))
         } else if active.line.len() == 0
             && let Some(position) = self.pick(core, a, claim, now)

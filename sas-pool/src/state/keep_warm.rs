@@ -40,7 +40,7 @@ impl State {
     /// The last running call of a revision ended: asks the policy what is next.
     pub(crate) fn revision_idle(&mut self, core: &Core, a: u32, now: u64, fx: &mut Effects) {
         let active = &mut self.actives[a as usize];
-        if self.closed || active.orphan.is_some() || !std::mem::take(&mut active.called) {
+        if self.closed || active.orphan || !std::mem::take(&mut active.called) {
             return;
         }
         let key = active.key.0;

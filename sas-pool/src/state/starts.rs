@@ -5,7 +5,7 @@ use super::*;
 impl State {
     /// Starts, revives or resumes instances until there are as many as there should be.
     pub(crate) fn grow(&mut self, core: &Core, a: u32, priority: u8, now: u64, fx: &mut Effects) {
-        if self.closed || self.actives[a as usize].orphan.is_some() {
+        if self.closed || self.actives[a as usize].orphan {
             return;
         }
         loop {
