@@ -268,8 +268,9 @@ impl ServiceRecord {
 
     pub(crate) fn decode(key: &str, value: &[u8]) -> Result<Self> {
         let bad = |message: String| Error::new(ErrorKind::InvalidSpec, "recover", message);
-        let record: Self = serde_json::from_slice(value)
-            .map_err(|error| bad(format!("{key} is not a service's record: {error}")))?;
+        let record: Self = serde_json::from_slice(value).map_err(|error| {
+            bad(format!("{key} is not a service's record: {error}; deploy it again or delete it"))
+        })?;
         if record.format != FORMAT {
             return Err(bad(format!("{key} has format {}; this version reads {FORMAT}", record.format)));
         }

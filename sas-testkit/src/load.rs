@@ -120,10 +120,11 @@ impl fmt::Display for LoadReport {
         let ms = |micros: u64| micros as f64 / 1000.0;
         write!(
             f,
-            "{} requests: p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms (sent late by p99 {:.2} ms); {:?}",
+            "{} requests: p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms, max {:.2} ms (sent late by p99 {:.2} ms); {:?}",
             self.latency.len(),
             ms(self.latency.value_at_quantile(0.5)),
             ms(self.latency.value_at_quantile(0.99)),
+            ms(self.latency.value_at_quantile(0.999)),
             ms(self.latency.max()),
             ms(self.lateness.value_at_quantile(0.99)),
             self.ledger.answers()

@@ -284,13 +284,21 @@ impl Control {
         self.open()?;
         let path = format!("{namespace}/{name}");
         let _changing = self.change(&path).await;
+        let key = format!("{SERVICES}{path}");
+        let damaged = self.damaged.lock().get(&key).copied();
+        if let Some(version) = damaged {
+            self.store.delete(&key, version).await?;
+            self.damaged.lock().remove(&key);
+            tracing::info!(service = %path, "what was left of it is deleted");
+            return Ok(());
+        }
         let live = self.live(&path).ok_or_else(|| no_service(&path))?;
         let (record, version) = {
             let state = live.state.lock();
             (state.record.clone().ok_or_else(|| no_service(&path))?, state.version)
         };
         self.unsure.lock().insert(path.clone());
-        self.store.delete(&format!("{SERVICES}{path}"), version).await?;
+        self.store.delete(&key, version).await?;
         self.unsure.lock().remove(&path);
         live.state.lock().record = None;
         tracing::info!(service = %path, "deleted");

@@ -174,6 +174,8 @@ pub struct Control {
     services: RwLock<BTreeMap<String, Arc<Live>>>,
     /// Services of which a write failed: it may have been done all the same, so they are read again first.
     unsure: Mutex<BTreeSet<String>>,
+    /// Keys of the store whose value can't be read, and what it takes to write over it.
+    damaged: Mutex<BTreeMap<String, Version>>,
     /// Services with steps to be done, now or when time has passed: what housekeeping looks at.
     restless: Mutex<BTreeSet<String>>,
     /// One change of a service at a time.
@@ -238,7 +240,9 @@ pub struct Recovery {
     pub services: usize,
     /// Triggers that run again.
     pub triggers: usize,
-    /// What did not come back, with the reason: `Service namespace/name` or `Trigger namespace/name`.
+    /// What did not come back, with the reason: `Service namespace/name`, `Trigger namespace/name`, and `Tenant
+    /// namespace` or `Quota namespace` for what the store has of a namespace. A service or trigger whose record is
+    /// damaged comes back when it is deployed again, and goes when it is deleted.
     pub failed: Vec<(String, Arc<Error>)>,
 }
 
@@ -291,6 +295,7 @@ impl Control {
             requests: AtomicU64::new(0),
             services: RwLock::default(),
             unsure: Mutex::default(),
+            damaged: Mutex::default(),
             restless: Mutex::default(),
             changing: Mutex::default(),
             tenants: Mutex::default(),
@@ -404,16 +409,17 @@ impl Control {
 
     /// Writes a record, if nobody else did since it was read.
     async fn save(&self, path: &str, record: ServiceRecord, new: bool) -> Result<Arc<ServiceRecord>> {
-        let live = self.live(path);
+        let (live, key) = (self.live(path), format!("{SERVICES}{path}"));
         let expected = match (&live, new) {
             (Some(live), false) => Some(live.state.lock().version),
-            _ => None,
+            _ => self.damaged.lock().get(&key).copied(),
         };
         let value = record.encode()?;
         // Until it returns, also when nobody waits any more, nobody knows whether it was done.
         self.unsure.lock().insert(path.to_owned());
-        let version = self.store.put(&format!("{SERVICES}{path}"), expected, value).await?;
+        let version = self.store.put(&key, expected, value).await?;
         self.unsure.lock().remove(path);
+        self.damaged.lock().remove(&key);
         self.restless.lock().insert(path.to_owned());
         let record = Arc::new(record);
         match live {
@@ -438,18 +444,31 @@ impl Control {
         let _one = self.new_tenant.lock().await;
         let key = format!("{TENANTS}{namespace}");
         let stored = self.store.get(&key).await?;
-        let tenant = match stored.and_then(|entry| serde_json::from_slice(&entry.value).ok()) {
+        let read = stored.as_ref().and_then(|entry| serde_json::from_slice(&entry.value).ok());
+        let tenant = match read {
             Some(id) => TenantKey(id),
             None => {
-                let highest = self.tenants.lock().values().map(|tenant| tenant.0).max().unwrap_or(0);
-                let tenant = TenantKey(highest + 1);
-                self.store.put(&key, None, tenant.0.to_string().into()).await?;
+                let tenant = self.tenant_for(namespace);
+                // What is there and can't be read is written over.
+                let expected = stored.map(|entry| entry.version);
+                self.store.put(&key, expected, tenant.0.to_string().into()).await?;
                 tenant
             }
         };
         self.tenants.lock().insert(namespace.to_owned(), tenant);
         self.limit_tenant(namespace);
         Ok(tenant)
+    }
+
+    /// The tenant that the services of a namespace have, or one that nobody has.
+    fn tenant_for(&self, namespace: &str) -> TenantKey {
+        let records = self.records();
+        if let Some(record) = records.iter().find(|record| record.namespace == namespace) {
+            return record.tenant;
+        }
+        let known = self.tenants.lock().values().map(|tenant| tenant.0).max();
+        let used = records.iter().map(|record| record.tenant.0).max();
+        TenantKey(known.max(used).unwrap_or(0) + 1)
     }
 
     /// The namespace of a tenant.

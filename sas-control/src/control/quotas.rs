@@ -2,7 +2,7 @@
 
 use sas_core::{Error, ErrorKind, Quota, Result, SpecErrors};
 
-use super::{Control, QUOTAS, invalid, refused};
+use super::{Control, QUOTAS, Recovery, invalid, refused};
 
 impl Control {
     /// What the tenant of a namespace may use; `None`: what all tenants may.
@@ -40,16 +40,19 @@ impl Control {
         // One change at a time: the same turn as that of a service of no name.
         let _changing = self.change(&key).await;
         let before = self.stored_quotas.lock().get(namespace).map(|(_, version)| *version);
+        let before = before.or_else(|| self.damaged.lock().get(&key).copied());
         match (quota, before) {
             (Some(quota), before) => {
                 let value = serde_json::to_vec(&quota).map_err(|error| {
                     Error::new(ErrorKind::Unexpected, "quota", format!("can't be written: {error}"))
                 })?;
                 let version = self.store.put(&key, before, value.into()).await?;
+                self.damaged.lock().remove(&key);
                 self.stored_quotas.lock().insert(namespace.to_owned(), (quota, version));
             }
             (None, Some(before)) => {
                 self.store.delete(&key, before).await?;
+                self.damaged.lock().remove(&key);
                 self.stored_quotas.lock().remove(namespace);
             }
             (None, None) => {}
@@ -67,13 +70,18 @@ impl Control {
     }
 
     /// Brings back what the store holds of quotas; tenants are known already.
-    pub(super) async fn recover_quotas(&self) -> Result<()> {
+    pub(super) async fn recover_quotas(&self, recovery: &mut Recovery) -> Result<()> {
         for entry in self.entries(QUOTAS).await? {
-            let quota: Quota = serde_json::from_slice(&entry.value).map_err(|error| {
-                Error::new(ErrorKind::InvalidSpec, "recover", format!("{} is no quota: {error}", entry.key))
-            })?;
             let namespace = entry.key[QUOTAS.len()..].to_owned();
-            self.stored_quotas.lock().insert(namespace, (quota, entry.version));
+            match serde_json::from_slice::<Quota>(&entry.value) {
+                Ok(quota) => drop(self.stored_quotas.lock().insert(namespace, (quota, entry.version))),
+                Err(error) => {
+                    let message = format!("{} is no quota: {error}; set it again", entry.key);
+                    let error = Error::new(ErrorKind::InvalidSpec, "recover", message);
+                    self.damaged.lock().insert(entry.key.clone(), entry.version);
+                    recovery.failed.push((format!("Quota {namespace}"), std::sync::Arc::new(error)));
+                }
+            }
         }
         let known: Vec<String> = self.tenants.lock().keys().cloned().collect();
         for namespace in known {

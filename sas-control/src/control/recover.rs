@@ -20,16 +20,18 @@ impl Control {
     pub async fn recover(self: &Arc<Self>) -> Result<Recovery> {
         let mut recovery = Recovery::default();
         for entry in self.entries(TENANTS).await? {
-            let id: u32 = serde_json::from_slice(&entry.value).map_err(|error| {
-                Error::new(
-                    ErrorKind::InvalidSpec,
-                    "recover",
-                    format!("{} is not a tenant: {error}", entry.key),
-                )
-            })?;
-            self.tenants.lock().insert(entry.key[TENANTS.len()..].to_owned(), TenantKey(id));
+            let namespace = &entry.key[TENANTS.len()..];
+            match serde_json::from_slice(&entry.value) {
+                Ok(id) => drop(self.tenants.lock().insert(namespace.to_owned(), TenantKey(id))),
+                Err(error) => {
+                    let message =
+                        format!("{} is not a tenant: {error}; the next deploy writes it anew", entry.key);
+                    let error = Error::new(ErrorKind::InvalidSpec, "recover", message);
+                    recovery.failed.push((format!("Tenant {namespace}"), Arc::new(error)));
+                }
+            }
         }
-        self.recover_quotas().await?;
+        self.recover_quotas(&mut recovery).await?;
         let mut paths = Vec::new();
         for entry in self.entries(SERVICES).await? {
             match ServiceRecord::decode(&entry.key, &entry.value) {
@@ -38,8 +40,9 @@ impl Control {
                     self.services.write().insert(record.path(), Arc::new(Live::new(record, entry.version)));
                 }
                 Err(error) => {
-                    let name = format!("Service {}", &entry.key[SERVICES.len()..]);
-                    recovery.failed.push((name, Arc::new(error)));
+                    let path = &entry.key[SERVICES.len()..];
+                    self.damaged.lock().insert(entry.key.clone(), entry.version);
+                    recovery.failed.push((format!("Service {path}"), Arc::new(error)));
                 }
             }
         }
@@ -101,21 +104,27 @@ impl Control {
     pub(super) async fn read_again(&self, path: &str) -> Result<()> {
         let key = format!("{SERVICES}{path}");
         match self.store.get(&key).await? {
-            Some(entry) => {
-                let record = ServiceRecord::decode(&entry.key, &entry.value)?;
-                match self.live(path) {
-                    Some(live) => {
-                        let mut state = live.state.lock();
-                        state.version = entry.version;
-                        state.record = Some(Arc::new(record));
-                    }
-                    None => {
-                        let live = Arc::new(Live::new(record, entry.version));
-                        self.services.write().insert(path.to_owned(), live);
+            Some(entry) => match (ServiceRecord::decode(&entry.key, &entry.value), self.live(path)) {
+                (Ok(record), Some(live)) => {
+                    let mut state = live.state.lock();
+                    state.version = entry.version;
+                    state.record = Some(Arc::new(record));
+                }
+                (Ok(record), None) => {
+                    let live = Arc::new(Live::new(record, entry.version));
+                    self.services.write().insert(path.to_owned(), live);
+                }
+                (Err(error), live) => {
+                    tracing::error!(service = %path, error = %error.chain(), "the next change writes over it");
+                    match live {
+                        // What is known of it is better than what is there.
+                        Some(live) => live.state.lock().version = entry.version,
+                        None => drop(self.damaged.lock().insert(key, entry.version)),
                     }
                 }
-            }
+            },
             None => {
+                self.damaged.lock().remove(&key);
                 if let Some(live) = self.live(path) {
                     live.state.lock().record = None;
                 }

@@ -1,0 +1,91 @@
+//! Values of which a broken medium kept only the first part: refused by name, in nobody's way, and written anew.
+
+mod support;
+
+use std::sync::Arc;
+
+use sas_control::{MemoryStore, Recovery};
+use sas_core::{ErrorKind, Store, TenantKey};
+use support::{PreparingRuntime, World};
+
+/// The world of the same store and packages after a restart, and what came back.
+async fn restarted(world: World) -> (World, Recovery) {
+    let store = Arc::clone(&world.store);
+    let runtime = PreparingRuntime::new(sas_core::Isolation::Process);
+    let again = World::build(store, world.dir, runtime, |_| {}).await;
+    // Asked a second time, it says the same of what is damaged.
+    let recovery = again.control.recover().await.expect("the store can be read");
+    (again, recovery)
+}
+
+/// Keeps only the first `kept` bytes of a value.
+async fn tear(store: &dyn Store, key: &str, kept: usize) {
+    let entry = store.get(key).await.expect("a read").expect("a value");
+    assert!(kept < entry.value.len(), "{key}: {kept} of {}", entry.value.len());
+    store.put(key, Some(entry.version), entry.value.slice(..kept)).await.expect("a write");
+}
+
+async fn with_two_services() -> World {
+    let world = World::with(Arc::new(MemoryStore::default()), |_| {}).await;
+    world.deploy("one").await.expect("a deploy");
+    let other = world.manifest("one").replace("name: hello", "name: other");
+    world.control.deploy(World::service(&other)).await.expect("a deploy");
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_of_which_half_is_left_is_named_and_the_others_serve() {
+    let length = {
+        let world = with_two_services().await;
+        world.store.get("service/default/hello").await.expect("a read").expect("a value").value.len()
+    };
+    for kept in [0, 1, length / 2, length - 1] {
+        let world = with_two_services().await;
+        tear(&*world.store, "service/default/hello", kept).await;
+        let (world, recovery) = restarted(world).await;
+        let [(name, error)] = &recovery.failed[..] else { panic!("{kept}: {recovery:?}") };
+        assert_eq!((name.as_str(), error.kind), ("Service default/hello", ErrorKind::InvalidSpec));
+        assert!(error.message.contains("service/default/hello"), "{error}");
+        assert!(error.message.contains("deploy it again or delete it"), "{error}");
+        assert_eq!(world.control.record("default", "hello").unwrap_err().kind, ErrorKind::NotFound);
+        assert!(world.control.record("default", "other").is_ok());
+        assert!(world.split("hello.default.example.org").is_empty());
+        assert!(!world.split("other.default.example.org").is_empty());
+
+        let outcome = world.deploy("one").await.expect("the deploy that mends it");
+        assert!(outcome.created);
+        assert!(!world.split("hello.default.example.org").is_empty());
+        let (world, recovery) = restarted(world).await;
+        assert!(recovery.failed.is_empty(), "{recovery:?}");
+        assert!(world.control.record("default", "hello").is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_a_service_can_be_deleted() {
+    let world = with_two_services().await;
+    tear(&*world.store, "service/default/hello", 10).await;
+    let (world, _) = restarted(world).await;
+    world.control.delete("default", "hello").await.expect("the deletion");
+    assert!(world.store.get("service/default/hello").await.expect("a read").is_none());
+    assert_eq!(world.control.delete("default", "hello").await.unwrap_err().kind, ErrorKind::NotFound);
+    let (_, recovery) = restarted(world).await;
+    assert!(recovery.failed.is_empty(), "{recovery:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_tenant_is_named_and_written_anew_as_its_services_have_it() {
+    let world = with_two_services().await;
+    let tenant = world.control.record("default", "hello").expect("a service").tenant;
+    assert_ne!(tenant, TenantKey::default());
+    tear(&*world.store, "tenant/default", 0).await;
+    let (world, recovery) = restarted(world).await;
+    assert_eq!(recovery.services, 2, "the services come back all the same");
+    let [(name, error)] = &recovery.failed[..] else { panic!("{recovery:?}") };
+    assert_eq!((name.as_str(), error.kind), ("Tenant default", ErrorKind::InvalidSpec));
+    assert!(error.message.contains("tenant/default"), "{error}");
+    world.deploy("one").await.expect("a deploy");
+    assert_eq!(world.control.record("default", "hello").expect("a service").tenant, tenant);
+    let (_, recovery) = restarted(world).await;
+    assert!(recovery.failed.is_empty(), "{recovery:?}");
+}
