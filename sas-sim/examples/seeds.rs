@@ -1,7 +1,9 @@
-//! Runs seeds of the simulator: `seeds [--seed N | --from A --count N] [--plant NAME] [--write N[a] | --every-write yes]`.
+//! Runs seeds of the simulator: `seeds [--seed N | --from A --count N] [--plant NAME]
+//! [--write N[a|tPERCENT] | --every-write yes] [--keep N,N,...]`.
 //!
 //! A failing seed is shrunk and printed; the exit status is then 1. `--write 7` kills the host at the eighth write to
-//! the store, before it is applied, `--write 7a` after; `--every-write yes` tries each write of each seed, both ways.
+//! the store, before it is applied, `--write 7a` after, `--write 7t50` when half of the value is; `--every-write yes`
+//! tries each write of each seed in these three ways. `--keep 0,3` leaves out all steps of the plan but these.
 
 #![allow(clippy::print_stdout, reason = "what it is for")]
 
@@ -11,15 +13,16 @@ use sas_sim::{
     Outcome, Plant,
     plan::{self, Step},
     run, shrink,
+    store::Applied,
 };
 
-const USAGE: &str =
-    "usage: seeds [--seed N | --from A --count N] [--plant NAME] [--write N[a] | --every-write yes]";
+const USAGE: &str = "usage: seeds [--seed N | --from A --count N] [--plant NAME] [--write N[a|tPERCENT] | --every-write yes] \
+     [--keep N,N,...]";
 
 #[derive(Clone, Copy, Debug)]
 enum Crash {
     AsPlanned,
-    At(u64, bool),
+    At(u64, Applied),
     AtEachWrite,
 }
 
@@ -51,15 +54,27 @@ impl Sums {
         let shortest = shrink(outcome, plant, 120);
         println!("{shortest}");
         if tell {
-            for (at, fact) in sas_sim::run_told(seed, shortest.steps).told {
+            for (at, fact) in sas_sim::run_told(seed, shortest.steps, plant).told {
                 println!("{:>12.6} {fact:?}", at.as_secs_f64());
             }
         }
     }
 }
 
+/// `7`, `7a` or `7t50`.
+fn at_write(text: &str) -> Option<(u64, Applied)> {
+    if let Some((write, percent)) = text.split_once('t') {
+        return Some((write.parse().ok()?, Applied::Part(percent.parse().ok()?)));
+    }
+    match text.strip_suffix('a') {
+        Some(write) => Some((write.parse().ok()?, Applied::Whole)),
+        None => Some((text.parse().ok()?, Applied::Not)),
+    }
+}
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
+    let mut keep: Option<Vec<usize>> = None;
     let (mut from, mut count, mut plant, mut crash) = (0_u64, 1000_u64, None, Crash::AsPlanned);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().unwrap_or_default();
@@ -76,10 +91,20 @@ fn main() -> ExitCode {
                 }
             }
             ("--every-write", _) if value == "yes" => crash = Crash::AtEachWrite,
-            ("--write", number) => match number.or_else(|_| value.trim_end_matches('a').parse()) {
-                Ok(write) => crash = Crash::At(write, value.ends_with('a')),
+            ("--write", _) => match at_write(&value) {
+                Some((write, applied)) => crash = Crash::At(write, applied),
+                None => {
+                    println!(
+                        "--write: {value}: must be a number, followed by an a if the write is applied, by t and \
+                         percents if a part of it is"
+                    );
+                    return ExitCode::from(2);
+                }
+            },
+            ("--keep", _) => match value.split(',').map(str::parse).collect() {
+                Ok(steps) => keep = Some(steps),
                 Err(_) => {
-                    println!("--write: {value}: must be a number, followed by an a if the write is applied");
+                    println!("--keep: {value}: must be numbers of steps with commas between");
                     return ExitCode::from(2);
                 }
             },
@@ -98,11 +123,19 @@ fn main() -> ExitCode {
             Crash::At(write, applied) => vec![plan::with_crash(seed, write, applied)],
             Crash::AtEachWrite => {
                 let writes = run(seed, plan::sound_store(seed), plant).writes;
-                let each = (0..writes).flat_map(|write| [(write, false), (write, true)]);
+                let each = (0..writes).flat_map(|write| {
+                    // Another part each time, the same for the same seed.
+                    let percent = ((seed * 31 + write * 17) % 100) as u32;
+                    [Applied::Not, Applied::Whole, Applied::Part(percent)].map(|applied| (write, applied))
+                });
                 each.map(|(write, applied)| plan::with_crash(seed, write, applied)).collect()
             }
         };
         for steps in plans {
+            let steps = match &keep {
+                Some(kept) => plan::only(steps, kept),
+                None => steps,
+            };
             sums.take(run(seed, steps, plant), plant, count == 1);
         }
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use sas_autoscale::{Driver, DriverConfig};
-use sas_control::{Control, ControlConfig, manifest::ServiceManifest};
+use sas_control::{Control, ControlConfig, Recovery, manifest::ServiceManifest};
 use sas_core::{
     Clock, EnvValue, Invoker, Pool, Result, RevisionKey, RevisionSpec, Runtime, Source, Store, Triggers,
 };
@@ -35,6 +35,8 @@ pub(crate) struct Host {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) control: Arc<Control>,
     pub(crate) driver: Arc<Driver>,
+    /// What came back at its start.
+    pub(crate) recovery: Recovery,
     triggers: Arc<TriggerHost>,
     /// Cancelled when the host is killed.
     pub(crate) lost: CancellationToken,
@@ -103,6 +105,11 @@ impl Host {
             let (driver, stop) = (Arc::clone(&driver), stop.clone());
             async move { driver.run(stop).await }
         });
+        let recovered = control.recover().await;
+        let (recovery, failed) = match recovered {
+            Ok(recovery) => (recovery, None),
+            Err(error) => (Recovery::default(), Some(error)),
+        };
         let host = Arc::new(Self {
             life,
             runtime,
@@ -110,14 +117,15 @@ impl Host {
             gateway,
             control,
             driver,
+            recovery,
             triggers,
             lost: CancellationToken::new(),
             stop,
             driving: parking_lot::Mutex::new(Some(driving)),
         });
-        match host.control.recover().await {
-            Ok(_) => Ok(host),
-            Err(error) => {
+        match failed {
+            None => Ok(host),
+            Some(error) => {
                 host.kill().await;
                 Err(error)
             }

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::draw::Draw;
+use crate::{draw::Draw, store::Applied};
 
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +74,13 @@ pub enum Action {
         /// Whether that write is applied all the same.
         applied: bool,
     },
+    /// The same, and the first part of that write is what the store holds afterwards.
+    TornWrite {
+        /// Writes before it, counted from the first of all.
+        write: u64,
+        /// How much of the value is kept, in percent.
+        percent: u32,
+    },
     /// Each operation of the store takes this much longer from now on.
     SlowStore(Duration),
     /// Each exit is told twice from now on.
@@ -98,11 +105,17 @@ impl Action {
             Self::StoreBreaks { .. } => "store broke",
             Self::HostCrash => "host crashed",
             Self::CrashAtWrite { .. } => "host crashed at a write",
+            Self::TornWrite { .. } => "write torn by a crash",
             Self::SlowStore(_) => "store slow",
             Self::ExitsTwice => "exits told twice",
             Self::Recycle { .. } => "instance recycled",
             _ => return None,
         })
+    }
+
+    /// Whether it strikes at a write that is counted from the first of all.
+    pub(crate) const fn is_at_a_write(&self) -> bool {
+        matches!(self, Self::CrashAtWrite { .. } | Self::TornWrite { .. })
     }
 }
 
@@ -144,6 +157,13 @@ pub fn plan(seed: u64) -> Vec<Step> {
             _ => Step { at, action: Action::ExitsTwice },
         };
         steps.push(step);
+    }
+    // A store has one such moment; that of a crash stays where there is one.
+    let mut draw = Draw::new(seed).fork(4);
+    let dies = steps.iter().any(|step| matches!(step.action, Action::CrashAtWrite { .. }));
+    if draw.chance(0.25) && !dies {
+        let action = Action::TornWrite { write: draw.below(24), percent: draw.below(100) as u32 };
+        steps.push(Step { at: Duration::ZERO, action });
     }
     steps.sort_by_key(|step| step.at);
     steps
@@ -205,13 +225,26 @@ pub fn base(seed: u64) -> Vec<Step> {
 /// The plan of a seed without the steps that break the store: what it writes can be counted.
 pub fn sound_store(seed: u64) -> Vec<Step> {
     let mut steps = plan(seed);
-    steps.retain(|step| !matches!(step.action, Action::StoreBreaks { .. } | Action::CrashAtWrite { .. }));
+    steps.retain(|step| {
+        let breaks = matches!(step.action, Action::StoreBreaks { .. });
+        !breaks && !step.action.is_at_a_write()
+    });
     steps
 }
 
-/// The same, with the host killed at one write.
-pub fn with_crash(seed: u64, write: u64, applied: bool) -> Vec<Step> {
+/// The same, with the host killed at one write, of which the store keeps what `applied` says.
+pub fn with_crash(seed: u64, write: u64, applied: Applied) -> Vec<Step> {
     let mut steps = sound_store(seed);
-    steps.insert(0, Step { at: Duration::ZERO, action: Action::CrashAtWrite { write, applied } });
+    let action = match applied {
+        Applied::Not => Action::CrashAtWrite { write, applied: false },
+        Applied::Whole => Action::CrashAtWrite { write, applied: true },
+        Applied::Part(percent) => Action::TornWrite { write, percent },
+    };
+    steps.insert(0, Step { at: Duration::ZERO, action });
     steps
+}
+
+/// Only these steps of a plan, counted from 0.
+pub fn only(steps: Vec<Step>, kept: &[usize]) -> Vec<Step> {
+    steps.into_iter().enumerate().filter(|(at, _)| kept.contains(at)).map(|(_, step)| step).collect()
 }

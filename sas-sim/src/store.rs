@@ -1,6 +1,6 @@
 //! A store on a medium that breaks in the middle.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,23 +9,37 @@ use sas_control::MemoryStore;
 use sas_core::{Change, Entry, Error, ErrorKind, Result, Store, Version};
 use tokio::sync::Notify;
 
-/// The production store in memory over a medium that fails at a chosen write: before the write was applied, or after
-/// it was applied but before that was said (a torn write, as the caller sees it). From then on nothing works until
-/// it is mended, as after a crash of the host.
+/// The production store in memory over a medium that fails at a chosen write: see [`Applied`]. From then on nothing
+/// works until it is mended, as after a crash of the host.
 #[derive(Debug, Default)]
 pub struct SimStore {
     inner: MemoryStore,
     fault: Mutex<Fault>,
+    /// Keys of which a part of a value was kept, with the version of that.
+    torn: Mutex<BTreeMap<String, Version>>,
     crashed: Notify,
     /// Planted: writes on a broken medium are acknowledged.
     lies: bool,
 }
 
+/// What a write that fails leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "a write can leave no more than this")]
+pub enum Applied {
+    /// Nothing.
+    Not,
+    /// All of it, and only the acknowledgement is lost.
+    Whole,
+    /// The first so many percent of the value, against the contract of [`Store`]: what a medium does that has
+    /// neither a journal nor checksums. A deletion leaves nothing.
+    Part(u32),
+}
+
 #[derive(Debug, Default)]
 struct Fault {
     writes: u64,
-    /// Fails after so many writes in all; `true`: after it was applied.
-    planned: Option<(u64, bool)>,
+    /// Fails after so many writes in all.
+    planned: Option<(u64, Applied)>,
     /// The host dies at the write that fails.
     crashes: bool,
     broken: bool,
@@ -37,7 +51,8 @@ struct Fault {
 /// What becomes of a write.
 enum Write {
     Told,
-    Torn,
+    Untold,
+    Part(u32),
     Lost,
 }
 
@@ -51,13 +66,13 @@ impl SimStore {
     pub fn break_after(&self, after: u64, applied: bool) {
         let mut fault = self.fault.lock();
         if !fault.broken {
+            let applied = if applied { Applied::Whole } else { Applied::Not };
             fault.planned = Some((fault.writes + after, applied));
         }
     }
 
-    /// Lets `before` writes through, counted from the first of all; the host dies at the next one, which is applied or
-    /// not.
-    pub fn crash_at(&self, before: u64, applied: bool) {
+    /// Lets `before` writes through, counted from the first of all; the host dies at the next one.
+    pub fn crash_at(&self, before: u64, applied: Applied) {
         let mut fault = self.fault.lock();
         (fault.planned, fault.crashes) = (Some((before, applied)), true);
     }
@@ -85,6 +100,19 @@ impl SimStore {
         if fault.broken {
             (fault.planned, fault.crashes, fault.broken) = (None, false, false);
         }
+    }
+
+    /// Keys of which only a part of a value is there.
+    pub async fn damaged(&self) -> Vec<String> {
+        let torn: Vec<_> = self.torn.lock().iter().map(|(key, version)| (key.clone(), *version)).collect();
+        let mut damaged = Vec::new();
+        for (key, version) in torn {
+            let found = self.inner.get(&key).await.ok().flatten();
+            if found.is_some_and(|entry| entry.version == version) {
+                damaged.push(key);
+            }
+        }
+        damaged
     }
 
     /// Writes that were asked for and not refused, so far.
@@ -129,8 +157,9 @@ impl SimStore {
             }
             return match (self.lies, applied) {
                 (true, _) => Ok(Write::Lost),
-                (false, true) => Ok(Write::Torn),
-                (false, false) => Err(broken(operation)),
+                (false, Applied::Whole) => Ok(Write::Untold),
+                (false, Applied::Part(percent)) => Ok(Write::Part(percent)),
+                (false, Applied::Not) => Err(broken(operation)),
             };
         }
         Ok(Write::Told)
@@ -153,8 +182,15 @@ impl Store for SimStore {
         self.wait().await;
         match self.write("put")? {
             Write::Told => self.inner.put(key, expected, value).await,
-            Write::Torn => {
+            Write::Untold => {
                 self.inner.put(key, expected, value).await?;
+                Err(broken("put"))
+            }
+            Write::Part(percent) => {
+                let kept = value.len() * percent.min(100) as usize / 100;
+                let part = value.slice(..kept.min(value.len().saturating_sub(1)));
+                let version = self.inner.put(key, expected, part).await?;
+                self.torn.lock().insert(key.to_owned(), version);
                 Err(broken("put"))
             }
             Write::Lost => Ok(Version(u64::MAX / 2)),
@@ -165,10 +201,11 @@ impl Store for SimStore {
         self.wait().await;
         match self.write("delete")? {
             Write::Told => self.inner.delete(key, expected).await,
-            Write::Torn => {
+            Write::Untold => {
                 self.inner.delete(key, expected).await?;
                 Err(broken("delete"))
             }
+            Write::Part(_) => Err(broken("delete")),
             Write::Lost => Ok(()),
         }
     }

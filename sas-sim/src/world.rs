@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fmt, panic::AssertUnwindSafe, sync::Arc, time::
 use parking_lot::Mutex;
 use sas_control::manifest::TrafficTarget;
 use sas_core::{
-    Body, Cx, Invoker as _, Pool as _, Request, RequestId, Target, TenantKey, Timestamp, TriggerSpec,
+    Body, Cx, ErrorKind, Invoker as _, Pool as _, Request, RequestId, Target, TenantKey, Timestamp,
+    TriggerSpec,
 };
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
@@ -17,9 +18,9 @@ use crate::{
     history::{Answered, Fact, History},
     host::{Host, manifest, name},
     invariants::{Invariant, View, durable::Durable, leaks, replay},
-    plan::{Action, SAFETY, Step, plan},
+    plan::{Action, SAFETY, Step, plan, with_crash},
     runtime::{REQUEST, StartFault},
-    store::SimStore,
+    store::{Applied, SimStore},
 };
 
 /// A promise that was broken.
@@ -38,6 +39,8 @@ pub struct Violation {
 pub struct Outcome {
     /// The seed of everything that the plan leaves open.
     pub seed: u64,
+    /// The bug that was planted.
+    pub plant: Option<Plant>,
     /// The plan.
     pub steps: Vec<Step>,
     /// Hash of the history.
@@ -72,16 +75,49 @@ impl fmt::Display for Outcome {
                 writeln!(f, "    {step}")?;
             }
             write!(f, "  again: cargo run --release -p sas-sim --example seeds -- --seed {}", self.seed)?;
-            // A crash that is no part of the seed's own plan is asked for.
-            let own = plan(self.seed);
-            for step in self.steps.iter().filter(|step| !own.contains(step)) {
-                if let Action::CrashAtWrite { write, applied } = step.action {
-                    write!(f, " --write {write}{}", if applied { "a" } else { "" })?;
-                }
+            if let Some(plant) = self.plant {
+                write!(f, " --plant {plant:?}")?;
+            }
+            let (write, kept) = self.origin();
+            match write {
+                Some((write, Applied::Not)) => write!(f, " --write {write}")?,
+                Some((write, Applied::Whole)) => write!(f, " --write {write}a")?,
+                Some((write, Applied::Part(percent))) => write!(f, " --write {write}t{percent}")?,
+                None => {}
+            }
+            if let Some(kept) = kept {
+                let kept: Vec<String> = kept.iter().map(usize::to_string).collect();
+                write!(f, " --keep {}", kept.join(","))?;
             }
             writeln!(f)?;
         }
         Ok(())
+    }
+}
+
+impl Outcome {
+    /// The whole plan that these steps are of: that of the seed, or with a crash at a write that is none of its own.
+    /// And which steps of it are left, where some are not.
+    pub fn origin(&self) -> (Option<(u64, Applied)>, Option<Vec<usize>>) {
+        let own = plan(self.seed);
+        let write = self.steps.iter().filter(|step| !own.contains(step)).find_map(|step| match step.action {
+            Action::CrashAtWrite { write, applied: true } => Some((write, Applied::Whole)),
+            Action::CrashAtWrite { write, applied: false } => Some((write, Applied::Not)),
+            Action::TornWrite { write, percent } => Some((write, Applied::Part(percent))),
+            _ => None,
+        });
+        let whole = match write {
+            Some((write, applied)) => with_crash(self.seed, write, applied),
+            None => own,
+        };
+        let mut left = self.steps.iter().peekable();
+        let kept: Vec<usize> = whole
+            .iter()
+            .enumerate()
+            .filter(|(_, step)| left.next_if_eq(step).is_some())
+            .map(|(at, _)| at)
+            .collect();
+        (write, (kept.len() < whole.len()).then_some(kept))
     }
 }
 
@@ -102,8 +138,8 @@ pub fn run(seed: u64, steps: Vec<Step>, plant: Option<Plant>) -> Outcome {
 ///
 /// # Panics
 /// When no runtime can be built.
-pub fn run_told(seed: u64, steps: Vec<Step>) -> Outcome {
-    run_plan(seed, steps, None, true)
+pub fn run_told(seed: u64, steps: Vec<Step>, plant: Option<Plant>) -> Outcome {
+    run_plan(seed, steps, plant, true)
 }
 
 fn run_plan(seed: u64, steps: Vec<Step>, plant: Option<Plant>, tell: bool) -> Outcome {
@@ -132,6 +168,7 @@ fn run_plan(seed: u64, steps: Vec<Step>, plant: Option<Plant>, tell: bool) -> Ou
             let violation = Violation { invariant: "no panic", message: text.to_owned() };
             Outcome {
                 seed,
+                plant,
                 steps,
                 hash: 0,
                 facts: 0,
@@ -217,7 +254,10 @@ impl World {
         let booted = Host::boot(&self.history, &self.store, &self.clock, draw, self.plant, epoch).await;
         self.history.tell(Fact::Control { what: "boot".into(), done: booted.is_ok() });
         if let Ok(host) = &booted {
-            let broken = self.durable.lock().came_back(&host.control);
+            let damaged = self.store.damaged().await;
+            let mut durable = self.durable.lock();
+            let unnamed = durable.damaged(&damaged, &host.recovery);
+            let broken = unnamed.or_else(|| durable.came_back(&host.control));
             self.late.lock().extend(broken.map(|message| Violation { invariant: "durable", message }));
         }
         *self.host.lock() = booted.ok();
@@ -244,7 +284,7 @@ impl World {
         // What is planned for the first moment counts from the first write.
         let (first, steps) = steps.split_at(steps.iter().take_while(|step| step.at.is_zero()).count());
         let actions = TaskTracker::new();
-        for step in first.iter().filter(|step| matches!(step.action, Action::CrashAtWrite { .. })) {
+        for step in first.iter().filter(|step| step.action.is_at_a_write()) {
             self.take(step, &actions).await;
         }
         self.boot().await;
@@ -262,7 +302,7 @@ impl World {
             }
         };
         let script = async {
-            for step in first.iter().filter(|step| !matches!(step.action, Action::CrashAtWrite { .. })) {
+            for step in first.iter().filter(|step| !step.action.is_at_a_write()) {
                 self.take(step, &actions).await;
             }
             for step in steps {
@@ -287,6 +327,7 @@ impl World {
         }
         Outcome {
             seed: self.seed,
+            plant: self.plant,
             steps: Vec::new(),
             hash: self.history.hash(),
             facts: self.history.len(),
@@ -350,9 +391,7 @@ impl World {
                     world.changed(&host, "deploy", &name(service), done);
                     // The first service gets a timer, which wakes it all through the run.
                     if service == 0 && done {
-                        let target = format!("default/{}", name(service));
-                        let spec = TriggerSpec::new("default/tick", "timer", target)
-                            .with_option("period", format!("{}s", PERIOD.as_secs()));
+                        let spec = tick();
                         let done = tokio::select! {
                             biased;
                             () = host.lost.cancelled() => false,
@@ -431,7 +470,10 @@ impl World {
             }
             Action::StoreBreaks { after, applied } => self.store.break_after(*after, *applied),
             Action::HostCrash => self.crash().await,
-            Action::CrashAtWrite { write, applied } => self.store.crash_at(*write, *applied),
+            Action::CrashAtWrite { write, applied } => {
+                self.store.crash_at(*write, if *applied { Applied::Whole } else { Applied::Not });
+            }
+            Action::TornWrite { write, percent } => self.store.crash_at(*write, Applied::Part(*percent)),
             Action::SlowStore(delay) => self.store.slow(*delay),
             Action::ExitsTwice => {
                 if let Some(host) = self.host() {
@@ -506,6 +548,39 @@ impl World {
         Some(answer)
     }
 
+    /// What an operator does about damaged values, by what the recovery told: what fails of it.
+    async fn repair(&self, host: &Host) -> Vec<String> {
+        let mut failed = Vec::new();
+        for key in self.store.damaged().await {
+            let done = if let Some(service) = key.strip_prefix("service/default/svc-") {
+                let service: u32 = service.parse().unwrap_or(0);
+                let deployed = host.control.deploy(manifest(service, 2, 3, 1_000_000)).await;
+                self.changed(host, "deploy", &name(service), deployed.is_ok());
+                deployed.map(drop)
+            } else if key.starts_with("deadletter/") {
+                let told = host.control.dead_letters("default", "tick", usize::MAX).await;
+                if !told.is_err_and(|error| error.message.contains(&key)) {
+                    failed.push(format!("{key} is damaged, and whoever reads the dead letters is not told"));
+                }
+                host.control.discard_dead_letters("default", "tick").await.map(drop)
+            } else if key.starts_with("trigger") {
+                let gone = host.control.delete_trigger("default", "tick").await;
+                match gone.and(host.control.record("default", &name(0))) {
+                    Ok(_) => host.control.apply_trigger(tick()).await.map(drop),
+                    // Without its service nobody wants it back.
+                    Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
+                    Err(error) => Err(error),
+                }
+            } else {
+                Ok(())
+            };
+            if let Err(error) = done {
+                failed.push(format!("{key} is damaged, and can't be written anew: {}", error.chain()));
+            }
+        }
+        failed
+    }
+
     /// The faults have ended: everything must serve, settle, sleep and go.
     async fn liveness(self: &Arc<Self>, actions: &TaskTracker) -> Vec<Violation> {
         let mut violations = Vec::new();
@@ -531,6 +606,9 @@ impl World {
         }
         // Longer than a start that hangs and the longest pause after it.
         sleep(Duration::from_secs(30)).await;
+        for message in self.repair(&host).await {
+            broken("durable", message);
+        }
 
         for record in host.control.records() {
             let Some(service) = record.name.strip_prefix("svc-").and_then(|number| number.parse().ok())
@@ -556,6 +634,12 @@ impl World {
                     ),
                 );
             }
+        }
+        // What is known of a tenant is written anew with the first deploy of its namespace.
+        let mut damaged = self.store.damaged().await;
+        damaged.retain(|key| !key.starts_with("tenant/") || !host.control.records().is_empty());
+        if !damaged.is_empty() {
+            broken("durable", format!("{damaged:?} are damaged still, though all was written anew"));
         }
         // The timer must be heard in five of its periods, if there is one and its service is there.
         let target = host.control.record("default", &name(0)).is_ok();
@@ -602,6 +686,12 @@ impl World {
         self.host.lock().take();
         violations
     }
+}
+
+/// The timer of the first service.
+fn tick() -> TriggerSpec {
+    TriggerSpec::new("default/tick", "timer", format!("default/{}", name(0)))
+        .with_option("period", format!("{}s", PERIOD.as_secs()))
 }
 
 /// Runs all on this task, each in its turn.

@@ -1,6 +1,6 @@
 //! What the simulator promises of itself, and what it found.
 
-use sas_sim::{Plant, plan, run, run_seed, shrink};
+use sas_sim::{Plant, plan, run, run_seed, shrink, store::Applied};
 
 /// CI's share; `cargo run --release -p sas-sim --example seeds -- --count 10000` is the long run.
 const SEEDS: u64 = 150;
@@ -44,9 +44,30 @@ fn a_failing_plan_is_shrunk_to_what_it_needs() {
     let before = outcome.steps.len();
     let shortest = shrink(outcome, Some(Plant::NeverSleeps), 100);
     assert!(shortest.steps.len() < before, "{shortest}");
-    // What is printed fails again.
-    let again = run(seed, shortest.steps.clone(), Some(Plant::NeverSleeps));
-    assert_eq!(again.violations.first(), shortest.violations.first());
+    // What is printed fails again, in the same way to the last fact.
+    let (write, kept) = shortest.origin();
+    let kept = kept.expect("a part of the plan");
+    assert_eq!(write, None);
+    assert!(
+        shortest.to_string().contains(&format!("--seed {seed} --plant NeverSleeps --keep ")),
+        "{shortest}"
+    );
+    let again = run(seed, plan::only(plan::plan(seed), &kept), Some(Plant::NeverSleeps));
+    assert_eq!((again.hash, &again.violations), (shortest.hash, &shortest.violations));
+}
+
+#[test]
+fn a_failure_after_a_crash_at_a_write_is_printed_with_that_write() {
+    for applied in [Applied::Not, Applied::Whole, Applied::Part(40)] {
+        let outcome = run(3, plan::with_crash(3, 2, applied), Some(Plant::NeverSleeps));
+        assert_eq!(outcome.origin(), (Some((2, applied)), None));
+        let command = match applied {
+            Applied::Not => "--write 2",
+            Applied::Whole => "--write 2a",
+            Applied::Part(_) => "--write 2t40",
+        };
+        assert!(outcome.to_string().trim_end().ends_with(command), "{outcome}");
+    }
 }
 
 #[test]
@@ -55,10 +76,14 @@ fn the_host_may_die_at_any_write() {
         let writes = run(seed, plan::sound_store(seed), None).writes;
         assert!(writes > 0, "seed {seed} writes nothing");
         for write in 0..writes {
-            let outcome = run(seed, plan::with_crash(seed, write, write % 2 == 0), None);
+            let (applied, kind) = match write % 3 {
+                0 => (Applied::Whole, "host crashed at a write"),
+                1 => (Applied::Not, "host crashed at a write"),
+                _ => (Applied::Part((write * 17 % 100) as u32), "write torn by a crash"),
+            };
+            let outcome = run(seed, plan::with_crash(seed, write, applied), None);
             assert!(outcome.violations.is_empty(), "{outcome}");
-            let crashes = outcome.faults.get("host crashed at a write");
-            assert_eq!(crashes, Some(&1), "seed {seed}, write {write}");
+            assert_eq!(outcome.faults.get(kind), Some(&1), "seed {seed}, write {write}");
         }
     }
 }
@@ -67,7 +92,7 @@ fn the_host_may_die_at_any_write() {
 fn plans_hold_every_kind_of_fault() {
     let kinds: std::collections::BTreeSet<_> =
         (0..300).flat_map(plan::plan).filter_map(|step| step.action.fault()).collect();
-    assert_eq!(kinds.len(), 12, "{kinds:?}");
+    assert_eq!(kinds.len(), 13, "{kinds:?}");
 }
 
 /// Bugs that the simulator found, with the seed that found them.

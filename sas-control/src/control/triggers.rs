@@ -78,7 +78,7 @@ impl Control {
                 Error::new(
                     ErrorKind::Unexpected,
                     "dead letters",
-                    format!("{} is not one: {error}", entry.key),
+                    format!("{} is not one: {error}; discard them", entry.key),
                 )
             })
         });

@@ -2,6 +2,8 @@
 
 mod memory;
 mod redb_file;
+#[cfg(test)]
+mod torn;
 
 use bytes::Bytes;
 use sas_core::{Error, ErrorKind, Result, Version};

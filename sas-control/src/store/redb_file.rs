@@ -91,6 +91,11 @@ impl RedbStore {
         let path: Box<Path> = path.as_ref().into();
         let opened = path.clone();
         let database = blocking("open", move || open_file(&opened)).await?;
+        Self::on(database, path)
+    }
+
+    /// On an open database; `path` is for messages.
+    pub(super) fn on(database: Database, path: Box<Path>) -> Result<Self> {
         let database = Arc::new(database);
         let (writer, ops) = mpsc::channel(QUEUE);
         let committing = Arc::new(RwLock::new(()));
@@ -171,6 +176,13 @@ fn open_file(path: &Path) -> Result<Database> {
             Error::new(ErrorKind::Unavailable, "open", message).with_source(other)
         }
     })?;
+    prepare(&database, path)?;
+    Ok(database)
+}
+
+/// Makes the tables, or refuses those of a later version.
+pub(super) fn prepare(database: &Database, path: &Path) -> Result<()> {
+    let shown = path.display();
     let transaction = database.begin_write().map_err(|error| medium("open", error))?;
     {
         transaction.open_table(ENTRIES).map_err(|error| medium("open", error))?;
@@ -189,8 +201,7 @@ fn open_file(path: &Path) -> Result<Database> {
             }
         }
     }
-    transaction.commit().map_err(|error| medium("open", error))?;
-    Ok(database)
+    transaction.commit().map_err(|error| medium("open", error))
 }
 
 fn write_loop(database: Arc<Database>, committing: &RwLock<()>, mut ops: mpsc::Receiver<Op>) {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sas_control::Control;
+use sas_control::{Control, Recovery};
 
 /// What was said to be kept.
 #[derive(Debug, Default)]
@@ -30,6 +30,31 @@ impl Durable {
             Ok(record) => self.acknowledged.insert(service.to_owned(), record.generation),
             Err(_) => self.acknowledged.remove(service),
         };
+    }
+
+    /// The store has only a part of these values. No promise holds for them but one: each is named at the start.
+    pub(crate) fn damaged(&mut self, keys: &[String], recovery: &Recovery) -> Option<String> {
+        for key in keys {
+            let (kind, path) = match key.split_once('/')? {
+                ("service", path) => ("Service", path),
+                ("triggers", path) => ("Trigger", path),
+                ("tenant", path) => ("Tenant", path),
+                // The memory of a trigger is looked at when it runs.
+                _ => continue,
+            };
+            if let (true, Some(service)) = (kind == "Service", path.strip_prefix("default/")) {
+                self.acknowledged.remove(service);
+                self.unsure.insert(service.to_owned());
+            }
+            let name = format!("{kind} {path}");
+            if !recovery.failed.iter().any(|(failed, _)| *failed == name) {
+                return Some(format!(
+                    "{key} is damaged, and the start does not say so: {:?}",
+                    recovery.failed
+                ));
+            }
+        }
+        None
     }
 
     /// The host is about to end in order.
