@@ -166,7 +166,7 @@ pub struct Driver {
 struct Asleep {
     /// By the order in which they went to sleep.
     order: BTreeMap<u64, RevisionKey>,
-    histories: HashMap<RevisionKey, (u64, Arc<Deployed>, History)>,
+    histories: HashMap<RevisionKey, (u64, Arc<Deployed>, Box<History>)>,
     turn: u64,
 }
 
@@ -473,7 +473,7 @@ impl Driver {
             deployed: deployed.clone(),
             scaler,
             governor: Governor::new(spec, load, restarted, initialized),
-            sequence: history.as_ref().map_or(0, History::last_sequence),
+            sequence: history.as_ref().map_or(0, |history| history.last_sequence()),
             history,
             desired: None,
             seen: mono.saturating_sub(tick),
@@ -482,7 +482,7 @@ impl Driver {
         shard.add(entry)
     }
 
-    fn new_history(&self) -> Option<History> {
+    fn new_history(&self) -> Option<Box<History>> {
         if self.config.history == 0 {
             return None;
         }
@@ -491,10 +491,10 @@ impl Driver {
             self.metrics.without_history.increment(1);
             return None;
         }
-        Some(History::new(self.config.history))
+        Some(Box::new(History::new(self.config.history)))
     }
 
-    fn asleep_history(&self, revision: RevisionKey) -> Option<History> {
+    fn asleep_history(&self, revision: RevisionKey) -> Option<Box<History>> {
         let mut asleep = self.asleep.lock();
         let (turn, _, history) = asleep.histories.remove(&revision)?;
         asleep.order.remove(&turn);

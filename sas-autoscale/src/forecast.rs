@@ -52,19 +52,24 @@ impl Seasonal {
         Self { length: length.max(2), ..Self::default() }
     }
 
+    /// At least two slots, also of a model that was made without a length.
+    fn slots(&self) -> u32 {
+        self.length.max(2)
+    }
+
     fn place(&self, slot: u64) -> usize {
-        usize::try_from(slot % u64::from(self.length)).unwrap_or(0)
+        usize::try_from(slot % u64::from(self.slots())).unwrap_or(0)
     }
 
     /// The demand of the next slot. What is no measurement counts as none.
     pub fn observe(&mut self, demand: f64) {
         let demand = if demand.is_finite() { demand.clamp(0.0, VALUE_MAX) } else { 0.0 };
-        let length = u64::from(self.length);
+        let length = u64::from(self.slots());
         if self.observed < length {
             self.season.push(demand);
             self.observed += 1;
             if self.observed == length {
-                self.level = self.season.iter().sum::<f64>() / f64::from(self.length);
+                self.level = self.season.iter().sum::<f64>() / f64::from(self.slots());
                 self.variance = self.level;
                 for value in &mut self.season {
                     *value -= self.level;
@@ -85,7 +90,7 @@ impl Seasonal {
 
     /// The demand `ahead` slots after the last one that was observed; `None` before the first season is over.
     pub fn expect(&self, ahead: u32) -> Option<f64> {
-        if self.observed < u64::from(self.length) || ahead == 0 {
+        if self.observed < u64::from(self.slots()) || ahead == 0 {
             return None;
         }
         let place = self.place(self.observed + u64::from(ahead) - 1);

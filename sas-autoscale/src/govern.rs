@@ -22,7 +22,7 @@ pub struct Governor {
     /// What was ready when the driver began: not less before a stable window was seen.
     restart_floor: Option<u32>,
     /// Knative's own, for its preset: with the decision and the excess burst capacity in force.
-    compatible: Option<(Lifecycle, i32, i32)>,
+    compatible: Option<Box<(Lifecycle, i32, i32)>>,
 }
 
 fn nanos(duration: Duration) -> Nanos {
@@ -43,7 +43,7 @@ impl Governor {
             let there = load.ready.saturating_add(load.starting).min(most);
             let mut life = Lifecycle::new(0, scale_of(there));
             life.create(&lifecycle_spec(spec), 0);
-            (life, -1, 0)
+            Box::new((life, -1, 0))
         });
         Self {
             clock: 0,
@@ -57,7 +57,7 @@ impl Governor {
 
     /// Whether the initial scale was reached.
     pub fn is_initialized(&self) -> bool {
-        match &self.compatible {
+        match self.compatible.as_deref() {
             Some((life, ..)) => life.is_initialized(),
             None => self.initialized.is_some(),
         }
@@ -169,7 +169,7 @@ impl Governor {
     }
 
     fn apply_compatible(&mut self, input: &ScaleInput<'_>, decision: &mut Decision) {
-        let Some((life, in_force, excess)) = &mut self.compatible else { return };
+        let Some((life, in_force, excess)) = self.compatible.as_deref_mut() else { return };
         if let Verdict::Set(desired) = decision.verdict {
             *in_force = scale_of(desired);
             *excess = decision.excess_burst;

@@ -19,7 +19,7 @@ pub(crate) struct Entry {
     /// Index of its scaler; `None`: there is none that can serve it.
     pub(crate) scaler: Option<u32>,
     pub(crate) governor: Governor,
-    pub(crate) history: Option<History>,
+    pub(crate) history: Option<Box<History>>,
     pub(crate) desired: Option<u32>,
     pub(crate) seen: Nanos,
     pub(crate) sequence: u64,

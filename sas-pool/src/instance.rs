@@ -78,13 +78,16 @@ pub(crate) struct InstanceSlot {
     pub(crate) served: u32,
     pub(crate) outliers: Outliers,
 
-    pub(crate) meter: Meter,
     pub(crate) sampled: Option<(u64, Usage)>,
 }
 
 /// The time of an instance by phase, in nanoseconds. All time from `asked` on is in exactly one phase.
-#[derive(Debug, Default)]
+///
+/// It lies beside the instance, not in it: every visit reads all meters, and nothing else of most instances.
+#[derive(Debug)]
 pub(crate) struct Meter {
+    pub(crate) id: InstanceId,
+    pub(crate) active: u32,
     phase: Option<MeterPhase>,
     since: u64,
     spent: [u64; 5],
@@ -94,9 +97,14 @@ const PHASES: [MeterPhase; 5] =
     [MeterPhase::Starting, MeterPhase::Pooled, MeterPhase::Idle, MeterPhase::Busy, MeterPhase::Draining];
 
 impl Meter {
-    /// Begins.
-    pub(crate) fn begin(now: u64) -> Self {
-        Self { phase: Some(MeterPhase::Starting), since: now, spent: [0; 5] }
+    /// Begins, for an instance of the revision in this activation record.
+    pub(crate) fn begin(id: InstanceId, active: u32, now: u64) -> Self {
+        Self { id, active, phase: Some(MeterPhase::Starting), since: now, spent: [0; 5] }
+    }
+
+    /// Whether its instance is there.
+    pub(crate) fn runs(&self) -> bool {
+        self.phase.is_some()
     }
 
     /// From `now` on it is in `phase`.
@@ -163,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_phases_of_a_life_add_up_to_it() {
-        let mut meter = Meter::begin(100);
+        let mut meter = Meter::begin(InstanceId(1), 0, 100);
         meter.enter(MeterPhase::Idle, 150);
         meter.enter(MeterPhase::Busy, 151);
         let first: u64 = meter.take(160).map(|(_, ns)| ns).sum();

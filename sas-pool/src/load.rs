@@ -7,7 +7,6 @@ use sas_core::{Deployed, Instance, InstanceId, Load, RevisionKey, Usage};
 use crate::{
     core::Core,
     effects::{Effects, Reading},
-    instance::Phase,
     revision::{Ended, Link, PackedLink},
     shard::Shard,
     state::State,
@@ -116,7 +115,7 @@ impl State {
             visits.push(Visit { load: last(&ended, key, visited, now), deployed, samples: Vec::new() });
         }
         if core.metering {
-            self.read_meters(core, now, fx);
+            self.read_meters(now, fx);
         }
         now
     }
@@ -132,16 +131,11 @@ impl State {
         }
     }
 
-    fn read_meters(&mut self, core: &Core, now: u64, fx: &mut Effects) {
-        for i in 0..self.instances.len() as u32 {
-            if matches!(self.instances[i as usize].phase, Phase::Free | Phase::Gone) {
-                continue;
-            }
-            let id = self.id(core, i);
-            let instance = &mut self.instances[i as usize];
-            let active = &self.actives[instance.active as usize];
-            let (key, tenant) = (active.key.0, active.tenant);
-            let spent = instance.meter.take(now);
+    fn read_meters(&mut self, now: u64, fx: &mut Effects) {
+        for meter in self.meters.iter_mut().filter(|meter| meter.runs()) {
+            let active = &self.actives[meter.active as usize];
+            let (id, key, tenant) = (meter.id, active.key.0, active.tenant);
+            let spent = meter.take(now);
             fx.readings.extend(spent.map(|(phase, ns)| Reading::Phase(id, key, tenant, phase, ns)));
         }
     }

@@ -48,6 +48,8 @@ pub(crate) struct State {
     pub(crate) ended: Vec<Ended>,
     pub(crate) instances: Vec<InstanceSlot>,
     pub(crate) free_instances: Vec<u32>,
+    /// By instance; none where nobody meters.
+    pub(crate) meters: Vec<Meter>,
     pub(crate) waiters: Vec<Waiter>,
     pub(crate) free_waiters: Vec<u32>,
     pub(crate) timers: Timers,
@@ -79,6 +81,7 @@ impl State {
             ended: Vec::new(),
             instances: Vec::new(),
             free_instances: Vec::new(),
+            meters: Vec::new(),
             waiters: Vec::new(),
             free_waiters: Vec::new(),
             timers: Timers::default(),

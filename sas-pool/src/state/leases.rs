@@ -53,7 +53,7 @@ impl State {
         instance.position = position as u32;
         if first {
             if core.metering {
-                instance.meter.enter(MeterPhase::Busy, now);
+                self.meters[core.ids.slot(id) as usize].enter(MeterPhase::Busy, now);
             }
             if let Some(key) = instance.suspend.take() {
                 self.timers.cancel(key);
@@ -123,7 +123,7 @@ impl State {
         let a = instance.active;
         instance.idle = now;
         if core.metering {
-            instance.meter.enter(MeterPhase::Idle, now);
+            self.meters[i as usize].enter(MeterPhase::Idle, now);
         }
         if core.is_short() && (self.actives[a as usize].waiting() == 0 || self.yields(core, a)) {
             let active = &mut self.actives[a as usize];

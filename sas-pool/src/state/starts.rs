@@ -63,13 +63,18 @@ impl State {
         instance.position = active.coming.len() as u32;
         instance.asked = now;
         instance.begun = now;
-        if core.metering {
-            instance.meter = Meter::begin(now);
-        }
         active.coming.push(i);
         active.instances += 1;
         let revision = active.key.0;
-        Some(Plan { id: self.id(core, i), revision, deployed, priority, asked: now, gated })
+        let id = self.id(core, i);
+        if core.metering {
+            let meter = Meter::begin(id, a, now);
+            match self.meters.get_mut(i as usize) {
+                Some(free) => *free = meter,
+                None => self.meters.push(meter),
+            }
+        }
+        Some(Plan { id, revision, deployed, priority, asked: now, gated })
     }
 
     /// A decided start has its turn, and holds what it was given from now on. False when it is not wanted any more.
@@ -230,7 +235,7 @@ impl State {
         instance.position = active.slots.len() as u32 - 1;
         if core.metering {
             let phase = if instance.in_flight > 0 { MeterPhase::Busy } else { MeterPhase::Idle };
-            instance.meter.enter(phase, now);
+            self.meters[i as usize].enter(phase, now);
         }
         instance.position as usize
     }

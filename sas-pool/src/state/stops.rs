@@ -104,7 +104,7 @@ impl State {
         instance.phase = Phase::Draining;
         instance.may_return = may_return;
         if core.metering {
-            instance.meter.enter(MeterPhase::Draining, now);
+            self.meters[i as usize].enter(MeterPhase::Draining, now);
         }
         let a = instance.active;
         if may_return {
@@ -124,7 +124,7 @@ impl State {
         let thaw = matches!(instance.phase, Phase::Suspended | Phase::Resuming);
         instance.phase = Phase::Stopping;
         if core.metering {
-            instance.meter.enter(MeterPhase::Draining, now);
+            self.meters[i as usize].enter(MeterPhase::Draining, now);
         }
         for key in [instance.grace.take(), instance.suspend.take()].into_iter().flatten() {
             self.timers.cancel(key);
@@ -193,11 +193,11 @@ impl State {
         let a = instance.active;
         let active = &mut self.actives[a as usize];
         if core.metering {
-            instance.meter.end(now);
+            let meter = &mut self.meters[i as usize];
+            meter.end(now);
             let (revision, tenant) = (active.key.0, active.tenant);
-            fx.readings.extend(
-                instance.meter.take(now).map(|(phase, ns)| Reading::Phase(id, revision, tenant, phase, ns)),
-            );
+            fx.readings
+                .extend(meter.take(now).map(|(phase, ns)| Reading::Phase(id, revision, tenant, phase, ns)));
         }
         if let Some(memory) = instance.budget.take() {
             core.gate.lock().gone(active.tenant, memory);

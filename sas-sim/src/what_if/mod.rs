@@ -190,6 +190,8 @@ impl Platform {
         config.clock = Arc::clone(&clock) as _;
         config.meter = Some(Arc::clone(&counted) as _);
         config.max_revisions = setup.revisions;
+        // What is awake in a shard is to fit into a core's cache.
+        config.shards = (setup.revisions / 4_096).next_power_of_two().clamp(64, 1_024);
         let pool = InstancePool::new(config);
         let mut config = DriverConfig::default();
         config.clock = Arc::clone(&clock) as _;

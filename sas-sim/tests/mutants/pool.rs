@@ -50,6 +50,7 @@ enum Bug {
     IgnoresMax,
     IgnoresMin,
     NeverShrinks,
+    HearsTheFirstOfMany,
     WishesKeepClaimsOut,
     ShrinksTheBusy,
     CutsTheBusy,
@@ -482,6 +483,13 @@ impl Pool for Broken {
         self.inner.set_desired(revision, desired);
     }
 
+    fn set_desired_all(&self, decisions: &[(RevisionKey, u32)]) {
+        let heard = if self.bug == Bug::HearsTheFirstOfMany { 1 } else { decisions.len() };
+        for (revision, desired) in decisions.iter().take(heard) {
+            self.set_desired(*revision, *desired);
+        }
+    }
+
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
         self.inner.instances(self.key(revision))
     }
@@ -550,7 +558,7 @@ impl Pool for Broken {
     }
 }
 
-const MUTANTS: [(Bug, &str); 46] = [
+const MUTANTS: [(Bug, &str); 47] = [
     (Bug::StartsWhenRegistered, "a registered revision has no instance"),
     (Bug::TryClaimStarts, "try_claim never starts"),
     (Bug::HidesHowTheStartWent, "tells how its start went"),
@@ -572,6 +580,7 @@ const MUTANTS: [(Bug, &str); 46] = [
     (Bug::IgnoresMax, "max holds"),
     (Bug::IgnoresMin, "has it without a claim"),
     (Bug::NeverShrinks, "a wish grows and shrinks"),
+    (Bug::HearsTheFirstOfMany, "wishes that are told together"),
     (Bug::WishesKeepClaimsOut, "an older wish"),
     (Bug::ShrinksTheBusy, "idle instances before busy"),
     (Bug::CutsTheBusy, "only after its drain"),

@@ -76,6 +76,7 @@ pub async fn suite<G>(builder: impl AsyncFn() -> (G, Subject)) -> Report {
             "a hundred first claims at concurrency ten start exactly ten" => sizes::exact_flight,
             "max holds, and those beyond it are served in turn" => sizes::max_holds,
             "a wish grows and shrinks the pool" => sizes::wishes,
+            "wishes that are told together are as those told one by one" => sizes::wishes_together,
             "a wish is kept within min and max" => sizes::bounds,
             "an older wish does not keep waiting claims out" => sizes::demand_floor,
             "a revision with a minimum has it without a claim" => sizes::minimum,

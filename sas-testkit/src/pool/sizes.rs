@@ -70,6 +70,32 @@ pub(super) async fn wishes(kit: &Kit) -> Verdict {
     Ok(())
 }
 
+pub(super) async fn wishes_together(kit: &Kit) -> Verdict {
+    let mut wishes = Vec::new();
+    for number in 0..24 {
+        wishes.push((kit.revision(1).await?, number % 3));
+    }
+    let gone = kit.revision(1).await?;
+    kit.pool.unregister(gone);
+    let twice = wishes[5].0;
+    wishes.insert(0, (gone, 4));
+    wishes.insert(3, (twice, 9));
+    kit.pool.set_desired_all(&wishes);
+    let all: u32 = (0..24).map(|number| number % 3).sum();
+    for (revision, desired) in wishes {
+        // Of two for one revision the later one counts.
+        let desired = if revision == twice { 2 } else { desired };
+        if revision == gone {
+            ensure!(kit.pool.instances(gone).is_empty(), "a revision that is gone has instances again");
+            continue;
+        }
+        kit.comes_to(revision, desired as usize).await?;
+        let told = kit.status(revision)?.desired;
+        ensure!(told == desired, "the status says that {told} are wanted, not {desired}");
+    }
+    kit.runtime_has(all as usize).await
+}
+
 pub(super) async fn bounds(kit: &Kit) -> Verdict {
     let mut spec = kit.spec(1);
     spec.scaling.min = 1;
