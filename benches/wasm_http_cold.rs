@@ -5,11 +5,14 @@
 //! revision of its own whose instance is stopped after each request, so that each arrival finds none: the server
 //! counts the starts, and the table is void unless there is one per request. That the sandbox is fresh the guests
 //! prove: they count the requests they have seen, and a count other than 1 is an error. Every revision has code of its
-//! own, compiled for it alone.
+//! own, compiled for it alone; in one row all have the same component, as `wasmtime serve` has but one to serve.
 //!
 //! `wasmtime serve` (with one request per instance) and `workerd` join in when they are found in PATH, or at
 //! `SAS_WASMTIME` and `SAS_WORKERD`.
 //!
+//! - `-- phases` prints what each phase costs without the network, and no more.
+//! - `-- calls d1 200000` makes so many calls of `d1` or `d2` without the network, to be profiled.
+//! - `-- load d1 5` asks a server of `d1`, `d2` or `same` as fast as it goes, so many times for 1.5 s each.
 //! - `-- functions 10000` deploys so many different functions in one process and asks each once.
 //! - `-- soak 60` mixes traps, loops and memory bombs with good requests for so many seconds.
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
@@ -46,6 +49,8 @@ const PROBE: &str = include_str!("../runtimes/wasm/guests/probe.wat");
 const HELLO: &str = include_str!("../runtimes/wasm/guests/hello.wat");
 const CONNECTIONS: usize = 32;
 const ROUNDS: usize = 5;
+/// Rows of this runtime, before those of others.
+const OURS: usize = 3;
 const MEASURE: Duration = Duration::from_millis(1_500);
 
 fn main() {
@@ -54,7 +59,15 @@ fn main() {
         arguments.get(at).and_then(|text| text.parse::<usize>().ok()).unwrap_or(default)
     };
     match (std::env::var("SAS_BENCH_WASM_ROLE").as_deref(), arguments.first().map(String::as_str)) {
-        (Ok(kind), _) => block_on(serve(kind == "d1")),
+        (Ok(kind), _) => block_on(serve(kind == "d1", kind == "same")),
+        (_, Some("phases")) => block_on(phases()),
+        (_, Some("calls")) => {
+            block_on(calls(arguments.get(1).is_some_and(|way| way == "d1"), number(2, 200_000)));
+        }
+        (_, Some("load")) => {
+            let kind = arguments.get(1).map_or("d1", String::as_str);
+            block_on(load(Way::ours(kind), number(2, ROUNDS)));
+        }
         (_, Some("functions")) => block_on(functions(number(1, 10_000))),
         (_, Some("soak")) => block_on(soak(Duration::from_secs(number(1, 60) as u64))),
         _ => block_on(bench()),
@@ -127,7 +140,7 @@ impl Runtime for Counted {
 }
 
 /// The server: one revision per connection of the bench, and a thousand that are asked once each.
-async fn serve(d1: bool) {
+async fn serve(d1: bool, same: bool) {
     let runtime = Arc::new(WasmRuntime::new(WasmConfig::default()).expect("a runtime"));
     let runtime = Arc::new(Counted { runtime, starts: AtomicU64::new(0) });
     let mut config = PoolConfig::seeded(1);
@@ -137,7 +150,7 @@ async fn serve(d1: bool) {
     let mut changes = Vec::new();
     for at in 0..CONNECTIONS + 1_000 {
         let name = format!("f{at}");
-        let spec = spec(d1, at);
+        let spec = spec(d1, if same { 0 } else { at });
         let deployed = Deployed {
             runtime: Arc::clone(&runtime) as _,
             artifact: runtime.prepare(&spec).await.unwrap_or_else(|error| panic!("{}", error.chain())),
@@ -188,10 +201,10 @@ impl Drop for Way {
 }
 
 impl Way {
-    fn ours(d1: bool) -> Self {
+    fn ours(kind: &str) -> Self {
         use std::io::BufRead as _;
         let mut child = Command::new(std::env::current_exe().expect("this binary"))
-            .env("SAS_BENCH_WASM_ROLE", if d1 { "d1" } else { "d2" })
+            .env("SAS_BENCH_WASM_ROLE", kind)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -199,16 +212,16 @@ impl Way {
         let mut stdout = std::io::BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
         stdout.read_line(&mut line).expect("an address");
-        let (name, target) = if d1 {
-            ("d1 CGI module", "≥ 40 k/s/core, p50 ≤ 60 µs, p99 ≤ 500 µs")
-        } else {
-            ("d2 wasi:http component", "≥ 30 k/s/core")
+        let (name, target) = match kind {
+            "d1" => ("d1 CGI module", "≥ 40 k/s/core, p50 ≤ 60 µs, p99 ≤ 500 µs"),
+            "d2" => ("d2 wasi:http component", "≥ 30 k/s/core"),
+            _ => ("d2, the same in all revisions", "≥ 30 k/s/core, 1.5 × wasmtime serve"),
         };
         let starts = Some((child.stdin.take().expect("piped"), stdout));
         Self {
             name,
             target,
-            path: path(d1),
+            path: path(kind == "d1"),
             child,
             address: line.trim().parse().expect("an address"),
             starts,
@@ -434,7 +447,7 @@ fn at(sorted: &[f64], share: f64) -> f64 {
 async fn bench() {
     phases().await;
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let mut ways = vec![Way::ours(true), Way::ours(false)];
+    let mut ways = vec![Way::ours("d1"), Way::ours("d2"), Way::ours("same")];
     for (name, found) in
         [("wasmtime", wasmtime_serve(directory.path()).await), ("workerd", workerd(directory.path()).await)]
     {
@@ -485,8 +498,10 @@ async fn bench() {
         );
         medians.push(core);
     }
-    for (way, core) in ways.iter().zip(&medians).skip(2) {
-        println!("d2 has {:.2} × the rate per core of {}", medians[1] / core, way.name);
+    for (peer, of_peer) in ways.iter().zip(&medians).skip(OURS) {
+        for (way, core) in ways.iter().zip(&medians).take(OURS) {
+            println!("{} has {:.2} × the rate per core of {}", way.name, core / of_peer, peer.name);
+        }
     }
     for way in ways.iter_mut().take(2) {
         let before = way.starts();
@@ -552,6 +567,28 @@ async fn ask(instance: &dyn Instance, path: &str) -> std::result::Result<bytes::
         Ok(Answer::Upgrade { .. }) => Err("an upgrade".to_owned()),
         Err(failed) => Err(failed.error.to_string()),
     }
+}
+
+/// Nothing but requests to one server.
+async fn load(way: Way, rounds: usize) {
+    let mut per_core = Vec::new();
+    for _ in 0..rounds {
+        per_core.push(closed_loop(&way).await.1);
+    }
+    let (median, least, most) = spread(&mut per_core);
+    println!("{}: {median:.0} requests/s/core ({least:.0}, {most:.0})", way.name);
+}
+
+/// Nothing but calls, for a profiler to look at.
+async fn calls(d1: bool, times: usize) {
+    let runtime = Arc::new(WasmRuntime::new(WasmConfig::default()).expect("a runtime"));
+    let start = deployed(&runtime, spec(d1, 0)).await;
+    let instance = runtime.try_start(&start).expect("at once").expect("a start");
+    let began = Instant::now();
+    for _ in 0..times {
+        ask(&*instance, path(d1)).await.expect("an answer");
+    }
+    println!("{:.2} µs each", began.elapsed().as_secs_f64() * 1e6 / times as f64);
 }
 
 /// What each phase costs without the network.

@@ -18,7 +18,7 @@ pub(crate) enum Program {
     Cgi(Arc<CgiProgram<CgiGuest>>),
     /// With granted folders.
     Files(Arc<CgiProgram<FilesGuest>>),
-    Http(Linked),
+    Http(Arc<Linked>),
 }
 
 /// What `prepare` makes.

@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderValue, header};
 use sas_core::{BoxError, Request, RequestId};
 use tokio::{sync::oneshot, time::Instant};
-use wasmtime::{Engine, Store, component::ResourceTable};
+use wasmtime::{
+    Engine, Store,
+    component::{Resource, ResourceTable},
+};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{
     Error, WasiHttpCtx, WasiHttpCtxView, WasiHttpView,
@@ -16,9 +19,12 @@ use wasmtime_wasi_http::{
             http::types::{ErrorCode, Scheme},
         },
         body::HyperOutgoingBody,
+        types::{HostIncomingRequest, HostResponseOutparam},
     },
     p3::bindings::{Service, ServicePre},
 };
+
+use wasmtime_wasi_io::IoView;
 
 use crate::{
     admission::{Keep, Place},
@@ -26,6 +32,7 @@ use crate::{
     instance::WasmInstance,
     limits::{Limiter, Meter},
     outbound::Outbound,
+    run::Work,
     sandbox::{Limited, Sandbox, store},
 };
 
@@ -36,7 +43,7 @@ pub(crate) struct HttpGuest {
     outbound: Outbound,
     table: ResourceTable,
     http: WasiHttpCtx,
-    wasi: Option<WasiCtx>,
+    wasi: Option<Box<WasiCtx>>,
 }
 
 impl HttpGuest {
@@ -62,10 +69,16 @@ impl Limited for HttpGuest {
     }
 }
 
+impl IoView for HttpGuest {
+    fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
+    }
+}
+
 impl WasiView for HttpGuest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         let Self { wasi, table, sandbox, .. } = self;
-        WasiCtxView { ctx: wasi.get_or_insert_with(|| sandbox.wasi()), table }
+        WasiCtxView { ctx: wasi.get_or_insert_with(|| Box::new(sandbox.wasi())), table }
     }
 }
 
@@ -79,7 +92,6 @@ impl WasiHttpView for HttpGuest {
 pub(crate) type Reply = Result<http::Response<HyperOutgoingBody>, ErrorCode>;
 
 /// A component that was linked, by the version of WASI that it speaks.
-#[derive(Clone)]
 pub(crate) enum Linked {
     Http02(ProxyPre<HttpGuest>),
     Http03(ServicePre<HttpGuest>),
@@ -91,13 +103,6 @@ impl Linked {
             Self::Http02(pre) => pre.engine(),
             Self::Http03(pre) => pre.engine(),
         }
-    }
-
-    async fn instantiate(&self, store: &mut Store<HttpGuest>) -> wasmtime::Result<Handler> {
-        Ok(match self {
-            Self::Http02(pre) => Handler::Http02(pre.instantiate_async(store).await?),
-            Self::Http03(pre) => Handler::Http03(pre.instantiate_async(store).await?),
-        })
     }
 }
 
@@ -129,42 +134,82 @@ impl Warm {
     }
 }
 
+/// A request of 0.2 in the table of its sandbox, and where the answer is to be set.
+type Asked = (Resource<HostIncomingRequest>, Resource<HostResponseOutparam>);
+
 /// Serves one request, in a fresh sandbox or in a kept one, which comes back when all went well.
-pub(crate) async fn serve(
-    linked: Linked,
+///
+/// What can be done at once is done at once, so that the future is small: it is made for every request.
+pub(crate) fn serve(
+    linked: &Arc<Linked>,
     kept: Option<Warm>,
-    instance: Arc<WasmInstance>,
+    instance: &Arc<WasmInstance>,
     id: RequestId,
     meter: Arc<Meter>,
     request: Request,
     reply: oneshot::Sender<Reply>,
-) -> wasmtime::Result<Warm> {
-    let mut warm = match kept {
+) -> Work {
+    let (mut store, handler, served, born) = match kept {
         Some(mut warm) => {
             let guest = warm.store.data_mut();
             guest.sandbox.next_request(id);
             guest.limiter.next_request(meter);
             warm.store.set_epoch_deadline(1);
-            warm
+            (warm.store, Some(warm.handler), warm.served, warm.born)
         }
         None => {
-            let guest = HttpGuest::new(Sandbox::new(&instance, id), meter);
-            let mut store = store(linked.engine(), guest, |guest| &mut guest.limiter);
-            let handler = linked.instantiate(&mut store).await?;
-            Warm { store, handler, served: 0, born: Instant::now(), place: None }
+            let guest = HttpGuest::new(Sandbox::new(instance, id), meter);
+            (store(linked.engine(), guest, |guest| &mut guest.limiter), None, 0, Instant::now())
         }
     };
-    match &warm.handler {
-        Handler::Http02(proxy) => {
-            let mut http = warm.store.data_mut().http();
-            let request = http.new_incoming_request(scheme(&request), with_host(request).map(Incoming))?;
-            let answer = http.new_response_outparam(reply)?;
-            proxy.wasi_http_incoming_handler().call_handle(&mut warm.store, request, answer).await?;
-        }
-        Handler::Http03(service) => http03::handle(&mut warm.store, service, request, reply).await?,
+    let warm = move |(store, handler)| Some(Warm { store, handler, served: served + 1, born, place: None });
+    let linked = Arc::clone(linked);
+    if let Linked::Http03(_) = *linked {
+        return Box::pin(async move { serve_03(store, linked, handler, request, reply).await.map(warm) });
     }
-    warm.served += 1;
-    Ok(warm)
+    let asked = ask_02(&mut store, request, reply);
+    Box::pin(async move { serve_02(store, linked, handler, asked?).await.map(warm) })
+}
+
+fn ask_02(
+    store: &mut Store<HttpGuest>,
+    request: Request,
+    reply: oneshot::Sender<Reply>,
+) -> wasmtime::Result<Asked> {
+    let mut http = store.data_mut().http();
+    let request = http.new_incoming_request(scheme(&request), with_host(request).map(Incoming))?;
+    Ok((request, http.new_response_outparam(reply)?))
+}
+
+async fn serve_02(
+    mut store: Store<HttpGuest>,
+    linked: Arc<Linked>,
+    handler: Option<Handler>,
+    (request, answer): Asked,
+) -> wasmtime::Result<(Store<HttpGuest>, Handler)> {
+    let proxy = match (handler, &*linked) {
+        (Some(Handler::Http02(proxy)), _) => proxy,
+        (_, Linked::Http02(pre)) => pre.instantiate_async(&mut store).await?,
+        (_, Linked::Http03(_)) => return Err(wasmtime::Error::msg("a component of another version of WASI")),
+    };
+    proxy.wasi_http_incoming_handler().call_handle(&mut store, request, answer).await?;
+    Ok((store, Handler::Http02(proxy)))
+}
+
+async fn serve_03(
+    mut store: Store<HttpGuest>,
+    linked: Arc<Linked>,
+    handler: Option<Handler>,
+    request: Request,
+    reply: oneshot::Sender<Reply>,
+) -> wasmtime::Result<(Store<HttpGuest>, Handler)> {
+    let service = match (handler, &*linked) {
+        (Some(Handler::Http03(service)), _) => service,
+        (_, Linked::Http03(pre)) => pre.instantiate_async(&mut store).await?,
+        (_, Linked::Http02(_)) => return Err(wasmtime::Error::msg("a component of another version of WASI")),
+    };
+    http03::handle(&mut store, &service, request, reply).await?;
+    Ok((store, Handler::Http03(service)))
 }
 
 fn scheme(request: &Request) -> Scheme {

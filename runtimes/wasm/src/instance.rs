@@ -199,11 +199,8 @@ impl WasmInstance {
         }
     }
 
-    async fn admit(&self, cx: &Cx) -> Result<Place> {
+    async fn wait_for_place(&self, cx: &Cx) -> Result<Place> {
         let function = &self.function;
-        if let Some(place) = function.admission.try_enter(function.units) {
-            return Ok(place);
-        }
         function.host.metrics.waited();
         function.admission.enter(function.units, cx.deadline).await.map_err(|refusal| {
             let slots = function.admission.total();
@@ -237,12 +234,12 @@ impl WasmInstance {
         cx: &Cx,
         meter: &Arc<Meter>,
     ) -> (Work, Mouth) {
-        let (me, meter, id) = (Arc::clone(me), Arc::clone(meter), cx.request);
+        let (meter, id) = (Arc::clone(meter), cx.request);
         match &self.function.program {
             Program::Cgi(program) => {
                 let (head, body) = request.into_parts();
                 let output = self.output(&head);
-                let sandbox = Sandbox::new(&me, id);
+                let sandbox = Sandbox::new(me, id);
                 let guest = CgiGuest {
                     limiter: sandbox.limiter(meter),
                     stdin: Stdin::new(body, &head.headers),
@@ -256,20 +253,18 @@ impl WasmInstance {
                     memory: None,
                     environment: None,
                 };
-                let serving = preview1::serve(Arc::clone(program), guest);
-                (Box::pin(async move { serving.await.map(|()| None) }), Mouth::Cgi(output))
+                (preview1::serve(Arc::clone(program), guest), Mouth::Cgi(output))
             }
             Program::Files(program) => {
                 let (head, body) = request.into_parts();
                 let output = self.output(&head);
-                let guest = FilesGuest::new(&Sandbox::new(&me, id), meter, head, body, Arc::clone(&output));
+                let guest = FilesGuest::new(&Sandbox::new(me, id), meter, head, body, Arc::clone(&output));
                 let serving = files::serve(Arc::clone(program), guest);
                 (Box::pin(async move { serving.await.map(|()| None) }), Mouth::Cgi(output))
             }
             Program::Http(linked) => {
                 let (reply, answer) = oneshot::channel();
-                let serving = http02::serve(linked.clone(), kept, me, id, meter, request, reply);
-                (Box::pin(async move { serving.await.map(Some) }), Mouth::Http(answer))
+                (http02::serve(linked, kept, me, id, meter, request, reply), Mouth::Http(answer))
             }
         }
     }
@@ -296,9 +291,13 @@ impl Instance for WasmInstance {
         let mut kept = self.take_kept();
         let place = match kept.as_mut().and_then(|warm| warm.place.take()) {
             Some((place, _keep)) => place,
-            None => match self.admit(cx).await {
-                Ok(place) => place,
-                Err(error) => return Err(CallError::unsent(error, request)),
+            None => match self.function.admission.try_enter(self.function.units) {
+                Some(place) => place,
+                // In a box, so that calls that need not wait have no room for it in their future.
+                None => match Box::pin(self.wait_for_place(cx)).await {
+                    Ok(place) => place,
+                    Err(error) => return Err(CallError::unsent(error, request)),
+                },
             },
         };
         let meter = Arc::new(Meter::default());

@@ -49,6 +49,7 @@ mod preview1;
 mod run;
 mod runtime;
 mod sandbox;
+mod stint;
 mod sync;
 mod ticker;
 

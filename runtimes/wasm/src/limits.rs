@@ -12,7 +12,7 @@ use std::{
 use sas_core::{Error, ErrorKind, Retry};
 use wasmtime::{ResourceLimiter, Trap};
 
-use crate::{config::CallLimits, instance::WasmInstance};
+use crate::{config::CallLimits, instance::WasmInstance, stint::CpuStint};
 
 /// A limit that a request met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,13 +149,16 @@ pub(crate) fn call_error(error: &wasmtime::Error) -> (Error, &'static str) {
 #[derive(Debug, Default)]
 pub struct Meter {
     cpu_ns: AtomicU64,
-    began_ns: AtomicU64,
+    stint: CpuStint,
     memory: AtomicU64,
     high_water: AtomicU64,
 }
 
 impl Meter {
     /// CPU time that the guest used, up to its last pause.
+    ///
+    /// A stretch of work of less than 50 µs counts as long as it took by the clock, a longer one by the CPU time of
+    /// its thread, to a quarter of a millisecond and never too little.
     pub fn cpu(&self) -> Duration {
         Duration::from_nanos(self.cpu_ns.load(Ordering::Relaxed))
     }
@@ -172,32 +175,25 @@ impl Meter {
 
     /// The guest goes on the CPU, on this thread.
     pub(crate) fn enter(&self) {
-        self.began_ns.store(thread_cpu_ns(), Ordering::Relaxed);
+        self.stint.begin();
     }
 
     /// The guest leaves the CPU, on the thread that it entered on. Gives what was used in between.
     pub(crate) fn leave(&self) -> u64 {
-        let used = thread_cpu_ns().saturating_sub(self.began_ns.load(Ordering::Relaxed));
+        let used = self.stint.used_ns();
         self.cpu_ns.fetch_add(used, Ordering::Relaxed);
         used
     }
 
     /// What was used so far, asked by the guest's own thread while it runs.
     pub(crate) fn running_cpu_ns(&self) -> u64 {
-        let now = thread_cpu_ns().saturating_sub(self.began_ns.load(Ordering::Relaxed));
-        self.cpu_ns.load(Ordering::Relaxed) + now
+        self.cpu_ns.load(Ordering::Relaxed) + self.stint.used_ns()
     }
 
     fn grow(&self, bytes: u64) {
         let now = self.memory.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.high_water.fetch_max(now, Ordering::Relaxed);
     }
-}
-
-/// CPU time of this thread: neither preemption nor a paused test clock change it.
-fn thread_cpu_ns() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 /// Refuses growth over the limits, and counts what is used.

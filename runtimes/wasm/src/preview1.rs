@@ -18,6 +18,7 @@ use crate::{
     inspect::invalid,
     limits::{Exit, Limiter},
     logs::Lines,
+    run::Work,
     sandbox::{self, Limited},
     sync::Shared,
 };
@@ -575,15 +576,19 @@ pub(crate) fn provides(module: &str, name: &str) -> bool {
 }
 
 /// Serves one request in a fresh sandbox.
-pub(crate) async fn serve(program: Arc<CgiProgram<CgiGuest>>, guest: CgiGuest) -> Result<()> {
+pub(crate) fn serve(program: Arc<CgiProgram<CgiGuest>>, guest: CgiGuest) -> Work {
+    // Made before the future, which holds no more of the guest than a pointer then.
     let mut store = sandbox::store(program.engine(), guest, |guest| &mut guest.limiter);
-    let (start, memory) = program.instantiate(&mut store).await?;
-    store.data_mut().memory = memory;
-    match start.call_async(&mut store, ()).await {
-        Err(error) if error.downcast_ref::<Exit>() != Some(&Exit(0)) => return Err(error),
-        _ => {}
-    }
-    store.data().output.lock().finish()
+    Box::pin(async move {
+        let (start, memory) = program.instantiate(&mut store).await?;
+        store.data_mut().memory = memory;
+        match start.call_async(&mut store, ()).await {
+            Err(error) if error.downcast_ref::<Exit>() != Some(&Exit(0)) => return Err(error),
+            _ => {}
+        }
+        store.data().output.lock().finish()?;
+        Ok(None)
+    })
 }
 
 impl Limited for CgiGuest {

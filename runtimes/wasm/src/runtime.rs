@@ -60,7 +60,27 @@ pub struct WasmRuntime {
     host: Arc<Host>,
     cache: Option<Arc<Cache>>,
     compiling: Arc<Semaphore>,
-    compiled: Lock<HashMap<Key, Weak<Compiled>>>,
+    compiled: Lock<Known>,
+}
+
+/// Compiled code that somebody may still hold.
+#[derive(Debug, Default)]
+struct Known {
+    codes: HashMap<Key, Weak<Compiled>>,
+    /// So many entries are swept of those that nobody holds any more.
+    sweep_at: usize,
+}
+
+impl Known {
+    fn insert(&mut self, key: Key, code: &Arc<Compiled>) {
+        const LEAST: usize = 64;
+        self.codes.insert(key, Arc::downgrade(code));
+        // At twice what the last sweep left, so that a deploy among many others does not look at all of them.
+        if self.codes.len() >= self.sweep_at.max(LEAST) {
+            self.codes.retain(|_, weak| weak.strong_count() > 0);
+            self.sweep_at = 2 * self.codes.len();
+        }
+    }
 }
 
 /// The interfaces through which a component calls other hosts.
@@ -134,14 +154,12 @@ impl WasmRuntime {
         };
         let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         let compiled = Arc::new(Compiled { code, digest: format!("sha256:{hex}") });
-        let mut all = self.compiled.lock();
-        all.retain(|_, weak| weak.strong_count() > 0);
-        all.insert(key, Arc::downgrade(&compiled));
+        self.compiled.lock().insert(key, &compiled);
         Ok(compiled)
     }
 
     fn known(&self, key: &Key) -> Option<Arc<Compiled>> {
-        let known = self.compiled.lock().get(key)?.upgrade()?;
+        let known = self.compiled.lock().codes.get(key)?.upgrade()?;
         self.host.metrics.from_memory.increment(1);
         Some(known)
     }
@@ -218,7 +236,7 @@ fn link_component(
         Kind::Http03 => ServicePre::new(pre).map(Linked::Http03),
         Kind::Http02 | Kind::Cgi => ProxyPre::new(pre).map(Linked::Http02),
     };
-    linked.map(Program::Http).map_err(|error| {
+    linked.map(|linked| Program::Http(Arc::new(linked))).map_err(|error| {
         invalid(format!("source: the component does not export wasi:http as it should: {error:#}"))
     })
 }

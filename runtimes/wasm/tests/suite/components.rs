@@ -1,16 +1,17 @@
 //! Components of `wasi:http@0.2`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, channel::Channel};
 use sas_core::{Body, BoxError, EnvValue, ErrorKind, LogStream, RevisionSpec};
-use sas_runtime_wasm::{CallLimits, WasmConfig, options};
+use sas_runtime_wasm::{CallLimits, Meter, WasmConfig, options};
 
 use crate::support::{Stage, ask, bytes_spec, call, cx, fails, get, post, text};
 
 const HELLO: &[u8] = include_bytes!("../../guests/wasi-http/hello.wasm");
 const PROBE: &[u8] = include_bytes!("../../guests/wasi-http/probe.wasm");
+const COUNT: &[u8] = include_bytes!("../../guests/rust/count.wasm");
 
 fn probe() -> RevisionSpec {
     bytes_spec("probe.wasm", PROBE.to_vec())
@@ -33,6 +34,20 @@ async fn a_component_answers_and_its_kind_is_noted() {
     let artifact = sas_core::Runtime::prepare(&*stage.runtime, &spec).await.unwrap();
     assert_eq!(artifact.info().notes, ["kind: wasi-http-0.2"]);
     assert!(artifact.info().digest.starts_with("sha256:") && artifact.info().bytes > 0);
+}
+
+#[tokio::test]
+async fn a_component_in_rust_reads_a_body_of_any_length_in_little_memory() {
+    let stage = Stage::small();
+    let count = stage.instance(&bytes_spec("count.wasm", COUNT.to_vec())).await;
+    for (body, counts) in [("", "0 0 0\n"), ("one two\nthree", "1 3 13\n"), (" \n\n ", "2 0 4\n")] {
+        assert_eq!(ask(&*count, post("/", body)).await, (200, counts.to_owned()));
+    }
+    let line = "a few words\n";
+    let response = call(&*count, post("/", line.repeat(500_000)), &cx()).await.unwrap();
+    let meter = Arc::clone(response.extensions().get::<Arc<Meter>>().unwrap());
+    assert_eq!(text(response).await.unwrap(), "500000 1500000 6000000\n");
+    assert!(meter.memory_high_water() <= 1 << 20, "{} bytes", meter.memory_high_water());
 }
 
 #[tokio::test]
