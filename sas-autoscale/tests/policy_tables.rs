@@ -1,0 +1,928 @@
+//! Pure policies against naive models of them, and tables of their edges.
+
+use std::{sync::Arc, time::Duration};
+
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+use sas_autoscale::{
+    Combined, Forecast, ForecastState, Forecaster, Governor, InstanceMetrics, Resource, ScheduleParser,
+    Seasonal, replicas_of,
+};
+use sas_core::{
+    Clamps, Combine, Decision, ForecastSpec, Load, Metric, MetricSpec, MetricTarget, Policy, Reason,
+    ResourceSpec, Resources, RevisionKey, ScaleInput, ScalingPolicy, ScalingRules, ScalingSpec, Schedule,
+    ScheduleWindow, SelectPolicy, Timestamp,
+};
+
+const START: Timestamp = Timestamp::from_secs(1_700_000_000);
+
+fn load(ready: u32) -> Load {
+    let mut load = Load::idle(RevisionKey::new(0, 0));
+    load.ready = ready;
+    load
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0)
+}
+
+/// Additive Holt-Winters as the textbooks have it: every level, trend and season by its time.
+struct Textbook {
+    length: usize,
+    level: Vec<f64>,
+    trend: Vec<f64>,
+    season: Vec<f64>,
+    variance: f64,
+}
+
+impl Textbook {
+    fn of(length: usize, demands: &[f64]) -> Self {
+        let first = &demands[..length];
+        let mean = first.iter().sum::<f64>() / length as f64;
+        let mut model = Self {
+            length,
+            level: vec![mean],
+            trend: vec![0.0],
+            season: first.iter().map(|x| x - mean).collect(),
+            variance: mean,
+        };
+        for x in &demands[length..] {
+            let (level, trend) = (model.level[model.level.len() - 1], model.trend[model.trend.len() - 1]);
+            let season = model.season[model.season.len() - length];
+            let error = x - level - trend - season;
+            model.variance = model.variance * 0.98 + error * error * 0.02;
+            let next = 0.2 * (x - season) + 0.8 * (level + trend);
+            model.level.push(next);
+            model.trend.push(0.01 * (next - level) + 0.99 * trend);
+            model.season.push(0.2 * (x - next) + 0.8 * season);
+        }
+        model
+    }
+
+    fn expect(&self, ahead: usize) -> f64 {
+        let at = self.season.len() - self.length + (ahead - 1) % self.length;
+        let (level, trend) = (self.level[self.level.len() - 1], self.trend[self.trend.len() - 1]);
+        (level + ahead as f64 * trend + self.season[at]).clamp(0.0, 1e12)
+    }
+}
+
+#[test]
+fn the_seasonal_model_is_the_textbooks() {
+    for seed in 0..30 {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let length = random.random_range(2..9_usize);
+        let mut model = Seasonal::new(length as u32);
+        let mut demands = Vec::new();
+        for slot in 0..length * 6 {
+            assert_eq!(model.expect(1).is_some(), slot >= length, "silent for one season");
+            let (asked, counts) = match random.random_range(0..12) {
+                0 => (f64::NAN, 0.0),
+                1 => (-3.0, 0.0),
+                2 if slot > length => (1e13, 1e12),
+                3 => (f64::INFINITY, 0.0),
+                _ => {
+                    let x = 100.0 * random.random::<f64>() + 50.0 * (slot % length) as f64;
+                    (x, x)
+                }
+            };
+            model.observe(asked);
+            demands.push(counts);
+            if demands.len() >= length {
+                let book = Textbook::of(length, &demands);
+                for ahead in 1..=2 * length {
+                    let said = model.expect(ahead as u32).expect("after a season");
+                    assert!(
+                        close(said, book.expect(ahead)),
+                        "seed {seed}, slot {slot}, {ahead} ahead: {said}"
+                    );
+                }
+                assert!(close(model.deviation(), book.variance.max(0.0).sqrt()), "seed {seed}, slot {slot}");
+            }
+        }
+        assert_eq!(model.expect(0), None, "now is not ahead");
+    }
+    // One of no length is one of the shortest.
+    let mut shortest = Seasonal::default();
+    assert_eq!(shortest.expect(1), None);
+    for demand in [1.0, 3.0, 1.0] {
+        shortest.observe(demand);
+    }
+    let book = Textbook::of(2, &[1.0, 3.0, 1.0]);
+    assert!(close(shortest.expect(1).unwrap(), book.expect(1)));
+}
+
+fn quarter_hours(season: u32) -> ForecastSpec {
+    let mut spec = ForecastSpec::default();
+    spec.slot = Duration::from_secs(900);
+    spec.season = season;
+    spec.headroom = 2.0;
+    spec.lead = Duration::from_secs(60);
+    spec
+}
+
+/// The start of a slot.
+fn slot(number: i64) -> Timestamp {
+    Timestamp(number * 900_000_000_000)
+}
+
+#[test]
+fn a_forecaster_takes_the_mean_of_a_slot_by_time_and_nothing_for_slots_that_were_slept_through() {
+    let spec = quarter_hours(4);
+    let mut forecaster = Forecaster::default();
+    let mut model = Seasonal::new(4);
+    let second = Duration::from_secs(1);
+    let tick = |forecaster: &mut Forecaster, number: i64, demand: f64, elapsed: Duration| {
+        forecaster.observe(&spec, slot(number) + second, demand, elapsed);
+    };
+    // 30 s of 10 and 10 s of 50: 20 on average; what is no measurement does not count.
+    tick(&mut forecaster, 100, 10.0, second * 30);
+    tick(&mut forecaster, 100, 50.0, second * 10);
+    tick(&mut forecaster, 100, f64::NAN, second * 500);
+    tick(&mut forecaster, 100, -1.0, second * 500);
+    tick(&mut forecaster, 100, 2e12, second * 500);
+    // Three slots later: the two between were slept through. A clock that went back adds to the slot it had reached.
+    tick(&mut forecaster, 103, 8.0, second * 10);
+    tick(&mut forecaster, 99, 4.0, second * 30);
+    tick(&mut forecaster, 104, 1.0, second);
+    for mean in [20.0, 0.0, 0.0, 5.0] {
+        model.observe(mean);
+    }
+    // A tick that tells of more than a slot counts as one slot.
+    tick(&mut forecaster, 104, 100.0, second * 5000);
+    tick(&mut forecaster, 105, 0.0, second);
+    model.observe((1.0 + 100.0 * 900.0) / 901.0);
+    let wanted = model.expect(1).unwrap() + 2.0 * model.deviation();
+    let said = forecaster.demand(&spec, slot(105), Duration::ZERO, 1.0).unwrap();
+    assert!(close(said, wanted), "{said} is not {wanted}");
+    // A sleep of years is a season of nothing and not more.
+    tick(&mut forecaster, 1_000_000, 0.0, second);
+    model.observe(0.0);
+    for _ in 0..4 {
+        model.observe(0.0);
+    }
+    let said = forecaster.demand(&spec, slot(1_000_000), spec.slot * 3, 1e-9).unwrap();
+    let highest = (1..=4).filter_map(|ahead| model.expect(ahead)).fold(0.0, f64::max);
+    assert!(highest > 0.1, "{highest}");
+    let wanted = highest + 2.0 * model.deviation();
+    assert!(close(said, wanted), "{said} is not {wanted}");
+    // Another season is another model.
+    forecaster.observe(&quarter_hours(6), slot(1_000_001), 5.0, second);
+    assert_eq!(forecaster.demand(&spec, slot(1_000_001), Duration::ZERO, 1.0), None);
+}
+
+/// A forecaster that saw `days` seasons of these demands, up to the last slot's end.
+fn taught(spec: &ForecastSpec, season: &[f64], days: usize) -> (Forecaster, Seasonal, i64) {
+    let (mut forecaster, mut model) = (Forecaster::default(), Seasonal::new(spec.season));
+    let slots = season.len() * days;
+    for number in 0..slots {
+        let demand = season[number % season.len()];
+        forecaster.observe(spec, slot(number as i64), demand, spec.slot);
+        model.observe(demand);
+    }
+    // The first tick of the next slot ends the last one.
+    forecaster.observe(spec, slot(slots as i64), season[0], Duration::from_secs(1));
+    (forecaster, model, slots as i64)
+}
+
+#[test]
+fn the_demand_is_the_highest_within_the_lead_with_head_room_and_noise_is_nothing() {
+    let spec = quarter_hours(4);
+    let (forecaster, model, now) = taught(&spec, &[0.0, 10.0, 40.0, 0.0], 30);
+    let with = |value: f64| value + 2.0 * model.deviation();
+    let minutes = |n: u64| Duration::from_secs(60 * n);
+    let at = slot(now);
+    let said = |lead: Duration, target: f64| forecaster.demand(&spec, at, lead, target).unwrap();
+    let expected = |ahead| model.expect(ahead).unwrap();
+    assert_eq!(said(minutes(14), 100.0), 0.0, "of the slot that runs nothing is expected");
+    assert!(close(said(minutes(15), 1.0), with(expected(2))));
+    assert!(close(said(minutes(30), 1.0), with(expected(3))));
+    assert!(close(said(minutes(45), 1.0), with(expected(3))), "the highest, and not the last");
+    assert!(close(said(minutes(10_000), 1.0), with(expected(3))), "not beyond one season");
+    // A twentieth of a target is noise.
+    let peak = expected(3);
+    assert_eq!(said(minutes(30), peak / 0.05 * 1.000_001), 0.0);
+    assert!(close(said(minutes(30), peak / 0.05 * 0.999_999), with(peak)));
+    assert_eq!(Forecaster::default().demand(&spec, at, minutes(1), 1.0), None);
+}
+
+#[test]
+fn a_sleeper_wakes_ahead_of_the_next_slot_in_which_somebody_comes() {
+    let spec = quarter_hours(4);
+    let (forecaster, _, now) = taught(&spec, &[0.0, 0.0, 40.0, 0.0], 30);
+    let lead = Duration::from_secs(60);
+    let next = |at: Timestamp, lead| forecaster.next_peak(&spec, at, lead, 1.0);
+    assert_eq!(next(slot(now), lead), slot(now + 2) - lead);
+    assert_eq!(next(slot(now + 1), lead), slot(now + 2) - lead);
+    // When it is too late for this one, for the next.
+    assert_eq!(next(slot(now + 2) - lead, lead), slot(now + 6) - lead);
+    assert_eq!(next(slot(now + 2), lead), slot(now + 6) - lead);
+    // Nobody that matters: look again in a season.
+    assert_eq!(forecaster.next_peak(&spec, slot(now), lead, 1e6), slot(now + 4));
+    assert_eq!(Forecaster::default().next_peak(&spec, slot(now), lead, 1.0), slot(now + 4));
+}
+
+#[test]
+fn a_forecast_raises_the_floor_by_what_one_instance_carries() {
+    let mut spec = ScalingSpec::default();
+    spec.scaler = "forecast".to_owned();
+    spec.forecast = Some(quarter_hours(4));
+    spec.target = 4.0;
+    spec.utilization = 0.5;
+    // (metric, limit of an instance, requests, concurrency, seconds) -> what one carries, what is asked.
+    for (metric, limit, requests, concurrency, seconds, target, demand) in [
+        (Metric::Concurrency, 0, 7, 6.0, 2, 2.0, 6.0),
+        (Metric::Concurrency, 3, 7, 6.0, 2, 1.5, 6.0),
+        (Metric::Concurrency, 50, 7, 6.0, 2, 2.0, 6.0),
+        (Metric::Rps, 3, 12, 6.0, 2, 2.0, 6.0),
+        (Metric::Rps, 3, 12, 6.0, 0, 2.0, 0.0),
+    ] {
+        spec.metric = metric;
+        let mut state = ForecastState::default();
+        let mut model = Seasonal::new(4);
+        let mut busy = load(1);
+        (busy.requests, busy.concurrency) = (requests, concurrency);
+        let mut last = None;
+        for number in 0..6 {
+            let input = ScaleInput::new(0, slot(number), &spec, &busy, Some(0))
+                .of(limit, None)
+                .over(Duration::from_secs(seconds));
+            last = Some(Forecast.decide(&mut state, &input));
+            if number < 5 {
+                model.observe(demand);
+            }
+        }
+        let decision = last.unwrap();
+        let vote = decision.votes.iter().find(|vote| vote.metric == Metric::Forecast).unwrap();
+        assert!(close(vote.target, target), "{metric:?}, {limit}: {vote:?}");
+        let lead = Duration::from_secs(60) + busy.start_time.unwrap_or_default();
+        assert!(lead < Duration::from_secs(900));
+        let expected = match model.expect(1).unwrap() {
+            none if none <= 0.05 * target => 0.0,
+            some => some + 2.0 * model.deviation(),
+        };
+        assert!(close(vote.value.unwrap(), expected), "{metric:?}: {vote:?}, {expected}");
+        assert_eq!(vote.desired, Some((expected / target).ceil() as u32));
+        if demand > 0.0 {
+            assert_eq!(decision.desired(), vote.desired);
+            assert_eq!(decision.reason, Reason::Forecast);
+        }
+    }
+}
+
+#[test]
+fn a_start_that_takes_long_is_asked_for_as_much_earlier_but_not_more_than_ten_minutes() {
+    let mut spec = ScalingSpec::default();
+    spec.forecast = Some(quarter_hours(4));
+    for (start, lead) in [(None, 60), (Some(30), 90), (Some(600), 660), (Some(6_000), 660)] {
+        let mut state = ForecastState::default();
+        for number in 0..120 {
+            let mut busy = load(1);
+            busy.concurrency = if number % 4 == 2 { 500.0 } else { 0.0 };
+            let input = ScaleInput::new(0, slot(number), &spec, &busy, None).over(Duration::from_secs(900));
+            Forecast.decide(&mut state, &input);
+        }
+        let mut asleep = load(0);
+        asleep.start_time = start.map(Duration::from_secs);
+        let input = ScaleInput::new(0, slot(120), &spec, &asleep, None);
+        Forecast.decide(&mut state, &input);
+        assert_eq!(
+            Forecast.wake_at(&state, &input),
+            Some(slot(122) - Duration::from_secs(lead)),
+            "{start:?}"
+        );
+    }
+}
+
+/// What Kubernetes' documents say of `desiredReplicas`, with the instances one by one.
+fn naive_replicas(metrics: &InstanceMetrics, current: u32, tolerance: f64) -> Option<u32> {
+    if metrics.measured == 0 || !metrics.ratio.is_finite() || metrics.ratio < 0.0 {
+        return None;
+    }
+    let within = |ratio: f64| (1.0 - ratio).abs() <= tolerance;
+    let mut values = vec![metrics.ratio; metrics.measured as usize];
+    let (up, down) = (metrics.ratio > 1.0, metrics.ratio < 1.0);
+    let mut assumed = false;
+    if metrics.missing > 0 {
+        assumed = true;
+        let counts = if down { metrics.missing_counts_as } else { 0.0 };
+        if up || down {
+            values.extend(vec![counts; metrics.missing as usize]);
+        }
+    }
+    if up && metrics.unready > 0 {
+        assumed = true;
+        values.extend(vec![0.0; metrics.unready as usize]);
+    }
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    if !assumed {
+        return Some(if within(metrics.ratio) { current } else { (metrics.ratio * n).ceil() as u32 });
+    }
+    if within(mean) || (down && mean > 1.0) || (up && mean < 1.0) {
+        return Some(current);
+    }
+    let wanted = (mean * n).ceil() as u32;
+    let turns = (mean < 1.0 && wanted > current) || (mean > 1.0 && wanted < current);
+    Some(if turns { current } else { wanted })
+}
+
+#[test]
+fn replicas_are_those_of_the_documents_for_every_small_case() {
+    let mut cases = 0;
+    for ratio in [-0.5, 0.0, 0.25, 0.5, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 2.0, 4.0, f64::NAN, f64::INFINITY]
+    {
+        for measured in 0..5 {
+            for missing in 0..4 {
+                for unready in 0..4 {
+                    for counts in [1.0, 1.25, 2.0] {
+                        for tolerance in [0.0, 0.125, 0.25] {
+                            for current in 0..8 {
+                                let metrics = InstanceMetrics {
+                                    ratio,
+                                    measured,
+                                    missing,
+                                    unready,
+                                    missing_counts_as: counts,
+                                };
+                                let said = replicas_of(&metrics, current, tolerance);
+                                let wanted = naive_replicas(&metrics, current, tolerance);
+                                assert_eq!(said, wanted, "{metrics:?}, {current}, {tolerance}");
+                                cases += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(cases, 14 * 5 * 4 * 4 * 3 * 3 * 8);
+    let absurd = InstanceMetrics { ratio: 1e30, measured: 9, missing: 0, unready: 0, missing_counts_as: 1.0 };
+    assert_eq!(replicas_of(&absurd, 1, 0.1), Some(i32::MAX as u32));
+}
+
+/// The limits of Kubernetes' `behavior`, from all recommendations and steps since the beginning.
+struct NaiveMoves {
+    recommended: Vec<(u64, i64)>,
+    steps: Vec<(u64, i64)>,
+}
+
+impl NaiveMoves {
+    fn limit(&mut self, spec: &ResourceSpec, now: u64, current: i64, recommended: i64) -> i64 {
+        self.recommended.push((now, recommended));
+        let over = |window: Duration| {
+            let window = window.as_secs();
+            let mut within: Vec<i64> = self
+                .recommended
+                .iter()
+                .filter(|(at, _)| at + window > now)
+                .map(|(_, value)| *value)
+                .collect();
+            // The one of now counts also when the window is nothing.
+            within.push(recommended);
+            within
+        };
+        let up = *over(spec.scale_up.stabilization_window).iter().min().unwrap();
+        let down = *over(spec.scale_down.stabilization_window).iter().max().unwrap();
+        let mut stable = current.max(up);
+        stable = stable.min(down);
+        let at_start = |period: Duration| {
+            let since = |at: u64| at + period.as_secs() > now;
+            current - self.steps.iter().filter(|(at, _)| since(*at)).map(|(_, by)| by).sum::<i64>()
+        };
+        let limits = |rules: &ScalingRules, sign: i64| -> Vec<i64> {
+            let policies = rules.policies.iter();
+            policies
+                .map(|policy| match policy {
+                    ScalingPolicy::Pods { value, period } => at_start(*period) + sign * i64::from(*value),
+                    ScalingPolicy::Percent { value, period } => {
+                        let share = 1.0 + sign as f64 * f64::from(*value) / 100.0;
+                        let limit = at_start(*period) as f64 * share;
+                        if sign > 0 { limit.max(0.0).ceil() as i64 } else { limit as i64 }
+                    }
+                    _ => unreachable!("there are two kinds"),
+                })
+                .collect()
+        };
+        let limited = if stable > current {
+            let each = limits(&spec.scale_up, 1);
+            let limit = match spec.scale_up.select {
+                SelectPolicy::Max => each.iter().max().copied(),
+                SelectPolicy::Min => each.iter().min().copied(),
+                _ => None,
+            };
+            stable.min(limit.unwrap_or(current).max(current))
+        } else if stable < current {
+            let each = limits(&spec.scale_down, -1);
+            let limit = match spec.scale_down.select {
+                SelectPolicy::Max => each.iter().min().copied(),
+                SelectPolicy::Min => each.iter().max().copied(),
+                _ => None,
+            };
+            stable.max(limit.unwrap_or(current).min(current).max(0))
+        } else {
+            stable
+        };
+        if limited != current {
+            self.steps.push((now, limited - current));
+        }
+        limited
+    }
+}
+
+fn rules(random: &mut SmallRng) -> ScalingRules {
+    let window = Duration::from_secs(random.random_range(0..8));
+    let select = [SelectPolicy::Max, SelectPolicy::Min, SelectPolicy::Disabled][random.random_range(0..3)];
+    let policies = (0..random.random_range(1..3))
+        .map(|_| {
+            let period = Duration::from_secs(random.random_range(1..8));
+            match random.random::<bool>() {
+                true => ScalingPolicy::Pods { value: random.random_range(1..6), period },
+                false => ScalingPolicy::Percent { value: random.random_range(10..150), period },
+            }
+        })
+        .collect();
+    ScalingRules::new(window, select, policies)
+}
+
+#[test]
+fn steps_and_stabilisation_are_those_of_a_model_that_forgets_nothing() {
+    for seed in 0..300 {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let mut spec = ScalingSpec::default();
+        spec.scaler = "resource".to_owned();
+        spec.metrics = vec![MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(1.0)))];
+        let mut resource = ResourceSpec::default();
+        (resource.scale_up, resource.scale_down) = (rules(&mut random), rules(&mut random));
+        resource.tolerance = 0.0;
+        spec.resource = Some(resource.clone());
+        let mut naive = NaiveMoves { recommended: Vec::new(), steps: Vec::new() };
+        let mut state = <Resource as Policy>::State::default();
+        let mut current = 4;
+        for second in 1..60 {
+            let wanted = random.random_range(1..20_u32);
+            let mut busy = load(current);
+            busy.requests = 1;
+            busy.cpu = Some(f64::from(wanted) / f64::from(current));
+            let recommended = (busy.cpu.unwrap() * f64::from(current)).ceil().max(1.0) as u32;
+            let now = START + Duration::from_secs(second);
+            let input = ScaleInput::new(0, now, &spec, &busy, Some(current));
+            let decision = Resource.decide(&mut state, &input);
+            let limited =
+                naive.limit(&resource, second, i64::from(current), i64::from(recommended)).max(1) as u32;
+            assert_eq!(
+                decision.desired(),
+                Some(limited),
+                "seed {seed}, second {second}: {current} -> {wanted}"
+            );
+            let vote = decision.votes[0];
+            assert_eq!((vote.value, vote.target, vote.desired), (busy.cpu, 1.0, Some(recommended)));
+            current = limited;
+        }
+    }
+}
+
+struct Run {
+    spec: ScalingSpec,
+    state: <Combined as Policy>::State,
+    now: Timestamp,
+    desired: Option<u32>,
+}
+
+impl Run {
+    fn new(metrics: Vec<MetricSpec>, change: impl FnOnce(&mut ScalingSpec)) -> Self {
+        let mut spec = ScalingSpec::default();
+        spec.scaler = "combined".to_owned();
+        spec.metrics = metrics;
+        change(&mut spec);
+        Self { spec, state: <Combined as Policy>::State::default(), now: START, desired: None }
+    }
+
+    fn tick(&mut self, load: &Load) -> Decision {
+        self.now = self.now + Duration::from_secs(1);
+        let mut resources = Resources::default();
+        resources.cpu_request_millis = Some(1000);
+        resources.memory_request_bytes = Some(1000);
+        let input = ScaleInput::new(0, self.now, &self.spec, load, self.desired).of(10, Some(&resources));
+        let decision = Combined::new().decide(&mut self.state, &input);
+        self.desired = decision.desired().or(self.desired);
+        decision
+    }
+}
+
+#[test]
+fn a_lower_decision_waits_for_the_delay_and_a_higher_one_does_not() {
+    let backlog = |waiting| {
+        let mut load = load(1);
+        load.requests = 1;
+        load.backlog = Some(waiting);
+        load
+    };
+    let mut run =
+        Run::new(vec![MetricSpec::new(Metric::Backlog, Some(MetricTarget::Average(10.0)))], |spec| {
+            spec.scale_down_delay = Duration::from_secs(5);
+        });
+    assert_eq!(run.tick(&backlog(100)).desired(), Some(10));
+    for second in 1..5 {
+        let held = run.tick(&backlog(20));
+        assert_eq!(held.desired(), Some(10), "{second} s after");
+        assert_eq!(held.reason, Reason::Delayed);
+        assert!(held.clamps.contains(Clamps::DELAY));
+    }
+    let higher = run.tick(&backlog(120));
+    assert_eq!((higher.desired(), higher.clamps.contains(Clamps::DELAY)), (Some(12), false));
+    let same = run.tick(&backlog(120));
+    assert_eq!((same.desired(), same.reason), (Some(12), Reason::Stable), "the same is not held");
+    let mut seconds = 0;
+    while run.tick(&backlog(20)).desired() != Some(2) {
+        seconds += 1;
+        assert!(seconds < 10, "held for ever");
+    }
+    assert_eq!(seconds, 4, "the second of the decision is the first of the five");
+
+    let mut at_once = Run::new(run.spec.metrics.clone(), |_| {});
+    assert_eq!(at_once.tick(&backlog(100)).desired(), Some(10));
+    assert_eq!(at_once.tick(&backlog(20)).desired(), Some(2));
+}
+
+#[test]
+fn combined_says_what_each_metric_said() {
+    let cpu = MetricSpec::new(Metric::Cpu, Some(MetricTarget::Utilization(50.0)));
+    let memory = MetricSpec::new(Metric::Memory, Some(MetricTarget::Average(100.0)));
+    let backlog = MetricSpec::new(Metric::Backlog, Some(MetricTarget::Average(10.0)));
+    let rps = MetricSpec::new(Metric::Rps, Some(MetricTarget::Average(10.0)));
+    let mut busy = load(4);
+    busy.requests = 1;
+    busy.concurrency = 1.0;
+
+    // Of equals the first is named; a backlog is asked by its own target.
+    let mut run = Run::new(vec![backlog, rps], |spec| spec.utilization = 1.0);
+    busy.backlog = Some(45);
+    busy.requests = 50;
+    let decision = run.tick(&busy);
+    assert_eq!((decision.desired(), decision.reason), (Some(5), Reason::Stable));
+    let votes: Vec<_> = decision.votes.iter().map(|vote| (vote.metric, vote.desired)).collect();
+    assert_eq!(votes[0], (Metric::Backlog, Some(5)));
+    assert!((decision.votes[0].target, decision.votes[0].value) == (10.0, Some(45.0)));
+
+    // Both resources are there, but nothing was measured: it stays. One of them: only upwards.
+    busy.backlog = None;
+    let mut run = Run::new(vec![cpu, memory], |_| {});
+    assert_eq!(run.tick(&busy), {
+        let mut hold = Decision::hold(Reason::NoData);
+        hold.votes = run.tick(&busy).votes;
+        hold
+    });
+    (busy.cpu, busy.memory) = (Some(0.1), None);
+    assert_eq!(run.tick(&busy).desired(), None, "memory may need what CPU does not");
+    busy.cpu = Some(1.0);
+    assert_eq!(run.tick(&busy).desired(), Some(8), "twice the half of a core");
+
+    // By priority the second speaks where the first was not measured, and it is said to be the fall-back.
+    let mut run = Run::new(vec![cpu, memory], |spec| spec.combine = Combine::Priority);
+    (busy.cpu, busy.memory) = (None, Some(200.0));
+    let decision = run.tick(&busy);
+    assert_eq!((decision.desired(), decision.reason), (Some(8), Reason::Fallback));
+    (busy.cpu, busy.memory) = (None, None);
+    let decision = run.tick(&busy);
+    assert_eq!((decision.desired(), decision.reason), (None, Reason::NoData));
+    // Nobody measured and nobody there: nothing is wanted.
+    let decision = Run::new(vec![cpu, memory], |spec| spec.combine = Combine::Priority).tick(&load(0));
+    assert_eq!((decision.desired(), decision.reason), (Some(0), Reason::Idle));
+}
+
+#[test]
+fn resources_have_no_opinion_on_who_slept_for_a_window() {
+    let cpu = MetricSpec::new(Metric::Cpu, Some(MetricTarget::Utilization(50.0)));
+    for combine in [Combine::Max, Combine::Priority] {
+        let mut run = Run::new(vec![cpu], |spec| {
+            spec.combine = combine;
+            spec.stable_window = Duration::from_secs(10);
+        });
+        let mut idle = load(2);
+        idle.cpu = Some(0.5);
+        let mut busy = idle.clone();
+        busy.requests = 1;
+        run.tick(&busy);
+        for second in 0..10 {
+            assert_eq!(run.tick(&idle).desired(), Some(2), "{second} s after");
+        }
+        let asleep = run.tick(&idle);
+        assert_eq!((asleep.desired(), asleep.reason), (Some(0), Reason::Idle));
+        assert_eq!((asleep.votes[0].value, asleep.votes[0].desired), (None, None));
+        assert_eq!(run.tick(&busy).desired(), Some(2), "awake again at once");
+    }
+}
+
+#[test]
+fn who_waits_is_served_whatever_the_metrics_are_about() {
+    let backlog = MetricSpec::new(Metric::Backlog, Some(MetricTarget::Average(10.0)));
+    for (queued, requests, concurrency, limit, wanted) in [
+        (25, 0, 0.0, 10, 3),
+        (20, 0, 0.0, 10, 2),
+        (25, 0, 0.0, 0, 1),
+        (0, 1, 0.0, 10, 1),
+        (0, 0, 0.5, 10, 1),
+        (0, 0, 0.0, 10, 0),
+    ] {
+        let mut spec = ScalingSpec::default();
+        spec.metrics = vec![backlog];
+        let mut waiting = load(0);
+        (waiting.queued, waiting.requests, waiting.concurrency) = (queued, requests, concurrency);
+        waiting.backlog = Some(0);
+        let input = ScaleInput::new(0, START, &spec, &waiting, None).of(limit, None);
+        let decision = Combined::new().decide(&mut <Combined as Policy>::State::default(), &input);
+        assert_eq!(decision.desired(), Some(wanted), "{waiting:?}");
+        let reason = if wanted > 0 { Reason::Waiting } else { Reason::Idle };
+        assert_eq!(decision.reason, reason, "{waiting:?}");
+    }
+}
+
+/// Fires at each full multiple of its seconds.
+#[derive(Debug)]
+struct Each(i64);
+
+impl Schedule for Each {
+    fn next_after(&self, after: Timestamp) -> Option<Timestamp> {
+        let period = self.0 * 1_000_000_000;
+        Some(Timestamp((after.0.div_euclid(period) + 1) * period))
+    }
+}
+
+/// Reads seconds.
+fn seconds() -> ScheduleParser {
+    ScheduleParser::new(|text, _| {
+        let seconds = text.parse().map_err(|_| {
+            sas_core::Error::new(sas_core::ErrorKind::InvalidSpec, "parse", "write a number of seconds")
+        })?;
+        Ok(Arc::new(Each(seconds)) as Arc<dyn Schedule>)
+    })
+}
+
+fn windows(text: &str, open: u64, min: Option<u32>, max: Option<u32>) -> Vec<ScheduleWindow> {
+    let mut window = ScheduleWindow::floor(text, Duration::from_secs(open), 0);
+    (window.min, window.max) = (min, max);
+    vec![window]
+}
+
+#[test]
+fn combined_refuses_schedules_that_it_does_not_read() {
+    let schedule = MetricSpec::new(Metric::Schedule, None);
+    let rps = MetricSpec::new(Metric::Rps, Some(MetricTarget::Average(10.0)));
+    let spec = |metrics: Vec<MetricSpec>, text: &str| {
+        let mut spec = ScalingSpec::default();
+        spec.metrics = metrics;
+        spec.schedule = windows(text, 60, Some(1), None);
+        spec
+    };
+    let field = |result: Result<(), sas_core::SpecErrors>| result.unwrap_err().0[0].field.clone();
+    let (without, with) = (Combined::new(), Combined::with_schedules(seconds()));
+    assert_eq!(field(without.validate(&spec(vec![rps, schedule], "60"))), "metrics");
+    assert!(without.validate(&spec(vec![rps], "60")).is_ok());
+    assert!(with.validate(&spec(vec![rps, schedule], "60")).is_ok());
+    assert_eq!(field(with.validate(&spec(vec![rps, schedule], "often"))), "schedule[0].schedule");
+    assert!(with.validate(&spec(vec![rps], "often")).is_ok(), "nobody asked for it");
+}
+
+#[test]
+fn combined_keeps_the_bounds_of_schedules_and_forecasts_and_wakes_for_them() {
+    let schedule = MetricSpec::new(Metric::Schedule, None);
+    let forecast = MetricSpec::new(Metric::Forecast, None);
+    let backlog = MetricSpec::new(Metric::Backlog, Some(MetricTarget::Average(10.0)));
+    let combined = Combined::with_schedules(seconds());
+    // A window of a minute at each full thousand seconds: 1_700_000_000 is one.
+    for (metrics, after, waiting, wanted, reason) in [
+        (vec![backlog, schedule], 10, 0, 3, Reason::Scheduled),
+        (vec![backlog, schedule], 10, 45, 5, Reason::Stable),
+        (vec![backlog, schedule], 10, 200, 7, Reason::Scheduled),
+        (vec![backlog, schedule], 60, 200, 20, Reason::Stable),
+        (vec![backlog], 10, 0, 0, Reason::Idle),
+    ] {
+        let mut spec = ScalingSpec::default();
+        spec.metrics = metrics;
+        spec.schedule = windows("1000", 60, Some(3), Some(7));
+        let mut load = load(0);
+        load.backlog = Some(waiting);
+        let input = ScaleInput::new(0, START + Duration::from_secs(after), &spec, &load, None);
+        let decision = combined.decide(&mut <Combined as Policy>::State::default(), &input);
+        assert_eq!((decision.desired(), decision.reason), (Some(wanted), reason), "{after}, {waiting}");
+        assert_eq!(decision.clamps.contains(Clamps::SCHEDULE), reason == Reason::Scheduled);
+    }
+
+    let peak = [0.0, 0.0, 500.0, 0.0];
+    let asleep_at = slot(123);
+    // Windows open at each full 1,000 s, peaks come at each fourth quarter of an hour.
+    let opens = Timestamp((asleep_at.0 / 1_000_000_000_000 + 1) * 1_000_000_000_000);
+    let peaks = slot(126) - Duration::from_secs(60);
+    assert!(opens < peaks);
+    for (metrics, wakes) in [
+        (vec![backlog], None),
+        (vec![backlog, schedule], Some(opens)),
+        (vec![backlog, forecast], Some(peaks)),
+        (vec![backlog, forecast, schedule], Some(opens)),
+    ] {
+        let mut spec = ScalingSpec::default();
+        spec.metrics = metrics.clone();
+        spec.forecast = Some(quarter_hours(4));
+        spec.schedule = windows("1000", 60, Some(3), None);
+        let mut state = <Combined as Policy>::State::default();
+        for number in 0..=123_i64 {
+            let mut load = load(1);
+            load.concurrency = if number < 123 { peak[(number % 4) as usize] } else { 0.0 };
+            load.backlog = Some(0);
+            let input = ScaleInput::new(0, slot(number), &spec, &load, None).over(Duration::from_secs(900));
+            let decision = combined.decide(&mut state, &input);
+            let voted = decision.votes.iter().any(|vote| vote.metric == Metric::Forecast);
+            assert_eq!(voted, metrics.contains(&forecast));
+        }
+        let load = load(0);
+        let input = ScaleInput::new(0, asleep_at, &spec, &load, None);
+        assert_eq!(combined.wake_at(&state, &input), wakes, "{metrics:?}");
+    }
+}
+
+#[test]
+fn a_forecast_among_others_is_about_their_first_traffic_metric() {
+    let forecast = MetricSpec::new(Metric::Forecast, None);
+    let of = |metric| MetricSpec::new(metric, Some(MetricTarget::Average(10.0)));
+    let backlog = of(Metric::Backlog);
+    for (metrics, own, demand) in [
+        (vec![of(Metric::Rps), of(Metric::Concurrency), forecast], Metric::Concurrency, 30.0),
+        (vec![of(Metric::Concurrency), of(Metric::Rps), forecast], Metric::Rps, 4.0),
+        (vec![backlog, forecast], Metric::Rps, 30.0),
+        (vec![backlog, forecast], Metric::Concurrency, 4.0),
+    ] {
+        let mut run = Run::new(metrics.clone(), |spec| {
+            spec.metric = own;
+            spec.target = 1.0;
+            spec.utilization = 1.0;
+            let mut rules = quarter_hours(2);
+            (rules.slot, rules.headroom) = (Duration::from_secs(1), 0.0);
+            spec.forecast = Some(rules);
+        });
+        let mut busy = load(1);
+        (busy.requests, busy.concurrency, busy.backlog) = (30, 4.0, Some(0));
+        let mut last = None;
+        for _ in 0..10 {
+            last = Some(run.tick(&busy));
+        }
+        let decision = last.unwrap();
+        let vote = |metric| decision.votes.iter().find(|vote| vote.metric == metric).copied();
+        assert!(close(vote(Metric::Forecast).unwrap().value.unwrap(), demand), "{metrics:?}, {own:?}");
+        // Each traffic metric has a memory of its own.
+        for (metric, value) in [(Metric::Rps, 30.0), (Metric::Concurrency, 4.0)] {
+            if let Some(vote) = metrics.iter().any(|it| it.metric == metric).then(|| vote(metric)).flatten() {
+                assert!(close(vote.value.unwrap(), value), "{vote:?}");
+            }
+        }
+    }
+}
+
+/// One revision's governor by the second.
+struct Governed {
+    spec: ScalingSpec,
+    governor: Governor,
+    seconds: u64,
+}
+
+impl Governed {
+    fn new(load: &Load, restarted: bool, initialized: bool, change: impl FnOnce(&mut ScalingSpec)) -> Self {
+        let mut spec = ScalingSpec::default();
+        change(&mut spec);
+        let governor = Governor::new(&spec, load, restarted, initialized);
+        Self { spec, governor, seconds: 0 }
+    }
+
+    fn apply(&mut self, load: &Load, in_force: Option<u32>, mut decision: Decision) -> Decision {
+        self.seconds += 1;
+        let now = START + Duration::from_secs(self.seconds);
+        self.governor.apply(&ScaleInput::new(0, now, &self.spec, load, in_force), &mut decision);
+        decision
+    }
+}
+
+#[test]
+fn bounds_hold_for_what_is_wanted_and_for_what_is_kept() {
+    let three = load(3);
+    for (min, max, wanted, given, clamp) in [
+        (0, 0, 5, 5, None),
+        (2, 0, 1, 2, Some(Clamps::MIN)),
+        (2, 0, 2, 2, None),
+        (0, 4, 5, 4, Some(Clamps::MAX)),
+        (0, 4, 4, 4, None),
+        (0, 0, u32::MAX, i32::MAX as u32, None),
+    ] {
+        let mut governed = Governed::new(&three, false, true, |spec| (spec.min, spec.max) = (min, max));
+        let decision = governed.apply(&three, Some(3), Decision::set(wanted, Reason::Stable));
+        assert_eq!((decision.desired(), decision.proposed), (Some(given), Some(wanted)));
+        assert_eq!(decision.clamps, clamp.unwrap_or_default(), "{min}, {max}, {wanted}");
+    }
+    // Nothing to decide from: what is in force stays, but not below the least.
+    for (min, in_force, given) in
+        [(2, Some(3), None), (2, Some(2), None), (4, Some(3), Some(4)), (2, None, Some(2))]
+    {
+        let mut governed = Governed::new(&three, false, true, |spec| spec.min = min);
+        let decision = governed.apply(&three, in_force, Decision::hold(Reason::NoData));
+        assert_eq!((decision.desired(), decision.proposed), (given, None), "{min}, {in_force:?}");
+        assert_eq!(decision.clamps.contains(Clamps::MIN), given.is_some());
+    }
+}
+
+#[test]
+fn the_initial_scale_holds_until_it_was_reached_and_the_delay_is_over() {
+    let mut governed = Governed::new(&load(0), false, false, |spec| {
+        spec.initial = 3;
+        spec.scale_down_delay = Duration::from_secs(4);
+    });
+    let one = || Decision::set(1, Reason::Stable);
+    assert!(!governed.governor.is_initialized());
+    for ready in [0, 1, 2] {
+        let decision = governed.apply(&load(ready), None, one());
+        assert_eq!((decision.desired(), decision.clamps), (Some(3), Clamps::INITIAL), "{ready} ready");
+        assert!(!governed.governor.is_initialized());
+    }
+    // Reached: for four seconds more.
+    for second in 0..4 {
+        assert_eq!(governed.apply(&load(3), None, one()).desired(), Some(3), "{second} s after");
+        assert!(governed.governor.is_initialized());
+    }
+    let decision = governed.apply(&load(3), None, one());
+    assert_eq!((decision.desired(), decision.clamps), (Some(1), Clamps::default()));
+    let known = Governed::new(&load(1), false, true, |spec| spec.initial = 3).apply(&load(1), None, one());
+    assert_eq!(known.desired(), Some(1), "it was reached before");
+    // An initial scale of one holds nobody up.
+    let single = Governed::new(&load(0), false, false, |spec| spec.initial = 1).apply(
+        &load(0),
+        None,
+        Decision::set(0, Reason::Idle),
+    );
+    assert_eq!((single.desired(), single.clamps), (Some(0), Clamps::default()));
+}
+
+#[test]
+fn the_last_instance_waits_for_grace_and_retention_and_for_whoever_queues() {
+    let idle = || Decision::set(0, Reason::Idle);
+    let seconds = |governed: &mut Governed, load: &Load| {
+        (0..100).find(|_| governed.apply(load, Some(1), idle()).desired() == Some(0)).expect("it goes")
+    };
+    let with = |grace: u64, retention: u64| {
+        Governed::new(&load(1), false, true, |spec| {
+            spec.scale_to_zero_grace = Duration::from_secs(grace);
+            spec.retention = Duration::from_secs(retention);
+        })
+    };
+    assert_eq!(seconds(&mut with(5, 0), &load(1)), 5);
+    assert_eq!(seconds(&mut with(0, 0), &load(1)), 0);
+    assert_eq!(seconds(&mut with(5, 0), &load(0)), 0, "there is none to keep");
+    let mut starting = load(0);
+    starting.starting = 1;
+    assert_eq!(seconds(&mut with(5, 0), &starting), 5);
+    // The retention counts from the last traffic, the grace from the first idle decision.
+    for (concurrency, requests, queued) in [(0.5, 0, 0), (0.0, 1, 0), (0.0, 0, 1)] {
+        let mut governed = with(2, 6);
+        let mut busy = load(1);
+        (busy.concurrency, busy.requests, busy.queued) = (concurrency, requests, queued);
+        assert_eq!(governed.apply(&busy, Some(1), Decision::set(1, Reason::Stable)).desired(), Some(1));
+        assert_eq!(seconds(&mut governed, &load(1)), 5);
+    }
+    // The grace begins anew after something was wanted.
+    let mut governed = with(5, 0);
+    for _ in 0..3 {
+        let kept = governed.apply(&load(1), Some(1), idle());
+        assert_eq!((kept.desired(), kept.clamps), (Some(1), Clamps::ZERO));
+    }
+    governed.apply(&load(1), Some(1), Decision::set(1, Reason::Stable));
+    assert_eq!(seconds(&mut governed, &load(1)), 5);
+
+    let mut awake = Governed::new(&load(1), false, true, |spec| spec.scale_to_zero = false);
+    for _ in 0..100 {
+        let kept = awake.apply(&load(1), Some(1), idle());
+        assert_eq!((kept.desired(), kept.clamps), (Some(1), Clamps::ZERO));
+    }
+    let mut queued = load(0);
+    queued.queued = 1;
+    let waits = with(0, 0).apply(&queued, Some(0), idle());
+    assert_eq!((waits.desired(), waits.reason), (Some(1), Reason::Waiting));
+}
+
+#[test]
+fn after_a_restart_nothing_falls_for_one_stable_window() {
+    let change = |spec: &mut ScalingSpec| spec.stable_window = Duration::from_secs(10);
+    let mut governed = Governed::new(&load(4), true, true, change);
+    for _ in 0..10 {
+        let held = governed.apply(&load(4), Some(4), Decision::set(1, Reason::Stable));
+        assert_eq!((held.desired(), held.reason, held.clamps), (Some(4), Reason::WarmingUp, Clamps::RESTART));
+    }
+    let after = governed.apply(&load(4), Some(4), Decision::set(1, Reason::Stable));
+    assert_eq!((after.desired(), after.reason, after.clamps), (Some(1), Reason::Stable, Clamps::default()));
+
+    let mut governed = Governed::new(&load(4), true, true, change);
+    let same = governed.apply(&load(4), Some(4), Decision::set(4, Reason::Stable));
+    assert_eq!((same.desired(), same.reason, same.clamps), (Some(4), Reason::Stable, Clamps::default()));
+    // With nothing to decide from the floor holds too.
+    let kept = governed.apply(&load(4), Some(2), Decision::hold(Reason::NoData));
+    assert_eq!((kept.desired(), kept.reason), (Some(4), Reason::WarmingUp));
+    for (restarted, ready) in [(false, 4), (true, 0)] {
+        let mut governed = Governed::new(&load(ready), restarted, true, change);
+        let free = governed.apply(&load(ready), Some(4), Decision::set(1, Reason::Stable));
+        assert_eq!((free.desired(), free.clamps), (Some(1), Clamps::default()));
+    }
+}
