@@ -1,8 +1,8 @@
-//! Three functions in three languages behind one gateway, each request in a sandbox of its own.
+//! Four functions in four languages behind one gateway, each request in a sandbox of its own.
 //!
-//! `cargo run --release --example functions` deploys a module in WebAssembly's text form, one in AssemblyScript and a
-//! component in C, asks each over HTTP, and prints what cold starts took. No toolchain is needed: the text is
-//! compiled here, the other two are small binaries with their sources beside them in `runtimes/wasm/guests`. A fourth
+//! `cargo run --release --example functions` deploys a module in WebAssembly's text form, one in AssemblyScript and
+//! components in C and Rust, asks each over HTTP, and prints what cold starts took. No toolchain is needed: the text is
+//! compiled here, the others are small binaries with their sources beside them in `runtimes/wasm/guests`. A fifth
 //! one in JavaScript joins in when `runtimes/wasm/guests/javascript/build.sh` has made it.
 #![allow(clippy::print_stdout, reason = "an example shows what happens")]
 
@@ -18,16 +18,17 @@ use tokio::{
 const GUESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/runtimes/wasm/guests");
 
 /// Name, language, file, body that is sent, answer that is expected.
-const FUNCTIONS: [(&str, &str, &str, &str, &str); 4] = [
+const FUNCTIONS: [(&str, &str, &str, &str, &str); 5] = [
     ("text", "WebAssembly text", "hello.wat", "", "hello, world!\n"),
-    ("upper", "AssemblyScript", "assemblyscript/upper.wasm", "three languages", "THREE LANGUAGES"),
+    ("upper", "AssemblyScript", "assemblyscript/upper.wasm", "four languages", "FOUR LANGUAGES"),
     ("greeting", "C, wasi:http", "wasi-http/hello.wasm", "", "hello, world!\n"),
+    ("count", "Rust, wasi:http", "rust/count.wasm", "words in\nfour languages", "1 4 23\n"),
     (
         "script",
         "JavaScript, wasi:http 0.3",
         "javascript/hello.wasm",
-        "four languages",
-        "hello, four languages!\n",
+        "five languages",
+        "hello, five languages!\n",
     ),
 ];
 
