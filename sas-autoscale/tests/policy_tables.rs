@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use sas_autoscale::{
-    Combined, Forecast, ForecastState, Forecaster, Governor, InstanceMetrics, Resource, ScheduleParser,
+    Combined, Forecast, ForecastState, Forecaster, Governor, InstanceMetrics, Kpa, Resource, ScheduleParser,
     Seasonal, replicas_of,
 };
 use sas_core::{
@@ -366,7 +366,8 @@ struct NaiveMoves {
 }
 
 impl NaiveMoves {
-    fn limit(&mut self, spec: &ResourceSpec, now: u64, current: i64, recommended: i64) -> i64 {
+    /// What stabilisation makes of it, and the policies of that.
+    fn limit(&mut self, spec: &ResourceSpec, now: u64, current: i64, recommended: i64) -> (i64, i64) {
         self.recommended.push((now, recommended));
         let over = |window: Duration| {
             let window = window.as_secs();
@@ -424,7 +425,7 @@ impl NaiveMoves {
         if limited != current {
             self.steps.push((now, limited - current));
         }
-        limited
+        (stable, limited)
     }
 }
 
@@ -466,8 +467,16 @@ fn steps_and_stabilisation_are_those_of_a_model_that_forgets_nothing() {
             let now = START + Duration::from_secs(second);
             let input = ScaleInput::new(0, now, &spec, &busy, Some(current));
             let decision = Resource.decide(&mut state, &input);
-            let limited =
-                naive.limit(&resource, second, i64::from(current), i64::from(recommended)).max(1) as u32;
+            let (stable, limited) =
+                naive.limit(&resource, second, i64::from(current), i64::from(recommended));
+            let clamped = |clamp| decision.clamps.contains(clamp);
+            assert_eq!(
+                clamped(Clamps::STABILIZATION),
+                stable != i64::from(recommended),
+                "seed {seed}, {second}"
+            );
+            assert_eq!(clamped(Clamps::POLICY), limited != stable, "seed {seed}, second {second}");
+            let limited = limited.max(1) as u32;
             assert_eq!(
                 decision.desired(),
                 Some(limited),
@@ -573,6 +582,8 @@ fn combined_says_what_each_metric_said() {
     });
     (busy.cpu, busy.memory) = (Some(0.1), None);
     assert_eq!(run.tick(&busy).desired(), None, "memory may need what CPU does not");
+    busy.cpu = Some(0.5);
+    assert_eq!(run.tick(&busy).desired(), Some(4), "what is there is what it takes");
     busy.cpu = Some(1.0);
     assert_eq!(run.tick(&busy).desired(), Some(8), "twice the half of a core");
 
@@ -715,6 +726,8 @@ fn combined_keeps_the_bounds_of_schedules_and_forecasts_and_wakes_for_them() {
     assert!(opens < peaks);
     for (metrics, wakes) in [
         (vec![backlog], None),
+        (vec![schedule], Some(opens)),
+        (vec![forecast], Some(peaks)),
         (vec![backlog, schedule], Some(opens)),
         (vec![backlog, forecast], Some(peaks)),
         (vec![backlog, forecast, schedule], Some(opens)),
@@ -924,5 +937,102 @@ fn after_a_restart_nothing_falls_for_one_stable_window() {
         let mut governed = Governed::new(&load(ready), restarted, true, change);
         let free = governed.apply(&load(ready), Some(4), Decision::set(1, Reason::Stable));
         assert_eq!((free.desired(), free.clamps), (Some(1), Clamps::default()));
+    }
+}
+
+#[test]
+fn what_was_not_measured_counts_as_what_it_requests_and_nonsense_as_not_measured() {
+    let cpu = MetricSpec::new(Metric::Cpu, Some(MetricTarget::Utilization(50.0)));
+    let mut resources = Resources::default();
+    resources.cpu_request_millis = Some(1000);
+    let mut rules = ResourceSpec::default();
+    rules.scale_down.stabilization_window = Duration::ZERO;
+    // Seven at half of the target, one that is unknown counts twice the target: 3.75.
+    for (value, unmeasured, wanted) in [
+        (Some(0.125), 1, Some(4)),
+        (Some(0.125), 0, Some(2)),
+        (Some(0.125), 8, None),
+        (Some(-1.0), 0, None),
+        (Some(f64::INFINITY), 0, None),
+        (Some(f64::NAN), 0, None),
+        (None, 0, None),
+    ] {
+        let mut spec = ScalingSpec::default();
+        spec.metrics = vec![cpu];
+        spec.resource = Some(rules.clone());
+        let mut busy = load(8);
+        (busy.requests, busy.cpu, busy.unmeasured) = (1, value, unmeasured);
+        let input = ScaleInput::new(0, START, &spec, &busy, None).of(10, Some(&resources));
+        let decision = Resource.decide(&mut <Resource as Policy>::State::default(), &input);
+        assert_eq!(decision.votes[0].desired, wanted, "{value:?}, {unmeasured}");
+        assert_eq!(decision.votes[0].target, 0.5);
+        assert_eq!(decision.votes[0].value, value.filter(|value| (0.0..1e9).contains(value)));
+        assert_eq!(decision.reason == Reason::NoData, wanted.is_none());
+    }
+}
+
+#[test]
+fn whoever_queues_keeps_a_resource_scaler_awake() {
+    let mut spec = ScalingSpec::default();
+    spec.metrics = vec![MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(1.0)))];
+    spec.stable_window = Duration::from_secs(10);
+    for (concurrency, requests, queued, stays) in
+        [(0.5, 0, 0, true), (0.0, 1, 0, true), (0.0, 0, 1, true), (0.0, 0, 0, false)]
+    {
+        let mut state = <Resource as Policy>::State::default();
+        let mut load = load(2);
+        (load.concurrency, load.requests, load.queued, load.cpu) = (concurrency, requests, queued, Some(1.0));
+        let mut last = None;
+        for second in 0..20 {
+            let now = START + Duration::from_secs(second);
+            last = Resource.decide(&mut state, &ScaleInput::new(0, now, &spec, &load, Some(2))).desired();
+        }
+        assert_eq!(last, Some(if stays { 2 } else { 0 }), "{concurrency}, {requests}, {queued}");
+    }
+}
+
+#[test]
+fn the_compatible_governor_names_what_held_a_decision() {
+    let compatible = |ready: u32, change: &dyn Fn(&mut ScalingSpec), wanted: u32| {
+        let mut governed = Governed::new(&load(ready), false, false, |spec| {
+            spec.preset = sas_core::Preset::Knative;
+            change(spec);
+        });
+        let decision = governed.apply(&load(ready), Some(ready), Decision::set(wanted, Reason::Stable));
+        (decision.desired(), decision.clamps)
+    };
+    assert_eq!(compatible(2, &|_| {}, 2), (Some(2), Clamps::default()));
+    assert_eq!(compatible(1, &|spec| spec.max = 2, 5), (Some(2), Clamps::MAX));
+    assert_eq!(compatible(2, &|spec| spec.max = 2, 2), (Some(2), Clamps::default()));
+    assert_eq!(compatible(3, &|spec| spec.min = 3, 1), (Some(3), Clamps::MIN));
+    assert_eq!(compatible(3, &|spec| spec.min = 3, 0), (Some(3), Clamps::MIN));
+    assert_eq!(compatible(3, &|spec| spec.min = 3, 3), (Some(3), Clamps::default()));
+    assert_eq!(compatible(0, &|spec| spec.initial = 4, 1), (Some(4), Clamps::INITIAL));
+    assert_eq!(compatible(0, &|spec| (spec.initial, spec.min) = (4, 4), 1), (Some(4), Clamps::MIN));
+    // Who was active sleeps only after a while.
+    let mut governed = Governed::new(&load(1), false, false, |spec| spec.preset = sas_core::Preset::Knative);
+    for _ in 0..3 {
+        assert_eq!(governed.apply(&load(1), Some(1), Decision::set(1, Reason::Stable)).desired(), Some(1));
+    }
+    let kept = governed.apply(&load(1), Some(1), Decision::set(0, Reason::Idle));
+    assert_eq!((kept.desired(), kept.clamps), (Some(1), Clamps::ZERO));
+}
+
+#[test]
+fn policies_of_one_metric_take_that_one_whatever_the_spec_says() {
+    let mut busy = load(1);
+    (busy.requests, busy.concurrency) = (40, 7.0);
+    for (policy, name, own, value) in [
+        (Kpa::concurrency(), "concurrency", Metric::Rps, 7.0),
+        (Kpa::rps(), "rps", Metric::Concurrency, 40.0),
+        (Kpa::default(), "kpa", Metric::Concurrency, 7.0),
+        (Kpa::default(), "kpa", Metric::Rps, 40.0),
+    ] {
+        let mut spec = ScalingSpec::default();
+        spec.metric = own;
+        let decision = policy
+            .decide(&mut <Kpa as Policy>::State::default(), &ScaleInput::new(0, START, &spec, &busy, None));
+        assert_eq!((policy.name(), policy.version()), (name, Kpa::VERSION));
+        assert!(close(decision.votes[0].value.unwrap(), value), "{name}, {own:?}: {:?}", decision.votes);
     }
 }
