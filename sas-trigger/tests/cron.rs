@@ -23,6 +23,46 @@ fn seconds_after_start(expression: &str, zone: &str, count: usize) -> Vec<i64> {
 }
 
 #[test]
+fn a_schedule_tells_what_it_was_made_of() {
+    let schedule = CronSchedule::new("*/5 * * * *", "Europe/Berlin").expect("an expression");
+    assert_eq!(schedule.expression(), "*/5 * * * *");
+    assert!(format!("{schedule:?}").contains("*/5 * * * *"), "{schedule:?}");
+}
+
+#[test]
+fn a_period_ends_with_time_itself() {
+    let schedule = CronSchedule::new("@every 10s", "UTC").expect("an expression");
+    let second = 1_000_000_000;
+    assert_eq!(schedule.next_after(Timestamp(second / 2)), Some(Timestamp(10 * second)));
+    assert_eq!(schedule.next_after(Timestamp(i64::MAX)), None);
+    assert_eq!(schedule.next_after(Timestamp(i64::MAX - second)), None);
+}
+
+#[test]
+fn the_nearest_weekday_stays_in_its_month() {
+    for (day, month, expected) in [
+        (1, 8, 3),    // a Saturday: not back into July
+        (1, 2, 2),    // a Sunday
+        (2, 8, 3),    // a Sunday
+        (15, 8, 14),  // a Saturday
+        (16, 8, 17),  // a Sunday
+        (31, 5, 29),  // a Sunday: not on into June
+        (30, 8, 31),  // a Sunday, the last day but one
+        (31, 10, 30), // a Saturday
+        (28, 2, 27),  // a Saturday
+        (7, 4, 7),    // a Tuesday
+        (1, 6, 1),    // a Monday
+        (31, 7, 31),  // a Friday
+    ] {
+        let schedule = CronSchedule::new(&format!("0 0 {day}W {month} *"), "UTC").expect("an expression");
+        let fire = schedule.next_after(START).expect("within a year");
+        let wanted =
+            jiff::civil::date(2026, month, expected).to_zoned(jiff::tz::TimeZone::UTC).expect("a day");
+        assert_eq!(i128::from(fire.0), wanted.timestamp().as_nanosecond(), "{day}W of month {month}");
+    }
+}
+
+#[test]
 fn macros_numbers_and_names_mean_what_crontab_means() {
     const DAY: i64 = 86_400;
     for (expression, expected) in [
