@@ -1036,3 +1036,53 @@ fn policies_of_one_metric_take_that_one_whatever_the_spec_says() {
         assert!(close(decision.votes[0].value.unwrap(), value), "{name}, {own:?}: {:?}", decision.votes);
     }
 }
+
+#[test]
+fn a_resource_scaler_says_why() {
+    let cpu = MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(1.0)));
+    let memory = MetricSpec::new(Metric::Memory, Some(MetricTarget::Average(100.0)));
+    let tolerance = |clamps: Clamps| clamps.contains(Clamps::TOLERANCE);
+    // (ready, queued, CPU, memory, both metrics) -> (instances, why, whether the tolerance kept it).
+    for (ready, queued, used, held, both, wanted, reason, kept) in [
+        (0, 25, None, None, false, Some(3), Reason::Waiting, false),
+        (0, 0, None, None, false, Some(0), Reason::Idle, false),
+        (4, 1, Some(1.0), None, false, Some(4), Reason::Stable, false),
+        (4, 1, Some(1.05), None, false, Some(4), Reason::Stable, true),
+        (4, 1, Some(2.0), None, false, Some(8), Reason::Stable, false),
+        (4, 1, Some(0.5), None, false, Some(2), Reason::Stable, false),
+        // What is not known may be what is needed: it may grow and stay, and not shrink.
+        (4, 1, Some(2.0), None, true, Some(8), Reason::Stable, false),
+        (4, 1, Some(1.0), None, true, Some(4), Reason::Stable, true),
+        (4, 1, Some(0.5), None, true, None, Reason::NoData, false),
+        (4, 1, Some(0.5), Some(75.0), true, Some(3), Reason::Stable, false),
+        (4, 1, None, None, true, None, Reason::NoData, false),
+    ] {
+        let mut spec = ScalingSpec::default();
+        spec.metrics = if both { vec![cpu, memory] } else { vec![cpu] };
+        let mut rules = ResourceSpec::default();
+        rules.scale_down.stabilization_window = Duration::ZERO;
+        spec.resource = Some(rules);
+        let mut busy = load(ready);
+        (busy.queued, busy.cpu, busy.memory) = (queued, used, held);
+        let input = ScaleInput::new(0, START, &spec, &busy, None).of(10, None);
+        let decision = Resource.decide(&mut <Resource as Policy>::State::default(), &input);
+        let said = (decision.desired(), decision.reason, tolerance(decision.clamps));
+        assert_eq!(said, (wanted, reason, kept), "{ready}, {queued}, {used:?}, {held:?}, {both}");
+    }
+    assert_eq!(Resource.name(), "resource");
+
+    let mut spec = ScalingSpec::default();
+    spec.metrics = vec![cpu];
+    spec.stable_window = Duration::from_secs(10);
+    let mut state = <Resource as Policy>::State::default();
+    let mut busy = load(1);
+    (busy.requests, busy.cpu) = (1, Some(1.0));
+    let mut idle = busy.clone();
+    idle.requests = 0;
+    let mut tick = |load: &Load| Resource.decide(&mut state, &ScaleInput::new(0, START, &spec, load, None));
+    for _ in 0..5 {
+        assert_eq!(tick(&busy).desired(), Some(1));
+    }
+    let awake = (0..100).take_while(|_| tick(&idle).desired() == Some(1)).count();
+    assert_eq!(awake, 10, "a stable window");
+}
