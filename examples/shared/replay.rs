@@ -78,7 +78,7 @@ pub(crate) fn keepers() -> Vec<Keeper> {
 pub(crate) fn keeper_curves() -> Vec<Keeper> {
     let fixed = [1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120].map(fixed);
     let hybrid = [5, 10, 20, 30, 60, 120, 240].map(hybrid);
-    let hazard = [0.003, 0.005, 0.008, 0.011, 0.0135, 0.017, 0.022, 0.03, 0.05, 0.1]
+    let hazard = [0.003, 0.005, 0.008, 0.011, 0.015, 0.019, 0.024, 0.03, 0.05, 0.1]
         .map(|threshold| hazard(HazardConfig::with_threshold(threshold)));
     fixed.into_iter().chain(hybrid).chain(hazard).collect()
 }

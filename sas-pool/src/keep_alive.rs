@@ -5,7 +5,7 @@
 //! | [`Fixed`] | for a constant time after each call | nothing |
 //! | [`HybridHistogram`] | as the histogram of its idle times says, else for a fall-back time | 0.5 kB |
 //! | [`GreedyDual`] | until memory is short; then the cheapest to lose goes first | 0.1 kB |
-//! | [`Hazard`] | in the minutes in which a call is likely enough; the default | 0.3 kB |
+//! | [`Hazard`] | in the minutes in which a call is likely enough; the default | 0.5 kB |
 //!
 //! All are deterministic: times come in by argument. A revision that was never called costs nothing. The figures on
 //! public traces and the formulas are in `docs/policies.md`.
@@ -31,7 +31,7 @@ mod tests;
 
 pub use fixed::Fixed;
 pub use greedy_dual::{Evicting, Footprint, GreedyDual};
-pub use hazard::{Fit, Hazard, HazardConfig, HazardTable};
+pub use hazard::{Fit, Hazard, HazardConfig, HazardTable, Tree};
 pub use hybrid_histogram::HybridHistogram;
 
 use sas_core::Timestamp;

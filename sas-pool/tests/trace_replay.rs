@@ -115,7 +115,7 @@ fn hazard_meets_fewer_cold_starts_than_ten_minutes_and_than_the_histogram() {
         ours.waste(),
         histogram.waste()
     );
-    assert!(hazard.bytes() <= 41 * 400, "{} bytes for 41 functions", hazard.bytes());
+    assert!(hazard.bytes() <= 41 * 560, "{} bytes for 41 functions", hazard.bytes());
 }
 
 #[test]

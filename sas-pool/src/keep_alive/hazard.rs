@@ -3,17 +3,21 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use sas_core::{KeepAlive, KeepAlivePolicy, RevisionKey, SpecErrors, Timestamp};
 use serde::{Deserialize, Serialize};
 
+mod fit;
 mod memory;
+mod signals;
 mod table;
 mod weights;
 
-pub use table::{Fit, HazardTable};
+pub use fit::Fit;
+pub use table::{HazardTable, Tree};
 
 use super::minute;
 use memory::Memory;
+use signals::Situation;
 
 /// No plan looks further at once; it goes on with a new one when it ends.
-const LOOK: usize = 16;
+const LOOK: usize = 8;
 /// How late the end of a plan may be noticed.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -23,7 +27,7 @@ const LATE: Duration = Duration::from_secs(5);
 #[non_exhaustive]
 pub struct HazardConfig {
     /// A minute is worth being warm when a call in it is at least as likely as this, 0.0001 to 0.9: the one knob
-    /// between cold starts and idle memory. 0.0135 says that a cold start is as bad as 74 idle minutes.
+    /// between cold starts and idle memory. 0.015 says that a cold start is as bad as 66 idle minutes.
     pub threshold: f64,
     /// How far ahead a wake is planned, in minutes, 1 to 1,440.
     pub horizon_minutes: u32,
@@ -35,7 +39,7 @@ pub struct HazardConfig {
 
 impl Default for HazardConfig {
     fn default() -> Self {
-        Self { threshold: 0.0135, horizon_minutes: 300, lead_seconds: 10, linger_seconds: 30 }
+        Self { threshold: 0.015, horizon_minutes: 300, lead_seconds: 10, linger_seconds: 30 }
     }
 }
 
@@ -69,12 +73,12 @@ impl HazardConfig {
 /// Warm in the minutes in which a call is likely enough: keeps alive and wakes ahead by one rule.
 ///
 /// For each minute after a call it estimates the chance of a call then, given that none came before, from the
-/// revision's own idle times, the last four hours minute by minute, and what a population of functions did in the
+/// revision's own idle times, the last day minute by minute, and what a population of functions did in the
 /// same situation ([`HazardTable`]). The revision is warm in the minutes in which that chance is at least the
 /// threshold. So a timer sleeps between its calls and is woken for each, a busy function stays, and a function with no
 /// pattern is kept about as long as functions like it deserve.
 ///
-/// Deterministic. Remembers 304 bytes for each revision that was called, whatever its age, and nothing for others.
+/// Deterministic. Remembers 472 bytes for each revision that was called, whatever its age, and nothing for others.
 ///
 /// ```
 /// use sas_core::RevisionKey;
@@ -140,27 +144,16 @@ impl Hazard {
     pub fn chance(&self, revision: RevisionKey, at: Timestamp) -> Option<f64> {
         let memory = self.revisions.get(&revision)?;
         let age = usize::try_from(minute(at).checked_sub(memory.last())?).ok().filter(|&age| age > 0)?;
-        Some(HazardTable::chance(self.table.score(&memory.cells(age, memory.as_long(age)))))
+        Some(HazardTable::chance(self.table.score(&Situation::new(memory).at(age))))
     }
 
-    /// Of the minutes from age `from` on, the first `limit`: which are warm.
-    fn warm<'a>(
-        &'a self,
-        memory: &'a Memory,
-        from: usize,
-        limit: usize,
-    ) -> impl Iterator<Item = (usize, bool)> + 'a {
-        let mut as_long = memory.as_long(from);
-        (from..from.saturating_add(limit)).map(move |age| {
-            let warm = self.table.score(&memory.cells(age, as_long)) >= self.threshold;
-            as_long -= memory.exactly(age);
-            (age, warm)
-        })
+    fn is_warm(&self, situation: &Situation<'_>, age: usize) -> bool {
+        self.table.score(&situation.at(age)) >= self.threshold
     }
 
     /// The minutes from age `from` on that are warm without a break, within a look.
-    fn run(&self, memory: &Memory, from: usize) -> usize {
-        self.warm(memory, from, LOOK).take_while(|&(_, warm)| warm).count()
+    fn run(&self, situation: &Situation<'_>, from: usize) -> usize {
+        (from..from.saturating_add(LOOK)).take_while(|&age| self.is_warm(situation, age)).count()
     }
 
     fn plan(&self, memory: &Memory, now: Timestamp, from: Timestamp, linger: Duration) -> KeepAlive {
@@ -168,15 +161,16 @@ impl Hazard {
             // The clock went back behind the last call: nothing is known of this time.
             return KeepAlive::until(now + linger);
         };
-        let kept = self.run(memory, passed + 1);
+        let situation = Situation::new(memory);
+        let kept = self.run(&situation, passed + 1);
         if kept > 0 {
             return KeepAlive::until(end_of(memory.last(), passed + kept).max(now + linger));
         }
-        let ahead = self.horizon.saturating_sub(passed + 1);
-        let Some((wake, _)) = self.warm(memory, passed + 2, ahead).find(|&(_, warm)| warm) else {
+        let ahead = passed + 2..=self.horizon;
+        let Some(wake) = ahead.into_iter().find(|&age| self.is_warm(&situation, age)) else {
             return KeepAlive::until(now + linger);
         };
-        let until = wake + self.run(memory, wake) - 1;
+        let until = wake + self.run(&situation, wake) - 1;
         let begins = (start_of(memory.last(), wake) - self.lead).max(now + linger);
         KeepAlive::with_wake(now + linger, begins, end_of(memory.last(), until).max(begins))
     }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use proptest::{collection::vec, prelude::*};
 use sas_core::{KeepAlivePolicy, RevisionKey, Timestamp};
 
-use super::{Fixed, Footprint, GreedyDual, Hazard, HazardConfig, HazardTable, HybridHistogram};
+use super::{Fit, Fixed, Footprint, GreedyDual, Hazard, HazardConfig, HazardTable, HybridHistogram, Tree};
 use crate::trace::{Function, replay_keep_alive};
 
 const REVISION: RevisionKey = RevisionKey::new(3, 1);
@@ -36,9 +36,9 @@ fn what_is_remembered_of_a_revision_is_bounded_and_forgotten() {
         histogram.called(REVISION, now);
     }
     // One revision in a table of the smallest size.
-    assert!(hazard.bytes() <= 304 + 8 * 24, "{}", hazard.bytes());
+    assert!(hazard.bytes() <= 472 + 8 * 24, "{}", hazard.bytes());
     assert!(histogram.bytes() <= 504 + 8 * 24, "{}", histogram.bytes());
-    assert_eq!((Hazard::bytes_per_revision(), HybridHistogram::bytes_per_revision()), (320, 520));
+    assert_eq!((Hazard::bytes_per_revision(), HybridHistogram::bytes_per_revision()), (488, 520));
     hazard.forget(REVISION);
     histogram.forget(REVISION);
     assert!(hazard.bytes() <= 8 * 24 && histogram.bytes() <= 8 * 24);
@@ -89,15 +89,27 @@ fn the_chance_of_a_call_is_highest_when_the_timer_is_due() {
 }
 
 #[test]
-fn a_fitted_table_keeps_its_weights_and_knows_the_population() {
+fn a_fitted_table_keeps_its_trees_and_knows_the_population() {
     let population: Vec<Function> = (0..40).map(|_| every(10, 700)).collect();
-    let table = HazardTable::fit(&population, &super::Fit::default());
-    let (bias, weights) = table.weights();
-    assert_eq!(HazardTable::from_weights(bias, weights.to_vec()), Some(table.clone()));
-    assert_eq!(HazardTable::from_weights(bias, vec![0; 3]), None);
+    let table = HazardTable::fit(&population, &Fit { trees: 20, ..Fit::default() });
+    assert_eq!(HazardTable::of(table.bias(), table.trees().to_vec()), Some(table.clone()));
+    let unknown = Tree { signals: [200; 4], levels: [1; 4], leaves: [0; 16] };
+    assert_eq!(HazardTable::of(table.bias(), vec![unknown]), None);
     let mut policy = Hazard::with_table(&HazardConfig::default(), table.into()).unwrap();
     let score = replay_keep_alive(&mut policy, REVISION, &every(10, 700));
     assert!(score.cold <= 2 && score.waste <= 40, "{score:?}");
+}
+
+#[test]
+fn a_week_of_calls_is_as_good_as_a_day() {
+    // What was fitted to a day must not go astray on the levels that a longer life reaches.
+    for period in [7, 30, 60] {
+        let [day, week] = [1, 7].map(|days| {
+            let score = replay_keep_alive(&mut Hazard::default(), REVISION, &every(period, days * 1_440));
+            (score.cold as f64 / score.active as f64, score.waste as f64 / score.active as f64)
+        });
+        assert!(week.0 <= day.0 && week.1 <= 1.05 * day.1, "every {period}: {week:?} after {day:?}");
+    }
 }
 
 #[test]

@@ -1,129 +1,85 @@
 use std::{borrow::Cow, fmt};
 
 use super::{
-    memory::{CELLS, Cells, Memory, PAIRS, STARTS},
-    weights::{BIAS, WEIGHTS},
+    signals::{LEVELS, SIGNALS, Signals},
+    weights::{BIAS, TREES},
 };
-use crate::trace::Function;
 
-/// Steps per unit of log-odds in which weights are kept.
-const STEPS: f64 = 16.0;
+/// Steps per unit of log-odds in which leaves are kept.
+pub(super) const STEPS: f64 = 64.0;
+/// Questions of a tree.
+pub(super) const DEPTH: usize = 4;
+/// Leaves of a tree.
+pub(super) const LEAVES: usize = 1 << DEPTH;
 
-/// How likely a call in a minute is, by what is remembered of the revision: log-odds as a sum over tables, of each of
-/// which one cell counts. Two kilobytes, shared by all revisions.
+/// A tree of a [`HazardTable`]: four questions, the same on each way down, and sixteen answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// The signals that it asks about.
+    pub signals: [u8; DEPTH],
+    /// The levels from which on the answer is yes.
+    pub levels: [u8; DEPTH],
+    /// What it adds to the log-odds, by the answers: the first question is the lowest bit. In 64ths.
+    pub leaves: [i8; LEAVES],
+}
+
+impl Tree {
+    pub(super) fn leaf(&self, signals: &Signals) -> usize {
+        (0..DEPTH)
+            .map(|at| {
+                let level = signals.get(usize::from(self.signals[at])).copied().unwrap_or(0);
+                usize::from(level >= self.levels[at]) << at
+            })
+            .sum()
+    }
+}
+
+/// How likely a call in a minute is, by what is remembered of the revision: log-odds as a sum over small trees. Two or
+/// three kilobytes, shared by all revisions.
 ///
 /// [`HazardTable::shipped`] was fitted to the rows with an odd index of a sample of the Azure Functions trace of 2019;
 /// [`HazardTable::fit`] makes one from traces of your own.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HazardTable {
     bias: i32,
-    weights: Cow<'static, [i8]>,
+    trees: Cow<'static, [Tree]>,
 }
 
 impl fmt::Debug for HazardTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HazardTable").field("bias", &self.bias).finish_non_exhaustive()
+        f.debug_struct("HazardTable").field("bias", &self.bias).field("trees", &self.trees.len()).finish()
     }
-}
-
-/// How a [`HazardTable`] is fitted.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Fit {
-    /// Passes over the samples.
-    pub rounds: u32,
-    /// The share of a Newton step that each pass takes.
-    pub rate: f64,
-    /// Added to the curvature of every cell: how much evidence it takes to leave zero.
-    pub ridge: f64,
-    /// No function counts for more than this many: a single row must not bend the population.
-    pub heaviest: f64,
-}
-
-impl Default for Fit {
-    fn default() -> Self {
-        Self { rounds: 8, rate: 0.5, ridge: 20.0, heaviest: 10.0 }
-    }
-}
-
-struct Sample {
-    cells: Cells,
-    called: bool,
-    weight: f64,
-    logit: f64,
 }
 
 impl HazardTable {
-    /// Of how many weights it is made.
-    pub const WEIGHTS: usize = CELLS;
-
     /// The one that comes with the crate.
     pub const fn shipped() -> Self {
-        Self { bias: BIAS, weights: Cow::Borrowed(&WEIGHTS) }
+        Self { bias: BIAS, trees: Cow::Borrowed(&TREES) }
     }
 
-    /// The log-odds of a minute of which nothing is known, and the weights, both in sixteenths.
-    pub fn weights(&self) -> (i32, &[i8]) {
-        (self.bias, &self.weights)
+    /// The log-odds of a minute of which nothing is known, in 64ths.
+    pub fn bias(&self) -> i32 {
+        self.bias
     }
 
-    /// A table from what [`HazardTable::weights`] gave; `None` when the number of weights is another one.
-    pub fn from_weights(bias: i32, weights: Vec<i8>) -> Option<Self> {
-        (weights.len() == CELLS).then_some(Self { bias, weights: Cow::Owned(weights) })
+    /// Its trees.
+    pub fn trees(&self) -> &[Tree] {
+        &self.trees
     }
 
-    /// Fits the tables to `functions` by boosting: each pass moves every cell by a share of its Newton step on the
-    /// logistic loss. A sample is a minute of a function after its first call; its label, whether it was called then.
-    pub fn fit(functions: &[Function], fit: &Fit) -> Self {
-        let mut samples = Vec::new();
-        for function in functions {
-            let weight = function.weight.min(fit.heaviest);
-            each_minute(function, |cells, called| samples.push(Sample { cells, called, weight, logit: 0.0 }));
-        }
-        let (calls, all) = samples.iter().fold((1.0, 2.0), |(calls, all), sample| {
-            (calls + sample.weight * f64::from(u8::from(sample.called)), all + sample.weight)
-        });
-        let odds: f64 = calls / (all - calls);
-        let bias = odds.ln();
-        for sample in &mut samples {
-            sample.logit = bias;
-        }
-        let mut weights = vec![0.0_f64; CELLS];
-        for _ in 0..fit.rounds {
-            for (at, pair) in PAIRS.iter().enumerate() {
-                let cells = STARTS[at]..STARTS[at] + pair.left * pair.right;
-                let mut sums = vec![(0.0, 0.0); cells.len()];
-                for sample in &samples {
-                    let p = 1.0 / (1.0 + (-sample.logit).exp());
-                    let (slope, bend) = &mut sums[usize::from(sample.cells[at]) - cells.start];
-                    *slope += sample.weight * (f64::from(u8::from(sample.called)) - p);
-                    *bend += sample.weight * p * (1.0 - p);
-                }
-                let moves: Vec<f64> = sums
-                    .iter()
-                    .zip(&weights[cells.clone()])
-                    .map(|((slope, bend), weight)| {
-                        (fit.rate * (slope - fit.ridge * weight) / (bend + fit.ridge)).clamp(-1.0, 1.0)
-                    })
-                    .collect();
-                for (weight, moved) in weights[cells.clone()].iter_mut().zip(&moves) {
-                    *weight += moved;
-                }
-                for sample in &mut samples {
-                    sample.logit += moves[usize::from(sample.cells[at]) - cells.start];
-                }
-            }
-        }
-        #[allow(clippy::cast_possible_truncation, reason = "clamped to what an i8 holds")]
-        let weights =
-            weights.into_iter().map(|weight| (weight * STEPS).round().clamp(-127.0, 127.0) as i8).collect();
-        #[allow(clippy::cast_possible_truncation, reason = "log-odds of a share")]
-        Self { bias: (bias * STEPS).round() as i32, weights }
+    /// A table of what [`HazardTable::bias`] and [`HazardTable::trees`] gave; `None` when a tree asks about a signal or
+    /// a level that there is not.
+    pub fn of(bias: i32, trees: Vec<Tree>) -> Option<Self> {
+        let known = |tree: &Tree| {
+            tree.signals.iter().all(|&signal| usize::from(signal) < SIGNALS)
+                && tree.levels.iter().all(|&level| usize::from(level) < LEVELS)
+        };
+        trees.iter().all(known).then_some(Self { bias, trees: Cow::Owned(trees) })
     }
 
     /// The log-odds of a call, in steps.
-    pub(super) fn score(&self, cells: &Cells) -> i32 {
-        self.bias + cells.iter().map(|&cell| i32::from(self.weights[usize::from(cell)])).sum::<i32>()
+    pub(super) fn score(&self, signals: &Signals) -> i32 {
+        self.bias + self.trees.iter().map(|tree| i32::from(tree.leaves[tree.leaf(signals)])).sum::<i32>()
     }
 
     /// The probability of a score.
@@ -136,28 +92,5 @@ impl HazardTable {
     pub(super) fn score_of(probability: f64) -> i32 {
         let p = probability.clamp(1e-9, 1.0 - 1e-9);
         ((p / (1.0 - p)).ln() * STEPS).round() as i32
-    }
-}
-
-/// The minutes of a function after its first call: what was known when each began, and whether it brought a call.
-fn each_minute(function: &Function, mut sample: impl FnMut(Cells, bool)) {
-    let mut memory: Option<Memory> = None;
-    let minutes = function.active.iter().map(|&(minute, _)| minute).chain([function.minutes]);
-    for minute in minutes {
-        let call = minute < function.minutes;
-        match &mut memory {
-            None => memory = Some(Memory::new(i64::from(minute))),
-            Some(memory) => {
-                let gap = usize::try_from(i64::from(minute) - memory.last()).unwrap_or(0);
-                for age in 1..=gap {
-                    if age < gap || call {
-                        sample(memory.cells(age, memory.as_long(age)), age == gap && call);
-                    }
-                }
-                if call {
-                    memory.call(i64::from(minute));
-                }
-            }
-        }
     }
 }
