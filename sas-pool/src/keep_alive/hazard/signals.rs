@@ -107,7 +107,7 @@ impl<'a> Situation<'a> {
         for at in 0..3 {
             signals[19 + at] = distance(age, memory.gaps()[at].into());
         }
-        signals[23] = if longest == 0 { 0 } else { halves(16 * age / longest).min(18) };
+        signals[23] = (16 * age).checked_div(longest).map_or(0, |times| halves(times).min(18));
         signals[24] = halves(8 * age * calls / known).min(20);
         for (at, span) in [5, 15, 30, 60, 120, 240, 480].into_iter().enumerate() {
             signals[26 + at] = halves(self.within(age, span));
@@ -157,7 +157,7 @@ fn quarters(value: usize) -> u8 {
 
 /// None is 0; the whole is 14; a level less for each half octave less.
 fn share(part: usize, whole: usize) -> u8 {
-    if part == 0 { 0 } else { 15 - halves(whole / part).clamp(1, 14) }
+    whole.checked_div(part).map_or(0, |times| 15 - halves(times).clamp(1, 14))
 }
 
 /// How far `age` is beyond `gap`: 0 for no gap; 5 when it is met.
