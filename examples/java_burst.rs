@@ -431,7 +431,7 @@ fn framework_jars() -> Result<Vec<PathBuf>, Failure> {
     match jars.iter().find(|jar| !jar.is_file()) {
         None => Ok(jars),
         Some(missing) => Err(format!(
-            "app B needs {}: apt-get install libjetty9-java libspring-web-servlet-java libjackson2-databind-java",
+            "app B needs {}: apt-get install libjetty9-java libspring-web-servlet-java libjackson2-databind-java libaopalliance-java",
             missing.display()
         )
         .into()),
