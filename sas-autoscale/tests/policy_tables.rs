@@ -610,7 +610,7 @@ fn resources_have_no_opinion_on_who_slept_for_a_window() {
         });
         let mut idle = load(2);
         idle.cpu = Some(0.5);
-        let mut busy = idle.clone();
+        let mut busy = idle;
         busy.requests = 1;
         run.tick(&busy);
         for second in 0..10 {
@@ -1077,7 +1077,7 @@ fn a_resource_scaler_says_why() {
     let mut state = <Resource as Policy>::State::default();
     let mut busy = load(1);
     (busy.requests, busy.cpu) = (1, Some(1.0));
-    let mut idle = busy.clone();
+    let mut idle = busy;
     idle.requests = 0;
     let mut tick = |load: &Load| Resource.decide(&mut state, &ScaleInput::new(0, START, &spec, load, None));
     for _ in 0..5 {
