@@ -174,6 +174,22 @@ impl Pool for WatchedPool {
         }
     }
 
+    fn set_desired_all(&self, decisions: &[(RevisionKey, u32)]) {
+        let sleepless = self.life.plant == Some(Plant::NeverSleeps);
+        let heard: Vec<(RevisionKey, u32)> =
+            decisions.iter().filter(|(_, desired)| !sleepless || *desired > 0).copied().collect();
+        for (revision, desired) in &heard {
+            self.life.tell(Fact::Wished { revision: self.life.revision(*revision), desired: *desired });
+        }
+        // The production pool's own way, which takes its locks once for many.
+        self.inner.set_desired_all(&heard);
+        for (revision, desired) in heard {
+            if self.life.strikes(Plant::WishesOfItsOwn, 20) {
+                self.life.tell(Fact::Wished { revision: self.life.revision(revision), desired: desired + 7 });
+            }
+        }
+    }
+
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
         self.inner.instances(revision)
     }
