@@ -255,8 +255,8 @@ impl Core {
                 match shortage {
                     // What stems held is free at once; idle instances give theirs back when they are gone.
                     Some(shortage) if !was_short && crate::reclaim::make_room(self, shortage) => self.pump(),
-                    // Nobody waits for the CPU: stems may boot.
-                    None if self.has_stems => self.stems.refill(self),
+                    // Nobody waits for the CPU: stems may boot, if that stays so.
+                    None if self.has_stems => Stems::refill_soon(self),
                     _ => {}
                 }
                 return;

@@ -151,7 +151,8 @@ fn a_value_out_of_its_range_is_refused_by_name() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    // Each case follows thousands of plans.
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_plan_never_lies_in_the_past_and_every_plan_ends(times in vec(any::<i64>(), 1..30)) {
