@@ -266,15 +266,25 @@ impl ServiceRecord {
         })
     }
 
+    /// # Errors
+    /// `Unsupported` for a record of another version, `InvalidSpec` for what is no record.
     pub(crate) fn decode(key: &str, value: &[u8]) -> Result<Self> {
-        let bad = |message: String| Error::new(ErrorKind::InvalidSpec, "recover", message);
-        let record: Self = serde_json::from_slice(value).map_err(|error| {
-            bad(format!("{key} is not a service's record: {error}; deploy it again or delete it"))
-        })?;
-        if record.format != FORMAT {
-            return Err(bad(format!("{key} has format {}; this version reads {FORMAT}", record.format)));
+        /// What records of all versions have.
+        #[derive(Deserialize)]
+        struct AnyVersion {
+            format: u16,
         }
-        Ok(record)
+        // First: in all else the record of another version may look different.
+        if let Ok(AnyVersion { format }) = serde_json::from_slice(value)
+            && format != FORMAT
+        {
+            let message = format!("{key} has format {format}; this version reads {FORMAT}");
+            return Err(Error::new(ErrorKind::Unsupported, "recover", message));
+        }
+        serde_json::from_slice(value).map_err(|error| {
+            let message = format!("{key} is not a service's record: {error}; deploy it again or delete it");
+            Error::new(ErrorKind::InvalidSpec, "recover", message)
+        })
     }
 
     /// The name of the next revision.

@@ -4,8 +4,9 @@ mod support;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use sas_control::{MemoryStore, Recovery};
-use sas_core::{ErrorKind, Store, TenantKey};
+use sas_core::{Change, Entry, Error, ErrorKind, Store, TenantKey, Version};
 use support::{PreparingRuntime, World};
 
 /// The world of the same store and packages after a restart, and what came back.
@@ -88,4 +89,62 @@ async fn a_damaged_tenant_is_named_and_written_anew_as_its_services_have_it() {
     assert_eq!(world.control.record("default", "hello").expect("a service").tenant, tenant);
     let (_, recovery) = restarted(world).await;
     assert!(recovery.failed.is_empty(), "{recovery:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_version_wrote_is_named_and_nothing_writes_over_it() {
+    let world = with_two_services().await;
+    let key = "service/default/hello";
+    let entry = world.store.get(key).await.expect("a read").expect("a value");
+    let mut record: serde_json::Value = serde_json::from_slice(&entry.value).expect("a record");
+    record["format"] = 2.into();
+    record["newerThanThis"] = true.into();
+    let written = record.to_string();
+    world.store.put(key, Some(entry.version), written.clone().into()).await.expect("a write");
+    let (world, recovery) = restarted(world).await;
+    let [(name, error)] = &recovery.failed[..] else { panic!("{recovery:?}") };
+    assert_eq!((name.as_str(), error.kind), ("Service default/hello", ErrorKind::Unsupported));
+    assert!(error.message.contains("format 2"), "{error}");
+    // Twice: a change of which nobody knows whether it was done is looked after first.
+    for _ in 0..2 {
+        assert_eq!(world.deploy("one").await.unwrap_err().kind, ErrorKind::Conflict);
+        assert_eq!(world.control.delete("default", "hello").await.unwrap_err().kind, ErrorKind::NotFound);
+    }
+    let there = world.store.get(key).await.expect("a read").expect("a value");
+    assert_eq!(there.value, written);
+}
+
+/// A store that does a deletion and says that it failed.
+#[derive(Debug, Default)]
+struct Silent(MemoryStore);
+
+#[async_trait::async_trait]
+impl Store for Silent {
+    async fn get(&self, key: &str) -> sas_core::Result<Option<Entry>> {
+        self.0.get(key).await
+    }
+    async fn put(&self, key: &str, expected: Option<Version>, value: Bytes) -> sas_core::Result<Version> {
+        self.0.put(key, expected, value).await
+    }
+    async fn delete(&self, key: &str, expected: Version) -> sas_core::Result<()> {
+        self.0.delete(key, expected).await?;
+        Err(Error::new(ErrorKind::Unavailable, "delete", "the answer is lost"))
+    }
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> sas_core::Result<Vec<Entry>> {
+        self.0.list(prefix, after, limit).await
+    }
+    async fn changes(&self, prefix: &str, since: Version) -> sas_core::Result<Vec<Change>> {
+        self.0.changes(prefix, since).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_of_what_is_left_may_be_done_without_an_answer() {
+    let world = World::with(Arc::new(Silent::default()), |_| {}).await;
+    world.deploy("one").await.expect("a deploy");
+    tear(&*world.store, "service/default/hello", 10).await;
+    let (world, _) = restarted(world).await;
+    assert_eq!(world.control.delete("default", "hello").await.unwrap_err().kind, ErrorKind::Unavailable);
+    assert_eq!(world.control.delete("default", "hello").await.unwrap_err().kind, ErrorKind::NotFound);
+    assert!(world.deploy("one").await.expect("a deploy").created);
 }

@@ -287,7 +287,9 @@ impl Control {
         let key = format!("{SERVICES}{path}");
         let damaged = self.damaged.lock().get(&key).copied();
         if let Some(version) = damaged {
+            self.unsure.lock().insert(path.clone());
             self.store.delete(&key, version).await?;
+            self.unsure.lock().remove(&path);
             self.damaged.lock().remove(&key);
             tracing::info!(service = %path, "what was left of it is deleted");
             return Ok(());

@@ -242,7 +242,8 @@ pub struct Recovery {
     pub triggers: usize,
     /// What did not come back, with the reason: `Service namespace/name`, `Trigger namespace/name`, and `Tenant
     /// namespace` or `Quota namespace` for what the store has of a namespace. A service or trigger whose record is
-    /// damaged comes back when it is deployed again, and goes when it is deleted.
+    /// damaged comes back when it is deployed again, and goes when it is deleted; one that another version wrote stays
+    /// as it is.
     pub failed: Vec<(String, Arc<Error>)>,
 }
 

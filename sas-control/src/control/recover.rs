@@ -41,7 +41,10 @@ impl Control {
                 }
                 Err(error) => {
                     let path = &entry.key[SERVICES.len()..];
-                    self.damaged.lock().insert(entry.key.clone(), entry.version);
+                    // What another version wrote is whole, and nothing writes over it.
+                    if error.kind != ErrorKind::Unsupported {
+                        self.damaged.lock().insert(entry.key.clone(), entry.version);
+                    }
                     recovery.failed.push((format!("Service {path}"), Arc::new(error)));
                 }
             }
@@ -114,6 +117,7 @@ impl Control {
                     let live = Arc::new(Live::new(record, entry.version));
                     self.services.write().insert(path.to_owned(), live);
                 }
+                (Err(error), _) if error.kind == ErrorKind::Unsupported => return Err(error),
                 (Err(error), live) => {
                     tracing::error!(service = %path, error = %error.chain(), "the next change writes over it");
                     match live {
