@@ -8,8 +8,9 @@ use std::{
 use rustix::process::Resource;
 use sas_core::{Artifact, ArtifactInfo, Error, ErrorKind, Result, RevisionSpec, StemClass};
 
+use sas_runtime_os::cgroup::Limits;
+
 use crate::{
-    cgroup::Limits,
     engine::Engine,
     jvm::{Manifest, archive, equal, jdk::Jdk},
     options::{self, Options, StemUse},

@@ -4,6 +4,8 @@ use std::{fmt, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use sas_core::{Clock, Error, ErrorKind, Recorder, Result, SystemClock};
 
+use sas_runtime_os::ControlGroups;
+
 use crate::package::PackageLimits;
 
 /// How much output of an instance is kept and passed on.
@@ -24,22 +26,6 @@ impl Default for LogLimits {
     fn default() -> Self {
         Self { line_bytes: 16 * 1024, bytes_per_second: 1 << 20, read_bytes_per_second: 16 << 20 }
     }
-}
-
-/// Whether instances with limits get a control group of their own, which holds them to their limits of CPU and memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ControlGroups {
-    /// Below the host's own group, where it may make groups there: version 2 where it has the controllers, else
-    /// version 1. Where it may not, limits of memory are bounded per process by an rlimit on its data, those of CPU
-    /// not at all, and the notes of what is prepared say why.
-    #[default]
-    Auto,
-    /// No groups.
-    Off,
-    /// Below this directory of version 2, which was delegated to this host and holds no processes itself (systemd:
-    /// `Delegate=yes`, and a group beside the host's own).
-    Under(PathBuf),
 }
 
 /// How Java programs are started, and what their stems are.

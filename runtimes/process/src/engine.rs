@@ -26,15 +26,18 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{
-    cgroup::{Cgroup, Cgroups},
-    config::ProcessConfig,
+use sas_runtime_os::{
+    cgroup::{Cgroup, Cgroups, Run},
     guardian::Guardian,
+    ports::{Port, Ports},
+};
+
+use crate::{
+    config::ProcessConfig,
     jvm::stem::Stems,
     logs::{LastWords, LogPipe, LogTarget, Next},
     metrics::Metrics,
     package::store::{Discard, Package, Store},
-    ports::{Port, Ports},
 };
 
 /// Bytes read of one pipe before others have their turn.
@@ -169,7 +172,7 @@ impl Proc {
     pub(crate) fn usage(&self) -> Option<Usage> {
         let mut state = self.state.lock();
         if state.exit.is_none()
-            && let Some(mut usage) = crate::usage::sample(self.pid())
+            && let Some(mut usage) = sas_runtime_os::usage::sample(self.pid())
         {
             // A descendant that ended without being waited for takes its time with it.
             usage.cpu_ns = usage.cpu_ns.max(state.usage.map_or(0, |before| before.cpu_ns));
@@ -263,9 +266,10 @@ impl Engine {
         let (guardian, pidfd) = Guardian::start(&store.run_dir().join("stdin"))?;
         epoll::add(&poll, &pidfd, epoll::EventData::new_u64(GUARDIAN), epoll::EventFlags::IN)
             .map_err(failed)?;
+        let run: Arc<dyn Run> = Arc::new(store.clone());
         Ok(Arc::new(Self {
             ports: Ports::new(config.ports.clone()),
-            cgroups: Cgroups::open(&config.cgroups, &store),
+            cgroups: Cgroups::open(&config.cgroups, &run),
             metrics: Metrics::new(&config.recorder),
             stems: Stems::default(),
             config,

@@ -46,11 +46,7 @@ mod package;
 #[cfg(target_os = "linux")]
 mod artifact;
 #[cfg(target_os = "linux")]
-mod cgroup;
-#[cfg(target_os = "linux")]
 mod engine;
-#[cfg(target_os = "linux")]
-mod guardian;
 #[cfg(target_os = "linux")]
 mod instance;
 #[cfg(target_os = "linux")]
@@ -58,26 +54,21 @@ mod jvm;
 #[cfg(target_os = "linux")]
 mod logs;
 #[cfg(target_os = "linux")]
-mod ports;
-#[cfg(target_os = "linux")]
 mod ready;
 #[cfg(target_os = "linux")]
 mod runtime;
 #[cfg(target_os = "linux")]
 mod spawn;
 #[cfg(target_os = "linux")]
-mod strays;
-#[cfg(target_os = "linux")]
-mod usage;
-#[cfg(target_os = "linux")]
 pub mod zygote;
 
 #[cfg(not(target_os = "linux"))]
 mod elsewhere;
 
-pub use config::{ControlGroups, JavaConfig, LogLimits, ProcessConfig};
+pub use config::{JavaConfig, LogLimits, ProcessConfig};
 #[cfg(not(target_os = "linux"))]
 pub use elsewhere::ProcessRuntime;
 pub use package::PackageLimits;
 #[cfg(target_os = "linux")]
 pub use runtime::ProcessRuntime;
+pub use sas_runtime_os::ControlGroups;

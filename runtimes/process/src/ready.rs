@@ -255,7 +255,7 @@ pub(crate) fn ports_listened_on(pid: i32) -> Vec<u16> {
                 sockets.insert(inode.to_owned());
             }
         }
-        open.extend(crate::usage::children(pid));
+        open.extend(sas_runtime_os::usage::children(pid));
     }
     let mut ports = Vec::new();
     for table in ["tcp", "tcp6"] {

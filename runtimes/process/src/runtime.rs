@@ -13,9 +13,10 @@ use sas_core::{
 };
 use tokio::time::Instant;
 
+use sas_runtime_os::cgroup::Limits;
+
 use crate::{
     artifact::{self, ProcessArtifact},
-    cgroup::Limits,
     config::ProcessConfig,
     engine::{Engine, Proc},
     instance::ProcessInstance,

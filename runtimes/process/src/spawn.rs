@@ -17,8 +17,9 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
 use sas_core::{Error, ErrorKind, Result, Retry, StartRequest};
 
+use sas_runtime_os::cgroup::Limits;
+
 use crate::{
-    cgroup::Limits,
     engine::{Engine, NewProc, Spawned},
     logs::LogTarget,
 };

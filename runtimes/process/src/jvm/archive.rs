@@ -11,9 +11,10 @@ use sas_core::{EnvValue, Error, ErrorKind, Result, RevisionSpec};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use sas_runtime_os::cgroup::Limits;
+
 use crate::{
     artifact::ProcessArtifact,
-    cgroup::Limits,
     config::ARCHIVE_TIMEOUT,
     engine::Engine,
     jvm::jdk::Jdk,

@@ -27,9 +27,10 @@ use super::{
     jdk::{Jdk, TOOL_TIMEOUT},
     tool,
 };
+use sas_runtime_os::cgroup::Limits;
+
 use crate::{
     artifact::{ProcessArtifact, StemPlan},
-    cgroup::Limits,
     engine::{Engine, Spawned},
     instance::ProcessInstance,
     package::{archive::disk, store::Discard},

@@ -4,8 +4,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use sas_core::{Error, ErrorKind, Result};
 
+use sas_runtime_os::cgroup::Limits;
+
 use crate::{
-    cgroup::Limits,
     engine::Engine,
     spawn::{self, Environment, Plan},
 };

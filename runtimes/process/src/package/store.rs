@@ -27,6 +27,7 @@ use std::{
 use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
 use sas_core::{Error, ErrorKind, Result, Source};
+use sas_runtime_os::cgroup::Run;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 
@@ -436,16 +437,6 @@ impl Store {
         }
     }
 
-    /// Keeps the run's directory when the host goes, with what it lists.
-    pub(crate) fn leave_run(&self) {
-        self.0.leave_run.store(true, Ordering::Release);
-    }
-
-    /// Something else than a package or a directory of this run waits to be removed.
-    pub(crate) fn wake_sweeper(&self) {
-        self.0.has_unused.notify_one();
-    }
-
     /// Resolves when a package has become unused.
     pub(crate) async fn has_unused(&self) {
         self.0.has_unused.notified().await;
@@ -490,6 +481,20 @@ impl Store {
             };
             remove(&trash);
         }
+    }
+}
+
+impl Run for Store {
+    fn dir(&self) -> &Path {
+        &self.0.run
+    }
+
+    fn wake_sweeper(&self) {
+        self.0.has_unused.notify_one();
+    }
+
+    fn leave(&self) {
+        self.0.leave_run.store(true, Ordering::Release);
     }
 }
 
@@ -550,12 +555,12 @@ fn sweep_dead_runs(runs: &Path) {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         };
         if free {
-            let killed = crate::strays::kill(&run.join("stdin"));
+            let killed = sas_runtime_os::strays::kill(&run.join("stdin"));
             if killed > 0 {
                 tracing::warn!(run = %run.display(), killed, "ended processes that a dead host had left");
             }
             // What does not go now is tried again by the next host.
-            if crate::cgroup::clear(&run.join(crate::cgroup::LIST)) {
+            if sas_runtime_os::cgroup::clear(&run.join(sas_runtime_os::cgroup::LIST)) {
                 remove(&run);
             } else {
                 tracing::warn!(run = %run.display(), "control groups of a dead host could not be removed yet");

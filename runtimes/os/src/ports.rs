@@ -18,8 +18,9 @@ use std::{
 use parking_lot::Mutex;
 use sas_core::{Error, ErrorKind, Result, Retry};
 
+/// Hands out the ports of a range.
 #[derive(Debug)]
-pub(crate) struct Ports {
+pub struct Ports {
     range: RangeInclusive<u16>,
     state: Mutex<State>,
 }
@@ -32,14 +33,15 @@ struct State {
 
 /// A port, until dropped.
 #[derive(Debug)]
-pub(crate) struct Port {
+pub struct Port {
     number: u16,
     lock: Option<UnixDatagram>,
     ports: Arc<Ports>,
 }
 
 impl Port {
-    pub(crate) const fn number(&self) -> u16 {
+    /// Its number.
+    pub const fn number(&self) -> u16 {
         self.number
     }
 }
@@ -53,7 +55,8 @@ impl Drop for Port {
 }
 
 impl Ports {
-    pub(crate) fn new(range: RangeInclusive<u16>) -> Arc<Self> {
+    /// The ports of a range.
+    pub fn new(range: RangeInclusive<u16>) -> Arc<Self> {
         let count = u32::from(*range.end()) - u32::from(*range.start()) + 1;
         // Hosts on one machine begin at different places, so that they rarely try the same port.
         let offset = std::process::id().wrapping_mul(7919) % count;
@@ -64,7 +67,7 @@ impl Ports {
     /// A port on which nobody listens.
     ///
     /// Goes round the range, so that a port rests as long as possible before it is given out again.
-    pub(crate) fn take(self: &Arc<Self>) -> Result<Port> {
+    pub fn take(self: &Arc<Self>) -> Result<Port> {
         let count = usize::from(*self.range.end() - self.range.start()) + 1;
         for _ in 0..count {
             let number = {
@@ -95,7 +98,7 @@ impl Ports {
     }
 
     /// The port that a program insists on.
-    pub(crate) fn take_fixed(self: &Arc<Self>, number: u16) -> Result<Port> {
+    pub fn take_fixed(self: &Arc<Self>, number: u16) -> Result<Port> {
         let taken = |by: &str| {
             Error::new(
                 ErrorKind::Exhausted,

@@ -35,8 +35,9 @@ for round in 1 2 3; do
 done
 "#;
 
+/// A guardian, while the host lives.
 #[derive(Debug)]
-pub(crate) struct Guardian {
+pub struct Guardian {
     marker: PathBuf,
     state: Mutex<State>,
 }
@@ -52,20 +53,22 @@ struct State {
 
 impl Guardian {
     /// Starts it. Returns a descriptor that becomes readable when it dies.
-    pub(crate) fn start(marker: &Path) -> Result<(Self, OwnedFd)> {
+    pub fn start(marker: &Path) -> Result<(Self, OwnedFd)> {
         let (pipe, pid, pidfd) = spawn(marker)?;
         let state = State { groups: BTreeSet::new(), backlog: Vec::new(), pipe, pid };
         Ok((Self { marker: marker.to_path_buf(), state: Mutex::new(state) }, pidfd))
     }
 
-    pub(crate) fn watch(&self, group: Pid) {
+    /// Has a process group killed when the host dies.
+    pub fn watch(&self, group: Pid) {
         let mut state = self.state.lock();
         if state.groups.insert(group.as_raw_pid()) {
             state.send(format!("+ {}\n", group.as_raw_pid()).as_bytes());
         }
     }
 
-    pub(crate) fn forget(&self, group: Pid) {
+    /// The group has ended.
+    pub fn forget(&self, group: Pid) {
         let mut state = self.state.lock();
         if state.groups.remove(&group.as_raw_pid()) {
             state.send(format!("- {}\n", group.as_raw_pid()).as_bytes());
@@ -73,14 +76,14 @@ impl Guardian {
     }
 
     /// Writes what did not fit before; false while something is left.
-    pub(crate) fn flush(&self) -> bool {
+    pub fn flush(&self) -> bool {
         let mut state = self.state.lock();
         state.send(&[]);
         state.backlog.is_empty()
     }
 
     /// Somebody killed it: reaps it and starts another that knows all groups.
-    pub(crate) fn restart(&self) -> Result<OwnedFd> {
+    pub fn restart(&self) -> Result<OwnedFd> {
         let mut state = self.state.lock();
         let _ = rustix::process::waitpid(Some(state.pid), rustix::process::WaitOptions::NOHANG);
         let (pipe, pid, pidfd) = spawn(&self.marker)?;
@@ -93,7 +96,7 @@ impl Guardian {
     }
 
     /// Its process, for tests and operators.
-    pub(crate) fn pid(&self) -> i32 {
+    pub fn pid(&self) -> i32 {
         self.state.lock().pid.as_raw_pid()
     }
 }

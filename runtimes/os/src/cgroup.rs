@@ -17,10 +17,20 @@ use std::{
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{config::ControlGroups, package::store::Store};
+/// The run of a host: a directory that others find when the host died, and somebody who cleans up.
+pub trait Run: std::fmt::Debug + Send + Sync + 'static {
+    /// The directory of this run.
+    fn dir(&self) -> &Path;
+    /// Something waits to be removed by [`Cgroups::remove_unused`]. Returns at once.
+    fn wake_sweeper(&self);
+    /// Something could not be removed: the run's directory stays for the next host.
+    fn leave(&self);
+}
+
+use crate::config::ControlGroups;
 
 /// The file of a run that lists its groups.
-pub(crate) const LIST: &str = "cgroups";
+pub const LIST: &str = "cgroups";
 
 /// The period over which CPU is counted, in microseconds: the kernel's default.
 const PERIOD_US: u64 = 100_000;
@@ -29,14 +39,18 @@ const LEAST_QUOTA_US: u64 = 1_000;
 
 /// What an instance may use at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Limits {
-    pub(crate) cpu_millis: Option<u32>,
-    pub(crate) memory_bytes: Option<u64>,
-    pub(crate) processes: Option<u64>,
+pub struct Limits {
+    /// Thousandths of a core.
+    pub cpu_millis: Option<u32>,
+    /// Bytes of memory of all its processes.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads at a time.
+    pub processes: Option<u64>,
 }
 
 impl Limits {
-    pub(crate) fn any(&self) -> bool {
+    /// Whether there is a limit at all.
+    pub fn any(&self) -> bool {
         *self != Self::default()
     }
 }
@@ -50,7 +64,7 @@ enum Place {
 
 /// The groups of one host.
 #[derive(Clone, Debug)]
-pub(crate) struct Cgroups(Result<Arc<Groups>, String>);
+pub struct Cgroups(Result<Arc<Groups>, String>);
 
 #[derive(Debug)]
 struct Groups {
@@ -60,29 +74,29 @@ struct Groups {
     unused: Mutex<Vec<Vec<PathBuf>>>,
     /// Could not be removed so far.
     stuck: Mutex<Vec<Vec<PathBuf>>>,
-    store: Store,
+    run: Arc<dyn Run>,
 }
 
 /// The group of one instance; its directories are removed after it was dropped.
 #[derive(Debug)]
-pub(crate) struct Cgroup {
+pub struct Cgroup {
     dirs: Vec<PathBuf>,
     groups: Arc<Groups>,
 }
 
 impl Cgroups {
     /// Finds out what can be had here, and makes the directories of this run.
-    pub(crate) fn open(config: &ControlGroups, store: &Store) -> Self {
+    pub fn open(config: &ControlGroups, run: &Arc<dyn Run>) -> Self {
         let place = match config {
             ControlGroups::Off => Err("control groups are switched off (ProcessConfig::cgroups)".to_owned()),
             ControlGroups::Under(dir) => under(dir),
             ControlGroups::Auto => here(),
         };
         let made = place.and_then(|place| {
-            let name = base_name(store.run_dir());
+            let name = base_name(run.dir());
             let bases = place.join(&name);
             // Known before they are made, so that none is forgotten.
-            let list = store.run_dir().join(LIST);
+            let list = run.dir().join(LIST);
             let lines: String = bases.dirs().iter().map(|dir| format!("{}\n", dir.display())).collect();
             fs::write(&list, lines).map_err(|error| format!("{}: {error}", list.display()))?;
             place.prepare()?;
@@ -99,18 +113,18 @@ impl Cgroups {
                 next_name: AtomicU64::new(0),
                 unused: Mutex::default(),
                 stuck: Mutex::default(),
-                store: store.clone(),
+                run: Arc::clone(run),
             })
         }))
     }
 
     /// Why there are none; `None`: there are.
-    pub(crate) fn missing(&self) -> Option<&str> {
+    pub fn missing(&self) -> Option<&str> {
         self.0.as_ref().err().map(String::as_str)
     }
 
     /// Why the number of processes can't be bounded; `None`: it can.
-    pub(crate) fn missing_pids(&self) -> Option<&str> {
+    pub fn missing_pids(&self) -> Option<&str> {
         match &self.0 {
             Err(reason) => Some(reason),
             Ok(groups) => match &groups.bases {
@@ -122,7 +136,7 @@ impl Cgroups {
     }
 
     /// A group with these limits; `None` where there are no groups or no limits.
-    pub(crate) fn make(&self, limits: &Limits) -> io::Result<Option<Cgroup>> {
+    pub fn make(&self, limits: &Limits) -> io::Result<Option<Cgroup>> {
         let Ok(groups) = &self.0 else { return Ok(None) };
         if !limits.any() {
             return Ok(None);
@@ -138,12 +152,13 @@ impl Cgroups {
         Ok(Some(group))
     }
 
-    pub(crate) fn any_unused(&self) -> bool {
+    /// Whether groups wait for [`Cgroups::remove_unused`].
+    pub fn any_unused(&self) -> bool {
         self.0.as_ref().is_ok_and(|groups| !groups.unused.lock().is_empty())
     }
 
     /// Removes groups whose instances are gone, and ends what they left in them. Blocks.
-    pub(crate) fn remove_unused(&self) {
+    pub fn remove_unused(&self) {
         let Ok(groups) = &self.0 else { return };
         let mut all = std::mem::take(&mut *groups.unused.lock());
         all.append(&mut groups.stuck.lock());
@@ -161,7 +176,7 @@ impl Drop for Groups {
         let left = self.bases.dirs().into_iter().filter(|base| !remove_base(base)).count();
         if left > 0 {
             // The next host clears them, by the list.
-            self.store.leave_run();
+            self.run.leave();
         }
     }
 }
@@ -170,7 +185,7 @@ impl Cgroup {
     /// Takes a process and its descendants in.
     ///
     /// They run since a moment ago: what was allocated before stays with the host, and who was forked before is found.
-    pub(crate) fn add(&self, pid: Pid) -> io::Result<()> {
+    pub fn add(&self, pid: Pid) -> io::Result<()> {
         let mut known = vec![pid.as_raw_pid()];
         self.write(pid.as_raw_pid())?;
         let mut at = 0;
@@ -198,7 +213,7 @@ impl Cgroup {
     }
 
     /// Whether the kernel has killed something in it for want of memory.
-    pub(crate) fn ran_out_of_memory(&self) -> bool {
+    pub fn ran_out_of_memory(&self) -> bool {
         self.dirs.iter().any(|dir| {
             ["memory.events", "memory.oom_control"].iter().any(|file| {
                 fs::read_to_string(dir.join(file)).is_ok_and(|text| {
@@ -214,7 +229,7 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         self.groups.unused.lock().push(std::mem::take(&mut self.dirs));
-        self.groups.store.wake_sweeper();
+        self.groups.run.wake_sweeper();
     }
 }
 
@@ -401,7 +416,7 @@ impl Mounts {
 }
 
 /// Removes the groups that a dead run has listed. False when something is left.
-pub(crate) fn clear(list: &Path) -> bool {
+pub fn clear(list: &Path) -> bool {
     let Ok(text) = fs::read_to_string(list) else { return true };
     text.lines().map(Path::new).filter(|base| is_ours(base)).filter(|base| !remove_base(base)).count() == 0
 }

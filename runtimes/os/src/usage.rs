@@ -13,7 +13,7 @@ const MAX_PROCESSES: usize = 256;
 /// CPU time of the living is exact; that of descendants that were waited for has the kernel's tick as its unit (10 ms
 /// mostly). Resident memory counts pages that several processes
 /// share once for each.
-pub(crate) fn sample(pid: i32) -> Option<Usage> {
+pub fn sample(pid: i32) -> Option<Usage> {
     let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
     let page = rustix::param::page_size() as u64;
     let (mut cpu_ns, mut pages) = (0u64, 0u64);
@@ -38,7 +38,7 @@ pub(crate) fn sample(pid: i32) -> Option<Usage> {
 }
 
 /// The processes that a process has forked and that still live or were not waited for.
-pub(crate) fn children(pid: i32) -> Vec<i32> {
+pub fn children(pid: i32) -> Vec<i32> {
     let mut found = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
         if let Ok(children) = fs::read_to_string(task.path().join("children")) {

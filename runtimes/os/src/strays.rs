@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Kills every process whose standard input is `marker`, until none is found. Returns how many there were.
-pub(crate) fn kill(marker: &Path) -> usize {
+pub fn kill(marker: &Path) -> usize {
     let Ok(wanted) = fs::metadata(marker) else { return 0 };
     let wanted = (wanted.dev(), wanted.ino());
     let mut killed = 0;

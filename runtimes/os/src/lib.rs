@@ -1,0 +1,31 @@
+#![forbid(unsafe_code)]
+//! What runtimes of the sas serverless SDK share that run programs of this machine.
+//!
+//! Processes and containers need the same of the operating system: control groups, ports that no two hosts give out,
+//! an end for everything that a dead host has left. A backend author uses it as a leaf: it depends on `sas-core` only.
+//!
+//! It does something on Linux only; elsewhere it has its settings and nothing else.
+//!
+//! ```
+//! # #[cfg(target_os = "linux")] {
+//! let ports = sas_runtime_os::ports::Ports::new(31_400..=31_409);
+//! let port = ports.take()?;
+//! assert!((31_400..=31_409).contains(&port.number()));
+//! # }
+//! # Ok::<(), sas_core::Error>(())
+//! ```
+
+mod config;
+
+pub use config::ControlGroups;
+
+#[cfg(target_os = "linux")]
+pub mod cgroup;
+#[cfg(target_os = "linux")]
+pub mod guardian;
+#[cfg(target_os = "linux")]
+pub mod ports;
+#[cfg(target_os = "linux")]
+pub mod strays;
+#[cfg(target_os = "linux")]
+pub mod usage;
