@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use sas_core::{Error, ErrorKind, Result, Source, SpecErrors};
+use sas_core::{Error, ErrorKind, Result, Source, SpecErrors, package::is_interpreter_link};
 use sha2::{Digest as _, Sha256};
 
 use crate::record::hex;
@@ -178,10 +178,29 @@ fn storage(path: &Path, error: io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, "package", message).with_source(error)
 }
 
+/// Whether a link out of the package is a virtual environment's to its interpreter.
+fn is_interpreter(link: &Path, target: &Path) -> bool {
+    let environment = link.parent().and_then(Path::parent);
+    is_interpreter_link(link, target) && environment.is_some_and(|dir| dir.join("pyvenv.cfg").is_file())
+}
+
 #[cfg(unix)]
 fn executable(metadata: &fs::Metadata) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     metadata.permissions().mode() & 0o111 != 0
+}
+
+/// Gives a copy the mode of its original without what could harm: see [`sas_core::package::file_mode`].
+#[cfg(unix)]
+fn harmless(copy: &fs::File, original: &fs::Metadata) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = sas_core::package::file_mode(original.permissions().mode());
+    copy.set_permissions(fs::Permissions::from_mode(mode))
+}
+
+#[cfg(not(unix))]
+fn harmless(_: &fs::File, _: &fs::Metadata) -> io::Result<()> {
+    Ok(())
 }
 
 #[cfg(not(unix))]
@@ -286,7 +305,7 @@ impl Walk {
             return Err(refused(path, "changed while it was read; deploy again when it is complete"));
         }
         if let Some((copy, target)) = copy {
-            let done = copy.set_permissions(metadata.permissions()).and_then(|()| copy.sync_all());
+            let done = harmless(&copy, metadata).and_then(|()| copy.sync_all());
             done.map_err(|error| storage(target, error))?;
         }
         Ok(())
@@ -330,7 +349,15 @@ impl Walk {
                 Component::Normal(_) => height += 1,
                 Component::CurDir => {}
                 Component::ParentDir if height > 0 => height -= 1,
-                _ => return Err(refused(path, format!("is a link to {text:?}, out of the package"))),
+                // Who runs the package puts an interpreter of its own host there.
+                _ if is_interpreter(path, &to) => break,
+                _ => {
+                    let problem = format!(
+                        "is a link to {text:?}, out of the package: pack what it points to in its place (cp -L), or \
+                         remove it"
+                    );
+                    return Err(refused(path, problem));
+                }
             }
         }
         self.head(b'l', name, text.len() as u64);

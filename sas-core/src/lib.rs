@@ -30,6 +30,7 @@
 //! ```
 
 pub mod knative;
+pub mod package;
 
 mod body;
 mod clock;
