@@ -36,6 +36,25 @@ pub(crate) struct Freeze {
     pub(crate) thaw: bool,
 }
 
+/// What a start holds while it goes on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Holds {
+    /// A permit of the gate.
+    pub(crate) permit: bool,
+    /// A part of the budgets, of so many bytes.
+    pub(crate) memory: Option<u64>,
+}
+
+/// An idle instance that may go when somebody waits for its part of a budget.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Candidate {
+    pub(crate) id: InstanceId,
+    /// What it is worth to keep it, as the keep-alive policy says.
+    pub(crate) worth: f64,
+    /// Since when it is idle.
+    pub(crate) since: u64,
+}
+
 /// A meter reading.
 #[derive(Debug)]
 pub(crate) enum Reading {

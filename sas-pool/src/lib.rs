@@ -70,18 +70,22 @@
 //! | [`metrics`] | the names of the pool's metrics |
 
 mod bounds;
-mod core;
+mod clock;
+mod coordinator;
 mod draw;
 mod effects;
+mod executor;
 mod gate;
 mod instance;
 mod load;
 mod pool;
 mod queue;
-mod reclaim;
 mod revision;
+mod rules;
 mod shard;
+mod shared;
 mod start;
+mod start_executor;
 mod state;
 mod stems;
 mod sync;
@@ -92,7 +96,6 @@ pub mod capacity;
 pub mod config;
 pub mod keep_alive;
 pub mod metrics;
-mod nursery;
 pub mod trace;
 
 pub use config::PoolConfig;

@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use sas_core::{Deployed, Instance, InstanceId, Load, RevisionKey, Usage};
 
 use crate::{
-    core::Core,
     effects::{Effects, Reading},
     revision::{Ended, Link, PackedLink},
+    rules::Rules,
     shard::Shard,
     state::State,
 };
@@ -28,7 +28,11 @@ struct Sample {
 /// Visits the loads of a shard. Nothing foreign runs under its lock.
 pub(crate) fn drain(shard: &Shard, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
     let mut visits = Vec::new();
-    let now = shard.with(|state, core, fx| state.loads(core, &mut visits, fx));
+    let now = shard.with(|state, rules, fx| {
+        let now = rules.now();
+        state.loads(rules, &mut visits, now, fx);
+        now
+    });
     let mut sampled = Vec::new();
     for visited in &mut visits {
         measure(visited, now, &mut sampled);
@@ -36,7 +40,7 @@ pub(crate) fn drain(shard: &Shard, visit: &mut dyn FnMut(&Load, &Arc<Deployed>))
     if !sampled.is_empty() {
         let mut state = shard.state.lock();
         for (id, usage) in sampled {
-            if let Some(i) = state.find(&shard.core, id) {
+            if let Some(i) = state.find(&shard.shared.rules, id) {
                 state.instances[i as usize].sampled = Some((now, usage));
             }
         }
@@ -66,8 +70,7 @@ fn measure(visited: &mut Visit, now: u64, sampled: &mut Vec<(InstanceId, Usage)>
 }
 
 impl State {
-    fn loads(&mut self, core: &Core, visits: &mut Vec<Visit>, fx: &mut Effects) -> u64 {
-        let now = core.now();
+    fn loads(&mut self, rules: &Rules, visits: &mut Vec<Visit>, now: u64, fx: &mut Effects) {
         let visited = self.visited.replace(now);
         visits.reserve(self.live.len() + self.ended.len());
         self.sort_live();
@@ -90,14 +93,14 @@ impl State {
             active.requests = 0;
             let (key, tenant) = (active.key.0, active.tenant);
             let answered = std::mem::take(&mut active.unmetered);
-            if core.metering && answered > 0 {
+            if rules.metering && answered > 0 {
                 fx.readings.push(Reading::Requests(key, tenant, answered));
             }
             let Some(deployed) = active.deployed.clone() else { continue };
             let mut samples = Vec::new();
             if active.sampled {
                 for slot in &self.actives[a as usize].slots {
-                    let instance = &self.instances[core.ids.slot(slot.id) as usize];
+                    let instance = &self.instances[rules.ids.slot(slot.id) as usize];
                     if let Some(handle) = &instance.instance {
                         let handle = Arc::clone(handle);
                         samples.push(Sample { id: slot.id, handle, before: instance.sampled });
@@ -110,14 +113,13 @@ impl State {
             let revision = &mut self.revisions[ended.slot as usize];
             debug_assert!(matches!(revision.link.get(), Link::Ended(_)));
             revision.link = PackedLink::ASLEEP;
-            let key = RevisionKey::new(ended.slot << core.ids.shard_bits | self.shard, revision.generation);
+            let key = RevisionKey::new(ended.slot << rules.ids.shard_bits | self.shard, revision.generation);
             let Some(deployed) = revision.deployed.clone() else { continue };
             visits.push(Visit { load: last(&ended, key, visited, now), deployed, samples: Vec::new() });
         }
-        if core.metering {
+        if rules.metering {
             self.read_meters(now, fx);
         }
-        now
     }
 
     /// Puts the live records in the order in which they lie in memory, where a visit of all meets them one after the other.

@@ -11,9 +11,11 @@ use tokio::time::Instant;
 
 use crate::{
     config::PoolConfig,
-    core::{BALANCER_OPTION, Core},
+    coordinator::Coordinator,
     instance::Phase,
+    rules::{BALANCER_OPTION, Rules},
     shard::Shard,
+    shared::Shared,
     sync::{AtomicBool, AtomicU32, Ordering},
 };
 
@@ -23,8 +25,7 @@ use crate::{
 /// decisions take one short lock each, that of the revision's shard; tasks exist only for starts and stops that don't
 /// complete at once, and one for the deadlines of those who wait.
 pub struct InstancePool {
-    core: Arc<Core>,
-    shards: Box<[Arc<Shard>]>,
+    coordinator: Arc<Coordinator>,
     registered: AtomicU32,
     /// In which shard the next revision goes: around, so that the same calls give the same keys.
     next: AtomicU32,
@@ -40,13 +41,8 @@ impl InstancePool {
         if let Err(errors) = config.validate() {
             panic!("{errors}");
         }
-        let core = Arc::new(Core::new(config));
-        let shards: Box<[Arc<Shard>]> =
-            (0..core.config.shards).map(|index| Shard::new(&core, index)).collect();
-        core.adopt(&shards);
         Arc::new(Self {
-            core,
-            shards,
+            coordinator: Coordinator::new(config),
             registered: AtomicU32::new(0),
             next: AtomicU32::new(0),
             closed: AtomicBool::new(false),
@@ -55,7 +51,7 @@ impl InstancePool {
 
     /// What it was made with. The idle rule's policy has moved into the pool.
     pub fn config(&self) -> &PoolConfig {
-        &self.core.config
+        &self.rules().config
     }
 
     /// How many revisions are registered.
@@ -65,22 +61,34 @@ impl InstancePool {
 
     /// Stems of a class that are ready, that boot, and that are to be held; `None`: no such class is held.
     pub fn stems(&self, class: &StemClass) -> Option<(u32, u32, u32)> {
-        self.core.stems.counts(class)
+        self.shared().stems.counts(class)
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.coordinator.shared
+    }
+
+    fn rules(&self) -> &Rules {
+        &self.coordinator.shared.rules
+    }
+
+    fn every_shard(&self) -> &[Arc<Shard>] {
+        &self.coordinator.shards
     }
 
     fn shard(&self, key: RevisionKey) -> &Arc<Shard> {
-        &self.shards[(key.slot() & (self.core.config.shards - 1)) as usize]
+        &self.every_shard()[key.slot() as usize & (self.every_shard().len() - 1)]
     }
 
     async fn gone(&self, shard: &Shard, ids: Vec<InstanceId>) {
-        self.core.waiting_for_gone.fetch_add(1, Ordering::AcqRel);
-        let _count = Counted(&self.core.waiting_for_gone);
+        self.shared().waiting_for_gone.fetch_add(1, Ordering::AcqRel);
+        let _count = Counted(&self.shared().waiting_for_gone);
         loop {
-            let mut told = std::pin::pin!(self.core.gone.notified());
+            let mut told = std::pin::pin!(self.shared().gone.notified());
             told.as_mut().enable();
             let there = {
                 let state = shard.state.lock();
-                ids.iter().any(|&id| state.is_there(&self.core, id))
+                ids.iter().any(|&id| state.is_there(self.rules(), id))
             };
             if !there {
                 return;
@@ -102,7 +110,7 @@ impl Drop for Counted<'_> {
 impl fmt::Debug for InstancePool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InstancePool")
-            .field("shards", &self.shards.len())
+            .field("shards", &self.every_shard().len())
             .field("registered", &self.registered())
             .finish_non_exhaustive()
     }
@@ -115,36 +123,36 @@ impl Pool for InstancePool {
             return Err(Error::new(ErrorKind::Unavailable, "register", "the pool shuts down"));
         }
         if let Some(name) = deployed.spec.options.get(BALANCER_OPTION)
-            && !self.core.config.balancers.contains_key(name)
+            && !self.rules().config.balancers.contains_key(name)
         {
-            let known: Vec<&str> = self.core.config.balancers.keys().map(String::as_str).collect();
+            let known: Vec<&str> = self.rules().config.balancers.keys().map(String::as_str).collect();
             return Err(Error::new(
                 ErrorKind::InvalidSpec,
                 "register",
                 format!("options[{BALANCER_OPTION}]: {name:?}: name one of {known:?}, or leave it out"),
             ));
         }
-        if self.registered.fetch_add(1, Ordering::Relaxed) >= self.core.config.max_revisions {
+        if self.registered.fetch_add(1, Ordering::Relaxed) >= self.rules().config.max_revisions {
             self.registered.fetch_sub(1, Ordering::Relaxed);
             return Err(Error::new(
                 ErrorKind::Exhausted,
                 "register",
-                format!("max_revisions of {} are registered", self.core.config.max_revisions),
+                format!("max_revisions of {} are registered", self.rules().config.max_revisions),
             ));
         }
-        let at = self.next.fetch_add(1, Ordering::Relaxed) as usize & (self.shards.len() - 1);
-        Ok(self.shards[at].with(|state, core, fx| state.register(core, deployed, fx)))
+        let at = self.next.fetch_add(1, Ordering::Relaxed) as usize & (self.every_shard().len() - 1);
+        Ok(self.every_shard()[at].with(|state, rules, fx| state.register(rules, deployed, rules.now(), fx)))
     }
 
     fn unregister(&self, revision: RevisionKey) {
-        if self.shard(revision).with(|state, core, fx| state.unregister(core, revision, fx)) {
+        if self.shard(revision).with(|state, rules, fx| state.unregister(rules, revision, rules.now(), fx)) {
             self.registered.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     fn deployed(&self, revision: RevisionKey) -> Option<Arc<Deployed>> {
         let state = self.shard(revision).state.lock();
-        let slot = state.lookup(&self.core, revision)?;
+        let slot = state.lookup(self.rules(), revision)?;
         state.revisions[slot as usize].deployed.clone()
     }
 
@@ -164,11 +172,13 @@ impl Pool for InstancePool {
     }
 
     fn set_desired_all(&self, decisions: &[(RevisionKey, u32)]) {
-        let shard = |revision: RevisionKey| revision.slot() & (self.core.config.shards - 1);
+        let shard = |revision: RevisionKey| revision.slot() & (self.every_shard().len() as u32 - 1);
         for same in decisions.chunk_by(|one, next| shard(one.0) == shard(next.0)) {
             // Not longer under the lock than a claim may wait for it.
             for some in same.chunks(DECIDED_AT_ONCE) {
-                self.shard(some[0].0).with(|state, core, fx| state.set_desired(core, some, fx));
+                self.shard(some[0].0).with(|state, rules, fx| {
+                    state.set_desired(rules, some, rules.now(), fx);
+                });
             }
         }
     }
@@ -178,10 +188,10 @@ impl Pool for InstancePool {
         let mut handles = Vec::new();
         {
             let state = self.shard(revision).state.lock();
-            let Some(a) = state.lookup(&self.core, revision).and_then(|slot| state.active(slot)) else {
+            let Some(a) = state.lookup(self.rules(), revision).and_then(|slot| state.active(slot)) else {
                 return views;
             };
-            let now = self.core.now();
+            let now = self.rules().now();
             let active = &state.actives[a as usize];
             for (i, instance) in state.instances.iter().enumerate() {
                 if instance.active != a {
@@ -195,7 +205,7 @@ impl Pool for InstancePool {
                     Phase::Draining => InstanceState::Draining,
                     Phase::Stopping => InstanceState::Stopping,
                 };
-                let id = state.id(&self.core, i as u32);
+                let id = state.id(self.rules(), i as u32);
                 let slot = active.slots.iter().find(|slot| slot.id == id);
                 let in_flight = slot.map_or(instance.in_flight, |slot| slot.in_flight);
                 let age = Duration::from_nanos(now.saturating_sub(instance.asked));
@@ -219,7 +229,7 @@ impl Pool for InstancePool {
 
     fn status(&self, revision: RevisionKey) -> Option<RevisionStatus> {
         let state = self.shard(revision).state.lock();
-        let slot = state.lookup(&self.core, revision)?;
+        let slot = state.lookup(self.rules(), revision)?;
         let mut status = RevisionStatus::default();
         let Some(a) = state.active(slot) else { return Some(status) };
         let active = &state.actives[a as usize];
@@ -235,26 +245,26 @@ impl Pool for InstancePool {
     }
 
     fn recycle(&self, revision: RevisionKey, instance: InstanceId, grace: Duration) -> bool {
-        self.shard(revision).with(|state, core, fx| state.recycle(core, revision, instance, grace, fx))
+        self.shard(revision)
+            .with(|state, rules, fx| state.recycle(rules, revision, instance, grace, rules.now(), fx))
     }
 
     fn drain_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
-        let Some(shard) = self.shards.get(shard) else { return };
+        let Some(shard) = self.every_shard().get(shard) else { return };
         crate::load::drain(shard, visit);
     }
 
     fn shards(&self) -> usize {
-        self.shards.len()
+        self.every_shard().len()
     }
 
     async fn drain(&self, revision: RevisionKey, grace: Duration) {
         let shard = self.shard(revision);
-        let left = shard.with(|state, core, fx| {
-            let Some(a) = state.lookup(core, revision).and_then(|slot| state.active(slot)) else {
+        let left = shard.with(|state, rules, fx| {
+            let Some(a) = state.lookup(rules, revision).and_then(|slot| state.active(slot)) else {
                 return Vec::new();
             };
-            let now = core.now();
-            state.drain(core, a, grace, now, fx)
+            state.drain(rules, a, grace, rules.now(), fx)
         });
         self.gone(shard, left).await;
     }
@@ -262,15 +272,15 @@ impl Pool for InstancePool {
     async fn shutdown(&self, deadline: Instant) {
         self.closed.store(true, Ordering::Release);
         let grace = deadline.saturating_duration_since(Instant::now());
-        self.core.stems.close(&self.core);
-        for shard in &self.shards {
-            shard.with(|state, core, fx| state.close(core, grace, fx));
+        self.shared().stems.close();
+        for shard in self.every_shard() {
+            shard.with(|state, rules, fx| state.close(rules, grace, rules.now(), fx));
         }
         let mut longest = Duration::ZERO;
-        for shard in &self.shards {
+        for shard in self.every_shard() {
             let (left, grace) = {
                 let state = shard.state.lock();
-                (state.all(&self.core), state.longest_grace())
+                (state.all(self.rules()), state.longest_grace())
             };
             longest = longest.max(grace);
             // Stops may take their grace after the deadline; what is starting is ended at the deadline.
@@ -280,9 +290,9 @@ impl Pool for InstancePool {
                 tracing::error!("instances did not stop in time; their runtimes are left to reap them");
             }
         }
-        self.core.ended.cancel();
-        self.core.tasks.close();
-        self.core.tasks.wait().await;
+        self.shared().executor.ended.cancel();
+        self.shared().executor.tasks.close();
+        self.shared().executor.tasks.wait().await;
     }
 }
 
@@ -295,8 +305,8 @@ const STOP_SLACK: Duration = Duration::from_secs(1);
 impl Drop for InstancePool {
     /// Without a shutdown before, instances are left to their runtimes' reapers.
     fn drop(&mut self) {
-        self.core.ended.cancel();
-        for shard in &self.shards {
+        self.shared().executor.ended.cancel();
+        for shard in self.every_shard() {
             let abandoned = shard.state.lock().abandon();
             drop(abandoned);
             shard.plans.lock().clear();

@@ -9,35 +9,42 @@ use std::{
 };
 
 use sas_core::{
-    Claim, ClaimError, Cx, Error, ExitReport, InstanceEvents, InstanceId, Lease, LeaseOwner, Outcome,
-    StartPhase, WaitList, Waiting,
+    Claim, ClaimError, Cx, EnvValue, Error, ExitReport, InstanceEvents, InstanceId, Lease, LeaseOwner,
+    Outcome, StartPhase, StartRequest, WaitList, Waiting,
 };
+use tokio::time::Instant;
 
 use crate::{
-    core::Core,
-    effects::{Effects, Freeze, Plan, Stop},
+    effects::{Candidate, Effects, Freeze, Holds, Plan, Stop},
     gate::{Ask, Shortage},
     queue::Grant,
-    state::{Holds, Met, State},
+    rules::Rules,
+    shared::Shared,
+    start,
+    start_executor::{Guard, Made, StartOwner, Work},
+    state::{Met, State},
     sync::Mutex,
 };
+
+/// How long after its deadline a start is ended by the pool.
+const SLACK: Duration = Duration::from_millis(500);
 
 pub(crate) struct Shard {
     me: Weak<Shard>,
     pub(crate) index: u32,
-    pub(crate) core: Arc<Core>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) state: Mutex<State>,
     /// Starts that wait for their turn at the gate.
     pub(crate) plans: Mutex<std::collections::BTreeMap<InstanceId, Plan>>,
 }
 
 impl Shard {
-    pub(crate) fn new(core: &Arc<Core>, index: u32) -> Arc<Self> {
+    pub(crate) fn new(shared: &Arc<Shared>, index: u32) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             index,
-            core: Arc::clone(core),
-            state: Mutex::new(State::new(index, core.config.seed)),
+            shared: Arc::clone(shared),
+            state: Mutex::new(State::new(index, shared.rules.config.seed)),
             plans: Mutex::new(std::collections::BTreeMap::new()),
         })
     }
@@ -55,14 +62,22 @@ impl Shard {
     }
 
     pub(crate) fn try_claim(self: &Arc<Self>, claim: &Claim) -> Option<Lease> {
-        let grant = self.state.lock().try_claim(&self.core, claim)?;
+        let rules = &self.shared.rules;
+        let mut state = self.state.lock();
+        let a = state.open(rules, claim.revision)?;
+        let grant = state.try_claim(rules, a, claim, rules.now())?;
+        drop(state);
         Some(self.lease(Arc::clone(self), grant))
     }
 
     pub(crate) fn claim(self: &Arc<Self>, claim: &Claim, cx: &Cx) -> Waiting {
-        let deadline = self.core.at(cx.deadline);
+        let rules = &self.shared.rules;
+        let deadline = rules.clock.at(cx.deadline);
         let mut fx = Effects::default();
-        let met = self.state.lock().claim(&self.core, claim, deadline, &mut fx);
+        let met = {
+            let mut state = self.state.lock();
+            state.claim(rules, claim, deadline, rules.now(), &mut fx)
+        };
         let a = match met {
             Met::Decided(result) => {
                 self.perform(&mut fx);
@@ -82,7 +97,10 @@ impl Shard {
             self.perform(&mut fx);
         }
         let mut fx = Effects::default();
-        let queued = self.state.lock().enqueue(&self.core, a, claim, deadline, &mut fx);
+        let queued = {
+            let mut state = self.state.lock();
+            state.enqueue(rules, a, claim, deadline, rules.now(), &mut fx)
+        };
         self.perform(&mut fx);
         match queued {
             Ok(result) => Waiting::ready(self.answer(result)),
@@ -94,16 +112,16 @@ impl Shard {
         match result {
             Ok(grant) => Ok(self.lease(Arc::clone(self), grant)),
             Err(error) => {
-                self.core.refused(&error);
+                self.shared.rules.refused(&error);
                 Err(error)
             }
         }
     }
 
     /// Locks the state, and does what comes of it when the lock is free again.
-    pub(crate) fn with<T>(&self, change: impl FnOnce(&mut State, &Core, &mut Effects) -> T) -> T {
+    pub(crate) fn with<T>(&self, change: impl FnOnce(&mut State, &Rules, &mut Effects) -> T) -> T {
         let mut fx = Effects::default();
-        let result = change(&mut self.state.lock(), &self.core, &mut fx);
+        let result = change(&mut self.state.lock(), &self.shared.rules, &mut fx);
         self.perform(&mut fx);
         result
     }
@@ -111,7 +129,7 @@ impl Shard {
     /// Does what was decided under the lock.
     pub(crate) fn perform(&self, fx: &mut Effects) {
         if let Some(at) = fx.armed {
-            self.core.arm(at);
+            self.shared.executor.arm(at);
         }
         // Most changes have no effect of a kind, and a look is cheaper than a drain of nothing.
         if !fx.wake.is_empty() {
@@ -131,10 +149,10 @@ impl Shard {
             self.freeze(freeze);
         }
         if fx.gone || !fx.readings.is_empty() {
-            self.core.tell(fx);
+            self.shared.tell(fx);
         }
         if fx.pump {
-            self.core.pump();
+            self.shared.pump();
         }
     }
 
@@ -146,31 +164,59 @@ impl Shard {
         let cpu_bound = plan.deployed.runtime.capabilities().cpu_bound_start;
         let ask = Ask {
             tenant: plan.deployed.tenant,
-            shard: self.core.shard_of(plan.id),
+            shard: self.index,
             id: plan.id,
             priority: plan.priority,
             gated: cpu_bound,
-            memory: self.core.memory_of(&plan.deployed.spec),
+            memory: self.shared.rules.memory_of(&plan.deployed.spec),
             weight: 1,
             class: 0,
         };
         self.plans.lock().insert(plan.id, plan);
-        self.core.ask(ask);
-        self.core.pump();
+        self.shared.rules.ask(ask);
+        self.shared.pump();
         None
+    }
+
+    /// Makes a start. One that completes at once costs nothing else; `claim` then gets its first slot.
+    fn start(&self, me: Arc<Self>, plan: Plan, claim: Option<&Claim>) -> Option<Grant> {
+        let id = plan.id;
+        let rules = &self.shared.rules;
+        // The wait at the gate is not the start's.
+        let begun = if plan.gated { Instant::now() } else { rules.clock.instant(plan.asked) };
+        let deadline = begun + plan.deployed.spec.timeouts.start;
+        let logs = Arc::clone(&rules.config.logs);
+        let request = StartRequest::new(id, plan.revision, plan.deployed, logs, me, deadline);
+        let deployed = &request.deployed;
+        let needs_secrets = deployed.spec.env.values().any(|value| matches!(value, EnvValue::Secret(_)));
+        let stem = deployed.artifact.info().stem.is_some() && deployed.runtime.capabilities().stems;
+        let work: Work = if needs_secrets || stem {
+            Box::pin(start::make(Arc::clone(&self.shared), request))
+        } else {
+            let guard = Guard::new(self, id);
+            let tried = deployed.runtime.try_start(&request);
+            guard.disarm();
+            if let Some(result) = tried {
+                return self.is_started(id, result, false, claim);
+            }
+            Box::pin(start::cold(request))
+        };
+        let owner = self.me() as Arc<dyn StartOwner>;
+        let made = self.shared.starts(self.index).admit(owner, id, work, deadline + SLACK)?;
+        self.is_started(id, made.result, made.from_stem, claim)
     }
 
     /// A start has its turn.
     pub(crate) fn begin(&self, id: InstanceId, holds: Holds) {
         let plan = self.plans.lock().remove(&id);
-        let wanted = self.with(|state, core, fx| state.begin(core, id, holds, fx));
+        let wanted = self.with(|state, rules, fx| state.begin(rules, id, holds, rules.now(), fx));
         if let (true, Some(plan)) = (wanted, plan) {
             self.start(self.me(), plan, None);
         }
     }
 
     /// A start is over.
-    pub(crate) fn started(
+    fn is_started(
         &self,
         id: InstanceId,
         result: Result<Arc<dyn sas_core::Instance>, Error>,
@@ -178,7 +224,7 @@ impl Shard {
         claim: Option<&Claim>,
     ) -> Option<Grant> {
         let result = result.map_err(Arc::new);
-        self.with(|state, core, fx| state.started(core, id, result, from_stem, claim, fx))
+        self.with(|state, rules, fx| state.started(rules, id, result, from_stem, claim, rules.now(), fx))
     }
 
     fn stop(&self, stop: Stop) {
@@ -195,8 +241,8 @@ impl Shard {
             }
         }
         let shard = self.me();
-        let ended = self.core.ended.clone();
-        self.core.spawn(async move {
+        let ended = self.shared.executor.ended.clone();
+        self.shared.executor.spawn(async move {
             let stopping = async {
                 if stop.thaw
                     && let Err(error) = stop.instance.resume().await
@@ -218,7 +264,10 @@ impl Shard {
         if let Err(error) = result {
             tracing::error!(instance = %id, error = %error.chain(), "an instance may not be gone");
         }
-        self.with(|state, core, fx| state.stopped(core, id, fx));
+        self.with(|state, rules, fx| {
+            let now = rules.metering.then(|| rules.now());
+            state.stopped(rules, id, now, fx);
+        });
     }
 
     fn freeze(&self, freeze: Freeze) {
@@ -229,8 +278,8 @@ impl Shard {
             Poll::Ready(result) => self.was_frozen(id, thaw, result),
             Poll::Pending => {
                 let shard = self.me();
-                let ended = self.core.ended.clone();
-                self.core.spawn(async move {
+                let ended = self.shared.executor.ended.clone();
+                self.shared.executor.spawn(async move {
                     let result = tokio::select! {
                         biased;
                         result = work => result,
@@ -243,29 +292,48 @@ impl Shard {
     }
 
     fn was_frozen(&self, id: InstanceId, thaw: bool, result: sas_core::Result<()>) {
-        self.with(|state, core, fx| {
-            if thaw { state.resumed(core, id, result, fx) } else { state.suspended(core, id, result, fx) }
+        self.with(|state, rules, fx| {
+            let now = rules.now();
+            if thaw {
+                state.resumed(rules, id, result, now, fx);
+            } else {
+                state.suspended(rules, id, result, now, fx);
+            }
         });
     }
 
     /// Does what is due, and says when the next is.
     pub(crate) fn expire(&self) -> u64 {
-        self.with(|state, core, fx| state.expire(core, fx))
+        self.with(|state, rules, fx| state.expire(rules, rules.now(), fx))
+    }
+
+    /// The idle instances that hold a part of a budget.
+    pub(crate) fn idle(&self) -> Vec<Candidate> {
+        self.state.lock().idle(&self.shared.rules)
     }
 
     /// Stops an idle instance for somebody who waits for a budget.
     pub(crate) fn reclaim(&self, id: InstanceId, left: &mut Shortage, over_share_only: bool) {
-        self.with(|state, core, fx| state.reclaim(core, id, left, over_share_only, fx));
+        self.with(|state, rules, fx| {
+            state.reclaim(rules, id, left, over_share_only, rules.now(), fx);
+        });
+    }
+}
+
+impl StartOwner for Shard {
+    fn started(&self, id: InstanceId, made: Made) {
+        self.is_started(id, made.result, made.from_stem, None);
     }
 }
 
 impl LeaseOwner for Shard {
     fn release(&self, token: u64, outcome: Outcome) {
-        self.with(|state, core, fx| state.release(core, token, outcome, fx));
+        self.with(|state, rules, fx| state.release(rules, token, outcome, rules.now(), fx));
     }
 
-    fn draining(&self, token: u64) -> Option<tokio::time::Instant> {
-        self.state.lock().draining(&self.core, token).map(|at| self.core.instant(at))
+    fn draining(&self, token: u64) -> Option<Instant> {
+        let rules = &self.shared.rules;
+        self.state.lock().draining(rules, token, rules.now()).map(|at| rules.clock.instant(at))
     }
 }
 
@@ -275,14 +343,14 @@ impl WaitList for Shard {
         polled.map(|result| match result {
             Ok(grant) => Ok(self.lease(self.me(), grant)),
             Err(error) => {
-                self.core.refused(&error);
+                self.shared.rules.refused(&error);
                 Err(error)
             }
         })
     }
 
     fn leave(&self, ticket: u64) {
-        let grant = self.with(|state, core, fx| state.leave(core, ticket, fx));
+        let grant = self.with(|state, rules, fx| state.leave(rules, ticket, rules.now(), fx));
         if let Some(grant) = grant {
             // A slot that was on its way to somebody who just left goes to the next in line.
             self.release(grant.token, Outcome::Unused);
@@ -292,11 +360,12 @@ impl WaitList for Shard {
 
 impl InstanceEvents for Shard {
     fn phase(&self, id: InstanceId, phase: StartPhase) {
-        self.state.lock().phase(&self.core, id, phase);
+        let rules = &self.shared.rules;
+        self.state.lock().phase(rules, id, phase, rules.now());
     }
 
     fn exited(&self, id: InstanceId, report: ExitReport) {
-        self.with(|state, core, fx| state.exited(core, id, &report, fx));
+        self.with(|state, rules, fx| state.exited(rules, id, &report, rules.now(), fx));
     }
 }
 

@@ -1,7 +1,8 @@
 //! The machine of a shard: what claims, releases, starts, exits and decisions do to revisions, instances and waiters.
 //!
-//! Everything here runs under the shard's lock and touches nothing outside of it but the leaf locks of the gate and
-//! of the queue's bounds; what has to happen outside is collected in [`Effects`].
+//! Everything here runs under the shard's lock and touches nothing outside of it but the leaf locks of the [`Rules`];
+//! the time comes in, and what has to happen outside is collected in [`Effects`]. So its tests need no task and no
+//! clock.
 
 use std::{
     collections::BTreeMap,
@@ -21,18 +22,19 @@ mod keep_warm;
 mod leases;
 mod starts;
 mod stops;
+#[cfg(test)]
+mod tests;
 mod timed;
 
-pub(crate) use starts::Holds;
-
 use crate::{
-    core::{Core, Idle},
+    clock::nanos,
     draw,
-    effects::{Effects, Freeze, Plan, Reading, Stop},
+    effects::{Candidate, Effects, Freeze, Holds, Plan, Reading, Stop},
     gate::Shortage,
     instance::{IdLayout, InstanceSlot, LAST_GENERATION, METERED, Meter, Phase},
     queue::{Grant, Place, Waiter},
     revision::{Active, Ended, Link, PackedLink, RevisionKey0, RevisionSlot},
+    rules::{Idle, Rules},
     timer::{Timer, Timers},
 };
 
@@ -93,8 +95,8 @@ impl State {
     }
 
     /// The slot of a registered revision.
-    pub(crate) fn lookup(&self, core: &Core, key: RevisionKey) -> Option<u32> {
-        let slot = key.slot() >> core.ids.shard_bits;
+    pub(crate) fn lookup(&self, rules: &Rules, key: RevisionKey) -> Option<u32> {
+        let slot = key.slot() >> rules.ids.shard_bits;
         let revision = self.revisions.get(slot as usize)?;
         (revision.generation == key.generation() && revision.deployed.is_some()).then_some(slot)
     }
@@ -111,7 +113,7 @@ impl State {
     }
 
     /// The activation record of a revision, made on demand.
-    pub(crate) fn activate(&mut self, core: &Core, slot: u32, now: u64) -> u32 {
+    pub(crate) fn activate(&mut self, rules: &Rules, slot: u32, now: u64) -> u32 {
         let link = self.revisions[slot as usize].link.get();
         if let Link::Active(at) = link {
             return at;
@@ -131,7 +133,7 @@ impl State {
         let said = if spec.concurrency == 0 { u32::MAX } else { spec.concurrency };
         let active = &mut self.actives[a as usize];
         active.key =
-            RevisionKey0(RevisionKey::new(slot << core.ids.shard_bits | self.shard, revision.generation));
+            RevisionKey0(RevisionKey::new(slot << rules.ids.shard_bits | self.shard, revision.generation));
         active.slot = slot;
         active.tenant = deployed.tenant;
         let capabilities = deployed.runtime.capabilities();
@@ -139,7 +141,7 @@ impl State {
         active.limit = capabilities.max_concurrency.map_or(said, |most| said.min(most)).max(1);
         active.max = if spec.scaling.max == 0 { u32::MAX } else { spec.scaling.max };
         active.min = spec.scaling.min.min(active.max);
-        active.balancer = core.balancer_of(spec);
+        active.balancer = rules.balancer_of(spec);
         active.deployed = Some(Arc::clone(deployed));
         active.since = now;
         active.changed = now;
@@ -202,18 +204,24 @@ impl State {
     }
 
     /// The slot of an instance, if the id still is its.
-    pub(crate) fn find(&self, core: &Core, id: InstanceId) -> Option<u32> {
-        let slot = core.ids.slot(id);
+    pub(crate) fn find(&self, rules: &Rules, id: InstanceId) -> Option<u32> {
+        let slot = rules.ids.slot(id);
         let instance = self.instances.get(slot as usize)?;
         (instance.generation == IdLayout::generation(id) && instance.phase != Phase::Free).then_some(slot)
     }
 
-    pub(crate) fn id(&self, core: &Core, slot: u32) -> InstanceId {
-        core.ids.id(self.shard, slot, self.instances[slot as usize].generation)
+    pub(crate) fn id(&self, rules: &Rules, slot: u32) -> InstanceId {
+        rules.ids.id(self.shard, slot, self.instances[slot as usize].generation)
     }
 
     /// Takes a revision in.
-    pub(crate) fn register(&mut self, core: &Core, deployed: Arc<Deployed>, fx: &mut Effects) -> RevisionKey {
+    pub(crate) fn register(
+        &mut self,
+        rules: &Rules,
+        deployed: Arc<Deployed>,
+        now: u64,
+        fx: &mut Effects,
+    ) -> RevisionKey {
         let wants = deployed.spec.scaling.min > 0;
         let slot = match self.free_revisions.pop() {
             Some(slot) => {
@@ -229,33 +237,37 @@ impl State {
         };
         let generation = self.revisions[slot as usize].generation;
         if wants {
-            let now = core.now();
-            let a = self.activate(core, slot, now);
-            self.grow(core, a, 0, now, fx);
+            let a = self.activate(rules, slot, now);
+            self.grow(rules, a, 0, now, fx);
         }
-        RevisionKey::new(slot << core.ids.shard_bits | self.shard, generation)
+        RevisionKey::new(slot << rules.ids.shard_bits | self.shard, generation)
     }
 
     /// The intents of the scaler.
-    pub(crate) fn set_desired(&mut self, core: &Core, decisions: &[(RevisionKey, u32)], fx: &mut Effects) {
+    pub(crate) fn set_desired(
+        &mut self,
+        rules: &Rules,
+        decisions: &[(RevisionKey, u32)],
+        now: u64,
+        fx: &mut Effects,
+    ) {
         if self.closed {
             return;
         }
-        let now = core.now();
         // Where they are is looked up for all first: each is a miss of the caches, and so they are waited for together.
         let found: SmallVec<[Option<u32>; 16]> =
-            decisions.iter().map(|(key, _)| self.lookup(core, *key)).collect();
+            decisions.iter().map(|(key, _)| self.lookup(rules, *key)).collect();
         for ((_, desired), slot) in decisions.iter().zip(found) {
             if let Some(slot) = slot
                 && (*desired > 0 || self.active(slot).is_some())
             {
-                self.decide(core, slot, *desired, now, fx);
+                self.decide(rules, slot, *desired, now, fx);
             }
         }
     }
 
-    fn decide(&mut self, core: &Core, slot: u32, desired: u32, now: u64, fx: &mut Effects) {
-        let a = self.activate(core, slot, now);
+    fn decide(&mut self, rules: &Rules, slot: u32, desired: u32, now: u64, fx: &mut Effects) {
+        let a = self.activate(rules, slot, now);
         let active = &mut self.actives[a as usize];
         active.decided = desired.clamp(active.min, active.max);
         active.raised = 0;
@@ -266,10 +278,10 @@ impl State {
         }
         let (have, target) = (active.have(), active.target());
         if have < target {
-            self.grow(core, a, 0, now, fx);
+            self.grow(rules, a, 0, now, fx);
         } else if have > target && active.waiting() == 0 {
             // While requests wait, a decision made from older load takes nothing away from those that run.
-            self.shrink(core, a, true, now, fx);
+            self.shrink(rules, a, true, now, fx);
         }
         self.rest(now, a, fx);
     }
@@ -277,29 +289,28 @@ impl State {
     /// Mends an instance as a crash would be mended.
     pub(crate) fn recycle(
         &mut self,
-        core: &Core,
+        rules: &Rules,
         key: RevisionKey,
         id: InstanceId,
         grace: Duration,
+        now: u64,
         fx: &mut Effects,
     ) -> bool {
-        let Some(a) = self.lookup(core, key).and_then(|slot| self.active(slot)) else { return false };
-        let Some(i) = self.find(core, id).filter(|&i| self.instances[i as usize].active == a) else {
+        let Some(a) = self.lookup(rules, key).and_then(|slot| self.active(slot)) else { return false };
+        let Some(i) = self.find(rules, id).filter(|&i| self.instances[i as usize].active == a) else {
             return false;
         };
-        let now = core.now();
-        if !self.retire(core, i, grace, now, fx) {
+        if !self.retire(rules, i, grace, now, fx) {
             return false;
         }
-        self.grow(core, a, 0, now, fx);
+        self.grow(rules, a, 0, now, fx);
         self.rest(now, a, fx);
         true
     }
 
     /// Forgets a revision.
-    pub(crate) fn unregister(&mut self, core: &Core, key: RevisionKey, fx: &mut Effects) -> bool {
-        let Some(slot) = self.lookup(core, key) else { return false };
-        let now = core.now();
+    pub(crate) fn unregister(&mut self, rules: &Rules, key: RevisionKey, now: u64, fx: &mut Effects) -> bool {
+        let Some(slot) = self.lookup(rules, key) else { return false };
         match self.revisions[slot as usize].link.get() {
             Link::Asleep => {}
             Link::Ended(at) => drop(self.take_ended(at)),
@@ -312,13 +323,13 @@ impl State {
                 for timer in [active.retry.take(), active.sleep.take()].into_iter().flatten() {
                     self.timers.cancel(timer);
                 }
-                self.fail_line(core, a, now, fx, || ClaimError::Unknown);
+                self.fail_line(rules, a, now, fx, || ClaimError::Unknown);
                 let grace = self.deployed(a).spec.timeouts.request;
-                self.drain(core, a, grace, now, fx);
+                self.drain(rules, a, grace, now, fx);
             }
         }
         self.forget_wake(key);
-        core.with_policy(|policy| policy.forget(key));
+        rules.with_policy(|policy| policy.forget(key));
         let revision = &mut self.revisions[slot as usize];
         fx.forgotten = revision.deployed.take();
         revision.link = PackedLink::ASLEEP;
@@ -334,9 +345,4 @@ impl State {
 fn is_waiting(waiters: &[Waiter], (w, generation): (u32, u32)) -> bool {
     let waiter = &waiters[w as usize];
     waiter.generation == generation && matches!(waiter.place, Place::Waiting)
-}
-
-/// A duration in the pool's nanoseconds.
-pub(crate) fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX >> 1).min(u64::MAX >> 1)
 }

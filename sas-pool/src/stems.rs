@@ -13,20 +13,21 @@ use sas_core::{
 };
 use tokio::time::Instant;
 
-use crate::{
-    config::{StemClassConfig, StemsConfig},
-    core::Core,
-    state::nanos,
-    sync::Mutex,
-};
+use crate::{clock::nanos, config::StemClassConfig, executor::Executor, rules::Rules, sync::Mutex};
 
 /// What the meter is told instead of a revision.
 const NOBODY: RevisionKey = RevisionKey(u64::MAX);
 
-#[derive(Debug)]
-pub(crate) struct Stems(Mutex<Shelf>);
+pub(crate) struct Stems {
+    me: Weak<Stems>,
+    rules: Arc<Rules>,
+    executor: Arc<Executor>,
+    shelf: Mutex<Shelf>,
+    /// Whether any class is held.
+    any: bool,
+}
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Shelf {
     classes: BTreeMap<StemClass, Class>,
     /// How many ids were given out. Those of instances have a generation above; stems have none.
@@ -36,7 +37,6 @@ struct Shelf {
     closed: bool,
 }
 
-#[derive(Debug)]
 struct Class {
     config: StemClassConfig,
     policy: Option<Box<dyn CapacityPolicy>>,
@@ -70,7 +70,8 @@ struct Boot {
 }
 
 impl Stems {
-    pub(crate) fn new(config: &StemsConfig) -> Self {
+    pub(crate) fn new(rules: &Arc<Rules>, executor: &Arc<Executor>) -> Arc<Self> {
+        let config = &rules.config.stems;
         let classes = config.classes.iter().map(|(class, stems)| {
             let state = Class {
                 config: stems.clone(),
@@ -87,91 +88,105 @@ impl Stems {
             };
             (class.clone(), state)
         });
-        Self(Mutex::new(Shelf { classes: classes.collect(), ..Shelf::default() }))
+        let shelf = Shelf { classes: classes.collect(), ..Shelf::default() };
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            rules: Arc::clone(rules),
+            executor: Arc::clone(executor),
+            any: !shelf.classes.is_empty(),
+            shelf: Mutex::new(shelf),
+        })
+    }
+
+    /// Whether any class is held.
+    pub(crate) fn any(&self) -> bool {
+        self.any
     }
 
     /// A stem for a start, if its class is held: none is a miss, and the next are booted.
-    pub(crate) fn take(&self, core: &Arc<Core>, class: &StemClass) -> Option<Box<dyn Stem>> {
+    pub(crate) fn take(&self, class: &StemClass) -> Option<Box<dyn Stem>> {
         let held = {
-            let mut shelf = self.0.lock();
+            let mut shelf = self.shelf.lock();
             let state = shelf.classes.get_mut(class)?;
             state.taken += 1;
             let held = state.ready.pop_front();
             if held.is_some() {
-                core.gate.lock().stem_gone(state.config.memory_bytes);
-                core.metrics.stem_hits.increment(1);
+                self.rules.gate.lock().stem_gone(state.config.memory_bytes);
+                self.rules.metrics.stem_hits.increment(1);
             } else {
                 state.missed += 1;
-                core.metrics.stem_misses.increment(1);
+                self.rules.metrics.stem_misses.increment(1);
             }
             held
         };
         if let Some(held) = &held {
-            told_pooled(core, held);
+            told_pooled(&self.rules, held);
         }
-        Self::refill_soon(core);
+        self.refill_soon();
         held.map(|held| held.stem)
     }
 
     /// Refills in a moment. A burst comes one claim after the other: by then all of it is in line, and its cold starts go
     /// before the boots, which at its first claim would have had the CPU to themselves.
-    pub(crate) fn refill_soon(core: &Arc<Core>) {
-        core.arm(core.now() + nanos(MOMENT));
+    pub(crate) fn refill_soon(&self) {
+        self.executor.arm(self.rules.now() + nanos(MOMENT));
     }
 
     /// Ends the slots of time that are over, and says when the next one is.
-    pub(crate) fn tick(&self, core: &Arc<Core>) -> u64 {
-        let now = core.now();
-        let slot = core.config.stems.slot;
+    pub(crate) fn tick(&self) -> u64 {
+        let rules = &self.rules;
+        let now = rules.now();
+        let slot = rules.config.stems.slot;
         let next = {
-            let mut shelf = self.0.lock();
+            let mut shelf = self.shelf.lock();
             if shelf.classes.is_empty() || shelf.closed {
                 return u64::MAX;
             }
             let retry = shelf.classes.values().map(|class| class.retry_at).filter(|at| *at > now).min();
             if now >= shelf.next_slot {
                 if shelf.next_slot > 0 {
-                    shelf.end_slot(core, slot);
+                    shelf.end_slot(rules, slot);
                 }
                 shelf.next_slot = now + nanos(slot);
             }
-            shelf.grant(core.config.stems.memory_bytes);
+            shelf.grant(rules.config.stems.memory_bytes);
             shelf.next_slot.min(retry.unwrap_or(u64::MAX))
         };
-        self.trim(core);
-        self.refill(core);
+        self.trim();
+        self.refill();
         next
     }
 
     /// Boots what is missing, as far as nobody waits for the CPU or for memory.
-    pub(crate) fn refill(&self, core: &Arc<Core>) {
-        let boots = self.0.lock().boots(core);
+    fn refill(&self) {
+        let boots = self.shelf.lock().boots(&self.rules);
         for boot in boots {
-            let core_ = Arc::clone(core);
-            core.spawn(async move { core_.stems.boot(&core_, boot).await });
+            let stems = self.me.upgrade().expect("stems that are used are referred to");
+            self.executor.spawn(async move { stems.boot(boot).await });
         }
     }
 
-    async fn boot(&self, core: &Arc<Core>, boot: Boot) {
-        let begun = core.now();
-        let events = Arc::new(StemEvents(Arc::downgrade(core)));
-        let deadline = Instant::now() + core.config.stems.boot_timeout;
+    async fn boot(&self, boot: Boot) {
+        let rules = &self.rules;
+        let begun = rules.now();
+        let events = Arc::new(StemEvents(Weak::clone(&self.me)));
+        let deadline = Instant::now() + rules.config.stems.boot_timeout;
         let request = StemRequest::new(boot.id, boot.class.clone(), events, deadline);
         let booted = tokio::select! {
             biased;
-            () = core.ended.cancelled() => return self.not_booted(core, &boot, None),
+            () = self.executor.ended.cancelled() => return self.not_booted(&boot, None),
             booted = tokio::time::timeout_at(deadline, boot.config.runtime.start_stem(request)) => booted,
         };
         let stem = match booted {
             Ok(Ok(stem)) => stem,
-            Ok(Err(error)) => return self.not_booted(core, &boot, Some(error.chain())),
+            Ok(Err(error)) => return self.not_booted(&boot, Some(error.chain())),
             Err(_) => {
-                return self.not_booted(core, &boot, Some("not booted in time (stems.boot_timeout)".into()));
+                return self.not_booted(&boot, Some("not booted in time (stems.boot_timeout)".into()));
             }
         };
-        let now = core.now();
+        let now = rules.now();
         let surplus = {
-            let mut shelf = self.0.lock();
+            let mut shelf = self.shelf.lock();
             shelf.booting -= 1;
             let closed = shelf.closed;
             let class = shelf.classes.get_mut(&boot.class).expect("classes stay");
@@ -183,51 +198,54 @@ impl Stems {
                 class.ready.push_back(Held { id: boot.id, stem, since: now });
                 None
             } else {
-                core.gate.lock().stem_gone(boot.config.memory_bytes);
+                rules.gate.lock().stem_gone(boot.config.memory_bytes);
                 Some(stem)
             }
         };
-        if let Some(meter) = &core.config.meter {
+        if let Some(meter) = &rules.config.meter {
             meter.phase(boot.id, NOBODY, TenantKey(0), MeterPhase::Starting, now - begun);
         }
         if let Some(stem) = surplus {
             let _ = stem.stop().await;
         }
-        self.refill(core);
+        self.refill();
     }
 
-    fn not_booted(&self, core: &Arc<Core>, boot: &Boot, error: Option<String>) {
-        let mut shelf = self.0.lock();
+    fn not_booted(&self, boot: &Boot, error: Option<String>) {
+        let rules = &self.rules;
+        let mut shelf = self.shelf.lock();
         shelf.booting -= 1;
         let class = shelf.classes.get_mut(&boot.class).expect("classes stay");
         class.booting.remove(&boot.id);
-        core.gate.lock().stem_gone(boot.config.memory_bytes);
+        rules.gate.lock().stem_gone(boot.config.memory_bytes);
         let Some(error) = error else { return };
         class.failures += 1;
-        class.retry_at = core.now() + nanos(core.config.backoff.pause(class.failures));
+        class.retry_at = rules.now() + nanos(rules.config.backoff.pause(class.failures));
         tracing::warn!(class = %boot.class, error, "a stem could not be booted");
         let at = class.retry_at;
         drop(shelf);
-        core.arm(at);
+        self.executor.arm(at);
     }
 
     /// Stops stems beyond what is granted.
-    fn trim(&self, core: &Arc<Core>) {
+    fn trim(&self) {
+        let rules = &self.rules;
         let mut surplus = Vec::new();
-        for class in self.0.lock().classes.values_mut() {
+        for class in self.shelf.lock().classes.values_mut() {
             while class.ready.len() as u32 > class.granted {
                 surplus.extend(class.ready.pop_front());
-                core.gate.lock().stem_gone(class.config.memory_bytes);
+                rules.gate.lock().stem_gone(class.config.memory_bytes);
             }
         }
-        self.discard(core, surplus);
+        self.discard(surplus);
     }
 
     /// Gives stems up until `bytes` are free; those that are left over are stopped. The largest holdings first.
-    pub(crate) fn give_up(&self, core: &Arc<Core>, bytes: &mut u64) {
+    pub(crate) fn give_up(&self, bytes: &mut u64) {
+        let rules = &self.rules;
         let mut surplus = Vec::new();
         {
-            let mut shelf = self.0.lock();
+            let mut shelf = self.shelf.lock();
             while *bytes > 0 {
                 let holding = |class: &Class| class.ready.len() as u64 * class.config.memory_bytes;
                 let Some(class) = shelf
@@ -240,16 +258,16 @@ impl Stems {
                 };
                 surplus.extend(class.ready.pop_front());
                 *bytes = bytes.saturating_sub(class.config.memory_bytes);
-                core.gate.lock().stem_gone(class.config.memory_bytes);
+                rules.gate.lock().stem_gone(class.config.memory_bytes);
             }
         }
-        self.discard(core, surplus);
+        self.discard(surplus);
     }
 
-    fn discard(&self, core: &Arc<Core>, surplus: Vec<Held>) {
+    fn discard(&self, surplus: Vec<Held>) {
         for held in surplus {
-            told_pooled(core, &held);
-            core.spawn(async move {
+            told_pooled(&self.rules, &held);
+            self.executor.spawn(async move {
                 if let Err(error) = held.stem.stop().await {
                     tracing::warn!(stem = %held.id, error = %error.chain(), "a stem may not be gone");
                 }
@@ -258,12 +276,13 @@ impl Stems {
     }
 
     /// A stem ended by itself.
-    fn exited(&self, core: &Arc<Core>, id: InstanceId) {
+    fn exited(&self, id: InstanceId) {
+        let rules = &self.rules;
         let mut lost = None;
-        for class in self.0.lock().classes.values_mut() {
+        for class in self.shelf.lock().classes.values_mut() {
             if let Some(at) = class.ready.iter().position(|held| held.id == id) {
                 lost = class.ready.remove(at);
-                core.gate.lock().stem_gone(class.config.memory_bytes);
+                rules.gate.lock().stem_gone(class.config.memory_bytes);
                 break;
             }
             if class.booting.remove(&id) {
@@ -271,48 +290,49 @@ impl Stems {
             }
         }
         if let Some(held) = lost {
-            told_pooled(core, &held);
-            self.refill(core);
+            told_pooled(rules, &held);
+            self.refill();
         }
     }
 
     /// Stops all stems, for good. Boots end with the pool's tasks.
-    pub(crate) fn close(&self, core: &Arc<Core>) {
+    pub(crate) fn close(&self) {
+        let rules = &self.rules;
         let mut surplus = Vec::new();
         {
-            let mut shelf = self.0.lock();
+            let mut shelf = self.shelf.lock();
             shelf.closed = true;
             for class in shelf.classes.values_mut() {
                 for held in class.ready.drain(..) {
-                    core.gate.lock().stem_gone(class.config.memory_bytes);
+                    rules.gate.lock().stem_gone(class.config.memory_bytes);
                     surplus.push(held);
                 }
             }
         }
         if !surplus.is_empty() {
-            self.discard(core, surplus);
+            self.discard(surplus);
         }
     }
 
     /// Ready, booting and wanted stems of a class.
     pub(crate) fn counts(&self, class: &StemClass) -> Option<(u32, u32, u32)> {
-        let shelf = self.0.lock();
+        let shelf = self.shelf.lock();
         let class = shelf.classes.get(class)?;
         Some((class.ready.len() as u32, class.booting.len() as u32, class.granted))
     }
 }
 
-fn told_pooled(core: &Core, held: &Held) {
-    if let Some(meter) = &core.config.meter {
-        let ns = core.now().saturating_sub(held.since);
+fn told_pooled(rules: &Rules, held: &Held) {
+    if let Some(meter) = &rules.config.meter {
+        let ns = rules.now().saturating_sub(held.since);
         meter.phase(held.id, NOBODY, TenantKey(0), MeterPhase::Pooled, ns);
     }
 }
 
 impl Shelf {
     /// Asks the policies for the next slot.
-    fn end_slot(&mut self, core: &Core, slot: Duration) {
-        let wall = core.config.clock.now();
+    fn end_slot(&mut self, rules: &Rules, slot: Duration) {
+        let wall = rules.config.clock.now();
         for class in self.classes.values_mut() {
             let mut input = CapacityInput::new(wall, slot, class.taken);
             input.missed = class.missed;
@@ -342,11 +362,11 @@ impl Shelf {
     }
 
     /// The boots that may begin now.
-    fn boots(&mut self, core: &Core) -> Vec<Boot> {
+    fn boots(&mut self, rules: &Rules) -> Vec<Boot> {
         let mut boots = Vec::new();
-        let now = core.now();
+        let now = rules.now();
         let most = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-        if self.closed || core.gate.lock().waiting() > 0 {
+        if self.closed || rules.gate.lock().waiting() > 0 {
             return boots;
         }
         // A stem for each class in turn, the one that lacks most first: none starves while another refills.
@@ -361,7 +381,7 @@ impl Shelf {
                     share(a).total_cmp(&share(b))
                 });
             let Some((name, class)) = chosen else { break };
-            if !core.gate.lock().take_for_stem(class.config.memory_bytes) {
+            if !rules.gate.lock().take_for_stem(class.config.memory_bytes) {
                 break;
             }
             self.ids += 1;
@@ -415,7 +435,7 @@ fn grants(wants: &[Want], budget: u64) -> Vec<u32> {
 }
 
 /// Whom a stem tells about its life while it is one.
-struct StemEvents(Weak<Core>);
+struct StemEvents(Weak<Stems>);
 
 impl std::fmt::Debug for StemEvents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -427,8 +447,8 @@ impl InstanceEvents for StemEvents {
     fn phase(&self, _: InstanceId, _: StartPhase) {}
 
     fn exited(&self, id: InstanceId, _: ExitReport) {
-        if let Some(core) = self.0.upgrade() {
-            core.stems.exited(&core, id);
+        if let Some(stems) = self.0.upgrade() {
+            stems.exited(id);
         }
     }
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 mod fit;
 mod memory;
+mod shipped;
 mod signals;
 mod table;
 mod weights;

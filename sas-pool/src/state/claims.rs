@@ -3,58 +3,66 @@
 use super::*;
 
 impl State {
-    /// A free slot now.
-    pub(crate) fn try_claim(&mut self, core: &Core, claim: &Claim) -> Option<Grant> {
-        let a = self.active(self.lookup(core, claim.revision)?)?;
+    /// The record of a revision that may have a free slot for a claim that nobody is in line before. It needs no time,
+    /// and most claims that find nothing end here.
+    pub(crate) fn open(&self, rules: &Rules, revision: RevisionKey) -> Option<u32> {
+        let a = self.active(self.lookup(rules, revision)?)?;
         let active = &self.actives[a as usize];
-        if active.free == 0 || active.line.len() > 0 || self.closed {
-            return None;
-        }
-        let now = core.now();
-        let position = self.pick(core, a, claim, now)?;
-        self.called(core, a);
+        (active.free > 0 && active.line.len() == 0 && !self.closed).then_some(a)
+    }
+
+    /// A free slot now, of a revision that is [`State::open`].
+    pub(crate) fn try_claim(&mut self, rules: &Rules, a: u32, claim: &Claim, now: u64) -> Option<Grant> {
+        let position = self.pick(rules, a, claim, now)?;
+        self.called(rules, a);
         self.actives[a as usize].arrive(claim.metered, now);
-        Some(self.lend(core, a, position, claim.metered, now))
+        Some(self.lend(rules, a, position, claim.metered, now))
     }
 
     /// A free slot now, or a count among those that wait, with starts for them in `fx`.
-    pub(crate) fn claim(&mut self, core: &Core, claim: &Claim, deadline: u64, fx: &mut Effects) -> Met {
+    pub(crate) fn claim(
+        &mut self,
+        rules: &Rules,
+        claim: &Claim,
+        deadline: u64,
+        now: u64,
+        fx: &mut Effects,
+    ) -> Met {
         if self.closed {
             return Met::Decided(Err(ClaimError::Closed));
         }
-        let Some(slot) = self.lookup(core, claim.revision) else {
+        let Some(slot) = self.lookup(rules, claim.revision) else {
             return Met::Decided(Err(ClaimError::Unknown));
         };
-        let now = core.now();
         let woken = self.active(slot).is_none();
         if woken && !claim.wakes {
             return Met::Decided(Err(ClaimError::Asleep));
         }
-        let a = self.activate(core, slot, now);
+        let a = self.activate(rules, slot, now);
         if self.actives[a as usize].line.len() == 0
-            && let Some(position) = self.pick(core, a, claim, now)
+            && let Some(position) = self.pick(rules, a, claim, now)
         {
-            self.called(core, a);
+            self.called(rules, a);
             self.actives[a as usize].arrive(claim.metered, now);
-            return Met::Decided(Ok(self.lend(core, a, position, claim.metered, now)));
+            return Met::Decided(Ok(self.lend(rules, a, position, claim.metered, now)));
         }
-        if let Err(error) = self.may_wait(core, a, claim, deadline, now) {
+        if let Err(error) = self.may_wait(rules, a, claim, deadline, now) {
             self.rest(now, a, fx);
             return Met::Decided(Err(error));
         }
-        self.called(core, a);
+        self.called(rules, a);
         let active = &mut self.actives[a as usize];
         active.arrive(claim.metered, now);
         active.drained = false;
         active.inline += 1;
         active.raised = active.raised.max(active.demand());
-        self.grow(core, a, claim.priority, now, fx);
+        self.grow(rules, a, claim.priority, now, fx);
         Met::Waits(a)
     }
 
     pub(super) fn may_wait(
         &mut self,
-        core: &Core,
+        rules: &Rules,
         a: u32,
         claim: &Claim,
         deadline: u64,
@@ -64,45 +72,44 @@ impl State {
         if !claim.wakes && active.have() == 0 {
             return Err(ClaimError::Asleep);
         }
-        if let Some(error) = self.shut(core, a, now) {
+        if let Some(error) = self.shut(rules, a, now) {
             return Err(error);
         }
         if deadline <= now {
             return Err(ClaimError::Deadline);
         }
-        let retry_after = core.config.queue.retry_after;
+        let retry_after = rules.config.queue.retry_after;
         let limit = self.deployed(a).spec.queue_limit;
         if active.waiting() >= limit {
             return Err(ClaimError::QueueFull { resource: "revision", retry_after });
         }
-        if active.line_bytes + u64::from(claim.bytes) > core.config.queue.revision_bytes {
+        if active.line_bytes + u64::from(claim.bytes) > rules.config.queue.revision_bytes {
             return Err(ClaimError::QueueFull { resource: "revision bytes", retry_after });
         }
         Ok(())
     }
 
     /// The error of the last start, while the revision's gate is shut for it.
-    pub(super) fn shut(&self, core: &Core, a: u32, now: u64) -> Option<ClaimError> {
+    pub(super) fn shut(&self, rules: &Rules, a: u32, now: u64) -> Option<ClaimError> {
         let active = &self.actives[a as usize];
         let error = active.error.as_ref()?;
-        (active.failures >= core.config.backoff.attempts && active.have() == 0 && now < active.retry_at).then(
-            || ClaimError::Start {
+        (active.failures >= rules.config.backoff.attempts && active.have() == 0 && now < active.retry_at)
+            .then(|| ClaimError::Start {
                 error: Arc::clone(error),
                 retry_after: Duration::from_nanos(active.retry_at - now),
-            },
-        )
+            })
     }
 
     /// A claim that started an instance itself takes a slot after all, or gets a place in the line.
     pub(crate) fn enqueue(
         &mut self,
-        core: &Core,
+        rules: &Rules,
         a: u32,
         claim: &Claim,
         deadline: u64,
+        now: u64,
         fx: &mut Effects,
     ) -> Result<Result<Grant, ClaimError>, u64> {
-        let now = core.now();
         let active = &mut self.actives[a as usize];
         active.inline -= 1;
         let decided = if self.closed {
@@ -110,13 +117,13 @@ impl State {
         } else if active.orphan {
             Some(Err(ClaimError::Unknown))
         } else if active.line.len() == 0
-            && let Some(position) = self.pick(core, a, claim, now)
+            && let Some(position) = self.pick(rules, a, claim, now)
         {
-            return Ok(Ok(self.lend(core, a, position, claim.metered, now)));
-        } else if let Some(error) = self.shut(core, a, now) {
+            return Ok(Ok(self.lend(rules, a, position, claim.metered, now)));
+        } else if let Some(error) = self.shut(rules, a, now) {
             Some(Err(error))
         } else {
-            core.bounds.lock().enter(&core.config.queue, claim).err().map(Err)
+            rules.bounds.lock().enter(&rules.config.queue, claim).err().map(Err)
         };
         if let Some(refused) = decided {
             self.actives[a as usize].depart(claim.metered, now);
@@ -168,7 +175,7 @@ impl State {
     }
 
     /// Gives a place in the line up. A slot that was granted to it is returned to be released.
-    pub(crate) fn leave(&mut self, core: &Core, ticket: u64, fx: &mut Effects) -> Option<Grant> {
+    pub(crate) fn leave(&mut self, rules: &Rules, ticket: u64, now: u64, fx: &mut Effects) -> Option<Grant> {
         let w = ticket as u32;
         let waiter = &mut self.waiters[w as usize];
         match std::mem::replace(&mut waiter.place, Place::Free) {
@@ -177,9 +184,8 @@ impl State {
                 Some(grant)
             }
             Place::Waiting => {
-                let now = core.now();
                 let (a, claim) = (waiter.active, waiter.claim);
-                self.unqueue(core, w, now);
+                self.unqueue(rules, w, now);
                 self.free_waiter(w);
                 let waiters = &self.waiters;
                 self.actives[a as usize].line.left(|entry| is_waiting(waiters, entry));
@@ -203,18 +209,18 @@ impl State {
     }
 
     /// What a waiter held besides its place in the line: its deadline and its part of the bounds.
-    pub(super) fn unqueue(&mut self, core: &Core, w: u32, now: u64) {
+    pub(super) fn unqueue(&mut self, rules: &Rules, w: u32, now: u64) {
         let waiter = &mut self.waiters[w as usize];
         if let Some(key) = waiter.timer.take() {
             self.timers.cancel(key);
         }
         self.actives[waiter.active as usize].line_bytes -= u64::from(waiter.claim.bytes);
-        core.bounds.lock().leave(&waiter.claim);
-        core.metrics.waited(now.saturating_sub(waiter.arrived));
+        rules.bounds.lock().leave(&waiter.claim);
+        rules.metrics.waited(now.saturating_sub(waiter.arrived));
     }
 
     /// Hands free slots to those who wait, the slot at `freed` first.
-    pub(super) fn serve(&mut self, core: &Core, a: u32, freed: Option<usize>, now: u64, fx: &mut Effects) {
+    pub(super) fn serve(&mut self, rules: &Rules, a: u32, freed: Option<usize>, now: u64, fx: &mut Effects) {
         let mut freed = freed;
         while self.actives[a as usize].free > 0 && self.actives[a as usize].line.len() > 0 {
             let active = &mut self.actives[a as usize];
@@ -232,15 +238,15 @@ impl State {
                 break;
             };
             let claim = self.waiters[w as usize].claim;
-            let Some(position) = direct.or_else(|| self.pick(core, a, &claim, now)) else {
+            let Some(position) = direct.or_else(|| self.pick(rules, a, &claim, now)) else {
                 // Free slots, but none for this one: it excludes the only instance that has room.
                 let generation = self.waiters[w as usize].generation;
                 self.actives[a as usize].line.put_back(claim.priority, (w, generation));
                 break;
             };
-            self.unqueue(core, w, now);
-            let mut grant = self.lend(core, a, position, claim.metered, now);
-            let instance = &self.instances[core.ids.slot(InstanceId(grant.token & !METERED)) as usize];
+            self.unqueue(rules, w, now);
+            let mut grant = self.lend(rules, a, position, claim.metered, now);
+            let instance = &self.instances[rules.ids.slot(InstanceId(grant.token & !METERED)) as usize];
             if instance.asked <= self.waiters[w as usize].arrived
                 || instance.ready >= self.waiters[w as usize].arrived
             {
@@ -255,7 +261,7 @@ impl State {
     /// Answers all who wait with an error.
     pub(super) fn fail_line(
         &mut self,
-        core: &Core,
+        rules: &Rules,
         a: u32,
         now: u64,
         fx: &mut Effects,
@@ -265,12 +271,19 @@ impl State {
             let waiters = &self.waiters;
             let taken = self.actives[a as usize].line.take(|entry| is_waiting(waiters, entry), |_| true);
             let Some(w) = taken else { break };
-            self.fail_waiter(core, w, now, fx, error());
+            self.fail_waiter(rules, w, now, fx, error());
         }
     }
 
-    pub(super) fn fail_waiter(&mut self, core: &Core, w: u32, now: u64, fx: &mut Effects, error: ClaimError) {
-        self.unqueue(core, w, now);
+    pub(super) fn fail_waiter(
+        &mut self,
+        rules: &Rules,
+        w: u32,
+        now: u64,
+        fx: &mut Effects,
+        error: ClaimError,
+    ) {
+        self.unqueue(rules, w, now);
         let waiter = &mut self.waiters[w as usize];
         waiter.place = Place::Failed(error);
         fx.wake.extend(waiter.waker.take());

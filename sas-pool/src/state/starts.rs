@@ -4,7 +4,7 @@ use super::*;
 
 impl State {
     /// Starts, revives or resumes instances until there are as many as there should be.
-    pub(crate) fn grow(&mut self, core: &Core, a: u32, priority: u8, now: u64, fx: &mut Effects) {
+    pub(crate) fn grow(&mut self, rules: &Rules, a: u32, priority: u8, now: u64, fx: &mut Effects) {
         if self.closed || self.actives[a as usize].orphan {
             return;
         }
@@ -19,7 +19,7 @@ impl State {
                 instance.position = active.coming.len() as u32;
                 active.coming.push(i);
                 if !instance.freezing {
-                    self.thaw(core, i, fx);
+                    self.thaw(rules, i, fx);
                 }
                 continue;
             }
@@ -27,25 +27,25 @@ impl State {
                 return;
             }
             if let Some(i) = active.draining.pop() {
-                self.come_back(core, i, now, fx);
+                self.come_back(rules, i, now, fx);
                 continue;
             }
             // After a failure one start at a time finds out whether it goes again.
             if active.failures > 0 && (now < active.retry_at || !active.coming.is_empty()) {
                 return;
             }
-            let Some(plan) = self.plan(core, a, priority, now) else { return };
+            let Some(plan) = self.plan(rules, a, priority, now) else { return };
             fx.begin.push(plan);
         }
     }
 
     /// Decides a start.
-    pub(super) fn plan(&mut self, core: &Core, a: u32, priority: u8, now: u64) -> Option<Plan> {
+    pub(super) fn plan(&mut self, rules: &Rules, a: u32, priority: u8, now: u64) -> Option<Plan> {
         let i = match self.free_instances.pop() {
             Some(i) => i,
             None => {
                 let i = u32::try_from(self.instances.len()).ok()?;
-                if u64::from(i) >= 1 << (32 - core.ids.shard_bits) {
+                if u64::from(i) >= 1 << (32 - rules.ids.shard_bits) {
                     return None;
                 }
                 self.instances.push(InstanceSlot::default());
@@ -53,7 +53,7 @@ impl State {
             }
         };
         let deployed = Arc::clone(self.deployed(a));
-        let gated = core.is_gated(deployed.runtime.capabilities().cpu_bound_start);
+        let gated = rules.is_gated(deployed.runtime.capabilities().cpu_bound_start);
         let active = &mut self.actives[a as usize];
         let instance = &mut self.instances[i as usize];
         instance.generation += 1;
@@ -66,8 +66,8 @@ impl State {
         active.coming.push(i);
         active.instances += 1;
         let revision = active.key.0;
-        let id = self.id(core, i);
-        if core.metering {
+        let id = self.id(rules, i);
+        if rules.metering {
             let meter = Meter::begin(id, a, now);
             match self.meters.get_mut(i as usize) {
                 Some(free) => *free = meter,
@@ -78,43 +78,49 @@ impl State {
     }
 
     /// A decided start has its turn, and holds what it was given from now on. False when it is not wanted any more.
-    pub(crate) fn begin(&mut self, core: &Core, id: InstanceId, holds: Holds, fx: &mut Effects) -> bool {
+    pub(crate) fn begin(
+        &mut self,
+        rules: &Rules,
+        id: InstanceId,
+        holds: Holds,
+        now: u64,
+        fx: &mut Effects,
+    ) -> bool {
         // A start is withdrawn only from the line of the gate, so one that has its turn is still there.
-        let Some(i) = self.find(core, id) else { return false };
+        let Some(i) = self.find(rules, id) else { return false };
         let instance = &mut self.instances[i as usize];
         instance.permit = holds.permit;
         instance.budget = holds.memory;
         if !instance.cancelled {
             instance.phase = Phase::Starting;
-            instance.begun = core.now();
+            instance.begun = now;
             return true;
         }
         let a = instance.active;
-        self.give_permit_back(core, i, fx);
-        let now = core.now();
-        self.gone(core, i, now, fx);
+        self.give_permit_back(rules, i, fx);
+        self.gone(rules, i, now, fx);
         self.rest(now, a, fx);
         false
     }
 
-    pub(super) fn give_permit_back(&mut self, core: &Core, i: u32, fx: &mut Effects) {
+    pub(super) fn give_permit_back(&mut self, rules: &Rules, i: u32, fx: &mut Effects) {
         let instance = &mut self.instances[i as usize];
         if std::mem::take(&mut instance.permit) {
-            core.gate.lock().started(self.actives[instance.active as usize].tenant);
+            rules.gate.lock().started(self.actives[instance.active as usize].tenant);
             fx.pump = true;
         }
     }
 
     /// The start of an instance came this far.
-    pub(crate) fn phase(&mut self, core: &Core, id: InstanceId, phase: StartPhase) {
-        let Some(i) = self.find(core, id) else { return };
+    pub(crate) fn phase(&mut self, rules: &Rules, id: InstanceId, phase: StartPhase, now: u64) {
+        let Some(i) = self.find(rules, id) else { return };
         let instance = &mut self.instances[i as usize];
         if instance.phase != Phase::Starting {
             return;
         }
         match phase {
-            StartPhase::Spawned => instance.spawned = core.now(),
-            StartPhase::Listening => instance.listening = core.now(),
+            StartPhase::Spawned => instance.spawned = now,
+            StartPhase::Listening => instance.listening = now,
             _ => {}
         }
     }
@@ -123,25 +129,25 @@ impl State {
     /// first slot, and its grant is returned.
     pub(crate) fn started(
         &mut self,
-        core: &Core,
+        rules: &Rules,
         id: InstanceId,
         result: Result<Arc<dyn Instance>, Arc<Error>>,
         from_stem: bool,
         claim: Option<&Claim>,
+        now: u64,
         fx: &mut Effects,
     ) -> Option<Grant> {
-        let i = self.find(core, id)?;
-        let now = core.now();
+        let i = self.find(rules, id)?;
         let a = self.instances[i as usize].active;
-        self.give_permit_back(core, i, fx);
+        self.give_permit_back(rules, i, fx);
         match result {
             Err(error) => {
-                core.metrics.start_failed();
+                rules.metrics.start_failed();
                 self.uncome(i);
                 let wanted = !self.instances[i as usize].cancelled;
-                self.gone(core, i, now, fx);
+                self.gone(rules, i, now, fx);
                 if wanted {
-                    self.failed(core, a, &error, now, fx);
+                    self.failed(rules, a, &error, now, fx);
                 }
                 self.rest(now, a, fx);
                 None
@@ -152,19 +158,19 @@ impl State {
                 instance.from_stem = from_stem;
                 if instance.exited {
                     self.uncome(i);
-                    self.gone(core, i, now, fx);
+                    self.gone(rules, i, now, fx);
                     let error =
                         Error::new(ErrorKind::Crashed, "start", "the instance ended as it became ready");
-                    self.failed(core, a, &Arc::new(error), now, fx);
+                    self.failed(rules, a, &Arc::new(error), now, fx);
                     self.rest(now, a, fx);
                     return None;
                 }
                 if instance.cancelled || self.closed {
                     self.uncome(i);
-                    self.stop(core, i, None, now, fx);
+                    self.stop(rules, i, None, now, fx);
                     return None;
                 }
-                self.ready(core, i, now, claim, fx)
+                self.ready(rules, i, now, claim, fx)
             }
         }
     }
@@ -172,7 +178,7 @@ impl State {
     /// An instance can serve.
     pub(super) fn ready(
         &mut self,
-        core: &Core,
+        rules: &Rules,
         i: u32,
         now: u64,
         claim: Option<&Claim>,
@@ -189,12 +195,12 @@ impl State {
         timings.ready = since(now);
         timings.from_stem = instance.from_stem;
         instance.ready = now;
-        core.metrics.started(&timings);
+        rules.metrics.started(&timings);
         self.actives[a as usize].start_time = nanos(timings.ready);
         instance.start = Some(Arc::new(timings));
-        if core.idle == Idle::Policy {
+        if rules.idle == Idle::Policy {
             let bytes = instance.budget;
-            self.tell_policy(core, a, bytes, timings.ready);
+            self.tell_policy(rules, a, bytes, timings.ready);
         }
         let active = &mut self.actives[a as usize];
         active.failures = 0;
@@ -202,28 +208,28 @@ impl State {
         if let Some(key) = active.retry.take() {
             self.timers.cancel(key);
         }
-        let position = self.rotate_in(core, i, now);
+        let position = self.rotate_in(rules, i, now);
         let mut grant = None;
         if let Some(claim) = claim {
             let active = &mut self.actives[a as usize];
             active.inline -= 1;
-            let mut lent = self.lend(core, a, position, claim.metered, now);
+            let mut lent = self.lend(rules, a, position, claim.metered, now);
             lent.start.clone_from(&self.instances[i as usize].start);
             grant = Some(lent);
         }
-        self.serve(core, a, Some(position), now, fx);
-        let position = self.position(core, i);
+        self.serve(rules, a, Some(position), now, fx);
+        let position = self.position(rules, i);
         if self.actives[a as usize].slots[position].in_flight == 0 {
-            self.fell_idle(core, i, now, fx);
+            self.fell_idle(rules, i, now, fx);
         }
         // After a failure only one start went: now the others follow.
-        self.grow(core, a, 0, now, fx);
+        self.grow(rules, a, 0, now, fx);
         grant
     }
 
     /// Puts an instance into rotation, at the end.
-    pub(super) fn rotate_in(&mut self, core: &Core, i: u32, now: u64) -> usize {
-        let id = self.id(core, i);
+    pub(super) fn rotate_in(&mut self, rules: &Rules, i: u32, now: u64) -> usize {
+        let id = self.id(rules, i);
         let instance = &mut self.instances[i as usize];
         let active = &mut self.actives[instance.active as usize];
         let mut slot = SlotView::new(id, active.limit);
@@ -233,7 +239,7 @@ impl State {
         active.slots.push(slot);
         instance.phase = Phase::Ready;
         instance.position = active.slots.len() as u32 - 1;
-        if core.metering {
+        if rules.metering {
             let phase = if instance.in_flight > 0 { MeterPhase::Busy } else { MeterPhase::Idle };
             self.meters[i as usize].enter(phase, now);
         }
@@ -241,15 +247,15 @@ impl State {
     }
 
     /// A draining instance is wanted after all.
-    pub(super) fn come_back(&mut self, core: &Core, i: u32, now: u64, fx: &mut Effects) {
+    pub(super) fn come_back(&mut self, rules: &Rules, i: u32, now: u64, fx: &mut Effects) {
         let instance = &mut self.instances[i as usize];
         if let Some(key) = instance.grace.take() {
             self.timers.cancel(key);
         }
         instance.may_return = false;
         let a = instance.active;
-        let position = self.rotate_in(core, i, now);
-        self.serve(core, a, Some(position), now, fx);
+        let position = self.rotate_in(rules, i, now);
+        self.serve(rules, a, Some(position), now, fx);
     }
 
     /// Takes an instance off the list of those that come.
@@ -266,8 +272,8 @@ impl State {
     }
 
     /// A start failed.
-    pub(super) fn failed(&mut self, core: &Core, a: u32, error: &Arc<Error>, now: u64, fx: &mut Effects) {
-        let backoff = &core.config.backoff;
+    pub(super) fn failed(&mut self, rules: &Rules, a: u32, error: &Arc<Error>, now: u64, fx: &mut Effects) {
+        let backoff = &rules.config.backoff;
         let active = &mut self.actives[a as usize];
         active.failures = (active.failures + 1).max(active.deaths);
         if matches!(error.kind, ErrorKind::InvalidSpec | ErrorKind::Unsupported) {
@@ -286,10 +292,10 @@ impl State {
         }
         fx.arm(at);
         tracing::warn!(revision = %self.deployed(a).name, error = %error.chain(), "a start failed");
-        if self.shut(core, a, now).is_some() {
+        if self.shut(rules, a, now).is_some() {
             self.actives[a as usize].raised = 0;
             let error = Arc::clone(error);
-            self.fail_line(core, a, now, fx, || ClaimError::Start {
+            self.fail_line(rules, a, now, fx, || ClaimError::Start {
                 error: Arc::clone(&error),
                 retry_after: pause,
             });
@@ -297,17 +303,17 @@ impl State {
     }
 
     /// The pause after a failed start is over: another attempt, if anybody wants one.
-    pub(super) fn retry(&mut self, core: &Core, key: RevisionKey, now: u64, fx: &mut Effects) {
-        let Some(a) = self.lookup(core, key).and_then(|slot| self.active(slot)) else { return };
+    pub(super) fn retry(&mut self, rules: &Rules, key: RevisionKey, now: u64, fx: &mut Effects) {
+        let Some(a) = self.lookup(rules, key).and_then(|slot| self.active(slot)) else { return };
         let active = &mut self.actives[a as usize];
         active.retry = None;
         if active.have() < active.target() {
-            self.grow(core, a, 0, now, fx);
+            self.grow(rules, a, 0, now, fx);
             return;
         }
         // Nobody does. The failures are remembered for a while, so that the pauses of a revision that is called now
         // and then still grow.
-        let memory = nanos(core.config.backoff.pause(active.failures)).saturating_mul(10);
+        let memory = nanos(rules.config.backoff.pause(active.failures)).saturating_mul(10);
         let forget_at = active.retry_at.saturating_add(memory);
         if now < forget_at {
             active.retry = Some(self.timers.set(forget_at, Timer::Retry(key)));
@@ -319,11 +325,4 @@ impl State {
         active.error = None;
         self.rest(now, a, fx);
     }
-}
-
-/// What a start holds while it goes on.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Holds {
-    pub(crate) permit: bool,
-    pub(crate) memory: Option<u64>,
 }

@@ -1,12 +1,11 @@
 //! From the decision to stop an instance until nothing of it is left.
 
 use super::*;
-use crate::reclaim::Candidate;
 
 impl State {
     /// Takes an instance out of rotation.
-    pub(crate) fn take_out(&mut self, core: &Core, i: u32) {
-        let position = self.position(core, i);
+    pub(crate) fn take_out(&mut self, rules: &Rules, i: u32) {
+        let position = self.position(rules, i);
         let instance = &mut self.instances[i as usize];
         let active = &mut self.actives[instance.active as usize];
         let slot = active.slots.remove(position);
@@ -23,21 +22,21 @@ impl State {
 
     /// Brings the number of instances down: what has not begun, what is suspended, what is idle; and with `busy`
     /// also what is starting and, after its drain, what works.
-    pub(crate) fn shrink(&mut self, core: &Core, a: u32, busy: bool, now: u64, fx: &mut Effects) {
+    pub(crate) fn shrink(&mut self, rules: &Rules, a: u32, busy: bool, now: u64, fx: &mut Effects) {
         let active = &self.actives[a as usize];
         let mut surplus = active.have().saturating_sub(active.target());
         let mut at = active.coming.len();
         while surplus > 0 && at > 0 {
             at -= 1;
             let i = self.actives[a as usize].coming[at];
-            if self.instances[i as usize].phase == Phase::Gated && self.withdraw(core, i, now, fx) {
+            if self.instances[i as usize].phase == Phase::Gated && self.withdraw(rules, i, now, fx) {
                 surplus -= 1;
             }
         }
         while surplus > 0
             && let Some(i) = self.actives[a as usize].suspended.pop()
         {
-            self.stop(core, i, None, now, fx);
+            self.stop(rules, i, None, now, fx);
             surplus -= 1;
         }
         let mut at = self.actives[a as usize].slots.len();
@@ -45,9 +44,9 @@ impl State {
             at -= 1;
             let slot = &self.actives[a as usize].slots[at];
             if slot.in_flight == 0 {
-                let i = core.ids.slot(slot.id);
-                self.take_out(core, i);
-                self.stop(core, i, None, now, fx);
+                let i = rules.ids.slot(slot.id);
+                self.take_out(rules, i);
+                self.stop(rules, i, None, now, fx);
                 surplus -= 1;
             }
         }
@@ -65,21 +64,21 @@ impl State {
         while surplus > 0 {
             let active = &self.actives[a as usize];
             let Some(slot) = active.slots.iter().min_by_key(|slot| slot.in_flight) else { break };
-            let i = core.ids.slot(slot.id);
+            let i = rules.ids.slot(slot.id);
             let grace = self.deployed(a).spec.timeouts.request;
-            self.drain_one(core, i, grace, true, now, fx);
+            self.drain_one(rules, i, grace, true, now, fx);
             surplus -= 1;
         }
     }
 
     /// Takes a start back that did not have its turn. False when it has.
-    pub(super) fn withdraw(&mut self, core: &Core, i: u32, now: u64, fx: &mut Effects) -> bool {
-        let id = self.id(core, i);
-        if !core.gate.lock().withdraw(id) {
+    pub(super) fn withdraw(&mut self, rules: &Rules, i: u32, now: u64, fx: &mut Effects) -> bool {
+        let id = self.id(rules, i);
+        if !rules.gate.lock().withdraw(id) {
             return false;
         }
         self.uncome(i);
-        self.gone(core, i, now, fx);
+        self.gone(rules, i, now, fx);
         true
     }
 
@@ -87,23 +86,23 @@ impl State {
     /// as the revision's request time-out, which ends every request but an upgraded connection.
     pub(super) fn drain_one(
         &mut self,
-        core: &Core,
+        rules: &Rules,
         i: u32,
         grace: Duration,
         may_return: bool,
         now: u64,
         fx: &mut Effects,
     ) {
-        self.take_out(core, i);
-        let id = self.id(core, i);
+        self.take_out(rules, i);
+        let id = self.id(rules, i);
         let instance = &mut self.instances[i as usize];
         if instance.in_flight == 0 {
-            self.stop(core, i, None, now, fx);
+            self.stop(rules, i, None, now, fx);
             return;
         }
         instance.phase = Phase::Draining;
         instance.may_return = may_return;
-        if core.metering {
+        if rules.metering {
             self.meters[i as usize].enter(MeterPhase::Draining, now);
         }
         let a = instance.active;
@@ -116,14 +115,21 @@ impl State {
     }
 
     /// Ends an instance that is out of rotation.
-    pub(crate) fn stop(&mut self, core: &Core, i: u32, grace: Option<Duration>, now: u64, fx: &mut Effects) {
-        let id = self.id(core, i);
+    pub(crate) fn stop(
+        &mut self,
+        rules: &Rules,
+        i: u32,
+        grace: Option<Duration>,
+        now: u64,
+        fx: &mut Effects,
+    ) {
+        let id = self.id(rules, i);
         let a = self.instances[i as usize].active;
         let grace = grace.unwrap_or(self.deployed(a).spec.timeouts.stop_grace);
         let instance = &mut self.instances[i as usize];
         let thaw = matches!(instance.phase, Phase::Suspended | Phase::Resuming);
         instance.phase = Phase::Stopping;
-        if core.metering {
+        if rules.metering {
             self.meters[i as usize].enter(MeterPhase::Draining, now);
         }
         for key in [instance.grace.take(), instance.suspend.take()].into_iter().flatten() {
@@ -136,22 +142,27 @@ impl State {
         fx.stop.push(Stop { id, instance: handle, grace, thaw });
     }
 
-    /// A stop is over.
-    pub(crate) fn stopped(&mut self, core: &Core, id: InstanceId, fx: &mut Effects) {
-        let Some(i) = self.find(core, id) else { return };
+    /// A stop is over. Only the meter asks when (`now`): what is stopped has no requests, so no load to account.
+    pub(crate) fn stopped(&mut self, rules: &Rules, id: InstanceId, now: Option<u64>, fx: &mut Effects) {
+        let Some(i) = self.find(rules, id) else { return };
         if self.instances[i as usize].phase == Phase::Stopping {
             let a = self.instances[i as usize].active;
-            // Only the meter asks when: what is stopped has no requests, so no load to account.
-            let now = if core.metering { core.now() } else { self.actives[a as usize].changed };
-            self.gone(core, i, now, fx);
+            let now = now.unwrap_or(self.actives[a as usize].changed);
+            self.gone(rules, i, now, fx);
             self.rest(now, a, fx);
         }
     }
 
     /// An instance ended, whoever wanted it.
-    pub(crate) fn exited(&mut self, core: &Core, id: InstanceId, report: &ExitReport, fx: &mut Effects) {
-        let Some(i) = self.find(core, id) else { return };
-        let now = core.now();
+    pub(crate) fn exited(
+        &mut self,
+        rules: &Rules,
+        id: InstanceId,
+        report: &ExitReport,
+        now: u64,
+        fx: &mut Effects,
+    ) {
+        let Some(i) = self.find(rules, id) else { return };
         let a = self.instances[i as usize].active;
         let phase = self.instances[i as usize].phase;
         match phase {
@@ -161,7 +172,7 @@ impl State {
                 self.instances[i as usize].exited = true;
                 return;
             }
-            Phase::Ready => self.take_out(core, i),
+            Phase::Ready => self.take_out(rules, i),
             Phase::Suspended => self.actives[a as usize].suspended.retain(|&other| other != i),
             Phase::Resuming => self.uncome(i),
             Phase::Draining => self.actives[a as usize].draining.retain(|&other| other != i),
@@ -171,28 +182,28 @@ impl State {
         let unasked = !matches!(phase, Phase::Draining | Phase::Stopping);
         let hasty = unasked
             && instance.served == 0
-            && now.saturating_sub(instance.ready) < nanos(core.config.backoff.settle);
-        self.gone(core, i, now, fx);
+            && now.saturating_sub(instance.ready) < nanos(rules.config.backoff.settle);
+        self.gone(rules, i, now, fx);
         if unasked {
-            core.metrics.deaths.increment(1);
+            rules.metrics.deaths.increment(1);
         }
         let active = &mut self.actives[a as usize];
         active.deaths = if hasty { active.deaths + 1 } else { 0 };
         if hasty {
             let message = format!("instance {id} {report} right after it was ready");
-            self.failed(core, a, &Arc::new(Error::new(ErrorKind::Crashed, "start", message)), now, fx);
+            self.failed(rules, a, &Arc::new(Error::new(ErrorKind::Crashed, "start", message)), now, fx);
         }
-        self.grow(core, a, 0, now, fx);
+        self.grow(rules, a, 0, now, fx);
         self.rest(now, a, fx);
     }
 
     /// Nothing of an instance is left; its slot stays until its leases are back.
-    pub(super) fn gone(&mut self, core: &Core, i: u32, now: u64, fx: &mut Effects) {
-        let id = self.id(core, i);
+    pub(super) fn gone(&mut self, rules: &Rules, i: u32, now: u64, fx: &mut Effects) {
+        let id = self.id(rules, i);
         let instance = &mut self.instances[i as usize];
         let a = instance.active;
         let active = &mut self.actives[a as usize];
-        if core.metering {
+        if rules.metering {
             let meter = &mut self.meters[i as usize];
             meter.end(now);
             let (revision, tenant) = (active.key.0, active.tenant);
@@ -200,7 +211,7 @@ impl State {
                 .extend(meter.take(now).map(|(phase, ns)| Reading::Phase(id, revision, tenant, phase, ns)));
         }
         if let Some(memory) = instance.budget.take() {
-            core.gate.lock().gone(active.tenant, memory);
+            rules.gate.lock().gone(active.tenant, memory);
             fx.pump = true;
         }
         for key in [instance.grace.take(), instance.suspend.take()].into_iter().flatten() {
@@ -227,7 +238,7 @@ impl State {
     /// Makes an instance of whatever phase go within `grace`. False when it was going already.
     pub(super) fn retire(
         &mut self,
-        core: &Core,
+        rules: &Rules,
         i: u32,
         grace: Duration,
         now: u64,
@@ -236,23 +247,23 @@ impl State {
         let a = self.instances[i as usize].active;
         let phase = self.instances[i as usize].phase;
         match phase {
-            Phase::Gated if self.withdraw(core, i, now, fx) => {}
+            Phase::Gated if self.withdraw(rules, i, now, fx) => {}
             Phase::Gated | Phase::Starting if self.instances[i as usize].cancelled => return false,
             Phase::Gated | Phase::Starting => {
                 self.uncome(i);
                 self.instances[i as usize].cancelled = true;
             }
-            Phase::Ready => self.drain_one(core, i, grace, false, now, fx),
+            Phase::Ready => self.drain_one(rules, i, grace, false, now, fx),
             Phase::Suspended => {
                 self.actives[a as usize].suspended.retain(|&other| other != i);
-                self.stop(core, i, None, now, fx);
+                self.stop(rules, i, None, now, fx);
             }
             Phase::Resuming => {
                 self.uncome(i);
-                self.stop(core, i, None, now, fx);
+                self.stop(rules, i, None, now, fx);
             }
             Phase::Draining => {
-                let id = self.id(core, i);
+                let id = self.id(rules, i);
                 let at = now + nanos(grace);
                 let instance = &mut self.instances[i as usize];
                 if std::mem::take(&mut instance.may_return) {
@@ -276,7 +287,7 @@ impl State {
     /// Makes all instances of a revision go within `grace`; the ids of those that are still there.
     pub(crate) fn drain(
         &mut self,
-        core: &Core,
+        rules: &Rules,
         a: u32,
         grace: Duration,
         now: u64,
@@ -292,39 +303,38 @@ impl State {
             if instance.active != a || matches!(instance.phase, Phase::Free | Phase::Gone) {
                 continue;
             }
-            let id = self.id(core, i);
-            self.retire(core, i, grace, now, fx);
-            if self.find(core, id).is_some() {
+            let id = self.id(rules, i);
+            self.retire(rules, i, grace, now, fx);
+            if self.find(rules, id).is_some() {
                 left.push(id);
             }
         }
         // Who waits is served by what starts from now on.
-        self.grow(core, a, 0, now, fx);
+        self.grow(rules, a, 0, now, fx);
         self.rest(now, a, fx);
         left
     }
 
     /// Whether the instance is still there.
-    pub(crate) fn is_there(&self, core: &Core, id: InstanceId) -> bool {
-        self.find(core, id).is_some_and(|i| self.instances[i as usize].phase != Phase::Gone)
+    pub(crate) fn is_there(&self, rules: &Rules, id: InstanceId) -> bool {
+        self.find(rules, id).is_some_and(|i| self.instances[i as usize].phase != Phase::Gone)
     }
 
     /// Fails all that waits, for good.
-    pub(crate) fn close(&mut self, core: &Core, grace: Duration, fx: &mut Effects) {
+    pub(crate) fn close(&mut self, rules: &Rules, grace: Duration, now: u64, fx: &mut Effects) {
         self.closed = true;
-        let now = core.now();
         for a in self.live.clone() {
-            self.fail_line(core, a, now, fx, || ClaimError::Closed);
+            self.fail_line(rules, a, now, fx, || ClaimError::Closed);
             self.actives[a as usize].failures = 0;
-            self.drain(core, a, grace, now, fx);
+            self.drain(rules, a, grace, now, fx);
         }
     }
 
     /// All instances that are there.
-    pub(crate) fn all(&self, core: &Core) -> Vec<InstanceId> {
+    pub(crate) fn all(&self, rules: &Rules) -> Vec<InstanceId> {
         (0..self.instances.len() as u32)
             .filter(|&i| !matches!(self.instances[i as usize].phase, Phase::Free | Phase::Gone))
-            .map(|i| self.id(core, i))
+            .map(|i| self.id(rules, i))
             .collect()
     }
 
@@ -346,14 +356,14 @@ impl State {
     }
 
     /// The idle instances that hold a part of a budget.
-    pub(crate) fn idle(&self, core: &Core) -> Vec<Candidate> {
+    pub(crate) fn idle(&self, rules: &Rules) -> Vec<Candidate> {
         (0..self.instances.len() as u32)
-            .filter(|&i| self.instances[i as usize].budget.is_some() && self.is_idle(core, i))
+            .filter(|&i| self.instances[i as usize].budget.is_some() && self.is_idle(rules, i))
             .map(|i| {
                 let instance = &self.instances[i as usize];
                 let key = self.actives[instance.active as usize].key.0;
-                let worth = core.with_policy(|policy| policy.worth(key)).flatten().unwrap_or(0.0);
-                Candidate { id: self.id(core, i), worth, since: instance.idle }
+                let worth = rules.with_policy(|policy| policy.worth(key)).flatten().unwrap_or(0.0);
+                Candidate { id: self.id(rules, i), worth, since: instance.idle }
             })
             .collect()
     }
@@ -361,16 +371,17 @@ impl State {
     /// Stops an instance for somebody who waits for a budget, if it still is idle and above its revision's minimum.
     pub(crate) fn reclaim(
         &mut self,
-        core: &Core,
+        rules: &Rules,
         id: InstanceId,
         left: &mut Shortage,
         over_share_only: bool,
+        now: u64,
         fx: &mut Effects,
     ) {
-        let Some(i) = self.find(core, id).filter(|&i| self.is_idle(core, i)) else { return };
+        let Some(i) = self.find(rules, id).filter(|&i| self.is_idle(rules, i)) else { return };
         let a = self.instances[i as usize].active;
         let active = &mut self.actives[a as usize];
-        if active.have() <= active.min || over_share_only && !core.gate.lock().is_over_share(active.tenant) {
+        if active.have() <= active.min || over_share_only && !rules.gate.lock().is_over_share(active.tenant) {
             return;
         }
         let rest = active.have() - 1;
@@ -383,19 +394,18 @@ impl State {
         if self.instances[i as usize].phase == Phase::Suspended {
             self.actives[a as usize].suspended.retain(|&other| other != i);
         } else {
-            self.take_out(core, i);
+            self.take_out(rules, i);
         }
-        core.with_policy(|policy| policy.evicted(key));
-        let now = core.now();
-        self.stop(core, i, None, now, fx);
+        rules.with_policy(|policy| policy.evicted(key));
+        self.stop(rules, i, None, now, fx);
     }
 
-    pub(super) fn is_idle(&self, core: &Core, i: u32) -> bool {
+    pub(super) fn is_idle(&self, rules: &Rules, i: u32) -> bool {
         let instance = &self.instances[i as usize];
         match instance.phase {
             Phase::Suspended => true,
             Phase::Ready => {
-                let at = self.position(core, i);
+                let at = self.position(rules, i);
                 self.actives[instance.active as usize].slots[at].in_flight == 0
             }
             _ => false,

@@ -1,9 +1,6 @@
 use std::{borrow::Cow, fmt};
 
-use super::{
-    signals::{LEVELS, SIGNALS, Signals},
-    weights::{BIAS, TREES},
-};
+use super::signals::{LEVELS, SIGNALS, Signals};
 
 /// Steps per unit of log-odds in which leaves are kept.
 pub(super) const STEPS: f64 = 64.0;
@@ -41,8 +38,8 @@ impl Tree {
 /// [`HazardTable::fit`] makes one from traces of your own.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HazardTable {
-    bias: i32,
-    trees: Cow<'static, [Tree]>,
+    pub(super) bias: i32,
+    pub(super) trees: Cow<'static, [Tree]>,
 }
 
 impl fmt::Debug for HazardTable {
@@ -52,11 +49,6 @@ impl fmt::Debug for HazardTable {
 }
 
 impl HazardTable {
-    /// The one that comes with the crate.
-    pub const fn shipped() -> Self {
-        Self { bias: BIAS, trees: Cow::Borrowed(&TREES) }
-    }
-
     /// The log-odds of a minute of which nothing is known, in 64ths.
     pub fn bias(&self) -> i32 {
         self.bias

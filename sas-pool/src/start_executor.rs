@@ -11,14 +11,11 @@ use std::{
     time::Duration,
 };
 
-use sas_core::{Error, ErrorKind, InstanceId};
+use sas_core::{Error, ErrorKind, Instance, InstanceId, Result};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
-    core::Core,
-    shard::Shard,
-    start::{Guard, Made, panicked},
+    executor::Executor,
     sync::{AtomicBool, Mutex, Ordering},
 };
 
@@ -27,19 +24,70 @@ const LONG: Duration = Duration::from_micros(200);
 
 pub(crate) type Work = Pin<Box<dyn Future<Output = Made> + Send>>;
 
-/// Starts that are under way.
+/// What a start made.
+pub(crate) struct Made {
+    pub(crate) result: Result<Arc<dyn Instance>>,
+    pub(crate) from_stem: bool,
+}
+
+impl Made {
+    pub(crate) fn failed(error: Error) -> Self {
+        Self { result: Err(error), from_stem: false }
+    }
+}
+
+/// Who asked for a start, and is told when it is over.
+pub(crate) trait StartOwner: Send + Sync {
+    /// The start of `id` is over.
+    fn started(&self, id: InstanceId, made: Made);
+}
+
+/// Reports a start as failed when its runtime panics.
+pub(crate) struct Guard<'a> {
+    owner: &'a dyn StartOwner,
+    id: InstanceId,
+    armed: bool,
+}
+
+impl<'a> Guard<'a> {
+    pub(crate) fn new(owner: &'a dyn StartOwner, id: InstanceId) -> Self {
+        Self { owner, id, armed: true }
+    }
+
+    pub(crate) fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.owner.started(self.id, Made::failed(panicked()));
+        }
+    }
+}
+
+fn panicked() -> Error {
+    Error::new(
+        ErrorKind::Unexpected,
+        "start",
+        "the runtime panicked, or the async runtime shut down, while an instance was starting",
+    )
+}
+
+/// Polls the starts that did not complete at once, all of them in one task.
 #[derive(Clone)]
-pub(crate) struct Nursery(Arc<Inner>);
+pub(crate) struct StartExecutor(Arc<Inner>);
 
 struct Inner {
-    beds: Mutex<Beds>,
+    slots: Mutex<Slots>,
     ready: Arc<Ready>,
-    ended: CancellationToken,
+    executor: Arc<Executor>,
 }
 
 #[derive(Default)]
-struct Beds {
-    beds: Vec<Bed>,
+struct Slots {
+    all: Vec<StartSlot>,
     free: Vec<u32>,
     /// The driver looks for starts that are too late at this time, or when `None` never.
     looks: Option<Instant>,
@@ -47,7 +95,7 @@ struct Beds {
     closed: bool,
 }
 
-struct Bed {
+struct StartSlot {
     wakes: Arc<Wakes>,
     waker: Waker,
     /// It was woken before it was put in.
@@ -57,7 +105,7 @@ struct Bed {
 
 struct Start {
     work: Work,
-    shard: Arc<Shard>,
+    owner: Arc<dyn StartOwner>,
     id: InstanceId,
     deadline: Instant,
 }
@@ -67,7 +115,7 @@ struct Ready(Mutex<List>);
 
 #[derive(Debug, Default)]
 struct List {
-    beds: Vec<u32>,
+    slots: Vec<u32>,
     /// The driver has to look at the deadlines again.
     deadlines: bool,
     /// Set while the driver sleeps.
@@ -75,10 +123,10 @@ struct List {
 }
 
 impl Ready {
-    fn push(&self, bed: u32) {
+    fn push(&self, slot: u32) {
         let driver = {
             let mut list = self.0.lock();
-            list.beds.push(bed);
+            list.slots.push(slot);
             list.driver.take()
         };
         if let Some(driver) = driver {
@@ -99,10 +147,10 @@ impl Ready {
     }
 }
 
-/// The waker of a bed. It outlives the starts in it: one that is woken for an earlier start is polled once in vain.
+/// The waker of a slot. It outlives the starts in it: one that is woken for an earlier start is polled once in vain.
 struct Wakes {
     ready: Arc<Ready>,
-    bed: u32,
+    slot: u32,
     /// It is on the list.
     listed: AtomicBool,
 }
@@ -114,51 +162,50 @@ impl Wake for Wakes {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.listed.swap(true, Ordering::AcqRel) {
-            self.ready.push(self.bed);
+            self.ready.push(self.slot);
         }
     }
 }
 
-impl Nursery {
-    pub(crate) fn new(ended: CancellationToken) -> Self {
+impl StartExecutor {
+    pub(crate) fn new(executor: Arc<Executor>) -> Self {
         let ready = Arc::new(Ready(Mutex::new(List::default())));
-        Self(Arc::new(Inner { beds: Mutex::new(Beds::default()), ready, ended }))
+        Self(Arc::new(Inner { slots: Mutex::new(Slots::default()), ready, executor }))
     }
 
     /// Polls a start for the first time, and keeps it if it is not over.
     pub(crate) fn admit(
         &self,
-        core: &Core,
-        shard: &Arc<Shard>,
+        owner: Arc<dyn StartOwner>,
         id: InstanceId,
         mut work: Work,
         deadline: Instant,
     ) -> Option<Made> {
-        let (bed, waker) = self.0.beds.lock().bed(&self.0.ready);
+        let (slot, waker) = self.0.slots.lock().slot(&self.0.ready);
         let polled = poll(&mut work, &waker);
-        let mut beds = self.0.beds.lock();
-        if polled.is_ready() || beds.closed {
-            beds.free.push(bed);
-            drop(beds);
+        let mut slots = self.0.slots.lock();
+        if polled.is_ready() || slots.closed {
+            slots.free.push(slot);
+            drop(slots);
             return Some(match polled {
                 Poll::Ready(made) => made,
                 Poll::Pending => shut_down(),
             });
         }
-        let at = &mut beds.beds[bed as usize];
-        at.start = Some(Start { work, shard: Arc::clone(shard), id, deadline });
+        let at = &mut slots.all[slot as usize];
+        at.start = Some(Start { work, owner, id, deadline });
         let early = std::mem::take(&mut at.early);
-        let sooner = beds.looks.is_none_or(|looks| deadline < looks);
+        let sooner = slots.looks.is_none_or(|looks| deadline < looks);
         if sooner {
-            beds.looks = Some(deadline);
+            slots.looks = Some(deadline);
         }
-        let begins = !std::mem::replace(&mut beds.driven, true);
-        drop(beds);
+        let begins = !std::mem::replace(&mut slots.driven, true);
+        drop(slots);
         if begins {
-            core.spawn(drive(Driver { inner: Arc::clone(&self.0), batch: Vec::new() }));
+            self.0.executor.spawn(drive(Driver { inner: Arc::clone(&self.0), batch: Vec::new() }));
         }
         if early {
-            self.0.ready.push(bed);
+            self.0.ready.push(slot);
         }
         if sooner {
             self.0.ready.look();
@@ -167,23 +214,23 @@ impl Nursery {
     }
 }
 
-impl Beds {
-    fn bed(&mut self, ready: &Arc<Ready>) -> (u32, Waker) {
-        let bed = self.free.pop().unwrap_or_else(|| {
-            let bed = self.beds.len() as u32;
-            let wakes = Arc::new(Wakes { ready: Arc::clone(ready), bed, listed: AtomicBool::new(false) });
+impl Slots {
+    fn slot(&mut self, ready: &Arc<Ready>) -> (u32, Waker) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            let slot = self.all.len() as u32;
+            let wakes = Arc::new(Wakes { ready: Arc::clone(ready), slot, listed: AtomicBool::new(false) });
             let waker = Waker::from(Arc::clone(&wakes));
-            self.beds.push(Bed { wakes, waker, early: false, start: None });
-            bed
+            self.all.push(StartSlot { wakes, waker, early: false, start: None });
+            slot
         });
-        let at = &mut self.beds[bed as usize];
+        let at = &mut self.all[slot as usize];
         at.early = false;
-        (bed, at.waker.clone())
+        (slot, at.waker.clone())
     }
 
     /// Takes a start out to poll it.
-    fn take(&mut self, bed: u32) -> Option<(Start, Waker)> {
-        let at = &mut self.beds[bed as usize];
+    fn take(&mut self, slot: u32) -> Option<(Start, Waker)> {
+        let at = &mut self.all[slot as usize];
         // From here on a wake-up puts it on the list again.
         at.wakes.listed.store(false, Ordering::Release);
         match at.start.take() {
@@ -199,11 +246,11 @@ impl Beds {
     fn late(&mut self, now: Instant) -> Vec<Start> {
         let mut late = Vec::new();
         self.looks = None;
-        for (bed, at) in self.beds.iter_mut().enumerate() {
+        for (slot, at) in self.all.iter_mut().enumerate() {
             let Some(start) = &at.start else { continue };
             if start.deadline <= now {
                 late.extend(at.start.take());
-                self.free.push(bed as u32);
+                self.free.push(slot as u32);
             } else {
                 self.looks = Some(self.looks.map_or(start.deadline, |looks| looks.min(start.deadline)));
             }
@@ -220,7 +267,7 @@ struct Driver {
 
 async fn drive(mut driver: Driver) {
     let inner = Arc::clone(&driver.inner);
-    let mut ended = pin!(inner.ended.cancelled());
+    let mut ended = pin!(inner.executor.ended.cancelled());
     let mut sleep = pin!(tokio::time::sleep_until(Instant::now()));
     poll_fn(|cx| {
         if ended.as_mut().poll(cx).is_ready() {
@@ -228,7 +275,7 @@ async fn drive(mut driver: Driver) {
         }
         driver.step();
         loop {
-            let looks = driver.inner.beds.lock().looks;
+            let looks = driver.inner.slots.lock().looks;
             let Some(looks) = looks else { break };
             if sleep.deadline() != looks {
                 sleep.as_mut().reset(looks);
@@ -239,7 +286,7 @@ async fn drive(mut driver: Driver) {
             driver.expire();
         }
         let mut list = driver.inner.ready.0.lock();
-        if list.beds.is_empty() && !std::mem::take(&mut list.deadlines) {
+        if list.slots.is_empty() && !std::mem::take(&mut list.deadlines) {
             list.driver = Some(cx.waker().clone());
         } else {
             // The next batch has its own turn: others on this thread have theirs between.
@@ -254,33 +301,33 @@ async fn drive(mut driver: Driver) {
 impl Driver {
     /// Polls the starts that can go on.
     fn step(&mut self) {
-        std::mem::swap(&mut self.inner.ready.0.lock().beds, &mut self.batch);
+        std::mem::swap(&mut self.inner.ready.0.lock().slots, &mut self.batch);
         if self.batch.is_empty() {
             return;
         }
         let mut begin = Instant::now();
-        for bed in self.batch.drain(..) {
-            let taken = self.inner.beds.lock().take(bed);
+        for slot in self.batch.drain(..) {
+            let taken = self.inner.slots.lock().take(slot);
             let Some((mut start, waker)) = taken else { continue };
             let polled = poll(&mut start.work, &waker);
             let end = Instant::now();
             let took = end - std::mem::replace(&mut begin, end);
             match polled {
                 Poll::Ready(made) => {
-                    self.inner.beds.lock().free.push(bed);
+                    self.inner.slots.lock().free.push(slot);
                     start.over(made);
                 }
                 Poll::Pending if took > LONG => {
-                    self.inner.beds.lock().free.push(bed);
-                    start.move_out(&self.inner.ended);
+                    self.inner.slots.lock().free.push(slot);
+                    start.move_out(&self.inner.executor);
                 }
-                Poll::Pending => self.inner.beds.lock().beds[bed as usize].start = Some(start),
+                Poll::Pending => self.inner.slots.lock().all[slot as usize].start = Some(start),
             }
         }
     }
 
     fn expire(&self) {
-        let late = self.inner.beds.lock().late(Instant::now());
+        let late = self.inner.slots.lock().late(Instant::now());
         for start in late {
             start.over(too_late());
         }
@@ -291,9 +338,9 @@ impl Drop for Driver {
     /// The pool ends, or the async runtime does: nothing is left that nobody polls.
     fn drop(&mut self) {
         let left: Vec<Start> = {
-            let mut beds = self.inner.beds.lock();
-            beds.closed = true;
-            beds.beds.iter_mut().filter_map(|bed| bed.start.take()).collect()
+            let mut slots = self.inner.slots.lock();
+            slots.closed = true;
+            slots.all.iter_mut().filter_map(|slot| slot.start.take()).collect()
         };
         for start in left {
             start.over(shut_down());
@@ -304,19 +351,18 @@ impl Drop for Driver {
 impl Start {
     /// It is over.
     fn over(self, made: Made) {
-        let Self { work, shard, id, .. } = self;
+        let Self { work, owner, id, .. } = self;
         // What it left behind is for its runtime to clean up, before anybody hears of it.
         drop(work);
-        shard.started(id, made.result, made.from_stem, None);
+        owner.started(id, made);
     }
 
     /// Goes on in a task of its own.
-    fn move_out(self, ended: &CancellationToken) {
-        let Self { mut work, shard, id, deadline } = self;
-        let core = Arc::clone(&shard.core);
-        let ended = ended.clone();
-        core.spawn(async move {
-            let guard = Guard::new(&shard, id);
+    fn move_out(self, executor: &Executor) {
+        let Self { mut work, owner, id, deadline } = self;
+        let ended = executor.ended.clone();
+        executor.spawn(async move {
+            let guard = Guard::new(&*owner, id);
             let made = tokio::select! {
                 biased;
                 made = poll_fn(|cx| poll(&mut work, cx.waker())) => made,
@@ -324,7 +370,7 @@ impl Start {
                 () = ended.cancelled() => shut_down(),
             };
             guard.disarm();
-            Start { work, shard: Arc::clone(&shard), id, deadline }.over(made);
+            Start { work, owner: Arc::clone(&owner), id, deadline }.over(made);
         });
     }
 }
@@ -347,8 +393,8 @@ fn shut_down() -> Made {
     Made::failed(Error::new(ErrorKind::Unavailable, "start", "the pool shuts down"))
 }
 
-impl fmt::Debug for Nursery {
+impl fmt::Debug for StartExecutor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Nursery")
+        f.write_str("StartExecutor")
     }
 }

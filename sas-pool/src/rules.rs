@@ -1,0 +1,153 @@
+//! What the state machine is run under: the configuration in the form in which it is asked, the policies, and the
+//! leaf locks of the gate and of the queue's bounds. No task and no channel: a table test makes one.
+
+use std::{fmt, sync::Arc};
+
+use sas_core::{Balancer, ClaimError, KeepAlivePolicy, RevisionSpec};
+
+use crate::{
+    bounds::Bounds,
+    clock::PoolClock,
+    config::{IdleRule, PoolConfig},
+    effects::Reading,
+    gate::{Ask, Gate, share_of},
+    instance::IdLayout,
+    metrics::Metrics,
+    sync::{AtomicBool, Mutex, Ordering},
+};
+
+/// The option by which a revision asks for a balancer.
+pub(crate) const BALANCER_OPTION: &str = "sas.dev/balancer";
+
+/// [`IdleRule`] without the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Idle {
+    Decided,
+    AtOnce,
+    Policy,
+}
+
+pub(crate) struct Rules {
+    pub(crate) config: PoolConfig,
+    pub(crate) idle: Idle,
+    policy: Option<Mutex<Box<dyn KeepAlivePolicy>>>,
+    pub(crate) ids: IdLayout,
+    pub(crate) metering: bool,
+    pub(crate) metrics: Metrics,
+    balancers: Vec<Arc<dyn Balancer>>,
+    pub(crate) clock: PoolClock,
+    pub(crate) gate: Mutex<Gate>,
+    /// Whether somebody waits for a budget: read at every release.
+    short: AtomicBool,
+    pub(crate) bounds: Mutex<Bounds>,
+}
+
+impl Rules {
+    pub(crate) fn new(mut config: PoolConfig) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+        let gate = Gate::new(config.gate, config.budget, cores);
+        let (idle, policy) = match std::mem::take(&mut config.idle) {
+            IdleRule::Decided => (Idle::Decided, None),
+            IdleRule::AtOnce => (Idle::AtOnce, None),
+            IdleRule::Policy(policy) => (Idle::Policy, Some(policy.0)),
+        };
+        let mut balancers = vec![Arc::clone(&config.balancer)];
+        balancers.extend(config.balancers.values().cloned());
+        Self {
+            idle,
+            policy,
+            ids: IdLayout { shard_bits: config.shards.trailing_zeros() },
+            metering: config.meter.is_some(),
+            metrics: Metrics::new(&config.recorder),
+            balancers,
+            clock: PoolClock::start(),
+            gate: Mutex::new(gate),
+            short: AtomicBool::new(false),
+            bounds: Mutex::new(Bounds::default()),
+            config,
+        }
+    }
+
+    /// Nanoseconds of the pool's life.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    pub(crate) fn balancer(&self, at: u32) -> &dyn Balancer {
+        &*self.balancers[at as usize]
+    }
+
+    /// Which balancer a revision gets.
+    pub(crate) fn balancer_of(&self, spec: &RevisionSpec) -> u32 {
+        if spec.options.is_empty() || self.config.balancers.is_empty() {
+            return 0;
+        }
+        spec.options
+            .get(BALANCER_OPTION)
+            .and_then(|name| self.config.balancers.keys().position(|known| known == name))
+            .map_or(0, |at| at as u32 + 1)
+    }
+
+    pub(crate) fn with_policy<T>(&self, ask: impl FnOnce(&mut dyn KeepAlivePolicy) -> T) -> Option<T> {
+        Some(ask(&mut **self.policy.as_ref()?.lock()))
+    }
+
+    /// Whether anybody waits for room in a budget.
+    pub(crate) fn is_short(&self) -> bool {
+        self.short.load(Ordering::Relaxed)
+    }
+
+    /// Says whether anybody waits for room in a budget.
+    pub(crate) fn set_short(&self, short: bool) {
+        self.short.store(short, Ordering::Relaxed);
+    }
+
+    /// Whether starts of this kind pass the gate at all.
+    pub(crate) fn is_gated(&self, cpu_bound: bool) -> bool {
+        cpu_bound || self.config.budget.is_limited()
+    }
+
+    /// What an instance counts with in the budget of memory.
+    pub(crate) fn memory_of(&self, spec: &RevisionSpec) -> u64 {
+        let resources = &spec.resources;
+        resources
+            .memory_request_bytes
+            .or(resources.memory_limit_bytes)
+            .unwrap_or(self.config.budget.assumed_memory_bytes)
+    }
+
+    /// Puts a start in line.
+    pub(crate) fn ask(&self, ask: Ask) {
+        let share = share_of(&self.config.tenants, ask.tenant);
+        self.gate.lock().ask(Ask { weight: share.weight.max(1), class: share.class, ..ask });
+    }
+
+    /// Tells the meter.
+    pub(crate) fn meter(&self, readings: impl Iterator<Item = Reading>) {
+        let Some(meter) = &self.config.meter else { return };
+        for reading in readings {
+            match reading {
+                Reading::Phase(id, revision, tenant, phase, ns) => {
+                    meter.phase(id, revision, tenant, phase, ns)
+                }
+                Reading::Requests(revision, tenant, count) => meter.requests(revision, tenant, count),
+            }
+        }
+    }
+
+    /// Counts a refused claim.
+    pub(crate) fn refused(&self, error: &ClaimError) {
+        match error {
+            ClaimError::QueueFull { .. } => self.metrics.queue_full.increment(1),
+            ClaimError::Exhausted { .. } => self.metrics.exhausted.increment(1),
+            ClaimError::Start { .. } => self.metrics.shut.increment(1),
+            _ => {}
+        }
+    }
+}
+
+impl fmt::Debug for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rules").field("config", &self.config).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,226 @@
+//! The state machine by itself: no task, no clock, no runtime of tokio's.
+
+use async_trait::async_trait;
+use sas_core::{
+    Artifact, ArtifactInfo, Capabilities, Isolation, RevisionName, RevisionSpec, Runtime, Source,
+    StartRequest, TenantKey,
+};
+
+use super::*;
+use crate::config::{BudgetConfig, IdleRule, PoolConfig};
+
+#[derive(Debug)]
+struct Paper;
+
+#[derive(Debug)]
+struct Sheet(InstanceId);
+
+#[async_trait]
+impl Runtime for Paper {
+    fn name(&self) -> &'static str {
+        "paper"
+    }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(Isolation::None)
+    }
+    async fn prepare(&self, _: &RevisionSpec) -> sas_core::Result<Artifact> {
+        unreachable!("the tests hand the artifact over")
+    }
+    async fn start(&self, _: StartRequest) -> sas_core::Result<Arc<dyn Instance>> {
+        unreachable!("the tests say when a start is over")
+    }
+    async fn quiesce(&self) {}
+}
+
+#[async_trait]
+impl Instance for Sheet {
+    fn id(&self) -> InstanceId {
+        self.0
+    }
+    async fn stop(&self, _: Duration) -> sas_core::Result<()> {
+        unreachable!("the tests say when a stop is over")
+    }
+}
+
+/// A machine with one revision.
+struct Table {
+    rules: Rules,
+    state: State,
+    key: RevisionKey,
+    fx: Effects,
+}
+
+impl Table {
+    fn new(config: PoolConfig, change: impl FnOnce(&mut RevisionSpec)) -> Self {
+        let rules = Rules::new(PoolConfig { shards: 1, ..config });
+        let mut state = State::new(0, 7);
+        let mut spec = RevisionSpec::new("paper", Source::Function("f".to_owned()));
+        change(&mut spec);
+        let deployed = Arc::new(Deployed {
+            runtime: Arc::new(Paper),
+            artifact: Artifact::new((), ArtifactInfo::default()),
+            spec: Arc::new(spec),
+            name: RevisionName::new("default", "f", "f-00001"),
+            tenant: TenantKey(1),
+        });
+        let mut fx = Effects::default();
+        let key = state.register(&rules, deployed, 1, &mut fx);
+        Self { rules, state, key, fx }
+    }
+
+    /// A claim that waits: its ticket.
+    fn wait(&mut self, now: u64, deadline: u64) -> u64 {
+        let claim = Claim::new(self.key, TenantKey(1));
+        let Met::Waits(a) = self.state.claim(&self.rules, &claim, deadline, now, &mut self.fx) else {
+            panic!("a claim that finds nothing waits");
+        };
+        match self.state.enqueue(&self.rules, a, &claim, deadline, now, &mut self.fx) {
+            Err(ticket) => ticket,
+            Ok(decided) => panic!("decided: {:?}", decided.err()),
+        }
+    }
+
+    fn try_claim(&mut self, now: u64) -> Option<Grant> {
+        let claim = Claim::new(self.key, TenantKey(1));
+        let a = self.state.open(&self.rules, self.key)?;
+        self.state.try_claim(&self.rules, a, &claim, now)
+    }
+
+    fn poll(&mut self, ticket: u64) -> Option<Result<Grant, ClaimError>> {
+        match self.state.poll(ticket, Waker::noop()) {
+            Poll::Ready(result) => Some(result),
+            Poll::Pending => None,
+        }
+    }
+
+    /// The starts that were decided since the last call.
+    fn begun(&mut self) -> Vec<InstanceId> {
+        self.fx.begin.drain(..).map(|plan| plan.id).collect()
+    }
+
+    fn started(&mut self, id: InstanceId, now: u64) {
+        let made: Arc<dyn Instance> = Arc::new(Sheet(id));
+        self.state.started(&self.rules, id, Ok(made), false, None, now, &mut self.fx);
+    }
+
+    fn failed(&mut self, id: InstanceId, now: u64) {
+        let error = Arc::new(Error::new(ErrorKind::Crashed, "start", "torn"));
+        self.state.started(&self.rules, id, Err(error), false, None, now, &mut self.fx);
+    }
+
+    fn release(&mut self, grant: &Grant, now: u64) {
+        self.state.release(&self.rules, grant.token, Outcome::Ok, now, &mut self.fx);
+    }
+
+    fn desire(&mut self, desired: u32, now: u64) {
+        self.state.set_desired(&self.rules, &[(self.key, desired)], now, &mut self.fx);
+    }
+
+    fn expire(&mut self, now: u64) -> u64 {
+        self.state.expire(&self.rules, now, &mut self.fx)
+    }
+}
+
+#[test]
+fn the_first_claims_start_as_many_instances_as_they_need() {
+    for (concurrency, claims, starts) in [(1, 3, 3), (10, 3, 1), (2, 5, 3), (0, 7, 1)] {
+        let mut table = Table::new(PoolConfig::seeded(1), |spec| spec.concurrency = concurrency);
+        assert!(table.try_claim(10).is_none(), "it sleeps");
+        let tickets: Vec<u64> = (0..claims).map(|_| table.wait(10, 1_000)).collect();
+        let begun = table.begun();
+        assert_eq!(begun.len(), starts, "{claims} claims at concurrency {concurrency}");
+        for id in begun {
+            table.started(id, 20);
+        }
+        for ticket in tickets {
+            assert!(matches!(table.poll(ticket), Some(Ok(_))), "every claim is served");
+        }
+    }
+}
+
+#[test]
+fn a_slot_that_comes_back_goes_to_the_next_in_line() {
+    let mut table = Table::new(PoolConfig::seeded(1), |spec| {
+        spec.concurrency = 1;
+        spec.scaling.max = 1;
+    });
+    let (first, second) = (table.wait(1, 1_000), table.wait(2, 1_000));
+    let begun = table.begun();
+    assert_eq!(begun.len(), 1, "at most one instance");
+    table.started(begun[0], 3);
+    let Some(Ok(grant)) = table.poll(first) else { panic!("the first in line has the slot") };
+    assert!(table.poll(second).is_none());
+    table.release(&grant, 4);
+    assert!(matches!(table.poll(second), Some(Ok(_))));
+}
+
+#[test]
+fn a_deadline_is_met_at_its_nanosecond_and_not_before() {
+    let mut table = Table::new(PoolConfig::seeded(1), |_| {});
+    let ticket = table.wait(10, 500);
+    assert_eq!(table.expire(499), 500, "the machine says when it wants to be asked again");
+    assert!(table.poll(ticket).is_none());
+    table.expire(500);
+    assert!(matches!(table.poll(ticket), Some(Err(ClaimError::Deadline))));
+}
+
+#[test]
+fn failed_starts_shut_the_gate_for_the_pause_that_the_rules_say() {
+    let mut config = PoolConfig::seeded(1);
+    config.backoff.attempts = 1;
+    config.backoff.initial = Duration::from_nanos(100);
+    let mut table = Table::new(config, |_| {});
+    let ticket = table.wait(1, 10_000);
+    let id = table.begun()[0];
+    table.failed(id, 10);
+    assert!(matches!(table.poll(ticket), Some(Err(ClaimError::Start { .. }))));
+    let claim = Claim::new(table.key, TenantKey(1));
+    let met = table.state.claim(&table.rules, &claim, 10_000, 50, &mut table.fx);
+    assert!(matches!(met, Met::Decided(Err(ClaimError::Start { .. }))), "within the pause");
+    table.wait(10 + 100, 10_000);
+    assert_eq!(table.begun().len(), 1, "after it");
+}
+
+#[test]
+fn a_smaller_desire_takes_idle_instances_before_busy_ones() {
+    let mut table = Table::new(PoolConfig::seeded(1), |spec| spec.concurrency = 1);
+    table.desire(3, 1);
+    for id in table.begun() {
+        table.started(id, 2);
+    }
+    let busy = table.try_claim(3).expect("three are ready");
+    table.desire(1, 4);
+    let stopped: Vec<InstanceId> = table.fx.stop.drain(..).map(|stop| stop.id).collect();
+    assert_eq!(stopped.len(), 2);
+    assert!(!stopped.contains(&busy.instance.id()));
+    table.release(&busy, 5);
+    assert!(table.fx.stop.is_empty(), "the one that stays stays");
+}
+
+#[test]
+fn without_a_scaler_the_last_release_ends_the_instance() {
+    let mut config = PoolConfig::seeded(1);
+    config.idle = IdleRule::AtOnce;
+    let mut table = Table::new(config, |_| {});
+    let ticket = table.wait(1, 1_000);
+    let id = table.begun()[0];
+    table.started(id, 2);
+    let Some(Ok(grant)) = table.poll(ticket) else { panic!("served") };
+    table.release(&grant, 3);
+    assert_eq!(table.fx.stop.len(), 1);
+    table.state.stopped(&table.rules, id, Some(4), &mut table.fx);
+    assert!(table.state.live.is_empty(), "a revision at zero has no record");
+}
+
+#[test]
+fn under_a_budget_a_start_waits_for_its_turn() {
+    let mut config = PoolConfig::seeded(1);
+    config.budget = BudgetConfig { instances: 1, ..BudgetConfig::default() };
+    let mut table = Table::new(config, |_| {});
+    table.wait(1, 1_000);
+    let plan = table.fx.begin.pop().expect("a start is decided");
+    assert!(plan.gated, "and asks for room first");
+    let holds = Holds { permit: false, memory: Some(64) };
+    assert!(table.state.begin(&table.rules, plan.id, holds, 7, &mut table.fx));
+    assert_eq!(table.state.instances[0].begun, 7, "it begins with its turn");
+}
