@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use sas::control::manifest::{Manifest, ParseOptions, parse};
+use sas::knative::manifest::{Manifest, ParseOptions, parse};
 use sas_sim::{Setup, what_if};
 
 const KNOWN: &str =

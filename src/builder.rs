@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc,
 use sas_autoscale::{Driver, DriverConfig, ScheduleParser};
 use sas_control::{
     Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, MemoryStore, Meter, RedbStore,
-    manifest::ParseOptions,
 };
 use sas_core::{
-    AnswerCounter, Clock, Error, ErrorKind, Handler, Invoker, Pool, Quota, Quotas, Recorder, Router, Runtime,
-    Scaler, Schedule, Store, SystemClock, Triggers, knative::Preset,
+    AnswerCounter, Clock, Error, ErrorKind, Handler, Invoker, Pool, Preset, Quota, Quotas, Recorder, Router,
+    Runtime, Scaler, Schedule, Store, SystemClock, Triggers,
 };
+use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
 use sas_router::{
     Admission, AdmissionConfig, Gateway, GatewayConfig, HealthChecks, RouteTable, Server, ServerConfig,

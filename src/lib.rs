@@ -15,6 +15,7 @@ pub use platform::{Platform, ShutdownReport};
 pub use sas_autoscale as autoscale;
 pub use sas_control as control;
 pub use sas_core as core;
+pub use sas_knative as knative;
 pub use sas_pool as pool;
 pub use sas_router as router;
 #[cfg(feature = "inline")]
@@ -28,11 +29,12 @@ pub use sas_trigger as trigger;
 /// What most programs need.
 pub mod prelude {
     pub use crate::{Platform, PlatformBuilder, ShutdownReport};
-    pub use sas_control::{Edition, manifest::ServiceManifest};
+    pub use sas_control::Edition;
     pub use sas_core::{
-        Body, Cx, Error, ErrorKind, Handler, Invoker, Purpose, Quota, Request, RequestId, Response,
-        RevisionSpec, Source, Target, TenantKey, knative::Preset,
+        Body, Cx, Error, ErrorKind, Handler, Invoker, Preset, Purpose, Quota, Request, RequestId, Response,
+        RevisionSpec, Source, Target, TenantKey,
     };
+    pub use sas_knative::manifest::ServiceManifest;
     #[cfg(feature = "inline")]
     pub use sas_runtime_inline::InlineRuntime;
     #[cfg(feature = "process")]

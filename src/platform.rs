@@ -3,13 +3,11 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use sas_autoscale::Driver;
-use sas_control::{
-    Admin, Applied, Control, DecisionLog, DeployOutcome, LogBuffer, Meter,
-    manifest::{Manifest, ServiceManifest, parse},
-};
+use sas_control::{Admin, Applied, Control, DecisionLog, DeployOutcome, LogBuffer, Meter};
 use sas_core::{
     CallError, Cx, Invoker as _, Pool as _, Request, Response, Result, RevisionSpec, Runtime, Source, Target,
 };
+use sas_knative::manifest::{Manifest, ServiceManifest, parse};
 use sas_pool::InstancePool;
 use sas_router::{Gateway, Server};
 use sas_trigger::TriggerHost;

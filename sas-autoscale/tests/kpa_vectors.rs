@@ -2,21 +2,19 @@
 //!
 //! `SAS_VECTORS_DIR` names a directory with a `kpa` folder of further cases of the same shapes.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use sas_autoscale::{
     MaxWindow, SECOND_NS, Window,
     kpa::{
-        Activity, ActivityReason, Averages, Collector, Decider, Lifecycle, LifecycleSpec, Mode, MultiScaler,
-        Observed, Ready, ScaleCall, Stat,
+        Activity, ActivityReason, Averages, Collector, Decider, DeciderSpec, Lifecycle, LifecycleSpec, Mode,
+        MultiScaler, Observed, Ready, ScaleCall, Stat,
         compat::{Breaker, Picker, RequestStats, activator_subset, assign_slice, capacity},
         num_activators, scale,
     },
 };
-use sas_core::{
-    Aggregation,
-    knative::{AutoscalerConfig, DeciderSpec, Reachability, Resolved, resolve, validate_annotations},
-};
+use sas_core::{Aggregation, ScalingSpec};
+use sas_knative::{AutoscalerConfig, Reachability, Resolved, resolve, validate_annotations};
 use serde_json::Value;
 
 const MS: i64 = 1_000_000;
@@ -131,9 +129,39 @@ fn reachability(text: &str) -> Reachability {
     }
 }
 
+fn decider_of(resolved: &Resolved) -> DeciderSpec {
+    let mut spec = DeciderSpec::for_target(resolved.target_value, resolved.total_value);
+    spec.max_scale_up_rate = resolved.max_scale_up_rate;
+    spec.max_scale_down_rate = resolved.max_scale_down_rate;
+    spec.target_burst_capacity = resolved.target_burst_capacity;
+    spec.activator_capacity = resolved.activator_capacity;
+    spec.panic_threshold = resolved.panic_threshold;
+    spec.stable_window_ns = resolved.stable_window_ns;
+    spec.scale_down_delay_ns = resolved.scale_down_delay_ns;
+    spec.initial_scale = resolved.initial_scale;
+    spec.activation_scale = resolved.activation_scale;
+    spec.reachable = resolved.reachable;
+    spec
+}
+
+fn lifecycle_of(resolved: &Resolved, config: &AutoscalerConfig) -> LifecycleSpec {
+    let mut spec = LifecycleSpec::from_scaling(&ScalingSpec::default());
+    spec.min = resolved.min_scale;
+    spec.max = resolved.max_scale;
+    spec.initial = resolved.initial_scale;
+    spec.reachable = resolved.reachable;
+    spec.scale_to_zero = config.enable_scale_to_zero;
+    spec.stable_window = resolved.stable_window_ns;
+    spec.activation_timeout = resolved.activation_timeout_ns();
+    spec.grace = i64::try_from(config.scale_to_zero_grace_period.as_nanos()).unwrap();
+    spec.retention = resolved.retention_ns;
+    spec.always_proxied = resolved.target_burst_capacity == -1.0;
+    spec
+}
+
 fn decider_spec(spec: &Value) -> DeciderSpec {
     // Through the resolver, since the struct grows: then every field is set from the vector.
-    let mut built = resolve(&BTreeMap::new(), 0, Reachability::Unknown, &AutoscalerConfig::default()).spec;
+    let mut built = DeciderSpec::for_target(70.0, 100.0);
     let mut known = 1; // scaling_metric
     let object = spec.as_object().expect("a spec");
     let mut take = |key: &str| {
@@ -285,7 +313,7 @@ fn from_samples_to_decisions_all_is_knatives() {
             resolve(&scenario.at("annotations").map(), concurrency, Reachability::Unknown, &config);
         check_resolved(&mut tally, scenario, &resolved);
         let scraped = scenario.at("scrape_target").yes();
-        assert_eq!(scraped, resolved.spec.target_burst_capacity != -1.0);
+        assert_eq!(scraped, resolved.target_burst_capacity != -1.0);
         let weighted = resolved.aggregation() == Aggregation::WeightedExponential;
         let epoch = scenario.at("epoch_unix_ms").int() * MS;
         let mut collector = Collector::new(
@@ -297,7 +325,7 @@ fn from_samples_to_decisions_all_is_knatives() {
         );
         let created = epoch + scenario.at("decider_created_at_ms").int() * MS;
         let ready = Ready::Count(scenario.at("initial_ready").i32());
-        let mut scaler = MultiScaler::new(&resolved.spec, created, ready);
+        let mut scaler = MultiScaler::new(&decider_of(&resolved), created, ready);
         // What must follow: a poke after an activator's report, an inform after a change.
         let (mut poke_due, mut inform_due) = (false, false);
         for event in scenario.at("events").list() {
@@ -326,7 +354,7 @@ fn from_samples_to_decisions_all_is_knatives() {
                 "tick" | "poke" => {
                     let averages = collector.averages(now).ok();
                     let (scaled, told) =
-                        scaler.tick(&resolved.spec, now, Ready::Count(event.nth(2).i32()), averages);
+                        scaler.tick(&decider_of(&resolved), now, Ready::Count(event.nth(2).i32()), averages);
                     inform_due = told;
                     let shown = averages.unwrap_or(Averages { stable: 0.0, panic: 0.0 });
                     let same = |got: f64, want: f64| {
@@ -385,7 +413,7 @@ fn check_resolved(tally: &mut Tally, scenario: &Value, got: &Resolved) {
         && got.metric == want.at("spec").at("scaling_metric").text()
         && got.stable_window_ns == want.at("metric_stable_window_ms").int() * MS
         && got.panic_window_ns == want.at("metric_panic_window_ms").int() * MS
-        && got.spec == decider_spec(want.at("spec"));
+        && decider_of(got) == decider_spec(want.at("spec"));
     tally.check(same, || format!("{}: got {got:?}, want {want}", scenario.at("id")));
 }
 
@@ -438,11 +466,14 @@ fn mode(text: &str) -> Mode {
 }
 
 fn setup(case: &Value) -> (Resolved, LifecycleSpec) {
-    let config = AutoscalerConfig::from_map(&case.at("configmap").map()).expect("a valid ConfigMap");
+    let mut config = AutoscalerConfig::from_map(&case.at("configmap").map()).expect("a valid ConfigMap");
+    // What `config-deployment` says; an annotation goes before it.
+    let deadline = u64::try_from(case.at("progress_deadline_ms").int()).expect("not negative");
+    config.progress_deadline = Duration::from_millis(deadline);
     let concurrency = u32::try_from(case.at("container_concurrency").int()).unwrap();
     let reach = reachability(case.at("reachability").text());
     let resolved = resolve(&case.at("annotations").map(), concurrency, reach, &config);
-    let spec = LifecycleSpec::new(&resolved, reach, &config, case.at("progress_deadline_ms").int() * MS);
+    let spec = lifecycle_of(&resolved, &config);
     (resolved, spec)
 }
 
@@ -474,9 +505,9 @@ fn every_call_of_the_reconciler_answers_as_knatives() {
             let answer = scale(&spec, &call);
             let activators = num_activators(
                 given.at("ready_for_num_activators").i32(),
-                resolved.spec.total_value,
-                resolved.spec.target_burst_capacity,
-                resolved.spec.activator_capacity,
+                resolved.total_value,
+                resolved.target_burst_capacity,
+                resolved.activator_capacity,
             );
             let got = (
                 answer.want,
@@ -541,9 +572,9 @@ fn every_life_is_knatives() {
             let ready = row.nth(3).i32();
             let mut activators = num_activators(
                 ready,
-                resolved.spec.total_value,
-                resolved.spec.target_burst_capacity,
-                resolved.spec.activator_capacity,
+                resolved.total_value,
+                resolved.target_burst_capacity,
+                resolved.activator_capacity,
             );
             let answer = match row.nth(5).text() {
                 "no_sks" => {

@@ -153,7 +153,7 @@ proptest! {
     /// With all else equal, more load on every tick never asks for less in the end.
     #[test]
     fn the_kpa_is_monotone_in_load(samples in prop::collection::vec(0.0..500.0_f64, 1..80), more in 1.0..5.0_f64) {
-        let spec = sas_core::knative::DeciderSpec::for_target(7.0, 10.0);
+        let spec = sas_autoscale::kpa::DeciderSpec::for_target(7.0, 10.0);
         let second = sas_autoscale::SECOND_NS;
         let run = |factor: f64| {
             let mut windows = [60, 6].map(|length| Window::new(length * second, second, Aggregation::Linear));

@@ -2,9 +2,9 @@
 
 use sas_autoscale::{
     MaxWindow, SECOND_NS, Window,
-    kpa::{Averages, Decider, MultiScaler, Ready},
+    kpa::{Averages, Decider, DeciderSpec, MultiScaler, Ready},
 };
-use sas_core::{Aggregation, knative::DeciderSpec};
+use sas_core::Aggregation;
 
 const S: i64 = SECOND_NS;
 const T0: i64 = 1_700_000_000 * S;

@@ -39,7 +39,7 @@
 //!
 //! | To | See |
 //! |---|---|
-//! | read manifests and learn every mistake in them | [`manifest`] |
+//! | read manifests and learn every mistake in them | [`sas_knative::manifest`] |
 //! | keep state in memory or in a file | [`MemoryStore`], [`RedbStore`] |
 //! | deploy, split traffic, roll back, delete, test | [`Control`] |
 //! | serve all of it as JSON over HTTP | [`Admin`] |
@@ -52,7 +52,6 @@ mod decisions;
 mod engine;
 mod invoke;
 mod logs;
-pub mod manifest;
 mod meter;
 pub mod metrics;
 mod package;

@@ -7,10 +7,9 @@ use sas_core::{
     Affinity, Error, ErrorKind, Quota, Result, RevisionSpec, RolloutPlan, RolloutProgress, RolloutState,
     SpecError, TenantKey, Timestamp,
 };
+use sas_knative::manifest::TrafficTarget;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-
-use crate::manifest::TrafficTarget;
 
 /// The format of the records that this version writes.
 const FORMAT: u16 = 1;

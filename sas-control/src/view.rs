@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use sas_core::{ErrorKind, Quota, RevisionKey};
+use sas_knative::manifest::TrafficTarget;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
     control::Control,
-    manifest::TrafficTarget,
     record::{RevisionRecord, RevisionState, ServiceRecord},
     stamp::rfc3339,
 };

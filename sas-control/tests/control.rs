@@ -4,11 +4,9 @@ mod support;
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
-use sas_control::{
-    Edition, MemoryStore, RevisionState, TestRun,
-    manifest::{ServiceManifest, TrafficTarget},
-};
+use sas_control::{Edition, MemoryStore, RevisionState, TestRun};
 use sas_core::{Error, ErrorKind, Isolation, Purpose, Store, Target};
+use sas_knative::manifest::{ServiceManifest, TrafficTarget};
 use support::{PreparingRuntime, World, eventually};
 
 const HOST: &str = "hello.default.example.org";

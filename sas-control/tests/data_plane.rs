@@ -159,7 +159,7 @@ async fn what_nothing_can_hold_to_is_refused() {
 
 #[test]
 fn annotations_of_the_data_plane_are_checked_one_by_one() {
-    use sas_control::manifest::{ParseOptions, parse};
+    use sas_knative::manifest::{ParseOptions, parse};
     let manifest = |annotations: &str| {
         format!(
             "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata:\n  name: hello\n  annotations:\n    \
@@ -324,8 +324,8 @@ async fn tags_are_asked_for_by_header_and_some_paths_wake_nobody() {
     deploy(&world, "one", &["sas.dev/no-wake: /healthz, /livez,/healthz"]).await.unwrap();
     deploy(&world, "two", &["sas.dev/no-wake: /healthz"]).await.unwrap();
     let targets = vec![
-        sas_control::manifest::TrafficTarget::revision("hello-00001", 0).tagged("old"),
-        sas_control::manifest::TrafficTarget::revision("hello-00002", 100),
+        sas_knative::manifest::TrafficTarget::revision("hello-00001", 0).tagged("old"),
+        sas_knative::manifest::TrafficTarget::revision("hello-00002", 100),
     ];
     world.control.set_traffic("default", "hello", targets).await.unwrap();
     let rules = world.router.rules(HOST);

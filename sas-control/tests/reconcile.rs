@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use sas_control::{
-    Command, Observed, Registration, RevisionState, Rules, ServiceRecord, manifest::TrafficTarget, reconcile,
-};
+use sas_control::{Command, Observed, Registration, RevisionState, Rules, ServiceRecord, reconcile};
 use sas_core::{HostPattern, RevisionKey, RouteAction, RouteChange, Timestamp};
+use sas_knative::manifest::TrafficTarget;
 use serde_json::json;
 
 #[derive(Clone, Debug)]

@@ -29,7 +29,6 @@
 //! }
 //! ```
 
-pub mod knative;
 pub mod package;
 
 mod body;

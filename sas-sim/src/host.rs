@@ -6,10 +6,11 @@ use std::{
 };
 
 use sas_autoscale::{Driver, DriverConfig};
-use sas_control::{Control, ControlConfig, Recovery, manifest::ServiceManifest};
+use sas_control::{Control, ControlConfig, Recovery};
 use sas_core::{
     Clock, EnvValue, Invoker, Pool, Result, RevisionKey, RevisionSpec, Runtime, Source, Store, Triggers,
 };
+use sas_knative::manifest::ServiceManifest;
 use sas_pool::{InstancePool, PoolConfig};
 use sas_router::{Gateway, GatewayConfig, RouteTable};
 use sas_trigger::{TriggerHost, TriggerHostConfig};

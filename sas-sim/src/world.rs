@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use sas_control::manifest::TrafficTarget;
 use sas_core::{
     Body, Cx, ErrorKind, Invoker as _, Pool as _, Request, RequestId, Target, TenantKey, Timestamp,
     TriggerSpec,
 };
+use sas_knative::manifest::TrafficTarget;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use sas_core::{Recorder, SpecErrors, Timestamp, TriggerSource, TriggerSpec, knative::parse_duration};
+use sas_core::{Recorder, SpecErrors, Timestamp, TriggerSource, TriggerSpec};
+use sas_knative::parse_duration;
 
 use crate::{
     cron::{CronOptions, CronSchedule, Dialect, Fold, Gap},

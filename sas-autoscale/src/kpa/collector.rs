@@ -1,8 +1,8 @@
 //! From samples to decisions as Knative wires them: four windows, a decider, and who is told about what.
 
-use sas_core::{Aggregation, knative::DeciderSpec};
+use sas_core::Aggregation;
 
-use super::decider::{Averages, Decider, Ready, Scaled};
+use super::decider::{Averages, Decider, DeciderSpec, Ready, Scaled};
 use crate::window::{Nanos, SECOND, Window};
 
 /// What an instance or an activator reports of one second.

@@ -1,9 +1,58 @@
 //! The decision from two averages and the ready instances.
 
-use sas_core::knative::DeciderSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::window::{MaxWindow, Nanos, SECOND};
+
+/// What the decider works with. Durations are signed nanoseconds, since the algorithm does not refuse negative ones.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct DeciderSpec {
+    /// At most this many times the ready instances in one decision.
+    pub max_scale_up_rate: f64,
+    /// At least one in this many of the ready instances stays in one decision.
+    pub max_scale_down_rate: f64,
+    /// What one instance should carry, utilisation included.
+    pub target_value: f64,
+    /// What one instance could carry.
+    pub total_value: f64,
+    /// Requests beyond capacity that must find room; -1: unlimited.
+    pub target_burst_capacity: f64,
+    /// Requests at once per activator.
+    pub activator_capacity: f64,
+    /// Panic when the short window wants this many times what is ready.
+    pub panic_threshold: f64,
+    /// How long a panic holds, in nanoseconds.
+    pub stable_window_ns: i64,
+    /// How long a lower decision waits, in nanoseconds.
+    pub scale_down_delay_ns: i64,
+    /// Instances of a new revision.
+    pub initial_scale: i32,
+    /// Instances to wake up to; 0: off.
+    pub activation_scale: i32,
+    /// Whether traffic can come.
+    pub reachable: bool,
+}
+
+impl DeciderSpec {
+    /// The algorithm's defaults around a target: what one instance should carry with and without utilisation.
+    pub const fn for_target(target_value: f64, total_value: f64) -> Self {
+        Self {
+            max_scale_up_rate: 1000.0,
+            max_scale_down_rate: 2.0,
+            target_value,
+            total_value,
+            target_burst_capacity: 211.0,
+            activator_capacity: 100.0,
+            panic_threshold: 2.0,
+            stable_window_ns: 60_000_000_000,
+            scale_down_delay_ns: 0,
+            initial_scale: 1,
+            activation_scale: 0,
+            reachable: true,
+        }
+    }
+}
 
 /// How coarse the window of the scale-down delay is: one autoscaler tick of Knative.
 pub(super) const DELAY_GRANULARITY: Nanos = 2 * SECOND;

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use sas_core::{
-    ScalingSpec,
-    knative::{AutoscalerConfig, Reachability, Resolved},
-};
+use sas_core::ScalingSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::window::{Nanos, SECOND};
@@ -76,27 +73,6 @@ pub struct LifecycleSpec {
 }
 
 impl LifecycleSpec {
-    /// The part of a resolved configuration.
-    pub fn new(
-        resolved: &Resolved,
-        reachability: Reachability,
-        config: &AutoscalerConfig,
-        progress_deadline: Nanos,
-    ) -> Self {
-        Self {
-            min: resolved.min_scale,
-            max: resolved.max_scale,
-            initial: resolved.initial_scale,
-            reachable: reachability != Reachability::Unreachable,
-            scale_to_zero: config.enable_scale_to_zero,
-            stable_window: resolved.stable_window_ns,
-            activation_timeout: progress_deadline.saturating_add(30 * SECOND),
-            grace: i64::try_from(config.scale_to_zero_grace_period.as_nanos()).unwrap_or(i64::MAX),
-            retention: resolved.retention_ns,
-            always_proxied: resolved.spec.target_burst_capacity == -1.0,
-        }
-    }
-
     /// The part of a spec.
     pub fn from_scaling(spec: &ScalingSpec) -> Self {
         let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);

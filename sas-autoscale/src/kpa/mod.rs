@@ -9,7 +9,7 @@ mod policy;
 
 pub use collector::{Collector, MultiScaler, NoAverages, Stat};
 pub use columns::KpaColumns;
-pub use decider::{Averages, Decider, Ready, Scaled};
+pub use decider::{Averages, Decider, DeciderSpec, Ready, Scaled};
 pub use lifecycle::{
     Activity, ActivityReason, Lifecycle, LifecycleSpec, Mode, Observed, ScaleAnswer, ScaleCall,
     num_activators, scale,

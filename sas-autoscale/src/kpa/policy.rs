@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use sas_core::{
     Aggregation, Clamps, Decision, Load, Metric, Policy, Preset, Reason, ScaleInput, ScalingSpec, Vote,
-    knative::DeciderSpec,
 };
 use serde::{Deserialize, Serialize};
 
-use super::decider::{Averages, Decider, Mended, Ready, Scaled};
+use super::decider::{Averages, Decider, DeciderSpec, Mended, Ready, Scaled};
 use crate::window::{Nanos, SECOND, Window};
 
 /// More than this is no measurement.

@@ -9,11 +9,11 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use http::{HeaderValue, Method, StatusCode, header};
 use sas_core::{Body, Handler, InstanceView, Quota, Request, Response, RevisionKey};
+use sas_knative::manifest::parse_traffic;
 use serde_json::{Value, json};
 
 use crate::{
     control::{Applied, Control, DeployOutcome, RolloutAction},
-    manifest::parse_traffic,
     record::ServiceRecord,
     stamp::rfc3339,
 };

@@ -1,11 +1,11 @@
 //! What people ask for: deploy, traffic, roll back, delete.
 
 use super::{Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_service, refused};
-use crate::manifest::{Manifest, ServiceManifest, TrafficTarget, parse};
 use crate::package;
 use crate::package::PackageStore;
 use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord, sha256};
 use sas_core::{Error, ErrorKind, Result, RevisionSpec, Source, SpecErrors, TenantKey};
+use sas_knative::manifest::{Manifest, ServiceManifest, TrafficTarget, parse};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::time::Instant;

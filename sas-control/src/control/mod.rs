@@ -23,6 +23,7 @@ use sas_core::{
     Result, RevisionKey, Router, Runtime, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers,
     Version,
 };
+use sas_knative::manifest::ParseOptions;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -30,7 +31,6 @@ use crate::{
     decisions::DecisionLog,
     engine::{Edition, Engine},
     logs::LogBuffer,
-    manifest::ParseOptions,
     meter::Meter,
     metrics::Metrics,
     package::PackageStore,

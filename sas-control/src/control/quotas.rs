@@ -25,8 +25,8 @@ impl Control {
     /// fails.
     pub async fn set_tenant_quota(&self, namespace: &str, quota: Option<Quota>) -> Result<()> {
         self.open()?;
-        if !crate::manifest::is_label(namespace) {
-            return Err(invalid("quota", "namespace", namespace, crate::manifest::LABEL));
+        if !sas_knative::manifest::is_label(namespace) {
+            return Err(invalid("quota", "namespace", namespace, sas_knative::manifest::LABEL));
         }
         if self.quotas.is_none() {
             return Err(Error::unsupported("quotas"));

@@ -1,8 +1,8 @@
 //! Declared triggers and their dead letters.
 
 use super::{Control, DEAD_LETTERS, TRIGGERS, refused};
-use crate::manifest::Manifest;
 use sas_core::{Error, ErrorKind, Result, SpecErrors, TriggerSpec, TriggerStatus, Triggers};
+use sas_knative::manifest::Manifest;
 use std::sync::Arc;
 
 impl Control {

@@ -13,16 +13,14 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use sas_control::{
-    Admin, Control, ControlConfig,
-    manifest::{Manifest, ParseOptions, ServiceManifest, parse},
-};
+use sas_control::{Admin, Control, ControlConfig};
 use sas_core::{
     Artifact, ArtifactInfo, Body, CallTimings, Capabilities, Claim, Clock, Cx, Deployed, Error, ErrorKind,
     Handler, HostPattern, Instance, InstanceId, InstanceView, Isolation, Lease, Load, Pool, Response, Result,
     RevisionKey, RevisionSpec, RevisionStatus, Route, RouteAction, RouteChange, RouteError, RouteQuery,
     RouteRule, Router, Runtime, Source, StartRequest, Store, Timestamp, Waiting,
 };
+use sas_knative::manifest::{Manifest, ParseOptions, ServiceManifest, parse};
 use sas_testkit::fake::{FakeClock, FakeInvoker};
 use serde_json::Value;
 use tokio::time::Instant;

@@ -1,11 +1,11 @@
 //! Rows of one shape in blocks of 64, and the way from a row to scalar state and back.
 
-use sas_core::{Aggregation, Metric, Preset, ScaleInput, knative::DeciderSpec};
+use sas_core::{Aggregation, Metric, Preset, ScaleInput};
 
 use super::pass::{Block, COUNT_MAX, LANES, Rules, VALUE_MAX, Weights};
 use crate::{
     kpa::{
-        decider::{DELAY_GRANULARITY, Decider},
+        decider::{DELAY_GRANULARITY, Decider, DeciderSpec},
         policy::{KpaState, Params, Pending, Recent},
     },
     window::{MaxWindow, SECOND, Window, weights},

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use proptest::prelude::*;
-use sas_control::manifest::{Manifest, ParseOptions, ServiceManifest, parse};
 use sas_core::{EnvValue, Metric, ProbeAction, Protocol, Source, SpecErrors};
+use sas_knative::manifest::{Manifest, ParseOptions, ServiceManifest, parse};
 use serde_json::Value;
 
 fn vectors() -> PathBuf {

@@ -3,7 +3,7 @@
 //! YAML 1.2 and JSON, one document or several. Known are Knative's `Service` and `PingSource`.
 //!
 //! ```
-//! use sas_control::manifest::{Manifest, ParseOptions, parse};
+//! use sas_knative::manifest::{Manifest, ParseOptions, parse};
 //!
 //! let text = r#"
 //! apiVersion: serving.knative.dev/v1
@@ -29,20 +29,18 @@
 
 mod ping;
 mod pod;
-mod quantity;
 mod routing;
 mod service;
 mod tree;
 mod words;
 
-use sas_core::{
-    SpecErrors, TriggerSpec,
-    knative::{AutoscalerConfig, Preset},
-};
+use sas_core::{SpecErrors, TriggerSpec};
 
-pub(crate) use pod::{LABEL, is_label};
+pub use pod::{LABEL, is_label};
 pub use service::{ServiceManifest, TrafficTarget};
 use tree::Node;
+
+use crate::{AutoscalerConfig, Preset};
 
 /// The kinds that are known, as their manifests name them.
 pub const KINDS: [(&str, &str); 2] =
@@ -70,9 +68,8 @@ impl Default for ParseOptions {
     }
 }
 
-/// A document.
+/// A document. Who applies documents handles every kind: a new kind is a change that each must look at.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum Manifest {
     /// A service.
     Service(Box<ServiceManifest>),

@@ -2,97 +2,91 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use serde::{Deserialize, de::DeserializeOwned};
-
-use super::go;
-use crate::{
+use sas_core::{
     BacklogSpec, Combine, Fallback, FallbackBehavior, ForecastSpec, Metric, MetricSpec, MetricTarget,
     ResourceSpec, ScalingPolicy, ScalingSpec, ScheduleWindow, SelectPolicy, SpecErrors,
 };
+use serde::{Deserialize, de::DeserializeOwned};
 
-const SCALER: &str = "sas.dev/scaler";
-const METRICS: &str = "sas.dev/metrics";
-const COMBINE: &str = "sas.dev/combine";
-const SCHEDULE: &str = "sas.dev/schedule";
-const BACKLOG: &str = "sas.dev/backlog";
-const FORECAST: &str = "sas.dev/forecast";
-const RESOURCE: &str = "sas.dev/resource";
-const GRACE: &str = "sas.dev/scale-to-zero-grace-period";
-const UP_RATE: &str = "sas.dev/max-scale-up-rate";
-const DOWN_RATE: &str = "sas.dev/max-scale-down-rate";
-const SCALE_TO_ZERO: &str = "sas.dev/enable-scale-to-zero";
-const OPTION: &str = "sas.dev/scaler-option.";
+use crate::{
+    go,
+    keys::{self, own},
+    quantity,
+};
 
 /// The annotation that sets a field of the spec.
 pub(super) fn annotation_of(field: &str) -> &str {
     let first = field.split(['.', '[']).next().unwrap_or(field);
     match first {
-        "scaler" => SCALER,
-        "metrics" => METRICS,
-        "combine" => COMBINE,
-        "schedule" => SCHEDULE,
-        "backlog" => BACKLOG,
-        "forecast" => FORECAST,
-        "resource" => RESOURCE,
-        "scale_to_zero_grace" => GRACE,
-        "max_scale_up_rate" => UP_RATE,
-        "max_scale_down_rate" => DOWN_RATE,
-        "min" => "autoscaling.knative.dev/min-scale",
-        "max" => "autoscaling.knative.dev/max-scale",
-        "initial" => "autoscaling.knative.dev/initial-scale",
-        "activation" => "autoscaling.knative.dev/activation-scale",
-        "metric" => "autoscaling.knative.dev/metric",
-        "target" => "autoscaling.knative.dev/target",
-        "utilization" => "autoscaling.knative.dev/target-utilization-percentage",
-        "stable_window" => "autoscaling.knative.dev/window",
-        "panic_window_percentage" => "autoscaling.knative.dev/panic-window-percentage",
-        "panic_threshold_percentage" => "autoscaling.knative.dev/panic-threshold-percentage",
-        "target_burst_capacity" => "autoscaling.knative.dev/target-burst-capacity",
-        "scale_down_delay" => "autoscaling.knative.dev/scale-down-delay",
-        "retention" => "autoscaling.knative.dev/scale-to-zero-pod-retention-period",
-        "activation_timeout" => "serving.knative.dev/progress-deadline",
+        "scaler" => own::SCALER,
+        "metrics" => own::METRICS,
+        "combine" => own::COMBINE,
+        "schedule" => own::SCHEDULE,
+        "backlog" => own::BACKLOG,
+        "forecast" => own::FORECAST,
+        "resource" => own::RESOURCE,
+        "scale_to_zero_grace" => own::SCALE_TO_ZERO_GRACE,
+        "max_scale_up_rate" => own::MAX_SCALE_UP_RATE,
+        "max_scale_down_rate" => own::MAX_SCALE_DOWN_RATE,
+        "min" => keys::MIN_SCALE[0],
+        "max" => keys::MAX_SCALE[0],
+        "initial" => keys::INITIAL_SCALE[0],
+        "activation" => keys::ACTIVATION_SCALE[0],
+        "metric" => keys::METRIC[0],
+        "target" => keys::TARGET[0],
+        "utilization" => keys::TARGET_UTILIZATION[0],
+        "stable_window" => keys::WINDOW[0],
+        "panic_window_percentage" => keys::PANIC_WINDOW_PERCENTAGE[0],
+        "panic_threshold_percentage" => keys::PANIC_THRESHOLD_PERCENTAGE[0],
+        "target_burst_capacity" => keys::TARGET_BURST_CAPACITY[0],
+        "scale_down_delay" => keys::SCALE_DOWN_DELAY[0],
+        "retention" => keys::RETENTION[0],
+        "activation_timeout" => keys::PROGRESS_DEADLINE[0],
         _ => field,
     }
 }
 
 /// Reads them into `spec`.
 pub(super) fn read(annotations: &BTreeMap<String, String>, spec: &mut ScalingSpec, errors: &mut SpecErrors) {
-    if let Some(scaler) = annotations.get(SCALER) {
+    if let Some(scaler) = annotations.get(own::SCALER) {
         spec.scaler.clone_from(scaler);
     }
-    if let Some(text) = annotations.get(METRICS) {
+    if let Some(text) = annotations.get(own::METRICS) {
         match metrics(text) {
             Ok(metrics) => spec.metrics = metrics,
-            Err(problem) => errors.push(METRICS, text, problem),
+            Err(problem) => errors.push(own::METRICS, text, problem),
         }
-        if !annotations.contains_key(SCALER) {
+        if !annotations.contains_key(own::SCALER) {
             "combined".clone_into(&mut spec.scaler);
         }
     }
-    match annotations.get(COMBINE).map(String::as_str) {
+    match annotations.get(own::COMBINE).map(String::as_str) {
         None => {}
         Some("max") => spec.combine = Combine::Max,
         Some("priority") => spec.combine = Combine::Priority,
-        Some(other) => errors.push(COMBINE, other, "max or priority"),
+        Some(other) => errors.push(own::COMBINE, other, "max or priority"),
     }
-    if let Some(windows) = json::<Vec<Window>>(annotations, SCHEDULE, errors) {
+    if let Some(windows) = json::<Vec<Window>>(annotations, own::SCHEDULE, errors) {
         spec.schedule = windows.into_iter().filter_map(|window| window.build(errors)).collect();
     }
-    if let Some(backlog) = json::<Backlog>(annotations, BACKLOG, errors) {
+    if let Some(backlog) = json::<Backlog>(annotations, own::BACKLOG, errors) {
         spec.backlog = Some(backlog.build());
     }
-    if let Some(forecast) = json::<Forecast>(annotations, FORECAST, errors) {
+    if let Some(forecast) = json::<Forecast>(annotations, own::FORECAST, errors) {
         spec.forecast = forecast.build(errors);
     }
-    if let Some(resource) = json::<Resource>(annotations, RESOURCE, errors) {
+    if let Some(resource) = json::<Resource>(annotations, own::RESOURCE, errors) {
         spec.resource = resource.build(errors);
     }
-    if let Some(text) = annotations.get(GRACE)
-        && let Some(grace) = span(GRACE, text, errors)
+    if let Some(text) = annotations.get(own::SCALE_TO_ZERO_GRACE)
+        && let Some(grace) = span(own::SCALE_TO_ZERO_GRACE, text, errors)
     {
         spec.scale_to_zero_grace = grace;
     }
-    for (key, rate) in [(UP_RATE, &mut spec.max_scale_up_rate), (DOWN_RATE, &mut spec.max_scale_down_rate)] {
+    for (key, rate) in [
+        (own::MAX_SCALE_UP_RATE, &mut spec.max_scale_up_rate),
+        (own::MAX_SCALE_DOWN_RATE, &mut spec.max_scale_down_rate),
+    ] {
         if let Some(text) = annotations.get(key) {
             match go::parse_float(text) {
                 Ok(value) => *rate = value,
@@ -100,14 +94,14 @@ pub(super) fn read(annotations: &BTreeMap<String, String>, spec: &mut ScalingSpe
             }
         }
     }
-    if let Some(text) = annotations.get(SCALE_TO_ZERO) {
+    if let Some(text) = annotations.get(own::SCALE_TO_ZERO) {
         match go::parse_bool(text) {
             Ok(flag) => spec.scale_to_zero = flag,
-            Err(_) => errors.push(SCALE_TO_ZERO, text, "true or false"),
+            Err(_) => errors.push(own::SCALE_TO_ZERO, text, "true or false"),
         }
     }
     for (key, value) in annotations {
-        if let Some(name) = key.strip_prefix(OPTION) {
+        if let Some(name) = key.strip_prefix(own::SCALER_OPTION) {
             spec.options.insert(name.to_owned(), value.clone());
         }
     }
@@ -145,30 +139,12 @@ fn metric(part: &str) -> Result<MetricSpec, String> {
                     .map_err(|error| format!("{part:?}: a percentage ({error})"))?,
             ),
             None => MetricTarget::Average(
-                quantity(value).ok_or_else(|| format!("{part:?}: a quantity such as 10, 500m or 512Mi"))?,
+                quantity::parse(value)
+                    .ok_or_else(|| format!("{part:?}: a quantity such as 10, 500m or 512Mi"))?,
             ),
         }),
     };
     Ok(MetricSpec::new(metric, target))
-}
-
-/// A number with Kubernetes' suffixes.
-fn quantity(text: &str) -> Option<f64> {
-    let (factor, number) = [
-        ("Ki", 1024.0),
-        ("Mi", 1_048_576.0),
-        ("Gi", 1_073_741_824.0),
-        ("Ti", 1_099_511_627_776.0),
-        ("m", 1e-3),
-        ("k", 1e3),
-        ("M", 1e6),
-        ("G", 1e9),
-        ("T", 1e12),
-    ]
-    .iter()
-    .find_map(|(suffix, factor)| text.strip_suffix(suffix).map(|number| (*factor, number)))
-    .unwrap_or((1.0, text));
-    go::parse_float(number).ok().map(|value| value * factor)
 }
 
 fn json<T: DeserializeOwned>(
@@ -206,13 +182,10 @@ struct Window {
 
 impl Window {
     fn build(self, errors: &mut SpecErrors) -> Option<ScheduleWindow> {
-        Some(ScheduleWindow {
-            duration: span(SCHEDULE, &self.duration, errors)?,
-            schedule: self.schedule,
-            time_zone: self.time_zone,
-            min: self.min,
-            max: self.max,
-        })
+        let duration = span(own::SCHEDULE, &self.duration, errors)?;
+        let mut window = ScheduleWindow::floor(self.schedule, duration, 0);
+        (window.time_zone, window.min, window.max) = (self.time_zone, self.min, self.max);
+        Some(window)
     }
 }
 
@@ -236,15 +209,15 @@ struct BacklogFallback {
 
 impl Backlog {
     fn build(self) -> BacklogSpec {
-        BacklogSpec {
-            target: self.target.unwrap_or(BacklogSpec::default().target),
-            activation: self.activation,
-            fallback: self.fallback.map(|fallback| Fallback {
-                failure_threshold: fallback.failure_threshold,
-                replicas: fallback.replicas,
-                behavior: fallback.behavior,
-            }),
-        }
+        let mut spec = BacklogSpec::default();
+        spec.target = self.target.unwrap_or(spec.target);
+        spec.activation = self.activation;
+        spec.fallback = self.fallback.map(|given| {
+            let mut fallback = Fallback::new(given.failure_threshold, given.replicas);
+            fallback.behavior = given.behavior;
+            fallback
+        });
+        spec
     }
 }
 
@@ -261,15 +234,15 @@ impl Forecast {
     fn build(self, errors: &mut SpecErrors) -> Option<ForecastSpec> {
         let default = ForecastSpec::default();
         let mut read = |text: Option<String>, default| match text {
-            Some(text) => span(FORECAST, &text, errors),
+            Some(text) => span(own::FORECAST, &text, errors),
             None => Some(default),
         };
-        Some(ForecastSpec {
-            slot: read(self.slot, default.slot)?,
-            lead: read(self.lead, default.lead)?,
-            season: self.season.unwrap_or(default.season),
-            headroom: self.headroom.unwrap_or(default.headroom),
-        })
+        let mut spec = default;
+        spec.slot = read(self.slot, default.slot)?;
+        spec.lead = read(self.lead, default.lead)?;
+        spec.season = self.season.unwrap_or(default.season);
+        spec.headroom = self.headroom.unwrap_or(default.headroom);
+        Some(spec)
     }
 }
 
@@ -316,7 +289,7 @@ impl Resource {
                 Some("Min") => rules.select = SelectPolicy::Min,
                 Some("Disabled") => rules.select = SelectPolicy::Disabled,
                 Some(other) => {
-                    errors.push(RESOURCE, other, "selectPolicy is Max, Min or Disabled");
+                    errors.push(own::RESOURCE, other, "selectPolicy is Max, Min or Disabled");
                     return None;
                 }
             }
@@ -328,7 +301,7 @@ impl Resource {
                         "Pods" => ScalingPolicy::Pods { value: policy.value, period },
                         "Percent" => ScalingPolicy::Percent { value: policy.value, period },
                         other => {
-                            errors.push(RESOURCE, other, "the type of a policy is Pods or Percent");
+                            errors.push(own::RESOURCE, other, "the type of a policy is Pods or Percent");
                             return None;
                         }
                     });
@@ -342,7 +315,7 @@ impl Resource {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::knative::{AutoscalerConfig, Preset, scaling_from_annotations};
+    use crate::{AutoscalerConfig, Preset, scaling_from_annotations};
 
     fn spec(pairs: &[(&str, &str)]) -> Result<ScalingSpec, SpecErrors> {
         let annotations = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -352,10 +325,10 @@ mod tests {
     #[test]
     fn a_manifest_asks_for_several_metrics_at_once() {
         let spec = spec(&[
-            (METRICS, "concurrency=70, rps=100, cpu=80%, memory=512Mi, backlog"),
-            (COMBINE, "priority"),
+            (own::METRICS, "concurrency=70, rps=100, cpu=80%, memory=512Mi, backlog"),
+            (own::COMBINE, "priority"),
             (
-                BACKLOG,
+                own::BACKLOG,
                 r#"{"target": 20, "activation": 5, "fallback": {"failureThreshold": 3, "replicas": 6}}"#,
             ),
         ])
@@ -381,14 +354,14 @@ mod tests {
     #[test]
     fn a_manifest_asks_for_windows_forecast_and_behavior() {
         let spec = spec(&[
-            (SCALER, "scheduled"),
+            (own::SCALER, "scheduled"),
             (
-                SCHEDULE,
+                own::SCHEDULE,
                 r#"[{"schedule": "0 8 * * *", "timeZone": "Europe/Berlin", "duration": "10h", "min": 5, "max": 50}]"#,
             ),
-            (FORECAST, r#"{"season": 60, "lead": "30s"}"#),
+            (own::FORECAST, r#"{"season": 60, "lead": "30s"}"#),
             (
-                RESOURCE,
+                own::RESOURCE,
                 r#"{"scaleDown": {"stabilizationWindowSeconds": 60, "selectPolicy": "Min",
                     "policies": [{"type": "Pods", "value": 2, "periodSeconds": 30}]}}"#,
             ),
@@ -403,19 +376,22 @@ mod tests {
     #[test]
     fn each_mistake_names_its_annotation() {
         for (pairs, field) in [
-            (vec![(METRICS, "qps=3")], METRICS),
-            (vec![(METRICS, "cpu")], METRICS),
-            (vec![(METRICS, "rps=0")], METRICS),
-            (vec![(METRICS, "rps=80%")], METRICS),
-            (vec![(METRICS, "schedule")], SCHEDULE),
-            (vec![(SCHEDULE, "daily")], SCHEDULE),
-            (vec![(SCHEDULE, r#"[{"schedule": "0 8 * * *", "duration": "0s", "min": 1}]"#)], SCHEDULE),
-            (vec![(SCHEDULE, r#"[{"schedule": "0 8 * * *", "duration": "1h"}]"#)], SCHEDULE),
-            (vec![(BACKLOG, r#"{"target": 0}"#)], BACKLOG),
-            (vec![(FORECAST, r#"{"slot": "soon"}"#)], FORECAST),
-            (vec![(COMBINE, "sum")], COMBINE),
-            (vec![(UP_RATE, "NaN")], UP_RATE),
-            (vec![(GRACE, "-1s")], GRACE),
+            (vec![(own::METRICS, "qps=3")], own::METRICS),
+            (vec![(own::METRICS, "cpu")], own::METRICS),
+            (vec![(own::METRICS, "rps=0")], own::METRICS),
+            (vec![(own::METRICS, "rps=80%")], own::METRICS),
+            (vec![(own::METRICS, "schedule")], own::SCHEDULE),
+            (vec![(own::SCHEDULE, "daily")], own::SCHEDULE),
+            (
+                vec![(own::SCHEDULE, r#"[{"schedule": "0 8 * * *", "duration": "0s", "min": 1}]"#)],
+                own::SCHEDULE,
+            ),
+            (vec![(own::SCHEDULE, r#"[{"schedule": "0 8 * * *", "duration": "1h"}]"#)], own::SCHEDULE),
+            (vec![(own::BACKLOG, r#"{"target": 0}"#)], own::BACKLOG),
+            (vec![(own::FORECAST, r#"{"slot": "soon"}"#)], own::FORECAST),
+            (vec![(own::COMBINE, "sum")], own::COMBINE),
+            (vec![(own::MAX_SCALE_UP_RATE, "NaN")], own::MAX_SCALE_UP_RATE),
+            (vec![(own::SCALE_TO_ZERO_GRACE, "-1s")], own::SCALE_TO_ZERO_GRACE),
             (vec![("autoscaling.knative.dev/target", "NaN")], "autoscaling.knative.dev/target"),
             (vec![("autoscaling.knative.dev/window", "0s")], "autoscaling.knative.dev/window"),
             (

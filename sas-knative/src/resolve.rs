@@ -2,12 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use sas_core::{Aggregation, Metric, MetricSpec, MetricTarget, ResourceSpec, ScalingSpec, SpecErrors};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    AutoscalerConfig, HPA_CLASS, KPA_CLASS, Preset, annotations::get, go, keys, own, validate_annotations,
+use crate::{
+    AutoscalerConfig, Preset,
+    annotations::get,
+    go,
+    keys::{self, HPA_CLASS, KPA_CLASS},
+    own, validate_annotations,
 };
-use crate::{Aggregation, Metric, MetricSpec, MetricTarget, ResourceSpec, ScalingSpec, SpecErrors};
 
 /// Whether traffic can come to a revision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,11 +26,17 @@ pub enum Reachability {
     Unreachable,
 }
 
-/// What Knative's decider works with. Durations are signed nanoseconds, since its run-time code does not refuse
-/// negative ones.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// What Knative's run-time code makes of a ConfigMap and annotations. Durations are signed nanoseconds, since that code
+/// does not refuse negative ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct DeciderSpec {
+pub struct Resolved {
+    /// The class.
+    pub class: String,
+    /// The metric; empty for classes that are not Knative's and name none.
+    pub metric: String,
+    /// The text of the aggregation algorithm.
+    pub aggregation: String,
     /// At most this many times the ready instances in one decision.
     pub max_scale_up_rate: f64,
     /// At least one in this many of the ready instances stays in one decision.
@@ -41,50 +51,12 @@ pub struct DeciderSpec {
     pub activator_capacity: f64,
     /// Panic when the short window wants this many times what is ready.
     pub panic_threshold: f64,
-    /// How long a panic holds, in nanoseconds.
-    pub stable_window_ns: i64,
     /// How long a lower decision waits, in nanoseconds.
     pub scale_down_delay_ns: i64,
-    /// Instances of a new revision.
-    pub initial_scale: i32,
     /// Instances to wake up to; 0: off.
     pub activation_scale: i32,
     /// Whether traffic can come.
     pub reachable: bool,
-}
-
-impl DeciderSpec {
-    /// Knative's defaults around a target: what one instance should carry with and without utilisation.
-    pub const fn for_target(target_value: f64, total_value: f64) -> Self {
-        Self {
-            max_scale_up_rate: 1000.0,
-            max_scale_down_rate: 2.0,
-            target_value,
-            total_value,
-            target_burst_capacity: 211.0,
-            activator_capacity: 100.0,
-            panic_threshold: 2.0,
-            stable_window_ns: 60_000_000_000,
-            scale_down_delay_ns: 0,
-            initial_scale: 1,
-            activation_scale: 0,
-            reachable: true,
-        }
-    }
-}
-
-/// What Knative's run-time code makes of a ConfigMap and annotations.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Resolved {
-    /// The class.
-    pub class: String,
-    /// The metric; empty for classes that are not Knative's and name none.
-    pub metric: String,
-    /// The text of the aggregation algorithm.
-    pub aggregation: String,
-    /// The decider's part.
-    pub spec: DeciderSpec,
     /// The stable window in nanoseconds.
     pub stable_window_ns: i64,
     /// The panic window in nanoseconds.
@@ -97,6 +69,8 @@ pub struct Resolved {
     pub initial_scale: i32,
     /// How long the last instance stays at least, in nanoseconds.
     pub retention_ns: i64,
+    /// How long a revision may take to become ready, in nanoseconds.
+    pub progress_deadline_ns: i64,
     /// The target annotation, if there is one that can be read.
     pub target: Option<f64>,
     /// The utilisation that `target_value` includes.
@@ -111,6 +85,12 @@ impl Resolved {
         } else {
             Aggregation::Linear
         }
+    }
+
+    /// How long a first instance may take before the revision goes back to sleep, in nanoseconds: the progress
+    /// deadline, of the annotation where there is one, and half a minute more.
+    pub fn activation_timeout_ns(&self) -> i64 {
+        self.progress_deadline_ns.saturating_add(30_000_000_000)
     }
 }
 
@@ -177,28 +157,24 @@ pub fn resolve(
         class: class.to_owned(),
         metric: metric.to_owned(),
         aggregation: aggregation.to_owned(),
-        spec: DeciderSpec {
-            max_scale_up_rate: config.max_scale_up_rate,
-            max_scale_down_rate: config.max_scale_down_rate,
-            target_value: (total * utilization).max(0.01),
-            total_value: total,
-            target_burst_capacity: float(keys::TARGET_BURST_CAPACITY).unwrap_or(config.target_burst_capacity),
-            activator_capacity: config.activator_capacity,
-            panic_threshold: float(keys::PANIC_THRESHOLD_PERCENTAGE)
-                .unwrap_or(config.panic_threshold_percentage)
-                / 100.0,
-            stable_window_ns,
-            scale_down_delay_ns: span(keys::SCALE_DOWN_DELAY).unwrap_or(nanos(config.scale_down_delay)),
-            initial_scale,
-            activation_scale: int(keys::ACTIVATION_SCALE).unwrap_or(0),
-            reachable: reachability != Reachability::Unreachable,
-        },
+        max_scale_up_rate: config.max_scale_up_rate,
+        max_scale_down_rate: config.max_scale_down_rate,
+        target_value: (total * utilization).max(0.01),
+        total_value: total,
+        target_burst_capacity: float(keys::TARGET_BURST_CAPACITY).unwrap_or(config.target_burst_capacity),
+        activator_capacity: config.activator_capacity,
+        panic_threshold: float(keys::PANIC_THRESHOLD_PERCENTAGE).unwrap_or(config.panic_threshold_percentage)
+            / 100.0,
+        scale_down_delay_ns: span(keys::SCALE_DOWN_DELAY).unwrap_or(nanos(config.scale_down_delay)),
+        activation_scale: int(keys::ACTIVATION_SCALE).unwrap_or(0),
+        reachable: reachability != Reachability::Unreachable,
         stable_window_ns,
         panic_window_ns: panic_window(stable_window_ns, panic_percentage),
         min_scale,
         max_scale: int(keys::MAX_SCALE).unwrap_or(config.max_scale),
         initial_scale,
         retention_ns: span(keys::RETENTION).unwrap_or(nanos(config.scale_to_zero_pod_retention_period)),
+        progress_deadline_ns: span(keys::PROGRESS_DEADLINE).unwrap_or(nanos(config.progress_deadline)),
         target,
         utilization,
     }
@@ -239,35 +215,31 @@ pub fn scaling_from_annotations(
     let resolved = resolve(annotations, container_concurrency, Reachability::Unknown, defaults);
     let span = |nanos: i64| Duration::from_nanos(u64::try_from(nanos).unwrap_or(0));
     let count = |scale: i32| u32::try_from(scale).unwrap_or(0);
-    let mut spec = ScalingSpec {
-        preset,
-        min: count(resolved.min_scale),
-        max: count(resolved.max_scale),
-        initial: count(resolved.initial_scale),
-        activation: count(resolved.spec.activation_scale),
-        scale_to_zero: defaults.enable_scale_to_zero,
-        target: resolved.spec.total_value,
-        utilization: resolved.utilization,
-        stable_window: span(resolved.stable_window_ns),
-        panic_window_percentage: get(annotations, keys::PANIC_WINDOW_PERCENTAGE)
-            .and_then(|(_, text)| go::parse_float(text).ok())
-            .unwrap_or(defaults.panic_window_percentage),
-        panic_threshold_percentage: resolved.spec.panic_threshold * 100.0,
-        target_burst_capacity: resolved.spec.target_burst_capacity,
-        max_scale_up_rate: defaults.max_scale_up_rate,
-        max_scale_down_rate: defaults.max_scale_down_rate,
-        scale_down_delay: span(resolved.spec.scale_down_delay_ns),
-        scale_to_zero_grace: defaults.scale_to_zero_grace_period,
-        retention: span(resolved.retention_ns),
-        activation_timeout: defaults.progress_deadline + Duration::from_secs(30),
-        aggregation: resolved.aggregation(),
-        ..ScalingSpec::default()
-    };
+    let mut spec = ScalingSpec::default();
+    spec.preset = preset;
+    spec.min = count(resolved.min_scale);
+    spec.max = count(resolved.max_scale);
+    spec.initial = count(resolved.initial_scale);
+    spec.activation = count(resolved.activation_scale);
+    spec.scale_to_zero = defaults.enable_scale_to_zero;
+    spec.target = resolved.total_value;
+    spec.utilization = resolved.utilization;
+    spec.stable_window = span(resolved.stable_window_ns);
+    spec.panic_window_percentage = get(annotations, keys::PANIC_WINDOW_PERCENTAGE)
+        .and_then(|(_, text)| go::parse_float(text).ok())
+        .unwrap_or(defaults.panic_window_percentage);
+    spec.panic_threshold_percentage = resolved.panic_threshold * 100.0;
+    spec.target_burst_capacity = resolved.target_burst_capacity;
+    spec.max_scale_up_rate = defaults.max_scale_up_rate;
+    spec.max_scale_down_rate = defaults.max_scale_down_rate;
+    spec.scale_down_delay = span(resolved.scale_down_delay_ns);
+    spec.scale_to_zero_grace = defaults.scale_to_zero_grace_period;
+    spec.retention = span(resolved.retention_ns);
+    spec.activation_timeout = span(resolved.activation_timeout_ns());
+    spec.aggregation = resolved.aggregation();
     if let Some((key, text)) = get(annotations, keys::PROGRESS_DEADLINE) {
         match go::parse_duration(text) {
-            Ok(nanos) if nanos >= 1_000_000_000 => {
-                spec.activation_timeout = span(nanos) + Duration::from_secs(30);
-            }
+            Ok(nanos) if nanos >= 1_000_000_000 => {}
             Ok(_) => errors.push(key, text, "at least 1s"),
             Err(error) => errors.push(key, text, format!("a duration such as 600s ({error})")),
         }
@@ -341,4 +313,28 @@ fn is_short_window(field: &str, value: &str) -> bool {
 fn keys_are_aliases(one: &str, other: &str) -> bool {
     let plain = |key: &str| key.chars().filter(|c| *c != '-').collect::<String>().to_ascii_lowercase();
     plain(one) == plain(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_progress_deadline_of_the_annotation_goes_before_the_platforms() {
+        let mut config = AutoscalerConfig::default();
+        config.progress_deadline = Duration::from_secs(120);
+        for (text, seconds) in [(None, 150), (Some("45s"), 75), (Some("1h"), 3630), (Some("soon"), 150)] {
+            let annotations: BTreeMap<_, _> =
+                text.iter().map(|text| (keys::PROGRESS_DEADLINE[0].to_owned(), (*text).to_owned())).collect();
+            let resolved = resolve(&annotations, 0, Reachability::Unknown, &config);
+            assert_eq!(resolved.activation_timeout_ns(), seconds * 1_000_000_000, "{text:?}");
+            let spec = scaling_from_annotations(&annotations, 0, &config, Preset::Default);
+            match spec {
+                Ok(spec) => assert_eq!(spec.activation_timeout, Duration::from_secs(seconds as u64)),
+                Err(errors) => {
+                    assert_eq!((text, &*errors.0[0].field), (Some("soon"), keys::PROGRESS_DEADLINE[0]))
+                }
+            }
+        }
+    }
 }

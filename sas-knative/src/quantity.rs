@@ -2,7 +2,20 @@
 
 /// A quantity as a whole number of `unit`s, where `unit` is 1000 for thousandths and 1 for whole ones; rounded up, as
 /// Kubernetes does. `None` when it is malformed, negative or too large.
-pub(crate) fn quantity(text: &str, unit: u128) -> Option<u64> {
+#[cfg(feature = "manifest")]
+pub(crate) fn whole(text: &str, unit: u128) -> Option<u64> {
+    let (numerator, denominator) = ratio(text)?;
+    u64::try_from(numerator.checked_mul(unit)?.div_ceil(denominator)).ok()
+}
+
+/// A quantity as a number. `None` when it is malformed, negative or too large.
+pub(crate) fn parse(text: &str) -> Option<f64> {
+    let (numerator, denominator) = ratio(text)?;
+    Some(numerator as f64 / denominator as f64)
+}
+
+/// A quantity as a fraction, exactly.
+fn ratio(text: &str) -> Option<(u128, u128)> {
     let digits_end = text.bytes().position(|b| !(b.is_ascii_digit() || b == b'.')).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits_end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -48,13 +61,12 @@ pub(crate) fn quantity(text: &str, unit: u128) -> Option<u64> {
             }
         }
     };
-    let scaled = mantissa.checked_mul(numerator)?.checked_mul(unit)?;
-    u64::try_from(scaled.div_ceil(denominator)).ok()
+    Some((mantissa.checked_mul(numerator)?, denominator))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::quantity;
+    use super::{parse, whole};
 
     #[test]
     fn quantities_are_read_as_kubernetes_reads_them() {
@@ -84,7 +96,24 @@ mod tests {
             ("1.2.3", 1, None),
             ("99999999999999999999999999999999999999999999", 1, None),
         ] {
-            assert_eq!(quantity(text, unit), expected, "{text}");
+            assert_eq!(whole(text, unit), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_metrics_target_is_a_quantity_too() {
+        for (text, expected) in [
+            ("10", Some(10.0)),
+            ("500m", Some(0.5)),
+            ("512Mi", Some(536_870_912.0)),
+            ("2Pi", Some(2.0_f64.powi(51))),
+            ("250n", Some(2.5e-7)),
+            ("1e3", Some(1000.0)),
+            ("-1", None),
+            ("NaN", None),
+            ("many", None),
+        ] {
+            assert_eq!(parse(text), expected, "{text}");
         }
     }
 }

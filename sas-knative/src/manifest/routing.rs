@@ -2,32 +2,9 @@
 
 use std::time::Duration;
 
-use sas_core::{Affinity, Quota, RolloutPlan, SpecErrors, knative::parse_duration};
+use sas_core::{Affinity, Quota, RolloutPlan, SpecErrors};
 
-const AFFINITY: &str = "sas.dev/affinity";
-const PLACEHOLDER: &str = "sas.dev/placeholder";
-const NO_WAKE: &str = "sas.dev/no-wake";
-const QUOTA_RATE: &str = "sas.dev/quota-rate";
-const QUOTA_BURST: &str = "sas.dev/quota-burst";
-const QUOTA_CONCURRENCY: &str = "sas.dev/quota-concurrency";
-const ROLLOUT_STEPS: &str = "sas.dev/rollout-steps";
-const ROLLOUT_HOLD: &str = "sas.dev/rollout-hold";
-const ROLLOUT_MIN_REQUESTS: &str = "sas.dev/rollout-min-requests";
-const ROLLOUT_MAX_MORE_ERRORS: &str = "sas.dev/rollout-max-more-errors";
-
-/// The annotations that are read here, and not passed on to the runtime.
-pub(super) const READ_HERE: [&str; 10] = [
-    AFFINITY,
-    PLACEHOLDER,
-    NO_WAKE,
-    QUOTA_RATE,
-    QUOTA_BURST,
-    QUOTA_CONCURRENCY,
-    ROLLOUT_STEPS,
-    ROLLOUT_HOLD,
-    ROLLOUT_MIN_REQUESTS,
-    ROLLOUT_MAX_MORE_ERRORS,
-];
+use crate::{keys::own, parse_duration};
 
 /// Most paths that start nothing, of one service.
 const MOST_PATHS: usize = 32;
@@ -48,7 +25,7 @@ impl Routing {
         over: Duration,
         errors: &mut SpecErrors,
     ) -> Self {
-        let affinity = match get(AFFINITY) {
+        let affinity = match get(own::AFFINITY) {
             None => Affinity::None,
             Some((path, text)) => match text.split_once('=') {
                 Some(("cookie", name)) if is_token(name) => Affinity::Cookie(name.to_owned()),
@@ -59,7 +36,7 @@ impl Routing {
                 }
             },
         };
-        let placeholder = match get(PLACEHOLDER) {
+        let placeholder = match get(own::PLACEHOLDER) {
             None | Some((_, "false")) => false,
             Some((_, "true")) => true,
             Some((path, text)) => {
@@ -67,7 +44,7 @@ impl Routing {
                 false
             }
         };
-        let no_wake = get(NO_WAKE).map_or_else(Vec::new, |(path, text)| paths(&path, text, errors));
+        let no_wake = get(own::NO_WAKE).map_or_else(Vec::new, |(path, text)| paths(&path, text, errors));
         Self { affinity, placeholder, no_wake, quota: quota(&get, errors), plan: plan(&get, over, errors) }
     }
 }
@@ -100,20 +77,20 @@ fn paths(at: &str, text: &str, errors: &mut SpecErrors) -> Vec<String> {
 }
 
 fn quota<'a>(get: &impl Fn(&str) -> Option<(String, &'a str)>, errors: &mut SpecErrors) -> Option<Quota> {
-    let rate = get(QUOTA_RATE).map(|(path, text)| match text.parse::<f64>() {
+    let rate = get(own::QUOTA_RATE).map(|(path, text)| match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate >= 0.0 => rate,
         _ => {
             errors.push(path, text, "must be requests per second, such as 100 or 0.5");
             f64::INFINITY
         }
     });
-    let burst = get(QUOTA_BURST).map(|(path, text)| {
+    let burst = get(own::QUOTA_BURST).map(|(path, text)| {
         if rate.is_none() {
-            errors.push(path.clone(), text, format!("means nothing without {QUOTA_RATE}"));
+            errors.push(path.clone(), text, format!("means nothing without {}", own::QUOTA_RATE));
         }
         whole(&path, text, errors)
     });
-    let concurrency = get(QUOTA_CONCURRENCY).map(|(path, text)| whole(&path, text, errors));
+    let concurrency = get(own::QUOTA_CONCURRENCY).map(|(path, text)| whole(&path, text, errors));
     if rate.is_none() && concurrency.is_none() {
         return None;
     }
@@ -141,8 +118,8 @@ fn plan<'a>(
     over: Duration,
     errors: &mut SpecErrors,
 ) -> Option<RolloutPlan> {
-    let (steps, hold) = (get(ROLLOUT_STEPS), get(ROLLOUT_HOLD));
-    let (requests, more_errors) = (get(ROLLOUT_MIN_REQUESTS), get(ROLLOUT_MAX_MORE_ERRORS));
+    let (steps, hold) = (get(own::ROLLOUT_STEPS), get(own::ROLLOUT_HOLD));
+    let (requests, more_errors) = (get(own::ROLLOUT_MIN_REQUESTS), get(own::ROLLOUT_MAX_MORE_ERRORS));
     if [&steps, &hold, &requests, &more_errors].into_iter().all(Option::is_none) {
         return None;
     }

@@ -7,10 +7,8 @@ use std::{
 
 use sas_core::{EnvValue, Probe, ProbeAction, Protocol, Resources, SpecErrors};
 
-use super::{
-    quantity::quantity,
-    tree::{Fields, Node, join},
-};
+use super::tree::{Fields, Node, join};
+use crate::quantity;
 
 /// The port that Knative assumes when a container names none.
 pub(super) const DEFAULT_PORT: u16 = 8080;
@@ -106,11 +104,12 @@ pub(super) fn container(
     out
 }
 
-pub(crate) const LABEL: &str =
+/// What [`is_label`] asks for, for messages.
+pub const LABEL: &str =
     "must be 1 to 63 lower-case letters, digits or dashes, and begin and end with a letter or digit";
 
 /// A DNS label of RFC 1123.
-pub(crate) fn is_label(text: &str) -> bool {
+pub fn is_label(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     (1..=63).contains(&text.len())
         && text.bytes().all(|b| inner(b) || b == b'-')
@@ -347,7 +346,7 @@ fn amount(fields: &mut Fields<'_>, name: &'static str, unit: u128, errors: &mut 
             return None;
         }
     };
-    let amount = quantity(text.trim(), unit);
+    let amount = quantity::whole(text.trim(), unit);
     if amount.is_none() {
         errors.push(path, text, "must be a quantity such as 250m, 0.5, 64Mi or 1G");
     }

@@ -9,9 +9,8 @@ use super::{
     service::Metadata,
     tree::{Fields, Node},
 };
+use crate::keys::own;
 
-/// What the options of this platform are called in annotations.
-const OWN: &str = "sas.dev/";
 /// Knative's own limit.
 const DATA_LIMIT: usize = 1 << 20;
 
@@ -75,7 +74,7 @@ pub(super) fn ping_source(
         trigger = trigger.with_option("timezone", zone);
     }
     for (key, value) in &metadata.annotations {
-        if let Some(option) = key.strip_prefix(OWN) {
+        if let Some(option) = key.strip_prefix(own::PREFIX) {
             trigger = trigger.with_option(option, value);
         }
     }

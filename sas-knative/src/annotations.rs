@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    AutoscalerConfig, HPA_CLASS, KPA_CLASS,
+use sas_core::SpecErrors;
+
+use crate::{
+    AutoscalerConfig,
     go::{self, format_duration},
-    keys,
+    keys::{self, HPA_CLASS, KPA_CLASS},
 };
-use crate::SpecErrors;
 
 /// The name and value of the first key that is present.
 pub(super) fn get<'a>(

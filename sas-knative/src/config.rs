@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::go::{self, ParseError, format_duration};
-use crate::SpecErrors;
+use sas_core::SpecErrors;
+
+use crate::go::{self, ParseError, format_duration};
 
 /// Knative's cluster-wide autoscaling configuration, with its defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,7 +79,7 @@ impl Default for AutoscalerConfig {
             scale_to_zero_grace_period: Duration::from_secs(30),
             scale_to_zero_pod_retention_period: Duration::ZERO,
             activator_capacity: 100.0,
-            pod_autoscaler_class: super::KPA_CLASS.to_owned(),
+            pod_autoscaler_class: crate::KPA_CLASS.to_owned(),
             progress_deadline: Duration::from_secs(600),
         }
     }

@@ -2,51 +2,20 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use sas_core::{
-    Affinity, Quota, RevisionSpec, RolloutPlan, Source, SpecErrors,
-    knative::{parse_duration, scaling_from_annotations},
-};
+use sas_core::{Affinity, Quota, RevisionSpec, RolloutPlan, Source, SpecErrors};
 use serde::{Deserialize, Serialize};
 
 use super::{
     ParseOptions,
     pod::{self, Container, LABEL, common, is_label},
-    routing::{self, Routing},
+    routing::Routing,
     tree::{Fields, Node, join},
     words,
 };
-
-/// What the annotations of this platform begin with.
-const OWN: &str = "sas.dev/";
-/// Annotations that are read here and not passed on to the runtime.
-const PACKAGE: &str = "sas.dev/package";
-const FUNCTION: &str = "sas.dev/function";
-const COMMAND: &str = "sas.dev/command";
-const RUNTIME: &str = "sas.dev/runtime";
-const PORT: &str = "sas.dev/port";
-const QUEUE_LIMIT: &str = "sas.dev/queue-limit";
-const START_TIMEOUT: &str = "sas.dev/start-timeout";
-const STOP_GRACE: &str = "sas.dev/stop-grace";
-/// All of these.
-const READ_HERE: [&str; 8] =
-    [PACKAGE, FUNCTION, COMMAND, RUNTIME, PORT, QUEUE_LIMIT, START_TIMEOUT, STOP_GRACE];
-/// Annotations that [`scaling_from_annotations`] reads.
-const SCALING: [&str; 11] = [
-    "sas.dev/scaler",
-    "sas.dev/metrics",
-    "sas.dev/combine",
-    "sas.dev/schedule",
-    "sas.dev/backlog",
-    "sas.dev/forecast",
-    "sas.dev/resource",
-    "sas.dev/scale-to-zero-grace-period",
-    "sas.dev/max-scale-up-rate",
-    "sas.dev/max-scale-down-rate",
-    "sas.dev/enable-scale-to-zero",
-];
-const SCALER_OPTION: &str = "sas.dev/scaler-option.";
-const ROLLOUT: &str = "serving.knative.dev/rollout-duration";
-const VISIBILITY: [&str; 2] = ["networking.knative.dev/visibility", "serving.knative.dev/visibility"];
+use crate::{
+    keys::{self, own},
+    parse_duration, scaling_from_annotations,
+};
 
 /// Knative's default limit of `containerConcurrency`.
 const MAX_CONCURRENCY: i128 = 1000;
@@ -250,7 +219,7 @@ pub(super) fn service(
     spec.finish(errors);
 
     let cluster_local = visibility(&metadata, errors);
-    let rollout = duration(&metadata, ROLLOUT, errors).unwrap_or_default();
+    let rollout = duration(&metadata, keys::ROLLOUT_DURATION, errors).unwrap_or_default();
     let Routing { affinity, placeholder, no_wake, quota, plan } =
         Routing::read(|name| annotations.get(name), rollout, errors);
     let container = std::mem::take(&mut pod.container);
@@ -365,7 +334,7 @@ fn service_name(metadata: &Metadata, errors: &mut SpecErrors) {
 
 fn visibility(metadata: &Metadata, errors: &mut SpecErrors) -> bool {
     let mut local = false;
-    for label in VISIBILITY {
+    for label in keys::VISIBILITY {
         match metadata.labels.get(label).map(String::as_str) {
             None => {}
             Some("cluster-local") => local = true,
@@ -401,16 +370,13 @@ struct Annotations<'a> {
 impl<'a> Annotations<'a> {
     fn new(service: &'a Metadata, template: &'a Metadata, errors: &mut SpecErrors) -> Self {
         for name in common(&service.annotations, &template.annotations) {
-            if name.starts_with(OWN) && service.annotations[name] != template.annotations[name] {
+            if name.starts_with(own::PREFIX) && service.annotations[name] != template.annotations[name] {
                 let problem = format!("contradicts {}", template.annotation_path(name));
                 errors.push(service.annotation_path(name), &service.annotations[name], problem);
             }
         }
         for (name, value) in &service.annotations {
-            if name.starts_with("autoscaling.knative.dev/")
-                || SCALING.contains(&name.as_str())
-                || name.starts_with(SCALER_OPTION)
-            {
+            if name.starts_with("autoscaling.knative.dev/") || own::is_scaling(name) {
                 errors.push(
                     service.annotation_path(name),
                     value,
@@ -419,13 +385,13 @@ impl<'a> Annotations<'a> {
             }
         }
         let mut annotations = Self { service, template, source: None };
-        let package = annotations.get(PACKAGE).and_then(|(path, text)| package(&path, text, errors));
-        let function = annotations.get(FUNCTION).map(|(path, text)| {
+        let package = annotations.get(own::PACKAGE).and_then(|(path, text)| package(&path, text, errors));
+        let function = annotations.get(own::FUNCTION).map(|(path, text)| {
             if text.is_empty() {
                 errors.push(path.clone(), text, "must name a function that the host registered");
             }
-            if annotations.get(PACKAGE).is_some() {
-                errors.push(path, text, format!("contradicts {PACKAGE}: give one of the two"));
+            if annotations.get(own::PACKAGE).is_some() {
+                errors.push(path, text, format!("contradicts {}: give one of the two", own::PACKAGE));
             }
             Source::Function(text.to_owned())
         });
@@ -435,7 +401,7 @@ impl<'a> Annotations<'a> {
 
     /// Whether they say where the code is, rightly or wrongly.
     fn name_code(&self) -> bool {
-        self.get(PACKAGE).is_some() || self.get(FUNCTION).is_some()
+        self.get(own::PACKAGE).is_some() || self.get(own::FUNCTION).is_some()
     }
 
     /// The annotation, that of the template first, with its path.
@@ -446,7 +412,7 @@ impl<'a> Annotations<'a> {
     }
 
     fn runtime(&self, source: Option<&Source>, errors: &mut SpecErrors) -> String {
-        if let Some((path, text)) = self.get(RUNTIME) {
+        if let Some((path, text)) = self.get(own::RUNTIME) {
             if !is_label(text) {
                 errors.push(path, text, "must name a runtime, such as process or wasm");
             }
@@ -469,45 +435,48 @@ impl<'a> Annotations<'a> {
 
     /// What the annotations say about the revision.
     fn fill(&self, spec: &mut RevisionSpec, container: &Container, errors: &mut SpecErrors) {
-        if let Some((path, text)) = self.get(COMMAND) {
+        if let Some((path, text)) = self.get(own::COMMAND) {
             match words::command(text) {
                 Ok(command) => spec.command = command,
                 Err(problem) => errors.push(&path, text, problem),
             }
             if !container.command.is_empty() {
                 let at = join(&container.path, "command");
-                errors.push(at, container.command.join(" "), format!("contradicts the annotation {COMMAND}"));
+                errors.push(
+                    at,
+                    container.command.join(" "),
+                    format!("contradicts the annotation {}", own::COMMAND),
+                );
             }
         }
-        if let Some((path, text)) = self.get(PORT) {
+        if let Some((path, text)) = self.get(own::PORT) {
             match text.parse::<u16>() {
                 Ok(port) if port != 0 => spec.port = Some(port),
                 _ => errors.push(path, text, "must be a port from 1 to 65535"),
             }
         }
-        if let Some((path, text)) = self.get(QUEUE_LIMIT) {
+        if let Some((path, text)) = self.get(own::QUEUE_LIMIT) {
             match text.parse::<u32>() {
                 Ok(limit) if limit > 0 => spec.queue_limit = limit,
                 _ => errors.push(path, text, "must be a whole number, at least 1"),
             }
         }
         for (name, timeout) in
-            [(START_TIMEOUT, &mut spec.timeouts.start), (STOP_GRACE, &mut spec.timeouts.stop_grace)]
+            [(own::START_TIMEOUT, &mut spec.timeouts.start), (own::STOP_GRACE, &mut spec.timeouts.stop_grace)]
         {
             if let Some((path, text)) = self.get(name) {
                 match parse_duration(text).ok().and_then(|nanos| u64::try_from(nanos).ok()) {
-                    Some(nanos) if nanos > 0 || name == STOP_GRACE => *timeout = Duration::from_nanos(nanos),
+                    Some(nanos) if nanos > 0 || name == own::STOP_GRACE => {
+                        *timeout = Duration::from_nanos(nanos)
+                    }
                     _ => errors.push(path, text, "must be a duration such as 10s, longer than nothing"),
                 }
             }
         }
         for metadata in [self.service, self.template] {
             for (name, value) in &metadata.annotations {
-                let read_here = READ_HERE.contains(&name.as_str())
-                    || routing::READ_HERE.contains(&name.as_str())
-                    || SCALING.contains(&name.as_str())
-                    || name.starts_with(SCALER_OPTION);
-                if name.starts_with(OWN) && !read_here {
+                let read_here = own::OF_SERVICE.contains(&name.as_str()) || own::is_scaling(name);
+                if name.starts_with(own::PREFIX) && !read_here {
                     spec.options.insert(name.clone(), value.clone());
                 }
             }
@@ -712,7 +681,7 @@ fn fill(
     if let Some(port) = container.port {
         spec.protocol = port.protocol;
         // In a container every instance has all ports to itself. Packages share the host's, so they are given one in
-        // PORT, as Knative's contract has it, and insist on one only by annotation.
+        // own::PORT, as Knative's contract has it, and insist on one only by annotation.
         if image && spec.port.is_none() {
             spec.port = Some(port.number);
         }
