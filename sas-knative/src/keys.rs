@@ -131,6 +131,7 @@ pub mod own {
     pub const SCALER_OPTION: &str = "sas.dev/scaler-option.";
 
     /// Read from the service or the template, and not passed on to the runtime.
+    #[cfg(feature = "manifest")]
     pub(crate) const OF_SERVICE: [&str; 18] = [
         PACKAGE,
         FUNCTION,
