@@ -93,13 +93,13 @@ async fn run(spec: &RevisionSpec, dir: &Path) -> Run {
     let mut keys = Vec::new();
     for lane in 0..LANES {
         let artifact = runtime.prepare(spec).await.expect("prepared");
-        let deployed = Deployed {
-            runtime: Arc::clone(&runtime) as _,
+        let deployed = Deployed::new(
+            Arc::clone(&runtime) as _,
             artifact,
-            spec: Arc::new(spec.clone()),
-            name: RevisionName::new("bench", &format!("server{lane}"), "server-00001"),
-            tenant: TenantKey(1),
-        };
+            Arc::new(spec.clone()),
+            RevisionName::new("bench", &format!("server{lane}"), "server-00001"),
+            TenantKey(1),
+        );
         let key = pool.register(Arc::new(deployed)).expect("registered");
         // Whatever is made once per revision is made before it is measured.
         cold(&pool, key).await.expect("an answer");

@@ -22,9 +22,9 @@ use std::{
 
 use async_trait::async_trait;
 use sas_core::{
-    Artifact, ArtifactInfo, Capabilities, Deployed, Endpoint, HostPattern, Instance, InstanceId, Isolation,
-    Pool as _, Result, RevisionName, RevisionSpec, RouteAction, RouteChange, RouteRule, Router as _, Runtime,
-    Source, Split, StartRequest, TenantKey,
+    Artifact, ArtifactInfo, Capabilities, Deployed, Endpoint, HostPattern, Instance, InstanceId,
+    InstanceTarget, Isolation, Pool as _, Result, RevisionName, RevisionSpec, RouteAction, RouteChange,
+    RouteRule, Router as _, Runtime, Source, Split, StartRequest, TenantKey,
 };
 use sas_pool::{InstancePool, PoolConfig};
 use sas_router::{Gateway, GatewayConfig, RouteTable, Server, ServerConfig};
@@ -142,8 +142,8 @@ impl Instance for There {
     fn id(&self) -> InstanceId {
         self.0
     }
-    fn endpoint(&self) -> Option<&Endpoint> {
-        Some(&self.1)
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Endpoint(&self.1)
     }
     async fn stop(&self, _: Duration) -> Result<()> {
         Ok(())
@@ -176,7 +176,7 @@ async fn gateway() -> Arc<Gateway> {
     let artifact = runtime.prepare(&spec).await.expect("nothing to prepare");
     let name = RevisionName::new("default", "hello", "hello-00001");
     let tenant = TenantKey(1);
-    let deployed = Deployed { runtime, artifact, spec: Arc::new(spec), name, tenant };
+    let deployed = Deployed::new(runtime, artifact, Arc::new(spec), name, tenant);
     let revision = pool.register(Arc::new(deployed)).expect("an empty pool");
     let table = Arc::new(RouteTable::new(1));
     let rule = RouteRule::new(tenant, RouteAction::Split(vec![Split::new(revision, 100)]));

@@ -17,8 +17,8 @@ use std::{
 use async_trait::async_trait;
 use sas_autoscale::Kpa;
 use sas_core::{
-    Artifact, Capabilities, Cx, Instance, InstanceId, Isolation, Pool, Result, RevisionSpec, Runtime,
-    ScaleInput, Scaler, StartRequest, Timestamp,
+    Artifact, Capabilities, Cx, Instance, InstanceId, InstanceTarget, Isolation, Pool, Result, RevisionSpec,
+    Runtime, ScaleInput, Scaler, StartRequest, Timestamp,
 };
 use sas_pool::config::IdleRule;
 use sched::{
@@ -464,10 +464,19 @@ impl Runtime for Slow {
     async fn quiesce(&self) {}
 }
 
+/// Nobody calls it.
+static NOWHERE: sas_core::Endpoint = sas_core::Endpoint::Tcp(std::net::SocketAddr::new(
+    std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+    9,
+));
+
 #[async_trait]
 impl Instance for Stamped {
     fn id(&self) -> InstanceId {
         self.id
+    }
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Endpoint(&NOWHERE)
     }
 
     async fn stop(&self, _: Duration) -> Result<()> {

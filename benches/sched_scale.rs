@@ -86,13 +86,13 @@ fn pool_alone(revisions: usize) {
     let begin = live_bytes();
     let deployed: Vec<Arc<Deployed>> = (0..revisions)
         .map(|n| {
-            Arc::new(Deployed {
-                runtime: Arc::clone(&runtime),
-                artifact: artifact.clone(),
-                spec: Arc::clone(&spec),
-                name: RevisionName::new("default", &format!("s{n:06}"), "00001"),
-                tenant: TenantKey(1),
-            })
+            Arc::new(Deployed::new(
+                Arc::clone(&runtime),
+                artifact.clone(),
+                Arc::clone(&spec),
+                RevisionName::new("default", &format!("s{n:06}"), "00001"),
+                TenantKey(1),
+            ))
         })
         .collect();
     let config = (live_bytes() - begin) as f64 / revisions as f64 - size_of::<Arc<Deployed>>() as f64;

@@ -151,13 +151,13 @@ async fn serve(d1: bool, same: bool) {
     for at in 0..CONNECTIONS + 1_000 {
         let name = format!("f{at}");
         let spec = spec(d1, if same { 0 } else { at });
-        let deployed = Deployed {
-            runtime: Arc::clone(&runtime) as _,
-            artifact: runtime.prepare(&spec).await.unwrap_or_else(|error| panic!("{}", error.chain())),
-            spec: Arc::new(spec),
-            name: RevisionName::new("default", &name, "00001"),
-            tenant: TenantKey(1),
-        };
+        let deployed = Deployed::new(
+            Arc::clone(&runtime) as _,
+            runtime.prepare(&spec).await.unwrap_or_else(|error| panic!("{}", error.chain())),
+            Arc::new(spec),
+            RevisionName::new("default", &name, "00001"),
+            TenantKey(1),
+        );
         let key = pool.register(Arc::new(deployed)).expect("room");
         let rule = RouteRule::new(TenantKey(1), RouteAction::Split(vec![Split::new(key, 100)]));
         changes
@@ -527,13 +527,13 @@ impl InstanceEvents for NoEvents {
 
 async fn deployed(runtime: &Arc<WasmRuntime>, spec: RevisionSpec) -> StartRequest {
     let artifact = runtime.prepare(&spec).await.unwrap_or_else(|error| panic!("{}", error.chain()));
-    let deployed = Deployed {
-        runtime: Arc::clone(runtime) as _,
+    let deployed = Deployed::new(
+        Arc::clone(runtime) as _,
         artifact,
-        spec: Arc::new(spec),
-        name: RevisionName::new("default", "function", "00001"),
-        tenant: TenantKey(1),
-    };
+        Arc::new(spec),
+        RevisionName::new("default", "function", "00001"),
+        TenantKey(1),
+    );
     let deadline = Instant::now() + Duration::from_secs(3_600);
     StartRequest::new(
         InstanceId(1),

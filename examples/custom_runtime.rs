@@ -9,8 +9,8 @@ use std::{sync::Arc, time::Duration};
 
 use sas::{
     core::{
-        Answer, Artifact, ArtifactInfo, CallError, Capabilities, Clock, ExitReport, Instance, InstanceEvents,
-        InstanceId, Isolation, Result, Runtime, StartRequest, SystemClock,
+        Answer, Artifact, ArtifactInfo, Call, CallError, Capabilities, Clock, ExitReport, Instance,
+        InstanceEvents, InstanceId, InstanceTarget, Isolation, Result, Runtime, StartRequest, SystemClock,
     },
     prelude::*,
 };
@@ -62,13 +62,20 @@ struct FileInstance {
 }
 
 #[async_trait::async_trait]
+impl Call for FileInstance {
+    async fn call(&self, _request: Request, _cx: &Cx) -> Result<Answer, CallError> {
+        Ok(Answer::Http(Response::new(Body::from(self.content.clone()))))
+    }
+}
+
+#[async_trait::async_trait]
 impl Instance for FileInstance {
     fn id(&self) -> InstanceId {
         self.id
     }
 
-    async fn call(&self, _request: Request, _cx: &Cx) -> Result<Answer, CallError> {
-        Ok(Answer::Http(Response::new(Body::from(self.content.clone()))))
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Call(self)
     }
 
     async fn stop(&self, _grace: Duration) -> Result<()> {

@@ -27,8 +27,8 @@ use std::{
 };
 
 use sas_core::{
-    Claim, Cx, Deployed, Endpoint, InstanceId, LogSink, LogStream, Pool as _, RequestId, RevisionKey,
-    RevisionName, RevisionSpec, Runtime as _, Source, TenantKey, Timestamp,
+    Claim, Cx, Deployed, Endpoint, LogRecord, LogSink, LogStream, Pool as _, RequestId, RevisionKey,
+    RevisionName, RevisionSpec, Runtime as _, Source, TenantKey,
 };
 use sas_pool::{InstancePool, PoolConfig, capacity::FastUpSlowDown, config::StemClassConfig};
 use sas_runtime_process::{ProcessConfig, ProcessRuntime};
@@ -118,15 +118,8 @@ impl Options {
 struct Complaints;
 
 impl LogSink for Complaints {
-    fn line(
-        &self,
-        id: InstanceId,
-        _: RevisionKey,
-        _: Option<RequestId>,
-        _: Timestamp,
-        stream: LogStream,
-        line: &[u8],
-    ) {
+    fn line(&self, record: &LogRecord<'_>) {
+        let LogRecord { instance: id, stream, line, .. } = *record;
         if stream == LogStream::Stderr && std::env::var_os("JAVA_BURST_STDERR").is_some() {
             eprintln!("{id}: {}", String::from_utf8_lossy(line));
         }
@@ -264,13 +257,13 @@ async fn deploy(
             for note in artifact.info().notes.iter().filter(|note| stems || !note.contains("stems")) {
                 eprintln!("{}: {note}", apps[number].display());
             }
-            deployed.push(Arc::new(Deployed {
-                runtime: Arc::clone(&runtime) as Arc<dyn sas_core::Runtime>,
+            deployed.push(Arc::new(Deployed::new(
+                Arc::clone(&runtime) as Arc<dyn sas_core::Runtime>,
                 artifact,
-                spec: Arc::clone(spec),
-                name: RevisionName::new("default", &format!("app{number}"), &format!("app{number}-00001")),
-                tenant: TenantKey(1),
-            }));
+                Arc::clone(spec),
+                RevisionName::new("default", &format!("app{number}"), &format!("app{number}-00001")),
+                TenantKey(1),
+            )));
         }
     }
     Ok((runtime, deployed))

@@ -18,9 +18,10 @@ use std::{
 
 use async_trait::async_trait;
 use sas_core::{
-    Artifact, ArtifactInfo, Capabilities, Claim, Cx, Deployed, HostPattern, Instance, InstanceId, Isolation,
-    Lease, Pool, RequestId, Result, RevisionKey, RevisionName, RevisionSpec, Route, RouteAction, RouteChange,
-    RouteQuery, RouteRule, Router, Runtime, Source, Split, StartRequest, TenantKey,
+    Artifact, ArtifactInfo, Capabilities, Claim, Cx, Deployed, HostPattern, Instance, InstanceId,
+    InstanceTarget, Isolation, Lease, Pool, RequestId, Result, RevisionKey, RevisionName, RevisionSpec,
+    Route, RouteAction, RouteChange, RouteQuery, RouteRule, Router, Runtime, Source, Split, StartRequest,
+    TenantKey,
 };
 use sas_pool::{InstancePool, PoolConfig, config::IdleRule};
 use sas_router::RouteTable;
@@ -146,10 +147,19 @@ impl Runtime for Noop {
     async fn quiesce(&self) {}
 }
 
+/// Nobody calls it.
+static NOWHERE: sas_core::Endpoint = sas_core::Endpoint::Tcp(std::net::SocketAddr::new(
+    std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+    9,
+));
+
 #[async_trait]
 impl Instance for NoopInstance {
     fn id(&self) -> InstanceId {
         self.0
+    }
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Endpoint(&NOWHERE)
     }
 
     async fn stop(&self, _: Duration) -> Result<()> {
@@ -183,13 +193,13 @@ pub fn world(runtime: Arc<dyn Runtime>, revisions: usize, concurrency: u32, idle
     for n in 0..revisions {
         let service = format!("s{n:06}");
         let host = format!("{service}.default.example");
-        let deployed = Deployed {
-            runtime: Arc::clone(&runtime),
-            artifact: artifact.clone(),
-            spec: Arc::clone(&spec),
-            name: RevisionName::new("default", &service, "00001"),
-            tenant: TenantKey(1),
-        };
+        let deployed = Deployed::new(
+            Arc::clone(&runtime),
+            artifact.clone(),
+            Arc::clone(&spec),
+            RevisionName::new("default", &service, "00001"),
+            TenantKey(1),
+        );
         let key = world.pool.register(Arc::new(deployed)).expect("room");
         let rule = RouteRule::new(TenantKey(1), RouteAction::Split(vec![Split::new(key, 100)]));
         changes.push(RouteChange::Set { host: HostPattern::Exact(host.clone()), rules: vec![rule] });

@@ -6,7 +6,7 @@ use std::{
 };
 
 use dashmap::DashMap;
-use sas_core::{InstanceId, LogSink, LogStream, RequestId, RevisionKey, Timestamp};
+use sas_core::{InstanceId, LogRecord, LogSink, LogStream, RequestId, RevisionKey, Timestamp};
 use serde::Serialize;
 
 /// How much is kept.
@@ -66,7 +66,7 @@ struct Ring {
 ///
 /// let logs = LogBuffer::default();
 /// let key = RevisionKey::new(0, 0);
-/// logs.line(InstanceId(1), key, None, Timestamp(0), LogStream::Stdout, b"hello");
+/// logs.line(&LogRecord::new(InstanceId(1), key, Timestamp(0), LogStream::Stdout, b"hello"));
 /// assert_eq!(logs.tail(&[key], 10, 0)[0].line, "hello");
 /// ```
 #[derive(Debug)]
@@ -126,15 +126,8 @@ impl LogBuffer {
 }
 
 impl LogSink for LogBuffer {
-    fn line(
-        &self,
-        instance: InstanceId,
-        revision: RevisionKey,
-        request: Option<RequestId>,
-        at: Timestamp,
-        stream: LogStream,
-        line: &[u8],
-    ) {
+    fn line(&self, record: &LogRecord<'_>) {
+        let LogRecord { instance, revision, request, at, stream, line, .. } = *record;
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
         let text = String::from_utf8_lossy(&line[..line.len().min(self.limits.bytes)]).into_owned();
         let kept = LogLine { sequence, at, instance, request, stream, line: text };

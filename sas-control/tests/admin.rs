@@ -6,8 +6,8 @@ use std::{sync::Arc, time::Duration};
 
 use sas_control::MemoryStore;
 use sas_core::{
-    Clamps, Decision, DecisionRecord, DecisionSink, ErrorKind, InstanceId, Load, LogSink, LogStream,
-    MeterPhase, MeterSink, Metric, Reason, Vote,
+    Clamps, Decision, DecisionRecord, DecisionSink, ErrorKind, InstanceId, Load, LogRecord, LogSink,
+    LogStream, MeterPhase, MeterSink, Metric, Reason, Vote,
 };
 use support::World;
 
@@ -234,7 +234,7 @@ async fn logs_decisions_instances_and_usage_are_shown() {
     }
     let logs = world.logs();
     for line in &config_logs {
-        logs.line(InstanceId(1), key, None, support::START, LogStream::Stdout, line.as_bytes());
+        logs.line(&LogRecord::new(InstanceId(1), key, support::START, LogStream::Stdout, line.as_bytes()));
     }
     let (_, tail) = world.call("GET", &format!("{SERVICE}/logs"), "").await;
     let lines = tail["lines"].as_array().unwrap();

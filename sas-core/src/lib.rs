@@ -33,6 +33,7 @@ pub mod package;
 
 mod body;
 mod clock;
+mod container;
 mod context;
 mod error;
 mod event;
@@ -54,6 +55,7 @@ mod store;
 
 pub use body::{Body, Request, Response};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
+pub use container::{ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};
 pub use context::{Cx, Purpose};
 pub use error::{BoxError, CallError, Error, ErrorKind, Result, Retry};
 pub use event::{
@@ -75,8 +77,8 @@ pub use route::{
     RouteTarget, Router, Split, TAG_HEADER, ValueMatch,
 };
 pub use runtime::{
-    Answer, Artifact, ArtifactInfo, Capabilities, Deployed, Endpoint, ExitReport, Instance, InstanceEvents,
-    Io, Isolation, Runtime, Stem, StemClass, StemRequest, Usage,
+    Answer, Artifact, ArtifactInfo, Call, Capabilities, Deployed, Endpoint, ExecOutput, ExitReport, Instance,
+    InstanceEvents, InstanceTarget, Io, Isolation, Runtime, Stem, StemClass, StemRequest, Usage,
 };
 pub use scale::{Clamps, Decision, Metric, Policy, Reason, ScaleInput, Scaler, Verdict, Vote, Votes};
 pub use scaling::{
@@ -84,7 +86,7 @@ pub use scaling::{
     Preset, ResourceSpec, ScalingPolicy, ScalingRules, ScalingSpec, ScheduleWindow, SelectPolicy,
 };
 pub use sink::{
-    DecisionRecord, DecisionSink, LogSink, LogStream, MeterPhase, MeterSink, NoSink, SecretSource,
+    DecisionRecord, DecisionSink, LogRecord, LogSink, LogStream, MeterPhase, MeterSink, NoSink, SecretSource,
 };
 pub use spec::{
     EnvValue, Probe, ProbeAction, Protocol, Resources, RevisionSpec, Secret, Source, SpecError, SpecErrors,

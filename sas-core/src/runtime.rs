@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CallError, Cx, Error, InstanceId, Request, Response, Result, RevisionName, RevisionSpec, StartPhase,
-    StartRequest, TenantKey, Timestamp,
+    CallError, Cx, Error, InstanceId, Request, Response, Result, RevisionName, RevisionSpec, SpecErrors,
+    StartPhase, StartRequest, TenantKey, Timestamp,
 };
 
 /// How strongly instances are kept apart, weakest first. `Shared` editions refuse less than they ask for.
@@ -37,10 +37,10 @@ pub struct Capabilities {
     pub suspend: bool,
     /// [`Runtime::start_stem`].
     pub stems: bool,
-    /// [`Runtime::adopt`].
-    pub adopt: bool,
     /// [`Instance::usage`] says something.
     pub usage: bool,
+    /// [`Instance::exec`] runs commands, so that probes may be commands.
+    pub exec: bool,
     /// [`RevisionSpec::resources`] limits are enforced.
     pub limits: bool,
     /// Starting burns CPU, so the pool's start gate applies.
@@ -56,8 +56,8 @@ impl Capabilities {
             isolation,
             suspend: false,
             stems: false,
-            adopt: false,
             usage: false,
+            exec: false,
             limits: false,
             cpu_bound_start: false,
             max_concurrency: None,
@@ -111,17 +111,31 @@ impl fmt::Debug for Artifact {
 
 /// All that the pool must know to start a revision. Specs and artifacts are shared between equal revisions.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Deployed {
-    /// Who runs it.
+    /// The runtime that starts its instances.
     pub runtime: Arc<dyn Runtime>,
-    /// What `prepare` made.
+    /// What that runtime's [`Runtime::prepare`] made of the code.
     pub artifact: Artifact,
-    /// How.
+    /// How it runs.
     pub spec: Arc<RevisionSpec>,
     /// Its name.
     pub name: RevisionName,
-    /// Whose it is.
+    /// The tenant whose it is.
     pub tenant: TenantKey,
+}
+
+impl Deployed {
+    /// A revision that `runtime` has prepared as `artifact`.
+    pub const fn new(
+        runtime: Arc<dyn Runtime>,
+        artifact: Artifact,
+        spec: Arc<RevisionSpec>,
+        name: RevisionName,
+        tenant: TenantKey,
+    ) -> Self {
+        Self { runtime, artifact, spec, name, tenant }
+    }
 }
 
 /// What an instance tells its owner, from whatever thread: no task waits on a quiet instance.
@@ -214,8 +228,7 @@ impl Usage {
 /// - Secrets in a [`StartRequest`] reach the instance and nothing else.
 ///
 /// # Minimal implementation
-/// `name`, `capabilities`, `prepare`, `start`, `quiesce`, and for the instance `id`, `stop` and one of `endpoint`
-/// and `call`. `examples/custom_runtime.rs` is one in under a hundred lines.
+/// `name`, `capabilities`, `prepare`, `start`, `quiesce`, and for the instance `id`, `target` and `stop`. `examples/custom_runtime.rs` is one in under a hundred lines.
 #[async_trait]
 pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// The name by which specs ask for it.
@@ -223,6 +236,30 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
     /// What it can do. Constant.
     fn capabilities(&self) -> Capabilities;
+
+    /// Whether it could run `spec`, as far as the spec itself tells: its source, its options, and what only containers
+    /// can be given ([`RevisionSpec::container`]). It reads no file and waits for nothing; what shows only in the code
+    /// is [`Runtime::prepare`]'s to refuse.
+    ///
+    /// The control plane asks before it stores a revision. A spec that names a runtime is asked of that one. A spec
+    /// with an empty [`RevisionSpec::runtime`] is asked of all, and exactly one must accept it; so a runtime accepts
+    /// such a spec only when the source is plainly of its kind.
+    ///
+    /// By default: what names this runtime and needs no container.
+    ///
+    /// # Errors
+    /// Every field that stands against it, with its value and the remedy.
+    fn accepts(&self, spec: &RevisionSpec) -> std::result::Result<(), SpecErrors> {
+        let mut errors = spec.container_fields(self.name());
+        if spec.runtime != self.name() {
+            errors.push(
+                "runtime",
+                &spec.runtime,
+                format!("the {} runtime serves what asks for it by name", self.name()),
+            );
+        }
+        errors.into_result()
+    }
 
     /// Makes the code ready to start: fetch, verify, unpack, compile. Off the request path; idempotent and cached.
     ///
@@ -258,15 +295,6 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         let _ = request;
         Err(Error::unsupported("start_stem"))
     }
-
-    /// Takes over an instance that a previous host left running. Gated by [`Capabilities::adopt`].
-    ///
-    /// # Errors
-    /// `Unsupported` unless gated in.
-    async fn adopt(&self, request: StartRequest) -> Result<Option<Arc<dyn Instance>>> {
-        let _ = request;
-        Err(Error::unsupported("adopt"))
-    }
 }
 
 /// Where an instance listens.
@@ -275,6 +303,14 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 pub enum Endpoint {
     /// A TCP address.
     Tcp(SocketAddr),
+    /// A host by its name, such as a Pod's in a cluster, and a TCP port. Whoever connects resolves the name, anew for
+    /// every connection, and tries its addresses in the order in which they come.
+    Host {
+        /// A DNS name, or the text of an IP address.
+        name: Arc<str>,
+        /// The TCP port.
+        port: u16,
+    },
     /// A Unix socket.
     Unix(Arc<Path>),
 }
@@ -283,6 +319,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
+            Self::Host { name, port } => write!(f, "{name}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -314,28 +351,78 @@ impl fmt::Debug for Answer {
     }
 }
 
-/// A running copy of a revision.
-#[async_trait]
-pub trait Instance: fmt::Debug + Send + Sync + 'static {
-    /// The id from its [`StartRequest`].
-    fn id(&self) -> InstanceId;
+/// How requests reach an instance. See [`Instance::target`].
+#[derive(Clone, Copy)]
+pub enum InstanceTarget<'a> {
+    /// It listens on a socket: the data plane owns the HTTP client, its connections and time-outs.
+    Endpoint(&'a Endpoint),
+    /// It is in this process (a closure, a WebAssembly guest) and is called.
+    Call(&'a dyn Call),
+}
 
-    /// Instances behind a socket give it here, and the data plane owns the HTTP client, its connections and
-    /// time-outs. Constant.
-    fn endpoint(&self) -> Option<&Endpoint> {
-        None
+impl fmt::Debug for InstanceTarget<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Endpoint(endpoint) => f.debug_tuple("Endpoint").field(endpoint).finish(),
+            Self::Call(_) => f.write_str("Call"),
+        }
     }
+}
 
-    /// Instances in this process (closures, wasm) answer here. Called only when [`Instance::endpoint`] is `None`.
+/// What answers requests within this process. The data plane calls it for each request that has a lease of the
+/// instance.
+#[async_trait]
+pub trait Call: Send + Sync {
+    /// Answers one request.
     ///
     /// **Cancel safety:** dropping the future (or the response's body) aborts the call.
     ///
     /// # Errors
     /// `Crashed` when the instance ended or trapped; `Exhausted` when a limit of the call was met; `Timeout` at
     /// `cx.deadline`. The request is handed back iff nothing of it was used.
-    async fn call(&self, request: Request, cx: &Cx) -> std::result::Result<Answer, CallError> {
-        let _ = cx;
-        Err(CallError::unsent(Error::unsupported("call"), request))
+    async fn call(&self, request: Request, cx: &Cx) -> std::result::Result<Answer, CallError>;
+}
+
+/// What came of a command that was run within an instance. See [`Instance::exec`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExecOutput {
+    /// Its exit status; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// The beginning of what it wrote to both streams, at most [`ExecOutput::MOST`] bytes.
+    pub output: Vec<u8>,
+}
+
+impl ExecOutput {
+    /// How many bytes of output are kept.
+    pub const MOST: usize = 4096;
+
+    /// The outcome of a command. Output beyond [`ExecOutput::MOST`] bytes is cut.
+    pub fn new(code: Option<i32>, mut output: Vec<u8>) -> Self {
+        output.truncate(Self::MOST);
+        Self { code, output }
+    }
+}
+
+/// A running copy of a revision.
+#[async_trait]
+pub trait Instance: fmt::Debug + Send + Sync + 'static {
+    /// The id from its [`StartRequest`].
+    fn id(&self) -> InstanceId;
+
+    /// How requests reach it: at a socket, or by a call in this process. Always the same.
+    fn target(&self) -> InstanceTarget<'_>;
+
+    /// Runs `command` where the instance runs, with its environment, working directory and limits, until it ends. For
+    /// probes of the kind [`crate::ProbeAction::Exec`]; gated by [`Capabilities::exec`].
+    ///
+    /// **Cancel safety:** dropping the future kills the command.
+    ///
+    /// # Errors
+    /// `Unsupported` unless gated in; `NotFound` when there is no such program; `Crashed` when the instance is gone.
+    async fn exec(&self, command: &[String]) -> Result<ExecOutput> {
+        let _ = command;
+        Err(Error::unsupported("exec"))
     }
 
     /// What it has used so far; `None`: not known. Cheap enough for once a second.
@@ -365,6 +452,27 @@ pub trait Instance: fmt::Debug + Send + Sync + 'static {
     /// As `suspend`.
     async fn resume(&self) -> Result<()> {
         Err(Error::unsupported("resume"))
+    }
+}
+
+impl dyn Instance {
+    /// Where it listens; `None` when it is called.
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        match self.target() {
+            InstanceTarget::Endpoint(endpoint) => Some(endpoint),
+            InstanceTarget::Call(_) => None,
+        }
+    }
+
+    /// Calls it, when it is called at all.
+    ///
+    /// # Errors
+    /// As [`Call::call`]; `Unsupported`, with the request, when it listens on a socket instead.
+    pub async fn call(&self, request: Request, cx: &Cx) -> std::result::Result<Answer, CallError> {
+        match self.target() {
+            InstanceTarget::Call(callee) => callee.call(request, cx).await,
+            InstanceTarget::Endpoint(_) => Err(CallError::unsent(Error::unsupported("call"), request)),
+        }
     }
 }
 

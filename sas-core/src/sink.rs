@@ -21,19 +21,52 @@ pub enum LogStream {
     Platform,
 }
 
+/// One line that an instance wrote, or that the platform wrote about it.
+///
+/// Runtimes make one by [`LogRecord::new`] and hand it to [`LogSink::line`], which copies what it keeps: the text
+/// belongs to a buffer of the runtime's.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct LogRecord<'a> {
+    /// The instance that wrote it.
+    pub instance: InstanceId,
+    /// The revision of that instance.
+    pub revision: RevisionKey,
+    /// The request that it is about, where the runtime can tell.
+    pub request: Option<RequestId>,
+    /// When the runtime read it.
+    pub at: Timestamp,
+    /// The stream that it came from.
+    pub stream: LogStream,
+    /// The bytes of the line without its end; not always UTF-8.
+    pub line: &'a [u8],
+}
+
+impl<'a> LogRecord<'a> {
+    /// A line that is about no request in particular.
+    pub const fn new(
+        instance: InstanceId,
+        revision: RevisionKey,
+        at: Timestamp,
+        stream: LogStream,
+        line: &'a [u8],
+    ) -> Self {
+        Self { instance, revision, request: None, at, stream, line }
+    }
+
+    /// The same line, about `request`.
+    #[must_use]
+    pub fn with_request(mut self, request: impl Into<Option<RequestId>>) -> Self {
+        self.request = request.into();
+        self
+    }
+}
+
 /// Takes the lines that instances write.
 pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     /// One line, without its end; longer ones were cut by the runtime. Returns at once: a sink that can't keep up
     /// drops and counts.
-    fn line(
-        &self,
-        instance: InstanceId,
-        revision: RevisionKey,
-        request: Option<RequestId>,
-        at: Timestamp,
-        stream: LogStream,
-        line: &[u8],
-    );
+    fn line(&self, record: &LogRecord<'_>);
 }
 
 /// A decision and all that it was made from: enough to make it again.
@@ -128,16 +161,7 @@ impl NoSink {
 }
 
 impl LogSink for NoSink {
-    fn line(
-        &self,
-        _: InstanceId,
-        _: RevisionKey,
-        _: Option<RequestId>,
-        _: Timestamp,
-        _: LogStream,
-        _: &[u8],
-    ) {
-    }
+    fn line(&self, _: &LogRecord<'_>) {}
 }
 
 impl DecisionSink for NoSink {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::ScalingSpec;
+use crate::{ContainerSpec, ScalingSpec};
 
 /// Everything that decides how a revision runs, without its name, so that equal specs can be shared.
 ///
@@ -24,7 +24,9 @@ use crate::ScalingSpec;
 pub struct RevisionSpec {
     /// The version of this format: [`RevisionSpec::VERSION`].
     pub version: u16,
-    /// Which runtime serves it, by [`crate::Runtime::name`].
+    /// Which runtime serves it, by [`crate::Runtime::name`]. Empty: the control plane asks its runtimes which of them
+    /// accepts it ([`crate::Runtime::accepts`]), and records the one that does.
+    #[serde(default)]
     pub runtime: String,
     /// The code.
     pub source: Source,
@@ -55,7 +57,12 @@ pub struct RevisionSpec {
     /// What an instance may use.
     #[serde(default)]
     pub resources: Resources,
-    /// When an instance is ready; `None`: when it accepts a connection.
+    /// When an instance has come up: until it succeeds, neither of the other two is asked. `None`: they are asked from
+    /// the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub startup: Option<Probe>,
+    /// When an instance is ready; `None`: when its start-up probe has succeeded, or without one when it accepts a
+    /// connection.
     #[serde(default)]
     pub readiness: Option<Probe>,
     /// When an instance must be replaced; `None`: never asked.
@@ -71,6 +78,9 @@ pub struct RevisionSpec {
     /// `sas.dev/wasm-reuse`.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
+    /// What only a container can be given; `None`: nothing of that kind is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Box<ContainerSpec>>,
 }
 
 fn default_queue_limit() -> u32 {
@@ -98,11 +108,13 @@ impl RevisionSpec {
             concurrency: 0,
             timeouts: Timeouts::default(),
             resources: Resources::default(),
+            startup: None,
             readiness: None,
             liveness: None,
             queue_limit: Self::DEFAULT_QUEUE_LIMIT,
             scaling: ScalingSpec::default(),
             options: BTreeMap::new(),
+            container: None,
         }
     }
 
@@ -114,9 +126,6 @@ impl RevisionSpec {
         let mut errors = SpecErrors::default();
         if self.version != Self::VERSION {
             errors.push("version", self.version, format!("this version of the SDK reads {}", Self::VERSION));
-        }
-        if self.runtime.is_empty() {
-            errors.push("runtime", "", "name a runtime that the platform has, such as process");
         }
         for (name, value) in &self.env {
             if name.is_empty() || name.contains(['=', '\0']) {
@@ -136,6 +145,13 @@ impl RevisionSpec {
             && (dir.starts_with('/') || dir.split('/').any(|part| part == ".."))
         {
             errors.push("working_dir", dir, "a path inside of the package");
+        }
+        let probes =
+            [("startup", &self.startup), ("readiness", &self.readiness), ("liveness", &self.liveness)];
+        for (name, probe) in probes {
+            if let Some(Err(probe)) = probe.as_ref().map(Probe::validate) {
+                errors.extend_under(name, probe);
+            }
         }
         for (name, timeout) in [
             ("timeouts.request", self.timeouts.request),
@@ -173,6 +189,31 @@ pub enum Source {
     Image(String),
     /// A function that the host registered with its runtime under this name.
     Function(String),
+}
+
+impl Source {
+    /// Whether it is a file whose name ends in one of these extensions (without the dot, in lower case), whatever
+    /// the case of its letters. What is in the file is not looked at.
+    pub fn has_extension(&self, extensions: &[&str]) -> bool {
+        let extension = match self {
+            Self::Path(path) => path.extension(),
+            Self::Bytes { name, .. } => std::path::Path::new(name).extension(),
+            Self::Image(_) | Self::Function(_) => None,
+        };
+        let extension = extension.and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+        extensions.iter().any(|known| extension.eq_ignore_ascii_case(known))
+    }
+}
+
+/// As errors show it: a path, a file's name, an image's reference, a function's name.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Bytes { name, .. } => f.write_str(name),
+            Self::Image(name) | Self::Function(name) => f.write_str(name),
+        }
+    }
 }
 
 mod byte_list {
@@ -322,6 +363,59 @@ impl Probe {
             success_threshold: 1,
             failure_threshold: 3,
         }
+    }
+}
+
+impl Probe {
+    /// Checks every field, so that a probe that can be asked at all is known when it is deployed.
+    ///
+    /// # Errors
+    /// All mistakes at once, each with its field path.
+    pub fn validate(&self) -> Result<(), SpecErrors> {
+        let mut errors = SpecErrors::default();
+        if self.timeout.is_zero() {
+            errors.push("timeout", "0s", "longer than nothing");
+        }
+        for (name, threshold) in
+            [("success_threshold", self.success_threshold), ("failure_threshold", self.failure_threshold)]
+        {
+            if threshold == 0 {
+                errors.push(name, 0, "at least 1");
+            }
+        }
+        match &self.action {
+            ProbeAction::Http { path, headers, .. } => {
+                if path.parse::<http::uri::PathAndQuery>().is_err() || !path.starts_with('/') {
+                    errors.push("action.http.path", path, "a path that begins with / and has no blanks");
+                }
+                for (at, (name, value)) in headers.iter().enumerate() {
+                    if name.parse::<http::HeaderName>().is_err()
+                        || value.parse::<http::HeaderValue>().is_err()
+                    {
+                        let field = format!("action.http.headers[{at}]");
+                        errors.push(field, name, "a header name and a value of one line");
+                    }
+                }
+            }
+            ProbeAction::Exec { command } => {
+                if command.first().is_none_or(String::is_empty) {
+                    errors.push("action.exec.command", "", "the program that asks, and its arguments");
+                }
+                if command.iter().any(|word| word.contains('\0')) {
+                    errors.push("action.exec.command", "…", "words without NUL");
+                }
+            }
+            ProbeAction::Tcp { .. } | ProbeAction::Grpc { .. } => {}
+        }
+        let (ProbeAction::Tcp { port } | ProbeAction::Http { port, .. } | ProbeAction::Grpc { port, .. }) =
+            &self.action
+        else {
+            return errors.into_result();
+        };
+        if *port == Some(0) {
+            errors.push("action.port", 0, "1 to 65535, or leave it out for the instance's own");
+        }
+        errors.into_result()
     }
 }
 

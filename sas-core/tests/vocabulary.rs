@@ -14,18 +14,28 @@ use std::{
 use bytes::Bytes;
 use http_body::Body as _;
 use sas_core::{
-    Body, Claim, Clock, Error, ErrorKind, Event, Instance, InstanceId, Lease, LeaseOwner, Outcome, Result,
-    Retry, RevisionKey, RevisionName, RevisionSpec, ScalingSpec, Secret, Source, SpecErrors, SystemClock,
-    TenantKey, Timestamp, TokioClock, WaitList, Waiting,
+    Body, Claim, Clock, ContainerSpec, Error, ErrorKind, Event, Instance, InstanceId, InstanceTarget, Lease,
+    LeaseOwner, Mount, Outcome, Probe, ProbeAction, Resources, Result, Retry, RevisionKey, RevisionName,
+    RevisionSpec, ScalingSpec, Secret, Source, SpecErrors, SystemClock, TenantKey, Timeouts, Timestamp,
+    TokioClock, WaitList, Waiting,
 };
 
 #[derive(Debug)]
 struct Nothing;
 
+/// Nobody calls it.
+static NOWHERE: sas_core::Endpoint = sas_core::Endpoint::Tcp(std::net::SocketAddr::new(
+    std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+    9,
+));
+
 #[async_trait::async_trait]
 impl Instance for Nothing {
     fn id(&self) -> InstanceId {
         InstanceId(7)
+    }
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Endpoint(&NOWHERE)
     }
     async fn stop(&self, _: Duration) -> Result<()> {
         Ok(())
@@ -145,14 +155,22 @@ fn secrets_do_not_show_in_debug() {
 #[test]
 fn a_spec_reports_all_its_mistakes_with_their_fields() {
     let mut spec = RevisionSpec::new("", Source::Path("x".into()));
+    assert_eq!(spec.validate(), Ok(()), "without a runtime the control plane asks which one accepts it");
+    spec.version = 9;
     spec.port = Some(0);
     spec.queue_limit = 0;
     spec.working_dir = Some("../up".to_owned());
     spec.scaling.min = 5;
     spec.scaling.max = 2;
-    let errors = spec.validate().expect_err("five mistakes");
+    spec.readiness = Some(Probe::new(ProbeAction::Exec { command: Vec::new() }));
+    spec.startup =
+        Some(Probe::new(ProbeAction::Http { path: "no slash".into(), port: Some(0), headers: vec![] }));
+    let errors = spec.validate().expect_err("eight mistakes");
     let fields: Vec<&str> = errors.0.iter().map(|e| e.field.as_str()).collect();
-    assert_eq!(fields, ["runtime", "port", "queue_limit", "working_dir", "scaling.min"]);
+    let startup = ["startup.action.http.path", "startup.action.port"];
+    assert_eq!(fields[..4], ["version", "port", "queue_limit", "working_dir"]);
+    assert_eq!(fields[4..6], startup);
+    assert_eq!(fields[6..], ["readiness.action.exec.command", "scaling.min"]);
     let error = Error::from(errors);
     assert_eq!((error.kind, error.retry), (ErrorKind::InvalidSpec, Retry::Never));
     assert!(error.to_string().contains("queue_limit: \"0\""));
@@ -166,6 +184,37 @@ fn a_spec_survives_a_round_trip_and_refuses_unknown_fields() {
     let mut unknown = json;
     unknown["nonsense"] = 1.into();
     assert!(serde_json::from_value::<RevisionSpec>(unknown).is_err());
+}
+
+#[test]
+fn what_only_a_container_can_be_given_is_refused_by_name() {
+    let mut spec = RevisionSpec::new("process", Source::Path("x".into()));
+    assert!(spec.container_fields("process").is_empty());
+    let mut container = ContainerSpec::default();
+    container.mounts.push(Mount::new("data", "/data"));
+    container.security.run_as_user = Some(65_532);
+    container.other.insert("containers[0].tty".into(), "true".into());
+    spec.container = Some(Box::new(container));
+    let refused = spec.container_fields("process");
+    let fields: Vec<&str> = refused.0.iter().map(|e| e.field.as_str()).collect();
+    let expected =
+        ["container.mounts[0]", "container.security.run_as_user", "container.other[containers[0].tty]"];
+    assert_eq!(fields, expected);
+    let json = serde_json::to_value(&spec).expect("serialises");
+    assert_eq!(serde_json::from_value::<RevisionSpec>(json).expect("reads"), spec);
+}
+
+#[test]
+fn a_spec_as_it_was_stored_before_there_were_containers_reads_and_is_written_as_it_was() {
+    let stored = serde_json::json!({
+        "version": 1, "runtime": "process", "source": {"path": "x"}, "command": [], "args": [],
+        "working_dir": null, "env": {}, "port": null, "protocol": "http1", "concurrency": 0,
+        "timeouts": Timeouts::default(), "resources": Resources::default(), "readiness": null, "liveness": null,
+        "queue_limit": 10_000, "scaling": ScalingSpec::default(), "options": {},
+    });
+    let spec: RevisionSpec = serde_json::from_value(stored.clone()).expect("reads");
+    assert_eq!(spec, RevisionSpec::new("process", Source::Path("x".into())));
+    assert_eq!(serde_json::to_value(&spec).expect("serialises"), stored, "so its digest stays");
 }
 
 #[test]

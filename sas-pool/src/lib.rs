@@ -29,8 +29,16 @@
 //! }
 //!
 //! #[async_trait::async_trait]
+//! impl Call for Name {
+//!     async fn call(&self, _: Request, _: &Cx) -> Result<Answer, CallError> {
+//!         Ok(Answer::Http(Response::new(Body::from(self.0.to_string()))))
+//!     }
+//! }
+//!
+//! #[async_trait::async_trait]
 //! impl Instance for Name {
 //!     fn id(&self) -> InstanceId { self.0 }
+//!     fn target(&self) -> InstanceTarget<'_> { InstanceTarget::Call(self) }
 //!     async fn stop(&self, _: Duration) -> Result<()> { Ok(()) }
 //! }
 //!
@@ -38,13 +46,13 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let pool = InstancePool::new(PoolConfig::seeded(7));
 //! let spec = RevisionSpec::new("names", Source::Function("hello".into()));
-//! let key = pool.register(Arc::new(Deployed {
-//!     runtime: Arc::new(Names),
-//!     artifact: Names.prepare(&spec).await?,
-//!     spec: Arc::new(spec),
-//!     name: RevisionName::new("default", "hello", "hello-00001"),
-//!     tenant: TenantKey(1),
-//! }))?;
+//! let key = pool.register(Arc::new(Deployed::new(
+//!     Arc::new(Names),
+//!     Names.prepare(&spec).await?,
+//!     Arc::new(spec),
+//!     RevisionName::new("default", "hello", "hello-00001"),
+//!     TenantKey(1),
+//! )))?;
 //!
 //! let claim = Claim::new(key, TenantKey(1));
 //! assert!(pool.try_claim(&claim).is_none(), "it sleeps");

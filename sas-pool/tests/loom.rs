@@ -15,8 +15,9 @@ use loom::{
     thread,
 };
 use sas_core::{
-    Artifact, ArtifactInfo, Capabilities, Claim, Cx, Deployed, Instance, InstanceId, Isolation, Lease, Pool,
-    RequestId, Result, RevisionKey, RevisionName, RevisionSpec, Runtime, Source, StartRequest, TenantKey,
+    Artifact, ArtifactInfo, Capabilities, Claim, Cx, Deployed, Instance, InstanceId, InstanceTarget,
+    Isolation, Lease, Pool, RequestId, Result, RevisionKey, RevisionName, RevisionSpec, Runtime, Source,
+    StartRequest, TenantKey,
 };
 use sas_pool::{InstancePool, PoolConfig};
 use tokio::time::Instant;
@@ -47,10 +48,19 @@ impl Runtime for Noop {
     async fn quiesce(&self) {}
 }
 
+/// Nobody calls it.
+static NOWHERE: sas_core::Endpoint = sas_core::Endpoint::Tcp(std::net::SocketAddr::new(
+    std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+    9,
+));
+
 #[async_trait]
 impl Instance for NoopInstance {
     fn id(&self) -> InstanceId {
         self.0
+    }
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Endpoint(&NOWHERE)
     }
     async fn stop(&self, _: Duration) -> Result<()> {
         Ok(())
@@ -65,13 +75,13 @@ fn pool(concurrency: u32, max: u32) -> (Arc<InstancePool>, RevisionKey) {
     let mut spec = RevisionSpec::new("noop", Source::Function("noop".into()));
     spec.concurrency = concurrency;
     spec.scaling.max = max;
-    let deployed = Deployed {
-        runtime: Arc::new(Noop),
-        artifact: Artifact::new((), ArtifactInfo::default()),
-        spec: Arc::new(spec),
-        name: RevisionName::new("a", "b", "c"),
-        tenant: TenantKey(1),
-    };
+    let deployed = Deployed::new(
+        Arc::new(Noop),
+        Artifact::new((), ArtifactInfo::default()),
+        Arc::new(spec),
+        RevisionName::new("a", "b", "c"),
+        TenantKey(1),
+    );
     let key = pool.register(Arc::new(deployed)).unwrap();
     (pool, key)
 }

@@ -154,13 +154,13 @@ impl Runtime for Stepped {
 }
 
 fn stepped(steps: &Arc<Steps>) -> Arc<Deployed> {
-    Arc::new(Deployed {
-        runtime: Arc::new(Stepped(Arc::clone(steps))),
-        artifact: Artifact::new((), ArtifactInfo::default()),
-        spec: Arc::new(RevisionSpec::new("stepped", Source::Function("a".into()))),
-        name: RevisionName::new("default", "a", "a"),
-        tenant: TenantKey(1),
-    })
+    Arc::new(Deployed::new(
+        Arc::new(Stepped(Arc::clone(steps))),
+        Artifact::new((), ArtifactInfo::default()),
+        Arc::new(RevisionSpec::new("stepped", Source::Function("a".into()))),
+        RevisionName::new("default", "a", "a"),
+        TenantKey(1),
+    ))
 }
 
 /// Until `reached`, for at most ten seconds of a loaded machine.

@@ -8,9 +8,9 @@ use std::{net::Ipv4Addr, sync::Arc};
 use async_trait::async_trait;
 use axum::{Router, routing::get};
 use sas_core::{
-    Answer, Artifact, ArtifactInfo, Body, CallError, Capabilities, Cx, Deployed, HostPattern, Instance,
-    InstanceId, Isolation, Pool as _, Request, Response, Result, RevisionName, RevisionSpec, RouteAction,
-    RouteChange, RouteRule, Router as _, Runtime, Source, Split, StartRequest, TenantKey,
+    Answer, Artifact, ArtifactInfo, Body, Call, CallError, Capabilities, Cx, Deployed, HostPattern, Instance,
+    InstanceId, InstanceTarget, Isolation, Pool as _, Request, Response, Result, RevisionName, RevisionSpec,
+    RouteAction, RouteChange, RouteRule, Router as _, Runtime, Source, Split, StartRequest, TenantKey,
 };
 use sas_pool::{InstancePool, PoolConfig};
 use sas_router::{Gateway, GatewayConfig, HandlerService, RouteTable};
@@ -23,13 +23,20 @@ struct Greeting;
 struct Greeter(InstanceId);
 
 #[async_trait]
+impl Call for Greeter {
+    async fn call(&self, request: Request, _: &Cx) -> Result<Answer, CallError> {
+        let text = format!("{} greets you at {}\n", self.0, request.uri().path());
+        Ok(Answer::Http(Response::new(Body::from(text))))
+    }
+}
+
+#[async_trait]
 impl Instance for Greeter {
     fn id(&self) -> InstanceId {
         self.0
     }
-    async fn call(&self, request: Request, _: &Cx) -> Result<Answer, CallError> {
-        let text = format!("{} greets you at {}\n", self.0, request.uri().path());
-        Ok(Answer::Http(Response::new(Body::from(text))))
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Call(self)
     }
     async fn stop(&self, _: std::time::Duration) -> Result<()> {
         Ok(())
@@ -60,8 +67,7 @@ async fn main() -> std::result::Result<(), sas_core::BoxError> {
     let spec = Arc::new(RevisionSpec::new("greeting", Source::Function("greet".into())));
     let artifact = runtime.prepare(&spec).await?;
     let name = RevisionName::new("default", "hello", "hello-00001");
-    let revision =
-        pool.register(Arc::new(Deployed { runtime, artifact, spec, name, tenant: TenantKey(1) }))?;
+    let revision = pool.register(Arc::new(Deployed::new(runtime, artifact, spec, name, TenantKey(1))))?;
     let table = Arc::new(RouteTable::new(1));
     let rule = RouteRule::new(TenantKey(1), RouteAction::Split(vec![Split::new(revision, 100)]));
     table.apply(vec![RouteChange::Set { host: HostPattern::Any, rules: vec![rule] }])?;

@@ -164,13 +164,13 @@ async fn run(asked: &Overload, mut each_second: impl FnMut(u64)) -> Result<Vec<G
         spec.timeouts.request = asked.timeout;
         let artifact = runtime.prepare(&spec).await?;
         let tenant = TenantKey(service.tenant);
-        let key = pool.register(Arc::new(Deployed {
-            runtime: Arc::clone(&runtime),
+        let key = pool.register(Arc::new(Deployed::new(
+            Arc::clone(&runtime),
             artifact,
-            spec: Arc::new(spec),
-            name: RevisionName::new("default", &format!("svc-{number}"), &format!("svc-{number}-00001")),
+            Arc::new(spec),
+            RevisionName::new("default", &format!("svc-{number}"), &format!("svc-{number}-00001")),
             tenant,
-        }))?;
+        )))?;
         let host = format!("svc-{number}.example.test");
         let mut rule = RouteRule::new(tenant, RouteAction::Split(vec![Split::new(key, 100)]));
         rule.timeout = asked.timeout;

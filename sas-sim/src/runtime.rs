@@ -13,9 +13,9 @@ use std::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas_core::{
-    Answer, Artifact, ArtifactInfo, Body, CallError, Capabilities, Clock, Cx, EnvValue, Error, ErrorKind,
-    ExitReport, Instance, InstanceEvents, InstanceId, Isolation, Request, Response, Result, Retry,
-    RevisionSpec, Runtime, StartRequest,
+    Answer, Artifact, ArtifactInfo, Body, Call, CallError, Capabilities, Clock, Cx, EnvValue, Error,
+    ErrorKind, ExitReport, Instance, InstanceEvents, InstanceId, InstanceTarget, Isolation, Request,
+    Response, Result, Retry, RevisionSpec, Runtime, StartRequest,
 };
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -303,12 +303,12 @@ impl SimInstance {
     }
 }
 
-struct Call<'a> {
+struct Answering<'a> {
     instance: &'a SimInstance,
     answered: bool,
 }
 
-impl Drop for Call<'_> {
+impl Drop for Answering<'_> {
     fn drop(&mut self) {
         let instance = self.instance;
         if !self.answered {
@@ -326,11 +326,7 @@ impl Drop for SimInstance {
 }
 
 #[async_trait]
-impl Instance for SimInstance {
-    fn id(&self) -> InstanceId {
-        self.id
-    }
-
+impl Call for SimInstance {
     async fn call(&self, request: Request, cx: &Cx) -> Result<Answer, CallError> {
         if self.gone.load(SeqCst) || self.stopping.load(SeqCst) {
             self.shared.tell(Fact::GivenBack { instance: self.shared.number(self.id) });
@@ -339,7 +335,7 @@ impl Instance for SimInstance {
             return Err(CallError::unsent(error, request));
         }
         let at_once = self.calls.fetch_add(1, SeqCst) + 1;
-        let mut call = Call { instance: self, answered: false };
+        let mut call = Answering { instance: self, answered: false };
         let number =
             request.headers().get(REQUEST).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         match (number, request.headers().get("ce-id").and_then(|value| value.to_str().ok())) {
@@ -378,6 +374,17 @@ impl Instance for SimInstance {
             return Err(CallError::unsent(error, request));
         }
         outcome
+    }
+}
+
+#[async_trait]
+impl Instance for SimInstance {
+    fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Call(self)
     }
 
     async fn stop(&self, grace: Duration) -> Result<()> {

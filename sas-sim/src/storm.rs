@@ -38,13 +38,13 @@ async fn run(apps: usize, start: Duration) -> Result<Vec<Duration>> {
         let mut spec = RevisionSpec::new("timed", Source::Function("f".into()));
         spec.scaling.initial = 0;
         let artifact = runtime.prepare(&spec).await?;
-        let key = pool.register(Arc::new(Deployed {
-            runtime: Arc::clone(&runtime),
+        let key = pool.register(Arc::new(Deployed::new(
+            Arc::clone(&runtime),
             artifact,
-            spec: Arc::new(spec),
-            name: RevisionName::new("default", &format!("app-{app}"), &format!("app-{app}-00001")),
-            tenant: TenantKey(1),
-        }))?;
+            Arc::new(spec),
+            RevisionName::new("default", &format!("app-{app}"), &format!("app-{app}-00001")),
+            TenantKey(1),
+        )))?;
         let host = format!("app-{app}.example.test");
         let rule = RouteRule::new(TenantKey(1), RouteAction::Split(vec![Split::new(key, 100)]));
         router.apply(vec![RouteChange::Set { host: HostPattern::Exact(host.clone()), rules: vec![rule] }])?;

@@ -13,9 +13,9 @@ use std::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas_core::{
-    Answer, Artifact, ArtifactInfo, Body, CallError, Capabilities, Cx, Error, ErrorKind, ExitReport,
-    Instance, InstanceEvents, InstanceId, Isolation, MeterPhase, MeterSink, Request, Response, Result,
-    RevisionKey, RevisionSpec, Runtime, StartRequest, TenantKey, Timestamp,
+    Answer, Artifact, ArtifactInfo, Body, Call, CallError, Capabilities, Cx, Error, ErrorKind, ExitReport,
+    Instance, InstanceEvents, InstanceId, InstanceTarget, Isolation, MeterPhase, MeterSink, Request,
+    Response, Result, RevisionKey, RevisionSpec, Runtime, StartRequest, TenantKey, Timestamp,
 };
 use tokio::time::Instant;
 
@@ -92,9 +92,9 @@ struct Running {
 }
 
 /// A call that runs, counted until it is over, dropped or not.
-struct Call<'a>(&'a Running);
+struct Answering<'a>(&'a Running);
 
-impl Drop for Call<'_> {
+impl Drop for Answering<'_> {
     fn drop(&mut self) {
         self.0.counted.ends(self.0.id);
     }
@@ -107,14 +107,10 @@ impl fmt::Debug for Running {
 }
 
 #[async_trait]
-impl Instance for Running {
-    fn id(&self) -> InstanceId {
-        self.id
-    }
-
+impl Call for Running {
     async fn call(&self, _: Request, cx: &Cx) -> Result<Answer, CallError> {
         self.counted.begins(self.id);
-        let _call = Call(self);
+        let _call = Answering(self);
         let ends = Instant::now() + self.draw.lock().exponential(self.service);
         if !self.service.is_zero() {
             tokio::time::sleep_until(ends.min(cx.deadline)).await;
@@ -123,6 +119,17 @@ impl Instance for Running {
             return Err(CallError::sent(Error::new(ErrorKind::Timeout, "call", "simulated: too slow")));
         }
         Ok(Answer::Http(Response::new(Body::from("done"))))
+    }
+}
+
+#[async_trait]
+impl Instance for Running {
+    fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Call(self)
     }
 
     async fn stop(&self, _: Duration) -> Result<()> {

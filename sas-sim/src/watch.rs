@@ -123,7 +123,8 @@ impl Pool for WatchedPool {
         if self.life.plant == Some(Plant::RaisesLimits) && deployed.spec.concurrency > 0 {
             let mut spec = (*deployed.spec).clone();
             spec.concurrency += 1;
-            let raised = Deployed { spec: Arc::new(spec), ..(*deployed).clone() };
+            let mut raised = Deployed::clone(&deployed);
+            raised.spec = Arc::new(spec);
             return self.inner.register(Arc::new(raised));
         }
         self.inner.register(deployed)

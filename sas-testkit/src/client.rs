@@ -1,17 +1,17 @@
 //! The suites' own HTTP/1.1 client: one connection per call, nothing kept, so that what is seen is the backend's.
 
 use hyper_util::rt::TokioIo;
-use sas_core::{Answer, Body, Cx, Endpoint, Instance, Request, Response};
+use sas_core::{Answer, Body, Cx, Endpoint, Instance, InstanceTarget, Request, Response};
 
 /// Why a call got no whole answer.
 #[derive(Debug)]
 pub(crate) struct CallFailed(pub(crate) String);
 
-/// Calls an instance the way that it offers: through its endpoint, or [`Instance::call`].
+/// Calls an instance the way that it offers: through its endpoint, or [`sas_core::Call::call`].
 pub(crate) async fn call(instance: &dyn Instance, request: Request, cx: &Cx) -> Result<Response, CallFailed> {
-    match instance.endpoint() {
-        Some(endpoint) => send(endpoint, request).await,
-        None => match instance.call(request, cx).await {
+    match instance.target() {
+        InstanceTarget::Endpoint(endpoint) => send(endpoint, request).await,
+        InstanceTarget::Call(callee) => match callee.call(request, cx).await {
             Ok(Answer::Http(response)) => Ok(response),
             Ok(Answer::Upgrade { .. }) => Err(CallFailed("switched protocols without being asked to".into())),
             Err(failed) => Err(CallFailed(failed.to_string())),
@@ -27,6 +27,12 @@ pub(crate) async fn send(endpoint: &Endpoint, request: Request) -> Result<Respon
         Endpoint::Tcp(address) => {
             let stream =
                 tokio::net::TcpStream::connect(address).await.map_err(|error| failed("connect", &error))?;
+            exchange(stream, request).await
+        }
+        Endpoint::Host { name, port } => {
+            let stream = tokio::net::TcpStream::connect((&**name, *port))
+                .await
+                .map_err(|error| failed("connect", &error))?;
             exchange(stream, request).await
         }
         Endpoint::Unix(path) => {

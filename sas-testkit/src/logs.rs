@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use sas_core::{InstanceId, LogSink, LogStream, RequestId, RevisionKey, Timestamp};
+use sas_core::{InstanceId, LogRecord, LogSink, LogStream, RequestId, RevisionKey, Timestamp};
 use tokio::time::Instant;
 
 use crate::{
@@ -53,7 +53,7 @@ impl Subject {
 
     fn write(&self, instance: InstanceId, line: &[u8]) {
         let at = Timestamp::from_secs(1_700_000_000);
-        self.sink.line(instance, RevisionKey::new(1, 0), None, at, LogStream::Stdout, line);
+        self.sink.line(&LogRecord::new(instance, RevisionKey::new(1, 0), at, LogStream::Stdout, line));
     }
 }
 
@@ -123,7 +123,10 @@ async fn all_arguments(subject: &Subject) -> Verdict {
     for stream in [LogStream::Stdout, LogStream::Stderr, LogStream::Platform] {
         for at in [Timestamp(i64::MIN), Timestamp(0), Timestamp(i64::MAX)] {
             for request in [None, Some(RequestId(u128::MAX))] {
-                subject.sink.line(InstanceId(u64::MAX), RevisionKey(u64::MAX), request, at, stream, b"x");
+                subject.sink.line(
+                    &LogRecord::new(InstanceId(u64::MAX), RevisionKey(u64::MAX), at, stream, b"x")
+                        .with_request(request),
+                );
             }
         }
     }
@@ -158,7 +161,13 @@ async fn threads(subject: &Subject) -> Verdict {
                 for line in 0..25 {
                     let text = format!("{thread}/{line:02}");
                     let revision = RevisionKey::new(1, 0);
-                    sink.line(InstanceId(1), revision, None, at, LogStream::Stderr, text.as_bytes());
+                    sink.line(&LogRecord::new(
+                        InstanceId(1),
+                        revision,
+                        at,
+                        LogStream::Stderr,
+                        text.as_bytes(),
+                    ));
                 }
             })
         })

@@ -11,8 +11,8 @@ use std::{
 
 use async_trait::async_trait;
 use sas_core::{
-    Answer, CallError, Clock, Cx, Error, ErrorKind, ExitReport, Instance, InstanceEvents, InstanceId,
-    LogSink, LogStream, Request, RequestId, Result, RevisionKey, StartRequest,
+    Answer, Call, CallError, Clock, Cx, Error, ErrorKind, ExitReport, Instance, InstanceEvents, InstanceId,
+    InstanceTarget, LogRecord, LogSink, LogStream, Request, RequestId, Result, RevisionKey, StartRequest,
 };
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
@@ -102,7 +102,10 @@ impl InlineInstance {
 
     pub(crate) fn log(&self, request: Option<RequestId>, stream: LogStream, text: &str) {
         for line in text.lines() {
-            self.logs.line(self.id, self.revision, request, self.clock.now(), stream, line.as_bytes());
+            self.logs.line(
+                &LogRecord::new(self.id, self.revision, self.clock.now(), stream, line.as_bytes())
+                    .with_request(request),
+            );
         }
     }
 
@@ -207,11 +210,7 @@ impl Drop for InlineInstance {
 }
 
 #[async_trait]
-impl Instance for InlineInstance {
-    fn id(&self) -> InstanceId {
-        self.id
-    }
-
+impl Call for InlineInstance {
     // Written out, since the box of the call is the only one that is needed.
     fn call<'life0, 'life1, 'async_trait>(
         &'life0 self,
@@ -224,6 +223,17 @@ impl Instance for InlineInstance {
         Self: 'async_trait,
     {
         self.function.erased().call(self, request, *cx)
+    }
+}
+
+#[async_trait]
+impl Instance for InlineInstance {
+    fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Call(self)
     }
 
     async fn stop(&self, grace: Duration) -> Result<()> {

@@ -138,6 +138,14 @@ impl Runtime for InlineRuntime {
         Capabilities::new(Isolation::None)
     }
 
+    fn accepts(&self, spec: &RevisionSpec) -> Result<(), SpecErrors> {
+        let mut errors = spec.container_fields(Self::NAME);
+        if let Err(function) = self.function_of(spec) {
+            errors.0.extend(function.0);
+        }
+        errors.into_result()
+    }
+
     async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact> {
         let function = self.function_of(spec)?;
         Ok(Artifact::new(function, ArtifactInfo::default()))

@@ -13,8 +13,8 @@ use http_body_util::channel::Channel;
 use parking_lot::Mutex;
 use sas_core::{
     Answer, Body, BoxError, Cx, Deployed, EnvValue, ErrorKind, ExitReport, Instance, InstanceEvents,
-    InstanceId, LogSink, LogStream, Request, RequestId, Response, RevisionKey, RevisionName, RevisionSpec,
-    Runtime, Source, StartPhase, StartRequest, TenantKey, Timestamp,
+    InstanceId, LogRecord, LogSink, Request, RequestId, Response, RevisionKey, RevisionName, RevisionSpec,
+    Runtime, Source, StartPhase, StartRequest, TenantKey,
 };
 use sas_runtime_inline::{Env, InlineRuntime};
 use tokio::{
@@ -36,15 +36,8 @@ impl InstanceEvents for Recorded {
 }
 
 impl LogSink for Recorded {
-    fn line(
-        &self,
-        _: InstanceId,
-        _: RevisionKey,
-        _: Option<RequestId>,
-        _: Timestamp,
-        _: LogStream,
-        line: &[u8],
-    ) {
+    fn line(&self, record: &LogRecord<'_>) {
+        let LogRecord { line, .. } = *record;
         self.lines.lock().push(String::from_utf8_lossy(line).into_owned());
     }
 }
@@ -55,13 +48,13 @@ fn spec(function: &str) -> RevisionSpec {
 
 async fn start(runtime: &Arc<InlineRuntime>, spec: RevisionSpec) -> (Arc<dyn Instance>, Arc<Recorded>) {
     let artifact = runtime.prepare(&spec).await.expect("prepared");
-    let deployed = Arc::new(Deployed {
-        runtime: Arc::clone(runtime) as Arc<dyn Runtime>,
+    let deployed = Arc::new(Deployed::new(
+        Arc::clone(runtime) as Arc<dyn Runtime>,
         artifact,
-        spec: Arc::new(spec),
-        name: RevisionName::new("default", "f", "f-00001"),
-        tenant: TenantKey(1),
-    });
+        Arc::new(spec),
+        RevisionName::new("default", "f", "f-00001"),
+        TenantKey(1),
+    ));
     let told = Arc::new(Recorded::default());
     let request = StartRequest::new(
         InstanceId(1),

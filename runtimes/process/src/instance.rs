@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use rustix::process::Signal;
-use sas_core::{Endpoint, Error, ErrorKind, Instance, InstanceId, Result, Usage};
+use sas_core::{Endpoint, Error, ErrorKind, Instance, InstanceId, InstanceTarget, Result, Usage};
 
 use crate::engine::{Engine, Proc};
 
@@ -32,8 +32,8 @@ impl Instance for ProcessInstance {
         self.id
     }
 
-    fn endpoint(&self) -> Option<&Endpoint> {
-        Some(&self.endpoint)
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Endpoint(&self.endpoint)
     }
 
     fn usage(&self) -> Option<Usage> {

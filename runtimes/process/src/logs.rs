@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use sas_core::{InstanceId, LogSink, LogStream, RevisionKey, Timestamp};
+use sas_core::{InstanceId, LogRecord, LogSink, LogStream, RevisionKey, Timestamp};
 use tokio::time::Instant;
 
 use crate::config::LogLimits;
@@ -172,7 +172,7 @@ impl LogPipe {
                     *dropped += 1;
                 } else if let Some(target) = target {
                     *passed += line.len() as u64 + 1;
-                    target.sink.line(target.instance, target.revision, None, at, stream, line);
+                    target.sink.line(&LogRecord::new(target.instance, target.revision, at, stream, line));
                 }
             });
         }
@@ -196,14 +196,13 @@ impl LogPipe {
             && let Some(target) = target
         {
             let text = format!("{dropped} lines of {:?} dropped: it writes too fast", self.stream);
-            target.sink.line(
+            target.sink.line(&LogRecord::new(
                 target.instance,
                 target.revision,
-                None,
                 at,
                 LogStream::Platform,
                 text.as_bytes(),
-            );
+            ));
         }
     }
 
@@ -220,7 +219,7 @@ impl LogPipe {
                 words.push(line);
             }
             if let Some(target) = target {
-                target.sink.line(target.instance, target.revision, None, at, stream, line);
+                target.sink.line(&LogRecord::new(target.instance, target.revision, at, stream, line));
             }
         });
         self.tell_dropped(target, at);

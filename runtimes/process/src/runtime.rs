@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use sas_core::{
     Artifact, Capabilities, Error, ErrorKind, ExitReport, Instance, Isolation, Result, Retry, RevisionSpec,
-    Runtime, StartPhase, StartRequest, Stem, StemClass, StemRequest,
+    Runtime, Source, SpecErrors, StartPhase, StartRequest, Stem, StemClass, StemRequest,
 };
 use tokio::time::Instant;
 
@@ -95,6 +95,25 @@ impl Runtime for ProcessRuntime {
         // Without groups memory is bounded per process by an rlimit, CPU not at all: less than the flag promises.
         capabilities.limits = self.engine.cgroups.missing().is_none();
         capabilities
+    }
+
+    fn accepts(&self, spec: &RevisionSpec) -> std::result::Result<(), SpecErrors> {
+        let mut errors = spec.container_fields(Self::NAME);
+        match &spec.source {
+            Source::Image(_) => {
+                let problem = "an image needs a container runtime; give a package instead";
+                errors.push("source.image", &spec.source, problem);
+            }
+            Source::Path(_) | Source::Bytes { .. } => {
+                if spec.runtime.is_empty() && spec.source.has_extension(&["wasm", "wat"]) {
+                    let problem =
+                        "a WebAssembly module is no program of this host; it needs the wasm runtime";
+                    errors.push("source", &spec.source, problem);
+                }
+            }
+            other => errors.push("source", other, "the process runtime takes code packages"),
+        }
+        errors.into_result()
     }
 
     async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact> {

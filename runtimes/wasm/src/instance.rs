@@ -11,8 +11,8 @@ use std::{
 
 use async_trait::async_trait;
 use sas_core::{
-    Answer, CallError, Cx, Error, ErrorKind, ExitReport, Instance, InstanceEvents, InstanceId, LogSink,
-    LogStream, Request, Result, Retry, RevisionKey, StartRequest, Usage,
+    Answer, Call, CallError, Cx, Error, ErrorKind, ExitReport, Instance, InstanceEvents, InstanceId,
+    InstanceTarget, LogSink, LogStream, Request, Result, Retry, RevisionKey, StartRequest, Usage,
 };
 use tokio::sync::oneshot;
 
@@ -278,11 +278,7 @@ impl Drop for WasmInstance {
 }
 
 #[async_trait]
-impl Instance for WasmInstance {
-    fn id(&self) -> InstanceId {
-        self.id
-    }
-
+impl Call for WasmInstance {
     async fn call(&self, request: Request, cx: &Cx) -> std::result::Result<Answer, CallError> {
         let Some(entered) = self.enter() else {
             let error = Error::new(ErrorKind::Unavailable, "call", "the instance is being stopped");
@@ -305,6 +301,17 @@ impl Instance for WasmInstance {
         let ticking = self.function.host.ticker.guard();
         let run = Run::new(work, place, meter, cx.deadline, ticking, entered);
         answer(run, mouth).await.map_err(CallError::sent)
+    }
+}
+
+#[async_trait]
+impl Instance for WasmInstance {
+    fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Call(self)
     }
 
     fn usage(&self) -> Option<Usage> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sas_core::{Clock, InstanceId, LogSink, LogStream, RequestId, RevisionKey};
+use sas_core::{Clock, InstanceId, LogRecord, LogSink, LogStream, RequestId, RevisionKey};
 
 /// Longer lines are cut into pieces of this many bytes.
 pub(crate) const LONGEST_LINE: usize = 16 * 1024;
@@ -76,7 +76,10 @@ impl Lines {
     }
 
     fn tell(&self, stream: LogStream, line: &[u8]) {
-        self.sink.line(self.instance, self.revision, Some(self.request), self.clock.now(), stream, line);
+        self.sink.line(
+            &LogRecord::new(self.instance, self.revision, self.clock.now(), stream, line)
+                .with_request(Some(self.request)),
+        );
     }
 }
 
@@ -108,7 +111,7 @@ impl Drop for Lines {
 mod tests {
     use std::sync::Mutex;
 
-    use sas_core::{SystemClock, Timestamp};
+    use sas_core::SystemClock;
 
     use super::*;
 
@@ -116,15 +119,8 @@ mod tests {
     struct Kept(Mutex<Vec<(LogStream, String)>>);
 
     impl LogSink for Kept {
-        fn line(
-            &self,
-            _: InstanceId,
-            _: RevisionKey,
-            request: Option<RequestId>,
-            _: Timestamp,
-            stream: LogStream,
-            line: &[u8],
-        ) {
+        fn line(&self, record: &LogRecord<'_>) {
+            let LogRecord { request, stream, line, .. } = *record;
             assert_eq!(request, Some(RequestId(7)));
             self.0.lock().unwrap().push((stream, String::from_utf8_lossy(line).into_owned()));
         }

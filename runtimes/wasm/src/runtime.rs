@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use sas_core::{
     Artifact, ArtifactInfo, Capabilities, Error, ErrorKind, Instance, Isolation, Result, RevisionSpec,
-    Runtime, Source, StartRequest,
+    Runtime, Source, SpecErrors, StartRequest,
 };
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::Semaphore, time::Instant};
@@ -334,6 +334,9 @@ fn find(path: &Path, command: &[String]) -> Result<PathBuf> {
     }
 }
 
+/// What files of code are called, without the dot.
+const EXTENSIONS: [&str; 2] = ["wasm", "wat"];
+
 #[async_trait]
 impl Runtime for WasmRuntime {
     fn name(&self) -> &'static str {
@@ -345,6 +348,16 @@ impl Runtime for WasmRuntime {
         capabilities.usage = true;
         capabilities.limits = true;
         capabilities
+    }
+
+    fn accepts(&self, spec: &RevisionSpec) -> std::result::Result<(), SpecErrors> {
+        let mut errors = spec.container_fields(self.name());
+        let asked = spec.runtime == self.name();
+        match &spec.source {
+            Source::Path(_) | Source::Bytes { .. } if asked || spec.source.has_extension(&EXTENSIONS) => {}
+            other => errors.push("source", other, "the wasm runtime takes a .wasm or .wat file"),
+        }
+        errors.into_result()
     }
 
     async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact> {

@@ -74,13 +74,13 @@ pub(crate) fn deployed(slot: u32, scaling: ScalingSpec, concurrency: u32) -> Arc
     spec.scaling = scaling;
     spec.concurrency = concurrency;
     let name = format!("service-{slot}");
-    Arc::new(Deployed {
-        runtime: FakeRuntime::new(),
-        artifact: Artifact::new((), ArtifactInfo::default()),
-        spec: Arc::new(spec),
-        name: RevisionName::new("test", &name, &format!("{name}-00001")),
-        tenant: TenantKey(0),
-    })
+    Arc::new(Deployed::new(
+        FakeRuntime::new(),
+        Artifact::new((), ArtifactInfo::default()),
+        Arc::new(spec),
+        RevisionName::new("test", &name, &format!("{name}-00001")),
+        TenantKey(0),
+    ))
 }
 
 #[async_trait]

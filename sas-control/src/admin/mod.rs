@@ -407,7 +407,7 @@ impl Admin {
                     "isolation": can.isolation,
                     "suspend": can.suspend,
                     "stems": can.stems,
-                    "adopt": can.adopt,
+                    "exec": can.exec,
                     "usage": can.usage,
                     "limits": can.limits,
                     "maxConcurrency": can.max_concurrency,

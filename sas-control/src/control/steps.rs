@@ -242,13 +242,13 @@ impl Control {
             spec.scaling.min = 0;
             Arc::new(spec)
         };
-        let key = self.pool.register(Arc::new(Deployed {
-            runtime: Arc::clone(runtime),
-            artifact: artifact.clone(),
+        let key = self.pool.register(Arc::new(Deployed::new(
+            Arc::clone(runtime),
+            artifact.clone(),
             spec,
-            name: RevisionName::new(&record.namespace, &record.name, revision),
-            tenant: record.tenant,
-        }))?;
+            RevisionName::new(&record.namespace, &record.name, revision),
+            record.tenant,
+        )))?;
         let registration = Registration::new(revision, key, routable, self.clock.now());
         live.state.lock().observed.registrations.push(registration);
         Ok((key, artifact))

@@ -13,9 +13,9 @@ use std::{
 use async_trait::async_trait;
 use sas_core::{
     Artifact, ArtifactInfo, Capabilities, Claim, ClaimError, Cx, Deployed, Error, ErrorKind, ExitReport,
-    Instance, InstanceEvents, InstanceId, Isolation, Lease, Pool, RequestId, Result, RevisionKey,
-    RevisionName, RevisionSpec, Runtime, Source, StartPhase, StartRequest, StemClass, TenantKey, Timestamp,
-    Usage,
+    Instance, InstanceEvents, InstanceId, InstanceTarget, Isolation, Lease, Pool, RequestId, Result,
+    RevisionKey, RevisionName, RevisionSpec, Runtime, Source, StartPhase, StartRequest, StemClass, TenantKey,
+    Timestamp, Usage,
 };
 use tokio::time::Instant;
 
@@ -206,10 +206,19 @@ impl FakeInstance {
     }
 }
 
+/// Nobody calls it.
+static NOWHERE: sas_core::Endpoint = sas_core::Endpoint::Tcp(std::net::SocketAddr::new(
+    std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+    9,
+));
+
 #[async_trait]
 impl Instance for FakeInstance {
     fn id(&self) -> InstanceId {
         self.id
+    }
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Endpoint(&NOWHERE)
     }
 
     fn usage(&self) -> Option<Usage> {
@@ -259,13 +268,13 @@ pub fn deployed_of(
     let mut spec = RevisionSpec::new("fake", Source::Function(name.to_owned()));
     change(&mut spec);
     let info = ArtifactInfo { stem, ..ArtifactInfo::default() };
-    Arc::new(Deployed {
-        runtime: Arc::new(Handle(Arc::clone(runtime))),
-        artifact: Artifact::new((), info),
-        spec: Arc::new(spec),
-        name: RevisionName::new("default", name, name),
+    Arc::new(Deployed::new(
+        Arc::new(Handle(Arc::clone(runtime))),
+        Artifact::new((), info),
+        Arc::new(spec),
+        RevisionName::new("default", name, name),
         tenant,
-    })
+    ))
 }
 
 /// Claims with a deadline from now.

@@ -5,7 +5,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use sas_core::{
     Answer, Body, BoxError, CallError, CallTimings, Claim, ClaimError, Cx, Deployed, Endpoint, Error,
-    ErrorKind, InstanceId, Lease, Outcome, Protocol, Request, Response, RouteTarget,
+    ErrorKind, InstanceId, InstanceTarget, Lease, Outcome, Protocol, Request, Response, RouteTarget,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -232,8 +232,11 @@ impl Gateway {
         careful: bool,
         upgrading: bool,
     ) -> Result<(Answered, Option<Arc<Progress>>), CallError> {
-        let Some(endpoint) = lease.instance.endpoint() else {
-            return lease.instance.call(request, cx).await.map(|answer| (Answered::Inside(answer), None));
+        let endpoint = match lease.instance.target() {
+            InstanceTarget::Endpoint(endpoint) => endpoint,
+            InstanceTarget::Call(callee) => {
+                return callee.call(request, cx).await.map(|answer| (Answered::Inside(answer), None));
+            }
         };
         let protocol = deployed.spec.protocol;
         if let Err(error) = address(&mut request, endpoint, protocol) {
@@ -400,7 +403,7 @@ fn address(request: &mut Request, endpoint: &Endpoint, protocol: Protocol) -> Re
         let named = host.and_then(|host| host.parse().ok());
         parts.authority = match (named, endpoint) {
             (Some(authority), _) => Some(authority),
-            (None, Endpoint::Tcp(address)) => address.to_string().parse().ok(),
+            (None, Endpoint::Tcp(_) | Endpoint::Host { .. }) => endpoint.to_string().parse().ok(),
             (None, _) => Some(http::uri::Authority::from_static("localhost")),
         };
         parts.scheme = Some(http::uri::Scheme::HTTP);

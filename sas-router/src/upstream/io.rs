@@ -52,6 +52,11 @@ impl InstanceIo {
                 stream.set_nodelay(true)?;
                 Socket::Tcp(stream)
             }
+            Endpoint::Host { name, port } => {
+                let stream = TcpStream::connect((&**name, *port)).await?;
+                stream.set_nodelay(true)?;
+                Socket::Tcp(stream)
+            }
             Endpoint::Unix(path) => Socket::Unix(UnixStream::connect(path).await?),
             other => {
                 let text = format!("this version can't connect to an endpoint of the kind {other:?}");

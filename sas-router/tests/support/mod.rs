@@ -53,8 +53,8 @@ impl Instance for Remote {
     fn id(&self) -> InstanceId {
         self.id
     }
-    fn endpoint(&self) -> Option<&Endpoint> {
-        Some(&self.endpoint)
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Endpoint(&self.endpoint)
     }
     async fn stop(&self, _: Duration) -> Result<()> {
         Ok(())
@@ -156,12 +156,19 @@ pub struct Inside {
 }
 
 #[async_trait]
+impl Call for Inside {
+    async fn call(&self, request: Request, _: &Cx) -> Result<Answer, CallError> {
+        Ok(Answer::Http(self.handler.handle(request).await))
+    }
+}
+
+#[async_trait]
 impl Instance for Inside {
     fn id(&self) -> InstanceId {
         self.id
     }
-    async fn call(&self, request: Request, _: &Cx) -> Result<Answer, CallError> {
-        Ok(Answer::Http(self.handler.handle(request).await))
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Call(self)
     }
     async fn stop(&self, _: Duration) -> Result<()> {
         Ok(())
@@ -230,13 +237,13 @@ impl FixedPool {
 
     /// Registers a revision of `spec`.
     pub fn revision(&self, name: &str, spec: RevisionSpec) -> RevisionKey {
-        let deployed = Deployed {
-            runtime: Arc::new(NoRuntime),
-            artifact: Artifact::new((), ArtifactInfo::default()),
-            spec: Arc::new(spec),
-            name: RevisionName::new("default", name, &format!("{name}-00001")),
-            tenant: TenantKey(1),
-        };
+        let deployed = Deployed::new(
+            Arc::new(NoRuntime),
+            Artifact::new((), ArtifactInfo::default()),
+            Arc::new(spec),
+            RevisionName::new("default", name, &format!("{name}-00001")),
+            TenantKey(1),
+        );
         self.register(Arc::new(deployed)).unwrap()
     }
 

@@ -208,13 +208,13 @@ impl Platform {
         spec.scaling = setup.scaling.clone();
         spec.scaling.initial = 0;
         let artifact = runtime.prepare(&spec).await?;
-        let deployed = Arc::new(Deployed {
+        let deployed = Arc::new(Deployed::new(
             runtime,
             artifact,
-            spec: Arc::new(spec),
-            name: RevisionName::new("default", "what-if", "what-if-00001"),
-            tenant: TenantKey(1),
-        });
+            Arc::new(spec),
+            RevisionName::new("default", "what-if", "what-if-00001"),
+            TenantKey(1),
+        ));
         let mut changes = Vec::with_capacity(ROUTED_AT_ONCE);
         for number in 0..setup.revisions {
             let key = self.pool.register(Arc::clone(&deployed))?;

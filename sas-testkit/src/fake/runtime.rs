@@ -17,10 +17,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sas_core::{
-    Answer, Artifact, ArtifactInfo, Body, BoxError, CallError, Capabilities, Clock, Cx, Error, ErrorKind,
-    ExitReport, Instance, InstanceEvents, InstanceId, Isolation, LogSink, LogStream, Request, Response,
-    Result, Retry, RevisionKey, RevisionSpec, Runtime, Source, SpecErrors, StartPhase, StartRequest,
-    SystemClock, Usage,
+    Answer, Artifact, ArtifactInfo, Body, BoxError, Call, CallError, Capabilities, Clock, Cx, Error,
+    ErrorKind, ExitReport, Instance, InstanceEvents, InstanceId, InstanceTarget, Isolation, LogRecord,
+    LogSink, LogStream, Request, Response, Result, Retry, RevisionKey, RevisionSpec, Runtime, Source,
+    SpecErrors, StartPhase, StartRequest, SystemClock, Usage,
 };
 use tokio::time::Instant;
 use tokio_util::{
@@ -429,7 +429,7 @@ impl FakeInstance {
                 if program == Program::Chatty {
                     let now = self.shared.clock.now();
                     let line = b"conformance-output: a request";
-                    self.logs.line(self.id, self.revision, None, now, LogStream::Stdout, line);
+                    self.logs.line(&LogRecord::new(self.id, self.revision, now, LogStream::Stdout, line));
                 }
                 // Read in full before it is answered, as most programs do.
                 let body = request.into_body().collect(64 << 20).await.map_err(|error| {
@@ -475,11 +475,7 @@ impl Drop for FakeInstance {
 }
 
 #[async_trait]
-impl Instance for FakeInstance {
-    fn id(&self) -> InstanceId {
-        self.id
-    }
-
+impl Call for FakeInstance {
     async fn call(&self, request: Request, cx: &Cx) -> Result<Answer, CallError> {
         if self.stopping.load(SeqCst) {
             let error = Error::new(ErrorKind::Unavailable, "call", "the instance is stopping")
@@ -497,6 +493,17 @@ impl Instance for FakeInstance {
                 Err(CallError::sent(Error::new(ErrorKind::Timeout, "call", "no answer by the deadline")))
             }
         }
+    }
+}
+
+#[async_trait]
+impl Instance for FakeInstance {
+    fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Call(self)
     }
 
     fn usage(&self) -> Option<Usage> {

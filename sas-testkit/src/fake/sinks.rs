@@ -2,8 +2,8 @@
 
 use parking_lot::Mutex;
 use sas_core::{
-    DecisionRecord, DecisionSink, ExitReport, InstanceEvents, InstanceId, LogSink, LogStream, MeterPhase,
-    MeterSink, RequestId, RevisionKey, StartPhase, TenantKey, Timestamp,
+    DecisionRecord, DecisionSink, ExitReport, InstanceEvents, InstanceId, LogRecord, LogSink, LogStream,
+    MeterPhase, MeterSink, RequestId, RevisionKey, StartPhase, TenantKey, Timestamp,
 };
 
 /// One line as it came.
@@ -36,15 +36,8 @@ impl RecordingLogs {
 }
 
 impl LogSink for RecordingLogs {
-    fn line(
-        &self,
-        instance: InstanceId,
-        revision: RevisionKey,
-        request: Option<RequestId>,
-        at: Timestamp,
-        stream: LogStream,
-        line: &[u8],
-    ) {
+    fn line(&self, record: &LogRecord<'_>) {
+        let LogRecord { instance, revision, request, at, stream, line, .. } = *record;
         self.0.lock().push(Line { instance, revision, request, at, stream, line: line.to_vec() });
     }
 }

@@ -65,13 +65,13 @@ impl Kit {
             .await
             .map_err(|error| Stop::fail(format!("the suite's own runtime: {}", error.chain())))?;
         let number = self.next.fetch_add(1, SeqCst);
-        Ok(Arc::new(Deployed {
-            runtime: Arc::clone(&self.runtime) as Arc<dyn sas_core::Runtime>,
+        Ok(Arc::new(Deployed::new(
+            Arc::clone(&self.runtime) as Arc<dyn sas_core::Runtime>,
             artifact,
-            spec: Arc::new(spec),
-            name: RevisionName::new("conformance", "suite", &format!("suite-{number:05}")),
-            tenant: TenantKey(1),
-        }))
+            Arc::new(spec),
+            RevisionName::new("conformance", "suite", &format!("suite-{number:05}")),
+            TenantKey(1),
+        )))
     }
 
     pub(crate) async fn revision(&self, concurrency: u32) -> Verdict<RevisionKey> {

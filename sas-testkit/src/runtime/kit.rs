@@ -12,9 +12,9 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sas_core::{
-    Artifact, Body, Cx, Deployed, Error, ExitReport, Instance, InstanceEvents, InstanceId, LogSink,
-    LogStream, Request, RequestId, Result, RevisionKey, RevisionName, RevisionSpec, Secret, StartPhase,
-    StartRequest, StemRequest, TenantKey, Timestamp,
+    Artifact, Body, Cx, Deployed, Error, ExitReport, Instance, InstanceEvents, InstanceId, LogRecord,
+    LogSink, LogStream, Request, RequestId, Result, RevisionKey, RevisionName, RevisionSpec, Secret,
+    StartPhase, StartRequest, StemRequest, TenantKey,
 };
 use tokio::time::Instant;
 
@@ -51,15 +51,8 @@ impl InstanceEvents for Told {
 }
 
 impl LogSink for Told {
-    fn line(
-        &self,
-        instance: InstanceId,
-        revision: RevisionKey,
-        _: Option<RequestId>,
-        _: Timestamp,
-        stream: LogStream,
-        line: &[u8],
-    ) {
+    fn line(&self, record: &LogRecord<'_>) {
+        let LogRecord { instance, revision, stream, line, .. } = *record;
         self.lines.lock().push((instance, revision, stream, line.to_vec()));
     }
 }
@@ -102,13 +95,13 @@ impl Kit {
     }
 
     pub(crate) fn deployed(&self, spec: &RevisionSpec, artifact: Artifact) -> Arc<Deployed> {
-        Arc::new(Deployed {
-            runtime: Arc::clone(&self.fixtures.runtime),
+        Arc::new(Deployed::new(
+            Arc::clone(&self.fixtures.runtime),
             artifact,
-            spec: Arc::new(spec.clone()),
-            name: RevisionName::new("conformance", "suite", "suite-00001"),
-            tenant: TenantKey(1),
-        })
+            Arc::new(spec.clone()),
+            RevisionName::new("conformance", "suite", "suite-00001"),
+            TenantKey(1),
+        ))
     }
 
     pub(crate) fn revision(&self) -> RevisionKey {

@@ -141,9 +141,10 @@ pub(super) async fn unsupported(kit: &Kit) -> Verdict {
         refused("start_stem", stem.err().map(kind))?;
         looked += 1;
     }
-    if !capabilities.adopt {
-        let request = kit.request(&kit.fixtures.echo).await?;
-        refused("adopt", runtime.adopt(request).await.err().map(kind))?;
+    if !capabilities.exec {
+        let instance = kit.echo().await?;
+        refused("exec", instance.exec(&["true".to_owned()]).await.err().map(kind))?;
+        kit.stop(&*instance, Duration::from_secs(1)).await?;
         looked += 1;
     }
     if !capabilities.suspend {

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sas_core::{
-    Answer, Artifact, ArtifactInfo, Body, CallError, Capabilities, Cx, Deployed, Error, ErrorKind,
-    ExitReport, Instance, InstanceEvents, InstanceId, LogSink, LogStream, Request, RequestId, Response,
+    Answer, Artifact, ArtifactInfo, Body, Call, CallError, Capabilities, Cx, Deployed, Error, ErrorKind,
+    ExitReport, Instance, InstanceEvents, InstanceId, InstanceTarget, LogRecord, LogSink, Request, Response,
     Result, RevisionKey, RevisionSpec, Runtime, StartPhase, StartRequest, Timestamp, Usage,
 };
 use sas_testkit::{fake::FakeRuntime, runtime, runtime::Fixtures};
@@ -113,16 +113,9 @@ impl InstanceEvents for Events {
 struct Logs(Arc<dyn LogSink>);
 
 impl LogSink for Logs {
-    fn line(
-        &self,
-        instance: InstanceId,
-        _: RevisionKey,
-        request: Option<RequestId>,
-        at: Timestamp,
-        stream: LogStream,
-        line: &[u8],
-    ) {
-        self.0.line(instance, RevisionKey(0), request, at, stream, line);
+    fn line(&self, record: &LogRecord<'_>) {
+        let LogRecord { instance, request, at, stream, line, .. } = *record;
+        self.0.line(&LogRecord::new(instance, RevisionKey(0), at, stream, line).with_request(request));
     }
 }
 
@@ -152,12 +145,7 @@ fn failed(operation: &'static str) -> Error {
 }
 
 #[async_trait]
-impl Instance for BrokenInstance {
-    fn id(&self) -> InstanceId {
-        let id = self.inner.id();
-        if self.bug == Bug::AnswersToAnotherId { InstanceId(id.0 + 1) } else { id }
-    }
-
+impl Call for BrokenInstance {
     async fn call(&self, request: Request, cx: &Cx) -> Result<Answer, CallError> {
         match self.bug {
             Bug::StartsTooEarly if tokio::time::Instant::now() < self.ready_at => {
@@ -202,6 +190,18 @@ impl Instance for BrokenInstance {
             }
             _ => self.inner.call(request, cx).await,
         }
+    }
+}
+
+#[async_trait]
+impl Instance for BrokenInstance {
+    fn id(&self) -> InstanceId {
+        let id = self.inner.id();
+        if self.bug == Bug::AnswersToAnotherId { InstanceId(id.0 + 1) } else { id }
+    }
+
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Call(self)
     }
 
     fn usage(&self) -> Option<Usage> {
@@ -310,7 +310,9 @@ impl Runtime for Broken {
         let mut inner = self.request(&request);
         if self.bug == Bug::TakesForeignArtifacts {
             let artifact = self.inner.prepare(&FakeRuntime::spec("echo")).await?;
-            inner.deployed = Arc::new(Deployed { artifact, ..(*inner.deployed).clone() });
+            let mut foreign = Deployed::clone(&inner.deployed);
+            foreign.artifact = artifact;
+            inner.deployed = Arc::new(foreign);
         }
         if self.bug == Bug::DroppedStartLeaks {
             // The start is done; what comes after it can be dropped.

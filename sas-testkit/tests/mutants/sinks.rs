@@ -1,9 +1,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
-use sas_core::{
-    InstanceId, LogSink, LogStream, MeterPhase, MeterSink, RequestId, RevisionKey, TenantKey, Timestamp,
-};
+use sas_core::{InstanceId, LogRecord, LogSink, MeterPhase, MeterSink, RevisionKey, TenantKey};
 use sas_testkit::{fake::RecordingLogs, logs, meter};
 
 use crate::caught;
@@ -28,21 +26,14 @@ enum Bug {
 struct Logs(RecordingLogs, Bug);
 
 impl LogSink for Logs {
-    fn line(
-        &self,
-        instance: InstanceId,
-        revision: RevisionKey,
-        request: Option<RequestId>,
-        at: Timestamp,
-        stream: LogStream,
-        line: &[u8],
-    ) {
+    fn line(&self, record: &LogRecord<'_>) {
+        let LogRecord { instance, revision, request, at, stream, line, .. } = *record;
         match self.1 {
             Bug::PanicsOnBytesThatAreNoText => assert!(std::str::from_utf8(line).is_ok(), "no text"),
             Bug::DropsWithoutCounting if line.ends_with(b"777") => return,
             _ => {}
         }
-        self.0.line(instance, revision, request, at, stream, line);
+        self.0.line(&LogRecord::new(instance, revision, at, stream, line).with_request(request));
     }
 }
 

@@ -14,8 +14,7 @@ use std::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas_core::{
-    Endpoint, Error, ErrorKind, Instance, Result, StartPhase, StartRequest, Stem, StemClass, StemRequest,
-    Usage,
+    Error, ErrorKind, Instance, Result, StartPhase, StartRequest, Stem, StemClass, StemRequest, Usage,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -369,7 +368,6 @@ impl Stem for JvmStem {
         let proc = spawned.keep();
         let address = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, number));
         let instance = ProcessInstance::new(request.id, address, proc, engine);
-        debug_assert!(matches!(instance.endpoint(), Some(Endpoint::Tcp(_))));
         Ok(Arc::new(instance))
     }
 

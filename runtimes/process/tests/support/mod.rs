@@ -75,13 +75,13 @@ pub(crate) struct Started {
 
 pub(crate) async fn prepare(runtime: &Arc<ProcessRuntime>, spec: RevisionSpec) -> Result<Arc<Deployed>> {
     let artifact = runtime.prepare(&spec).await?;
-    Ok(Arc::new(Deployed {
-        runtime: Arc::clone(runtime) as Arc<dyn Runtime>,
+    Ok(Arc::new(Deployed::new(
+        Arc::clone(runtime) as Arc<dyn Runtime>,
         artifact,
-        spec: Arc::new(spec),
-        name: RevisionName::new("default", "hello", "hello-00001"),
-        tenant: TenantKey(1),
-    }))
+        Arc::new(spec),
+        RevisionName::new("default", "hello", "hello-00001"),
+        TenantKey(1),
+    )))
 }
 
 pub(crate) fn request(

@@ -49,13 +49,7 @@ async fn deploy(runtime: &Arc<WasmRuntime>, bytes: &[u8]) {
             return;
         }
     };
-    let deployed = Deployed {
-        runtime: Arc::clone(runtime) as _,
-        artifact,
-        spec: Arc::new(spec),
-        name: RevisionName::new("default", "fuzz", "00001"),
-        tenant: TenantKey(1),
-    };
+    let deployed = Deployed::new(Arc::clone(runtime) as _, artifact, Arc::new(spec), RevisionName::new("default", "fuzz", "00001"), TenantKey(1));
     let deadline = Instant::now() + Duration::from_secs(5);
     let start = StartRequest::new(
         InstanceId(1),

@@ -10,8 +10,8 @@ use std::{
 
 use sas_core::{
     Answer, Body, BoxError, CallError, Cx, Deployed, ErrorKind, ExitReport, Instance, InstanceEvents,
-    InstanceId, LogSink, LogStream, Request, RequestId, Response, RevisionKey, RevisionName, RevisionSpec,
-    Runtime, Source, StartPhase, StartRequest, TenantKey, Timestamp,
+    InstanceId, LogRecord, LogSink, LogStream, Request, RequestId, Response, RevisionKey, RevisionName,
+    RevisionSpec, Runtime, Source, StartPhase, StartRequest, TenantKey,
 };
 use sas_runtime_wasm::{WasmConfig, WasmRuntime};
 use tokio::time::Instant;
@@ -51,15 +51,8 @@ impl InstanceEvents for Told {
 }
 
 impl LogSink for Told {
-    fn line(
-        &self,
-        _: InstanceId,
-        _: RevisionKey,
-        request: Option<RequestId>,
-        _: Timestamp,
-        stream: LogStream,
-        line: &[u8],
-    ) {
+    fn line(&self, record: &LogRecord<'_>) {
+        let LogRecord { request, stream, line, .. } = *record;
         self.lines.lock().unwrap().push((request, stream, String::from_utf8_lossy(line).into_owned()));
     }
 }
@@ -85,13 +78,13 @@ impl Stage {
 
     pub(crate) async fn instance(&self, spec: &RevisionSpec) -> Arc<dyn Instance> {
         let artifact = self.runtime.prepare(spec).await.unwrap_or_else(|error| panic!("{}", error.chain()));
-        let deployed = Arc::new(Deployed {
-            runtime: Arc::clone(&self.runtime) as _,
+        let deployed = Arc::new(Deployed::new(
+            Arc::clone(&self.runtime) as _,
             artifact,
-            spec: Arc::new(spec.clone()),
-            name: RevisionName::new("test", "function", "function-00001"),
-            tenant: TenantKey(1),
-        });
+            Arc::new(spec.clone()),
+            RevisionName::new("test", "function", "function-00001"),
+            TenantKey(1),
+        ));
         let id = InstanceId(self.next.fetch_add(1, Ordering::Relaxed));
         let request = StartRequest::new(
             id,

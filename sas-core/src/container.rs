@@ -1,0 +1,227 @@
+//! What only a container can be given.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{RevisionSpec, SpecErrors};
+
+/// What a revision asks of a container beyond its image ([`crate::Source::Image`]), its command, arguments,
+/// environment and resources, which every runtime understands.
+///
+/// Manifests and hosts fill it in; a container runtime reads it. Runtimes that can't honour a field refuse the revision
+/// in [`crate::Runtime::accepts`], where [`RevisionSpec::container_fields`] names each one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct ContainerSpec {
+    /// The absolute path of the directory to start in; `None`: the image's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// Sets of variables whose names stand in a secret or a configuration map.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub env_from: Vec<EnvFrom>,
+    /// What can be mounted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
+    /// Where it is mounted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    /// As whom it runs, and what it may do.
+    #[serde(skip_serializing_if = "SecurityContext::is_default")]
+    pub security: SecurityContext,
+    /// Fields of a Pod that have no form of their own here, such as `initContainers` or `nodeSelector`: the text of
+    /// their JSON by their path within the Pod's spec. A runtime that does not know one of these refuses it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub other: BTreeMap<String, String>,
+}
+
+/// Variables that come from a whole secret or configuration map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct EnvFrom {
+    /// `secret/name` or `configmap/name`, in the tenant's own namespace.
+    pub reference: String,
+    /// Put before each name.
+    #[serde(default)]
+    pub prefix: String,
+    /// Whether an instance starts without it when it is not there.
+    #[serde(default)]
+    pub optional: bool,
+}
+
+impl EnvFrom {
+    /// The variables of `reference`, which has to be there.
+    pub fn new(reference: impl Into<String>) -> Self {
+        Self { reference: reference.into(), prefix: String::new(), optional: false }
+    }
+}
+
+/// Something that can be mounted, by a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Volume {
+    /// The name by which a [`Mount`] refers to it.
+    pub name: String,
+    /// What is in it.
+    pub source: VolumeSource,
+}
+
+impl Volume {
+    /// A volume of `source`, called `name`.
+    pub fn new(name: impl Into<String>, source: VolumeSource) -> Self {
+        Self { name: name.into(), source }
+    }
+}
+
+/// What is in a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum VolumeSource {
+    /// An empty directory that lives as long as the instance.
+    EmptyDir {
+        /// The most bytes that it may hold; `None`: as the host allows.
+        size_limit_bytes: Option<u64>,
+        /// Whether it lies in memory.
+        memory: bool,
+    },
+    /// A file per key of a configuration map in the tenant's namespace.
+    ConfigMap {
+        /// The map's name.
+        name: String,
+        /// Keys and the relative paths of their files; empty: every key under its own name.
+        items: Vec<(String, String)>,
+        /// Whether an instance starts without it when it is not there.
+        optional: bool,
+    },
+    /// A file per key of a secret in the tenant's namespace.
+    Secret {
+        /// The secret's name.
+        name: String,
+        /// Keys and the relative paths of their files; empty: every key under its own name.
+        items: Vec<(String, String)>,
+        /// Whether an instance starts without it when it is not there.
+        optional: bool,
+    },
+    /// A volume that outlives the instance, by the name of its claim.
+    Claim {
+        /// The claim's name.
+        name: String,
+        /// Whether all mounts of it are read-only.
+        read_only: bool,
+    },
+    /// Another kind, as the text of its JSON.
+    Other(String),
+}
+
+/// Where a volume is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Mount {
+    /// The [`Volume`]'s name.
+    pub volume: String,
+    /// The absolute path in the container.
+    pub path: String,
+    /// The part of the volume that is mounted, as a relative path; `None`: all of it.
+    #[serde(default)]
+    pub sub_path: Option<String>,
+    /// Whether it can't be written to.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl Mount {
+    /// All of `volume` at `path`, writable.
+    pub fn new(volume: impl Into<String>, path: impl Into<String>) -> Self {
+        Self { volume: volume.into(), path: path.into(), sub_path: None, read_only: false }
+    }
+}
+
+/// As whom a container runs, and what it may do. `None` is the image's or the runtime's own choice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct SecurityContext {
+    /// Numeric user id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_as_user: Option<u32>,
+    /// Numeric group id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_as_group: Option<u32>,
+    /// Whether a start as user 0 is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_as_non_root: Option<bool>,
+    /// Whether the image's files can't be written to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_only_root_filesystem: Option<bool>,
+    /// Whether a program may gain more rights than the one that started it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_privilege_escalation: Option<bool>,
+    /// Capabilities that it gets besides the usual ones, such as `NET_BIND_SERVICE`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub add_capabilities: Vec<String>,
+    /// Capabilities that are taken away; `ALL` takes all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub drop_capabilities: Vec<String>,
+    /// `RuntimeDefault`, `Unconfined` or `Localhost/` and the profile's path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seccomp_profile: Option<String>,
+}
+
+impl SecurityContext {
+    /// Whether it asks for nothing.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl RevisionSpec {
+    /// What is set that only a container can be given, each as a mistake at its field. Runtimes that run no containers
+    /// begin their [`crate::Runtime::accepts`] with it; `runtime` is named in the message.
+    pub fn container_fields(&self, runtime: &str) -> SpecErrors {
+        let mut errors = SpecErrors::default();
+        let Some(container) = &self.container else { return errors };
+        let problem =
+            format!("only a container can be given this, and the {runtime} runtime runs none; leave it out");
+        let mut refuse = |field: String, value: &str| errors.push(field, value, &problem);
+        if let Some(dir) = &container.working_dir {
+            refuse("container.working_dir".into(), dir);
+        }
+        for (at, set) in container.env_from.iter().enumerate() {
+            refuse(format!("container.env_from[{at}]"), &set.reference);
+        }
+        for (at, volume) in container.volumes.iter().enumerate() {
+            refuse(format!("container.volumes[{at}]"), &volume.name);
+        }
+        for (at, mount) in container.mounts.iter().enumerate() {
+            refuse(format!("container.mounts[{at}]"), &mount.path);
+        }
+        let security = &container.security;
+        for (field, value) in [
+            ("run_as_user", security.run_as_user.map(|id| id.to_string())),
+            ("run_as_group", security.run_as_group.map(|id| id.to_string())),
+            ("run_as_non_root", security.run_as_non_root.map(|on| on.to_string())),
+            ("read_only_root_filesystem", security.read_only_root_filesystem.map(|on| on.to_string())),
+            ("allow_privilege_escalation", security.allow_privilege_escalation.map(|on| on.to_string())),
+            ("add_capabilities", some(&security.add_capabilities)),
+            ("drop_capabilities", some(&security.drop_capabilities)),
+            ("seccomp_profile", security.seccomp_profile.clone()),
+        ] {
+            if let Some(value) = value {
+                refuse(format!("container.security.{field}"), &value);
+            }
+        }
+        for (path, json) in &container.other {
+            refuse(format!("container.other[{path}]"), json);
+        }
+        errors
+    }
+}
+
+fn some(list: &[String]) -> Option<String> {
+    (!list.is_empty()).then(|| list.join(", "))
+}
