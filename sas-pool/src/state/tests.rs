@@ -1,9 +1,11 @@
 //! The state machine by itself: no task, no clock, no runtime of tokio's.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
 use async_trait::async_trait;
 use sas_core::{
-    Artifact, ArtifactInfo, Capabilities, Isolation, RevisionName, RevisionSpec, Runtime, Source,
-    StartRequest, TenantKey,
+    Artifact, ArtifactInfo, Capabilities, Endpoint, InstanceTarget, Isolation, RevisionName, RevisionSpec,
+    Runtime, Source, StartRequest, TenantKey,
 };
 
 use super::*;
@@ -37,6 +39,10 @@ impl Instance for Sheet {
     fn id(&self) -> InstanceId {
         self.0
     }
+    fn target(&self) -> InstanceTarget<'_> {
+        static NOWHERE: Endpoint = Endpoint::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9));
+        InstanceTarget::Endpoint(&NOWHERE)
+    }
     async fn stop(&self, _: Duration) -> sas_core::Result<()> {
         unreachable!("the tests say when a stop is over")
     }
@@ -56,13 +62,13 @@ impl Table {
         let mut state = State::new(0, 7);
         let mut spec = RevisionSpec::new("paper", Source::Function("f".to_owned()));
         change(&mut spec);
-        let deployed = Arc::new(Deployed {
-            runtime: Arc::new(Paper),
-            artifact: Artifact::new((), ArtifactInfo::default()),
-            spec: Arc::new(spec),
-            name: RevisionName::new("default", "f", "f-00001"),
-            tenant: TenantKey(1),
-        });
+        let deployed = Arc::new(Deployed::new(
+            Arc::new(Paper),
+            Artifact::new((), ArtifactInfo::default()),
+            Arc::new(spec),
+            RevisionName::new("default", "f", "f-00001"),
+            TenantKey(1),
+        ));
         let mut fx = Effects::default();
         let key = state.register(&rules, deployed, 1, &mut fx);
         Self { rules, state, key, fx }
