@@ -5,9 +5,13 @@
 //! ```
 //!
 //! A service answers at `Host: <name>.<namespace>.<domain>`. One JSON line on stdout says that it serves; logs go to
-//! stderr. SIGTERM and SIGINT drain and end it with status 0.
+//! stderr, as much as `RUST_LOG` says (`info` without it). SIGTERM and SIGINT drain and end it with status 0.
+//!
+//! The admin API wants `Authorization: Bearer TOKEN`, with the token of `SAS_ADMIN_TOKEN`, or else of the file that the
+//! JSON line names; a new token in that file counts at once.
 
 use std::{
+    env::VarError,
     error::Error,
     io::Write as _,
     net::SocketAddr,
@@ -20,9 +24,10 @@ use std::{
 use metrics_exporter_prometheus::PrometheusBuilder;
 use sas::{core::Recorder, prelude::*};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR [--state DIR] [--domain DOMAIN] \
-[--preset default|knative] [--drain SECONDS] MANIFEST...";
+[--preset default|knative] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] MANIFEST...";
 
 struct Options {
     listen: SocketAddr,
@@ -31,6 +36,9 @@ struct Options {
     domain: String,
     preset: Preset,
     drain: Duration,
+    token_file: Option<PathBuf>,
+    admin_hosts: Vec<String>,
+    open_metrics: bool,
     manifests: Vec<PathBuf>,
 }
 
@@ -43,6 +51,9 @@ impl Options {
             domain: "localhost".to_owned(),
             preset: Preset::Default,
             drain: Duration::from_secs(30),
+            token_file: None,
+            admin_hosts: Vec::new(),
+            open_metrics: false,
             manifests: Vec::new(),
         };
         while let Some(argument) = args.next() {
@@ -55,6 +66,9 @@ impl Options {
                 "--listen" => options.listen = address(value()?)?,
                 "--admin" => options.admin = address(value()?)?,
                 "--state" => options.state = Some(value()?.into()),
+                "--admin-token-file" => options.token_file = Some(value()?.into()),
+                "--admin-host" => options.admin_hosts.push(value()?),
+                "--open-metrics" => options.open_metrics = true,
                 "--domain" => options.domain = value()?,
                 "--preset" => {
                     options.preset = match value()?.as_str() {
@@ -91,6 +105,20 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         .preset(options.preset)
         .recorder(recorder.clone())
         .metrics_text(move || metrics.render());
+    match std::env::var("SAS_ADMIN_TOKEN") {
+        Ok(token) => builder = builder.admin_token(token),
+        Err(VarError::NotPresent) => {}
+        Err(error) => return Err(format!("SAS_ADMIN_TOKEN: {error}").into()),
+    }
+    if let Some(file) = options.token_file {
+        builder = builder.admin_token_file(file);
+    }
+    for host in options.admin_hosts {
+        builder = builder.admin_host(host);
+    }
+    if options.open_metrics {
+        builder = builder.open_metrics();
+    }
     if let Some(state) = &options.state {
         std::fs::create_dir_all(state).map_err(|error| format!("--state {}: {error}", state.display()))?;
         builder = builder.state_dir(state);
@@ -118,11 +146,14 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
             return Err(format!("{}: {error}", path.display()).into());
         }
     }
-    let ready = serde_json::json!({
+    let mut ready = serde_json::json!({
         "ready": true,
         "listen": platform.listen_addr().map(|a| a.to_string()),
         "admin": platform.admin_addr().map(|a| a.to_string()),
     });
+    if let Some(file) = platform.admin_token_file() {
+        ready["adminTokenFile"] = file.to_string_lossy().into();
+    }
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{ready}")?;
     stdout.flush()?;
@@ -143,8 +174,15 @@ async fn deploy(platform: &Platform, path: &Path) -> Result<(), Box<dyn Error>> 
     Ok(())
 }
 
+/// Logs to stderr, as much as `RUST_LOG` says.
+fn log() {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
+    log();
     let outcome = match Options::parse(std::env::args().skip(1)) {
         Ok(options) => run(options).await,
         Err(problem) => Err(problem.into()),

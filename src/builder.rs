@@ -7,8 +7,8 @@ use sas_control::{
     Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, MemoryStore, Meter, RedbStore,
 };
 use sas_core::{
-    AnswerCounter, Clock, Error, ErrorKind, Handler, Invoker, Pool, Preset, Quota, Quotas, Recorder, Router,
-    Runtime, Scaler, Schedule, Store, SystemClock, Triggers,
+    AnswerCounter, Authenticator, Clock, Error, ErrorKind, Handler, Invoker, Pool, Preset, Quota, Quotas,
+    Recorder, Router, Runtime, Scaler, Schedule, Store, SystemClock, Triggers,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
@@ -20,6 +20,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::Access,
     backlog,
     platform::{Parts, Platform},
 };
@@ -87,6 +88,7 @@ pub struct PlatformBuilder {
     domain: String,
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
+    access: Access,
     seed: u64,
     pool: PoolConfig,
     gateway: GatewayConfig,
@@ -127,6 +129,7 @@ impl Default for PlatformBuilder {
             domain: "localhost".to_owned(),
             listen: None,
             admin: None,
+            access: Access::default(),
             seed: 0,
             pool: PoolConfig::default(),
             gateway: GatewayConfig::default(),
@@ -241,11 +244,60 @@ impl PlatformBuilder {
         self
     }
 
-    /// Serves the admin API at this address. It has no authentication of its own: keep it on loopback, or mount
-    /// [`Platform::admin`] behind something that has.
+    /// Serves the admin API at this address, to those who have the admin token: see
+    /// [`PlatformBuilder::admin_token`].
     #[must_use]
     pub fn admin(mut self, address: SocketAddr) -> Self {
         self.admin = Some(address);
+        self
+    }
+
+    /// The bearer token of the admin API. Without one, it is made once and kept in the state directory as
+    /// `admin-token` with mode 0600; without a state directory, it is made for a listener at each start, in a temporary
+    /// file that [`Platform::admin_token_file`] names; without a listener, nobody is let in. It can be changed while the
+    /// platform runs: by writing its file, or by [`Platform::replace_admin_token`].
+    #[must_use]
+    pub fn admin_token(mut self, token: impl Into<String>) -> Self {
+        self.access.token = Some(token.into());
+        self
+    }
+
+    /// Keeps the admin token in this file, which only its owner may be able to read. One that is not there is made, with
+    /// a random token. The file is read at each request.
+    #[must_use]
+    pub fn admin_token_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.access.token_file = Some(path.into());
+        self
+    }
+
+    /// Asks this authenticator who uses the admin API, instead of comparing a token: at the platform's listener, and
+    /// where the host mounts [`Platform::admin`].
+    #[must_use]
+    pub fn admin_authenticator(mut self, authenticator: Arc<dyn Authenticator>) -> Self {
+        self.access.authenticator = Some(authenticator);
+        self
+    }
+
+    /// Answers admin requests for this host too: a name or an address, for any port unless one is given. Loopback and
+    /// the address of the listener are known; everything else is refused, since a name that a web page chose may lead
+    /// here.
+    #[must_use]
+    pub fn admin_host(mut self, host: impl Into<String>) -> Self {
+        self.access.hosts.push(host.into());
+        self
+    }
+
+    /// Lets pages of this origin, such as `https://console.example.org`, use the admin API with a token.
+    #[must_use]
+    pub fn admin_origin(mut self, origin: impl Into<String>) -> Self {
+        self.access.origins.push(origin.into());
+        self
+    }
+
+    /// Gives `/metrics` to whoever asks, as scrapers without a token need it.
+    #[must_use]
+    pub fn open_metrics(mut self) -> Self {
+        self.access.open_metrics = true;
         self
     }
 
@@ -314,7 +366,7 @@ impl PlatformBuilder {
     ///
     /// # Errors
     /// [`BuildError`] names the part and what it refused.
-    pub async fn build(self) -> Result<Platform, BuildError> {
+    pub async fn build(mut self) -> Result<Platform, BuildError> {
         let recorder = self.recorder.unwrap_or_default();
         for describe in [
             sas_autoscale::metrics::describe,
@@ -398,7 +450,10 @@ impl PlatformBuilder {
         scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
         let driver = Driver::new(Arc::clone(&pool) as Arc<dyn Pool>, scalers, driver_config);
 
-        let mut admin = Admin::new(Arc::clone(&control));
+        let keys =
+            self.access.keys(self.state.as_deref(), self.admin.is_some()).map_err(part("admin token"))?;
+        let mut admin = Admin::new(Arc::clone(&control), Arc::clone(&keys.authenticator));
+        admin = self.access.open(admin, self.admin);
         if let Some(render) = self.metrics {
             admin = admin.with_metrics(render);
         }
@@ -406,6 +461,7 @@ impl PlatformBuilder {
         let stop = CancellationToken::new();
         let mut parts = Parts {
             admin,
+            keys,
             control,
             logs,
             decisions,

@@ -5,6 +5,7 @@
     doc = "The facade of the `sas` serverless SDK; the README shows how to use it."
 )]
 
+mod access;
 mod backlog;
 mod builder;
 mod platform;

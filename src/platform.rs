@@ -14,13 +14,14 @@ use sas_trigger::TriggerHost;
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::PlatformBuilder;
+use crate::{PlatformBuilder, access::Keys};
 
 /// How long [`Platform::call`] waits at most; the service's own time-outs are usually shorter.
 const CALL_TIMEOUT: Duration = Duration::from_secs(600);
 
 pub(crate) struct Parts {
     pub(crate) admin: Arc<Admin>,
+    pub(crate) keys: Keys,
     pub(crate) control: Arc<Control>,
     pub(crate) logs: Arc<LogBuffer>,
     pub(crate) decisions: Arc<DecisionLog>,
@@ -74,7 +75,7 @@ impl Platform {
         &self.parts.control
     }
 
-    /// The admin API, for a server of your own.
+    /// The admin API, for a server of your own. It asks the same authenticator as at a listener of the platform.
     pub fn admin(&self) -> &Arc<Admin> {
         &self.parts.admin
     }
@@ -117,6 +118,21 @@ impl Platform {
     /// Where the admin API listens, if it does.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.parts.admin_server.as_ref().map(Server::local_addr)
+    }
+
+    /// The file that holds the admin token, if one does.
+    pub fn admin_token_file(&self) -> Option<&Path> {
+        self.parts.keys.tokens.as_ref().and_then(|tokens| tokens.path())
+    }
+
+    /// From now on this is the admin token, in its file too if it has one; the one before opens nothing any more.
+    ///
+    /// # Errors
+    /// `InvalidSpec` for a token that no header can carry; `Unavailable` when its file can't be written; `Unsupported`
+    /// where an authenticator of the host's own, or nothing, decides.
+    pub fn replace_admin_token(&self, token: &str) -> Result<()> {
+        let unsupported = || sas_core::Error::unsupported("replacing the token without a token");
+        self.parts.keys.tokens.as_ref().ok_or_else(unsupported)?.replace(token)
     }
 
     /// Applies manifests, in order. Paths of packages in them that are relative are taken from `base`: the manifest's

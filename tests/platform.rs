@@ -5,11 +5,12 @@ mod shared;
 use std::{fs, time::Duration};
 
 use shared::{
-    Answer, PlatformProcess, call, eventually, hello, hello_manifest, platform_command, processes_below,
+    Answer, PlatformProcess, call, call_admin, eventually, hello, hello_manifest, platform_command,
+    processes_below,
 };
 
 async fn admin(platform: &PlatformProcess, method: &str, path: &str, body: &str) -> Answer {
-    call(platform.admin, method, "admin", path, body).await.expect("the admin API answers")
+    call_admin(platform.admin, method, path, body).await.expect("the admin API answers")
 }
 
 async fn get(platform: &PlatformProcess, service: &str, path: &str) -> Answer {

@@ -61,7 +61,7 @@ mod stamp;
 mod store;
 mod view;
 
-pub use admin::Admin;
+pub use admin::{Admin, PeerAuthenticator, TokenAuthenticator};
 pub use control::{Applied, Control, ControlConfig, DeployOutcome, Recovery, RolloutAction};
 pub use decisions::DecisionLog;
 pub use engine::{Edition, Engine};

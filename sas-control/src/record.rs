@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use sas_core::{
-    Affinity, Error, ErrorKind, Quota, Result, RevisionSpec, RolloutPlan, RolloutProgress, RolloutState,
-    SpecError, TenantKey, Timestamp,
+    Affinity, Error, ErrorKind, Principal, Quota, Result, RevisionSpec, RolloutPlan, RolloutProgress,
+    RolloutState, SpecError, TenantKey, Timestamp,
 };
 use sas_knative::manifest::TrafficTarget;
 use serde::{Deserialize, Serialize};
@@ -115,6 +115,9 @@ pub struct RevisionRecord {
     pub notes: Vec<String>,
     /// When it last lost its traffic, for the collection of old revisions.
     pub retired_at: Option<Timestamp>,
+    /// Who deployed it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<Principal>,
 }
 
 /// How far a revision has come.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sas_core::{ErrorKind, Quota, RevisionKey};
+use sas_core::{ErrorKind, Principal, Quota, RevisionKey};
 use sas_knative::manifest::TrafficTarget;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -61,6 +61,8 @@ pub struct RevisionView {
     pub instances: Option<Value>,
     /// What the runtime has to say.
     pub notes: Vec<String>,
+    /// Who deployed it, where that is known.
+    pub author: Option<Principal>,
     /// Whether it can serve.
     pub conditions: Vec<Condition>,
 }
@@ -205,6 +207,7 @@ impl Control {
                 })
             }),
             notes: revision.notes.clone(),
+            author: revision.author.clone(),
             conditions: self.revision_conditions(record, revision),
         }
     }

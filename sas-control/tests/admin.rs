@@ -294,8 +294,11 @@ async fn dead_letters_are_shown_and_discarded() {
 async fn bodies_that_are_too_long_or_not_text_are_refused() {
     let world = World::new().await;
     assert_eq!(world.call("POST", "/v1/services", &"a".repeat(6 << 20)).await.0, 413);
-    let request =
-        http::Request::post("/v1/services").body(sas_core::Body::from(vec![0xFF_u8, 0xFE])).unwrap();
+    let request = http::Request::post("/v1/services")
+        .header("host", "localhost")
+        .header("authorization", format!("Bearer {}", support::TOKEN))
+        .body(sas_core::Body::from(vec![0xFF_u8, 0xFE]))
+        .unwrap();
     let response = sas_core::Handler::handle(&world.admin, request).await;
     assert_eq!(response.status(), 400);
 }

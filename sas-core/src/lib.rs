@@ -31,6 +31,7 @@
 
 pub mod package;
 
+mod auth;
 mod body;
 mod clock;
 mod container;
@@ -53,6 +54,7 @@ mod spec;
 mod start;
 mod store;
 
+pub use auth::{Authenticator, Denied, Principal};
 pub use body::{Body, Request, Response};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use container::{ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};

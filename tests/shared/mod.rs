@@ -65,6 +65,10 @@ pub(crate) struct PlatformProcess {
     stdout: BufReader<ChildStdout>,
     pub(crate) listen: SocketAddr,
     pub(crate) admin: SocketAddr,
+    /// The first line of its output.
+    pub(crate) ready: serde_json::Value,
+    /// The file with the admin token, where the ready line names one.
+    pub(crate) token_file: Option<PathBuf>,
 }
 
 fn example(name: &str) -> PathBuf {
@@ -75,16 +79,29 @@ fn example(name: &str) -> PathBuf {
     path
 }
 
+/// What `platform` is given in `SAS_ADMIN_TOKEN`.
+pub(crate) const ADMIN_TOKEN: &str = "a-token-of-the-tests";
+
 /// `platform` with arguments, not started.
 pub(crate) fn platform_command(args: &[&str]) -> Command {
     let mut command = Command::new(example("platform"));
-    command.args(args).stdin(Stdio::null());
+    command.args(args).stdin(Stdio::null()).env("SAS_ADMIN_TOKEN", ADMIN_TOKEN);
     command
 }
 
 impl PlatformProcess {
     pub(crate) fn start(args: &[&str]) -> Self {
+        Self::run(platform_command(&["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]), args)
+    }
+
+    /// The same where nobody gave it a token.
+    pub(crate) fn start_without_token(args: &[&str]) -> Self {
         let mut command = platform_command(&["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        command.env_remove("SAS_ADMIN_TOKEN");
+        Self::run(command, args)
+    }
+
+    fn run(mut command: Command, args: &[&str]) -> Self {
         let mut child = command.args(args).stdout(Stdio::piped()).spawn().expect("the example starts");
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
@@ -95,7 +112,8 @@ impl PlatformProcess {
         });
         assert_eq!(ready["ready"], true);
         let address = |key: &str| ready[key].as_str().and_then(|a| a.parse().ok()).expect("an address");
-        Self { listen: address("listen"), admin: address("admin"), child, stdout }
+        let token_file = ready["adminTokenFile"].as_str().map(PathBuf::from);
+        Self { listen: address("listen"), admin: address("admin"), token_file, ready, child, stdout }
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -143,10 +161,33 @@ pub(crate) async fn call(
     path: &str,
     body: &str,
 ) -> std::io::Result<Answer> {
+    call_with(to, method, host, "", path, body).await
+}
+
+/// One request to the admin API, with the token.
+pub(crate) async fn call_admin(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> std::io::Result<Answer> {
+    let token = format!("authorization: Bearer {ADMIN_TOKEN}\r\n");
+    call_with(to, method, "localhost", &token, path, body).await
+}
+
+/// The same with header lines of one's own, each with its end.
+pub(crate) async fn call_with(
+    to: SocketAddr,
+    method: &str,
+    host: &str,
+    headers: &str,
+    path: &str,
+    body: &str,
+) -> std::io::Result<Answer> {
     let exchange = async {
         let mut stream = TcpStream::connect(to).await?;
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            "{method} {path} HTTP/1.1\r\nhost: {host}\r\n{headers}connection: close\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         stream.write_all(request.as_bytes()).await?;

@@ -1,7 +1,7 @@
 //! Answers of the admin API: JSON, and errors that say what, where and what to do.
 
 use http::{HeaderValue, StatusCode, header};
-use sas_core::{Body, Error, ErrorKind, RequestId, Response, Retry, SpecErrors};
+use sas_core::{Body, Denied, Error, ErrorKind, RequestId, Response, Retry, SpecErrors};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -19,6 +19,8 @@ struct Facts {
     /// Methods that would do, for 405.
     allow: Option<&'static str>,
     retry_after: Option<u64>,
+    /// How to say who asks, for 401.
+    challenge: Option<String>,
     /// Further facts.
     more: Option<(&'static str, Value)>,
 }
@@ -33,6 +35,7 @@ impl Failure {
             fields: None,
             allow: None,
             retry_after: None,
+            challenge: None,
             more: None,
         }))
     }
@@ -42,6 +45,10 @@ impl Failure {
         let mut failure = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
         failure.0.allow = Some(allow);
         failure
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        self.0.status
     }
 
     /// With a further fact.
@@ -79,10 +86,27 @@ impl Failure {
         if let Some(allow) = facts.allow {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
         }
+        if let Some(challenge) = facts.challenge.and_then(|text| HeaderValue::try_from(text).ok()) {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
         if let Some(seconds) = facts.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
+    }
+}
+
+impl From<Denied> for Failure {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Unauthenticated { message, challenge } => {
+                let mut failure = Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", message);
+                failure.0.challenge = Some(challenge);
+                failure
+            }
+            Denied::Forbidden(message) => Self::new(StatusCode::FORBIDDEN, "forbidden", message),
+            denied => Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", denied.to_string()),
+        }
     }
 }
 

@@ -1,14 +1,18 @@
-//! The admin API: JSON over HTTP, for operators and their tools. It has no authentication of its own: bind it to
-//! loopback, or put it behind what authenticates.
+//! The admin API: JSON over HTTP, for operators and their tools. It asks an [`Authenticator`] who is there, and refuses
+//! foreign hosts, foreign origins and bodies that a web page could send unasked.
 
 mod answer;
+mod guard;
 mod test_run;
+mod token;
 
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use http::{HeaderValue, Method, StatusCode, header};
-use sas_core::{Body, Handler, InstanceView, Quota, Request, Response, RevisionKey};
+use sas_core::{
+    Authenticator, Body, Handler, InstanceView, Principal, Quota, Request, Response, RevisionKey,
+};
 use sas_knative::manifest::parse_traffic;
 use serde_json::{Value, json};
 
@@ -18,6 +22,9 @@ use crate::{
     stamp::rfc3339,
 };
 use answer::{Failure, json_response};
+use guard::Guard;
+
+pub use token::{PeerAuthenticator, TokenAuthenticator};
 
 /// Most bytes of a request's body.
 const BODY_LIMIT: usize = 5 << 20;
@@ -29,23 +36,36 @@ const MOST: usize = 10_000;
 type Text = dyn Fn() -> String + Send + Sync;
 
 /// The admin API of a [`Control`].
+///
+/// `/healthz` and `/readyz` are open; `/metrics` is if [`Admin::with_open_metrics`] says so. Everything else is asked of
+/// the [`Authenticator`], whose [`Principal`] is written to the log with each change, and kept as the author of
+/// revisions. Before that it refuses, with 403, every `Host` but loopback and [`Admin::with_host`], and every `Origin`
+/// but the host's own and [`Admin::with_origin`]; after that, with 415, bodies that are neither JSON nor YAML by their
+/// type, unless the request carries a bearer token.
 pub struct Admin {
     control: Arc<Control>,
+    authenticator: Arc<dyn Authenticator>,
+    guard: Guard,
     metrics: Option<Box<Text>>,
+    open_metrics: bool,
 }
 
 impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admin").field("metrics", &self.metrics.is_some()).finish_non_exhaustive()
+        f.debug_struct("Admin")
+            .field("authenticator", &self.authenticator)
+            .field("guard", &self.guard)
+            .field("metrics", &self.metrics.is_some())
+            .finish_non_exhaustive()
     }
 }
 
 type Answer = Result<Response, Failure>;
 
 impl Admin {
-    /// The API of `control`, without `/metrics`.
-    pub fn new(control: Arc<Control>) -> Self {
-        Self { control, metrics: None }
+    /// The API of `control`, for those whom `authenticator` knows, without `/metrics`.
+    pub fn new(control: Arc<Control>, authenticator: Arc<dyn Authenticator>) -> Self {
+        Self { control, authenticator, guard: Guard::default(), metrics: None, open_metrics: false }
     }
 
     /// With `/metrics`: `render` gives them in Prometheus' text format.
@@ -55,25 +75,76 @@ impl Admin {
         self
     }
 
-    async fn route(&self, request: Request) -> Answer {
+    /// Gives `/metrics` to whoever asks, as scrapers without credentials need it.
+    #[must_use]
+    pub fn with_open_metrics(mut self) -> Self {
+        self.open_metrics = true;
+        self
+    }
+
+    /// Answers for this host too: a name or an address, for any port unless one is given.
+    #[must_use]
+    pub fn with_host(mut self, host: impl Into<String>) -> Self {
+        self.guard.hosts.push(host.into());
+        self
+    }
+
+    /// Answers pages of this origin too, such as `https://console.example.org`.
+    #[must_use]
+    pub fn with_origin(mut self, origin: impl Into<String>) -> Self {
+        self.guard.origins.push(origin.into());
+        self
+    }
+
+    /// Refuses, finds out who asks, answers.
+    async fn answer(&self, request: Request) -> Answer {
+        let (head, body) = request.into_parts();
+        let path = head.uri.path().trim_matches('/');
+        let guarded = self.guard.check(&head);
+        match path {
+            "healthz" => {
+                only(&head.method, "GET")?;
+                return Ok(json_response(StatusCode::OK, &json!({"status": "ok"})));
+            }
+            "readyz" => {
+                only(&head.method, "GET")?;
+                return self.ready(guarded.is_ok());
+            }
+            _ => guarded?,
+        }
+        if path == "metrics" && self.open_metrics {
+            only(&head.method, "GET")?;
+            return self.render_metrics();
+        }
+        let principal = match self.authenticator.authenticate(&head).await {
+            Ok(principal) => principal,
+            Err(denied) => {
+                tracing::debug!(method = %head.method, path = head.uri.path(), %denied, "denied");
+                return Err(denied.into());
+            }
+        };
+        guard::check_media_type(&head, http_body::Body::is_end_stream(&body))?;
+        let (method, path) = (head.method.clone(), head.uri.path().to_owned());
+        let answer = self.route(Request::from_parts(head, body), &principal).await;
+        if method != Method::GET {
+            let status = answer.as_ref().map_or_else(Failure::status, Response::status).as_u16();
+            tracing::info!(%principal, %method, path, status, "admin request");
+        }
+        answer
+    }
+
+    async fn route(&self, request: Request, principal: &Principal) -> Answer {
         let path = request.uri().path().to_owned();
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let method = request.method().clone();
         match parts[..] {
-            ["healthz"] => {
-                only(&method, "GET").map(|()| json_response(StatusCode::OK, &json!({"status": "ok"})))
-            }
-            ["readyz"] => {
-                only(&method, "GET")?;
-                self.ready()
-            }
             ["metrics"] => {
                 only(&method, "GET")?;
                 self.render_metrics()
             }
             ["v1", "services"] => match method.as_str() {
                 "GET" => self.list(&Query::of(&request)),
-                "POST" => self.apply(request).await,
+                "POST" => self.apply(request, principal).await,
                 _ => Err(Failure::not_allowed(&method, "GET, POST")),
             },
             ["v1", "triggers"] => {
@@ -233,7 +304,7 @@ impl Admin {
         Ok(json_response(StatusCode::OK, &json!({"namespace": namespace, "quota": quota})))
     }
 
-    fn ready(&self) -> Answer {
+    fn ready(&self, _reasons: bool) -> Answer {
         if self.control.is_ready() {
             return Ok(json_response(StatusCode::OK, &json!({"status": "ready"})));
         }
@@ -279,10 +350,10 @@ impl Admin {
         Ok(json_response(StatusCode::OK, &json!({"services": services})))
     }
 
-    async fn apply(&self, request: Request) -> Answer {
+    async fn apply(&self, request: Request, principal: &Principal) -> Answer {
         let text = text(request).await?;
         let mut applied = Vec::new();
-        let result = self.control.apply(&text, &mut applied).await;
+        let result = self.control.apply_for(principal, &text, &mut applied).await;
         let done: Vec<Value> = applied.iter().map(|applied| self.applied(applied)).collect();
         match result {
             Ok(()) => {
@@ -432,7 +503,7 @@ impl Admin {
 #[async_trait]
 impl Handler for Admin {
     async fn handle(&self, request: Request) -> Response {
-        self.route(request).await.unwrap_or_else(|failure| failure.response(self.control.request_id()))
+        self.answer(request).await.unwrap_or_else(|failure| failure.response(self.control.request_id()))
     }
 }
 

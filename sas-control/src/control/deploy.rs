@@ -4,7 +4,7 @@ use super::{Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_ser
 use crate::package;
 use crate::package::PackageStore;
 use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord, sha256};
-use sas_core::{Error, ErrorKind, Result, RevisionSpec, Source, SpecErrors, TenantKey};
+use sas_core::{Error, ErrorKind, Principal, Result, RevisionSpec, Source, SpecErrors, TenantKey};
 use sas_knative::manifest::{Manifest, ServiceManifest, TrafficTarget, parse};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +18,25 @@ impl Control {
     /// which the rest is not applied: `applied` tells what was.
     pub async fn apply(self: &Arc<Self>, text: &str, applied: &mut Vec<Applied>) -> Result<()> {
         let manifests = parse(text, &self.manifests).map_err(|errors| refused("manifest", errors))?;
+        self.apply_all(manifests, applied).await
+    }
+
+    /// The same for somebody, who is kept as the author of the revisions that it makes.
+    ///
+    /// # Errors
+    /// As [`Control::apply`].
+    pub async fn apply_for(
+        self: &Arc<Self>,
+        author: &Principal,
+        text: &str,
+        applied: &mut Vec<Applied>,
+    ) -> Result<()> {
+        let mut manifests = parse(text, &self.manifests).map_err(|errors| refused("manifest", errors))?;
+        for manifest in &mut manifests {
+            if let Manifest::Service(service) = manifest {
+                service.author = Some(author.clone());
+            }
+        }
         self.apply_all(manifests, applied).await
     }
 
@@ -149,6 +168,7 @@ impl Control {
                         state: RevisionState::Pending,
                         notes: Vec::new(),
                         retired_at: None,
+                        author: manifest.author,
                     });
                 }
                 (name, !known)

@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use sas_control::{Admin, Control, ControlConfig};
+use sas_control::{Admin, Control, ControlConfig, TokenAuthenticator};
 use sas_core::{
     Artifact, ArtifactInfo, Body, CallTimings, Capabilities, Claim, Clock, Cx, Deployed, Error, ErrorKind,
     Handler, HostPattern, Instance, InstanceId, InstanceView, Isolation, Lease, Load, Pool, Response, Result,
@@ -250,6 +250,9 @@ pub(crate) struct World {
 /// 2026-01-05, a Monday.
 pub(crate) const START: Timestamp = Timestamp::from_secs(1_767_571_200);
 
+/// The admin token.
+pub(crate) const TOKEN: &str = "a-token-of-these-tests";
+
 impl World {
     pub(crate) async fn new() -> Self {
         Self::with(Arc::new(sas_control::MemoryStore::default()), |_| {}).await
@@ -301,7 +304,9 @@ impl World {
             (Arc::clone(&config.logs), Arc::clone(&config.decisions), Arc::clone(&config.meter));
         let control = Control::new(config);
         control.recover().await.expect("the store can be read");
-        let admin = Admin::new(Arc::clone(&control)).with_metrics(|| "# metrics\n".to_owned());
+        let tokens = TokenAuthenticator::new(TOKEN).expect("a token");
+        let admin =
+            Admin::new(Arc::clone(&control), Arc::new(tokens)).with_metrics(|| "# metrics\n".to_owned());
         Self {
             pool,
             router,
@@ -382,6 +387,8 @@ impl World {
         let request = http::Request::builder()
             .method(method)
             .uri(path)
+            .header("host", "localhost")
+            .header("authorization", format!("Bearer {TOKEN}"))
             .body(Body::from(body.to_owned()))
             .expect("a request");
         self.admin.handle(request).await

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use sas_core::{Affinity, Quota, RevisionSpec, RolloutPlan, Source, SpecErrors};
+use sas_core::{Affinity, Principal, Quota, RevisionSpec, RolloutPlan, Source, SpecErrors};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -60,6 +60,8 @@ pub struct ServiceManifest {
     pub plan: Option<RolloutPlan>,
     /// Fields that only a container runtime could honour. Deploying refuses them.
     pub unsupported: SpecErrors,
+    /// Who deploys it, kept as the author of a new revision; no field of a document.
+    pub author: Option<Principal>,
 }
 
 impl ServiceManifest {
@@ -83,6 +85,7 @@ impl ServiceManifest {
             rollout: Duration::ZERO,
             plan: None,
             unsupported: SpecErrors::default(),
+            author: None,
         }
     }
 
@@ -270,6 +273,7 @@ pub(super) fn service(
         rollout,
         plan,
         unsupported,
+        author: None,
     })
 }
 

@@ -1,0 +1,106 @@
+//! Who may use the admin API: what the builder was told, and what holds where it was told nothing.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use sas_control::{Admin, TokenAuthenticator};
+use sas_core::{Authenticator, Denied, Error, ErrorKind, Principal, Result};
+
+/// The token's file in the state directory.
+const FILE: &str = "admin-token";
+
+/// What the builder was told.
+#[derive(Default)]
+pub(crate) struct Access {
+    pub(crate) authenticator: Option<Arc<dyn Authenticator>>,
+    pub(crate) token: Option<String>,
+    pub(crate) token_file: Option<PathBuf>,
+    pub(crate) hosts: Vec<String>,
+    pub(crate) origins: Vec<String>,
+    pub(crate) open_metrics: bool,
+}
+
+/// A file that goes with the platform.
+#[derive(Debug)]
+pub(crate) struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // It may have been taken away already.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) struct Keys {
+    pub(crate) authenticator: Arc<dyn Authenticator>,
+    /// The default authenticator, for a change of the token.
+    pub(crate) tokens: Option<Arc<TokenAuthenticator>>,
+    pub(crate) _temporary: Option<Temporary>,
+}
+
+impl From<TokenAuthenticator> for Keys {
+    fn from(tokens: TokenAuthenticator) -> Self {
+        let tokens = Arc::new(tokens);
+        Self { authenticator: Arc::clone(&tokens) as _, tokens: Some(tokens), _temporary: None }
+    }
+}
+
+/// Lets nobody in, and says how that is changed.
+#[derive(Debug)]
+struct Closed;
+
+#[async_trait]
+impl Authenticator for Closed {
+    async fn authenticate(&self, _head: &http::request::Parts) -> Result<Principal, Denied> {
+        let message = "this platform was built without an admin token; its program gives one with \
+                       PlatformBuilder::admin_token, or an authenticator of its own";
+        Err(Denied::Forbidden(message.to_owned()))
+    }
+}
+
+impl Access {
+    /// Finds out who is to be let in: by what was told, else by a token in the state directory, else by one in a
+    /// temporary file where there is a listener; else nobody.
+    pub(crate) fn keys(&mut self, state: Option<&Path>, listens: bool) -> Result<Keys> {
+        if let Some(authenticator) = self.authenticator.take() {
+            return Ok(Keys { authenticator, tokens: None, _temporary: None });
+        }
+        if let Some(token) = self.token.take() {
+            return TokenAuthenticator::new(&token).map(Keys::from);
+        }
+        if let Some(path) = self.token_file.take() {
+            return TokenAuthenticator::kept_in(path).map(Keys::from);
+        }
+        match state {
+            Some(dir) => TokenAuthenticator::kept_in(dir.join(FILE)).map(Keys::from),
+            None if listens => {
+                let name = TokenAuthenticator::random().map_err(|error| {
+                    Error::new(ErrorKind::Unavailable, "admin token", "the system gives no randomness")
+                        .with_source(error)
+                })?;
+                let path = std::env::temp_dir().join(format!("sas-admin-{}.token", &name[..16]));
+                let keys = Keys::from(TokenAuthenticator::kept_in(&path)?);
+                Ok(Keys { _temporary: Some(Temporary(path)), ..keys })
+            }
+            None => Ok(Keys { authenticator: Arc::new(Closed), tokens: None, _temporary: None }),
+        }
+    }
+
+    /// The hosts and origins that are known beside loopback: those that were told, and the address that it listens at.
+    pub(crate) fn open(self, mut admin: Admin, address: Option<SocketAddr>) -> Admin {
+        let listens = address.map(|address| address.ip()).filter(|ip| !ip.is_unspecified());
+        for host in self.hosts.into_iter().chain(listens.map(|ip| ip.to_string())) {
+            admin = admin.with_host(host);
+        }
+        for origin in self.origins {
+            admin = admin.with_origin(origin);
+        }
+        if self.open_metrics { admin.with_open_metrics() } else { admin }
+    }
+}

@@ -1,0 +1,221 @@
+//! Attacks on the admin API of a running `platform`, each of which deployed, read or stopped something without a token.
+
+mod shared;
+
+use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
+
+use shared::{
+    ADMIN_TOKEN, Answer, PlatformProcess, call, call_admin, call_with, eventually, hello_manifest,
+    platform_command,
+};
+
+async fn ask(platform: &PlatformProcess, method: &str, headers: &[&str], path: &str, body: &str) -> Answer {
+    let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+    call_with(platform.admin, method, "localhost", &headers, path, body).await.expect("an answer")
+}
+
+fn bearer(token: &str) -> String {
+    format!("Authorization: Bearer {token}")
+}
+
+async fn services(platform: &PlatformProcess) -> usize {
+    let listed = call_admin(platform.admin, "GET", "/v1/services", "").await.expect("an answer");
+    assert_eq!(listed.status, 200, "{listed:?}");
+    listed.json()["services"].as_array().expect("a list").len()
+}
+
+#[tokio::test]
+async fn a_web_page_a_rebound_name_and_a_stranger_deploy_nothing_and_read_nothing() {
+    let platform = PlatformProcess::start(&[]);
+    let manifest = hello_manifest("planted", "", 1);
+    let token = bearer(ADMIN_TOKEN);
+    let evil = "Origin: https://evil.example";
+    let page = "Origin: http://planted.default.localhost";
+    for (headers, status, what) in [
+        (&[evil, "Content-Type: text/plain"][..], 403, "a simple POST across sites"),
+        (
+            &[evil, "Content-Type: application/x-www-form-urlencoded", "Sec-Fetch-Site: cross-site"],
+            403,
+            "a form",
+        ),
+        (&[evil, &token], 403, "a foreign origin, even with the token"),
+        (&["Sec-Fetch-Site: cross-site", &token], 403, "a fetch across sites"),
+        (&["Sec-Fetch-Site: same-site", "Content-Type: text/plain"], 403, "a page of a service"),
+        (&[page, &token], 403, "a service's own page"),
+        (&["Origin: null", &token], 403, "a page in a sandbox"),
+        (&["Content-Type: text/plain"], 401, "an instance, which has no token"),
+        (&["Authorization: Bearer"], 401, "no token after the scheme"),
+        (&["Authorization: Bearer "], 401, "an empty token"),
+        (&["Authorization:"], 401, "an empty header"),
+        (&["Authorization: Bearer wrong"], 401, "a wrong token"),
+        (&[&format!("{token}x")], 401, "a token and more"),
+        (&[&token[..token.len() - 1]], 401, "a token and less"),
+        (&[&bearer(&ADMIN_TOKEN.to_uppercase())], 401, "a token in capitals"),
+        (&[&token, &token], 401, "the right token twice"),
+        (&["Authorization: Bearer wrong", &token], 401, "a wrong one and the right one"),
+        (&[&format!("Authorization: Basic {ADMIN_TOKEN}")], 401, "another scheme"),
+        (&[&format!("Cookie: token={ADMIN_TOKEN}")], 401, "the token as a cookie"),
+        (&[&format!("X-Token: {ADMIN_TOKEN}")], 401, "the token in another header"),
+    ] {
+        let answer = ask(&platform, "POST", headers, "/v1/services", &manifest).await;
+        assert_eq!(answer.status, status, "{what}: {answer:?}");
+        assert!(!answer.body.contains(ADMIN_TOKEN), "{what}");
+        if status == 401 {
+            assert!(answer.head.contains("www-authenticate: bearer"), "{what}: {}", answer.head);
+        }
+    }
+    let urls = [
+        "/v1/services?access_token=TOKEN",
+        "/v1/services?token=TOKEN",
+        "/v1/services?authorization=Bearer%20TOKEN",
+    ];
+    for url in urls {
+        let answer = ask(&platform, "GET", &[], &url.replace("TOKEN", ADMIN_TOKEN), "").await;
+        assert_eq!(answer.status, 401, "a token in a URL: {url}");
+    }
+    for path in
+        ["/v1/services", "/v1/usage", "/v1/triggers", "/v1/runtimes", "/v1/quotas", "/metrics", "/", "/v1/x"]
+    {
+        assert_eq!(ask(&platform, "GET", &[], path, "").await.status, 401, "{path}");
+    }
+    for host in
+        ["evil.example", "localhost.evil.example", "rebound.example:8081", "planted.default.localhost", ""]
+    {
+        for (method, path) in [("GET", "/v1/services"), ("POST", "/v1/services"), ("GET", "/metrics")] {
+            let headers = format!("{token}\r\n");
+            let answer =
+                call_with(platform.admin, method, host, &headers, path, &manifest).await.expect("an answer");
+            assert_eq!(answer.status, 403, "{method} {path} for {host:?}: {answer:?}");
+            assert!(!answer.body.contains("planted\""), "{answer:?}");
+        }
+    }
+    assert_eq!(services(&platform).await, 0, "nothing was deployed");
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(
+            call(platform.admin, "GET", "10.0.0.7:8081", path, "").await.expect("an answer").status,
+            200
+        );
+    }
+
+    let fine = ask(&platform, "POST", &[&token, "Content-Type: text/plain"], "/v1/services", &manifest).await;
+    assert_eq!(fine.status, 201, "who has the token need not name the media type: {fine:?}");
+    let own = format!("Origin: http://localhost\r\n{token}");
+    assert_eq!(ask(&platform, "GET", &[&own], "/v1/services", "").await.status, 200, "its own pages");
+    assert!(platform.terminate().success());
+}
+
+#[tokio::test]
+async fn an_instance_finds_no_token_in_what_it_is_given() {
+    let python = std::process::Command::new("python3").arg("--version").output();
+    if !python.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: there is no python3");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let program = r#"
+import http.server, os, urllib.error, urllib.request
+class Spy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        tokens = [""] + [value for name, value in os.environ.items() if "TOKEN" in name or "SAS" in name]
+        said = []
+        for token in tokens:
+            ask = urllib.request.Request("http://127.0.0.1:" + self.path[1:] + "/v1/services")
+            if token:
+                ask.add_header("Authorization", "Bearer " + token)
+            try:
+                said.append(urllib.request.urlopen(ask, timeout=5).status)
+            except urllib.error.HTTPError as error:
+                said.append(error.code)
+            except OSError:
+                said.append(0)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(("in" if 200 in said else "kept out").encode())
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Spy).serve_forever()
+"#;
+    fs::write(dir.path().join("main.py"), program).expect("written");
+    let manifest = dir.path().join("spy.yaml");
+    let text = format!(
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata:\n  name: spy\n  annotations: {{sas.dev/package: {}, sas.dev/command: python3 main.py}}\nspec: {{template: {{spec: {{containers: [{{}}]}}}}}}\n",
+        dir.path().display()
+    );
+    fs::write(&manifest, text).expect("written");
+    let platform = PlatformProcess::start(&[manifest.to_str().expect("UTF-8")]);
+    let path = format!("/{}", platform.admin.port());
+    let answer = call(platform.listen, "GET", "spy.default.localhost", &path, "").await.expect("an answer");
+    assert_eq!((answer.status, answer.body.as_str()), (200, "kept out"), "{answer:?}");
+    assert!(platform.terminate().success());
+}
+
+#[tokio::test]
+async fn a_token_is_made_once_kept_with_0600_and_changed_without_a_restart() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let state = dir.path().join("state");
+    let state = state.to_str().expect("UTF-8");
+    let platform = PlatformProcess::start_without_token(&["--state", state]);
+    let file = platform.token_file.clone().expect("the ready line names it");
+    assert_eq!(file.parent(), Some(std::path::Path::new(state)));
+    assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+    let first = fs::read_to_string(&file).expect("readable").trim().to_owned();
+    assert!(first.len() >= 32, "{}", first.len());
+    let status = async |platform: &PlatformProcess, token: &str| {
+        ask(platform, "GET", &[&bearer(token)], "/v1/services", "").await.status
+    };
+    assert_eq!(status(&platform, &first).await, 200);
+    assert_eq!(status(&platform, "another").await, 401);
+    fs::write(&file, "another\n").expect("written");
+    assert_eq!((status(&platform, "another").await, status(&platform, &first).await), (200, 401), "at once");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("changed");
+    assert_eq!(status(&platform, "another").await, 503, "others may have read it");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("changed");
+    fs::write(&file, "\n").expect("written");
+    assert_eq!(status(&platform, "").await, 401, "an empty header is no token");
+    assert_eq!(status(&platform, "another").await, 503, "an empty file is no token");
+    fs::write(&file, "another\n").expect("written");
+    assert!(platform.terminate().success());
+
+    let platform = PlatformProcess::start_without_token(&["--state", state]);
+    assert_eq!(status(&platform, "another").await, 200, "it is made once");
+    assert!(platform.terminate().success());
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("changed");
+    let output = platform_command(&["--state", state, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+        .env_remove("SAS_ADMIN_TOKEN")
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("0640") && said.contains("0600"), "{said}");
+}
+
+#[tokio::test]
+async fn without_a_state_directory_the_token_is_in_a_file_that_goes_with_the_platform() {
+    let platform = PlatformProcess::start_without_token(&[]);
+    let file = platform.token_file.clone().expect("the ready line names it");
+    assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+    let token = fs::read_to_string(&file).expect("readable").trim().to_owned();
+    assert!(!platform.ready.to_string().contains(&token), "the token is not printed");
+    assert_eq!(ask(&platform, "GET", &[&bearer(&token)], "/v1/services", "").await.status, 200);
+    assert!(platform.terminate().success());
+    eventually("the file is gone", Duration::from_secs(5), async || !file.exists()).await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_none_is_refused_and_metrics_open_where_asked() {
+    for token in ["", "two words", "tab\there"] {
+        let output = platform_command(&["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .env("SAS_ADMIN_TOKEN", token)
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("admin token"), "{token:?}: {said}");
+        assert!(token.is_empty() || !said.contains(token), "it is not shown: {said}");
+    }
+    let platform = PlatformProcess::start(&["--open-metrics", "--admin-host", "admin.example.org"]);
+    assert_eq!(ask(&platform, "GET", &[], "/metrics", "").await.status, 200);
+    assert_eq!(ask(&platform, "GET", &[], "/v1/services", "").await.status, 401);
+    let token = format!("{}\r\n", bearer(ADMIN_TOKEN));
+    let named = call_with(platform.admin, "GET", "admin.example.org:80", &token, "/v1/services", "").await;
+    assert_eq!(named.expect("an answer").status, 200);
+    let rebound = call(platform.admin, "GET", "evil.example", "/metrics", "").await;
+    assert_eq!(rebound.expect("an answer").status, 403, "open, but not to other names");
+    assert!(platform.terminate().success());
+}
