@@ -1,14 +1,15 @@
 //! A host platform in one file.
 //!
 //! ```text
-//! platform --listen ADDR --admin ADDR [--state DIR] [--domain localhost] [--preset default|knative] MANIFEST...
+//! platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain localhost] [--preset default|knative] MANIFEST...
 //! ```
 //!
 //! A service answers at `Host: <name>.<namespace>.<domain>`. One JSON line on stdout says that it serves; logs go to
 //! stderr, as much as `RUST_LOG` says (`info` without it). SIGTERM and SIGINT drain and end it with status 0.
 //!
 //! The admin API wants `Authorization: Bearer TOKEN`, with the token of `SAS_ADMIN_TOKEN`, or else of the file that the
-//! JSON line names; a new token in that file counts at once.
+//! JSON line names; a new token in that file counts at once. A Unix socket has mode 0600, and wants no token unless
+//! there is one in `SAS_ADMIN_TOKEN`.
 
 use std::{
     env::VarError,
@@ -26,12 +27,18 @@ use sas::{core::Recorder, prelude::*};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-const USAGE: &str = "usage: platform --listen ADDR --admin ADDR [--state DIR] [--domain DOMAIN] \
+const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
 [--preset default|knative] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] MANIFEST...";
+
+/// Where the admin API is.
+enum AdminAt {
+    Address(SocketAddr),
+    Socket(PathBuf),
+}
 
 struct Options {
     listen: SocketAddr,
-    admin: SocketAddr,
+    admin: AdminAt,
     state: Option<PathBuf>,
     domain: String,
     preset: Preset,
@@ -46,7 +53,7 @@ impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
-            admin: SocketAddr::from(([127, 0, 0, 1], 8081)),
+            admin: AdminAt::Address(SocketAddr::from(([127, 0, 0, 1], 8081))),
             state: None,
             domain: "localhost".to_owned(),
             preset: Preset::Default,
@@ -64,7 +71,13 @@ impl Options {
             };
             match argument.as_str() {
                 "--listen" => options.listen = address(value()?)?,
-                "--admin" => options.admin = address(value()?)?,
+                "--admin" => {
+                    let text = value()?;
+                    options.admin = match text.strip_prefix("unix:") {
+                        Some(path) => AdminAt::Socket(path.into()),
+                        None => AdminAt::Address(address(text)?),
+                    }
+                }
                 "--state" => options.state = Some(value()?.into()),
                 "--admin-token-file" => options.token_file = Some(value()?.into()),
                 "--admin-host" => options.admin_hosts.push(value()?),
@@ -100,11 +113,14 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
 
     let mut builder = Platform::builder()
         .listen(options.listen)
-        .admin(options.admin)
         .domain(options.domain)
         .preset(options.preset)
         .recorder(recorder.clone())
         .metrics_text(move || metrics.render());
+    builder = match options.admin {
+        AdminAt::Address(address) => builder.admin(address),
+        AdminAt::Socket(path) => builder.admin_socket(path),
+    };
     match std::env::var("SAS_ADMIN_TOKEN") {
         Ok(token) => builder = builder.admin_token(token),
         Err(VarError::NotPresent) => {}
@@ -151,6 +167,9 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         "listen": platform.listen_addr().map(|a| a.to_string()),
         "admin": platform.admin_addr().map(|a| a.to_string()),
     });
+    if let Some(socket) = platform.admin_socket() {
+        ready["admin"] = format!("unix:{}", socket.display()).into();
+    }
     if let Some(file) = platform.admin_token_file() {
         ready["adminTokenFile"] = file.to_string_lossy().into();
     }

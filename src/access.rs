@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use sas_control::{Admin, TokenAuthenticator};
+use sas_control::{Admin, PeerAuthenticator, TokenAuthenticator};
 use sas_core::{Authenticator, Denied, Error, ErrorKind, Principal, Result};
 
 /// The token's file in the state directory.
@@ -22,6 +22,8 @@ pub(crate) struct Access {
     pub(crate) hosts: Vec<String>,
     pub(crate) origins: Vec<String>,
     pub(crate) open_metrics: bool,
+    /// Where the admin API listens on a Unix socket.
+    pub(crate) socket: Option<PathBuf>,
 }
 
 /// A file that goes with the platform.
@@ -65,8 +67,9 @@ impl Authenticator for Closed {
 }
 
 impl Access {
-    /// Finds out who is to be let in: by what was told, else by a token in the state directory, else by one in a
-    /// temporary file where there is a listener; else nobody.
+    /// Finds out who is to be let in: by what was told, else by the file system where there is a Unix
+    /// socket only, else by a token in the state directory, else by one in a temporary file where there is a listener;
+    /// else nobody.
     pub(crate) fn keys(&mut self, state: Option<&Path>, listens: bool) -> Result<Keys> {
         if let Some(authenticator) = self.authenticator.take() {
             return Ok(Keys { authenticator, tokens: None, _temporary: None });
@@ -76,6 +79,10 @@ impl Access {
         }
         if let Some(path) = self.token_file.take() {
             return TokenAuthenticator::kept_in(path).map(Keys::from);
+        }
+        if !listens && self.socket.is_some() {
+            let authenticator = Arc::new(PeerAuthenticator::new());
+            return Ok(Keys { authenticator, tokens: None, _temporary: None });
         }
         match state {
             Some(dir) => TokenAuthenticator::kept_in(dir.join(FILE)).map(Keys::from),

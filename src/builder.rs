@@ -12,6 +12,8 @@ use sas_core::{
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
+#[cfg(unix)]
+use sas_router::UnixServer;
 use sas_router::{
     Admission, AdmissionConfig, Gateway, GatewayConfig, HealthChecks, RouteTable, Server, ServerConfig,
 };
@@ -252,6 +254,15 @@ impl PlatformBuilder {
         self
     }
 
+    /// Serves the admin API on a Unix socket of mode 0600, beside or instead of an address. Alone and without a token, it
+    /// lets in whoever can open the socket: the platform's own user, and root.
+    #[cfg(unix)]
+    #[must_use]
+    pub fn admin_socket(mut self, path: impl Into<PathBuf>) -> Self {
+        self.access.socket = Some(path.into());
+        self
+    }
+
     /// The bearer token of the admin API. Without one, it is made once and kept in the state directory as
     /// `admin-token` with mode 0600; without a state directory, it is made for a listener at each start, in a temporary
     /// file that [`Platform::admin_token_file`] names; without a listener, nobody is let in. It can be changed while the
@@ -453,6 +464,7 @@ impl PlatformBuilder {
         let keys =
             self.access.keys(self.state.as_deref(), self.admin.is_some()).map_err(part("admin token"))?;
         let mut admin = Admin::new(Arc::clone(&control), Arc::clone(&keys.authenticator));
+        let socket = self.access.socket.take();
         admin = self.access.open(admin, self.admin);
         if let Some(render) = self.metrics {
             admin = admin.with_metrics(render);
@@ -473,13 +485,15 @@ impl PlatformBuilder {
             runtimes: self.runtimes,
             ingress: None,
             admin_server: None,
+            #[cfg(unix)]
+            admin_socket: None,
             driving: None,
             checking: None,
             stop,
         };
         let mut server_config = self.server;
         server_config.recorder = recorder;
-        match parts.start(self.listen, self.admin, server_config, self.clock).await {
+        match parts.start(self.listen, self.admin, socket, server_config, self.clock).await {
             Ok(()) => Ok(Platform::new(parts)),
             Err(error) => {
                 Platform::new(parts).shutdown(Duration::from_secs(1)).await;
@@ -518,6 +532,7 @@ impl Parts {
         &mut self,
         listen: Option<SocketAddr>,
         admin: Option<SocketAddr>,
+        socket: Option<PathBuf>,
         server: ServerConfig,
         clock: Arc<dyn Clock>,
     ) -> Result<(), BuildError> {
@@ -530,6 +545,13 @@ impl Parts {
         };
         self.ingress = bind(listen, Arc::clone(&self.gateway) as _, "ingress").await?;
         self.admin_server = bind(admin, Arc::clone(&self.admin) as _, "admin").await?;
+        #[cfg(unix)]
+        if let Some(path) = socket {
+            let bound = UnixServer::bind(path, Arc::clone(&self.admin) as _, server.clone());
+            self.admin_socket = Some(bound.map_err(part("admin"))?);
+        }
+        #[cfg(not(unix))]
+        let _ = socket;
         self.control.recover().await.map_err(part("recovery"))?;
         let (driver, stop) = (Arc::clone(&self.driver), self.stop.clone());
         self.driving = Some(tokio::spawn(async move { driver.run(stop).await }));

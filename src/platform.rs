@@ -9,6 +9,8 @@ use sas_core::{
 };
 use sas_knative::manifest::{Manifest, ServiceManifest, parse};
 use sas_pool::InstancePool;
+#[cfg(unix)]
+use sas_router::UnixServer;
 use sas_router::{Gateway, Server};
 use sas_trigger::TriggerHost;
 use tokio::{task::JoinHandle, time::Instant};
@@ -33,6 +35,8 @@ pub(crate) struct Parts {
     pub(crate) runtimes: Vec<Arc<dyn Runtime>>,
     pub(crate) ingress: Option<Server>,
     pub(crate) admin_server: Option<Server>,
+    #[cfg(unix)]
+    pub(crate) admin_socket: Option<UnixServer>,
     pub(crate) driving: Option<JoinHandle<()>>,
     pub(crate) checking: Option<JoinHandle<()>>,
     pub(crate) stop: CancellationToken,
@@ -120,6 +124,12 @@ impl Platform {
         self.parts.admin_server.as_ref().map(Server::local_addr)
     }
 
+    /// The Unix socket of the admin API, if it has one.
+    #[cfg(unix)]
+    pub fn admin_socket(&self) -> Option<&Path> {
+        self.parts.admin_socket.as_ref().map(UnixServer::path)
+    }
+
     /// The file that holds the admin token, if one does.
     pub fn admin_token_file(&self) -> Option<&Path> {
         self.parts.keys.tokens.as_ref().and_then(|tokens| tokens.path())
@@ -198,6 +208,10 @@ impl Platform {
         parts.control.shutdown(deadline).await;
         parts.pool.shutdown(deadline).await;
         if let Some(server) = &parts.admin_server {
+            server.shutdown(deadline).await;
+        }
+        #[cfg(unix)]
+        if let Some(server) = &parts.admin_socket {
             server.shutdown(deadline).await;
         }
         let mut drained = late.is_empty() && Instant::now() <= deadline;

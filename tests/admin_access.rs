@@ -219,3 +219,54 @@ async fn a_token_that_is_none_is_refused_and_metrics_open_where_asked() {
     assert_eq!(rebound.expect("an answer").status, 403, "open, but not to other names");
     assert!(platform.terminate().success());
 }
+
+/// One request over a Unix socket.
+async fn ask_socket(path: &std::path::Path, request: &str) -> u16 {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::UnixStream::connect(path).await.expect("it listens");
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_for_its_owner_and_asks_a_media_type_instead_of_a_token() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let socket = dir.path().join("admin.sock");
+    let at = format!("unix:{}", socket.display());
+    // One that a killed platform left behind is in nobody's way; what is no socket is.
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("bound"));
+    let platform = PlatformProcess::start_at(&at, &[]);
+    assert_eq!(platform.ready["admin"], at.as_str());
+    assert_eq!(platform.token_file, None);
+    assert_eq!(fs::metadata(&socket).expect("there").permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 1, "nothing else is left there");
+    let manifest = hello_manifest("hello", "", 1);
+    let request = |method: &str, headers: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "{method} /v1/services HTTP/1.1\r\n{headers}connection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+    };
+    assert_eq!(ask_socket(&socket, &request("GET", "host: localhost\r\n", "")).await, 200);
+    for (headers, status) in [
+        ("host: localhost\r\n", 415),
+        ("host: localhost\r\ncontent-type: text/plain\r\n", 415),
+        ("host: localhost\r\ncontent-type: application/x-www-form-urlencoded\r\n", 415),
+        ("host: localhost\r\norigin: https://evil.example\r\ncontent-type: application/json\r\n", 403),
+        ("host: evil.example\r\ncontent-type: application/json\r\n", 403),
+        ("host: localhost\r\ncontent-type: application/yaml\r\n", 201),
+    ] {
+        assert_eq!(ask_socket(&socket, &request("POST", headers, &manifest)).await, status, "{headers}");
+    }
+    let second = platform_command(&["--listen", "127.0.0.1:0", "--admin", &at]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && said.contains("another program listens"), "{said}");
+    assert!(platform.terminate().success());
+    assert!(!socket.exists(), "it goes with the platform");
+    fs::write(&socket, "mine").expect("written");
+    let output = platform_command(&["--listen", "127.0.0.1:0", "--admin", &at]).output().expect("it runs");
+    assert!(!output.status.success());
+    assert_eq!(fs::read_to_string(&socket).expect("still there"), "mine");
+}

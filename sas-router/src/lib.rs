@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`RouteTable`] | which revision answers a request; the default [`sas_core::Router`] |
 //! | [`Gateway`] | brings a request to an instance of that revision, and the answer back |
+//! | `UnixServer` | the same on a Unix socket of mode 0600 |
 //! | [`Server`] | takes HTTP/1.1 and HTTP/2 connections and hands their requests to a [`sas_core::Handler`] |
 //! | [`Admission`] | quotas, and the budget of bytes |
 //! | [`Hook`] | the host's code in every request's way |
@@ -70,6 +71,8 @@ pub use retry::RetryPolicy;
 pub use rollout::{Move, Rollout, roll_out};
 #[cfg(feature = "tls")]
 pub use server::Tls;
+#[cfg(unix)]
+pub use server::UnixServer;
 pub use server::{Server, ServerConfig};
 pub use table::RouteTable;
 pub use tally::Tally;

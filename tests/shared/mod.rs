@@ -101,6 +101,13 @@ impl PlatformProcess {
         Self::run(command, args)
     }
 
+    /// The same with its admin API at a Unix socket: `unix:PATH`.
+    pub(crate) fn start_at(admin: &str, args: &[&str]) -> Self {
+        let mut command = platform_command(&["--listen", "127.0.0.1:0", "--admin", admin]);
+        command.env_remove("SAS_ADMIN_TOKEN");
+        Self::run(command, args)
+    }
+
     fn run(mut command: Command, args: &[&str]) -> Self {
         let mut child = command.args(args).stdout(Stdio::piped()).spawn().expect("the example starts");
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
@@ -111,7 +118,11 @@ impl PlatformProcess {
             panic!("the first line of stdout is JSON: {error}: {line:?}")
         });
         assert_eq!(ready["ready"], true);
-        let address = |key: &str| ready[key].as_str().and_then(|a| a.parse().ok()).expect("an address");
+        let address = |key: &str| match ready[key].as_str().expect("an address") {
+            // Tests of sockets take the path from what they asked for.
+            socket if socket.starts_with("unix:") => SocketAddr::from(([127, 0, 0, 1], 0)),
+            address => address.parse().expect("an address"),
+        };
         let token_file = ready["adminTokenFile"].as_str().map(PathBuf::from);
         Self { listen: address("listen"), admin: address("admin"), token_file, ready, child, stdout }
     }

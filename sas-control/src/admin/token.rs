@@ -202,6 +202,9 @@ impl Authenticator for TokenAuthenticator {
             }
             (Some(value), None) => bearer(value).unwrap_or_default(),
         };
+        if token.is_empty() {
+            return Err(Denied::bearer(format!("the Authorization header holds no token; {SEND}")));
+        }
         let digest = self.digest().await?;
         if bool::from(digest.0.ct_eq(&Digest::of(token).0)) {
             Ok(self.principal.clone())

@@ -2,6 +2,7 @@
 
 mod config;
 mod detect;
+mod listener;
 #[cfg(feature = "tls")]
 mod tls;
 mod transport;
@@ -25,16 +26,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use sas_core::{Body, BoxError, Error, ErrorKind, Handler, Response, Result};
 use tokio::{
     io::AsyncWriteExt as _,
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::Semaphore,
     time::{Instant, timeout},
 };
 
 pub use self::config::ServerConfig;
+#[cfg(unix)]
+pub use self::listener::UnixServer;
 #[cfg(feature = "tls")]
 pub use self::tls::Tls;
 use self::{
     detect::{Replayed, Spoken, detect},
+    listener::{Accepted, Listener},
     transport::{Carrier, Transport, error_answer},
     watch::{Busy, Watch, Watched, Word},
 };
@@ -56,6 +60,22 @@ struct Shared {
     ids: Arc<IdSource>,
     watch: Arc<Watch>,
     ending: Arc<Ending>,
+}
+
+impl Shared {
+    fn new(handler: Arc<dyn Handler>, config: ServerConfig) -> Self {
+        let most = config.max_connections.clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            handler,
+            metrics: ServerMetrics::new(&config.recorder),
+            places: Arc::new(Semaphore::new(most)),
+            most,
+            ids: Arc::new(IdSource::new(config.seed ^ 0x5afe_0001)),
+            watch: Watch::new(&config),
+            config,
+            ending: Arc::default(),
+        }
+    }
 }
 
 /// Serves a [`Handler`] over HTTP/1.1 and HTTP/2, told apart by ALPN or by the first bytes.
@@ -113,18 +133,8 @@ impl Server {
         let local = listener.local_addr().map_err(|error| {
             Error::new(ErrorKind::Unavailable, "serve", "the listener has no address").with_source(error)
         })?;
-        let most = config.max_connections.clamp(1, Semaphore::MAX_PERMITS);
-        let shared = Arc::new(Shared {
-            handler,
-            metrics: ServerMetrics::new(&config.recorder),
-            places: Arc::new(Semaphore::new(most)),
-            most,
-            ids: Arc::new(IdSource::new(config.seed ^ 0x5afe_0001)),
-            watch: Watch::new(&config),
-            config,
-            ending: Arc::default(),
-        });
-        shared.ending.tasks.spawn(accept(listener, Arc::clone(&shared)));
+        let shared = Arc::new(Shared::new(handler, config));
+        shared.ending.tasks.spawn(accept(Listener::Tcp(listener), Arc::clone(&shared)));
         shared.ending.tasks.spawn(look(Arc::clone(&shared)));
         Ok(Self { local, shared })
     }
@@ -182,7 +192,7 @@ async fn look(shared: Arc<Shared>) {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: Listener, shared: Arc<Shared>) {
     loop {
         let accepted = async {
             let place = Arc::clone(&shared.places).acquire_owned().await.ok()?;
@@ -203,7 +213,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                         let _place = place;
                         let watched = Entered(shared.watch.enter());
                         if let Err(error) = connection(stream, peer, &watched.0, &shared).await {
-                            tracing::debug!(%peer, %error, "a connection ended with an error");
+                            tracing::debug!(?peer, %error, "a connection ended with an error");
                         }
                     }
                 });
@@ -228,14 +238,16 @@ impl Drop for Entered {
 }
 
 async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: Accepted,
+    peer: Option<SocketAddr>,
     watched: &Arc<Watched>,
     shared: &Arc<Shared>,
 ) -> Result<(), BoxError> {
-    stream.set_nodelay(true)?;
-    // A WebSocket may be quiet for days; a peer that vanished is noticed all the same.
-    rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+    if let Accepted::Tcp(stream) = &stream {
+        stream.set_nodelay(true)?;
+        // A WebSocket may be quiet for days; a peer that vanished is noticed all the same.
+        rustix::net::sockopt::set_socket_keepalive(stream, true)?;
+    }
     let starting = timeout(shared.config.header_timeout, start(stream, shared));
     let started = tokio::select! {
         biased;
@@ -246,15 +258,23 @@ async fn connection(
     let Ok(started) = started else { return Ok(()) };
     let Some((spoken, stream, secure)) = started? else { return Ok(()) };
     watched.read();
-    let client = Arc::new(ClientConnection::of(Some(peer), secure, Arc::clone(&shared.ending)));
+    let client = Arc::new(ClientConnection::of(peer, secure, Arc::clone(&shared.ending)));
     serve(stream, spoken, client, watched, shared).await
 }
 
 /// Encrypts if so configured, and finds out what is spoken.
 async fn start(
-    stream: TcpStream,
+    stream: Accepted,
     shared: &Arc<Shared>,
 ) -> Result<Option<(Spoken, Replayed<Carrier>, bool)>, BoxError> {
+    let stream = match stream {
+        Accepted::Tcp(stream) => stream,
+        #[cfg(unix)]
+        Accepted::Unix(stream) => {
+            let detected = detect(Carrier::Unix(stream)).await?;
+            return Ok(detected.map(|(spoken, stream)| (spoken, stream, false)));
+        }
+    };
     #[cfg(feature = "tls")]
     if let Some(tls) = &shared.config.tls {
         let stream = tls.acceptor().accept(stream).await?;

@@ -9,6 +9,8 @@ use std::{
 
 use http::StatusCode;
 use sas_core::RequestId;
+#[cfg(unix)]
+use tokio::net::UnixStream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -21,6 +23,8 @@ use crate::{Failure, identity::IdSource};
 #[derive(Debug)]
 pub(super) enum Carrier {
     Plain(TcpStream),
+    #[cfg(unix)]
+    Unix(UnixStream),
     #[cfg(feature = "tls")]
     Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
 }
@@ -29,6 +33,8 @@ macro_rules! carry {
     ($self:expr, $stream:ident => $call:expr) => {
         match $self {
             Carrier::Plain($stream) => $call,
+            #[cfg(unix)]
+            Carrier::Unix($stream) => $call,
             #[cfg(feature = "tls")]
             Carrier::Tls($stream) => $call,
         }
