@@ -105,7 +105,7 @@ pub(crate) async fn prepare(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result
             Error::new(ErrorKind::Unavailable, "prepare", "the host shuts down").with_source(error)
         })??
     };
-    let mut notes = Vec::new();
+    let mut notes = artifact.launch.notes.clone();
     notes.extend(unenforced(engine, &artifact.limits));
     if let Some(jar) = artifact.launch.jar.clone() {
         java(engine, spec, &mut artifact, &jar, &mut notes).await?;

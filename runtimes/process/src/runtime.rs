@@ -46,7 +46,7 @@ impl ProcessRuntime {
     pub fn new(config: ProcessConfig) -> Result<Self> {
         config.validate()?;
         crate::metrics::describe(&config.recorder);
-        let store = Store::open(&config.store, config.limits)?;
+        let store = Store::open(&config.store, config.limits, &config.path)?;
         Ok(Self { engine: Engine::new(Arc::new(config), store)? })
     }
 
@@ -166,12 +166,7 @@ async fn start(
         (SocketAddr::from((Ipv4Addr::LOCALHOST, port.number())), Some(port), None)
     };
     let inherited = stdin.is_some();
-    let env = Environment::of(
-        &request,
-        address.port(),
-        &engine.config.path,
-        artifact.launch.path_prefix.as_deref(),
-    );
+    let env = Environment::of(&request, address.port(), &engine.config.path, &artifact.launch);
     let (program, args) = artifact.command();
     let args = args.iter().map(|arg| env.expand(arg)).collect();
     let rlimits = artifact.rlimits(engine);

@@ -9,7 +9,7 @@ use std::{
     ffi::OsStr,
     io,
     os::{fd::OwnedFd, unix::process::CommandExt as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     sync::Arc,
 };
@@ -22,6 +22,7 @@ use sas_runtime_os::cgroup::Limits;
 use crate::{
     engine::{Engine, NewProc, Spawned},
     logs::LogTarget,
+    package::detect::Launch,
 };
 
 /// Everything about a new process.
@@ -50,16 +51,15 @@ impl std::fmt::Debug for Environment {
 }
 
 impl Environment {
-    /// Knative's runtime contract, a `PATH`, and what was declared: nothing of the host's.
-    pub(crate) fn of(request: &StartRequest, port: u16, path: &str, prefix: Option<&Path>) -> Self {
-        let mut env = BTreeMap::new();
-        env.insert(
-            "PATH".to_owned(),
-            match prefix {
-                Some(prefix) => format!("{}:{path}", prefix.display()),
-                None => path.to_owned(),
-            },
-        );
+    /// Knative's runtime contract, a `PATH`, what the kind of project expects, and what was declared: nothing of the
+    /// host's.
+    pub(crate) fn of(request: &StartRequest, port: u16, path: &str, launch: &Launch) -> Self {
+        let mut env = Self::default();
+        let dirs = launch.path_prefix.iter().map(|dir| dir.display().to_string());
+        let dirs: Vec<String> = dirs.chain([path.to_owned()]).collect();
+        env.0.insert("PATH".to_owned(), dirs.join(":"));
+        env.add_expected(launch, port);
+        let Self(mut env) = env;
         for (name, value) in request.environment() {
             env.insert(name.to_owned(), value.to_owned());
         }
@@ -69,6 +69,15 @@ impl Environment {
         env.insert("K_CONFIGURATION".to_owned(), request.name().service().to_owned());
         env.insert("K_REVISION".to_owned(), request.name().revision().to_owned());
         Self(env)
+    }
+
+    /// Adds what the kind of project expects, in which `$(PORT)` is the port.
+    pub(crate) fn add_expected(&mut self, launch: &Launch, port: u16) {
+        self.0.insert("PORT".to_owned(), port.to_string());
+        for (name, value) in &launch.env {
+            let value = self.expand(value);
+            self.0.insert(name.clone(), value);
+        }
     }
 
     /// Replaces `$(NAME)` as Kubernetes does in commands and arguments: unknown names stay, `$$` is a `$`.

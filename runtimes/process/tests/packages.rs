@@ -298,6 +298,147 @@ async fn a_program_runs_from_every_kind_of_package_without_a_command() {
     }
 }
 
+/// Where a package was unpacked to.
+fn unpacked(dir: &Path) -> PathBuf {
+    let found = left(dir);
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.into_iter().next().unwrap()
+}
+
+/// A zip as tools of Windows wrote them: its separator in names, and no modes.
+fn windows(names: &[(&str, &[u8])]) -> Vec<u8> {
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, content) in names {
+        // The writer would turn them round, so they are put in afterwards.
+        writer.start_file(name.replace('\\', "|"), stored).unwrap();
+        writer.write_all(content).unwrap();
+    }
+    let mut bytes = writer.finish().unwrap().into_inner();
+    bytes.iter_mut().filter(|byte| **byte == b'|').for_each(|byte| *byte = b'\\');
+    let headers: Vec<usize> =
+        (0..bytes.len() - 46).filter(|at| bytes[*at..].starts_with(b"PK\x01\x02")).collect();
+    for at in headers {
+        // Made by DOS, and of attributes only that it is to be archived.
+        bytes[at + 5] = 0;
+        bytes[at + 38..at + 42].copy_from_slice(&[0x20, 0, 0, 0]);
+    }
+    bytes
+}
+
+#[tokio::test]
+async fn archives_of_other_systems_are_projects_too() {
+    let double = &[0u8, 5, 0x16, 7, 0, 2, 0, 0][..];
+    let directory =
+        |name| Entry { name, kind: tar::EntryType::Directory, mode: 0o755, link: "", content: b"" };
+    let cases: Vec<(&str, RevisionSpec, &[&str], &[&str])> = vec![
+        (
+            "Finder",
+            bytes(
+                "a.zip",
+                zip(&[
+                    ("shop/run", 0o755, HELLO),
+                    ("shop/lib/a", 0o644, b"x"),
+                    ("__MACOSX/shop/._run", 0o644, double),
+                    ("__MACOSX/._shop", 0o644, double),
+                    (".DS_Store", 0o644, b"x"),
+                    ("shop/lib/.DS_Store", 0o644, b"x"),
+                ]),
+            ),
+            &["shop/run", "shop/lib/a"],
+            &["__MACOSX", ".DS_Store", "shop/lib/.DS_Store"],
+        ),
+        (
+            "macOS tar",
+            bytes(
+                "a.tgz",
+                gzip(&tar(&[
+                    file("._shop", double),
+                    directory("shop"),
+                    file("shop/._run", b"of another kind"),
+                    file("shop/run", HELLO),
+                    file("shop/._alone", double),
+                    file("shop/._mine", b"a file of the program"),
+                ])),
+            ),
+            &["shop/run", "shop/._mine"],
+            &["._shop", "shop/._run", "shop/._alone"],
+        ),
+        (
+            "Windows",
+            bytes("a.zip", windows(&[("shop\\run", HELLO), ("shop\\lib\\a", b"x"), ("shop\\empty\\", b"")])),
+            &["shop/run", "shop/lib/a", "shop/empty"],
+            &["shop\\run"],
+        ),
+        (
+            "Windows and its shell",
+            bytes(
+                "a.zip",
+                windows(&[("shop\\run", HELLO), ("Thumbs.db", b"x"), ("shop\\desktop.ini", b"x")]),
+            ),
+            &["shop/run"],
+            &["Thumbs.db", "shop/desktop.ini"],
+        ),
+    ];
+    for (what, spec, there, gone) in cases {
+        let (dir, runtime) = support::runtime();
+        let artifact = runtime.prepare(&spec).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let root = unpacked(dir.path());
+        for name in there {
+            assert!(root.join(name).exists(), "{what}: {name} is missing");
+        }
+        for name in gone {
+            assert!(!root.join(name).exists(), "{what}: {name} is there");
+        }
+        let mode = fs::metadata(root.join("shop/run")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o755, "{what}");
+        drop(artifact);
+    }
+    let (_dir, runtime) = support::runtime();
+    let error = refused(&runtime, &bytes("a.zip", windows(&[("..\\evil", b"x")]))).await;
+    assert!(error.to_string().contains("leads out"), "{error}");
+}
+
+#[tokio::test]
+async fn a_virtual_environment_of_another_machine_is_fitted_to_this_host_and_other_links_out_are_refused() {
+    if support::missing("python3") {
+        return;
+    }
+    let environment = |target| {
+        vec![
+            file("main.py", b"print(1)"),
+            link(".venv/bin/python", "python3"),
+            link(".venv/bin/python3", target),
+            link(".venv/lib64", "lib"),
+            file(".venv/lib/x", b""),
+            file(".venv/bin/tool", b"#!/Users/me/shop/.venv/bin/python\nprint(1)\n"),
+            Entry { mode: 0o644, ..file(".venv/pyvenv.cfg", b"home = /opt/homebrew/bin\nversion = 3.9.1\n") },
+        ]
+    };
+    let (dir, runtime) = support::runtime();
+    let packed = gzip(&tar(&environment("/opt/homebrew/bin/python3.9")));
+    let artifact = runtime.prepare(&bytes("a.tar.gz", packed)).await.unwrap();
+    let venv = unpacked(dir.path()).join(".venv");
+    let python = fs::read_link(venv.join("bin/python3")).unwrap();
+    assert!(python.starts_with("/usr") || python.starts_with("/bin"), "{python:?}");
+    let tool = fs::read_to_string(venv.join("bin/tool")).unwrap();
+    assert_eq!(tool, "#!/usr/bin/env python3\nprint(1)\n");
+    let config = fs::read_to_string(venv.join("pyvenv.cfg")).unwrap();
+    assert_eq!(config, format!("home = {}\nversion = 3.9.1\n", python.parent().unwrap().display()));
+    let mut ran = std::process::Command::new(venv.join("bin/python"));
+    let said = ran.args(["-c", "import sys; print(sys.prefix)"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), venv.display().to_string(), "{said:?}");
+    drop(artifact);
+    // An interpreter is no way to a file, and without pyvenv.cfg there is no environment.
+    let mut bare = environment("/usr/bin/python3");
+    bare.pop();
+    for (what, entries) in [("a file", environment("/etc/shadow")), ("no environment", bare)] {
+        let error = refused(&runtime, &bytes("a.tar.gz", gzip(&tar(&entries)))).await.to_string();
+        assert!(error.contains(".venv/bin/python") && error.contains("leads out"), "{what}: {error}");
+        assert!(error.contains("pack what it points to"), "{what}: {error}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn interpreted_programs_are_found_by_their_files() {
     let python = b"import http.server, os

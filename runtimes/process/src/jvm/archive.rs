@@ -75,6 +75,7 @@ pub(crate) async fn make(
     let port = engine.ports.take()?;
     let mut env = Environment::default();
     env.0.insert("PATH".into(), engine.config.path.clone());
+    env.add_expected(launch, port.number());
     for (name, value) in &spec.env {
         if let EnvValue::Literal(text) = value {
             env.0.insert(name.clone(), text.clone());

@@ -10,6 +10,7 @@ use std::{
 use sas_core::{EnvValue, RevisionSpec};
 
 use super::Manifest;
+use crate::package::{PackageLimits, directory};
 
 /// Most bytes of classes that are looked at; a larger jar starts cold.
 const MAX_BYTES: u64 = 512 << 20;
@@ -105,7 +106,7 @@ pub(crate) fn reason_against(
 }
 
 fn scan(archive: impl std::io::Read + Seek, budget: &mut u64, depth: u32) -> Option<String> {
-    let Ok(mut archive) = zip::ZipArchive::new(archive) else { return None };
+    let Ok(mut archive) = directory::open(archive, PackageLimits::default().entries) else { return None };
     for index in 0..archive.len() {
         let Ok(mut entry) = archive.by_index(index) else { continue };
         let name = entry.name().to_owned();

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, io::Read as _, path::Path};
 
 use sas_core::Result;
 
-use crate::package::archive::refused;
+use crate::package::{PackageLimits, archive::refused, directory};
 
 /// The longest manifest that is read.
 const MAX_MANIFEST: u64 = 1 << 20;
@@ -20,8 +20,8 @@ impl Manifest {
             refused(format!("jar {name:?}: it is no whole jar ({error}); build or upload it again"))
         };
         let file = fs::File::open(jar).map_err(|error| broken(error.to_string()))?;
-        let mut archive =
-            zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(|error| broken(error.to_string()))?;
+        let mut archive = directory::open(std::io::BufReader::new(file), PackageLimits::default().entries)
+            .map_err(|error| broken(error.to_string()))?;
         let entry = match archive.by_name("META-INF/MANIFEST.MF") {
             Ok(entry) => entry,
             Err(zip::result::ZipError::FileNotFound) => return Ok(Self::default()),
@@ -32,7 +32,7 @@ impl Manifest {
         Ok(Self::parse(&String::from_utf8_lossy(&text)))
     }
 
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut attributes: BTreeMap<String, String> = BTreeMap::new();
         let mut last: Option<String> = None;
         for line in text.lines() {

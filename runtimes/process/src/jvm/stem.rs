@@ -316,7 +316,7 @@ impl Stem for JvmStem {
         };
         let number = port.number();
         proc.hold(Some(port), &artifact.package);
-        let env = Environment::of(&request, number, &engine.config.path, None);
+        let env = Environment::of(&request, number, &engine.config.path, &artifact.launch);
         if let Some((name, _)) = env.0.iter().find(|(name, value)| !(name.is_ascii() && value.is_ascii())) {
             return Err(Error::new(
                 ErrorKind::Unsupported,

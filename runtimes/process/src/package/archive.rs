@@ -11,14 +11,21 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use sas_core::{Error, ErrorKind, Result};
+use sas_core::{
+    Error, ErrorKind, Result,
+    package::{file_mode, is_clutter, is_interpreter_link},
+};
 
-use super::PackageLimits;
+use super::{PackageLimits, directory, venv::Environments};
 
 /// Names longer than this are refused by Linux in any case, and long before that by people.
 const MAX_PATH_BYTES: usize = 4096;
 /// The longest extended header (a long name, a PAX record) that is read into memory.
 const MAX_EXTENSION_BYTES: u64 = 64 * 1024;
+/// The most bytes of links' names and targets that are kept until all files are there.
+const MAX_KEPT: usize = 16 << 20;
+/// How a file begins in which macOS keeps what other file systems have no place for.
+const APPLE_DOUBLE: [u8; 4] = [0, 5, 0x16, 7];
 /// Below this size the compression ratio says nothing.
 const RATIO_FREE_BYTES: u64 = 1 << 20;
 
@@ -47,11 +54,56 @@ pub(crate) struct Unpacker<'a> {
     bytes: u64,
     entries: u64,
     links: Vec<(PathBuf, PathBuf)>,
+    /// Bytes of names that are kept in memory until the end.
+    kept: usize,
+    /// Links out of the package that may be a virtual environment's to its interpreter.
+    interpreters: Vec<(PathBuf, PathBuf)>,
+    environments: Environments,
+    /// Files that macOS may have packed beside others.
+    doubles: Vec<PathBuf>,
+    /// Where a Python for virtual environments is looked for.
+    search: &'a str,
 }
 
 impl<'a> Unpacker<'a> {
-    pub(crate) fn new(root: &'a Path, limits: &'a PackageLimits, packed: Option<u64>) -> Self {
-        Self { root, limits, packed, bytes: 0, entries: 0, links: Vec::new() }
+    /// `packed`: the size of the archive. `search`: the `PATH` with this host's programs.
+    pub(crate) fn new(
+        root: &'a Path,
+        limits: &'a PackageLimits,
+        packed: Option<u64>,
+        search: &'a str,
+    ) -> Self {
+        Self {
+            root,
+            limits,
+            packed,
+            bytes: 0,
+            entries: 0,
+            links: Vec::new(),
+            kept: 0,
+            interpreters: Vec::new(),
+            environments: Environments::default(),
+            doubles: Vec::new(),
+            search,
+        }
+    }
+
+    /// Counts a name that is kept, so that links cannot fill the memory.
+    fn keep(&mut self, bytes: usize) -> Result<()> {
+        self.kept += bytes;
+        if self.kept > MAX_KEPT {
+            return Err(refused(format!(
+                "the package's links have more than {MAX_KEPT} bytes of names; pack fewer links"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether an entry is no part of the program: what desktops leave.
+    fn is_clutter(relative: &Path) -> bool {
+        let is = |part: &OsStr| part.to_str().is_some_and(is_clutter);
+        relative.file_name().is_some_and(is)
+            || relative.components().next().is_some_and(|top| top.as_os_str() == "__MACOSX")
     }
 
     /// The entry's path below the root, or why it may not be unpacked. `None`: the root itself.
@@ -146,7 +198,9 @@ impl<'a> Unpacker<'a> {
 
     pub(crate) fn directory(&mut self, name: &[u8]) -> Result<()> {
         let shown = String::from_utf8_lossy(name).into_owned();
-        let Some(relative) = Self::relative(name)? else { return Ok(()) };
+        let Some(relative) = Self::relative(name)?.filter(|path| !Self::is_clutter(path)) else {
+            return Ok(());
+        };
         self.count(&shown)?;
         let path = self.root.join(relative);
         fs::create_dir_all(&path).map_err(|error| self.clash(&shown, &path, error))
@@ -172,7 +226,17 @@ impl<'a> Unpacker<'a> {
             self.grow(&shown, size)?;
             self.bytes = before;
         }
+        if Self::is_clutter(&relative) {
+            let read = io::copy(content, &mut io::sink()).map_err(|error| damaged(&shown, error))?;
+            // It counts, so that nothing comes past the limits this way.
+            return self.grow(&shown, read);
+        }
         let path = self.parent(&shown, &relative)?;
+        self.environments.see(&relative);
+        if relative.file_name().is_some_and(|name| name.as_bytes().starts_with(b"._")) {
+            self.keep(relative.as_os_str().len())?;
+            self.doubles.push(relative.clone());
+        }
         let mut file = fs::OpenOptions::new()
             .write(true)
             .create(true)
@@ -209,8 +273,7 @@ impl<'a> Unpacker<'a> {
             )));
         }
         let mode = match mode {
-            // Never set-user-id, set-group-id or sticky; the owner can always read and replace it.
-            Some(mode) => mode & 0o777 | 0o600,
+            Some(mode) => file_mode(mode),
             // Archives without modes: programs and scripts are known by their first bytes.
             None if &head == b"\x7fELF" || head.starts_with(b"#!") => 0o755,
             None => 0o644,
@@ -225,6 +288,11 @@ impl<'a> Unpacker<'a> {
         };
         self.count(&shown)?;
         let target = PathBuf::from(OsStr::from_bytes(target));
+        self.keep(relative.as_os_str().len() + target.as_os_str().len())?;
+        if is_interpreter_link(&relative, &target) {
+            self.interpreters.push((relative, target));
+            return Ok(());
+        }
         if target.is_absolute() || target.as_os_str().is_empty() || target.as_os_str().len() > MAX_PATH_BYTES
         {
             return Err(escapes(&shown, &target));
@@ -266,6 +334,19 @@ impl<'a> Unpacker<'a> {
 
     /// Makes the links and proves that each leads to something inside of the package. Returns the bytes unpacked.
     pub(crate) fn finish(self) -> Result<u64> {
+        for double in &self.doubles {
+            self.drop_double(double)?;
+        }
+        for (link, target) in &self.interpreters {
+            let environment = link.parent().and_then(Path::parent);
+            if !environment.is_some_and(|directory| self.environments.is_virtual(directory)) {
+                return Err(escapes(&link.display().to_string(), target));
+            }
+            self.parent(&link.display().to_string(), link)?;
+        }
+        let interpreters: Vec<PathBuf> = self.interpreters.iter().map(|(link, _)| link.clone()).collect();
+        // No link has been made yet, so that nothing is read or written through one.
+        self.environments.fit(self.root, &interpreters, self.search)?;
         if self.links.is_empty() {
             return Ok(self.bytes);
         }
@@ -286,6 +367,8 @@ impl<'a> Unpacker<'a> {
         for (relative, target) in &self.links {
             match fs::canonicalize(root.join(relative)) {
                 Ok(real) if real.starts_with(&root) => {}
+                // By way of the interpreter's link, as `python3` to `python`.
+                Ok(_) | Err(_) if self.is_interpreter(relative, target) => {}
                 Ok(_) => return Err(escapes(&relative.display().to_string(), target)),
                 Err(_) => {
                     return Err(refused(format!(
@@ -300,9 +383,47 @@ impl<'a> Unpacker<'a> {
     }
 }
 
+impl Unpacker<'_> {
+    /// Whether a link leads to the link of an interpreter beside it, through others beside it.
+    fn is_interpreter(&self, link: &Path, target: &Path) -> bool {
+        let (mut link, mut target) = (link, target);
+        // Links in a circle come to an end here.
+        for _ in 0..8 {
+            let Some(parent) = link.parent().filter(|_| target.components().count() == 1) else {
+                return false;
+            };
+            let next = parent.join(target);
+            if self.interpreters.iter().any(|(interpreter, _)| *interpreter == next) {
+                return true;
+            }
+            match self.links.iter().find(|(link, _)| *link == next) {
+                Some((found, leads)) => (link, target) = (found, leads),
+                None => return false,
+            }
+        }
+        false
+    }
+
+    /// Removes `._name` if it is what macOS keeps beside `name`, by its content or by its name.
+    fn drop_double(&self, relative: &Path) -> Result<()> {
+        let path = self.root.join(relative);
+        let name = relative.file_name().unwrap_or_default().as_bytes();
+        let beside = OsStr::from_bytes(name.strip_prefix(b"._").unwrap_or(name));
+        let mut head = [0u8; 4];
+        let is_double = fs::File::open(&path).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+            && head == APPLE_DOUBLE;
+        let named = fs::symlink_metadata(path.with_file_name(beside)).is_ok();
+        if is_double || (named && !beside.is_empty()) {
+            fs::remove_file(&path).map_err(|error| disk("remove", &path, error))?;
+        }
+        Ok(())
+    }
+}
+
 fn escapes(shown: &str, target: &Path) -> Error {
     refused(format!(
-        "package entry {shown:?}: a link to {:?}, which leads out of the package; pack what it points to",
+        "package entry {shown:?}: a link to {:?}, which leads out of the package; pack what it points to in its place \
+         (cp -L, tar -h), or leave it out",
         target.display().to_string()
     ))
 }
@@ -474,27 +595,25 @@ fn pax(mut records: &[u8], key: &str) -> Option<Vec<u8>> {
 
 /// Unpacks a zip archive.
 pub(crate) fn unzip(archive: impl Read + Seek, unpacker: &mut Unpacker<'_>) -> Result<()> {
-    let mut archive =
-        zip::ZipArchive::new(archive).map_err(|error| not_an_archive("zip", io::Error::other(error)))?;
+    let limit = unpacker.limits.entries;
+    let mut archive = directory::open(archive, limit).map_err(|error| not_an_archive("zip", error))?;
     if archive.is_empty() {
         return Err(refused("the package is an empty zip archive; pack the program and what it needs"));
     }
-    if archive.len() as u64 > unpacker.limits.entries {
-        return Err(refused(format!(
-            "the package has {} entries, more than the {} that a package may have; leave out what the program does \
-             not need, or raise PackageLimits::entries",
-            archive.len(),
-            unpacker.limits.entries
-        )));
-    }
+    // Windows' own tools once wrote its separator, against the format. No other name of such an archive has a slash.
+    let of_windows = !archive.file_names().any(|name| name.contains('/'));
     for index in 0..archive.len() {
         let shown = archive.name_for_index(index).unwrap_or("?").to_owned();
         let mut entry = archive.by_index(index).map_err(|error| damaged(&shown, io::Error::other(error)))?;
-        let name = entry.name_raw().to_vec();
-        let mode = entry.unix_mode();
+        let mut name = entry.name_raw().to_vec();
+        // Windows has no modes: the crate makes these of its attributes.
+        let mode = entry.unix_mode().filter(|mode| !matches!(mode, 0o100_664 | 0o100_444));
+        if of_windows || (mode.is_none_or(|mode| mode == 0o040_775) && !name.contains(&b'/')) {
+            name.iter_mut().filter(|byte| **byte == b'\\').for_each(|byte| *byte = b'/');
+        }
         let size = entry.size();
         match mode.map(|mode| mode & 0o170_000) {
-            _ if entry.is_dir() => unpacker.directory(&name)?,
+            _ if name.ends_with(b"/") => unpacker.directory(&name)?,
             Some(0o120_000) => {
                 if size > MAX_PATH_BYTES as u64 {
                     return Err(escapes(&shown, Path::new("…")));

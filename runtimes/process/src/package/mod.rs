@@ -4,10 +4,14 @@
 pub(crate) mod archive;
 #[cfg(target_os = "linux")]
 pub(crate) mod detect;
+#[cfg(target_os = "linux")]
+pub(crate) mod directory;
 mod limits;
 #[cfg(target_os = "linux")]
 pub(crate) mod store;
 #[cfg(target_os = "linux")]
 pub(crate) mod tree;
+#[cfg(target_os = "linux")]
+pub(crate) mod venv;
 
 pub use limits::PackageLimits;

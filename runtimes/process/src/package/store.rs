@@ -187,6 +187,8 @@ struct Shared {
     root: PathBuf,
     run: PathBuf,
     limits: PackageLimits,
+    /// The `PATH` with this host's programs.
+    search: String,
     /// One unpacking per package at a time; others wait for its result.
     gates: Mutex<HashMap<String, Gate>>,
     unused: Mutex<Vec<Unused>>,
@@ -207,7 +209,7 @@ static NEXT_RUN: AtomicU64 = AtomicU64::new(1);
 
 impl Store {
     /// Opens the store, clears what dead hosts left in it, and begins a run.
-    pub(crate) fn open(root: &Path, limits: PackageLimits) -> Result<Self> {
+    pub(crate) fn open(root: &Path, limits: PackageLimits, search: &str) -> Result<Self> {
         let make = |path: &Path| {
             fs::DirBuilder::new()
                 .recursive(true)
@@ -251,6 +253,7 @@ impl Store {
             root,
             run,
             limits,
+            search: search.to_owned(),
             gates: Mutex::default(),
             unused: Mutex::default(),
             discarded: Mutex::default(),
@@ -392,7 +395,7 @@ impl Store {
         let limits = &self.0.limits;
         let copied = match (source, kind) {
             (Source::Path(path), Kind::Tree) => {
-                let mut unpacker = Unpacker::new(&scratch.0, limits, None);
+                let mut unpacker = Unpacker::new(&scratch.0, limits, None, &self.0.search);
                 let copied = tree::copy(path, limits, &mut unpacker)?;
                 unpacker.finish()?;
                 copied
@@ -401,7 +404,7 @@ impl Store {
                 let mut file = fs::File::open(path).map_err(|error| disk("read", path, error))?;
                 let size = file.metadata().map_err(|error| disk("read", path, error))?.len();
                 // Hash what was unpacked, not what was there a moment ago; zip reads in no order, so by a second pass.
-                unpack_file(&mut file, kind, size, &scratch.0, limits, |file| {
+                unpack_file(&mut file, kind, size, &scratch.0, limits, &self.0.search, |file| {
                     file.seek(SeekFrom::Start(0)).map_err(|error| disk("read", path, error))?;
                     let mut digest = Sha256::new();
                     io::copy(file, &mut HashSink(&mut digest)).map_err(|error| disk("read", path, error))?;
@@ -410,7 +413,15 @@ impl Store {
             }
             (Source::Bytes { bytes, .. }, _) => {
                 let mut cursor = Cursor::new(bytes.as_ref());
-                unpack_file(&mut cursor, kind, bytes.len() as u64, &scratch.0, limits, |_| Ok(*digest))?
+                unpack_file(
+                    &mut cursor,
+                    kind,
+                    bytes.len() as u64,
+                    &scratch.0,
+                    limits,
+                    &self.0.search,
+                    |_| Ok(*digest),
+                )?
             }
             _ => return Err(Error::unsupported("prepare")),
         };
@@ -606,9 +617,10 @@ fn unpack_file<F: Read + io::Seek>(
     size: u64,
     into: &Path,
     limits: &PackageLimits,
+    search: &str,
     digest: impl FnOnce(&mut F) -> Result<[u8; 32]>,
 ) -> Result<[u8; 32]> {
-    let mut unpacker = Unpacker::new(into, limits, Some(size));
+    let mut unpacker = Unpacker::new(into, limits, Some(size), search);
     match kind {
         Kind::TarGz => untar(io::BufReader::new(&mut *file), true, size, &mut unpacker)?,
         Kind::Tar => untar(io::BufReader::new(&mut *file), false, size, &mut unpacker)?,
