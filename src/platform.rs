@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{PlatformBuilder, access::Keys};
 
-/// How long [`Platform::call`] waits at most; the service's own time-outs are usually shorter.
-const CALL_TIMEOUT: Duration = Duration::from_secs(600);
+/// [`Platform::call`] is held to the service's own `timeouts.request`, however long; this only has to be longer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 pub(crate) struct Parts {
     pub(crate) admin: Arc<Admin>,

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::{Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -21,14 +22,27 @@ type Stream = Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError> + Send
 enum Inner {
     Empty,
     Full(Bytes),
-    Stream(Stream),
+    /// Streams need not be `Sync`; bodies are, so that errors which hand a request back can be boxed. Whoever polls
+    /// has the body to itself and takes no lock.
+    Stream(Mutex<Stream>),
+}
+
+impl Inner {
+    /// What `look` sees of a stream.
+    fn peek<T>(stream: &Mutex<Stream>, look: impl FnOnce(&Stream) -> T) -> T {
+        look(&stream.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn exclusive(stream: &mut Mutex<Stream>) -> &mut Stream {
+        stream.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A streamed body, which may hold the [`Lease`] of the instance that produces it.
 ///
 /// The lease is given back with the last frame (or the first error, or when the body is dropped), so that a
 /// streamed answer keeps its concurrency slot exactly as long as the instance works on it. Empty and one-piece
-/// bodies allocate nothing.
+/// bodies allocate nothing. A body is `Sync`, so that requests and responses can travel in errors.
 ///
 /// ```
 /// use sas_core::Body;
@@ -52,7 +66,7 @@ impl Body {
         B::Error: Into<BoxError>,
     {
         use http_body_util::BodyExt as _;
-        Self { inner: Inner::Stream(Box::pin(body.map_err(Into::into))), hold: None }
+        Self { inner: Inner::Stream(Mutex::new(Box::pin(body.map_err(Into::into)))), hold: None }
     }
 
     /// Makes the body keep `lease` until its last frame.
@@ -158,16 +172,16 @@ impl http_body::Body for Body {
                 this.inner = Inner::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Inner::Stream(stream) => stream.as_mut().poll_frame(cx),
+            Inner::Stream(stream) => Inner::exclusive(stream).as_mut().poll_frame(cx),
         };
         match &polled {
             Poll::Ready(None) => this.release(Outcome::Ok),
             Poll::Ready(Some(Err(_))) => this.release(Outcome::Lost),
             Poll::Ready(Some(Ok(_))) => {
-                let ended = match &this.inner {
+                let ended = match &mut this.inner {
                     Inner::Empty => true,
                     Inner::Full(_) => false,
-                    Inner::Stream(stream) => stream.is_end_stream(),
+                    Inner::Stream(stream) => Inner::exclusive(stream).is_end_stream(),
                 };
                 if ended {
                     this.release(Outcome::Ok);
@@ -182,7 +196,7 @@ impl http_body::Body for Body {
         match &self.inner {
             Inner::Empty => true,
             Inner::Full(_) => false,
-            Inner::Stream(stream) => stream.is_end_stream(),
+            Inner::Stream(stream) => Inner::peek(stream, |stream| stream.is_end_stream()),
         }
     }
 
@@ -190,7 +204,7 @@ impl http_body::Body for Body {
         match &self.inner {
             Inner::Empty => SizeHint::with_exact(0),
             Inner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Inner::Stream(stream) => stream.size_hint(),
+            Inner::Stream(stream) => Inner::peek(stream, |stream| stream.size_hint()),
         }
     }
 }

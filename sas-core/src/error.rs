@@ -165,3 +165,17 @@ impl std::error::Error for CallError {
         std::error::Error::source(&self.error)
     }
 }
+
+/// The reason alone; a request that was handed back is dropped.
+impl From<CallError> for Error {
+    fn from(error: CallError) -> Self {
+        error.error
+    }
+}
+
+/// An error after which the request can't be had back.
+impl From<Error> for CallError {
+    fn from(error: Error) -> Self {
+        Self::sent(error)
+    }
+}

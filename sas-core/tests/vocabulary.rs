@@ -260,3 +260,25 @@ fn a_dropped_wait_leaves_its_place() {
     assert_eq!(list.left.load(Ordering::Relaxed), 1);
     let _claim = Claim::new(RevisionKey(1), TenantKey(1));
 }
+
+fn boxes<E: std::error::Error + Send + Sync + 'static>() {}
+
+#[test]
+fn every_error_goes_through_the_question_mark() {
+    boxes::<sas_core::Error>();
+    boxes::<sas_core::CallError>();
+    boxes::<sas_core::ClaimError>();
+    boxes::<sas_core::RouteError>();
+    boxes::<sas_core::SpecErrors>();
+
+    fn send() -> Result<(), sas_core::BoxError> {
+        let request = http::Request::new(sas_core::Body::from("kept"));
+        let error = sas_core::Error::new(sas_core::ErrorKind::Unavailable, "call", "nobody is there");
+        Err(sas_core::CallError::unsent(error, request))?
+    }
+    let boxed = send().unwrap_err();
+    let mut error = *boxed.downcast::<sas_core::CallError>().unwrap();
+    let request = error.unsent.take().expect("the request is still there");
+    assert_eq!(http_body::Body::size_hint(request.body()).exact(), Some(4));
+    assert_eq!(sas_core::Error::from(error).kind, sas_core::ErrorKind::Unavailable);
+}

@@ -266,3 +266,22 @@ async fn a_listener_counts_what_it_tells_to_go_and_what_it_has_to_cut() {
     counted(&counts, "forced", 1).await;
     platform.pool.until_idle().await;
 }
+
+#[tokio::test]
+async fn an_idle_server_shuts_down_at_once_every_time() {
+    let mut slowest = Duration::ZERO;
+    for round in 0..20_u64 {
+        let platform = Platform::start().await;
+        platform.pool.add_inside(platform.revision, handler(|_| async { text(200, "ok") }));
+        if round % 2 == 0 {
+            let mut client = Client::connect(platform.address()).await;
+            assert_eq!(client.send(get("/")).await.status(), 200);
+        }
+        // Anywhere within the period of the look at connections.
+        tokio::time::sleep(Duration::from_millis(3 * round)).await;
+        let began = Instant::now();
+        platform.server.shutdown(deadline()).await;
+        slowest = slowest.max(began.elapsed());
+    }
+    assert!(slowest < Duration::from_millis(100), "{slowest:?}");
+}

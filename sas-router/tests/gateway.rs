@@ -314,3 +314,23 @@ async fn what_does_not_finish_is_ended_at_the_deadline() {
     assert!(asking.await.unwrap().is_err());
     platform.pool.until_idle().await;
 }
+
+#[tokio::test]
+async fn a_call_of_the_platforms_own_is_held_to_the_time_limit_of_the_service() {
+    let mut spec = spec();
+    spec.timeouts.request = Duration::from_millis(200);
+    let platform = Platform::with(spec, Default::default(), Default::default()).await;
+    platform.pool.add_inside(
+        platform.revision,
+        handler(|_| async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            text(200, "too late")
+        }),
+    );
+    let began = tokio::time::Instant::now();
+    let cx = Cx::new(TenantKey(1), RequestId(1), began + Duration::from_secs(3600));
+    let error =
+        platform.gateway.invoke(Target::Revision(platform.revision), get("/"), &cx).await.unwrap_err();
+    assert_eq!(error.error.kind, ErrorKind::Timeout, "{error}");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}

@@ -378,7 +378,9 @@ impl Invoker for Gateway {
                 let Some(deployed) = self.pool.deployed(*key) else {
                     return not_found(format!("no revision has the key {}", key.0), request);
                 };
-                RouteTarget::new(*key, deployed.tenant)
+                let mut target = RouteTarget::new(*key, deployed.tenant);
+                target.timeout = deployed.spec.timeouts.request;
+                target
             }
             other => return not_found(format!("this version can't call {other:?}"), request),
         };
@@ -395,11 +397,14 @@ impl Invoker for Gateway {
         let connection = request.extensions_mut().remove::<Arc<ClientConnection>>();
         let connection = connection.unwrap_or_else(|| Arc::clone(&self.embedded));
         self.prepare(&mut request, cx.request, &connection);
+        // The service's own limit holds for every caller; who wants an answer earlier says so.
+        let mut cx = *cx;
+        cx.deadline = cx.deadline.min(arrived + to.timeout);
         let mut tail = Tail::default();
         let mut delivery = Delivery {
             target: &to,
             deployed: &deployed,
-            cx,
+            cx: &cx,
             arrived,
             connection: &connection,
             tail: &mut tail,

@@ -64,7 +64,7 @@ struct Shared {
 
 impl Shared {
     fn new(handler: Arc<dyn Handler>, config: ServerConfig) -> Self {
-        let most = config.max_connections.clamp(1, Semaphore::MAX_PERMITS);
+        let most = config.max_connections.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
         Self {
             handler,
             metrics: ServerMetrics::new(&config.recorder),
@@ -169,6 +169,9 @@ async fn look(shared: Arc<Shared>) {
     let period = shared.watch.period();
     let Ending { drain, abort, .. } = &*shared.ending;
     let mut draining = false;
+    // All places free means that no connection is left. An accept that is under way holds one, and gives it back
+    // when it is told of the drain.
+    let mut all_left = pin!(shared.places.acquire_many(u32::try_from(shared.most).unwrap_or(u32::MAX)));
     loop {
         tokio::select! {
             biased;
@@ -176,6 +179,7 @@ async fn look(shared: Arc<Shared>) {
                 shared.watch.tell_all(Word::Abort);
                 return;
             }
+            _ = &mut all_left, if draining => return,
             () = drain.cancelled(), if !draining => {
                 draining = true;
                 shared.watch.tell_all(Word::Drain);
@@ -184,10 +188,6 @@ async fn look(shared: Arc<Shared>) {
                 let [head, idle, write] = shared.watch.look();
                 shared.metrics.overran(head, idle, write);
             }
-        }
-        // An accept that was under way has its place taken: all places free means that nobody comes any more.
-        if draining && shared.places.available_permits() == shared.most {
-            return;
         }
     }
 }
