@@ -265,20 +265,20 @@ fn boxes<E: std::error::Error + Send + Sync + 'static>() {}
 
 #[test]
 fn every_error_goes_through_the_question_mark() {
-    boxes::<sas_core::Error>();
+    boxes::<Error>();
     boxes::<sas_core::CallError>();
     boxes::<sas_core::ClaimError>();
     boxes::<sas_core::RouteError>();
-    boxes::<sas_core::SpecErrors>();
+    boxes::<SpecErrors>();
 
     fn send() -> Result<(), sas_core::BoxError> {
-        let request = http::Request::new(sas_core::Body::from("kept"));
-        let error = sas_core::Error::new(sas_core::ErrorKind::Unavailable, "call", "nobody is there");
+        let request = http::Request::new(Body::from("kept"));
+        let error = Error::new(ErrorKind::Unavailable, "call", "nobody is there");
         Err(sas_core::CallError::unsent(error, request))?
     }
     let boxed = send().unwrap_err();
     let mut error = *boxed.downcast::<sas_core::CallError>().unwrap();
     let request = error.unsent.take().expect("the request is still there");
     assert_eq!(http_body::Body::size_hint(request.body()).exact(), Some(4));
-    assert_eq!(sas_core::Error::from(error).kind, sas_core::ErrorKind::Unavailable);
+    assert_eq!(Error::from(error).kind, ErrorKind::Unavailable);
 }

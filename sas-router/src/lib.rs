@@ -50,6 +50,7 @@ mod rule;
 mod seed;
 mod server;
 mod split;
+mod stall;
 mod table;
 mod tail;
 mod tally;

@@ -20,6 +20,7 @@ use crate::{
     failure::Failure,
     forward,
     retry::is_idempotent,
+    stall::WriteBy,
     tail::Tail,
     timed::{Limits, Timed},
     upstream::{InstanceBody, Progress},
@@ -247,7 +248,7 @@ impl Gateway {
             return Ok((Answered::Socket(response), None));
         }
         let empty = http_body::Body::is_end_stream(request.body());
-        let progress = (!empty).then(Arc::<Progress>::default);
+        let progress = (!empty).then(|| Progress::until(cx.deadline));
         let instance = lease.instance.id();
         let sending = self.upstream.send(instance, endpoint, protocol, request, progress.clone(), careful);
         Ok((Answered::Socket(sending.await?), progress))
@@ -299,7 +300,7 @@ impl Gateway {
                 return Err(bad_answer("it ended with an interim status"));
             }
             Answered::Inside(Answer::Http(response)) => {
-                let (head, body) = response.into_parts();
+                let (mut head, body) = response.into_parts();
                 let body = if body.try_clone().is_some() {
                     // In memory, so the function is done.
                     lease.outcome = outcome(status);
@@ -308,12 +309,12 @@ impl Gateway {
                     tail.ended(End::Complete);
                     body
                 } else {
-                    self.stream(&head, body, lease, tail, delivery)
+                    self.stream(&mut head, body, lease, tail, delivery)
                 };
                 (head, body)
             }
             Answered::Socket(response) => {
-                let (head, mut body) = response.into_parts();
+                let (mut head, mut body) = response.into_parts();
                 let body = match body.complete() {
                     // The instance is done: its slot need not wait for a slow client.
                     Some(bytes) => {
@@ -323,7 +324,7 @@ impl Gateway {
                         tail.ended(End::Complete);
                         Body::from(bytes)
                     }
-                    None => self.stream(&head, body, lease, tail, delivery),
+                    None => self.stream(&mut head, body, lease, tail, delivery),
                 };
                 (head, body)
             }
@@ -338,7 +339,7 @@ impl Gateway {
     /// A body that is still on its way, with its limits, its lease and what comes at its end.
     fn stream<B>(
         &self,
-        head: &http::response::Parts,
+        head: &mut http::response::Parts,
         body: B,
         mut lease: Lease,
         mut tail: Tail,
@@ -354,6 +355,7 @@ impl Gateway {
             sender: "instance",
         };
         if !is_event_stream(&head.headers) {
+            head.extensions.insert(WriteBy(delivery.cx.deadline));
             return Body::new(Tailed::new(Timed::new(body, limits), tail, None)).with_lease(lease);
         }
         // An event stream has no end of its own, and may be ended between two events.

@@ -46,6 +46,7 @@ use crate::{
     connection::{ClientConnection, Ending},
     identity::IdSource,
     metrics::ServerMetrics,
+    stall::{Handover, Limit, WriteBy, Writing},
     timed::{Limits, Timed},
 };
 
@@ -292,7 +293,14 @@ async fn start(
 /// A response whose connection counts as busy until it is over.
 struct Counted {
     body: Body,
+    writing: Arc<Writing>,
     _busy: Busy,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.writing.ends();
+    }
 }
 
 impl http_body::Body for Counted {
@@ -303,7 +311,9 @@ impl http_body::Body for Counted {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.writing.asked(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -323,11 +333,23 @@ async fn serve(
     shared: &Arc<Shared>,
 ) -> Result<(), BoxError> {
     let config = &shared.config;
+    // An HTTP/1.1 connection writes one answer after the other; streams of HTTP/2 have marks of their own.
+    let answer = Arc::<Writing>::default();
+    let handover = Arc::<Handover>::default();
     let service = service_fn({
         let (shared, watched) = (Arc::clone(shared), Arc::clone(watched));
+        let (answer, handover) = (Arc::clone(&answer), Arc::clone(&handover));
         move |request: http::Request<Incoming>| {
             let busy = watched.begin();
             let (shared, client) = (Arc::clone(&shared), Arc::clone(&client));
+            let writing = match spoken {
+                Spoken::Http1 => Arc::clone(&answer),
+                Spoken::Http2 => {
+                    let writing = Arc::<Writing>::default();
+                    handover.put(Arc::clone(&writing));
+                    writing
+                }
+            };
             async move {
                 let limits = Limits { deadline: None, idle: shared.config.body_timeout, sender: "client" };
                 let mut request = request.map(|body| {
@@ -338,8 +360,9 @@ async fn serve(
                     }
                 });
                 request.extensions_mut().insert(client);
-                let response: Response = shared.handler.handle(request).await;
-                Ok::<_, Infallible>(response.map(|body| Counted { body, _busy: busy }))
+                let mut response: Response = shared.handler.handle(request).await;
+                writing.begins(response.extensions_mut().remove::<WriteBy>().map(|by| by.0));
+                Ok::<_, Infallible>(response.map(|body| Counted { body, writing, _busy: busy }))
             }
         }
     });
@@ -354,9 +377,19 @@ async fn serve(
                 .max_buf_size((config.max_header_bytes as usize).max(16 * 1024));
             let mut connection = builder.serve_connection(io, service).with_upgrades();
             let mut known = Word::GoOn;
+            // That it takes nothing at all is seen by the watch.
+            let mut limit = Limit::new(answer, None);
             loop {
-                match poll_fn(|cx| poll_told(Pin::new(&mut connection), watched, known, cx)).await {
+                let told = poll_fn(|cx| match poll_told(Pin::new(&mut connection), watched, known, cx) {
+                    Poll::Pending => limit.poll(cx).map(|()| Told::Late),
+                    told => told,
+                });
+                match told.await {
                     Told::Served(served) => return Ok(served?),
+                    Told::Late => {
+                        shared.metrics.overran(0, 0, 1);
+                        return Ok(());
+                    }
                     Told::Word(Word::Drain) => Pin::new(&mut connection).graceful_shutdown(),
                     Told::Word(Word::Abort) => {
                         shared.metrics.aborted();
@@ -384,7 +417,8 @@ async fn serve(
             Ok(())
         }
         Spoken::Http2 => {
-            let mut builder = hyper::server::conn::http2::Builder::new(Spawner(Arc::clone(&shared.ending)));
+            let mut builder =
+                hyper::server::conn::http2::Builder::new(Spawner { shared: Arc::clone(shared), handover });
             builder
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(config.max_streams)
@@ -408,6 +442,8 @@ async fn serve(
                         shared.metrics.aborted();
                         return Ok(());
                     }
+                    // Its streams end with it.
+                    Told::Word(Word::Stuck) | Told::Late => return Ok(()),
                     Told::Word(word) => {
                         if word == Word::Drain {
                             shared.metrics.went_away();
@@ -430,6 +466,8 @@ async fn serve(
 enum Told<T> {
     Served(T),
     Word(Word),
+    /// An answer was not taken by its deadline.
+    Late,
 }
 
 fn poll_told<C: Future>(
@@ -444,9 +482,13 @@ fn poll_told<C: Future>(
     watched.poll_word(known, cx).map(Told::Word)
 }
 
-/// Runs the streams of HTTP/2 connections as tasks that a shutdown waits for, and ends.
+/// Runs the streams of an HTTP/2 connection as tasks that a shutdown waits for, and ends, and that end by themselves
+/// when the client does not take their answer in time.
 #[derive(Clone)]
-struct Spawner(Arc<Ending>);
+struct Spawner {
+    shared: Arc<Shared>,
+    handover: Arc<Handover>,
+}
 
 impl<F> hyper::rt::Executor<F> for Spawner
 where
@@ -454,12 +496,23 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        let ending = Arc::clone(&self.0);
-        self.0.tasks.spawn(async move {
+        let shared = Arc::clone(&self.shared);
+        let stall = shared.config.write_timeout;
+        let mut limit = self.handover.take().map(|writing| Limit::new(writing, Some(stall)));
+        self.shared.ending.tasks.spawn(async move {
+            let mut stream = pin!(stream);
+            let ended = poll_fn(|cx| {
+                if stream.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(false);
+                }
+                limit.as_mut().map_or(Poll::Pending, |limit| limit.poll(cx).map(|()| true))
+            });
             tokio::select! {
                 biased;
-                () = ending.abort.cancelled() => {}
-                _ = stream => {}
+                () = shared.ending.abort.cancelled() => {}
+                late = ended => if late {
+                    shared.metrics.overran(0, 0, 1);
+                },
             }
         });
     }

@@ -32,12 +32,14 @@ pub(super) enum Word {
     Overrun,
     /// Its request's head took too long: an overrun that is owed an answer.
     TooSlow,
+    /// It takes no byte: nothing more can be said to it.
+    Stuck,
     /// End at once.
     Abort,
 }
 
 impl Word {
-    const ALL: [Self; 5] = [Self::GoOn, Self::Drain, Self::Overrun, Self::TooSlow, Self::Abort];
+    const ALL: [Self; 6] = [Self::GoOn, Self::Drain, Self::Overrun, Self::TooSlow, Self::Stuck, Self::Abort];
 }
 
 /// The marks of one connection.
@@ -147,7 +149,7 @@ impl Watch {
             };
             if let Some(limit) = overrun {
                 ended[limit] += 1;
-                watched.tell(if limit == 0 { Word::TooSlow } else { Word::Overrun });
+                watched.tell([Word::TooSlow, Word::Overrun, Word::Stuck][limit]);
             }
         }
         ended

@@ -29,22 +29,33 @@ use super::{
     Home,
     io::{Doubt, InstanceIo},
 };
+use crate::stall::{Handover, Limit, Writing};
 
 /// A request's body on its way to an instance, which tells how far it got.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     body: Body,
     progress: Option<Arc<Progress>>,
+    /// HTTP/2: where the task that will write the body finds its marks. Until the first frame is asked for.
+    handover: Option<Arc<Handover>>,
 }
 
 /// How far a request's body got.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Progress {
     bytes: AtomicU64,
     done: AtomicBool,
+    writing: Arc<Writing>,
 }
 
 impl Progress {
+    /// Of a body that the instance must have taken by `deadline`.
+    pub(crate) fn until(deadline: Instant) -> Arc<Self> {
+        let writing = Arc::<Writing>::default();
+        writing.begins(Some(deadline));
+        Arc::new(Self { bytes: AtomicU64::new(0), done: AtomicBool::new(false), writing })
+    }
+
     /// Bytes of the body that were handed to the connection.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
@@ -57,11 +68,25 @@ impl Progress {
 
 impl Outgoing {
     pub(crate) fn new(body: Body, progress: Option<Arc<Progress>>) -> Self {
-        Self { body, progress }
+        Self { body, progress, handover: None }
     }
 
-    pub(crate) fn into_body(self) -> Body {
-        self.body
+    /// The same, for a connection that makes tasks for bodies.
+    pub(super) fn handed_over(mut self, handover: Arc<Handover>) -> Self {
+        self.handover = Some(handover);
+        self
+    }
+
+    pub(crate) fn into_body(mut self) -> Body {
+        std::mem::take(&mut self.body)
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        if let Some(progress) = &self.progress {
+            progress.writing.ends();
+        }
     }
 }
 
@@ -74,6 +99,12 @@ impl http_body::Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Some(progress) = &self.progress {
+            progress.writing.asked(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        }
+        if let (Some(handover), Some(progress)) = (self.handover.take(), &self.progress) {
+            handover.put(Arc::clone(&progress.writing));
+        }
         if let (Poll::Ready(frame), Some(progress)) = (&polled, &self.progress) {
             if let Some(Ok(frame)) = frame
                 && let Some(data) = frame.data_ref()
@@ -158,11 +189,11 @@ impl Http1 {
             error: error.into_error(),
         })?;
         let (head, incoming) = response.into_parts();
-        let uploads = progress.is_some_and(|progress| !progress.is_done());
+        let uploads = progress.filter(|progress| !progress.is_done());
         let mut body = InstanceBody { incoming: Some(incoming), first: None, connection: None };
-        if uploads {
+        if let Some(progress) = uploads {
             // The upload must go on whatever the reader of the response does, so it gets a task after all.
-            tokio::spawn(drive(self, home));
+            tokio::spawn(drive(self, home, Limit::new(Arc::clone(&progress.writing), None)));
         } else {
             body.connection = Some((self, home));
             body.take_what_is_here().await;
@@ -181,14 +212,17 @@ impl Http1 {
     }
 }
 
-/// Drives a connection until it is free again or has ended.
-async fn drive(mut connection: Box<Http1>, home: Home) {
+/// Drives a connection until it is free again, has ended, or does not take the upload in time.
+async fn drive(mut connection: Box<Http1>, home: Home, mut limit: Limit) {
     let free = poll_fn(|cx| {
         connection.poll(cx);
         if !connection.open {
             return Poll::Ready(false);
         }
-        connection.sender.poll_ready(cx).map(|ready| ready.is_ok())
+        if let Poll::Ready(ready) = connection.sender.poll_ready(cx) {
+            return Poll::Ready(ready.is_ok());
+        }
+        limit.poll(cx).map(|()| false)
     });
     if free.await {
         home.check_in(connection);

@@ -6,6 +6,7 @@ mod io;
 use std::{
     collections::HashMap,
     future::poll_fn,
+    pin::pin,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -15,7 +16,7 @@ use std::{
 };
 
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use sas_core::{CallError, Endpoint, Error, ErrorKind, InstanceId, Protocol, Request, Retry};
 use tokio::{
@@ -25,6 +26,7 @@ use tokio::{
 
 use self::http1::Http1;
 pub(crate) use self::http1::{InstanceBody, Outgoing, Progress};
+use crate::stall::{Handover, Limit};
 
 /// How connections to instances are made and kept.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +60,45 @@ pub(crate) const UPLOAD_BROKEN: &str = "upload_broken";
 
 const SHARDS: usize = 16;
 
-type H2Sender = http2::SendRequest<Outgoing>;
+/// An HTTP/2 connection's sender, and what its executor is told of the bodies that it sends.
+#[derive(Clone, Debug)]
+struct H2Sender {
+    sender: http2::SendRequest<Outgoing>,
+    handover: Arc<Handover>,
+}
+
+impl H2Sender {
+    fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+/// Runs the tasks of an HTTP/2 connection. One that writes a body which the instance does not take ends at the
+/// deadline of its request.
+#[derive(Clone, Debug)]
+struct H2Tasks(Arc<Handover>);
+
+impl<F> hyper::rt::Executor<F> for H2Tasks
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, task: F) {
+        let Some(writing) = self.0.take() else {
+            tokio::spawn(task);
+            return;
+        };
+        let mut limit = Limit::new(writing, None);
+        tokio::spawn(async move {
+            let mut task = pin!(task);
+            poll_fn(|cx| match task.as_mut().poll(cx) {
+                Poll::Ready(_) => Poll::Ready(()),
+                Poll::Pending => limit.poll(cx),
+            })
+            .await;
+        });
+    }
+}
 
 /// The connections of one instance.
 #[derive(Debug, Default)]
@@ -267,7 +307,9 @@ impl Upstream {
                 Ok(sender) => sender.clone(),
                 Err(error) => return Err(CallError::unsent(error, request.map(Outgoing::into_body))),
             };
-            match sender.try_send_request(request).await {
+            let handover = &sender.handover;
+            let given = request.map(|body| body.handed_over(Arc::clone(handover)));
+            match sender.sender.try_send_request(given).await {
                 Ok(response) => return Ok(response.map(InstanceBody::driven)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if attempt == 0 => {
@@ -291,8 +333,7 @@ impl Upstream {
         let mut shard = self.shard(instance).lock();
         let peer = shard.entry(instance).or_default();
         peer.http2_used = Some(Instant::now());
-        let ended =
-            peer.http2.as_ref().is_some_and(|cell| cell.get().is_some_and(http2::SendRequest::is_closed));
+        let ended = peer.http2.as_ref().is_some_and(|cell| cell.get().is_some_and(H2Sender::is_closed));
         if ended {
             peer.http2 = None;
             self.kept.fetch_sub(1, Ordering::Relaxed);
@@ -319,9 +360,10 @@ impl Upstream {
     }
 
     async fn connect_http2(&self, endpoint: &Endpoint) -> Result<H2Sender, Error> {
+        let handover = Arc::<Handover>::default();
         let connecting = async {
             let io = io::InstanceIo::connect(endpoint).await?;
-            let mut builder = http2::Builder::new(TokioExecutor::new());
+            let mut builder = http2::Builder::new(H2Tasks(Arc::clone(&handover)));
             builder
                 .timer(TokioTimer::new())
                 .adaptive_window(true)
@@ -335,7 +377,7 @@ impl Upstream {
                 tracing::debug!(%error, "an HTTP/2 connection to an instance ended");
             }
         });
-        Ok(sender)
+        Ok(H2Sender { sender, handover })
     }
 
     /// Starts the sweeper unless it runs: there is one only while there are connections.
@@ -358,7 +400,7 @@ impl Upstream {
                     let stale = peer.http2_used.is_some_and(|used| now.duration_since(used) >= timeout);
                     let http2 = match &peer.http2 {
                         // Streams that still run hold the connection; only new ones make another.
-                        Some(cell) if stale || cell.get().is_some_and(http2::SendRequest::is_closed) => {
+                        Some(cell) if stale || cell.get().is_some_and(H2Sender::is_closed) => {
                             peer.http2.take()
                         }
                         _ => None,
