@@ -80,7 +80,8 @@ pub use route::{
 };
 pub use runtime::{
     Answer, Artifact, ArtifactInfo, Call, Capabilities, Deployed, Endpoint, ExecOutput, ExitReport, Instance,
-    InstanceEvents, InstanceTarget, Io, Isolation, Runtime, Stem, StemClass, StemRequest, Usage,
+    InstanceEvents, InstanceTarget, Io, Isolation, Runtime, SocketSource, Stem, StemClass, StemRequest,
+    Usage,
 };
 pub use scale::{Clamps, Decision, Metric, Policy, Reason, ScaleInput, Scaler, Verdict, Vote, Votes};
 pub use scaling::{

@@ -297,8 +297,19 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     }
 }
 
+/// Makes the sockets by which an instance is reached that no address of the host's network leads to: one that has a
+/// network namespace of its own. A socket belongs to the namespace in which it was made.
+pub trait SocketSource: fmt::Debug + Send + Sync + 'static {
+    /// A TCP socket for addresses of the family of `to`: not connected yet, non-blocking. It may visit the namespace
+    /// for a fraction of a millisecond, and never waits for a peer.
+    ///
+    /// # Errors
+    /// Those of socket(2), or the namespace is gone with its instance.
+    fn tcp_socket(&self, to: &SocketAddr) -> std::io::Result<std::os::fd::OwnedFd>;
+}
+
 /// Where an instance listens.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Endpoint {
     /// A TCP address.
@@ -313,7 +324,25 @@ pub enum Endpoint {
     },
     /// A Unix socket.
     Unix(Arc<Path>),
+    /// A TCP address that means something for sockets of this source only.
+    Within(SocketAddr, Arc<dyn SocketSource>),
 }
+
+impl PartialEq for Endpoint {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp(one), Self::Tcp(other)) => one == other,
+            (Self::Host { name: one, port: at }, Self::Host { name: other, port: to }) => {
+                one == other && at == to
+            }
+            (Self::Unix(one), Self::Unix(other)) => one == other,
+            (Self::Within(one, here), Self::Within(other, there)) => one == other && Arc::ptr_eq(here, there),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Endpoint {}
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -321,6 +350,7 @@ impl fmt::Display for Endpoint {
             Self::Tcp(address) => address.fmt(f),
             Self::Host { name, port } => write!(f, "{name}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Within(address, _) => write!(f, "{address} in a network of its own"),
         }
     }
 }

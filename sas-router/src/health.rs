@@ -74,6 +74,9 @@ impl HealthChecks {
     async fn ask(&self, probe: &Probe, endpoint: &Endpoint) -> Option<bool> {
         let at = |port: &Option<u16>| match (endpoint, port) {
             (Endpoint::Tcp(address), Some(port)) => Endpoint::Tcp((address.ip(), *port).into()),
+            (Endpoint::Within(address, sockets), Some(port)) => {
+                Endpoint::Within((address.ip(), *port).into(), Arc::clone(sockets))
+            }
             _ => endpoint.clone(),
         };
         match &probe.action {

@@ -40,6 +40,13 @@ pub(crate) async fn send(endpoint: &Endpoint, request: Request) -> Result<Respon
                 tokio::net::UnixStream::connect(path).await.map_err(|error| failed("connect", &error))?;
             exchange(stream, request).await
         }
+        Endpoint::Within(address, sockets) => {
+            let connecting = async {
+                let socket = std::net::TcpStream::from(sockets.tcp_socket(address)?);
+                tokio::net::TcpSocket::from_std_stream(socket).connect(*address).await
+            };
+            exchange(connecting.await.map_err(|error| failed("connect", &error))?, request).await
+        }
         _ => Err(CallFailed(format!("no way to reach {endpoint}"))),
     }
 }

@@ -1,6 +1,8 @@
 //! Settings that every system has, and that do something on Linux.
 
-use std::path::PathBuf;
+use std::{fmt, ops::RangeInclusive, path::PathBuf, str::FromStr};
+
+use sas_core::{Error, ErrorKind, Result};
 
 /// Whether instances with limits get a control group of their own, which holds them to their limits of CPU and memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,4 +18,178 @@ pub enum ControlGroups {
     /// Below this directory of version 2, which was delegated to this host and holds no processes itself (systemd:
     /// `Delegate=yes`, and a group beside the host's own).
     Under(PathBuf),
+}
+
+/// How much of the machine is kept from an instance, weakest first. `SECURITY.md` has the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum JailLevel {
+    /// Nothing: a process of the host's user like any other. Descriptors of the host are still closed to it.
+    None,
+    /// What this machine gives: as root namespaces for processes and mounts, a user id per tenant and a writable view
+    /// of its own; as an ordinary user landlock and a seccomp filter. What is missing is said at start.
+    #[default]
+    Basic,
+    /// All of it, and a network namespace of its own: a start is refused where something is missing.
+    Strict,
+}
+
+impl JailLevel {
+    /// All levels, weakest first.
+    pub const ALL: [Self; 3] = [Self::None, Self::Basic, Self::Strict];
+
+    /// The name by which settings and annotations ask for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Basic => "basic",
+            Self::Strict => "strict",
+        }
+    }
+}
+
+impl fmt::Display for JailLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for JailLevel {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|level| level.name() == text).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidSpec, "jail", format!("jail: {text:?}: none, basic or strict"))
+        })
+    }
+}
+
+/// Which connections an instance may make.
+///
+/// What each means depends on what the machine gives. With `Denied` and a network namespace there is no way out at
+/// all. Without one, TCP is bounded by ports, whatever the address, and UDP is not bounded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Egress {
+    /// To the ports in [`JailConfig::egress_ports`].
+    #[default]
+    Allowed,
+    /// None.
+    Denied,
+    /// To these TCP ports.
+    Ports(Vec<u16>),
+}
+
+impl FromStr for Egress {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "allow" => return Ok(Self::Allowed),
+            "deny" => return Ok(Self::Denied),
+            _ => {}
+        }
+        let ports: Option<Vec<u16>> =
+            text.split(',').map(|port| port.trim().parse().ok().filter(|port| *port != 0)).collect();
+        ports.map(Self::Ports).ok_or_else(|| {
+            let what =
+                format!("egress: {text:?}: allow, deny, or TCP ports from 1 to 65535 separated by ','");
+            Error::new(ErrorKind::InvalidSpec, "jail", what)
+        })
+    }
+}
+
+/// How instances are jailed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct JailConfig {
+    /// The least that every instance gets; a service may ask for more.
+    pub level: JailLevel,
+    /// User ids that no account of this machine has, one per tenant; the first is the group that owns packages.
+    /// Used as root only. Default 1900000000 to 1900065535, which systemd and `useradd` leave alone.
+    pub uids: RangeInclusive<u32>,
+    /// Namespaces that are kept ready, so that a start need not make them. Each is a process that sleeps. Default 2.
+    pub ready: usize,
+    /// What instances may connect to unless they say otherwise.
+    pub egress: Egress,
+    /// The TCP ports of [`Egress::Allowed`] where an instance shares the host's network: those of the web, mail, name
+    /// servers, and the usual databases and brokers. None of them should be the admin API's or another instance's.
+    pub egress_ports: Vec<u16>,
+    /// Bytes that an instance may write to its own view of the disk, its home and `/tmp` together; it is held in
+    /// memory, and counts as the instance's. Default 512 MiB. As an ordinary user: the largest file.
+    pub disk_bytes: u64,
+    /// Files and directories that instances may read beside the system's own.
+    pub readable: Vec<PathBuf>,
+}
+
+impl Default for JailConfig {
+    fn default() -> Self {
+        Self {
+            level: JailLevel::default(),
+            uids: 1_900_000_000..=1_900_065_535,
+            ready: 2,
+            egress: Egress::default(),
+            egress_ports: vec![
+                22, 25, 53, 80, 143, 389, 443, 465, 587, 636, 853, 993, 995, 1433, 1521, 1883, 2181, 2379,
+                3306, 4222, 5432, 5671, 5672, 6379, 6380, 8443, 8883, 9000, 9042, 9092, 9093, 9200, 9243,
+                11211, 26257, 27017,
+            ],
+            disk_bytes: 512 << 20,
+            readable: Vec::new(),
+        }
+    }
+}
+
+impl JailConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// `InvalidSpec` with the field, the value and the remedy.
+    pub fn validate(&self) -> Result<()> {
+        let wrong = |message: String| Err(Error::new(ErrorKind::InvalidSpec, "configure", message));
+        if self.uids.start() == self.uids.end() || self.uids.is_empty() || *self.uids.start() == 0 {
+            return wrong(format!("jail.uids: {:?}: at least two user ids, none of them 0", self.uids));
+        }
+        if *self.uids.end() >= u32::MAX - 1 {
+            return wrong(format!("jail.uids: {:?}: user ids below 4294967294", self.uids));
+        }
+        if self.disk_bytes < 1 << 20 {
+            return wrong(format!("jail.disk_bytes: {}: at least 1048576", self.disk_bytes));
+        }
+        if self.ready > 256 {
+            return wrong(format!("jail.ready: {}: at most 256", self.ready));
+        }
+        if let Some(path) = self.readable.iter().find(|path| !path.is_absolute()) {
+            return wrong(format!("jail.readable: {}: absolute paths", path.display()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_egress_are_read_by_name_and_refused_with_the_names() {
+        assert_eq!("strict".parse::<JailLevel>().unwrap(), JailLevel::Strict);
+        assert!(JailLevel::None < JailLevel::Basic && JailLevel::Basic < JailLevel::Strict);
+        let error = "hard".parse::<JailLevel>().unwrap_err().to_string();
+        assert!(error.contains("none, basic or strict"), "{error}");
+        assert_eq!("443, 5432".parse::<Egress>().unwrap(), Egress::Ports(vec![443, 5432]));
+        assert_eq!("deny".parse::<Egress>().unwrap(), Egress::Denied);
+        for wrong in ["", "0", "443;80", "all", "70000"] {
+            assert!(wrong.parse::<Egress>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named() {
+        let mut config = JailConfig::default();
+        config.validate().unwrap();
+        config.uids = 0..=10;
+        assert!(config.validate().unwrap_err().to_string().contains("jail.uids"));
+        config = JailConfig { disk_bytes: 1, ..JailConfig::default() };
+        assert!(config.validate().unwrap_err().to_string().contains("jail.disk_bytes"));
+    }
 }

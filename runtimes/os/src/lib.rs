@@ -17,14 +17,22 @@
 
 mod config;
 
-pub use config::ControlGroups;
+pub use config::{ControlGroups, Egress, JailConfig, JailLevel};
 
+#[cfg(target_os = "linux")]
+pub mod cell;
 #[cfg(target_os = "linux")]
 pub mod cgroup;
 #[cfg(target_os = "linux")]
 pub mod guardian;
 #[cfg(target_os = "linux")]
+pub mod jail;
+#[cfg(target_os = "linux")]
+pub mod network;
+#[cfg(target_os = "linux")]
 pub mod ports;
+#[cfg(target_os = "linux")]
+mod seccomp;
 #[cfg(target_os = "linux")]
 pub mod strays;
 #[cfg(target_os = "linux")]

@@ -406,6 +406,7 @@ fn address(request: &mut Request, endpoint: &Endpoint, protocol: Protocol) -> Re
         parts.authority = match (named, endpoint) {
             (Some(authority), _) => Some(authority),
             (None, Endpoint::Tcp(_) | Endpoint::Host { .. }) => endpoint.to_string().parse().ok(),
+            (None, Endpoint::Within(address, _)) => address.to_string().parse().ok(),
             (None, _) => Some(http::uri::Authority::from_static("localhost")),
         };
         parts.scheme = Some(http::uri::Scheme::HTTP);

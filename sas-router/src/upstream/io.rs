@@ -57,6 +57,12 @@ impl InstanceIo {
                 stream.set_nodelay(true)?;
                 Socket::Tcp(stream)
             }
+            Endpoint::Within(address, sockets) => {
+                let socket = std::net::TcpStream::from(sockets.tcp_socket(address)?);
+                let stream = tokio::net::TcpSocket::from_std_stream(socket).connect(*address).await?;
+                stream.set_nodelay(true)?;
+                Socket::Tcp(stream)
+            }
             Endpoint::Unix(path) => Socket::Unix(UnixStream::connect(path).await?),
             other => {
                 let text = format!("this version can't connect to an endpoint of the kind {other:?}");

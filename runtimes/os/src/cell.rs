@@ -1,0 +1,448 @@
+//! Namespaces that are kept ready, each held by a process that sleeps as process 1.
+//!
+//! A cell is what a jailed program starts in: namespaces for processes, mounts, IPC and the host's name, and for
+//! `strict` one for the network. It is held by a small program that ignores `SIGCHLD`, so that the kernel collects
+//! orphans without it (process 1's first duty), and that reads a pipe whose other end the host holds, so that a cell
+//! ends with the host, however that died. The program itself is *not* process 1: it gets the signals that it has no
+//! handler for, as everywhere (process 1's second duty).
+//!
+//! Ending the holder ends every process of the cell, whatever group, session or parent it has taken. Nothing of it is
+//! left on disk: what the program wrote lies in a sized tmpfs that goes with the mounts.
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use parking_lot::Mutex;
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, UnmountFlags},
+    process::{Pid, PidfdFlags, Signal},
+};
+
+use crate::network::Network;
+
+/// Where a cell keeps its own things: on the tmpfs that replaces `/run`.
+const OWN: &str = "/run/sas";
+/// The home of the program.
+pub const HOME: &str = "/run/sas/home";
+
+/// What holds a cell. `/proc` is of the namespace of who mounts it, unless the kernel takes another (`pidns=`, Linux
+/// 6.18). A shell waits for whatever child it gets; a `cat` whose `SIGCHLD` is ignored need not even do that.
+const HOLDER: &str = "trap '' HUP INT TERM; read -r how; \
+    [ \"$how\" = ready ] || mount -t proc -o nosuid,nodev,noexec proc /proc || exit 1; \
+    echo ready; exec 3<&0 </dev/null >/dev/null; \
+    env --ignore-signal=CHLD true && exec env --ignore-signal=CHLD cat <&3; \
+    cat <&3 & wait $!";
+
+/// Directories that hold sockets and files of others, and are empty in a cell.
+const COVERED: [&str; 6] = ["/run", "/tmp", "/var/tmp", "/dev/shm", "/root", "/home"];
+
+/// How the mounts of cells are made; the same for all cells of a host.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    /// Directories of the host's own, such as the package store: covered, and reached by the host alone.
+    pub(crate) roots: Vec<PathBuf>,
+    /// What instances may read though it lies below something covered.
+    pub(crate) readable: Vec<PathBuf>,
+    pub(crate) disk_bytes: u64,
+}
+
+/// The view of the disk that one program gets.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    /// Written to over itself: what is there stays as it is, and changes go with the cell.
+    pub(crate) package: Option<PathBuf>,
+    /// Bound as they are.
+    pub(crate) bound: Vec<PathBuf>,
+}
+
+/// One set of namespaces, for one instance. Everything in it ends when this is dropped.
+#[derive(Debug)]
+pub struct Cell {
+    holder: Option<Pid>,
+    pidfd: OwnedFd,
+    /// The host's end of the pipe.
+    _alive: OwnedFd,
+    network: Option<Arc<Network>>,
+}
+
+impl Cell {
+    /// Makes a cell, on a thread of its own: a millisecond at most.
+    pub(crate) fn make(layout: &Layout, network: bool) -> io::Result<Self> {
+        let (reader, mut writer) = io::pipe()?;
+        let (mut answer, told) = io::pipe()?;
+        let holder = std::thread::scope(|scope| {
+            let made = std::thread::Builder::new().name("sas-cell".into()).spawn_scoped(scope, || {
+                let mut spaces = CloneFlags::CLONE_NEWNS
+                    | CloneFlags::CLONE_NEWPID
+                    | CloneFlags::CLONE_NEWIPC
+                    | CloneFlags::CLONE_NEWUTS;
+                if network {
+                    spaces |= CloneFlags::CLONE_NEWNET;
+                }
+                // From here on the thread has a table of descriptors of its own: what it closes stays open in the host.
+                unshare(CloneFlags::CLONE_FILES | spaces)?;
+                close_fds::CloseFdsBuilder::new().cloexecfrom(3);
+                if network {
+                    crate::network::bring_lo_up()?;
+                }
+                mount_all(layout)?;
+                let child = Command::new("/bin/sh")
+                    .args(["-c", HOLDER, "sas-cell"])
+                    .env_clear()
+                    .current_dir("/")
+                    .stdin(Stdio::from(reader.try_clone()?))
+                    .stdout(Stdio::from(told.try_clone()?))
+                    .stderr(Stdio::null())
+                    .process_group(0)
+                    .spawn()?;
+                let holder = Pid::from_child(&child);
+                Ok::<_, io::Error>((holder, mount_proc(holder).is_ok()))
+            })?;
+            made.join().map_err(|_panic| io::Error::other("the thread ended"))?
+        });
+        drop((reader, told));
+        let (holder, ready) = holder?;
+        let pidfd = rustix::process::pidfd_open(holder, PidfdFlags::NONBLOCK)?;
+        if !ready {
+            writer.write_all(b"mount\n")?;
+            let mut word = [0u8; 6];
+            if answer.read_exact(&mut word).is_err() {
+                let _ = rustix::process::waitpid(Some(holder), rustix::process::WaitOptions::empty());
+                return Err(io::Error::other(
+                    "/proc could not be mounted in it: `mount` of util-linux is needed",
+                ));
+            }
+        } else {
+            writer.write_all(b"ready\n")?;
+        }
+        let network = match network {
+            true => Some(Network::of(pidfd.try_clone()?)),
+            false => None,
+        };
+        Ok(Self { holder: Some(holder), pidfd, _alive: OwnedFd::from(writer), network })
+    }
+
+    /// Its network, where it has one of its own.
+    pub fn network(&self) -> Option<&Arc<Network>> {
+        self.network.as_ref()
+    }
+
+    /// Readable when the cell and everything in it is gone.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// The process that holds it, as the host numbers it.
+    pub fn holder(&self) -> Option<i32> {
+        self.holder.map(Pid::as_raw_pid)
+    }
+
+    /// Ends every process in it.
+    pub fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    /// Collects the holder; false while something still runs.
+    pub fn is_gone(&mut self) -> bool {
+        let Some(holder) = self.holder else { return true };
+        match rustix::process::waitpid(Some(holder), rustix::process::WaitOptions::NOHANG) {
+            Ok(None) => false,
+            Ok(Some(_)) | Err(_) => {
+                self.holder = None;
+                true
+            }
+        }
+    }
+
+    /// Takes the calling thread, and what it spawns from now on, into the cell.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        let mut spaces = CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWPID
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWUTS;
+        if self.network.is_some() {
+            spaces |= CloneFlags::CLONE_NEWNET;
+        }
+        unshare(CloneFlags::CLONE_FS)?;
+        Ok(setns(&self.pidfd, spaces)?)
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        self.kill();
+        // Who waited for its end has collected it. Else somebody must, and nothing blocks here.
+        if let Some(holder) = self.holder.take() {
+            let _ = std::thread::Builder::new().name("sas-cell-end".into()).spawn(move || {
+                let _ = rustix::process::waitpid(Some(holder), rustix::process::WaitOptions::empty());
+            });
+        }
+    }
+}
+
+fn at(error: impl Into<io::Error>, what: &str, path: &Path) -> io::Error {
+    let error = error.into();
+    io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
+}
+
+fn tmpfs(target: &Path, data: &str) -> io::Result<()> {
+    let data = std::ffi::CString::new(data)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount("tmpfs", target, "tmpfs", flags, data.as_c_str())
+        .map_err(|error| at(error, "tmpfs on", target))
+}
+
+fn bind(source: &Path, target: &Path) -> io::Result<()> {
+    if source.is_dir() {
+        make_dirs(target)?;
+    } else {
+        if let Some(parent) = target.parent() {
+            make_dirs(parent)?;
+        }
+        if !target.exists() {
+            fs::write(target, "")?;
+        }
+    }
+    rustix::mount::mount_bind_recursive(source, target).map_err(|error| at(error, "bind to", target))
+}
+
+fn make_dirs(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_dirs(path.parent().ok_or(error)?)?;
+            make_dirs(path)
+        }
+        Err(error) => Err(at(error, "create", path)),
+    }
+}
+
+/// The topmost directory above `path` that not everybody may pass.
+fn gate(path: &Path) -> Option<PathBuf> {
+    let mut above: Vec<&Path> = path.ancestors().skip(1).filter(|dir| dir.parent().is_some()).collect();
+    above.reverse();
+    above
+        .into_iter()
+        .find(|dir| fs::metadata(dir).is_ok_and(|metadata| metadata.permissions().mode() & 0o001 == 0))
+        .map(Path::to_path_buf)
+}
+
+/// What is covered by empty directories, without what lies below another.
+fn covered(layout: &Layout) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = COVERED.iter().map(PathBuf::from).collect();
+    all.extend(layout.roots.iter().cloned());
+    all.extend(layout.roots.iter().chain(&layout.readable).filter_map(|path| gate(path)));
+    let mut all: Vec<PathBuf> = all.into_iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
+    all.sort();
+    all.dedup();
+    let mut kept: Vec<PathBuf> = Vec::new();
+    for path in all {
+        if path.is_dir() && !kept.iter().any(|above| path.starts_with(above)) {
+            kept.push(path);
+        }
+    }
+    kept
+}
+
+/// Makes the mounts of a cell. The calling thread is in a mount namespace of its own.
+fn mount_all(layout: &Layout) -> io::Result<()> {
+    let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", flags).map_err(|error| at(error, "make private", Path::new("/")))?;
+    let covered = covered(layout);
+    // Opened before they are covered, and bound by these descriptors after.
+    let open = |path: &Path| {
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map_err(|error| at(error, "open", path))
+    };
+    let roots = layout.roots.iter().map(|root| open(root)).collect::<io::Result<Vec<_>>>()?;
+    let below: Vec<(&PathBuf, OwnedFd)> = layout
+        .readable
+        .iter()
+        .filter(|path| covered.iter().any(|dir| path.starts_with(dir)))
+        .filter_map(|path| Some((path, open(path).ok()?)))
+        .collect();
+    let own = Path::new(OWN);
+    let size = layout.disk_bytes;
+    for dir in &covered {
+        match dir.as_path() {
+            run if run == Path::new("/run") => tmpfs(run, &format!("mode=755,size={size}"))?,
+            dir if dir == Path::new("/dev/shm") => tmpfs(dir, &format!("mode=1777,size={size}"))?,
+            dir if dir == Path::new("/tmp") || dir == Path::new("/var/tmp") => {}
+            dir => tmpfs(dir, "mode=755,size=1m")?,
+        }
+    }
+    for dir in ["", "home", "tmp", "upper", "work"] {
+        make_dirs(&own.join(dir))?;
+    }
+    fs::set_permissions(own.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    for dir in ["/tmp", "/var/tmp"] {
+        bind(&own.join("tmp"), Path::new(dir))?;
+    }
+    let host = own.join("host");
+    make_dirs(&host)?;
+    fs::set_permissions(&host, fs::Permissions::from_mode(0o700))?;
+    let by_descriptor = |fd: &OwnedFd| {
+        use std::os::fd::AsRawFd as _;
+        PathBuf::from(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()))
+    };
+    for (number, root) in roots.iter().enumerate() {
+        bind(&by_descriptor(root), &host.join(number.to_string()))?;
+    }
+    for (path, fd) in &below {
+        bind(&by_descriptor(fd), path)?;
+    }
+    // Programs ask for the name of their user; the one of this cell is written here when it is known.
+    for file in ["passwd", "group"] {
+        let (from, to) = (Path::new("/etc").join(file), own.join(file));
+        fs::write(&to, fs::read(&from).unwrap_or_default())?;
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o644))?;
+        if from.exists() {
+            bind(&to, &from)?;
+        }
+    }
+    Ok(())
+}
+
+/// Mounts the `/proc` of the namespace of `holder`, where the kernel lets somebody outside of it.
+fn mount_proc(holder: Pid) -> io::Result<()> {
+    let data = std::ffi::CString::new(format!("pidns=/proc/{}/ns/pid", holder.as_raw_pid()))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    Ok(rustix::mount::mount("proc", "/proc", "proc", flags, data.as_c_str())?)
+}
+
+/// Gives the program of a cell its files. The calling thread is in the cell, and still the host's user.
+pub(crate) fn show(layout: &Layout, view: &View, user: Option<u32>) -> io::Result<()> {
+    let own = Path::new(OWN);
+    let host = own.join("host");
+    let inside = |path: &Path| -> io::Result<PathBuf> {
+        layout
+            .roots
+            .iter()
+            .enumerate()
+            .find_map(|(number, root)| {
+                Some(host.join(number.to_string()).join(path.strip_prefix(root).ok()?))
+            })
+            .ok_or_else(|| io::Error::other(format!("{} is in no directory of the host's", path.display())))
+    };
+    if let Some(user) = user {
+        let (uid, gid) = (Some(rustix::fs::Uid::from_raw(user)), Some(rustix::fs::Gid::from_raw(user)));
+        for dir in ["home", "upper"] {
+            rustix::fs::chown(own.join(dir), uid, gid)?;
+        }
+        let append = |file: &str, line: String| {
+            fs::OpenOptions::new().append(true).open(own.join(file))?.write_all(line.as_bytes())
+        };
+        append("passwd", format!("app:x:{user}:{user}:app:{HOME}:/bin/sh\n"))?;
+        append("group", format!("app:x:{user}:\n"))?;
+    }
+    if let Some(package) = &view.package {
+        make_dirs(package)?;
+        let from = inside(package)?;
+        let metadata = fs::metadata(&from)?;
+        fs::set_permissions(own.join("upper"), metadata.permissions())?;
+        let data = format!("lowerdir={},upperdir={OWN}/upper,workdir={OWN}/work", from.display());
+        let data = std::ffi::CString::new(data)?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        rustix::mount::mount("overlay", package.as_path(), "overlay", flags, data.as_c_str())
+            .map_err(|error| at(error, "overlay on", package))?;
+    }
+    for path in &view.bound {
+        bind(&inside(path)?, path)?;
+    }
+    // From here on nothing in the cell leads to the host's own directories.
+    for number in 0..layout.roots.len() {
+        rustix::mount::unmount(host.join(number.to_string()), UnmountFlags::DETACH)?;
+    }
+    Ok(())
+}
+
+/// Cells that wait to be used.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    layout: Layout,
+    wanted: usize,
+    /// Without and with a network of their own.
+    waiting: [Mutex<Stock>; 2],
+}
+
+#[derive(Debug, Default)]
+struct Stock {
+    cells: Vec<Cell>,
+    filling: bool,
+    closed: bool,
+}
+
+impl Ready {
+    pub(crate) fn new(layout: Layout, wanted: usize) -> Arc<Self> {
+        Arc::new(Self { layout, wanted, waiting: [Mutex::default(), Mutex::default()] })
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// A cell; made now when none is ready.
+    pub(crate) fn take(self: &Arc<Self>, network: bool) -> io::Result<Cell> {
+        let ready = self.waiting[usize::from(network)].lock().cells.pop();
+        self.fill(network);
+        match ready {
+            Some(cell) => Ok(cell),
+            None => Cell::make(&self.layout, network),
+        }
+    }
+
+    /// Makes what is missing, on a thread that ends when it is done.
+    pub(crate) fn fill(self: &Arc<Self>, network: bool) {
+        {
+            let mut stock = self.waiting[usize::from(network)].lock();
+            if stock.filling || stock.closed || stock.cells.len() >= self.wanted {
+                return;
+            }
+            stock.filling = true;
+        }
+        let this = Arc::clone(self);
+        let filling = std::thread::Builder::new().name("sas-cells".into()).spawn(move || {
+            loop {
+                let made = Cell::make(&this.layout, network);
+                let mut stock = this.waiting[usize::from(network)].lock();
+                match made {
+                    Ok(cell) if !stock.closed => stock.cells.push(cell),
+                    Ok(_) => {}
+                    // The next start makes its own, and says what is wrong.
+                    Err(error) => {
+                        tracing::warn!(%error, "no cell could be made ready");
+                        stock.filling = false;
+                        return;
+                    }
+                }
+                if stock.closed || stock.cells.len() >= this.wanted {
+                    stock.filling = false;
+                    return;
+                }
+            }
+        });
+        if filling.is_err() {
+            self.waiting[usize::from(network)].lock().filling = false;
+        }
+    }
+
+    /// Ends what waits, and keeps nothing ready any more.
+    pub(crate) fn close(&self) {
+        for stock in &self.waiting {
+            let mut stock = stock.lock();
+            stock.closed = true;
+            stock.cells.clear();
+        }
+    }
+}

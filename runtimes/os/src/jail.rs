@@ -1,0 +1,575 @@
+//! A thread that jails itself, and spawns.
+//!
+//! On Linux credentials, namespaces, landlock domains, seccomp filters, `no_new_privs` and (after an unshare) the
+//! table of descriptors belong to the thread. So a fresh thread takes all of them on, calls `posix_spawn`, and ends:
+//! the child has inherited the jail, the host is as before, nothing was forked, and no helper program is shipped.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt, fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, NetPort, PathBeneath, PathFd,
+    Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, Scope,
+};
+use nix::sched::{CloneFlags, unshare};
+use parking_lot::Mutex;
+use rustix::thread::CapabilitySet;
+use sas_core::{Error, ErrorKind, Result, TenantKey};
+
+use crate::{
+    cell::{self, Cell, Layout, Ready, View},
+    config::{Egress, JailConfig, JailLevel},
+    seccomp::Filters,
+};
+
+/// The newest landlock whose rights are used. Older kernels give what they have, which the report says.
+const NEWEST: ABI = ABI::V6;
+
+/// What programs of any kind read.
+const SYSTEM: [&str; 12] =
+    ["/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/etc", "/opt", "/nix", "/sys", "/proc"];
+const DEVICES: [&str; 9] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/ptmx",
+    "/dev/pts",
+    "/dev/fd",
+];
+
+/// A means by which an instance is jailed, and why this machine lacks it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Means {
+    /// What it is.
+    pub name: &'static str,
+    /// Why there is none; `None`: there is.
+    pub missing: Option<String>,
+}
+
+/// What this machine gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct JailReport {
+    /// The least that every instance gets.
+    pub level: JailLevel,
+    /// Each means, in the order in which `SECURITY.md` lists them.
+    pub means: Vec<Means>,
+}
+
+impl JailReport {
+    /// The means that this machine lacks.
+    pub fn missing(&self) -> impl Iterator<Item = &Means> {
+        self.means.iter().filter(|means| means.missing.is_some())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.means.iter().any(|means| means.name == name && means.missing.is_none())
+    }
+}
+
+impl fmt::Display for JailReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "jail {}", self.level)?;
+        for means in self.missing() {
+            write!(f, "; no {}: {}", means.name, means.missing.as_deref().unwrap_or_default())?;
+        }
+        Ok(())
+    }
+}
+
+const USERS: &str = "user id per tenant";
+const SPACES: &str = "namespaces for processes, mounts and IPC";
+const NETWORK: &str = "network namespace";
+const FILES: &str = "landlock for files";
+const PORTS: &str = "landlock for TCP ports";
+const SIGNALS: &str = "landlock for signals and abstract sockets";
+const CALLS: &str = "filter of system calls";
+
+/// What one instance asks for.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct JailRequest {
+    /// How much is kept from it: at least the host's level.
+    pub level: JailLevel,
+    /// Whose it is.
+    pub tenant: TenantKey,
+    /// Where it may connect to.
+    pub egress: Egress,
+    /// The TCP ports on which it listens, where it shares the host's network.
+    pub ports: Vec<u16>,
+    /// Its package; it sees a view of its own over it that it may write to, where there are namespaces.
+    pub package: Option<PathBuf>,
+    /// Directories of its own that stay.
+    pub data: Vec<PathBuf>,
+    /// What it may read beside the system's files and its package.
+    pub readable: Vec<PathBuf>,
+    /// What it may write to as it is. A place in the host's own directories is there for it only without namespaces.
+    pub writable: Vec<PathBuf>,
+    /// Whether it may be put into namespaces; a process that numbers processes for the host may not.
+    pub namespaces: bool,
+    /// Whether it gets a network of its own though others of its level do not.
+    pub own_network: bool,
+}
+
+impl JailRequest {
+    /// A request of a tenant, with nothing allowed but what every program needs.
+    pub fn new(level: JailLevel, tenant: TenantKey) -> Self {
+        Self {
+            level,
+            tenant,
+            egress: Egress::default(),
+            ports: Vec::new(),
+            package: None,
+            data: Vec::new(),
+            readable: Vec::new(),
+            writable: Vec::new(),
+            namespaces: true,
+            own_network: false,
+        }
+    }
+}
+
+/// A place for one program.
+#[derive(Debug)]
+pub struct Jail<'a> {
+    jails: &'a Jails,
+    request: JailRequest,
+    user: Option<u32>,
+    cell: Option<Cell>,
+}
+
+/// The jails of a host.
+#[derive(Debug)]
+pub struct Jails {
+    config: JailConfig,
+    report: JailReport,
+    root: bool,
+    filters: Option<Filters>,
+    ready: Arc<Ready>,
+    users: Mutex<Users>,
+}
+
+#[derive(Debug, Default)]
+struct Users {
+    of: HashMap<TenantKey, u32>,
+}
+
+impl Jails {
+    /// Finds out what this machine gives.
+    ///
+    /// `roots` are the directories of the host's own, with packages and data; `readable` is what instances read beside
+    /// the system's files, such as the places of interpreters.
+    ///
+    /// # Errors
+    /// `InvalidSpec` for a wrong configuration; `Unsupported`, with what is missing, when the level is strict and the
+    /// machine does not give all of it.
+    pub fn open(config: JailConfig, roots: &[PathBuf], readable: &[PathBuf]) -> Result<Self> {
+        config.validate()?;
+        let mut readable: Vec<PathBuf> = readable
+            .iter()
+            .chain(&config.readable)
+            .map(PathBuf::as_path)
+            .chain([Path::new("/run/systemd/resolve"), Path::new("/run/resolvconf")])
+            .filter_map(|path| fs::canonicalize(path).ok())
+            .collect();
+        readable.sort();
+        readable.dedup();
+        let layout = Layout { roots: roots.to_vec(), readable, disk_bytes: config.disk_bytes };
+        let root = rustix::thread::capabilities(None).is_ok_and(|own| {
+            own.effective.contains(
+                CapabilitySet::SYS_ADMIN
+                    | CapabilitySet::SETUID
+                    | CapabilitySet::SETGID
+                    | CapabilitySet::CHOWN
+                    | CapabilitySet::KILL
+                    | CapabilitySet::DAC_OVERRIDE,
+            )
+        });
+        let filters = Filters::new();
+        let mut means = Vec::new();
+        let mut tell = |name, missing: Option<String>| means.push(Means { name, missing });
+        if config.level == JailLevel::None {
+            tell(USERS, None);
+        } else {
+            let not_root = || "the host is not root (CAP_SYS_ADMIN, CAP_SETUID, CAP_CHOWN, ...)".to_owned();
+            tell(USERS, (!root).then(not_root));
+            for (name, network) in [(SPACES, false), (NETWORK, true)] {
+                let missing = if root { probe_spaces(network) } else { Some(not_root()) };
+                tell(name, missing);
+            }
+            let abi = |missing: bool, least: &str| {
+                missing.then(|| format!("the kernel has no landlock of {least}"))
+            };
+            tell(
+                FILES,
+                abi(!has_landlock(|rules| rules.handle_access(AccessFs::from_all(ABI::V1))), "Linux 5.13"),
+            );
+            tell(
+                PORTS,
+                abi(!has_landlock(|rules| rules.handle_access(AccessNet::from_all(ABI::V4))), "Linux 6.7"),
+            );
+            tell(SIGNALS, abi(!has_landlock(|rules| rules.scope(Scope::from_all(ABI::V6))), "Linux 6.12"));
+            let no_filter = match &filters {
+                Err(error) => Some(error.to_string()),
+                Ok(_) if !Path::new("/proc/sys/kernel/seccomp").exists() => {
+                    Some("the kernel has no seccomp filters".to_owned())
+                }
+                Ok(_) => None,
+            };
+            tell(CALLS, no_filter);
+        }
+        let report = JailReport { level: config.level, means };
+        let this = Self {
+            root: root && report.has(USERS) && config.level != JailLevel::None,
+            filters: filters.ok().filter(|_| report.has(CALLS)),
+            ready: Ready::new(layout, config.ready),
+            users: Mutex::default(),
+            config,
+            report,
+        };
+        if this.config.level == JailLevel::Strict {
+            this.all_of_it()?;
+        }
+        if this.config.level != JailLevel::None && this.report.missing().next().is_some() {
+            tracing::warn!(report = %this.report, "instances are jailed by what this machine gives");
+        }
+        Ok(this)
+    }
+
+    /// What this machine gives.
+    pub fn report(&self) -> &JailReport {
+        &self.report
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &JailConfig {
+        &self.config
+    }
+
+    /// Whether instances are put into namespaces, with a view of the disk of their own.
+    pub fn has_namespaces(&self) -> bool {
+        self.root && self.report.has(SPACES)
+    }
+
+    /// The group that packages belong to, so that an instance may write to its view of them. `None`: instances have
+    /// the host's own user.
+    pub fn package_group(&self) -> Option<u32> {
+        self.root.then(|| *self.config.uids.start())
+    }
+
+    /// Whether an instance that asks for this has a network of its own.
+    pub fn has_own_network(&self, request: &JailRequest) -> bool {
+        self.has_namespaces()
+            && request.namespaces
+            && self.report.has(NETWORK)
+            && (request.level == JailLevel::Strict || request.egress == Egress::Denied || request.own_network)
+    }
+
+    /// Why not everything of `strict` can be had here.
+    ///
+    /// # Errors
+    /// `Unsupported`, with what is missing.
+    pub fn all_of_it(&self) -> Result<()> {
+        let missing: Vec<String> = if self.config.level == JailLevel::None {
+            vec!["the host's level is none, so nothing was made ready".to_owned()]
+        } else {
+            self.report
+                .missing()
+                .map(|means| format!("no {} ({})", means.name, means.missing.as_deref().unwrap_or_default()))
+                .collect()
+        };
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let what = format!("jail: strict: this machine gives {}; set it to basic", missing.join(", "));
+        Err(Error::new(ErrorKind::Unsupported, "jail", what))
+    }
+
+    /// Keeps cells ready from now on.
+    pub fn warm(&self, request: &JailRequest) {
+        if self.has_namespaces() && request.namespaces && request.level != JailLevel::None {
+            self.ready.fill(self.has_own_network(request));
+        }
+    }
+
+    /// Ends the cells that wait.
+    pub fn close(&self) {
+        self.ready.close();
+    }
+
+    /// Lets instances write to their views of a package, and read all of it. Its files get the group of packages, with
+    /// the rights that their owner has.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn grant(&self, package: &Path) -> io::Result<()> {
+        let Some(group) = self.package_group() else { return Ok(()) };
+        if std::os::unix::fs::MetadataExt::gid(&fs::metadata(package)?) == group {
+            return Ok(());
+        }
+        let mut open = Vec::new();
+        let give = |path: &Path| -> io::Result<bool> {
+            let metadata = fs::symlink_metadata(path)?;
+            if metadata.is_symlink() {
+                return Ok(false);
+            }
+            rustix::fs::chown(path, None, Some(rustix::fs::Gid::from_raw(group)))?;
+            let mode = metadata.permissions().mode() & 0o777;
+            // Its owner's rights for the group; the owner may have none to write where the package said so.
+            let wanted = mode | 0o200 | (mode & 0o700) >> 3 | 0o020;
+            fs::set_permissions(path, fs::Permissions::from_mode(wanted))?;
+            Ok(metadata.is_dir())
+        };
+        open.push(package.to_path_buf());
+        while let Some(dir) = open.pop() {
+            for entry in fs::read_dir(&dir)? {
+                let path = entry?.path();
+                if give(&path)? {
+                    open.push(path);
+                }
+            }
+        }
+        // Last, so that a package with the group is one whose files all have it.
+        give(package).map(drop)
+    }
+
+    /// The user id of a tenant.
+    fn user(&self, tenant: TenantKey) -> Result<u32> {
+        let mut users = self.users.lock();
+        if let Some(user) = users.of.get(&tenant) {
+            return Ok(*user);
+        }
+        let next = u64::from(*self.config.uids.start()) + 1 + users.of.len() as u64;
+        let user =
+            u32::try_from(next).ok().filter(|user| self.config.uids.contains(user)).ok_or_else(|| {
+                let what = format!("jail.uids: {:?}: more tenants than user ids; widen it", self.config.uids);
+                Error::new(ErrorKind::Exhausted, "start", what)
+            })?;
+        users.of.insert(tenant, user);
+        Ok(user)
+    }
+
+    /// A place for one program. Takes a cell where there are any.
+    ///
+    /// # Errors
+    /// `Unsupported` for `strict` where something of it is missing, `Exhausted` and `Unavailable` when no cell can be
+    /// made.
+    pub fn enter(&self, request: JailRequest) -> Result<Jail<'_>> {
+        if request.level == JailLevel::Strict {
+            self.all_of_it()?;
+            if !request.namespaces {
+                let what = "jail: strict: this program can't be put into namespaces; start it without zygote";
+                return Err(Error::new(ErrorKind::Unsupported, "jail", what));
+            }
+        }
+        if request.level == JailLevel::None || self.config.level == JailLevel::None {
+            let request = JailRequest { level: JailLevel::None, ..request };
+            return Ok(Jail { jails: self, request, user: None, cell: None });
+        }
+        let user = if self.root { Some(self.user(request.tenant)?) } else { None };
+        let cell = if self.has_namespaces() && request.namespaces {
+            let made = self.ready.take(self.has_own_network(&request)).map_err(|error| {
+                Error::new(ErrorKind::Exhausted, "start", format!("namespaces for the instance: {error}"))
+                    .with_source(error)
+            })?;
+            Some(made)
+        } else {
+            None
+        };
+        Ok(Jail { jails: self, request, user, cell })
+    }
+}
+
+/// Whether a namespace can be made, by making one on a thread that ends.
+fn probe_spaces(network: bool) -> Option<String> {
+    let flags = match network {
+        true => CloneFlags::CLONE_NEWNET,
+        false => {
+            CloneFlags::CLONE_NEWNS
+                | CloneFlags::CLONE_NEWPID
+                | CloneFlags::CLONE_NEWIPC
+                | CloneFlags::CLONE_NEWUTS
+        }
+    };
+    let made = std::thread::spawn(move || {
+        unshare(flags)?;
+        if network { crate::network::bring_lo_up() } else { Ok(()) }
+    });
+    match made.join() {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_panic) => Some("the thread ended".to_owned()),
+    }
+}
+
+fn has_landlock(ask: impl FnOnce(Ruleset) -> std::result::Result<Ruleset, landlock::RulesetError>) -> bool {
+    ask(Ruleset::default().set_compatibility(CompatLevel::HardRequirement)).and_then(Ruleset::create).is_ok()
+}
+
+impl Jail<'_> {
+    /// Whether the program gets a view of its package of its own, at the package's own path.
+    pub fn has_view(&self) -> bool {
+        self.cell.is_some()
+    }
+
+    /// Variables that say where its own places are, where it has some.
+    pub fn environment(&self) -> BTreeMap<&'static str, &'static str> {
+        match self.cell {
+            Some(_) => [("HOME", cell::HOME), ("TMPDIR", "/tmp")].into(),
+            None => BTreeMap::new(),
+        }
+    }
+
+    /// Spawns by `spawn`, which is called on a thread that has jailed itself and ends after it. Returns what `spawn`
+    /// did, and the cell that is to be kept while the program runs.
+    ///
+    /// Descriptors that `spawn` hands to the program must be borrowed and cloned there: the thread has a table of its
+    /// own, and what is closed in it stays open in the host's.
+    ///
+    /// # Errors
+    /// Those of the jail, with the means that failed, and those of `spawn`.
+    pub fn spawn<T: Send>(
+        self,
+        spawn: impl FnOnce() -> io::Result<T> + Send,
+    ) -> io::Result<(T, Option<Cell>)> {
+        let Self { jails, request, user, cell } = self;
+        let dumpable = user.and_then(|_| rustix::process::dumpable_behavior().ok());
+        let spawned = std::thread::scope(|scope| {
+            let jailed = std::thread::Builder::new().name("sas-jail".into()).spawn_scoped(scope, || {
+                jail(jails, &request, user, cell.as_ref())?;
+                spawn()
+            })?;
+            jailed.join().map_err(|_panic| io::Error::other("the thread that spawns ended"))?
+        });
+        // A change of user takes it from the whole process, which its crash reports would miss.
+        if let Some(dumpable) = dumpable {
+            let _ = rustix::process::set_dumpable_behavior(dumpable);
+        }
+        Ok((spawned?, cell))
+    }
+}
+
+fn failed(what: &str, error: impl fmt::Display) -> io::Error {
+    io::Error::other(format!("the jail: {what}: {error}"))
+}
+
+/// Jails the calling thread for good.
+fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, cell: Option<&Cell>) -> io::Result<()> {
+    if let Some(cell) = cell {
+        cell.enter().map_err(|error| failed("namespaces", error))?;
+    }
+    unshare(CloneFlags::CLONE_FILES).map_err(|error| failed("descriptors", error))?;
+    close_fds::CloseFdsBuilder::new().cloexecfrom(3);
+    if request.level == JailLevel::None {
+        return Ok(());
+    }
+    if cell.is_some() {
+        let bound = request.data.iter().chain(&request.readable);
+        let in_roots = |path: &&PathBuf| jails.ready.layout().roots.iter().any(|root| path.starts_with(root));
+        let view =
+            View { package: request.package.clone(), bound: bound.filter(in_roots).cloned().collect() };
+        cell::show(jails.ready.layout(), &view, user).map_err(|error| failed("view", error))?;
+    }
+    let own_network = cell.is_some_and(|cell| cell.network().is_some());
+    let rules =
+        rules(jails, request, cell.is_some(), own_network).map_err(|error| failed("landlock", error))?;
+    rustix::thread::set_no_new_privs(true).map_err(|error| failed("no_new_privs", error))?;
+    if let Some(user) = user {
+        let group = rustix::fs::Gid::from_raw(*jails.config.uids.start());
+        let (uid, gid) = (rustix::fs::Uid::from_raw(user), rustix::fs::Gid::from_raw(user));
+        rustix::thread::set_thread_groups(&[group])
+            .and_then(|()| rustix::thread::set_thread_res_gid(gid, gid, gid))
+            .and_then(|()| rustix::thread::set_thread_res_uid(uid, uid, uid))
+            .map_err(|error| failed("user", error))?;
+    }
+    rustix::thread::set_capabilities(
+        None,
+        rustix::thread::CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        },
+    )
+    .map_err(|error| failed("capabilities", error))?;
+    rules.restrict_self().map_err(|error| failed("landlock", error))?;
+    if let Some(filters) = &jails.filters {
+        filters.apply().map_err(|error| failed("seccomp", error))?;
+    }
+    Ok(())
+}
+
+/// What landlock lets it do.
+fn rules(
+    jails: &Jails,
+    request: &JailRequest,
+    view: bool,
+    own_network: bool,
+) -> std::result::Result<landlock::RulesetCreated, landlock::RulesetError> {
+    let mut rules =
+        Ruleset::default().handle_access(AccessFs::from_all(NEWEST))?.scope(Scope::from_all(NEWEST))?;
+    if !own_network {
+        rules = rules.handle_access(AccessNet::from_all(NEWEST))?;
+    }
+    let mut rules = rules.create()?;
+    let read = AccessFs::from_read(NEWEST);
+    let all = AccessFs::from_all(NEWEST);
+    for path in SYSTEM {
+        rules = allow(rules, Path::new(path), read)?;
+    }
+    for path in DEVICES {
+        rules = allow(rules, Path::new(path), read | AccessFs::WriteFile | AccessFs::IoctlDev)?;
+    }
+    for path in jails.ready.layout().readable.iter().chain(&request.readable) {
+        rules = allow(rules, path, read)?;
+    }
+    for path in request.data.iter().chain(&request.writable) {
+        rules = allow(rules, path, all)?;
+    }
+    if let Some(package) = &request.package {
+        rules = allow(rules, package, if view { all } else { read })?;
+    }
+    if view {
+        for path in [cell::HOME, "/tmp", "/var/tmp", "/dev/shm"] {
+            rules = allow(rules, Path::new(path), all)?;
+        }
+        for path in ["/run/sas/passwd", "/run/sas/group"] {
+            rules = allow(rules, Path::new(path), read)?;
+        }
+    }
+    if !own_network {
+        // Port 0 is any port of the range for outgoing connections, in which no instance is given one.
+        for port in request.ports.iter().copied().chain([0]) {
+            rules = rules.add_rule(NetPort::new(port, AccessNet::BindTcp))?;
+        }
+        let out: &[u16] = match &request.egress {
+            Egress::Allowed => &jails.config.egress_ports,
+            Egress::Ports(ports) => ports,
+            Egress::Denied => &[],
+        };
+        for port in out.iter().chain(&request.ports) {
+            rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
+        }
+    }
+    Ok(rules)
+}
+
+/// A rule for what is there; nothing for what is not.
+fn allow(
+    rules: landlock::RulesetCreated,
+    path: &Path,
+    access: BitFlags<AccessFs>,
+) -> std::result::Result<landlock::RulesetCreated, landlock::RulesetError> {
+    let Ok(metadata) = fs::metadata(path) else { return Ok(rules) };
+    let Ok(fd) = PathFd::new(path) else { return Ok(rules) };
+    let access = if metadata.is_dir() { access } else { access & AccessFs::from_file(NEWEST) };
+    rules.add_rule(PathBeneath::new(fd, access))
+}

@@ -1,0 +1,93 @@
+//! A network namespace of its own for an instance: no port of it can be taken or reached by anybody else.
+//!
+//! A socket belongs to the namespace in which it was made. So the host makes sockets on a thread that visits the
+//! namespace, and connects them from wherever it likes.
+
+use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc};
+
+use nix::sched::{CloneFlags, setns};
+use parking_lot::Mutex;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+/// Sockets that are made with one visit.
+const BATCH: usize = 8;
+
+/// The network of a cell.
+#[derive(Debug)]
+pub struct Network {
+    pidfd: OwnedFd,
+    /// For IPv4 and IPv6.
+    sockets: [Mutex<Vec<OwnedFd>>; 2],
+}
+
+impl Network {
+    pub(crate) fn of(pidfd: OwnedFd) -> Arc<Self> {
+        Arc::new(Self { pidfd, sockets: [Mutex::default(), Mutex::default()] })
+    }
+
+    fn visit(&self, family: AddressFamily) -> io::Result<Vec<OwnedFd>> {
+        std::thread::scope(|scope| {
+            let visiting =
+                std::thread::Builder::new().name("sas-visit".into()).spawn_scoped(scope, || {
+                    setns(&self.pidfd, CloneFlags::CLONE_NEWNET)?;
+                    (0..BATCH).map(|_| socket(family)).collect::<io::Result<Vec<_>>>()
+                })?;
+            visiting.join().map_err(|_panic| io::Error::other("the thread ended"))?
+        })
+    }
+}
+
+fn socket(family: AddressFamily) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
+}
+
+impl sas_core::SocketSource for Network {
+    fn tcp_socket(&self, to: &SocketAddr) -> io::Result<OwnedFd> {
+        let (at, family) = if to.is_ipv4() { (0, AddressFamily::INET) } else { (1, AddressFamily::INET6) };
+        if let Some(socket) = self.sockets[at].lock().pop() {
+            return Ok(socket);
+        }
+        let mut made = self.visit(family)?;
+        let socket = made.pop().ok_or_else(|| io::Error::other("no socket was made"))?;
+        self.sockets[at].lock().append(&mut made);
+        Ok(socket)
+    }
+}
+
+/// `ip link set lo up`, by the one message of rtnetlink that it takes.
+pub(crate) fn bring_lo_up() -> io::Result<()> {
+    let netlink = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        // NETLINK_ROUTE is protocol 0.
+        None,
+    )?;
+    // struct nlmsghdr: length, RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, sequence, port.
+    let mut message = Vec::with_capacity(32);
+    message.extend_from_slice(&32u32.to_ne_bytes());
+    message.extend_from_slice(&16u16.to_ne_bytes());
+    message.extend_from_slice(&5u16.to_ne_bytes());
+    message.extend_from_slice(&1u32.to_ne_bytes());
+    message.extend_from_slice(&0u32.to_ne_bytes());
+    // struct ifinfomsg: family, padding, type, index (lo is 1), flags (IFF_UP), what of the flags to change.
+    message.extend_from_slice(&[0, 0, 0, 0]);
+    message.extend_from_slice(&1i32.to_ne_bytes());
+    message.extend_from_slice(&1u32.to_ne_bytes());
+    message.extend_from_slice(&1u32.to_ne_bytes());
+    rustix::io::write(&netlink, &message)?;
+    let mut answer = [0u8; 64];
+    let read = rustix::io::read(&netlink, &mut answer)?;
+    // struct nlmsgerr: a negative errno, or 0.
+    match answer
+        .get(16..20)
+        .filter(|_| read >= 20)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(i32::from_ne_bytes)
+    {
+        Some(0) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(-errno)),
+        None => Err(io::Error::other("rtnetlink gave no answer")),
+    }
+}
