@@ -8,7 +8,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use sas_core::{Error, ErrorKind, Result, Source, SpecErrors, package::is_interpreter_link};
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use sas_core::{
+    Error, ErrorKind, Result, Source, SpecErrors,
+    package::{is_interpreter_link, without_mark},
+};
 use sha2::{Digest as _, Sha256};
 
 use crate::record::hex;
@@ -19,6 +23,9 @@ const ENTRY_LIMIT: u64 = 100_000;
 const BYTE_LIMIT: u64 = 4 << 30;
 /// Deepest directory.
 const DEPTH_LIMIT: usize = 64;
+
+/// Says, as a `.gitignore` does, what of a directory is no part of its package.
+const IGNORE_FILE: &str = ".sasignore";
 
 /// Tells copies of one process apart, so that two deploys never write to one place.
 static COPIES: AtomicU64 = AtomicU64::new(0);
@@ -212,9 +219,54 @@ fn sync_dir(path: &Path) -> Result<()> {
     fs::File::open(path).and_then(|dir| dir.sync_all()).map_err(|error| storage(path, error))
 }
 
+/// What a directory leaves out of its package.
+struct Ignored {
+    matcher: Gitignore,
+}
+
+impl Ignored {
+    /// What no program is made of: histories, and what desktops leave. Lines of the file can ask for it back.
+    const ALWAYS: [&str; 6] = [".git", ".hg", ".svn", "__MACOSX", ".DS_Store", "Thumbs.db"];
+    /// The longest file that is read.
+    const MAX_BYTES: u64 = 1 << 20;
+
+    fn of(root: &Path) -> Result<Self> {
+        let file = root.join(IGNORE_FILE);
+        let mut builder = GitignoreBuilder::new(root);
+        let wrong = |line: &str, error: &ignore::Error| {
+            refused(&file, format!("line {line:?}: {error}; write it as a line of a .gitignore"))
+        };
+        for pattern in Self::ALWAYS {
+            builder.add_line(None, pattern).map_err(|error| wrong(pattern, &error))?;
+        }
+        let mut text = String::new();
+        match fs::File::open(&file) {
+            Ok(opened) => {
+                let mut opened = opened.take(Self::MAX_BYTES + 1);
+                opened.read_to_string(&mut text).map_err(|error| read_failed(&file, &error))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(read_failed(&file, &error)),
+        }
+        if text.len() as u64 > Self::MAX_BYTES {
+            return Err(refused(&file, format!("is longer than {} bytes; shorten it", Self::MAX_BYTES)));
+        }
+        for line in without_mark(&text).lines() {
+            builder.add_line(None, line).map_err(|error| wrong(line, &error))?;
+        }
+        let matcher = builder.build().map_err(|error| wrong("", &error))?;
+        Ok(Self { matcher })
+    }
+
+    fn holds(&self, path: &Path, is_dir: bool) -> bool {
+        self.matcher.matched(path, is_dir).is_ignore()
+    }
+}
+
 /// Hashes a tree in the order of its names, and copies it if asked.
 #[derive(Default)]
 struct Walk {
+    ignored: Option<Ignored>,
     hash: Sha256,
     entries: u64,
     bytes: u64,
@@ -312,9 +364,16 @@ impl Walk {
     }
 
     fn directory(&mut self, path: &Path, name: &str, target: Option<&Path>, depth: usize) -> Result<()> {
+        if depth == 0 {
+            self.ignored = Some(Ignored::of(path)?);
+        }
         let mut names = Vec::new();
         for entry in fs::read_dir(path).map_err(|error| read_failed(path, &error))? {
             let entry = entry.map_err(|error| read_failed(path, &error))?;
+            let is_dir = || entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if self.ignored.as_ref().is_some_and(|ignored| ignored.holds(&entry.path(), is_dir())) {
+                continue;
+            }
             let Ok(name) = entry.file_name().into_string() else {
                 return Err(refused(&entry.path(), "file names in a package must be UTF-8"));
             };
@@ -369,5 +428,85 @@ impl Walk {
             return Err(refused(target, "links in packages need a Unix system"));
         }
         Ok(())
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn write(root: &Path, name: &str, text: &str) {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn pinned(root: &Path, store: &Path) -> Result<PathBuf> {
+        match PackageStore::new(store.to_path_buf()).pin(&Source::Path(root.to_path_buf()))?.source {
+            Source::Path(path) => Ok(path),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_directory_ignores_is_neither_copied_nor_part_of_its_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, store) = (dir.path().join("app"), dir.path().join("store"));
+        for name in
+            ["main.py", "node_modules/a/x.js", "logs/a.log", "keep/b.log", ".git/HEAD", "sub/.DS_Store"]
+        {
+            write(&root, name, "x");
+        }
+        write(&root, IGNORE_FILE, "\u{feff}# not these\r\n*.log\r\n!keep/*.log\r\n/node_modules/\r\n");
+        let digest_of = |root: &Path| digest(&Source::Path(root.to_path_buf())).unwrap();
+        let before = digest_of(&root);
+        let copy = pinned(&root, &store).unwrap();
+        for (name, there) in [
+            ("main.py", true),
+            ("keep/b.log", true),
+            ("node_modules", false),
+            ("logs/a.log", false),
+            (".git", false),
+            ("sub/.DS_Store", false),
+        ] {
+            assert_eq!(copy.join(name).exists(), there, "{name}");
+        }
+        write(&root, ".git/HEAD", "another commit");
+        write(&root, "logs/b.log", "more");
+        assert_eq!(digest_of(&root), before);
+        write(&root, "main.py", "changed");
+        assert_ne!(digest_of(&root), before);
+        write(&root, IGNORE_FILE, "!.git\n");
+        assert!(pinned(&root, &store).unwrap().join(".git/HEAD").exists(), "it was asked for");
+        write(&root, IGNORE_FILE, "a{b\n");
+        assert!(pinned(&root, &store).unwrap_err().to_string().contains("a{b"), "the line is named");
+    }
+
+    #[test]
+    fn a_virtual_environments_link_stays_and_other_links_out_name_the_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, store) = (dir.path().join("app"), dir.path().join("store"));
+        write(&root, "main.py", "x");
+        write(&root, "env/bin/tool", "x");
+        symlink("/usr/bin/python3.11", root.join("env/bin/python3")).unwrap();
+        let refused = pinned(&root, &store).unwrap_err().to_string();
+        assert!(refused.contains("python3") && refused.contains("pack what it points to"), "{refused}");
+        write(&root, "env/pyvenv.cfg", "home = /usr/bin");
+        let copy = pinned(&root, &store).unwrap();
+        assert!(copy.join("env/bin/python3").is_symlink());
+        symlink("/etc/passwd", root.join("env/bin/python")).unwrap();
+        assert!(pinned(&root, &store).unwrap_err().to_string().contains("/etc/passwd"));
+    }
+
+    #[test]
+    fn a_copy_keeps_its_executable_bits_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, store) = (dir.path().join("app"), dir.path().join("store"));
+        write(&root, "run", "x");
+        fs::set_permissions(root.join("run"), fs::Permissions::from_mode(0o6777)).unwrap();
+        let mode = fs::metadata(pinned(&root, &store).unwrap().join("run")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o755);
     }
 }
