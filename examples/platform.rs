@@ -136,8 +136,14 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         builder = builder.open_metrics();
     }
     if let Some(state) = &options.state {
-        std::fs::create_dir_all(state).map_err(|error| format!("--state {}: {error}", state.display()))?;
         builder = builder.state_dir(state);
+        // A build without the feature keeps its state all the same.
+        #[cfg(not(feature = "redb"))]
+        {
+            sas::control::private_dir(state)?;
+            let store = sas_store_redb::RedbStore::open(state.join("state.redb")).await?;
+            builder = builder.store(Arc::new(store));
+        }
     }
     #[cfg(feature = "process")]
     {

@@ -1,13 +1,13 @@
 //! Composing a platform: every part has a default, and every part can be replaced.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::{Path, PathBuf}, sync::Arc, time::Duration};
 
 use sas_autoscale::{Driver, DriverConfig, ScheduleParser};
 use sas_control::{
-    Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, MemoryStore, Meter, RedbStore,
+    Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, Meter,
 };
 use sas_core::{
-    AnswerCounter, Authenticator, Clock, Error, ErrorKind, Handler, Invoker, Pool, Preset, Quota, Quotas,
+    AnswerCounter, Authenticator, Clock, Error, ErrorKind, Handler, Invoker, MemoryStore, Pool, Preset, Quota, Quotas,
     Recorder, Router, Runtime, Scaler, Schedule, Store, SystemClock, Triggers,
 };
 use sas_knative::manifest::ParseOptions;
@@ -59,6 +59,28 @@ fn cron(expression: &str, zone: Option<&str>) -> Result<Arc<dyn Schedule>, Error
             Err(Error::new(ErrorKind::InvalidSpec, "schedule", error.to_string()).with_source(error))
         }
     }
+}
+
+/// The store that a platform opened by itself, and closes.
+#[cfg(feature = "redb")]
+pub(crate) type OwnStore = sas_store_redb::RedbStore;
+/// Without the feature `redb` it opens none.
+#[cfg(not(feature = "redb"))]
+pub(crate) type OwnStore = MemoryStore;
+
+/// The platform's state in a directory.
+#[cfg(feature = "redb")]
+async fn open_state(dir: &Path) -> Result<Arc<OwnStore>, Error> {
+    OwnStore::open(dir.join("state.redb")).await.map(Arc::new)
+}
+
+#[cfg(not(feature = "redb"))]
+async fn open_state(dir: &Path) -> Result<Arc<OwnStore>, Error> {
+    let message = format!(
+        "{}: this build keeps no state in directories: build with the feature `redb`, or give a `store`",
+        dir.display()
+    );
+    Err(Error::new(ErrorKind::Unsupported, "state directory", message))
 }
 
 fn part(part: &'static str) -> impl Fn(Error) -> BuildError {
@@ -181,8 +203,11 @@ impl PlatformBuilder {
         self
     }
 
-    /// Keeps services and packages in a directory, so that the platform comes back with them after a kill. One
-    /// platform at a time may use it.
+    /// Keeps services and packages in a directory, so that the platform comes back with them after a kill. It is made,
+    /// and is its owner's alone (mode 0700), also when it was there with another mode; one that belongs to another user
+    /// is refused. One platform at a time may use it; after [`Platform::shutdown`] the next one may at once.
+    ///
+    /// Services are kept in a file in it by the feature `redb`; without it, give a [`PlatformBuilder::store`], too.
     #[must_use]
     pub fn state_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.state = Some(dir.into());
@@ -400,17 +425,25 @@ impl PlatformBuilder {
         pool_config.recorder = recorder.clone();
         pool_config.validate().map_err(|errors| BuildError::Config { part: "pool", errors })?;
 
-        let store: Arc<dyn Store> = match (self.store, &self.state) {
-            (Some(store), _) => store,
-            (None, Some(dir)) => {
-                Arc::new(RedbStore::open(dir.join("state.redb")).await.map_err(part("state directory"))?)
-            }
-            (None, None) => Arc::new(MemoryStore::default()),
-        };
-
         for quota in self.tenant_quotas.values() {
             quota.validate().map_err(|errors| BuildError::Config { part: "tenant quota", errors })?;
         }
+        self.driver.validate().map_err(|errors| BuildError::Config { part: "driver", errors })?;
+        if let Some(dir) = &self.state {
+            let dir = dir.clone();
+            let made = tokio::task::spawn_blocking(move || sas_control::private_dir(&dir)).await;
+            let ended = |error| Error::new(ErrorKind::Unexpected, "state directory", format!("{error}"));
+            made.map_err(ended).flatten().map_err(part("state directory"))?;
+        }
+        let (store, own_store): (Arc<dyn Store>, _) = match (self.store, &self.state) {
+            (Some(store), _) => (store, None),
+            (None, Some(dir)) => {
+                let own = open_state(dir).await.map_err(part("state directory"))?;
+                (Arc::clone(&own) as _, Some(own))
+            }
+            (None, None) => (Arc::new(MemoryStore::default()), None),
+        };
+
         let pool = InstancePool::new(pool_config);
         let router = self.router.unwrap_or_else(|| Arc::new(RouteTable::new(self.seed)));
         let mut gateway_config = self.gateway;
@@ -456,7 +489,6 @@ impl PlatformBuilder {
         driver_config.clock = Arc::clone(&self.clock);
         driver_config.sink = Arc::clone(&decisions) as _;
         driver_config.recorder = recorder.clone();
-        driver_config.validate().map_err(|errors| BuildError::Config { part: "driver", errors })?;
         let mut scalers = self.scalers;
         scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
         let driver = Driver::new(Arc::clone(&pool) as Arc<dyn Pool>, scalers, driver_config);
@@ -483,6 +515,7 @@ impl PlatformBuilder {
             gateway,
             pool,
             runtimes: self.runtimes,
+            own_store,
             ingress: None,
             admin_server: None,
             #[cfg(unix)]

@@ -16,7 +16,7 @@ use sas_trigger::TriggerHost;
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{PlatformBuilder, access::Keys};
+use crate::{PlatformBuilder, access::Keys, builder::OwnStore};
 
 /// [`Platform::call`] is held to the service's own `timeouts.request`, however long; this only has to be longer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -33,6 +33,8 @@ pub(crate) struct Parts {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) pool: Arc<InstancePool>,
     pub(crate) runtimes: Vec<Arc<dyn Runtime>>,
+    /// Opened by the builder, so closed by the shutdown.
+    pub(crate) own_store: Option<Arc<OwnStore>>,
     pub(crate) ingress: Option<Server>,
     pub(crate) admin_server: Option<Server>,
     #[cfg(unix)]
@@ -219,6 +221,10 @@ impl Platform {
         let forced = deadline.max(Instant::now()) + Duration::from_secs(1);
         for runtime in &parts.runtimes {
             drained &= tokio::time::timeout_at(forced, runtime.quiesce()).await.is_ok();
+        }
+        #[cfg(feature = "redb")]
+        if let Some(store) = parts.own_store.take() {
+            store.close().await;
         }
         ShutdownReport { drained, took: began.elapsed() }
     }

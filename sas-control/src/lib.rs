@@ -7,7 +7,7 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use sas_control::{Control, MemoryStore};
+//! use sas_control::Control;
 //! # use sas_control::ControlConfig;
 //! # use sas_core::*;
 //! # async fn example(
@@ -40,7 +40,6 @@
 //! | To | See |
 //! |---|---|
 //! | read manifests and learn every mistake in them | [`sas_knative::manifest`] |
-//! | keep state in memory or in a file | [`MemoryStore`], [`RedbStore`] |
 //! | deploy, split traffic, roll back, delete, test | [`Control`] |
 //! | serve all of it as JSON over HTTP | [`Admin`] |
 //! | keep logs, decisions and meter readings | [`LogBuffer`], [`DecisionLog`], [`Meter`] |
@@ -55,10 +54,10 @@ mod logs;
 mod meter;
 pub mod metrics;
 mod package;
+mod private;
 mod reconcile;
 mod record;
 mod stamp;
-mod store;
 mod view;
 
 pub use admin::{Admin, PeerAuthenticator, TokenAuthenticator};
@@ -68,7 +67,7 @@ pub use engine::{Edition, Engine};
 pub use invoke::{Phases, TestReport, TestRun};
 pub use logs::{LogBuffer, LogLimits, LogLine};
 pub use meter::{Meter, MeterTotals};
+pub use private::private_dir;
 pub use reconcile::{Blocked, Command, GcLimits, Observed, Registration, Rules, reconcile};
 pub use record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};
-pub use store::{MemoryStore, RedbStore};
 pub use view::{Condition, RevisionView, ServiceView};

@@ -4,10 +4,9 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use sas_control::MemoryStore;
 use sas_core::{
     Clamps, Decision, DecisionRecord, DecisionSink, ErrorKind, InstanceId, Load, LogRecord, LogSink,
-    LogStream, MeterPhase, MeterSink, Metric, Reason, Vote,
+    LogStream, MemoryStore, MeterPhase, MeterSink, Metric, Reason, Vote,
 };
 use support::World;
 

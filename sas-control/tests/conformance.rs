@@ -1,43 +1,10 @@
-//! The stores, the log buffer and the meter pass the suites of their traits.
+//! The log buffer and the meter pass the suites of their traits.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use sas_control::{LogBuffer, MemoryStore, Meter, RedbStore};
-use sas_core::{MeterPhase, RevisionKey, Store};
-use sas_testkit::{logs, meter, store};
-
-#[tokio::test]
-async fn the_memory_store_passes_the_store_suite() {
-    let report = store::suite(async || ((), Arc::new(MemoryStore::default()) as Arc<dyn Store>)).await;
-    println!("{report}");
-    report.assert_passed_skipping(&["there after it was opened again", "go on rising after"]);
-}
-
-#[tokio::test]
-async fn the_redb_store_passes_the_store_suite() {
-    let report = store::suite(async || {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let path = dir.path().join("state.redb");
-        let opened = RedbStore::open(&path).await.expect("opened");
-        let subject = store::Subject::new(Arc::new(opened)).reopen(move || {
-            let path = path.clone();
-            async move {
-                // Whoever held it before is still letting go of the file.
-                for _ in 0..500 {
-                    match RedbStore::open(&path).await {
-                        Ok(store) => return Arc::new(store) as Arc<dyn Store>,
-                        Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-                    }
-                }
-                panic!("the file is still held after five seconds");
-            }
-        });
-        (dir, subject)
-    })
-    .await;
-    println!("{report}");
-    report.assert_passed_skipping(&[]);
-}
+use sas_control::{LogBuffer, Meter};
+use sas_core::{MeterPhase, RevisionKey};
+use sas_testkit::{logs, meter};
 
 #[tokio::test]
 async fn the_log_buffer_passes_the_log_sink_suite() {

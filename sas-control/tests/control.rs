@@ -4,8 +4,8 @@ mod support;
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
-use sas_control::{Edition, MemoryStore, RevisionState, TestRun};
-use sas_core::{Error, ErrorKind, Isolation, Purpose, Store, Target};
+use sas_control::{Edition, RevisionState, TestRun};
+use sas_core::{Error, ErrorKind, Isolation, MemoryStore, Purpose, Store, Target};
 use sas_knative::manifest::{ServiceManifest, TrafficTarget};
 use support::{PreparingRuntime, World, eventually};
 

@@ -5,8 +5,10 @@ mod support;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sas_control::{MemoryStore, Recovery};
-use sas_core::{Change, Entry, Error, ErrorKind, Store, TenantKey, Version};
+use sas_control::Recovery;
+use sas_core::{
+    Commit, Entry, Error, ErrorKind, MemoryStore, Store, StoreLimits, TenantKey, Version, Watched,
+};
 use support::{PreparingRuntime, World};
 
 /// The world of the same store and packages after a restart, and what came back.
@@ -120,21 +122,28 @@ struct Silent(MemoryStore);
 
 #[async_trait::async_trait]
 impl Store for Silent {
+    fn limits(&self) -> StoreLimits {
+        self.0.limits()
+    }
+    async fn version(&self) -> sas_core::Result<Version> {
+        self.0.version().await
+    }
     async fn get(&self, key: &str) -> sas_core::Result<Option<Entry>> {
         self.0.get(key).await
     }
-    async fn put(&self, key: &str, expected: Option<Version>, value: Bytes) -> sas_core::Result<Version> {
-        self.0.put(key, expected, value).await
-    }
-    async fn delete(&self, key: &str, expected: Version) -> sas_core::Result<()> {
-        self.0.delete(key, expected).await?;
-        Err(Error::new(ErrorKind::Unavailable, "delete", "the answer is lost"))
+    async fn commit(&self, commit: Commit) -> sas_core::Result<Version> {
+        let deletes = commit.writes.iter().any(|write| write.value.is_none());
+        let version = self.0.commit(commit).await?;
+        if deletes {
+            return Err(Error::new(ErrorKind::Unavailable, "delete", "the answer is lost"));
+        }
+        Ok(version)
     }
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> sas_core::Result<Vec<Entry>> {
         self.0.list(prefix, after, limit).await
     }
-    async fn changes(&self, prefix: &str, since: Version) -> sas_core::Result<Vec<Change>> {
-        self.0.changes(prefix, since).await
+    async fn watch(&self, prefix: &str, since: Version) -> sas_core::Result<Watched> {
+        self.0.watch(prefix, since).await
     }
 }
 

@@ -5,9 +5,9 @@ mod support;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use sas_control::{ControlConfig, MemoryStore};
+use sas_control::ControlConfig;
 use sas_core::{
-    AnswerCounter, AnswerCounts, ErrorKind, Quota, Quotas, RevisionKey, Store, TAG_HEADER, TenantKey,
+    AnswerCounter, AnswerCounts, ErrorKind, MemoryStore, Quota, Quotas, RevisionKey, Store, TAG_HEADER, TenantKey,
     ValueMatch,
 };
 use support::{World, eventually};

@@ -40,6 +40,7 @@ mod error;
 mod event;
 mod id;
 mod invoke;
+mod memory;
 mod policy;
 mod pool;
 mod quota;
@@ -96,4 +97,5 @@ pub use spec::{
     Timeouts,
 };
 pub use start::{StartPhase, StartRequest, StartTimings};
-pub use store::{Change, Entry, Store, Version};
+pub use memory::MemoryStore;
+pub use store::{Change, Commit, Entry, Guard, Store, StoreLimits, Version, Watched, Write, guard_failed};

@@ -3,10 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use parking_lot::Mutex;
-use sas_control::MemoryStore;
-use sas_core::{Change, Entry, Error, ErrorKind, Result, Store, Version};
+use sas_core::{Commit, Entry, Error, ErrorKind, MemoryStore, Result, Store, StoreLimits, Version, Watched};
 use tokio::sync::Notify;
 
 /// The production store in memory over a medium that fails at a chosen write: see [`Applied`]. From then on nothing
@@ -170,43 +168,53 @@ fn broken(operation: &'static str) -> Error {
     Error::new(ErrorKind::Unavailable, operation, "simulated: the medium is gone")
 }
 
+/// What is left of a commit that was torn: a first part of each value, and no deletion.
+fn torn(mut commit: Commit, percent: u32) -> Commit {
+    commit.writes.retain_mut(|write| {
+        let Some(value) = &mut write.value else { return false };
+        let kept = value.len() * percent.min(100) as usize / 100;
+        value.truncate(kept.min(value.len().saturating_sub(1)));
+        true
+    });
+    commit
+}
+
 #[async_trait]
 impl Store for SimStore {
+    fn limits(&self) -> StoreLimits {
+        self.inner.limits()
+    }
+
+    async fn version(&self) -> Result<Version> {
+        self.wait().await;
+        self.works("version")?;
+        self.inner.version().await
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Entry>> {
         self.wait().await;
         self.works("get")?;
         self.inner.get(key).await
     }
 
-    async fn put(&self, key: &str, expected: Option<Version>, value: Bytes) -> Result<Version> {
+    async fn commit(&self, commit: Commit) -> Result<Version> {
         self.wait().await;
-        match self.write("put")? {
-            Write::Told => self.inner.put(key, expected, value).await,
+        match self.write("commit")? {
+            Write::Told => self.inner.commit(commit).await,
             Write::Untold => {
-                self.inner.put(key, expected, value).await?;
-                Err(broken("put"))
+                self.inner.commit(commit).await?;
+                Err(broken("commit"))
             }
             Write::Part(percent) => {
-                let kept = value.len() * percent.min(100) as usize / 100;
-                let part = value.slice(..kept.min(value.len().saturating_sub(1)));
-                let version = self.inner.put(key, expected, part).await?;
-                self.torn.lock().insert(key.to_owned(), version);
-                Err(broken("put"))
+                let part = torn(commit, percent);
+                let keys: Vec<String> = part.writes.iter().map(|write| write.key.clone()).collect();
+                if !keys.is_empty() {
+                    let version = self.inner.commit(part).await?;
+                    self.torn.lock().extend(keys.into_iter().map(|key| (key, version)));
+                }
+                Err(broken("commit"))
             }
             Write::Lost => Ok(Version(u64::MAX / 2)),
-        }
-    }
-
-    async fn delete(&self, key: &str, expected: Version) -> Result<()> {
-        self.wait().await;
-        match self.write("delete")? {
-            Write::Told => self.inner.delete(key, expected).await,
-            Write::Untold => {
-                self.inner.delete(key, expected).await?;
-                Err(broken("delete"))
-            }
-            Write::Part(_) => Err(broken("delete")),
-            Write::Lost => Ok(()),
         }
     }
 
@@ -216,9 +224,9 @@ impl Store for SimStore {
         self.inner.list(prefix, after, limit).await
     }
 
-    async fn changes(&self, prefix: &str, since: Version) -> Result<Vec<Change>> {
+    async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
         self.wait().await;
-        self.works("changes")?;
-        self.inner.changes(prefix, since).await
+        self.works("watch")?;
+        self.inner.watch(prefix, since).await
     }
 }

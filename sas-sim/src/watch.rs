@@ -13,9 +13,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sas_core::{
-    CallError, Change, Claim, ClaimError, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
+    CallError, Claim, ClaimError, Commit, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
     ErrorKind, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Pool, Request,
-    Response, Result, RevisionKey, RevisionStatus, Store, Target, TenantKey, Version, WaitList, Waiting,
+    Response, Result, RevisionKey, RevisionStatus, Store, StoreLimits, Target, TenantKey, Version, WaitList, Waiting, Watched,
 };
 use sas_pool::InstancePool;
 use tokio::time::Instant;
@@ -291,19 +291,23 @@ impl HostStore {
 
 #[async_trait]
 impl Store for HostStore {
+    fn limits(&self) -> StoreLimits {
+        self.inner.limits()
+    }
+
+    async fn version(&self) -> Result<Version> {
+        self.alive("version")?;
+        self.inner.version().await
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Entry>> {
         self.alive("get")?;
         self.inner.get(key).await
     }
 
-    async fn put(&self, key: &str, expected: Option<Version>, value: Bytes) -> Result<Version> {
-        self.alive("put")?;
-        self.inner.put(key, expected, value).await
-    }
-
-    async fn delete(&self, key: &str, expected: Version) -> Result<()> {
-        self.alive("delete")?;
-        self.inner.delete(key, expected).await
+    async fn commit(&self, commit: Commit) -> Result<Version> {
+        self.alive("commit")?;
+        self.inner.commit(commit).await
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {
@@ -311,8 +315,8 @@ impl Store for HostStore {
         self.inner.list(prefix, after, limit).await
     }
 
-    async fn changes(&self, prefix: &str, since: Version) -> Result<Vec<Change>> {
-        self.alive("changes")?;
-        self.inner.changes(prefix, since).await
+    async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
+        self.alive("watch")?;
+        self.inner.watch(prefix, since).await
     }
 }

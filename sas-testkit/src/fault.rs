@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
-use sas_core::{Change, Entry, Error, ErrorKind, Result, Store, Version};
+use sas_core::{Commit, Entry, Error, ErrorKind, Result, Store, StoreLimits, Version, Watched};
 
 /// A process of a test's own, to be killed, stopped and continued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +122,20 @@ impl SlowDisk {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl Store for SlowDisk {
+    fn limits(&self) -> StoreLimits {
+        self.inner.limits()
+    }
+
+    async fn version(&self) -> Result<Version> {
+        self.wait().await;
+        self.inner.version().await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Version> {
+        self.write("commit").await?;
+        self.inner.commit(commit).await
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Entry>> {
         self.wait().await;
         self.inner.get(key).await
@@ -142,8 +156,8 @@ impl Store for SlowDisk {
         self.inner.list(prefix, after, limit).await
     }
 
-    async fn changes(&self, prefix: &str, since: Version) -> Result<Vec<Change>> {
+    async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
         self.wait().await;
-        self.inner.changes(prefix, since).await
+        self.inner.watch(prefix, since).await
     }
 }

@@ -255,7 +255,7 @@ pub(crate) const TOKEN: &str = "a-token-of-these-tests";
 
 impl World {
     pub(crate) async fn new() -> Self {
-        Self::with(Arc::new(sas_control::MemoryStore::default()), |_| {}).await
+        Self::with(Arc::new(sas_core::MemoryStore::default()), |_| {}).await
     }
 
     pub(crate) async fn with(store: Arc<dyn Store>, change: impl FnOnce(&mut ControlConfig)) -> Self {

@@ -1,9 +1,11 @@
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::SeqCst},
+};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use parking_lot::Mutex;
-use sas_core::{Change, Entry, Error, ErrorKind, Result, Store, Version};
+use sas_core::{Commit, Entry, Result, Store, StoreLimits, Version, Watched};
 use sas_testkit::{
     fake::FakeStore,
     store::{self, Subject},
@@ -30,6 +32,22 @@ enum Bug {
     ForgetsEverythingWhenOpenedAgain,
     CountsFromOneWhenOpenedAgain,
     ReadsOldValues,
+    ChecksOnlyTheFirstGuard,
+    WritesBeforeItChecks,
+    OneVersionForEachWrite,
+    GuardsOnlyWhatIsWritten,
+    GuardsWhatIsNotGuarded,
+    CommitsKeyByKey,
+    CountsCommitsOfNothing,
+    TakesTheLastOfTwoWrites,
+    WatchDoesNotWait,
+    WatchGivesOtherKeys,
+    WatchBeginsNow,
+    WatchSplitsCommits,
+    WatchRemembersWhatItGave,
+    WatchTrustsTheFuture,
+    TakesLittle,
+    TakesLessThanItSays,
 }
 
 #[derive(Debug)]
@@ -37,10 +55,74 @@ struct Broken {
     inner: FakeStore,
     bug: Bug,
     first: Mutex<Option<Entry>>,
+    given: AtomicU64,
+}
+
+/// The one write of a commit that `put` or `delete` makes.
+fn single(commit: &Commit) -> Option<(&str, Option<Version>, bool)> {
+    let ([guard], [write]) = (&commit.guards[..], &commit.writes[..]) else { return None };
+    (guard.key == write.key).then_some((&*write.key, guard.expected, write.value.is_none()))
+}
+
+impl Broken {
+    fn new(bug: Bug) -> Self {
+        Self { inner: FakeStore::default(), bug, first: Mutex::default(), given: AtomicU64::new(0) }
+    }
+
+    async fn found(&self, key: &str) -> Result<Option<Version>> {
+        Ok(self.inner.get(key).await?.map(|entry| entry.version))
+    }
+
+    /// `put` and `delete` with the older bugs.
+    async fn one(&self, mut commit: Commit) -> Result<Version> {
+        let Some((key, expected, deletes)) = single(&commit) else { return self.inner.commit(commit).await };
+        let key = key.to_owned();
+        let found = match self.found(&key).await {
+            Ok(found) => found,
+            Err(_) if self.bug == Bug::KeepsOversizedKeys => None,
+            Err(error) => return Err(error),
+        };
+        match self.bug {
+            Bug::CreatesOverWhatIsThere if expected.is_none() => commit.guards.clear(),
+            Bug::IgnoresTheExpectedVersion if expected.is_some() && !deletes => commit.guards[0].expected = found,
+            Bug::DeletesAnyVersion if deletes && found.is_some() => commit.guards.clear(),
+            Bug::DeletesWhatIsNotThere if deletes && found.is_none() => return self.inner.version().await,
+            Bug::KeepsOversizedKeys if key.len() > 1024 => {
+                commit.writes[0].key.truncate(1024);
+                commit.guards[0].key.truncate(1024);
+                return self.inner.commit(commit).await.or(Ok(Version(9)));
+            }
+            Bug::LosesUpdatesInARace if found == expected => {
+                tokio::task::yield_now().await;
+                commit.guards.clear();
+            }
+            Bug::HalfWritesWhenDropped if found.is_some() && found == expected && !deletes => {
+                self.inner.commit(Commit::new().delete(key.as_str())).await?;
+                tokio::task::yield_now().await;
+                commit.guards.clear();
+            }
+            _ => {}
+        }
+        self.inner.commit(commit).await
+    }
 }
 
 #[async_trait]
 impl Store for Broken {
+    fn limits(&self) -> StoreLimits {
+        let mut limits = self.inner.limits();
+        match self.bug {
+            Bug::TakesLittle => limits.value_bytes = 1000,
+            Bug::TakesLessThanItSays => limits.commit_writes += 1,
+            _ => {}
+        }
+        limits
+    }
+
+    async fn version(&self) -> Result<Version> {
+        self.inner.version().await
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Entry>> {
         let entry = self.inner.get(key).await?;
         if self.bug == Bug::ReadsOldValues {
@@ -53,39 +135,83 @@ impl Store for Broken {
         Ok(entry.filter(|entry| self.bug != Bug::EmptyValuesAreAbsent || !entry.value.is_empty()))
     }
 
-    async fn put(&self, key: &str, expected: Option<Version>, value: Bytes) -> Result<Version> {
-        let found = match self.inner.get(key).await {
-            Ok(found) => found.map(|entry| entry.version),
-            Err(_) if self.bug == Bug::KeepsOversizedKeys => None,
-            Err(error) => return Err(error),
-        };
+    async fn commit(&self, mut commit: Commit) -> Result<Version> {
+        let of_commits = [
+            Bug::ChecksOnlyTheFirstGuard,
+            Bug::WritesBeforeItChecks,
+            Bug::OneVersionForEachWrite,
+            Bug::GuardsOnlyWhatIsWritten,
+            Bug::GuardsWhatIsNotGuarded,
+            Bug::CommitsKeyByKey,
+            Bug::CountsCommitsOfNothing,
+            Bug::TakesTheLastOfTwoWrites,
+        ];
+        if !of_commits.contains(&self.bug) {
+            return self.one(commit).await;
+        }
+        if self.bug != Bug::TakesTheLastOfTwoWrites {
+            commit.check(&self.inner.limits())?;
+        }
+        let mut one_by_one = false;
         match self.bug {
-            Bug::CreatesOverWhatIsThere if expected.is_none() => self.inner.put(key, found, value).await,
-            Bug::IgnoresTheExpectedVersion if expected.is_some() => self.inner.put(key, found, value).await,
-            Bug::KeepsOversizedKeys if key.len() > 1024 => {
-                self.inner.put(&key[..1024], None, value).await.or(Ok(Version(9)))
+            Bug::ChecksOnlyTheFirstGuard => commit.guards.truncate(1),
+            Bug::WritesBeforeItChecks if commit.writes.len() > 1 => {
+                let mut writes = Commit::new();
+                writes.writes.push(commit.writes[0].clone());
+                let mut guards = Commit::new();
+                guards.guards.clone_from(&commit.guards);
+                let holds = self.inner.commit(guards).await;
+                if let Err(error) = holds {
+                    self.inner.commit(writes).await?;
+                    return Err(error);
+                }
             }
-            Bug::LosesUpdatesInARace if found == expected => {
-                tokio::task::yield_now().await;
-                let now = self.inner.get(key).await?.map(|entry| entry.version);
-                self.inner.put(key, now, value).await
+            Bug::OneVersionForEachWrite | Bug::CommitsKeyByKey => one_by_one = true,
+            Bug::GuardsOnlyWhatIsWritten => {
+                let written: Vec<String> = commit.writes.iter().map(|write| write.key.clone()).collect();
+                commit.guards.retain(|guard| written.contains(&guard.key));
             }
-            Bug::HalfWritesWhenDropped if found.is_some() && found == expected => {
-                self.inner.delete(key, found.unwrap_or_default()).await?;
-                tokio::task::yield_now().await;
-                self.inner.put(key, None, value).await
+            Bug::GuardsWhatIsNotGuarded => {
+                let guarded: Vec<String> = commit.guards.iter().map(|guard| guard.key.clone()).collect();
+                for key in commit.writes.iter().map(|write| write.key.clone()).collect::<Vec<_>>() {
+                    if !guarded.contains(&key) && !key.ends_with("mark") {
+                        commit = commit.guard(key, None);
+                    }
+                }
             }
-            _ => self.inner.put(key, expected, value).await,
+            Bug::CountsCommitsOfNothing if commit.writes.is_empty() => {
+                commit = commit.put("hidden", "");
+                self.inner.commit(commit).await?;
+                return self.inner.commit(Commit::new().delete("hidden")).await;
+            }
+            Bug::TakesTheLastOfTwoWrites => {
+                let mut seen: Vec<String> = Vec::new();
+                let all = std::mem::take(&mut commit.writes);
+                for write in all.into_iter().rev() {
+                    if !seen.contains(&write.key) {
+                        seen.push(write.key.clone());
+                        commit.writes.push(write);
+                    }
+                }
+                commit.writes.reverse();
+            }
+            _ => {}
         }
-    }
-
-    async fn delete(&self, key: &str, expected: Version) -> Result<()> {
-        let found = self.inner.get(key).await?.map(|entry| entry.version);
-        match (self.bug, found) {
-            (Bug::DeletesAnyVersion, Some(found)) => self.inner.delete(key, found).await,
-            (Bug::DeletesWhatIsNotThere, None) => Ok(()),
-            _ => self.inner.delete(key, expected).await,
+        if !one_by_one || commit.writes.len() < 2 {
+            return self.inner.commit(commit).await;
         }
+        let mut guards = std::mem::take(&mut commit.guards);
+        let mut version = Version(0);
+        for write in commit.writes {
+            let mut one = Commit::new();
+            one.guards = std::mem::take(&mut guards);
+            one.writes.push(write);
+            version = self.inner.commit(one).await?;
+            if self.bug == Bug::CommitsKeyByKey {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(version)
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {
@@ -107,17 +233,34 @@ impl Store for Broken {
         })
     }
 
-    async fn changes(&self, prefix: &str, since: Version) -> Result<Vec<Change>> {
-        let mut changes = self.inner.changes(prefix, since).await?;
-        match self.bug {
-            Bug::TellsNoDeletions => changes.retain(|change| change.value.is_some()),
-            Bug::ForgetsHistorySilently => {
-                let keep = changes.len().saturating_sub(100);
-                changes.drain(..keep);
+    async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
+        let last = self.inner.version().await?;
+        let (prefix, since) = match self.bug {
+            Bug::WatchGivesOtherKeys => ("", since),
+            Bug::WatchBeginsNow => (prefix, since.max(last)),
+            Bug::WatchTrustsTheFuture if since > last => (prefix, last),
+            Bug::WatchRemembersWhatItGave => (prefix, since.max(Version(self.given.load(SeqCst)))),
+            Bug::WatchDoesNotWait if since == last => return Ok(Watched::Changes(Vec::new())),
+            _ => (prefix, since),
+        };
+        let mut watched = self.inner.watch(prefix, since).await?;
+        if let Watched::Changes(changes) = &mut watched {
+            match self.bug {
+                Bug::TellsNoDeletions => changes.retain(|change| change.value.is_some()),
+                Bug::ForgetsHistorySilently => {
+                    let keep = changes.len().saturating_sub(100);
+                    changes.drain(..keep);
+                }
+                Bug::WatchSplitsCommits => changes.truncate(2),
+                Bug::WatchRemembersWhatItGave => {
+                    let last = changes.last().map_or(0, |change| change.version.0);
+                    self.given.store(last, SeqCst);
+                    tokio::task::yield_now().await;
+                }
+                _ => {}
             }
-            _ => {}
         }
-        Ok(changes)
+        Ok(watched)
     }
 }
 
@@ -127,26 +270,29 @@ struct Again(Arc<Broken>);
 
 #[async_trait]
 impl Store for Again {
+    fn limits(&self) -> StoreLimits {
+        self.0.limits()
+    }
+    async fn version(&self) -> Result<Version> {
+        self.0.version().await
+    }
     async fn get(&self, key: &str) -> Result<Option<Entry>> {
         self.0.get(key).await
     }
-    async fn put(&self, key: &str, expected: Option<Version>, value: Bytes) -> Result<Version> {
-        let version = self.0.put(key, expected, value).await?;
+    async fn commit(&self, commit: Commit) -> Result<Version> {
+        let version = self.0.commit(commit).await?;
         Ok(if self.0.bug == Bug::CountsFromOneWhenOpenedAgain { Version(1) } else { version })
-    }
-    async fn delete(&self, key: &str, expected: Version) -> Result<()> {
-        self.0.delete(key, expected).await
     }
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {
         self.0.list(prefix, after, limit).await
     }
-    async fn changes(&self, _: &str, _: Version) -> Result<Vec<Change>> {
-        Err(Error::new(ErrorKind::Conflict, "changes", "the history begins anew"))
+    async fn watch(&self, _: &str, _: Version) -> Result<Watched> {
+        Ok(Watched::ListAgain)
     }
 }
 
 fn subject(bug: Bug) -> Subject {
-    let make = move || Arc::new(Broken { inner: FakeStore::default(), bug, first: Mutex::default() });
+    let make = move || Arc::new(Broken::new(bug));
     let broken = make();
     let kept = Arc::clone(&broken);
     Subject::new(broken).reopen(move || {
@@ -155,7 +301,7 @@ fn subject(bug: Bug) -> Subject {
     })
 }
 
-const MUTANTS: [(Bug, &str); 17] = [
+const MUTANTS: [(Bug, &str); 33] = [
     (Bug::CreatesOverWhatIsThere, "expects absence"),
     (Bug::IgnoresTheExpectedVersion, "expects another version"),
     (Bug::DeletesAnyVersion, "expects another version"),
@@ -173,6 +319,22 @@ const MUTANTS: [(Bug, &str); 17] = [
     (Bug::ForgetsEverythingWhenOpenedAgain, "there after it was opened again"),
     (Bug::CountsFromOneWhenOpenedAgain, "go on rising after"),
     (Bug::ReadsOldValues, "read back with its version"),
+    (Bug::ChecksOnlyTheFirstGuard, "one guard that does not hold"),
+    (Bug::WritesBeforeItChecks, "one guard that does not hold"),
+    (Bug::OneVersionForEachWrite, "under one version"),
+    (Bug::GuardsOnlyWhatIsWritten, "a guard may stand on a key that is not written"),
+    (Bug::GuardsWhatIsNotGuarded, "a write without a guard"),
+    (Bug::CommitsKeyByKey, "nobody sees a half"),
+    (Bug::CountsCommitsOfNothing, "changes nothing makes no version"),
+    (Bug::TakesTheLastOfTwoWrites, "written twice in a commit"),
+    (Bug::WatchDoesNotWait, "a watch waits"),
+    (Bug::WatchGivesOtherKeys, "and for nothing else"),
+    (Bug::WatchBeginsNow, "see every commit once and whole"),
+    (Bug::WatchSplitsCommits, "see every commit once and whole"),
+    (Bug::WatchRemembersWhatItGave, "a dropped watch takes nothing"),
+    (Bug::WatchTrustsTheFuture, "a version that was never reached"),
+    (Bug::TakesLittle, "no smaller than every store's"),
+    (Bug::TakesLessThanItSays, "those at the bounds are kept"),
 ];
 
 #[tokio::test(start_paused = true)]

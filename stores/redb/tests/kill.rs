@@ -6,8 +6,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-use sas_control::RedbStore;
 use sas_core::{ErrorKind, Store, Version};
+use sas_store_redb::RedbStore;
 
 const CHILD: &str = "SAS_TEST_STORE";
 

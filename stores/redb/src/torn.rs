@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use redb::{Database, StorageBackend};
 use sas_core::{Store as _, Version};
 
-use super::redb_file::{RedbStore, prepare};
+use crate::store::{RedbStore, prepare};
 
 #[derive(Clone, Default)]
 struct Disk(Arc<Mutex<Platter>>);
