@@ -1,11 +1,16 @@
 //! Composing a platform: every part has a default, and every part can be replaced.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::{Path, PathBuf}, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use sas_autoscale::{Driver, DriverConfig, ScheduleParser};
-use sas_control::{
-    Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, Meter,
-};
+use sas_control::{Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, Meter};
 use sas_core::{
     AnswerCounter, Authenticator, Clock, Error, ErrorKind, Handler, Invoker, MemoryStore, Pool, Preset, Quota, Quotas,
     Recorder, Router, Runtime, Scaler, Schedule, Store, SystemClock, Triggers,

@@ -55,7 +55,9 @@ fn mend(path: &Path, metadata: &fs::Metadata) -> Result<()> {
         return Ok(());
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(|error| {
-        conflict(format!("others can look into it (mode {mode:o}), and that can't be mended ({error}): chmod 700"))
+        conflict(format!(
+            "others can look into it (mode {mode:o}), and that can't be mended ({error}): chmod 700"
+        ))
     })?;
     tracing::info!(path = %path.display(), was = %format_args!("{mode:o}"), "made private");
     Ok(())

@@ -4,7 +4,6 @@ mod support;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use sas_control::Recovery;
 use sas_core::{
     Commit, Entry, Error, ErrorKind, MemoryStore, Store, StoreLimits, TenantKey, Version, Watched,

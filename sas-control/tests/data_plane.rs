@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use sas_control::ControlConfig;
 use sas_core::{
-    AnswerCounter, AnswerCounts, ErrorKind, MemoryStore, Quota, Quotas, RevisionKey, Store, TAG_HEADER, TenantKey,
-    ValueMatch,
+    AnswerCounter, AnswerCounts, ErrorKind, MemoryStore, Quota, Quotas, RevisionKey, Store, TAG_HEADER,
+    TenantKey, ValueMatch,
 };
 use support::{World, eventually};
 

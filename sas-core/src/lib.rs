@@ -67,6 +67,7 @@ pub use event::{
 };
 pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use invoke::{CallTimings, Handler, Invoker, Target};
+pub use memory::MemoryStore;
 pub use policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, Pick, SlotView};
 pub use pool::{
     Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Load, Outcome, Pool, RevisionStatus,
@@ -97,5 +98,4 @@ pub use spec::{
     Timeouts,
 };
 pub use start::{StartPhase, StartRequest, StartTimings};
-pub use memory::MemoryStore;
 pub use store::{Change, Commit, Entry, Guard, Store, StoreLimits, Version, Watched, Write, guard_failed};

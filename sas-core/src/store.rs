@@ -127,7 +127,9 @@ impl Commit {
             let length = write.value.as_ref().map_or(0, Bytes::len);
             if length > limits.value_bytes {
                 let (key, most) = (&write.key, limits.value_bytes);
-                return Err(out_of_bounds(format!("value of {key:?} has {length} bytes: at most {most} fit")));
+                return Err(out_of_bounds(format!(
+                    "value of {key:?} has {length} bytes: at most {most} fit"
+                )));
             }
             bytes = bytes.saturating_add(length);
         }

@@ -10,12 +10,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use parking_lot::Mutex;
 use sas_core::{
     CallError, Claim, ClaimError, Commit, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
     ErrorKind, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Pool, Request,
-    Response, Result, RevisionKey, RevisionStatus, Store, StoreLimits, Target, TenantKey, Version, WaitList, Waiting, Watched,
+    Response, Result, RevisionKey, RevisionStatus, Store, StoreLimits, Target, TenantKey, Version, WaitList,
+    Waiting, Watched,
 };
 use sas_pool::InstancePool;
 use tokio::time::Instant;

@@ -294,10 +294,7 @@ async fn changes(subject: &Subject) -> Verdict {
     let some = told(&*store, "x/", one).await?;
     ensure!(some.len() == 2, "below x/ after the first there are {some:?}");
     let last = all[3].version;
-    ensure!(
-        told(&*store, "", last).await?.is_empty(),
-        "after the last change there is another"
-    );
+    ensure!(told(&*store, "", last).await?.is_empty(), "after the last change there is another");
     Ok(())
 }
 
@@ -475,11 +472,7 @@ async fn transfers(subject: &Subject) -> Verdict {
             Ok::<_, sas_core::Error>(done == 8)
         })
     };
-    let movers = join_all([
-        mover("sum/a", "sum/b"),
-        mover("sum/a", "sum/b"),
-        mover("sum/b", "sum/a"),
-    ]);
+    let movers = join_all([mover("sum/a", "sum/b"), mover("sum/a", "sum/b"), mover("sum/b", "sum/a")]);
     let reader = async {
         for _ in 0..60 {
             let listed = ok("list", store.list("sum/", None, 10).await)?;
@@ -509,6 +502,8 @@ async fn watch_waits(subject: &Subject) -> Verdict {
         let store = Arc::clone(&store);
         tokio::spawn(async move { store.watch("x/", from).await })
     };
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    ensure!(!watching.is_finished(), "a watch ended without a change");
     put(&*store, "y/1", None, "other").await?;
     tokio::time::sleep(Duration::from_millis(50)).await;
     ensure!(!watching.is_finished(), "a watch of x/ ended without a change of x/");
@@ -532,7 +527,8 @@ async fn watch_resumes(subject: &Subject) -> Verdict {
         tokio::spawn(async move {
             for round in 0..COMMITS {
                 let value = round.to_string();
-                let commit = Commit::new().put("w/0", value.clone()).put("w/1", value.clone()).put("w/2", value);
+                let commit =
+                    Commit::new().put("w/0", value.clone()).put("w/1", value.clone()).put("w/2", value);
                 store.commit(commit).await?;
                 if round % 7 == 0 {
                     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -548,6 +544,7 @@ async fn watch_resumes(subject: &Subject) -> Verdict {
             // A very short history: that it says so is another check's.
             return Err(Stop::skip("the history holds fewer than 180 changes"));
         };
+        ensure!(!changes.is_empty(), "a watch gave nothing");
         ensure!(changes.len().is_multiple_of(3), "a watch gave a part of a commit: {changes:?}");
         for commit in changes.chunks(3) {
             let expected = seen.to_string();
@@ -590,7 +587,8 @@ async fn watch_ahead(subject: &Subject) -> Verdict {
     let store = subject.store();
     let last = put(&*store, "a", None, "1").await?;
     let ahead = store.watch("", Version(last.0 + 1000));
-    let watched = within(Duration::from_secs(5), "a watch from a version that was never reached", ahead).await?;
+    let watched =
+        within(Duration::from_secs(5), "a watch from a version that was never reached", ahead).await?;
     ensure!(ok("watch", watched)? == Watched::ListAgain, "it goes on, as if nothing had been lost");
     Ok(())
 }
@@ -622,7 +620,8 @@ async fn bounds(subject: &Subject) -> Verdict {
     refused("a value that is too big", ErrorKind::InvalidSpec, store.put("bigger", None, bigger).await)?;
     ensure!(value(&*store, "bigger").await?.is_none(), "a refused value was kept");
 
-    let many = |count: usize| (0..count).fold(Commit::new(), |commit, at| commit.put(format!("many/{at}"), "x"));
+    let many =
+        |count: usize| (0..count).fold(Commit::new(), |commit, at| commit.put(format!("many/{at}"), "x"));
     ok("a commit of the most writes", store.commit(many(limits.commit_writes)).await)?;
     let listed = ok("list", store.list("many/", None, limits.commit_writes + 1).await)?.len();
     ensure!(listed == limits.commit_writes, "of {} writes {listed} are there", limits.commit_writes);

@@ -84,7 +84,9 @@ impl Broken {
         };
         match self.bug {
             Bug::CreatesOverWhatIsThere if expected.is_none() => commit.guards.clear(),
-            Bug::IgnoresTheExpectedVersion if expected.is_some() && !deletes => commit.guards[0].expected = found,
+            Bug::IgnoresTheExpectedVersion if expected.is_some() && !deletes => {
+                commit.guards[0].expected = found
+            }
             Bug::DeletesAnyVersion if deletes && found.is_some() => commit.guards.clear(),
             Bug::DeletesWhatIsNotThere if deletes && found.is_none() => return self.inner.version().await,
             Bug::KeepsOversizedKeys if key.len() > 1024 => {
@@ -329,7 +331,7 @@ const MUTANTS: [(Bug, &str); 33] = [
     (Bug::TakesTheLastOfTwoWrites, "written twice in a commit"),
     (Bug::WatchDoesNotWait, "a watch waits"),
     (Bug::WatchGivesOtherKeys, "and for nothing else"),
-    (Bug::WatchBeginsNow, "see every commit once and whole"),
+    (Bug::WatchBeginsNow, "changes come once each"),
     (Bug::WatchSplitsCommits, "see every commit once and whole"),
     (Bug::WatchRemembersWhatItGave, "a dropped watch takes nothing"),
     (Bug::WatchTrustsTheFuture, "a version that was never reached"),

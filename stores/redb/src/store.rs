@@ -178,7 +178,8 @@ fn keep_private(path: &Path) -> Result<()> {
         Error::new(ErrorKind::Unavailable, "open", format!("{shown} can't be opened: {error}"))
             .with_source(error)
     };
-    let made = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    let made =
+        fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
     let file = made.map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if metadata.is_file() && metadata.permissions().mode() & 0o777 != 0o600 {
@@ -308,7 +309,8 @@ fn commit_together(database: &Database, asked: Vec<Asked>, told: &watch::Sender<
     });
     match committed {
         Ok(()) => {
-            let last = outcomes.iter().filter_map(|outcome| outcome.as_ref().ok()).map(|version| version.0).max();
+            let last =
+                outcomes.iter().filter_map(|outcome| outcome.as_ref().ok()).map(|version| version.0).max();
             if let Some(last) = last {
                 told.send_if_modified(|seen| std::mem::replace(seen, last.max(*seen)) < last);
             }

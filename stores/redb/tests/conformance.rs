@@ -79,7 +79,8 @@ async fn the_file_is_its_owners_alone_also_when_it_was_not() {
     let mode = || std::fs::metadata(&path).expect("it is there").permissions().mode() & 0o7777;
     RedbStore::open(&path).await.expect("made").close().await;
     assert_eq!(mode(), 0o600, "made as {:o}", mode());
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("as an earlier version left it");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))
+        .expect("as an earlier version left it");
     RedbStore::open(&path).await.expect("opened").close().await;
     assert_eq!(mode(), 0o600, "left as {:o}", mode());
 }
@@ -125,5 +126,8 @@ async fn a_file_of_the_version_before_is_taken_over_and_one_of_a_later_version_i
     format_1(&later, 3);
     let error = RedbStore::open(&later).await.expect_err("from the future");
     assert_eq!(error.kind, ErrorKind::InvalidSpec);
-    assert!(error.message.contains("format 3") && error.message.contains("another state directory"), "{error}");
+    assert!(
+        error.message.contains("format 3") && error.message.contains("another state directory"),
+        "{error}"
+    );
 }
