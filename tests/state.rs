@@ -5,7 +5,8 @@ use std::{path::Path, time::Duration};
 use sas::prelude::*;
 
 fn hello() -> InlineRuntime {
-    InlineRuntime::new().with("hello", |_request: Request, _cx| async move { "hello" })
+    InlineRuntime::new()
+        .with("hello", |_request: Request, _cx| async move { Response::new(Body::from("hello")) })
 }
 
 async fn platform(dir: &Path) -> Platform {
