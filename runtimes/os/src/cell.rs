@@ -24,7 +24,7 @@ use std::{
 use nix::sched::{CloneFlags, setns, unshare};
 use parking_lot::Mutex;
 use rustix::{
-    mount::{MountFlags, MountPropagationFlags, UnmountFlags},
+    mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags},
     process::{Pid, PidfdFlags, Signal},
 };
 
@@ -49,11 +49,37 @@ const COVERED: [&str; 6] = ["/run", "/tmp", "/var/tmp", "/dev/shm", "/root", "/h
 /// How the mounts of cells are made; the same for all cells of a host.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
-    /// Directories of the host's own, such as the package store: covered, and reached by the host alone.
-    pub(crate) roots: Vec<PathBuf>,
-    /// What instances may read though it lies below something covered.
+    /// What instances may read beside the system's files.
     pub(crate) readable: Vec<PathBuf>,
     pub(crate) disk_bytes: u64,
+    /// Empty directories in a cell, none below another.
+    covered: Vec<PathBuf>,
+}
+
+impl Layout {
+    /// `roots` are directories of the host's own, such as the package store.
+    pub(crate) fn new(roots: &[PathBuf], readable: Vec<PathBuf>, disk_bytes: u64) -> Self {
+        let mut all: Vec<PathBuf> = COVERED.iter().map(PathBuf::from).collect();
+        all.extend(roots.iter().cloned());
+        all.extend(roots.iter().chain(&readable).filter_map(|path| gate(path)));
+        let mut all: Vec<PathBuf> = all.into_iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
+        all.sort();
+        all.dedup();
+        let mut covered: Vec<PathBuf> = Vec::new();
+        for path in all {
+            if path.is_dir()
+                && path.parent().is_some()
+                && !covered.iter().any(|above| path.starts_with(above))
+            {
+                covered.push(path);
+            }
+        }
+        Self { readable, disk_bytes, covered }
+    }
+
+    fn covers(&self, path: &Path) -> bool {
+        self.covered.iter().any(|dir| path.starts_with(dir))
+    }
 }
 
 /// The view of the disk that one program gets.
@@ -61,8 +87,10 @@ pub(crate) struct Layout {
 pub(crate) struct View {
     /// Written to over itself: what is there stays as it is, and changes go with the cell.
     pub(crate) package: Option<PathBuf>,
-    /// Bound as they are.
+    /// There as they are.
     pub(crate) bound: Vec<PathBuf>,
+    /// Whether more is shown later, to a program that runs already.
+    pub(crate) more: bool,
 }
 
 /// One set of namespaces, for one instance. Everything in it ends when this is dropped.
@@ -176,6 +204,18 @@ impl Cell {
         unshare(CloneFlags::CLONE_FS)?;
         Ok(setns(&self.pidfd, spaces)?)
     }
+
+    /// Shows more files to a program that runs in it already, the last.
+    pub(crate) fn show(&self, layout: &Layout, view: &View) -> io::Result<()> {
+        std::thread::scope(|scope| {
+            let showing = std::thread::Builder::new().name("sas-show".into()).spawn_scoped(scope, || {
+                unshare(CloneFlags::CLONE_FS)?;
+                setns(&self.pidfd, CloneFlags::CLONE_NEWNS)?;
+                show(layout, view, None)
+            })?;
+            showing.join().map_err(|_panic| io::Error::other("the thread ended"))?
+        })
+    }
 }
 
 impl Drop for Cell {
@@ -238,43 +278,18 @@ fn gate(path: &Path) -> Option<PathBuf> {
         .map(Path::to_path_buf)
 }
 
-/// What is covered by empty directories, without what lies below another.
-fn covered(layout: &Layout) -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> = COVERED.iter().map(PathBuf::from).collect();
-    all.extend(layout.roots.iter().cloned());
-    all.extend(layout.roots.iter().chain(&layout.readable).filter_map(|path| gate(path)));
-    let mut all: Vec<PathBuf> = all.into_iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
-    all.sort();
-    all.dedup();
-    let mut kept: Vec<PathBuf> = Vec::new();
-    for path in all {
-        if path.is_dir() && !kept.iter().any(|above| path.starts_with(above)) {
-            kept.push(path);
-        }
-    }
-    kept
-}
-
 /// Makes the mounts of a cell. The calling thread is in a mount namespace of its own.
 fn mount_all(layout: &Layout) -> io::Result<()> {
     let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", flags).map_err(|error| at(error, "make private", Path::new("/")))?;
-    let covered = covered(layout);
-    // Opened before they are covered, and bound by these descriptors after.
-    let open = |path: &Path| {
-        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
-        rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map_err(|error| at(error, "open", path))
-    };
-    let roots = layout.roots.iter().map(|root| open(root)).collect::<io::Result<Vec<_>>>()?;
-    let below: Vec<(&PathBuf, OwnedFd)> = layout
-        .readable
-        .iter()
-        .filter(|path| covered.iter().any(|dir| path.starts_with(dir)))
-        .filter_map(|path| Some((path, open(path).ok()?)))
-        .collect();
+    // All of it as it is, to be put where the host alone finds it.
+    let clone =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let whole = rustix::mount::open_tree(rustix::fs::CWD, "/", clone)
+        .map_err(|error| at(error, "clone the mounts below", Path::new("/")))?;
     let own = Path::new(OWN);
     let size = layout.disk_bytes;
-    for dir in &covered {
+    for dir in &layout.covered {
         match dir.as_path() {
             run if run == Path::new("/run") => tmpfs(run, &format!("mode=755,size={size}"))?,
             dir if dir == Path::new("/dev/shm") => tmpfs(dir, &format!("mode=1777,size={size}"))?,
@@ -282,7 +297,7 @@ fn mount_all(layout: &Layout) -> io::Result<()> {
             dir => tmpfs(dir, "mode=755,size=1m")?,
         }
     }
-    for dir in ["", "home", "tmp", "upper", "work"] {
+    for dir in ["", "home", "tmp", "upper", "work", "host"] {
         make_dirs(&own.join(dir))?;
     }
     fs::set_permissions(own.join("tmp"), fs::Permissions::from_mode(0o1777))?;
@@ -290,17 +305,18 @@ fn mount_all(layout: &Layout) -> io::Result<()> {
         bind(&own.join("tmp"), Path::new(dir))?;
     }
     let host = own.join("host");
-    make_dirs(&host)?;
+    make_dirs(&host.join("all"))?;
     fs::set_permissions(&host, fs::Permissions::from_mode(0o700))?;
-    let by_descriptor = |fd: &OwnedFd| {
-        use std::os::fd::AsRawFd as _;
-        PathBuf::from(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()))
-    };
-    for (number, root) in roots.iter().enumerate() {
-        bind(&by_descriptor(root), &host.join(number.to_string()))?;
-    }
-    for (path, fd) in &below {
-        bind(&by_descriptor(fd), path)?;
+    rustix::mount::move_mount(
+        whole,
+        "",
+        rustix::fs::CWD,
+        host.join("all"),
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .map_err(|error| at(error, "mount", &host))?;
+    for path in layout.readable.iter().filter(|path| layout.covers(path)) {
+        bind(&on_host(path), path)?;
     }
     // Programs ask for the name of their user; the one of this cell is written here when it is known.
     for file in ["passwd", "group"] {
@@ -314,6 +330,15 @@ fn mount_all(layout: &Layout) -> io::Result<()> {
     Ok(())
 }
 
+/// Where the host finds one of its files while it is in a cell.
+fn on_host(path: &Path) -> PathBuf {
+    let whole = Path::new(OWN).join("host/all");
+    match path.strip_prefix("/") {
+        Ok(path) => whole.join(path),
+        Err(_) => whole,
+    }
+}
+
 /// Mounts the `/proc` of the namespace of `holder`, where the kernel lets somebody outside of it.
 fn mount_proc(holder: Pid) -> io::Result<()> {
     let data = std::ffi::CString::new(format!("pidns=/proc/{}/ns/pid", holder.as_raw_pid()))?;
@@ -324,17 +349,6 @@ fn mount_proc(holder: Pid) -> io::Result<()> {
 /// Gives the program of a cell its files. The calling thread is in the cell, and still the host's user.
 pub(crate) fn show(layout: &Layout, view: &View, user: Option<u32>) -> io::Result<()> {
     let own = Path::new(OWN);
-    let host = own.join("host");
-    let inside = |path: &Path| -> io::Result<PathBuf> {
-        layout
-            .roots
-            .iter()
-            .enumerate()
-            .find_map(|(number, root)| {
-                Some(host.join(number.to_string()).join(path.strip_prefix(root).ok()?))
-            })
-            .ok_or_else(|| io::Error::other(format!("{} is in no directory of the host's", path.display())))
-    };
     if let Some(user) = user {
         let (uid, gid) = (Some(rustix::fs::Uid::from_raw(user)), Some(rustix::fs::Gid::from_raw(user)));
         for dir in ["home", "upper"] {
@@ -348,21 +362,23 @@ pub(crate) fn show(layout: &Layout, view: &View, user: Option<u32>) -> io::Resul
     }
     if let Some(package) = &view.package {
         make_dirs(package)?;
-        let from = inside(package)?;
+        let from = on_host(package);
         let metadata = fs::metadata(&from)?;
         fs::set_permissions(own.join("upper"), metadata.permissions())?;
-        let data = format!("lowerdir={},upperdir={OWN}/upper,workdir={OWN}/work", from.display());
+        // Characters that mean something in the list of options.
+        let lower = from.display().to_string().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:");
+        let data = format!("lowerdir={lower},upperdir={OWN}/upper,workdir={OWN}/work");
         let data = std::ffi::CString::new(data)?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         rustix::mount::mount("overlay", package.as_path(), "overlay", flags, data.as_c_str())
             .map_err(|error| at(error, "overlay on", package))?;
     }
-    for path in &view.bound {
-        bind(&inside(path)?, path)?;
+    for path in view.bound.iter().filter(|path| layout.covers(path)) {
+        bind(&on_host(path), path)?;
     }
-    // From here on nothing in the cell leads to the host's own directories.
-    for number in 0..layout.roots.len() {
-        rustix::mount::unmount(host.join(number.to_string()), UnmountFlags::DETACH)?;
+    if !view.more {
+        // From here on nothing in the cell leads to the host's own directories.
+        rustix::mount::unmount(on_host(Path::new("/")), UnmountFlags::DETACH)?;
     }
     Ok(())
 }

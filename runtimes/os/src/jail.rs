@@ -100,8 +100,8 @@ const CALLS: &str = "filter of system calls";
 pub struct JailRequest {
     /// How much is kept from it: at least the host's level.
     pub level: JailLevel,
-    /// Whose it is.
-    pub tenant: TenantKey,
+    /// Whose it is; `None`: nobody's yet, and it gets a user id that no other has.
+    pub tenant: Option<TenantKey>,
     /// Where it may connect to.
     pub egress: Egress,
     /// The TCP ports on which it listens, where it shares the host's network.
@@ -114,6 +114,9 @@ pub struct JailRequest {
     pub readable: Vec<PathBuf>,
     /// What it may write to as it is. A place in the host's own directories is there for it only without namespaces.
     pub writable: Vec<PathBuf>,
+    /// For a program that learns later what it is to serve: the directory with the packages one of which it is shown
+    /// by [`Jails::show`].
+    pub later: Option<PathBuf>,
     /// Whether it may be put into namespaces; a process that numbers processes for the host may not.
     pub namespaces: bool,
     /// Whether it gets a network of its own though others of its level do not.
@@ -122,10 +125,11 @@ pub struct JailRequest {
 
 impl JailRequest {
     /// A request of a tenant, with nothing allowed but what every program needs.
-    pub fn new(level: JailLevel, tenant: TenantKey) -> Self {
+    pub fn new(level: JailLevel, tenant: Option<TenantKey>) -> Self {
         Self {
             level,
             tenant,
+            later: None,
             egress: Egress::default(),
             ports: Vec::new(),
             package: None,
@@ -161,6 +165,8 @@ pub struct Jails {
 #[derive(Debug, Default)]
 struct Users {
     of: HashMap<TenantKey, u32>,
+    /// User ids of nobody's that were given out; they go round in the upper half of the range.
+    fresh: u32,
 }
 
 impl Jails {
@@ -183,7 +189,7 @@ impl Jails {
             .collect();
         readable.sort();
         readable.dedup();
-        let layout = Layout { roots: roots.to_vec(), readable, disk_bytes: config.disk_bytes };
+        let layout = Layout::new(roots, readable, config.disk_bytes);
         let root = rustix::thread::capabilities(None).is_ok_and(|own| {
             own.effective.contains(
                 CapabilitySet::SYS_ADMIN
@@ -342,20 +348,40 @@ impl Jails {
         give(package).map(drop)
     }
 
-    /// The user id of a tenant.
-    fn user(&self, tenant: TenantKey) -> Result<u32> {
+    /// The user id of a tenant, from the lower half of the range; one of nobody's from the upper.
+    fn user(&self, tenant: Option<TenantKey>) -> Result<u32> {
+        let (first, last) = (*self.config.uids.start(), *self.config.uids.end());
+        let half = (last - first).div_ceil(2);
         let mut users = self.users.lock();
+        let Some(tenant) = tenant else {
+            let user = last - users.fresh % (last - first - half).max(1);
+            users.fresh = users.fresh.wrapping_add(1);
+            return Ok(user);
+        };
         if let Some(user) = users.of.get(&tenant) {
             return Ok(*user);
         }
-        let next = u64::from(*self.config.uids.start()) + 1 + users.of.len() as u64;
         let user =
-            u32::try_from(next).ok().filter(|user| self.config.uids.contains(user)).ok_or_else(|| {
-                let what = format!("jail.uids: {:?}: more tenants than user ids; widen it", self.config.uids);
-                Error::new(ErrorKind::Exhausted, "start", what)
-            })?;
+            u32::try_from(users.of.len()).ok().filter(|taken| *taken < half).map(|taken| first + 1 + taken);
+        let user = user.ok_or_else(|| {
+            let what = format!(
+                "jail.uids: {:?}: half of them for tenants, and there are more; widen it",
+                self.config.uids
+            );
+            Error::new(ErrorKind::Exhausted, "start", what)
+        })?;
         users.of.insert(tenant, user);
         Ok(user)
+    }
+
+    /// Shows a package, and what else it may read, to a program that was started without ([`JailRequest::later`]).
+    ///
+    /// # Errors
+    /// Those of the mounts. Nothing is needed, and nothing done, where the program has no cell.
+    pub fn show(&self, cell: Option<&Cell>, package: &Path, readable: &[PathBuf]) -> io::Result<()> {
+        let Some(cell) = cell else { return Ok(()) };
+        let view = View { package: Some(package.to_path_buf()), bound: readable.to_vec(), more: false };
+        cell.show(self.ready.layout(), &view)
     }
 
     /// A place for one program. Takes a cell where there are any.
@@ -375,7 +401,17 @@ impl Jails {
             let request = JailRequest { level: JailLevel::None, ..request };
             return Ok(Jail { jails: self, request, user: None, cell: None });
         }
-        let user = if self.root { Some(self.user(request.tenant)?) } else { None };
+        // Without mounts of its own another user would not find its package.
+        let user =
+            if self.has_namespaces() && request.namespaces { Some(self.user(request.tenant)?) } else { None };
+        if let Some(user) = user {
+            for dir in &request.data {
+                own(dir, user).map_err(|error| {
+                    let what = format!("{}: {error}; it could not be given to the instance", dir.display());
+                    Error::new(ErrorKind::Unavailable, "start", what).with_source(error)
+                })?;
+            }
+        }
         let cell = if self.has_namespaces() && request.namespaces {
             let made = self.ready.take(self.has_own_network(&request)).map_err(|error| {
                 Error::new(ErrorKind::Exhausted, "start", format!("namespaces for the instance: {error}"))
@@ -409,6 +445,32 @@ fn probe_spaces(network: bool) -> Option<String> {
         Ok(Err(error)) => Some(error.to_string()),
         Err(_panic) => Some("the thread ended".to_owned()),
     }
+}
+
+/// Gives a directory to a user, with what is in it when it was another's.
+fn own(dir: &Path, user: u32) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    if fs::symlink_metadata(dir)?.uid() == user {
+        return Ok(());
+    }
+    let give = |path: &Path| {
+        let (uid, gid) = (rustix::fs::Uid::from_raw(user), rustix::fs::Gid::from_raw(user));
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::chownat(rustix::fs::CWD, path, Some(uid), Some(gid), flags)
+    };
+    let mut open = vec![dir.to_path_buf()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                open.push(entry.path());
+            } else {
+                give(&entry.path())?;
+            }
+        }
+        give(&dir)?;
+    }
+    Ok(())
 }
 
 fn has_landlock(ask: impl FnOnce(Ruleset) -> std::result::Result<Ruleset, landlock::RulesetError>) -> bool {
@@ -473,10 +535,8 @@ fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, cell: Option<&C
         return Ok(());
     }
     if cell.is_some() {
-        let bound = request.data.iter().chain(&request.readable);
-        let in_roots = |path: &&PathBuf| jails.ready.layout().roots.iter().any(|root| path.starts_with(root));
-        let view =
-            View { package: request.package.clone(), bound: bound.filter(in_roots).cloned().collect() };
+        let bound = request.data.iter().chain(&request.readable).cloned().collect();
+        let view = View { package: request.package.clone(), bound, more: request.later.is_some() };
         cell::show(jails.ready.layout(), &view, user).map_err(|error| failed("view", error))?;
     }
     let own_network = cell.is_some_and(|cell| cell.network().is_some());
@@ -533,6 +593,13 @@ fn rules(
     }
     for path in request.data.iter().chain(&request.writable) {
         rules = allow(rules, path, all)?;
+    }
+    if let Some(packages) = &request.later {
+        // In a cell it is empty but for what is shown; a rule for what a mount covers would not hold.
+        if view {
+            let _ = fs::create_dir_all(packages);
+        }
+        rules = allow(rules, packages, if view { all } else { read })?;
     }
     if let Some(package) = &request.package {
         rules = allow(rules, package, if view { all } else { read })?;

@@ -51,7 +51,7 @@ fn host(level: JailLevel) -> Host {
 
 impl Host {
     fn request(&self, level: JailLevel) -> JailRequest {
-        let mut request = JailRequest::new(level, TenantKey(7));
+        let mut request = JailRequest::new(level, Some(TenantKey(7)));
         request.package = Some(self.package.clone());
         request
     }
@@ -274,10 +274,40 @@ fn two_tenants_have_two_users_and_one_more_is_refused() {
     config.uids = 1_900_000_000..=1_900_000_001;
     config.ready = 0;
     let jails = Jails::open(config, &[dir.path().to_path_buf()], &[]).unwrap();
-    jails.enter(JailRequest::new(JailLevel::Basic, TenantKey(1))).unwrap();
-    jails.enter(JailRequest::new(JailLevel::Basic, TenantKey(1))).unwrap();
-    let error = jails.enter(JailRequest::new(JailLevel::Basic, TenantKey(2))).unwrap_err().to_string();
+    jails.enter(JailRequest::new(JailLevel::Basic, Some(TenantKey(1)))).unwrap();
+    jails.enter(JailRequest::new(JailLevel::Basic, Some(TenantKey(1)))).unwrap();
+    let error = jails.enter(JailRequest::new(JailLevel::Basic, Some(TenantKey(2)))).unwrap_err().to_string();
     assert!(error.contains("jail.uids"), "{error}");
+}
+
+#[test]
+fn a_package_can_be_shown_to_a_program_that_runs_already() {
+    if !is_root() {
+        return;
+    }
+    let host = host(JailLevel::Basic);
+    let mut request = JailRequest::new(JailLevel::Basic, None);
+    request.later = Some(host.root.join("packages"));
+    let (_, writer) = std::io::pipe().unwrap();
+    drop(writer);
+    let script = format!(
+        "cd /; until cat {p}/config.ini 2>/dev/null; do sleep 0.01; done; echo new > {p}/new && cat {p}/new; \
+         cat {state} && echo STATE; id -u",
+        p = host.package.display(),
+        state = host.root.join("state").display()
+    );
+    let elsewhere = Host { package: "/".into(), ..host };
+    let (mut child, cell) = elsewhere.start(request, &script);
+    let package = elsewhere.root.join("packages/one");
+    elsewhere.jails.show(cell.as_ref(), &package, &[]).unwrap();
+    child.wait().unwrap();
+    drop(cell);
+    let mut told = String::new();
+    READERS.with_borrow_mut(|readers| readers.pop().unwrap().read_to_string(&mut told).unwrap());
+    assert!(told.starts_with("as deployed\nnew\n"), "{told}");
+    assert!(!told.contains("STATE"), "{told}");
+    assert!(told.ends_with(&format!("{}\n", elsewhere.jails.config().uids.end())), "{told}");
+    assert!(!package.join("new").exists());
 }
 
 #[test]
