@@ -374,7 +374,10 @@ pub(crate) fn show(layout: &Layout, view: &View, user: Option<u32>) -> io::Resul
             .map_err(|error| at(error, "overlay on", package))?;
     }
     for path in view.bound.iter().filter(|path| layout.covers(path)) {
-        bind(&on_host(path), path)?;
+        // What is not there now will not be: a class archive, say, that nobody has asked for.
+        if on_host(path).exists() {
+            bind(&on_host(path), path)?;
+        }
     }
     if !view.more {
         // From here on nothing in the cell leads to the host's own directories.

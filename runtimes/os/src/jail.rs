@@ -537,7 +537,8 @@ fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, cell: Option<&C
     if cell.is_some() {
         let bound = request.data.iter().chain(&request.readable).cloned().collect();
         let view = View { package: request.package.clone(), bound, more: request.later.is_some() };
-        cell::show(jails.ready.layout(), &view, user).map_err(|error| failed("view", error))?;
+        cell::show(jails.ready.layout(), &view, user)
+            .map_err(|error| io::Error::new(error.kind(), format!("the jail: view: {error}")))?;
     }
     let own_network = cell.is_some_and(|cell| cell.network().is_some());
     let rules =

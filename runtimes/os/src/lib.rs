@@ -28,6 +28,8 @@ pub mod guardian;
 #[cfg(target_os = "linux")]
 pub mod jail;
 #[cfg(target_os = "linux")]
+pub mod limits;
+#[cfg(target_os = "linux")]
 pub mod network;
 #[cfg(target_os = "linux")]
 pub mod ports;
@@ -37,3 +39,5 @@ mod seccomp;
 pub mod strays;
 #[cfg(target_os = "linux")]
 pub mod usage;
+#[cfg(target_os = "linux")]
+pub mod view;

@@ -6,16 +6,19 @@ use std::{
 };
 
 use rustix::process::Resource;
-use sas_core::{Artifact, ArtifactInfo, Error, ErrorKind, Result, RevisionSpec, StemClass};
+use sas_core::{
+    Artifact, ArtifactInfo, Error, ErrorKind, ProbeAction, Result, RevisionName, RevisionSpec, StemClass,
+    TenantKey,
+};
 
-use sas_runtime_os::cgroup::Limits;
+use sas_runtime_os::{JailLevel, cgroup::Limits, jail::JailRequest};
 
 use crate::{
     engine::Engine,
     jvm::{Manifest, archive, equal, jdk::Jdk},
     options::{self, Options, StemUse},
     package::{
-        archive::refused,
+        archive::{disk, refused},
         detect::{self, Launch},
         store::Package,
     },
@@ -36,6 +39,9 @@ pub(crate) struct ProcessArtifact {
     pub(crate) quickest: Quickest,
     pub(crate) quickest_from_stem: Quickest,
     pub(crate) limits: Limits,
+    pub(crate) level: JailLevel,
+    /// What it listens on beside the port that it is given.
+    pub(crate) ports: Vec<u16>,
     /// Program and first arguments, before variables are expanded.
     pub(crate) program: PathBuf,
     pub(crate) first_args: Vec<String>,
@@ -66,8 +72,26 @@ fn unpack(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<ProcessArtifact> 
             )));
         }
     }
+    let level = options.jail.unwrap_or(engine.config.jail.level);
+    if level < engine.config.jail.level {
+        return Err(refused(format!(
+            "options.{}: {level}: this host gives at least {}; leave it out, or ask for more",
+            options::JAIL,
+            engine.config.jail.level
+        )));
+    }
+    if level == JailLevel::Strict {
+        engine.jails.all_of_it()?;
+        if options.zygote {
+            return Err(refused(format!(
+                "options.{}: true: a zygote numbers processes for the host and can't be jailed strictly; leave it out",
+                options::ZYGOTE
+            )));
+        }
+    }
     let readiness = Readiness::of(spec.readiness.as_ref())?;
     let package = engine.store.add(&spec.source)?;
+    engine.jails.grant(package.dir()).map_err(|error| disk("give to instances", package.dir(), error))?;
     let launch = detect::launch(&package, spec, &engine.config)?;
     if launch.jar.is_none() {
         let java_only = [options::JAVA_OPTIONS, options::JAVA_ARCHIVE, options::JAVA_STEM];
@@ -82,7 +106,15 @@ fn unpack(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<ProcessArtifact> 
         memory_bytes: spec.resources.memory_limit_bytes,
         processes: options.pids_max,
     };
+    let mut ports: Vec<u16> = spec.port.into_iter().collect();
+    for probe in [&spec.readiness, &spec.liveness].into_iter().flatten() {
+        if let ProbeAction::Tcp { port } | ProbeAction::Http { port, .. } = &probe.action {
+            ports.extend(port);
+        }
+    }
     Ok(ProcessArtifact {
+        level,
+        ports,
         zygote: options.zygote.then(|| Zygote::new(engine)),
         program: launch.program.clone(),
         first_args: Vec::new(),
@@ -204,6 +236,18 @@ async fn stem_plan(
     flags: &[String],
 ) -> Result<std::result::Result<StemPlan, String>> {
     let use_of = artifact.options.java_stem;
+    let asked = [options::JAIL, options::EGRESS, options::DATA]
+        .into_iter()
+        .find(|name| spec.options.contains_key(*name));
+    if artifact.level == JailLevel::Strict {
+        return Ok(Err("strict: a stem's jail is made before it is known whose it will be".into()));
+    }
+    if let (Some(name), JailLevel::Basic) = (asked, artifact.level) {
+        return Ok(Err(format!("{name}: a stem is jailed before it is known what it will serve")));
+    }
+    if !artifact.ports.is_empty() && artifact.level == JailLevel::Basic {
+        return Ok(Err("port: a stem may listen only on the port that it was given when it booted".into()));
+    }
     if use_of == StemUse::Never {
         return Ok(Err(format!("{} is never", options::JAVA_STEM)));
     }
@@ -271,6 +315,40 @@ fn unenforced(engine: &Engine, limits: &Limits) -> Vec<String> {
 }
 
 impl ProcessArtifact {
+    /// What is kept from an instance of it.
+    pub(crate) fn jail(&self, engine: &Engine, tenant: Option<TenantKey>, port: u16) -> JailRequest {
+        let mut jail = JailRequest::new(self.level, tenant);
+        jail.egress = self.options.egress.clone().unwrap_or_else(|| engine.config.jail.egress.clone());
+        jail.ports.clone_from(&self.ports);
+        jail.ports.push(port);
+        jail.package = Some(self.package.dir().to_path_buf());
+        jail.readable = vec![self.package.archive_dir()];
+        jail.readable.extend(self.launch.path_prefix.iter().cloned());
+        // Whatever the program is a link to.
+        let program = std::fs::canonicalize(&self.program).ok();
+        let installed = program.as_deref().and_then(|program| match program.parent() {
+            Some(dir) if dir.ends_with("bin") => crate::engine::prefix(dir),
+            _ => Some(program.to_path_buf()),
+        });
+        jail.readable.extend(installed);
+        jail.readable.retain(|path| !path.starts_with(self.package.dir()));
+        jail.namespaces = self.zygote.is_none();
+        jail
+    }
+
+    /// The directory of its service that stays, when it asks for one.
+    pub(crate) fn data(&self, engine: &Engine, name: &RevisionName) -> Result<Option<PathBuf>> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        if !self.options.data {
+            return Ok(None);
+        }
+        let root = engine.config.data.clone().unwrap_or_else(|| engine.store.root().join("data"));
+        let dir = root.join(name.namespace()).join(name.service());
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.map_err(|error| disk("create", &dir, error))?;
+        Ok(Some(dir))
+    }
+
     /// The limits of each process. A group bounds memory better: it counts what is used, and of all together.
     pub(crate) fn rlimits(&self, engine: &Engine) -> Vec<(Resource, u64)> {
         let mut rlimits = self.options.rlimits.clone();

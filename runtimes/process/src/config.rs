@@ -4,7 +4,7 @@ use std::{fmt, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use sas_core::{Clock, Error, ErrorKind, Recorder, Result, SystemClock};
 
-use sas_runtime_os::ControlGroups;
+use sas_runtime_os::{ControlGroups, JailConfig};
 
 use crate::package::PackageLimits;
 
@@ -93,6 +93,11 @@ pub struct ProcessConfig {
     pub logs: LogLimits,
     /// How limits of CPU and memory are enforced.
     pub cgroups: ControlGroups,
+    /// How instances are kept from the host and from each other.
+    pub jail: JailConfig,
+    /// Where the directories are that services ask for by [`crate::options::DATA`]: `<namespace>/<service>` below it.
+    /// `None`: `data` in the store. A host that keeps state gives one beside it.
+    pub data: Option<PathBuf>,
     /// Java.
     pub java: JavaConfig,
     /// Where stamps come from.
@@ -136,6 +141,10 @@ impl ProcessConfig {
                 dir.display()
             ));
         }
+        self.jail.validate()?;
+        if let Some(data) = self.data.as_ref().filter(|data| !data.is_absolute()) {
+            return wrong(format!("data: {}: an absolute path", data.display()));
+        }
         for jar in &self.java.shared_jars {
             if !jar.is_absolute() || !jar.is_file() {
                 return wrong(format!("java.shared_jars: {:?}: an absolute path of a jar that exists", jar));
@@ -155,6 +164,8 @@ impl Default for ProcessConfig {
             ports: 20_000..=29_999,
             logs: LogLimits::default(),
             cgroups: ControlGroups::default(),
+            jail: JailConfig::default(),
+            data: None,
             java: JavaConfig::default(),
             clock: Arc::new(SystemClock),
             recorder: Recorder::default(),
@@ -171,6 +182,8 @@ impl fmt::Debug for ProcessConfig {
             .field("ports", &self.ports)
             .field("logs", &self.logs)
             .field("cgroups", &self.cgroups)
+            .field("jail", &self.jail)
+            .field("data", &self.data)
             .field("java", &self.java)
             .finish_non_exhaustive()
     }

@@ -7,6 +7,7 @@ use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
     os::fd::OwnedFd,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -27,8 +28,10 @@ use tokio::{
 };
 
 use sas_runtime_os::{
+    cell::Cell,
     cgroup::{Cgroup, Cgroups, Run},
     guardian::Guardian,
+    jail::Jails,
     ports::{Port, Ports},
 };
 
@@ -49,6 +52,7 @@ const GUARDIAN: u64 = 0;
 const EXIT: u64 = 0;
 const STDOUT: u64 = 1;
 const STDERR: u64 = 2;
+const CELL: u64 = 3;
 
 /// A process of ours, from its spawn until it was reaped.
 #[derive(Debug)]
@@ -80,6 +84,10 @@ struct State {
     dir: Option<Discard>,
     /// What holds it to its limits.
     group: Option<Cgroup>,
+    /// The namespaces that it runs in. They end with it, and nothing in them stays.
+    cell: Option<Cell>,
+    /// How it ended, while its cell has not yet.
+    report: Option<ExitReport>,
 }
 
 impl Proc {
@@ -135,6 +143,21 @@ impl Proc {
             entered?;
         }
         Ok(())
+    }
+
+    /// Shows a package to a program that was started without, in its cell. Blocks for some mounts.
+    pub(crate) fn show(&self, jails: &Jails, package: &Path, readable: &[PathBuf]) -> std::io::Result<()> {
+        jails.show(self.state.lock().cell.as_ref(), package, readable)
+    }
+
+    /// Whether it runs in namespaces of its own, with a view of the disk.
+    pub(crate) fn has_cell(&self) -> bool {
+        self.state.lock().cell.is_some()
+    }
+
+    /// The process that its orphans belong to.
+    pub(crate) fn holder(&self) -> Option<i32> {
+        self.state.lock().cell.as_ref().and_then(Cell::holder)
     }
 
     pub(crate) fn pid_for_limits(&self) -> Option<Pid> {
@@ -231,6 +254,7 @@ pub(crate) struct NewProc {
     pub(crate) stderr: Option<OwnedFd>,
     pub(crate) logs: Option<LogTarget>,
     pub(crate) adopted: bool,
+    pub(crate) cell: Option<Cell>,
 }
 
 #[derive(Debug)]
@@ -239,6 +263,7 @@ pub(crate) struct Engine {
     pub(crate) store: Store,
     pub(crate) ports: Arc<Ports>,
     pub(crate) cgroups: Cgroups,
+    pub(crate) jails: Jails,
     pub(crate) guardian: Guardian,
     pub(crate) metrics: Metrics,
     pub(crate) stems: Stems,
@@ -269,6 +294,7 @@ impl Engine {
         let run: Arc<dyn Run> = Arc::new(store.clone());
         Ok(Arc::new(Self {
             ports: Ports::new(config.ports.clone()),
+            jails: open_jails(&config, &store)?,
             cgroups: Cgroups::open(&config.cgroups, &run),
             metrics: Metrics::new(&config.recorder),
             stems: Stems::default(),
@@ -323,6 +349,7 @@ impl Engine {
             state: Mutex::new(State {
                 logs: new.logs,
                 last_words: Some(LastWords::default()),
+                cell: new.cell,
                 ..State::default()
             }),
             changed: Notify::new(),
@@ -346,7 +373,7 @@ impl Engine {
         Ok(spawned)
     }
 
-    fn watch(&self, fd: &OwnedFd, data: u64) -> rustix::io::Result<()> {
+    fn watch(&self, fd: impl std::os::fd::AsFd, data: u64) -> rustix::io::Result<()> {
         epoll::add(&self.poll, fd, epoll::EventData::new_u64(data), epoll::EventFlags::IN)
     }
 
@@ -410,6 +437,7 @@ impl Engine {
         for proc in all {
             self.stop(&proc, Duration::ZERO);
         }
+        self.jails.close();
         self.wake.notify_one();
     }
 
@@ -446,7 +474,7 @@ impl Engine {
         }
         let Some(proc) = self.proc(data >> 2) else { return };
         match data & 3 {
-            EXIT => self.reap(&proc),
+            EXIT | CELL => self.reap(&proc),
             kind => self.pump(&proc, kind),
         }
     }
@@ -513,6 +541,10 @@ impl Engine {
         if state.exit.is_some() {
             return;
         }
+        if state.report.is_some() {
+            self.after_cell(proc, state);
+            return;
+        }
         // While the leader is a zombie its number is reserved, so the group that we kill is its own.
         signal_group(proc.pid, Signal::KILL);
         self.guardian.forget(proc.pid);
@@ -547,6 +579,26 @@ impl Engine {
             Ok(None) | Err(_) => {}
         }
         let _ = epoll::delete(&self.poll, &proc.pidfd);
+        state.report = Some(report);
+        if let Some(cell) = &state.cell {
+            // Whatever left its group, session or parent ends with the namespace that it can't leave.
+            cell.kill();
+            if self.watch(cell.pidfd(), proc.token << 2 | CELL).is_ok() {
+                return;
+            }
+        }
+        self.after_cell(proc, state);
+    }
+
+    /// Tells the end of a process, as soon as nothing of it is left.
+    fn after_cell(&self, proc: &Proc, mut state: parking_lot::MutexGuard<'_, State>) {
+        if let Some(cell) = &mut state.cell {
+            if !cell.is_gone() {
+                return;
+            }
+            let _ = epoll::delete(&self.poll, cell.pidfd());
+        }
+        let Some(report) = state.report.clone() else { return };
         let (target, mut words) = (state.logs.clone(), state.last_words.take());
         drop(state);
         {
@@ -569,6 +621,7 @@ impl Engine {
             state.package = None;
             state.dir = None;
             state.group = None;
+            state.cell = None;
             (state.told.take(), state.ending)
         };
         self.procs.lock().remove(&proc.token);
@@ -636,6 +689,28 @@ impl Engine {
             engine.removing.fetch_sub(1, Ordering::AcqRel);
             engine.quiet.notify_waiters();
         });
+    }
+}
+
+/// The jails of a runtime: what is the host's own, and what programs of this configuration read.
+fn open_jails(config: &ProcessConfig, store: &Store) -> Result<Jails> {
+    let mut roots = vec![store.root().to_path_buf()];
+    roots.extend(config.data.clone());
+    let mut readable: Vec<PathBuf> =
+        config.path.split(':').filter_map(|dir| prefix(Path::new(dir))).collect();
+    readable.extend(config.java.home.clone());
+    readable.extend(config.java.shared_jars.iter().cloned());
+    Jails::open(config.jail.clone(), &roots, &readable)
+}
+
+/// What must be readable for programs of a directory to run: what was installed with them.
+pub(crate) fn prefix(dir: &Path) -> Option<PathBuf> {
+    let dir = std::fs::canonicalize(dir).ok()?;
+    match dir.file_name().and_then(|name| name.to_str()) {
+        Some("bin" | "sbin" | "shims") => {
+            dir.parent().filter(|above| above.parent().is_some()).map(Path::to_path_buf)
+        }
+        _ => Some(dir),
     }
 }
 

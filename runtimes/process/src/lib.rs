@@ -71,4 +71,6 @@ pub use elsewhere::ProcessRuntime;
 pub use package::PackageLimits;
 #[cfg(target_os = "linux")]
 pub use runtime::ProcessRuntime;
-pub use sas_runtime_os::ControlGroups;
+#[cfg(target_os = "linux")]
+pub use sas_runtime_os::jail::{JailReport, Means};
+pub use sas_runtime_os::{ControlGroups, Egress, JailConfig, JailLevel};

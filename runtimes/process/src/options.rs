@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use rustix::process::Resource;
 use sas_core::{Result, SpecErrors};
+use sas_runtime_os::{Egress, JailLevel};
 
 /// Hand the program its listening socket as this file descriptor; only `0` can be had.
 pub const LISTEN_FD: &str = "sas.dev/listen-fd";
@@ -20,6 +21,15 @@ pub const JAVA_STEM: &str = "sas.dev/java-stem";
 /// The most processes and threads that an instance may have at a time; needs control groups.
 pub const PIDS_MAX: &str = "sas.dev/pids-max";
 
+/// `basic` or `strict`: how much of the machine is kept from the instances; at least the host's own level.
+pub const JAIL: &str = "sas.dev/jail";
+/// `allow`, `deny`, or TCP ports separated by commas: where the instances may connect to.
+pub const EGRESS: &str = "sas.dev/egress";
+/// `true`: the service has a directory that stays, in the variable [`DATA_DIR`]; all its instances share it.
+pub const DATA: &str = "sas.dev/data";
+/// The variable with the directory of [`DATA`].
+pub const DATA_DIR: &str = "SAS_DATA_DIR";
+
 const RLIMITS: [(&str, Resource); 5] = [
     ("sas.dev/rlimit-nofile", Resource::Nofile),
     ("sas.dev/rlimit-fsize", Resource::Fsize),
@@ -29,8 +39,16 @@ const RLIMITS: [(&str, Resource); 5] = [
 ];
 
 /// Options that begin like this are this runtime's, and must be known to it.
-const OURS: [&str; 5] =
-    ["sas.dev/pids", "sas.dev/listen", "sas.dev/zygote", "sas.dev/java", "sas.dev/rlimit"];
+const OURS: [&str; 8] = [
+    "sas.dev/pids",
+    "sas.dev/listen",
+    "sas.dev/zygote",
+    "sas.dev/java",
+    "sas.dev/rlimit",
+    "sas.dev/jail",
+    "sas.dev/egress",
+    "sas.dev/data",
+];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum StemUse {
@@ -49,6 +67,9 @@ pub(crate) struct Options {
     pub(crate) java_stem: StemUse,
     pub(crate) pids_max: Option<u64>,
     pub(crate) rlimits: Vec<(Resource, u64)>,
+    pub(crate) jail: Option<JailLevel>,
+    pub(crate) egress: Option<Egress>,
+    pub(crate) data: bool,
 }
 
 impl Options {
@@ -79,6 +100,15 @@ impl Options {
                     "always" => parsed.java_stem = StemUse::Always,
                     other => errors.push(field(), other, "auto, never or always"),
                 },
+                JAIL => match value.parse() {
+                    Ok(level) => parsed.jail = Some(level),
+                    Err(_) => errors.push(field(), value, "none, basic or strict"),
+                },
+                EGRESS => match value.parse() {
+                    Ok(egress) => parsed.egress = Some(egress),
+                    Err(_) => errors.push(field(), value, "allow, deny, or TCP ports separated by commas"),
+                },
+                DATA => parsed.data = flag(&mut errors).unwrap_or(false),
                 PIDS_MAX => match value.parse::<u64>() {
                     Ok(most) if most > 0 => parsed.pids_max = Some(most),
                     _ => errors.push(field(), value, "a whole number from 1"),
@@ -94,7 +124,7 @@ impl Options {
                         field(),
                         value,
                         format!(
-                            "the process runtime knows {LISTEN_FD}, {ZYGOTE}, {PIDS_MAX}, {JAVA_OPTIONS}, \
+                            "the process runtime knows {LISTEN_FD}, {ZYGOTE}, {PIDS_MAX}, {JAIL}, {EGRESS}, {DATA}, {JAVA_OPTIONS}, \
                              {JAVA_ARCHIVE}, {JAVA_STEM} and {}",
                             RLIMITS.map(|(name, _)| name).join(", ")
                         ),

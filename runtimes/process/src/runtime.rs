@@ -13,7 +13,7 @@ use sas_core::{
 };
 use tokio::time::Instant;
 
-use sas_runtime_os::cgroup::Limits;
+use sas_runtime_os::{JailLevel, cgroup::Limits, jail::JailReport};
 
 use crate::{
     artifact::{self, ProcessArtifact},
@@ -22,6 +22,7 @@ use crate::{
     instance::ProcessInstance,
     jvm::jdk::Jdk,
     logs::LogTarget,
+    options,
     package::store::Store,
     ready::{self, Quickest},
     spawn::{self, Environment, Plan},
@@ -63,6 +64,11 @@ impl ProcessRuntime {
         self.engine.stems.class(&self.engine, &jdk, &options).await.map_err(unsupported)
     }
 
+    /// What this machine gives of the jail, and why the rest is missing.
+    pub fn jail_report(&self) -> &JailReport {
+        self.engine.jails.report()
+    }
+
     /// How many processes of instances live now, on their way up and down included.
     pub fn processes(&self) -> usize {
         self.engine.count()
@@ -91,7 +97,8 @@ impl Runtime for ProcessRuntime {
         capabilities.suspend = true;
         capabilities.usage = true;
         capabilities.cpu_bound_start = true;
-        capabilities.stems = self.engine.config.java.stems;
+        capabilities.stems =
+            self.engine.config.java.stems && self.engine.config.jail.level != JailLevel::Strict;
         // Without groups memory is bounded per process by an rlimit, CPU not at all: less than the flag promises.
         capabilities.limits = self.engine.cgroups.missing().is_none();
         capabilities
@@ -139,7 +146,7 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn start_stem(&self, request: StemRequest) -> Result<Box<dyn Stem>> {
-        if !self.engine.config.java.stems {
+        if !self.capabilities().stems {
             return Err(Error::unsupported("start_stem"));
         }
         self.engine.ensure_running()?;
@@ -173,6 +180,13 @@ async fn start(
     let limits = artifact.limits;
     let logs = log_target(&request);
     let cwd = artifact.launch.cwd.clone();
+    let mut jail = artifact.jail(engine, Some(request.tenant()), address.port());
+    let mut env = env;
+    if let Some(data) = artifact.data(engine, request.name())? {
+        env.0.insert(options::DATA_DIR.to_owned(), data.display().to_string());
+        jail.data.push(data);
+    }
+    let env = env;
     let spawned = match (&artifact.zygote, stdin) {
         (Some(zygote), Some(listener)) => {
             let mut bare = Environment::default();
@@ -186,6 +200,7 @@ async fn start(
                 rlimits: Vec::new(),
                 limits: Limits::default(),
                 logs: None,
+                jail,
             };
             let forked = tokio::select! {
                 biased;
@@ -202,7 +217,7 @@ async fn start(
             forked
         }
         (_, stdin) => {
-            let plan = Plan { program, args, env, cwd, stdin, rlimits, limits, logs: Some(logs) };
+            let plan = Plan { program, args, env, cwd, stdin, rlimits, limits, logs: Some(logs), jail };
             spawn::spawn(engine, plan).await?
         }
     };

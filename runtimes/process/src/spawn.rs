@@ -5,24 +5,24 @@
 //! is so here, and a test holds it: a start costs the same whatever the host's memory.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     ffi::OsStr,
     io,
     os::{fd::OwnedFd, unix::process::CommandExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
 };
 
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
+use rustix::process::{Pid, PidfdFlags, Resource};
 use sas_core::{Error, ErrorKind, Result, Retry, StartRequest};
 
-use sas_runtime_os::cgroup::Limits;
+use sas_runtime_os::{JailLevel, cgroup::Limits, jail::JailRequest};
 
 use crate::{
     engine::{Engine, NewProc, Spawned},
     logs::LogTarget,
-    package::detect::Launch,
+    package::{detect::Launch, store::Discard},
 };
 
 /// Everything about a new process.
@@ -38,6 +38,8 @@ pub(crate) struct Plan {
     /// What it is held to as a whole, where there are control groups.
     pub(crate) limits: Limits,
     pub(crate) logs: Option<LogTarget>,
+    /// What is kept from it.
+    pub(crate) jail: JailRequest,
 }
 
 /// Variables of a process. Holds secrets: no `Debug`.
@@ -129,9 +131,20 @@ pub(crate) fn limit(
     limits: &Limits,
 ) -> Result<()> {
     if let Some(pid) = proc.pid_for_limits() {
-        set_limits(pid, rlimits);
+        set_limits(pid, rlimits)?;
     }
     hold(engine, proc, limits)
+}
+
+fn set_limits(pid: Pid, limits: &[(Resource, u64)]) -> Result<()> {
+    sas_runtime_os::limits::set(pid, limits).map_err(not_limited)
+}
+
+fn not_limited(error: rustix::io::Errno) -> Error {
+    let what = format!(
+        "the limits of the process could not be set: {error}; one may be above what the host may give"
+    );
+    Error::new(ErrorKind::Unavailable, "start", what).with_source(error)
 }
 
 /// Puts a process into a group of its own, where there are groups and limits.
@@ -150,18 +163,60 @@ fn hold(engine: &Arc<Engine>, proc: &crate::engine::Proc, limits: &Limits) -> Re
     })
 }
 
-fn set_limits(pid: Pid, limits: &[(Resource, u64)]) {
-    for (resource, limit) in limits {
-        let limit = Rlimit { current: Some(*limit), maximum: Some(*limit) };
-        // It may have exited already, which is not our business here.
-        let _ = rustix::process::prlimit(Some(pid), *resource, limit);
+/// Names the places of its own that a program has in a cell; what somebody declared stays.
+pub(crate) fn own_places(env: &mut Environment, run: &Path) {
+    for (name, place) in [("HOME", sas_runtime_os::cell::HOME), ("TMPDIR", "/tmp")] {
+        match env.0.entry(name.to_owned()) {
+            Entry::Occupied(mut value) if Path::new(value.get()).starts_with(run) => {
+                value.insert(place.to_owned());
+            }
+            Entry::Vacant(_) => {}
+            Entry::Occupied(_) => {}
+        }
     }
 }
 
-fn spawn_now(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
+/// Where a program finds its own places: in its cell, or, where there are none, in directories of the run, among them a
+/// copy of its package.
+fn place(engine: &Engine, plan: &mut Plan, jail: &mut JailRequest) -> Result<Option<Discard>> {
+    if jail.level == JailLevel::None {
+        return Ok(None);
+    }
+    let own = engine.store.run_dir();
+    let cells = engine.jails.has_namespaces() && jail.namespaces;
+    if cells {
+        own_places(&mut plan.env, own);
+    } else {
+        let places =
+            ["HOME", "TMPDIR"].into_iter().filter_map(|name| plan.env.0.get(name).map(PathBuf::from));
+        jail.writable.extend(places.filter(|place| place.starts_with(own)));
+    }
+    let Some(package) = jail.package.clone().filter(|_| !cells && jail.namespaces) else { return Ok(None) };
+    let copy = engine.store.discard(engine.store.temporary("view"));
+    sas_runtime_os::view::copy(&package, copy.path()).map_err(|error| {
+        let what = format!("a copy of the package for the instance: {}: {error}", copy.path().display());
+        Error::new(ErrorKind::Exhausted, "start", what).with_source(error)
+    })?;
+    let moved = |path: &Path| path.strip_prefix(&package).ok().map(|path| copy.path().join(path));
+    plan.cwd = moved(&plan.cwd).unwrap_or_else(|| plan.cwd.clone());
+    plan.program = moved(&plan.program).unwrap_or_else(|| plan.program.clone());
+    for arg in &mut plan.args {
+        // A jar stays where its archive of classes was made for it.
+        if let Some(path) = moved(Path::new(arg.as_str())).filter(|_| !arg.ends_with(".jar")) {
+            *arg = path.display().to_string();
+        }
+    }
+    jail.writable.push(copy.path().to_path_buf());
+    Ok(Some(copy))
+}
+
+fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
     if engine.is_closed() {
         return Err(Error::new(ErrorKind::Unavailable, "start", "the process runtime was closed"));
     }
+    let mut jail = plan.jail.clone();
+    let copy = place(engine, &mut plan, &mut jail)?;
+    let stdin = plan.stdin.take();
     let failed = |error: io::Error| {
         let program = plan.program.display();
         let (kind, remedy) = match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
@@ -177,11 +232,15 @@ fn spawn_now(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
             Some(rustix::io::Errno::NOENT) => {
                 (ErrorKind::InvalidSpec, "it, its interpreter or its loader is missing; deploy it again")
             }
-            Some(rustix::io::Errno::ACCESS) => {
-                (ErrorKind::InvalidSpec, "it may not be executed; set its executable bit")
-            }
+            Some(rustix::io::Errno::ACCESS) => (
+                ErrorKind::InvalidSpec,
+                "it may not be executed; set its executable bit, and have everybody pass the directories above it",
+            ),
             Some(rustix::io::Errno::TOOBIG) => {
                 (ErrorKind::InvalidSpec, "arguments and environment together are too long")
+            }
+            None if error.kind() == io::ErrorKind::NotFound => {
+                (ErrorKind::InvalidSpec, "it, its interpreter or its loader is missing; deploy it again")
             }
             _ => (ErrorKind::Unavailable, "the host could not start it"),
         };
@@ -195,11 +254,11 @@ fn spawn_now(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
     };
     let (stdout, stdout_of_child) = output_pipe().map_err(failed)?;
     let (stderr, stderr_of_child) = output_pipe().map_err(failed)?;
-    let stdin = match plan.stdin {
-        Some(fd) => Stdio::from(fd),
+    let stdin = match stdin {
+        Some(fd) => fd,
         None => {
             let marker = engine.store.run_dir().join("stdin");
-            Stdio::from(std::fs::File::open(&marker).map_err(|error| {
+            OwnedFd::from(std::fs::File::open(&marker).map_err(|error| {
                 Error::new(
                     ErrorKind::Unavailable,
                     "start",
@@ -208,21 +267,27 @@ fn spawn_now(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
             })?)
         }
     };
-    let mut command = Command::new(&plan.program);
-    command
-        .args(&plan.args)
-        .env_clear()
-        .envs(plan.env.0.iter().map(|(name, value)| (OsStr::new(name), OsStr::new(value))))
-        .current_dir(&plan.cwd)
-        .stdin(stdin)
-        .stdout(Stdio::from(stdout_of_child))
-        .stderr(Stdio::from(stderr_of_child))
-        .process_group(0);
-    let child = command.spawn().map_err(failed)?;
+    let jail = engine.jails.enter(jail)?;
+    // The thread that spawns has a table of descriptors of its own, in which these are copied.
+    let (spawned, cell) = jail
+        .spawn(|| {
+            Command::new(&plan.program)
+                .args(&plan.args)
+                .env_clear()
+                .envs(plan.env.0.iter().map(|(name, value)| (OsStr::new(name), OsStr::new(value))))
+                .current_dir(&plan.cwd)
+                .stdin(Stdio::from(stdin.try_clone()?))
+                .stdout(Stdio::from(stdout_of_child.try_clone()?))
+                .stderr(Stdio::from(stderr_of_child.try_clone()?))
+                .process_group(0)
+                .spawn()
+                .map(|child| Pid::from_child(&child))
+                .and_then(|pid| Ok((pid, sas_runtime_os::limits::set(pid, &plan.rlimits))))
+        })
+        .map_err(failed)?;
     // Our copies of the child's ends go here, the listening socket too: it is the program's alone.
-    drop(command);
-    let pid = Pid::from_child(&child);
-    set_limits(pid, &plan.rlimits);
+    drop((stdin, stdout_of_child, stderr_of_child));
+    let (pid, limited) = spawned;
     // Nobody else reaps our children, so the number still means this process.
     let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
         Ok(pidfd) => pidfd,
@@ -239,7 +304,12 @@ fn spawn_now(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
         stderr: Some(stderr),
         logs: plan.logs,
         adopted: false,
+        cell,
     })?;
+    limited.map_err(not_limited)?;
+    if let Some(copy) = copy {
+        spawned.proc().hold_dir(copy);
+    }
     hold(engine, spawned.proc(), &plan.limits)?;
     Ok(spawned)
 }

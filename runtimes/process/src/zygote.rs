@@ -251,5 +251,6 @@ fn adopt(
         stderr: Some(stderr),
         logs: Some(logs),
         adopted: true,
+        cell: None,
     })
 }

@@ -83,7 +83,7 @@ async fn memory_is_counted_for_the_instance_with_its_children() {
     let mut spec = app(&["early-child"]);
     spec.resources.memory_limit_bytes = Some(64 << 20);
     let started = start(&runtime, spec).await.unwrap();
-    let child: i32 = fetch(&started.instance, "/early").await.unwrap().parse().unwrap();
+    let child = support::on_host(&started.instance, &fetch(&started.instance, "/early").await.unwrap());
     let of = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     assert!(of(&child.to_string()).contains("/sas-"), "{}", of(&child.to_string()));
     assert!(!of("self").contains("/sas-"), "the host is in none");
@@ -121,7 +121,7 @@ async fn a_group_goes_with_its_instance_and_with_it_whoever_has_left_its_process
     spec.resources.memory_limit_bytes = Some(64 << 20);
     let started = start(&runtime, spec).await.unwrap();
     assert_eq!(groups_in(&bases), bases.len());
-    let daemon: i32 = fetch(&started.instance, "/daemon").await.unwrap().trim().parse().unwrap();
+    let daemon = support::on_host(&started.instance, &fetch(&started.instance, "/daemon").await.unwrap());
     assert!(runs(daemon));
     started.instance.stop(Duration::from_secs(5)).await.unwrap();
     runtime.quiesce().await;
@@ -137,7 +137,8 @@ async fn be_the_host(store: &str) {
     let mut spec = app(&[]);
     spec.resources.memory_limit_bytes = Some(64 << 20);
     let started = start(&runtime, spec).await.unwrap();
-    println!("daemon {}", fetch(&started.instance, "/daemon").await.unwrap().trim());
+    let daemon = fetch(&started.instance, "/daemon").await.unwrap();
+    println!("daemon {}", support::on_host(&started.instance, &daemon));
     std::future::pending::<()>().await;
 }
 
@@ -191,7 +192,7 @@ async fn without_groups_the_notes_say_what_is_not_enforced_and_why() {
     }
     // Memory is bounded by an rlimit then.
     let started = start_deployed(&runtime, &deployed, 1).await.unwrap();
-    let pid = fetch(&started.instance, "/pid").await.unwrap();
+    let pid = support::on_host(&started.instance, &fetch(&started.instance, "/pid").await.unwrap());
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let line = limits.lines().find(|line| line.starts_with("Max data size")).unwrap();
     assert!(line.contains(&(64u64 << 20).to_string()), "{line}");

@@ -52,7 +52,8 @@ async fn be_the_host(store: &str) {
     let mut kept = Vec::new();
     for (id, deployed) in [&plain, &with_socket, &stubborn, &plain].into_iter().enumerate() {
         let started = start_deployed(&runtime, deployed, id as u64).await.unwrap();
-        println!("child {}", fetch(&started.instance, "/child").await.unwrap());
+        let child = fetch(&started.instance, "/child").await.unwrap();
+        println!("child {}", support::on_host(&started.instance, &child));
         kept.push(started);
     }
     println!("serving");

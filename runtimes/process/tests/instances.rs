@@ -53,7 +53,18 @@ async fn a_program_that_ends_at_once_fails_with_its_status_and_its_last_words() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_on_the_wrong_port_fails_with_the_port_it_listens_on() {
-    let (_dir, runtime) = runtime();
+    // In a jail it may listen nowhere else, and says so itself.
+    let (_dir, jailed) = runtime();
+    let wrong = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let error = start(&jailed, app(&["port=29"])).await.err().unwrap();
+    assert!(
+        error.to_string().contains("PORT") && error.to_string().contains("ermission denied"),
+        "{wrong}: {error}"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = sas_runtime_process::ProcessConfig::in_store(dir.path().join("store"));
+    config.jail.level = sas_runtime_process::JailLevel::None;
+    let runtime = Arc::new(sas_runtime_process::ProcessRuntime::new(config).unwrap());
     let wrong = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut spec = app(&[&format!("port={wrong}")]);
     spec.timeouts.start = Duration::from_millis(700);
@@ -120,7 +131,7 @@ async fn an_http_probe_decides_when_an_instance_is_ready() {
 async fn an_instance_that_is_killed_is_told_at_once_and_takes_its_children_with_it() {
     let (_dir, runtime) = runtime();
     let started = start(&runtime, app(&[])).await.unwrap();
-    let child: i32 = fetch(&started.instance, "/child").await.unwrap().parse().unwrap();
+    let child = support::on_host(&started.instance, &fetch(&started.instance, "/child").await.unwrap());
     assert!(runs(child));
     let pid = support_pid(&started.instance).await;
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
@@ -155,7 +166,7 @@ async fn support_pid(instance: &Arc<dyn sas_core::Instance>) -> i32 {
 async fn a_program_that_ignores_sigterm_is_killed_with_its_whole_group_after_the_grace() {
     let (_dir, runtime) = runtime();
     let started = start(&runtime, app(&["stubborn"])).await.unwrap();
-    let child: i32 = fetch(&started.instance, "/child").await.unwrap().parse().unwrap();
+    let child = support::on_host(&started.instance, &fetch(&started.instance, "/child").await.unwrap());
     let began = tokio::time::Instant::now();
     started.instance.stop(Duration::from_millis(300)).await.unwrap();
     assert!(began.elapsed() >= Duration::from_millis(300));

@@ -11,7 +11,7 @@ use sas_core::{EnvValue, Error, ErrorKind, Result, RevisionSpec};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use sas_runtime_os::cgroup::Limits;
+use sas_runtime_os::{Egress, JailLevel, cgroup::Limits};
 
 use crate::{
     artifact::ProcessArtifact,
@@ -71,7 +71,9 @@ pub(crate) async fn make(
     }
     let dir = package.archive_dir();
     std::fs::create_dir_all(&dir).map_err(|error| disk("create", &dir, error))?;
-    let scratch = engine.store.temporary("archive");
+    let made = engine.store.discard(engine.store.temporary("archive"));
+    std::fs::create_dir(made.path()).map_err(|error| disk("create", made.path(), error))?;
+    let scratch = made.path().join("archive");
     let port = engine.ports.take()?;
     let mut env = Environment::default();
     env.0.insert("PATH".into(), engine.config.path.clone());
@@ -91,7 +93,13 @@ pub(crate) async fn make(
     args.push(jar.display().to_string());
     args.extend(launch.args.iter().cloned());
     let args = args.iter().map(|arg| env.expand(arg)).collect();
+    let mut jail = artifact.jail(engine, None, port.number());
+    jail.data.push(made.path().to_path_buf());
+    // It is asked from here, whatever its instances may reach.
+    jail.level = jail.level.min(JailLevel::Basic);
+    jail.egress = Egress::default();
     let plan = Plan {
+        jail,
         program: jdk.java.clone(),
         args,
         env,

@@ -26,7 +26,7 @@ use super::{
     jdk::{Jdk, TOOL_TIMEOUT},
     tool,
 };
-use sas_runtime_os::cgroup::Limits;
+use sas_runtime_os::{cgroup::Limits, jail::JailRequest, ports::Port};
 
 use crate::{
     artifact::{ProcessArtifact, StemPlan},
@@ -168,7 +168,16 @@ impl Stems {
         args.extend(engine.config.java.shared_classes.iter().cloned());
         let mut env = Environment::default();
         env.0.insert("PATH".into(), engine.config.path.clone());
+        let level = engine.config.jail.level;
+        let port = engine.ports.take()?;
+        let mut jail = JailRequest::new(level, None);
+        jail.egress = engine.config.jail.egress.clone();
+        jail.ports = vec![port.number()];
+        jail.later = Some(engine.store.packages_dir());
+        jail.data = vec![cwd.path().to_path_buf()];
+        jail.readable = vec![engine.store.stems_dir()];
         let plan = Plan {
+            jail,
             program: boot.jdk.java.clone(),
             args,
             env,
@@ -204,7 +213,8 @@ impl Stems {
             return Err(died(&report));
         }
         engine.metrics.stems.increment(1);
-        Ok(Box::new(JvmStem { class: request.class, engine: Arc::clone(engine), spawned, control, cwd }))
+        let stem = JvmStem { class: request.class, engine: Arc::clone(engine), spawned, control, cwd, port };
+        Ok(Box::new(stem))
     }
 
     /// The archive with which stems of a class boot: the JVM's own form of what the exercise has loaded.
@@ -289,12 +299,14 @@ struct JvmStem {
     spawned: Spawned,
     control: UnixStream,
     cwd: Discard,
+    /// The only one on which it may listen.
+    port: Port,
 }
 
 #[async_trait]
 impl Stem for JvmStem {
     async fn specialize(self: Box<Self>, request: StartRequest) -> Result<Arc<dyn Instance>> {
-        let Self { class, engine, spawned, mut control, cwd } = *self;
+        let Self { class, engine, spawned, mut control, cwd, port } = *self;
         let began = tokio::time::Instant::now();
         let deployed = Arc::clone(&request.deployed);
         let wrong = |what: &str| Error::new(ErrorKind::InvalidSpec, "specialize", what.to_owned());
@@ -312,11 +324,16 @@ impl Stem for JvmStem {
         proc.log_to(log_target(&request));
         let port = match request.spec().port {
             Some(number) => engine.ports.take_fixed(number)?,
-            None => engine.ports.take()?,
+            None => port,
         };
         let number = port.number();
         proc.hold(Some(port), &artifact.package);
         let env = Environment::of(&request, number, &engine.config.path, &artifact.launch);
+        let mut env = env;
+        if proc.has_cell() {
+            spawn::own_places(&mut env, engine.store.run_dir());
+        }
+        let env = env;
         if let Some((name, _)) = env.0.iter().find(|(name, value)| !(name.is_ascii() && value.is_ascii())) {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -324,6 +341,18 @@ impl Stem for JvmStem {
                 format!("env.{name}: {}", super::equal::BY_LOCALE),
             ));
         }
+        let (shown, here) = (Arc::clone(proc), Arc::clone(&engine));
+        let (package, readable) = (Arc::clone(&artifact.package), vec![artifact.package.archive_dir()]);
+        let shown =
+            tokio::task::spawn_blocking(move || shown.show(&here.jails, package.dir(), &readable)).await;
+        shown.map_err(std::io::Error::other).flatten().map_err(|error| {
+            Error::new(
+                ErrorKind::Unavailable,
+                "specialize",
+                format!("the package in the stem's jail: {error}"),
+            )
+            .with_source(error)
+        })?;
         // Relative paths that native code opens are seen from the stem's own directory: it gets what the app's has.
         mirror(&artifact.launch.cwd, cwd.path())?;
         proc.hold_dir(cwd);

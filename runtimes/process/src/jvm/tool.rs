@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use sas_core::{Error, ErrorKind, Result};
 
-use sas_runtime_os::cgroup::Limits;
+use sas_runtime_os::{JailLevel, cgroup::Limits, jail::JailRequest};
 
 use crate::{
     engine::Engine,
@@ -31,6 +31,8 @@ pub(crate) async fn run(
         rlimits: Vec::new(),
         limits: Limits::default(),
         logs: None,
+        // The host's own tools, on the host's own files.
+        jail: JailRequest::new(JailLevel::None, None),
     };
     let spawned = spawn::spawn(engine, plan).await?;
     let failed = |what: String| {

@@ -280,6 +280,16 @@ impl Store {
         Discard { path, store: Arc::clone(&self.0) }
     }
 
+    /// The directory of the store.
+    pub(crate) fn root(&self) -> &Path {
+        &self.0.root
+    }
+
+    /// Where packages are.
+    pub(crate) fn packages_dir(&self) -> PathBuf {
+        self.0.root.join("packages")
+    }
+
     /// Where the Java side of stems and its archives are kept.
     pub(crate) fn stems_dir(&self) -> PathBuf {
         self.0.root.join("stems")
