@@ -41,7 +41,7 @@ struct Options {
     admin: AdminAt,
     state: Option<PathBuf>,
     domain: String,
-    preset: Preset,
+    preset: Fidelity,
     drain: Duration,
     token_file: Option<PathBuf>,
     admin_hosts: Vec<String>,
@@ -56,7 +56,7 @@ impl Options {
             admin: AdminAt::Address(SocketAddr::from(([127, 0, 0, 1], 8081))),
             state: None,
             domain: "localhost".to_owned(),
-            preset: Preset::Default,
+            preset: Fidelity::Mended,
             drain: Duration::from_secs(30),
             token_file: None,
             admin_hosts: Vec::new(),
@@ -85,8 +85,8 @@ impl Options {
                 "--domain" => options.domain = value()?,
                 "--preset" => {
                     options.preset = match value()?.as_str() {
-                        "default" => Preset::Default,
-                        "knative" => Preset::Knative,
+                        "default" => Fidelity::Mended,
+                        "knative" => Fidelity::Exact,
                         other => return Err(format!("--preset {other}: default or knative")),
                     }
                 }
@@ -114,7 +114,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let mut builder = Platform::builder()
         .listen(options.listen)
         .domain(options.domain)
-        .preset(options.preset)
+        .fidelity(options.preset)
         .recorder(recorder.clone())
         .metrics_text(move || metrics.render());
     builder = match options.admin {

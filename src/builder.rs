@@ -12,8 +12,8 @@ use std::{
 use sas_autoscale::{Driver, DriverConfig, ScheduleParser};
 use sas_control::{Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, Meter};
 use sas_core::{
-    AnswerCounter, Authenticator, Clock, Error, ErrorKind, Handler, Invoker, MemoryStore, Pool, Preset,
-    Quota, Quotas, Recorder, Router, Runtime, Scaler, Schedule, Store, SystemClock, Triggers,
+    AnswerCounter, Authenticator, Clock, Error, ErrorKind, Fidelity, Handler, Invoker, MemoryStore, Pool, Quota,
+    Quotas, Recorder, Router, Runtime, Scaler, Scalers, Schedule, Store, SystemClock, Triggers,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
@@ -98,7 +98,7 @@ fn part(part: &'static str) -> impl Fn(Error) -> BuildError {
 /// use sas::prelude::*;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let platform = Platform::builder().preset(Preset::Knative).domain("example.org").build().await?;
+/// let platform = Platform::builder().fidelity(Fidelity::Exact).domain("example.org").build().await?;
 /// assert_eq!(platform.listen_addr(), None, "no listener unless one is asked for");
 /// platform.shutdown(std::time::Duration::from_secs(1)).await;
 /// # Ok(())
@@ -113,7 +113,7 @@ pub struct PlatformBuilder {
     clock: Arc<dyn Clock>,
     recorder: Option<Recorder>,
     edition: Edition,
-    preset: Preset,
+    fidelity: Fidelity,
     domain: String,
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
@@ -135,7 +135,7 @@ impl fmt::Debug for PlatformBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PlatformBuilder")
             .field("runtimes", &self.runtimes)
-            .field("preset", &self.preset)
+            .field("fidelity", &self.fidelity)
             .field("domain", &self.domain)
             .field("listen", &self.listen)
             .field("admin", &self.admin)
@@ -154,7 +154,7 @@ impl Default for PlatformBuilder {
             clock: Arc::new(SystemClock),
             recorder: None,
             edition: Edition::dedicated(),
-            preset: Preset::Default,
+            fidelity: Fidelity::Mended,
             domain: "localhost".to_owned(),
             listen: None,
             admin: None,
@@ -240,8 +240,8 @@ impl PlatformBuilder {
         self
     }
 
-    /// What manifests mean beyond what they say: the default namespace, the autoscaler's defaults. The preset is set
-    /// by [`PlatformBuilder::preset`].
+    /// What manifests mean beyond what they say: the default namespace, the autoscaler's defaults. The fidelity is
+    /// set by [`PlatformBuilder::fidelity`].
     #[must_use]
     pub fn manifests(mut self, change: impl FnOnce(&mut ParseOptions)) -> Self {
         change(&mut self.manifests);
@@ -257,8 +257,8 @@ impl PlatformBuilder {
 
     /// How closely scaling follows Knative.
     #[must_use]
-    pub fn preset(mut self, preset: Preset) -> Self {
-        self.preset = preset;
+    pub fn fidelity(mut self, fidelity: Fidelity) -> Self {
+        self.fidelity = fidelity;
         self
     }
 
@@ -466,6 +466,10 @@ impl PlatformBuilder {
         trigger_config.recorder = recorder.clone();
         let triggers = TriggerHost::new(trigger_config);
 
+        let mut scalers = self.scalers;
+        scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
+        let scalers = Scalers::new(scalers);
+
         let mut control_config = ControlConfig::new(
             Arc::clone(&store),
             Arc::clone(&pool) as Arc<dyn Pool>,
@@ -477,12 +481,13 @@ impl PlatformBuilder {
         control_config.triggers = Some(Arc::clone(&triggers) as Arc<dyn Triggers>);
         control_config.quotas = Some(admission as Arc<dyn Quotas>);
         control_config.tenant_quotas = self.tenant_quotas;
+        control_config.scalers = Some(scalers.clone());
         control_config.answers = Some(Arc::clone(&gateway) as Arc<dyn AnswerCounter>);
         control_config.clock = Arc::clone(&self.clock);
         control_config.domain = self.domain;
         control_config.packages = self.state.as_ref().map(|dir| dir.join("packages"));
         control_config.manifests = self.manifests;
-        control_config.manifests.preset = self.preset;
+        control_config.manifests.fidelity = self.fidelity;
         control_config.logs = Arc::clone(&logs);
         control_config.decisions = Arc::clone(&decisions);
         control_config.meter = Arc::clone(&meter);
@@ -494,8 +499,6 @@ impl PlatformBuilder {
         driver_config.clock = Arc::clone(&self.clock);
         driver_config.sink = Arc::clone(&decisions) as _;
         driver_config.recorder = recorder.clone();
-        let mut scalers = self.scalers;
-        scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
         let driver = Driver::new(Arc::clone(&pool) as Arc<dyn Pool>, scalers, driver_config);
 
         let keys =

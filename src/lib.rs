@@ -32,7 +32,7 @@ pub mod prelude {
     pub use crate::{Platform, PlatformBuilder, ShutdownReport};
     pub use sas_control::Edition;
     pub use sas_core::{
-        Body, Cx, Error, ErrorKind, Handler, Invoker, Preset, Purpose, Quota, Request, RequestId, Response,
+        Body, Cx, Error, ErrorKind, Fidelity, Handler, Invoker, Purpose, Quota, Request, RequestId, Response,
         RevisionSpec, Source, Target, TenantKey,
     };
     pub use sas_knative::manifest::ServiceManifest;

@@ -1,10 +1,11 @@
 //! What waits upstream: queue length or lag per instance.
 
-use sas_core::{BacklogSpec, Decision, Metric, Policy, Reason, ScaleInput, Vote};
+use sas_core::{Decision, Metric, Policy, Reason, ScaleInput, ScalingSpec, SpecErrors, Vote};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     delay::Delay,
+    options::{BacklogSpec, Options},
     resource::{current_of, fall_back, has_traffic, waiting_needs},
 };
 
@@ -66,9 +67,13 @@ impl Policy for Backlog {
         "backlog"
     }
 
+    fn validate(&self, spec: &ScalingSpec) -> Result<(), SpecErrors> {
+        Options::check(spec, |_, _| {})
+    }
+
     fn decide(&self, state: &mut BacklogState, input: &ScaleInput<'_>) -> Decision {
         state.delay.pass(input.elapsed);
-        let spec = input.spec.backlog.unwrap_or_default();
+        let spec = Options::served(input.spec).backlog.unwrap_or_default();
         let said = state.failures.ask(&spec, spec.target, input);
         let load = input.load;
         let vote = |desired| {

@@ -1,8 +1,8 @@
 //! Several metrics, one decision.
 
 use sas_core::{
-    Clamps, Combine, Decision, Metric, MetricSpec, MetricTarget, Policy, Reason, ResourceSpec, ScaleInput,
-    ScalingSpec, SpecErrors, Timestamp, Verdict, Vote, Votes,
+    Clamps, Decision, Metric, Policy, Reason, ScaleInput, ScalingSpec, SpecErrors, Timestamp, Verdict, Vote,
+    Votes,
 };
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -12,6 +12,7 @@ use crate::{
     delay::Delay,
     forecast::{Forecaster, demand_of, floor, lead_of, raise},
     kpa::{Kpa, KpaState},
+    options::{self, Combine, MetricSpec, MetricTarget, Options, ResourceSpec},
     resource::{Moves, current_of, has_traffic, opinion, waiting_needs},
     scheduled::{ScheduleParser, Windows, apply},
     window::Nanos,
@@ -72,16 +73,18 @@ impl Policy for Combined {
     }
 
     fn validate(&self, spec: &ScalingSpec) -> Result<(), SpecErrors> {
-        let asked = spec.metrics.iter().any(|metric| metric.metric == Metric::Schedule);
-        match &self.parser {
-            Some(parser) if asked => parser.check(spec),
-            None if asked => {
-                let mut errors = SpecErrors::default();
-                errors.push("metrics", "schedule", "another metric: this platform reads no schedules");
-                Err(errors)
+        Options::check(spec, |options, errors| {
+            options::need_metrics(options, errors);
+            let asked = options.metrics.iter().any(|metric| metric.metric == Metric::Schedule);
+            match &self.parser {
+                Some(parser) if asked => parser.check(&options.schedule, errors),
+                None if asked => {
+                    let problem = "another metric: this platform reads no schedules";
+                    errors.push("options.metrics", "schedule", problem);
+                }
+                _ => {}
             }
-            _ => Ok(()),
-        }
+        })
     }
 
     fn decide(&self, state: &mut CombinedState, input: &ScaleInput<'_>) -> Decision {
@@ -92,12 +95,13 @@ impl Policy for Combined {
             state.idle_since.get_or_insert(now);
         }
         let spec = input.spec;
+        let options = &*Options::served(spec);
         let current = current_of(input.load);
         let mut votes = Votes::new();
         let mut excess_burst = None;
         // A spec without metrics is refused beforehand; by its own metric it is at least served.
         let own = [MetricSpec::new(spec.metric, None)];
-        let metrics = if spec.metrics.is_empty() { &own[..] } else { &spec.metrics };
+        let metrics = if options.metrics.is_empty() { &own[..] } else { &options.metrics };
         let mut said: SmallVec<[Says; 4]> = SmallVec::new();
         for metric in metrics {
             said.push(match metric.metric {
@@ -110,15 +114,15 @@ impl Policy for Combined {
                         Verdict::Hold => Says::Missing,
                     }
                 }
-                Metric::Cpu | Metric::Memory => resource(state, input, metric, now, &mut votes),
-                Metric::Backlog => backlog(state, input, metric, &mut votes),
+                Metric::Cpu | Metric::Memory => resource(state, input, options, metric, now, &mut votes),
+                Metric::Backlog => backlog(state, input, options, metric, &mut votes),
                 _ => Says::NoOpinion,
             });
         }
-        limit_resources(state, input, now, &mut said);
-        let mut decision = match spec.combine {
+        limit_resources(state, input, options, now, &mut said);
+        let mut decision = match options.combine {
             Combine::Priority => by_priority(&said),
-            _ => by_maximum(&said, current),
+            Combine::Max => by_maximum(&said, current),
         };
         // Whoever waits is served, whatever the metrics are about.
         let needs =
@@ -130,17 +134,21 @@ impl Policy for Combined {
         decision.votes = votes;
         decision.excess_burst = excess_burst.unwrap_or(0);
         state.delay.hold(spec.scale_down_delay, &mut decision);
-        self.bounds(state, input, &mut decision);
+        self.bounds(state, input, options, &mut decision);
         decision
     }
 
     fn wake_at(&self, state: &CombinedState, input: &ScaleInput<'_>) -> Option<Timestamp> {
-        let spec = input.spec;
-        let asked = |metric| spec.metrics.iter().any(|other| other.metric == metric);
-        let opens = if asked(Metric::Schedule) { state.windows.next_floor(spec, input.now) } else { None };
+        let options = &*Options::served(input.spec);
+        let asked = |metric| options.metrics.iter().any(|other| other.metric == metric);
+        let opens = if asked(Metric::Schedule) {
+            state.windows.next_floor(&options.schedule, input.now)
+        } else {
+            None
+        };
         let peak = state.forecaster.as_ref().filter(|_| asked(Metric::Forecast)).map(|forecaster| {
-            let forecast = spec.forecast.unwrap_or_default();
-            let (target, _) = demand_of(input, forecast_metric(spec));
+            let forecast = options.forecast.unwrap_or_default();
+            let (target, _) = demand_of(input, forecast_metric(input.spec, options));
             forecaster.next_peak(&forecast, input.now, lead_of(&forecast, input), target)
         });
         opens.into_iter().chain(peak).min()
@@ -148,8 +156,9 @@ impl Policy for Combined {
 }
 
 /// The metric that a forecast is about: the first traffic metric, else the spec's own.
-fn forecast_metric(spec: &ScalingSpec) -> Metric {
-    spec.metrics
+fn forecast_metric(spec: &ScalingSpec, options: &Options) -> Metric {
+    options
+        .metrics
         .iter()
         .map(|metric| metric.metric)
         .find(|metric| matches!(metric, Metric::Concurrency | Metric::Rps))
@@ -157,14 +166,19 @@ fn forecast_metric(spec: &ScalingSpec) -> Metric {
 }
 
 impl Combined {
-    fn bounds(&self, state: &mut CombinedState, input: &ScaleInput<'_>, decision: &mut Decision) {
-        let spec = input.spec;
+    fn bounds(
+        &self,
+        state: &mut CombinedState,
+        input: &ScaleInput<'_>,
+        options: &Options,
+        decision: &mut Decision,
+    ) {
         let in_force = input.desired.unwrap_or(0);
-        for metric in &spec.metrics {
+        for metric in &options.metrics {
             match metric.metric {
                 Metric::Forecast => {
-                    let forecast = spec.forecast.unwrap_or_default();
-                    let (target, demand) = demand_of(input, forecast_metric(spec));
+                    let forecast = options.forecast.unwrap_or_default();
+                    let (target, demand) = demand_of(input, forecast_metric(input.spec, options));
                     let forecaster = state.forecaster.get_or_insert_default();
                     let (least, vote) = floor(forecaster, &forecast, input, demand, target);
                     decision.votes.push(vote);
@@ -172,7 +186,7 @@ impl Combined {
                 }
                 Metric::Schedule => {
                     if let Some(parser) = &self.parser {
-                        let bounds = state.windows.bounds(parser, spec, input.now);
+                        let bounds = state.windows.bounds(parser, &options.schedule, input.now);
                         apply(bounds, in_force, decision);
                     }
                 }
@@ -194,6 +208,7 @@ fn traffic(state: &mut CombinedState, input: &ScaleInput<'_>, metric: &MetricSpe
 fn resource(
     state: &CombinedState,
     input: &ScaleInput<'_>,
+    options: &Options,
     metric: &MetricSpec,
     now: Nanos,
     votes: &mut Votes,
@@ -204,7 +219,7 @@ fn resource(
         return Says::NoOpinion;
     }
     let tolerance =
-        input.spec.resource.as_ref().map_or(ResourceSpec::default().tolerance, |rules| rules.tolerance);
+        options.resource.as_ref().map_or(ResourceSpec::default().tolerance, |rules| rules.tolerance);
     let opinion = opinion(input, metric, tolerance);
     votes.push(opinion.vote);
     match opinion.vote.desired {
@@ -215,17 +230,23 @@ fn resource(
 }
 
 /// The resources are limited together, by the highest of them, as Kubernetes does.
-fn limit_resources(state: &mut CombinedState, input: &ScaleInput<'_>, now: Nanos, said: &mut [Says]) {
+fn limit_resources(
+    state: &mut CombinedState,
+    input: &ScaleInput<'_>,
+    options: &Options,
+    now: Nanos,
+    said: &mut [Says],
+) {
     let highest =
         said.iter().filter_map(|says| if let Says::Resource(wanted) = says { Some(*wanted) } else { None });
     // By priority the first one that was measured speaks for itself.
-    let wanted = match input.spec.combine {
+    let wanted = match options.combine {
         Combine::Priority => highest.into_iter().next(),
-        _ => highest.max(),
+        Combine::Max => highest.max(),
     };
     let Some(wanted) = wanted else { return };
     let default;
-    let rules = match &input.spec.resource {
+    let rules = match &options.resource {
         Some(rules) => rules,
         None => {
             default = ResourceSpec::default();
@@ -244,10 +265,11 @@ fn limit_resources(state: &mut CombinedState, input: &ScaleInput<'_>, now: Nanos
 fn backlog(
     state: &mut CombinedState,
     input: &ScaleInput<'_>,
+    options: &Options,
     metric: &MetricSpec,
     votes: &mut Votes,
 ) -> Says {
-    let spec = input.spec.backlog.unwrap_or_default();
+    let spec = options.backlog.unwrap_or_default();
     let target = match metric.target {
         Some(MetricTarget::Average(target)) => target,
         _ => spec.target,

@@ -16,7 +16,7 @@ use std::{
 use parking_lot::Mutex;
 use sas_core::{
     Clock, Decision, DecisionRecord, DecisionSink, Deployed, Load, NoSink, Pool, Reason, Recorder,
-    RevisionKey, ScaleInput, Scaler, SpecErrors, SystemClock, Timestamp, Verdict,
+    RevisionKey, ScaleInput, Scaler, Scalers, SpecErrors, SystemClock, Timestamp, Verdict,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -150,7 +150,7 @@ struct Tally {
 /// ```
 pub struct Driver {
     pool: Arc<dyn Pool>,
-    scalers: Vec<Arc<dyn Scaler>>,
+    scalers: Scalers,
     config: DriverConfig,
     shards: Vec<Mutex<Shard>>,
     reported: Mutex<HashMap<RevisionKey, Reported>>,
@@ -173,7 +173,7 @@ struct Asleep {
 impl fmt::Debug for Driver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Driver")
-            .field("scalers", &self.scalers.iter().map(|scaler| scaler.name()).collect::<Vec<_>>())
+            .field("scalers", &self.scalers.names().collect::<Vec<_>>())
             .field("shards", &self.shards.len())
             .field("tick", &self.config.tick)
             .finish_non_exhaustive()
@@ -184,13 +184,14 @@ impl Driver {
     /// A driver of `pool` with `scalers`, found by their names; of two with one name the first counts.
     ///
     /// A configuration out of its bounds is brought within them; [`DriverConfig::validate`] tells beforehand.
-    pub fn new(pool: Arc<dyn Pool>, scalers: Vec<Arc<dyn Scaler>>, mut config: DriverConfig) -> Arc<Self> {
+    pub fn new(pool: Arc<dyn Pool>, scalers: impl Into<Scalers>, mut config: DriverConfig) -> Arc<Self> {
+        let scalers = scalers.into();
         config.tick = config.tick.clamp(Duration::from_millis(50), Duration::from_secs(60));
         config.history = config.history.min(100_000);
         config.measurement_age = config.measurement_age.max(config.tick);
         let metrics = Handles::new(&config.recorder);
         Arc::new(Self {
-            shards: (0..pool.shards()).map(|_| Mutex::new(Shard::new(&scalers))).collect(),
+            shards: (0..pool.shards()).map(|_| Mutex::new(Shard::new(scalers.as_slice()))).collect(),
             pool,
             scalers,
             config,
@@ -204,25 +205,9 @@ impl Driver {
         })
     }
 
-    /// Checks a spec as the driver will: [`sas_core::ScalingSpec::validate`], that its scaler is there, and the
-    /// scaler's own checks.
-    ///
-    /// # Errors
-    /// All mistakes at once, each with its field.
-    pub fn validate(&self, spec: &sas_core::ScalingSpec) -> Result<(), SpecErrors> {
-        let mut errors = spec.validate().err().unwrap_or_default();
-        match self.scalers.iter().find(|scaler| scaler.name() == spec.scaler) {
-            Some(scaler) => {
-                if let Err(mut found) = scaler.validate(spec) {
-                    errors.0.append(&mut found.0);
-                }
-            }
-            None => {
-                let names: Vec<_> = self.scalers.iter().map(|scaler| scaler.name()).collect();
-                errors.push("scaler", &spec.scaler, format!("one of {}", names.join(", ")));
-            }
-        }
-        errors.into_result()
+    /// The scalers that it ticks; [`Scalers::validate`] checks a spec as the driver will.
+    pub fn scalers(&self) -> &Scalers {
+        &self.scalers
     }
 
     /// Visits the revisions that are active now, in no order that means anything. One short lock per shard.
@@ -369,9 +354,7 @@ impl Driver {
 
     fn scaler_of(&self, deployed: &Deployed) -> Option<(usize, &Arc<dyn Scaler>)> {
         let spec = &deployed.spec.scaling;
-        let (at, scaler) =
-            self.scalers.iter().enumerate().find(|(_, scaler)| scaler.name() == spec.scaler)?;
-        spec.validate().and_then(|()| scaler.validate(spec)).is_ok().then_some((at, scaler))
+        self.scalers.validate(spec).ok().and_then(|()| self.scalers.find(&spec.scaler))
     }
 
     /// The kept decisions of a revision, oldest first; none when it was not active of late.
@@ -395,7 +378,7 @@ impl Driver {
 
     /// The scaler of that name.
     pub fn scaler(&self, name: &str) -> Option<Arc<dyn Scaler>> {
-        self.scalers.iter().find(|scaler| scaler.name() == name).cloned()
+        self.scalers.find(name).map(|(_, scaler)| Arc::clone(scaler))
     }
 
     fn with_history<T>(&self, revision: RevisionKey, read: impl Fn(&Deployed, &History) -> T) -> Option<T> {
@@ -555,7 +538,7 @@ impl Driver {
         at: u32,
         now: Timestamp,
     ) {
-        let scaler = &self.scalers[at as usize];
+        let scaler = &self.scalers.as_slice()[at as usize];
         let states = &mut states[at as usize];
         if self.config.history > 0 {
             for seen in batch() {
@@ -715,14 +698,14 @@ impl Driver {
         let at = entry.scaler? as usize;
         let load = Load::idle(entry.key);
         let input = input_of(entry, &load, row, 0, now);
-        let ask = AssertUnwindSafe(|| self.scalers[at].wake_at(&*states[at], &input));
+        let ask = AssertUnwindSafe(|| self.scalers.as_slice()[at].wake_at(&*states[at], &input));
         catch_unwind(ask).unwrap_or(None)
     }
 
     fn forget(&self, shard: &mut Shard, row: u32) {
         let Some(entry) = shard.remove(row) else { return };
         if let Some(at) = entry.scaler.map(|at| at as usize) {
-            let retire = AssertUnwindSafe(|| self.scalers[at].retire(&mut *shard.states[at], row));
+            let retire = AssertUnwindSafe(|| self.scalers.as_slice()[at].retire(&mut *shard.states[at], row));
             if catch_unwind(retire).is_err() {
                 self.metrics.failures.increment(1);
             }

@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use sas_core::{Decision, ForecastSpec, Metric, Policy, Reason, ScaleInput, Timestamp, Verdict, Vote};
+use sas_core::{
+    Decision, Metric, Policy, Reason, ScaleInput, ScalingSpec, SpecErrors, Timestamp, Verdict, Vote,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::kpa::{Kpa, KpaState};
+use crate::{
+    kpa::{Kpa, KpaState},
+    options::{ForecastSpec, Options},
+};
 
 /// How fast the level follows.
 const LEVEL: f64 = 0.2;
@@ -238,8 +243,12 @@ impl Policy for Forecast {
         "forecast"
     }
 
+    fn validate(&self, spec: &ScalingSpec) -> Result<(), SpecErrors> {
+        Options::check(spec, |_, _| {})
+    }
+
     fn decide(&self, state: &mut ForecastState, input: &ScaleInput<'_>) -> Decision {
-        let spec = input.spec.forecast.unwrap_or_default();
+        let spec = Options::served(input.spec).forecast.unwrap_or_default();
         let mut decision = Kpa::decide_for(&mut state.kpa, input, input.spec.metric, None);
         let (target, demand) = demand_of(input, input.spec.metric);
         let (floor, vote) = floor(&mut state.forecaster, &spec, input, demand, target);
@@ -249,7 +258,7 @@ impl Policy for Forecast {
     }
 
     fn wake_at(&self, state: &ForecastState, input: &ScaleInput<'_>) -> Option<Timestamp> {
-        let spec = input.spec.forecast.unwrap_or_default();
+        let spec = Options::served(input.spec).forecast.unwrap_or_default();
         let (target, _) = demand_of(input, input.spec.metric);
         Some(state.forecaster.next_peak(&spec, input.now, lead_of(&spec, input), target))
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sas_core::{Clamps, Decision, Load, Preset, Reason, ScaleInput, ScalingSpec, Verdict};
+use sas_core::{Clamps, Decision, Fidelity, Load, Reason, ScaleInput, ScalingSpec, Verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -21,7 +21,7 @@ pub struct Governor {
     last_traffic: Nanos,
     /// What was ready when the driver began: not less before a stable window was seen.
     restart_floor: Option<u32>,
-    /// Knative's own, for its preset: with the decision and the excess burst capacity in force.
+    /// Knative's own, for its fidelity: with the decision and the excess burst capacity in force.
     compatible: Option<Box<(Lifecycle, i32, i32)>>,
 }
 
@@ -37,7 +37,7 @@ impl Governor {
     /// The governor of a revision that is seen for the first time with `load`. `restarted` when the driver is
     /// younger than the revision may be; `initialized` when its initial scale is known to have been reached.
     pub fn new(spec: &ScalingSpec, load: &Load, restarted: bool, initialized: bool) -> Self {
-        let compatible = (spec.preset == Preset::Knative).then(|| {
+        let compatible = (spec.fidelity == Fidelity::Exact).then(|| {
             // Knative leaves what is there alone for a while; more than the maximum must not be there to begin with.
             let most = if spec.max == 0 { u32::MAX } else { spec.max.max(spec.initial) };
             let there = load.ready.saturating_add(load.starting).min(most);

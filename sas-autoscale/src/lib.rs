@@ -10,6 +10,7 @@ mod govern;
 mod history;
 pub mod kpa;
 pub mod metrics;
+mod options;
 mod replay;
 mod resource;
 mod rows;
@@ -25,6 +26,10 @@ pub use forecast::{Forecast, ForecastState, Forecaster, Seasonal};
 pub use govern::Governor;
 pub use history::{Checkpoint, Stretch};
 pub use kpa::{Kpa, KpaColumns};
+pub use options::{
+    BacklogSpec, Combine, Fallback, FallbackBehavior, ForecastSpec, MetricSpec, MetricTarget, Options,
+    ResourceSpec, ScalingPolicy, ScalingRules, ScheduleWindow, SelectPolicy,
+};
 pub use replay::{ReplayError, replay, simulate, what_if};
 pub use resource::{InstanceMetrics, Resource, ResourceState, replicas_of};
 pub use scheduled::{ScheduleParser, Scheduled, ScheduledState, WindowBounds, Windows};

@@ -70,7 +70,7 @@ pub fn what_if(
     let checkpoint = &stretch.checkpoint;
     let same = checkpoint.scaler == scaler.name()
         && checkpoint.version == scaler.version()
-        && stretch.spec.preset == spec.preset;
+        && stretch.spec.fidelity == spec.fidelity;
     run(scaler, stretch, spec, checkpoint.state.clone().filter(|_| same))
 }
 
@@ -82,7 +82,7 @@ fn run(
 ) -> Result<Vec<Decision>, ReplayError> {
     let Checkpoint { governor, desired, .. } = &stretch.checkpoint;
     let (mut governor, mut desired) = (governor.clone(), *desired);
-    if spec.preset != stretch.spec.preset
+    if spec.fidelity != stretch.spec.fidelity
         && let Some(first) = stretch.records.first()
     {
         governor = crate::govern::Governor::new(spec, &first.load, false, governor.is_initialized());

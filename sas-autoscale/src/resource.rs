@@ -2,13 +2,17 @@
 
 use std::collections::VecDeque;
 
-use sas_core::{
-    Clamps, Decision, FallbackBehavior, Load, Metric, MetricSpec, MetricTarget, Policy, Reason, ResourceSpec,
-    ScaleInput, ScalingPolicy, ScalingRules, SelectPolicy, Vote,
-};
+use sas_core::{Clamps, Decision, Load, Metric, Policy, Reason, ScaleInput, ScalingSpec, SpecErrors, Vote};
 use serde::{Deserialize, Serialize};
 
-use crate::{delay::Delay, window::Nanos};
+use crate::{
+    delay::Delay,
+    options::{
+        self, Fallback, FallbackBehavior, MetricSpec, MetricTarget, Options, ResourceSpec, ScalingPolicy,
+        ScalingRules, SelectPolicy,
+    },
+    window::Nanos,
+};
 
 /// CPU and memory per instance, as Kubernetes scales by them; but to zero when no request comes for a stable window.
 #[derive(Clone, Copy, Debug, Default)]
@@ -115,7 +119,7 @@ pub(crate) fn opinion(input: &ScaleInput<'_>, metric: &MetricSpec, tolerance: f6
         Some(MetricTarget::Utilization(percent)) => {
             (request.map(|request| request * percent / 100.0), percent.max(100.0) / percent)
         }
-        _ => (None, 1.0),
+        None => (None, 1.0),
     };
     let current = current_of(load);
     let missing_instances = load.unmeasured.min(load.ready);
@@ -223,13 +227,12 @@ impl Moves {
                     i64::from(ceil((start as f64 * (1.0 + f64::from(*value) / 100.0)).max(0.0)))
                 }
                 ScalingPolicy::Pods { value, .. } => start + i64::from(*value),
-                _ => start,
             }
         });
         let limit = match rules.select {
             SelectPolicy::Max => limits.max(),
             SelectPolicy::Min => limits.min(),
-            _ => None,
+            SelectPolicy::Disabled => None,
         };
         to_count(limit.unwrap_or(i64::from(current)))
     }
@@ -243,14 +246,13 @@ impl Moves {
                     (start as f64 * (1.0 - f64::from(*value) / 100.0)) as i64
                 }
                 ScalingPolicy::Pods { value, .. } => start - i64::from(*value),
-                _ => start,
             }
         });
         // The policy that allows most is the one that leaves fewest.
         let limit = match rules.select {
             SelectPolicy::Max => limits.min(),
             SelectPolicy::Min => limits.max(),
-            _ => None,
+            SelectPolicy::Disabled => None,
         };
         to_count(limit.unwrap_or(i64::from(current)))
     }
@@ -263,7 +265,6 @@ fn to_count(value: i64) -> u32 {
 fn period_of(policy: &ScalingPolicy) -> std::time::Duration {
     match policy {
         ScalingPolicy::Pods { period, .. } | ScalingPolicy::Percent { period, .. } => *period,
-        _ => std::time::Duration::ZERO,
     }
 }
 
@@ -301,12 +302,12 @@ pub(crate) fn has_traffic(load: &Load) -> bool {
 }
 
 /// The number that a fall-back gives.
-pub(crate) fn fall_back(fallback: &sas_core::Fallback, current: u32) -> u32 {
+pub(crate) fn fall_back(fallback: &Fallback, current: u32) -> u32 {
     match fallback.behavior {
         FallbackBehavior::CurrentReplicas => current,
         FallbackBehavior::CurrentReplicasIfHigher => fallback.replicas.max(current),
         FallbackBehavior::CurrentReplicasIfLower => fallback.replicas.min(current),
-        _ => fallback.replicas,
+        FallbackBehavior::Static => fallback.replicas,
     }
 }
 
@@ -317,10 +318,15 @@ impl Policy for Resource {
         "resource"
     }
 
+    fn validate(&self, spec: &ScalingSpec) -> Result<(), SpecErrors> {
+        Options::check(spec, options::need_resources)
+    }
+
     fn decide(&self, state: &mut ResourceState, input: &ScaleInput<'_>) -> Decision {
         let now = state.clock.pass(input.elapsed);
+        let options = Options::served(input.spec);
         let default;
-        let rules = match &input.spec.resource {
+        let rules = match &options.resource {
             Some(rules) => rules,
             None => {
                 default = ResourceSpec::default();
@@ -340,7 +346,7 @@ impl Policy for Resource {
         }
         let idle = state.idle_since.is_some_and(|since| now - since >= nanos(input.spec.stable_window));
         let opinions: Vec<Opinion> =
-            input.spec.metrics.iter().map(|metric| opinion(input, metric, rules.tolerance)).collect();
+            options.metrics.iter().map(|metric| opinion(input, metric, rules.tolerance)).collect();
         let votes = opinions.iter().map(|opinion| opinion.vote).collect();
         let wanted = opinions.iter().filter_map(|opinion| opinion.vote.desired).max();
         let missing = opinions.iter().any(|opinion| opinion.missing);

@@ -3,12 +3,15 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use sas_core::{
-    Clamps, Decision, Metric, Policy, Reason, ScaleInput, ScalingSpec, Schedule, ScheduleWindow, SpecErrors,
-    Timestamp, Verdict, Vote,
+    Clamps, Decision, Metric, Policy, Reason, ScaleInput, ScalingSpec, Schedule, SpecErrors, Timestamp,
+    Verdict, Vote,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::kpa::{Kpa, KpaState};
+use crate::{
+    kpa::{Kpa, KpaState},
+    options::{self, Options, ScheduleWindow},
+};
 
 /// Reads a schedule and its time zone; the host gives one, from the trigger crate's cron or its own.
 #[derive(Clone)]
@@ -28,14 +31,12 @@ impl ScheduleParser {
         (self.0)(&window.schedule, window.time_zone.as_deref())
     }
 
-    pub(crate) fn check(&self, spec: &ScalingSpec) -> Result<(), SpecErrors> {
-        let mut errors = SpecErrors::default();
-        for (at, window) in spec.schedule.iter().enumerate() {
+    pub(crate) fn check(&self, windows: &[ScheduleWindow], errors: &mut SpecErrors) {
+        for (at, window) in windows.iter().enumerate() {
             if let Err(error) = self.parse(window) {
-                errors.push(format!("schedule[{at}].schedule"), &window.schedule, error.message);
+                errors.push(format!("options.schedule[{at}].schedule"), &window.schedule, error.message);
             }
         }
-        errors.into_result()
     }
 }
 
@@ -86,16 +87,21 @@ impl WindowBounds {
 }
 
 impl Windows {
-    /// The bounds at `now`.
-    pub fn bounds(&mut self, parser: &ScheduleParser, spec: &ScalingSpec, now: Timestamp) -> WindowBounds {
-        if self.open.len() != spec.schedule.len() {
-            self.open = vec![Opening { open: false, from: now, until: now }; spec.schedule.len()];
+    /// The bounds of `windows` at `now`.
+    pub fn bounds(
+        &mut self,
+        parser: &ScheduleParser,
+        windows: &[ScheduleWindow],
+        now: Timestamp,
+    ) -> WindowBounds {
+        if self.open.len() != windows.len() {
+            self.open = vec![Opening { open: false, from: now, until: now }; windows.len()];
         }
-        if self.schedules.len() != spec.schedule.len() {
-            self.schedules = spec.schedule.iter().map(|window| parser.parse(window).ok()).collect();
+        if self.schedules.len() != windows.len() {
+            self.schedules = windows.iter().map(|window| parser.parse(window).ok()).collect();
         }
         let mut bounds = WindowBounds::default();
-        for ((window, opening), schedule) in spec.schedule.iter().zip(&mut self.open).zip(&self.schedules) {
+        for ((window, opening), schedule) in windows.iter().zip(&mut self.open).zip(&self.schedules) {
             let Some(schedule) = schedule else { continue };
             if now < opening.from || now >= opening.until {
                 *opening = opening_at(&**schedule, window.duration, now);
@@ -108,9 +114,9 @@ impl Windows {
         bounds
     }
 
-    /// When the next window with a floor opens.
-    pub fn next_floor(&self, spec: &ScalingSpec, now: Timestamp) -> Option<Timestamp> {
-        spec.schedule
+    /// When the next of `windows` with a floor opens.
+    pub fn next_floor(&self, windows: &[ScheduleWindow], now: Timestamp) -> Option<Timestamp> {
+        windows
             .iter()
             .zip(&self.schedules)
             .filter(|(window, _)| window.min.is_some_and(|min| min > 0))
@@ -175,17 +181,20 @@ impl Policy for Scheduled {
     }
 
     fn validate(&self, spec: &ScalingSpec) -> Result<(), SpecErrors> {
-        self.parser.check(spec)
+        Options::check(spec, |options, errors| {
+            options::need_schedule(options, errors);
+            self.parser.check(&options.schedule, errors);
+        })
     }
 
     fn decide(&self, state: &mut ScheduledState, input: &ScaleInput<'_>) -> Decision {
         let mut decision = Kpa::decide_for(&mut state.kpa, input, input.spec.metric, None);
-        let bounds = state.windows.bounds(&self.parser, input.spec, input.now);
+        let bounds = state.windows.bounds(&self.parser, &Options::served(input.spec).schedule, input.now);
         apply(bounds, input.desired.unwrap_or(0), &mut decision);
         decision
     }
 
     fn wake_at(&self, state: &ScheduledState, input: &ScaleInput<'_>) -> Option<Timestamp> {
-        state.windows.next_floor(input.spec, input.now)
+        state.windows.next_floor(&Options::served(input.spec).schedule, input.now)
     }
 }

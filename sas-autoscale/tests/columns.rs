@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use sas_autoscale::kpa::{Kpa, KpaColumns};
 use sas_core::{
-    Aggregation, Decision, Load, Metric, Preset, RevisionKey, ScaleInput, Scaler, ScalingSpec, Timestamp,
+    Aggregation, Decision, Fidelity, Load, Metric, RevisionKey, ScaleInput, Scaler, ScalingSpec, Timestamp,
 };
 
 fn some_spec(random: &mut SmallRng) -> ScalingSpec {
@@ -28,7 +28,7 @@ fn some_spec(random: &mut SmallRng) -> ScalingSpec {
         spec.scale_down_delay = Duration::from_secs([1, 9, 45, 90, 200][random.random_range(0..5)]);
     }
     if random.random_bool(0.15) {
-        spec.preset = Preset::Knative;
+        spec.fidelity = Fidelity::Exact;
     }
     spec
 }

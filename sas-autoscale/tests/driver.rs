@@ -10,10 +10,11 @@ use std::{
     time::Duration,
 };
 
+use sas_autoscale::{BacklogSpec, Options};
 use sas_autoscale::{Driver, DriverConfig, Measurement, default_scalers, kpa::Kpa, replay, what_if};
 use sas_core::{
-    BacklogSpec, Clamps, Decision, DecisionRecord, DecisionSink, Policy, Preset, Reason, RevisionKey,
-    ScaleInput, Scaler, ScalingSpec, Timestamp, Verdict,
+    Clamps, Decision, DecisionRecord, DecisionSink, Fidelity, Policy, Reason, RevisionKey, ScaleInput,
+    Scaler, ScalingSpec, Timestamp, Verdict,
 };
 use support::FakePool;
 use tokio_util::sync::CancellationToken;
@@ -124,7 +125,7 @@ fn a_backlog_wakes_as_many_as_it_needs_in_one_decision() {
     spec.scaler = "backlog".to_owned();
     let mut backlog = BacklogSpec::default();
     backlog.target = 5.0;
-    spec.backlog = Some(backlog);
+    Options::edit(&mut spec, |options| options.backlog = Some(backlog)).unwrap();
     let revision = pool.add(1, spec, 1);
     let driver = driver(&pool);
     driver.step(at(0));
@@ -194,7 +195,11 @@ fn a_scaler_that_panics_costs_its_revision_the_tick_and_nobody_else_anything() {
     spec.scaler = "fragile".to_owned();
     spec.target = 10.0;
     let keys: Vec<_> = (0..3).map(|slot| pool.add(slot, spec.clone(), 0)).collect();
-    let driver = Driver::new(pool.clone(), vec![Arc::new(Fragile::default())], DriverConfig::default());
+    let driver = Driver::new(
+        pool.clone(),
+        vec![Arc::new(Fragile::default()) as Arc<dyn Scaler>],
+        DriverConfig::default(),
+    );
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     for second in 0..10 {
@@ -226,18 +231,24 @@ fn wave(second: u64) -> (f64, u32) {
 
 #[test]
 fn any_kept_stretch_replays_bit_for_bit() {
-    for preset in [Preset::Default, Preset::Knative] {
+    for preset in [Fidelity::Mended, Fidelity::Exact] {
         for scaler in ["kpa", "rps", "forecast", "combined"] {
             let pool = FakePool::new(1);
             let mut spec = spec();
-            spec.preset = preset;
+            spec.fidelity = preset;
             spec.scaler = scaler.to_owned();
             spec.target = 10.0;
             spec.scale_down_delay = Duration::from_secs(7);
-            spec.metrics = vec![
-                sas_core::MetricSpec::new(sas_core::Metric::Concurrency, None),
-                sas_core::MetricSpec::new(sas_core::Metric::Cpu, Some(sas_core::MetricTarget::Average(0.5))),
-            ];
+            Options::edit(&mut spec, |options| {
+                options.metrics = vec![
+                    sas_autoscale::MetricSpec::new(sas_core::Metric::Concurrency, None),
+                    sas_autoscale::MetricSpec::new(
+                        sas_core::Metric::Cpu,
+                        Some(sas_autoscale::MetricTarget::Average(0.5)),
+                    ),
+                ]
+            })
+            .unwrap();
             let revision = pool.add(0, spec, 0);
             let mut config = DriverConfig::default();
             config.history = 50;
@@ -348,7 +359,7 @@ fn a_revision_whose_scaler_is_missing_is_left_alone_and_counted() {
     let mut lost = spec();
     lost.scaler = "predictive".to_owned();
     let driver = driver(&pool);
-    let errors = driver.validate(&lost).unwrap_err();
+    let errors = driver.scalers().validate(&lost).unwrap_err();
     assert_eq!(errors.0[0].field, "scaler");
     assert!(errors.to_string().contains("kpa"), "{errors}");
     let revision = pool.add(0, lost, 0);
@@ -447,8 +458,11 @@ fn a_scaler_that_answers_for_half_of_its_inputs_holds_the_rest() {
     for key in &keys {
         pool.with(*key, |r| r.ready = 1);
     }
-    let driver =
-        Driver::new(pool.clone(), vec![Arc::new(Lazy(AtomicBool::new(false)))], DriverConfig::default());
+    let driver = Driver::new(
+        pool.clone(),
+        vec![Arc::new(Lazy(AtomicBool::new(false))) as Arc<dyn Scaler>],
+        DriverConfig::default(),
+    );
     driver.step(at(0));
     driver.step(at(1));
     assert_eq!(pool.desired(keys[0]), 3);
@@ -482,7 +496,10 @@ fn a_sleeping_revision_with_a_schedule_is_woken_when_its_floor_opens_and_sleeps_
     let pool = FakePool::new(2);
     let mut scheduled = quick();
     scheduled.scaler = "scheduled".to_owned();
-    scheduled.schedule = vec![sas_core::ScheduleWindow::floor("at 100", Duration::from_secs(20), 3)];
+    Options::edit(&mut scheduled, |options| {
+        options.schedule = vec![sas_autoscale::ScheduleWindow::floor("at 100", Duration::from_secs(20), 3)]
+    })
+    .unwrap();
     let revision = pool.add(0, scheduled, 1);
     let parser =
         sas_autoscale::ScheduleParser::new(|_, _| Ok(Arc::new(Once(at(100))) as Arc<dyn sas_core::Schedule>));
@@ -507,12 +524,12 @@ fn a_sleeping_revision_with_a_forecast_is_woken_before_its_peak() {
     let pool = FakePool::new(1);
     let mut forecast = quick();
     forecast.scaler = "forecast".to_owned();
-    let mut seasonal = sas_core::ForecastSpec::default();
+    let mut seasonal = sas_autoscale::ForecastSpec::default();
     seasonal.slot = Duration::from_secs(10);
     seasonal.season = 12;
     seasonal.lead = Duration::from_secs(3);
     seasonal.headroom = 0.0;
-    forecast.forecast = Some(seasonal);
+    Options::edit(&mut forecast, |options| options.forecast = Some(seasonal)).unwrap();
     let revision = pool.add(0, forecast, 1);
     let driver = driver(&pool);
     // Every two minutes, on the minute by this clock, four requests at once for ten seconds.

@@ -3,7 +3,8 @@
 use std::{io::Read as _, time::Duration};
 
 use sas_autoscale::Forecast;
-use sas_core::{ForecastSpec, Load, Metric, Policy, RevisionKey, ScaleInput, ScalingSpec, Timestamp};
+use sas_autoscale::{ForecastSpec, Options};
+use sas_core::{Load, Metric, Policy, RevisionKey, ScaleInput, ScalingSpec, Timestamp};
 
 /// Minutes by region, from the file beside the tests or from `SAS_VECTORS_DIR/traces`.
 fn trace() -> [Vec<f64>; 3] {
@@ -46,7 +47,7 @@ fn drive(demand: &[f64], minutes: usize) -> Score {
     let mut forecast = ForecastSpec::default();
     forecast.season = 1440;
     forecast.headroom = 1.0;
-    spec.forecast = Some(forecast);
+    Options::edit(&mut spec, |options| options.forecast = Some(forecast)).unwrap();
     spec.validate().unwrap();
     let mut state = <Forecast as Policy>::State::default();
     let mut score = Score { peaks: 0, met: 0, met_by_reaction: 0, extra: 0.0, reactive: 0.0, lowered: 0 };

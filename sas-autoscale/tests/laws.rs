@@ -7,10 +7,11 @@ use std::{sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+use sas_autoscale::{BacklogSpec, Combine, Fallback, ForecastSpec, MetricSpec, MetricTarget, Options};
 use sas_autoscale::{Governor, Window, default_scalers, kpa::MultiScaler};
 use sas_core::{
-    Aggregation, BacklogSpec, Clamps, Combine, Decision, Fallback, ForecastSpec, Load, Metric, MetricSpec,
-    MetricTarget, Preset, RevisionKey, ScaleInput, Scaler, ScalingSpec, Timestamp, Verdict,
+    Aggregation, Clamps, Decision, Fidelity, Load, Metric, RevisionKey, ScaleInput, Scaler, ScalingSpec,
+    Timestamp, Verdict,
 };
 
 fn traces() -> u32 {
@@ -22,7 +23,7 @@ fn traces() -> u32 {
 
 fn any_spec(random: &mut SmallRng) -> ScalingSpec {
     let mut spec = ScalingSpec::default();
-    spec.preset = if random.random_bool(0.5) { Preset::Default } else { Preset::Knative };
+    spec.fidelity = if random.random_bool(0.5) { Fidelity::Mended } else { Fidelity::Exact };
     spec.max = random.random_range(0..60);
     spec.min =
         if spec.max == 0 { random.random_range(0..4) } else { random.random_range(0..=spec.max.min(4)) };
@@ -36,20 +37,26 @@ fn any_spec(random: &mut SmallRng) -> ScalingSpec {
     spec.scale_to_zero_grace = Duration::from_secs(random.random_range(0..20));
     spec.target_burst_capacity = [-1.0, 0.0, 211.0][random.random_range(0..3)];
     spec.aggregation = [Aggregation::Linear, Aggregation::WeightedExponential][random.random_range(0..2)];
-    spec.combine = [Combine::Max, Combine::Priority][random.random_range(0..2)];
-    spec.metrics = vec![
-        MetricSpec::new(Metric::Rps, Some(MetricTarget::Average(50.0))),
-        MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(0.5))),
-        MetricSpec::new(Metric::Backlog, None),
-        MetricSpec::new(Metric::Forecast, None),
-    ];
+    Options::edit(&mut spec, |options| {
+        options.combine = [Combine::Max, Combine::Priority][random.random_range(0..2)]
+    })
+    .unwrap();
+    Options::edit(&mut spec, |options| {
+        options.metrics = vec![
+            MetricSpec::new(Metric::Rps, Some(MetricTarget::Average(50.0))),
+            MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(0.5))),
+            MetricSpec::new(Metric::Backlog, None),
+            MetricSpec::new(Metric::Forecast, None),
+        ]
+    })
+    .unwrap();
     let mut backlog = BacklogSpec::default();
     backlog.fallback = random.random_bool(0.5).then(|| Fallback::new(3, 4));
-    spec.backlog = Some(backlog);
+    Options::edit(&mut spec, |options| options.backlog = Some(backlog)).unwrap();
     let mut forecast = ForecastSpec::default();
     forecast.slot = Duration::from_secs(2);
     forecast.season = 10;
-    spec.forecast = Some(forecast);
+    Options::edit(&mut spec, |options| options.forecast = Some(forecast)).unwrap();
     spec
 }
 
@@ -125,12 +132,12 @@ fn check_trace(scaler: &dyn Scaler, seed: u64) {
         }
         if let Verdict::Set(desired) = decision.verdict {
             assert!(desired <= i32::MAX as u32, "{}", context());
-            let initial = decision.clamps.contains(Clamps::INITIAL) || spec.preset == Preset::Knative;
+            let initial = decision.clamps.contains(Clamps::INITIAL) || spec.fidelity == Fidelity::Exact;
             // Until the initial scale was reached it may be above the maximum; that is Knative's rule.
             let most = if spec.max == 0 { u32::MAX } else { spec.max };
             let most = if initial { most.max(spec.initial) } else { most };
             assert!(desired <= most, "above its maximum: {}", context());
-            let first_replicas = spec.preset == Preset::Knative;
+            let first_replicas = spec.fidelity == Fidelity::Exact;
             assert!(desired >= spec.min || first_replicas, "below its minimum: {}", context());
         }
     }

@@ -6,10 +6,13 @@ use jiff::{ToSpan as _, tz::TimeZone};
 use sas_autoscale::{
     Backlog, Combined, InstanceMetrics, Resource, ScheduleParser, Scheduled, WindowBounds, replicas_of,
 };
+use sas_autoscale::{
+    BacklogSpec, Combine, Fallback, FallbackBehavior, MetricSpec, MetricTarget, Options, ResourceSpec,
+    ScalingPolicy, ScalingRules, ScheduleWindow, SelectPolicy,
+};
 use sas_core::{
-    BacklogSpec, Clamps, Combine, Decision, Fallback, FallbackBehavior, Load, Metric, MetricSpec,
-    MetricTarget, Policy, Reason, ResourceSpec, Resources, RevisionKey, ScaleInput, ScalingPolicy,
-    ScalingRules, ScalingSpec, Schedule, ScheduleWindow, SelectPolicy, Timestamp, Verdict,
+    Clamps, Decision, Load, Metric, Policy, Reason, Resources, RevisionKey, ScaleInput, ScalingSpec,
+    Schedule, Timestamp, Verdict,
 };
 
 const START: Timestamp = Timestamp::from_secs(1_700_000_000);
@@ -51,14 +54,17 @@ impl<P: Policy> Run<P> {
 
 fn qps_cpu_and_memory(spec: &mut ScalingSpec) {
     spec.utilization = 1.0;
-    spec.metrics = vec![
-        MetricSpec::new(Metric::Rps, Some(MetricTarget::Average(10.0))),
-        MetricSpec::new(Metric::Cpu, Some(MetricTarget::Utilization(50.0))),
-        MetricSpec::new(Metric::Memory, Some(MetricTarget::Average(100e6))),
-    ];
+    Options::edit(spec, |options| {
+        options.metrics = vec![
+            MetricSpec::new(Metric::Rps, Some(MetricTarget::Average(10.0))),
+            MetricSpec::new(Metric::Cpu, Some(MetricTarget::Utilization(50.0))),
+            MetricSpec::new(Metric::Memory, Some(MetricTarget::Average(100e6))),
+        ]
+    })
+    .unwrap();
     let mut rules = ResourceSpec::default();
     rules.scale_down.stabilization_window = Duration::ZERO;
-    spec.resource = Some(rules);
+    Options::edit(spec, |options| options.resource = Some(rules)).unwrap();
 }
 
 fn busy(ready: u32, rps: u32, cpu: Option<f64>, memory: Option<f64>) -> Load {
@@ -108,8 +114,8 @@ fn with_one_of_several_metrics_missing_the_others_may_raise_and_not_lower() {
 fn by_priority_the_first_metric_that_was_measured_decides() {
     let mut run = Run::new(Combined::new(), |spec| {
         qps_cpu_and_memory(spec);
-        spec.combine = Combine::Priority;
-        spec.metrics.rotate_left(1);
+        Options::edit(spec, |options| options.combine = Combine::Priority).unwrap();
+        Options::edit(spec, |options| options.metrics.rotate_left(1)).unwrap();
     });
     let first = run.tick(&busy(4, 500, Some(0.5), Some(500e6)));
     assert_eq!(first.verdict, Verdict::Set(4), "CPU is content, and comes first");
@@ -142,7 +148,10 @@ fn several_metrics_reach_zero_when_traffic_says_so_and_wake_in_one_step() {
 #[test]
 fn a_resource_scaler_sleeps_when_nobody_calls() {
     let mut run = Run::new(Resource, |spec| {
-        spec.metrics = vec![MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(0.5)))];
+        Options::edit(spec, |options| {
+            options.metrics = vec![MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(0.5)))]
+        })
+        .unwrap();
         spec.stable_window = Duration::from_secs(10);
     });
     let mut idle = busy(2, 0, Some(0.4), None);
@@ -181,7 +190,10 @@ fn replicas_follow_kubernetes_rules_for_missing_and_unready_instances() {
 #[test]
 fn policies_and_stabilisation_limit_how_far_a_resource_scaler_goes() {
     let mut run = Run::new(Resource, |spec| {
-        spec.metrics = vec![MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(0.5)))];
+        Options::edit(spec, |options| {
+            options.metrics = vec![MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(0.5)))]
+        })
+        .unwrap();
         let mut rules = ResourceSpec::default();
         rules.scale_up = ScalingRules::new(
             Duration::ZERO,
@@ -193,7 +205,7 @@ fn policies_and_stabilisation_limit_how_far_a_resource_scaler_goes() {
         );
         rules.scale_down.stabilization_window = Duration::from_secs(30);
         rules.scale_down.policies = vec![ScalingPolicy::Pods { value: 2, period: Duration::from_secs(10) }];
-        spec.resource = Some(rules);
+        Options::edit(spec, |options| options.resource = Some(rules)).unwrap();
     });
     let first = run.tick(&busy(4, 10, Some(5.0), None));
     assert_eq!(first.desired(), Some(7), "three more in a period");
@@ -213,10 +225,13 @@ fn policies_and_stabilisation_limit_how_far_a_resource_scaler_goes() {
 #[test]
 fn disabled_scale_down_never_shrinks() {
     let mut run = Run::new(Resource, |spec| {
-        spec.metrics = vec![MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(0.5)))];
+        Options::edit(spec, |options| {
+            options.metrics = vec![MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(0.5)))]
+        })
+        .unwrap();
         let mut rules = ResourceSpec::default();
         rules.scale_down = ScalingRules::new(Duration::ZERO, SelectPolicy::Disabled, Vec::new());
-        spec.resource = Some(rules);
+        Options::edit(spec, |options| options.resource = Some(rules)).unwrap();
     });
     for _ in 0..100 {
         assert_eq!(run.tick(&busy(6, 10, Some(0.01), None)).desired(), Some(6));
@@ -233,7 +248,7 @@ fn a_backlog_falls_back_when_it_cannot_be_had() {
             let mut fallback = Fallback::new(3, 4);
             fallback.behavior = behavior;
             backlog.fallback = Some(fallback);
-            spec.backlog = Some(backlog);
+            Options::edit(spec, |options| options.backlog = Some(backlog)).unwrap();
         });
         let mut known = load(0);
         known.backlog = Some(5);
@@ -303,7 +318,9 @@ fn utc(text: &str) -> Timestamp {
 }
 
 fn scheduled(windows: Vec<ScheduleWindow>) -> Run<Scheduled> {
-    Run::new(Scheduled::new(parser()), |spec| spec.schedule = windows)
+    Run::new(Scheduled::new(parser()), |spec| {
+        Options::edit(spec, |options| options.schedule = windows).unwrap()
+    })
 }
 
 fn desired_at(run: &mut Run<Scheduled>, at: &str) -> u32 {
@@ -386,10 +403,11 @@ fn a_clock_that_goes_back_opens_and_shuts_windows_as_the_time_says() {
 #[test]
 fn a_schedule_that_cannot_be_read_is_refused_with_its_field() {
     let mut spec = ScalingSpec::default();
-    spec.schedule = vec![window("often", 1, Some(2), None)];
+    Options::edit(&mut spec, |options| options.schedule = vec![window("often", 1, Some(2), None)]).unwrap();
     let errors = Scheduled::new(parser()).validate(&spec).unwrap_err();
     assert_eq!(errors.0[0].field, "schedule[0].schedule");
-    spec.metrics = vec![MetricSpec::new(Metric::Schedule, None)];
+    Options::edit(&mut spec, |options| options.metrics = vec![MetricSpec::new(Metric::Schedule, None)])
+        .unwrap();
     let errors = Combined::new().validate(&spec).unwrap_err();
     assert_eq!(errors.0[0].field, "metrics");
 }

@@ -7,7 +7,8 @@ use sas_autoscale::{
     kpa::{Activity, Kpa, KpaState, LifecycleSpec, ScaleCall, scale},
 };
 use sas_core::{
-    Clamps, Decision, Load, Policy, Preset, Reason, RevisionKey, ScaleInput, ScalingSpec, Timestamp, Verdict,
+    Clamps, Decision, Fidelity, Load, Policy, Reason, RevisionKey, ScaleInput, ScalingSpec, Timestamp,
+    Verdict,
 };
 
 const START: Timestamp = Timestamp::from_secs(1_700_000_000);
@@ -23,9 +24,9 @@ struct Revision {
 }
 
 impl Revision {
-    fn new(preset: Preset, change: impl FnOnce(&mut ScalingSpec)) -> Self {
+    fn new(preset: Fidelity, change: impl FnOnce(&mut ScalingSpec)) -> Self {
         let mut spec = ScalingSpec::default();
-        spec.preset = preset;
+        spec.fidelity = preset;
         change(&mut spec);
         spec.validate().expect("a valid spec");
         Self { spec, concurrency: 0, state: KpaState::default(), governor: None, desired: None, second: 0 }
@@ -76,7 +77,7 @@ fn mended_min_scale_is_there_without_any_data() {
 
 /// 20 requests per second of half a second each, on instances for one request that take 20 s to start: 10 run at
 /// once. Returns the most that was ever wanted.
-fn slow_starters(preset: Preset) -> u32 {
+fn slow_starters(preset: Fidelity) -> u32 {
     let mut revision = Revision::new(preset, |spec| spec.target = 1.0);
     revision.concurrency = 1;
     let mut starts: Vec<u64> = Vec::new();
@@ -102,15 +103,15 @@ fn slow_starters(preset: Preset) -> u32 {
 
 #[test]
 fn compatible_panics_overshoot_with_slow_starters_and_mended_ones_count_what_starts() {
-    let compatible = slow_starters(Preset::Knative);
-    let mended = slow_starters(Preset::Default);
+    let compatible = slow_starters(Fidelity::Exact);
+    let mended = slow_starters(Fidelity::Mended);
     assert!(compatible > 400, "the whole queue of twenty seconds: {compatible}");
     assert!(mended >= 10, "enough for what comes: {mended}");
     assert!(mended * 4 < compatible, "{mended} against {compatible}");
 }
 
 /// A new revision with five instances to begin with, a delay of a minute and no traffic: what it wants, per second.
-fn initial_scale(preset: Preset) -> Vec<u32> {
+fn initial_scale(preset: Fidelity) -> Vec<u32> {
     let mut revision = Revision::new(preset, |spec| {
         spec.initial = 5;
         spec.scale_down_delay = Duration::from_secs(60);
@@ -128,15 +129,15 @@ fn initial_scale(preset: Preset) -> Vec<u32> {
 
 #[test]
 fn compatible_initial_scale_ignores_the_scale_down_delay_and_mended_does_not() {
-    let compatible = initial_scale(Preset::Knative);
+    let compatible = initial_scale(Fidelity::Exact);
     assert!(compatible.contains(&5));
     assert!(*compatible.last().unwrap() < 5, "it fell within the delay: {compatible:?}");
-    let mended = initial_scale(Preset::Default);
+    let mended = initial_scale(Fidelity::Mended);
     assert!(mended.iter().all(|desired| *desired == 5), "{mended:?}");
 }
 
 /// Seconds from the end of a load of 100 instances until at most 20 are wanted for what is left.
-fn seconds_to_shrink(preset: Preset) -> usize {
+fn seconds_to_shrink(preset: Fidelity) -> usize {
     let mut revision = Revision::new(preset, |spec| {
         spec.target = 10.0;
         spec.utilization = 1.0;
@@ -158,15 +159,15 @@ fn seconds_to_shrink(preset: Preset) -> usize {
 
 #[test]
 fn compatible_scale_down_takes_a_whole_window_and_mended_a_clear_case_a_fifth_of_it() {
-    let compatible = seconds_to_shrink(Preset::Knative);
-    let mended = seconds_to_shrink(Preset::Default);
+    let compatible = seconds_to_shrink(Fidelity::Exact);
+    let mended = seconds_to_shrink(Fidelity::Mended);
     assert!(compatible >= 50, "{compatible}");
     assert!(mended <= 20, "{mended}");
 }
 
 #[test]
 fn mended_what_shrank_does_not_come_back_for_an_old_average() {
-    let mut revision = Revision::new(Preset::Default, |spec| {
+    let mut revision = Revision::new(Fidelity::Mended, |spec| {
         spec.target = 10.0;
         spec.utilization = 1.0;
     });
@@ -185,7 +186,7 @@ fn mended_what_shrank_does_not_come_back_for_an_old_average() {
 
 #[test]
 fn mended_the_last_instance_still_waits_for_a_whole_quiet_window() {
-    let mut revision = Revision::new(Preset::Default, |spec| spec.scale_to_zero_grace = Duration::ZERO);
+    let mut revision = Revision::new(Fidelity::Mended, |spec| spec.scale_to_zero_grace = Duration::ZERO);
     for _ in 0..100 {
         revision.tick(&load(1, 50.0, 50));
     }
@@ -199,7 +200,7 @@ fn mended_the_last_instance_still_waits_for_a_whole_quiet_window() {
 
 #[test]
 fn a_scaler_with_bad_input_keeps_the_last_good_decision_and_says_so() {
-    for preset in [Preset::Default, Preset::Knative] {
+    for preset in [Fidelity::Mended, Fidelity::Exact] {
         let mut revision = Revision::new(preset, |spec| spec.target = 10.0);
         for _ in 0..30 {
             revision.tick(&load(10, 70.0, 70));
@@ -216,7 +217,7 @@ fn a_scaler_with_bad_input_keeps_the_last_good_decision_and_says_so() {
 
 #[test]
 fn compatible_a_clock_that_goes_back_holds_the_decision() {
-    let mut revision = Revision::new(Preset::Knative, |spec| spec.target = 10.0);
+    let mut revision = Revision::new(Fidelity::Exact, |spec| spec.target = 10.0);
     for _ in 0..30 {
         revision.tick(&load(10, 70.0, 70));
     }
@@ -227,7 +228,7 @@ fn compatible_a_clock_that_goes_back_holds_the_decision() {
 
 #[test]
 fn a_restart_under_load_is_never_below_what_was_ready_in_either_preset() {
-    for preset in [Preset::Default, Preset::Knative] {
+    for preset in [Fidelity::Mended, Fidelity::Exact] {
         let mut revision = Revision::new(preset, |_| {});
         // The load of ten instances is spread over thirty: without a window's memory, ten would do.
         for second in 0..60 {
@@ -244,7 +245,7 @@ fn a_restart_under_load_is_never_below_what_was_ready_in_either_preset() {
 /// and the average of the stable window in the last one.
 fn compatible_ticks(tick: Duration) -> (Vec<u128>, f64) {
     let mut spec = ScalingSpec::default();
-    spec.preset = Preset::Knative;
+    spec.fidelity = Fidelity::Exact;
     let mut state = KpaState::default();
     let mut made = Vec::new();
     let mut average = 0.0;
@@ -284,7 +285,7 @@ fn compatible_decisions_are_two_seconds_apart_however_often_it_is_looked_at() {
 
 #[test]
 fn compatible_the_first_request_after_zero_is_decided_on_at_once() {
-    let mut revision = Revision::new(Preset::Knative, |spec| {
+    let mut revision = Revision::new(Fidelity::Exact, |spec| {
         spec.target = 10.0;
         // Without it nothing is decided while nobody reports.
         spec.target_burst_capacity = -1.0;

@@ -8,7 +8,8 @@ use sas_core::{
     RolloutState, SpecError, TenantKey, Timestamp,
 };
 use sas_knative::manifest::TrafficTarget;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 /// The format of the records that this version writes.
@@ -108,6 +109,7 @@ pub struct RevisionRecord {
     /// Annotations of the template.
     pub annotations: BTreeMap<String, String>,
     /// How it runs.
+    #[serde(deserialize_with = "spec_of_any_age")]
     pub spec: Arc<RevisionSpec>,
     /// How far it has come.
     pub state: RevisionState,
@@ -118,6 +120,25 @@ pub struct RevisionRecord {
     /// Who deployed it, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub author: Option<Principal>,
+}
+
+/// Reads a spec as this version and earlier ones wrote it: what is now in the options of the scaler was beside them.
+fn spec_of_any_age<'de, D: Deserializer<'de>>(given: D) -> std::result::Result<Arc<RevisionSpec>, D::Error> {
+    const NOW_OPTIONS: [&str; 6] = ["metrics", "combine", "resource", "backlog", "schedule", "forecast"];
+    let mut spec = Value::deserialize(given)?;
+    if let Some(Value::Object(scaling)) = spec.get_mut("scaling") {
+        let found: Vec<_> =
+            NOW_OPTIONS.iter().filter_map(|name| Some((*name, scaling.remove(*name)?))).collect();
+        let options = scaling.entry("options").or_insert_with(|| json!({}));
+        for (name, value) in found {
+            // Those that say what is so without them.
+            let says_nothing = value.is_null() || value == json!([]) || (name == "combine" && value == "max");
+            if !says_nothing && let Value::Object(options) = options {
+                options.insert(name.to_owned(), value);
+            }
+        }
+    }
+    RevisionSpec::deserialize(spec).map(Arc::new).map_err(de::Error::custom)
 }
 
 /// How far a revision has come.
@@ -356,4 +377,55 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use sas_core::Source;
+
+    use super::*;
+
+    #[test]
+    fn a_record_of_before_the_scalers_had_options_of_their_own_opens() {
+        let mut record = ServiceRecord::new("default", "hello", TenantKey(7), Timestamp(0));
+        let spec = RevisionSpec::new("process", Source::Path("app".into()));
+        record.revisions.push(RevisionRecord {
+            name: "hello-00001".to_owned(),
+            generation: 1,
+            created_at: Timestamp(0),
+            digest: String::new(),
+            package: None,
+            artifact: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            spec: Arc::new(spec),
+            state: RevisionState::Ready,
+            notes: Vec::new(),
+            retired_at: None,
+        });
+        let mut stored: Value = serde_json::from_slice(&record.encode().unwrap()).unwrap();
+        assert_eq!(ServiceRecord::decode("k", stored.to_string().as_bytes()).unwrap(), record);
+
+        let scaling = stored.pointer_mut("/revisions/0/spec/scaling").and_then(Value::as_object_mut).unwrap();
+        scaling.remove("fidelity");
+        for (name, value) in [
+            ("preset", json!("knative")),
+            ("metrics", json!([{ "metric": "cpu", "target": { "utilization": 80.0 } }])),
+            ("combine", json!("max")),
+            ("resource", Value::Null),
+            ("backlog", json!({ "target": 20.0, "activation": 5, "fallback": null })),
+            ("schedule", json!([])),
+            ("forecast", Value::Null),
+            ("options", json!({ "mine": "4" })),
+        ] {
+            scaling.insert(name.to_owned(), value);
+        }
+        let read = ServiceRecord::decode("k", stored.to_string().as_bytes()).unwrap();
+        let scaling = &read.revisions[0].spec.scaling;
+        assert_eq!(scaling.fidelity, sas_core::Fidelity::Exact);
+        let names: Vec<_> = scaling.options.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["backlog", "metrics", "mine"]);
+        assert_eq!(scaling.options.get("mine"), Some(&json!("4")));
+        assert_eq!(ServiceRecord::decode("k", &read.encode().unwrap()).unwrap(), read);
+    }
 }

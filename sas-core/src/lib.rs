@@ -41,15 +41,17 @@ mod event;
 mod id;
 mod invoke;
 mod memory;
-mod policy;
 mod pool;
+mod pool_policy;
 mod quota;
 mod recorder;
 mod rollout;
 mod route;
 mod runtime;
-mod scale;
-mod scaling;
+mod scaler;
+mod scaler_options;
+mod scalers;
+mod scaling_spec;
 mod sink;
 mod spec;
 mod start;
@@ -68,11 +70,11 @@ pub use event::{
 pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use invoke::{CallTimings, Handler, Invoker, Target};
 pub use memory::MemoryStore;
-pub use policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, Pick, SlotView};
 pub use pool::{
     Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Load, Outcome, Pool, RevisionStatus,
     WaitList, Waiting,
 };
+pub use pool_policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, Pick, SlotView};
 pub use quota::{Quota, Quotas};
 pub use recorder::Recorder;
 pub use rollout::{AnswerCounter, AnswerCounts, RolloutPlan, RolloutProgress, RolloutState, RolloutStep};
@@ -85,11 +87,10 @@ pub use runtime::{
     InstanceEvents, InstanceTarget, Io, Isolation, Runtime, SocketSource, Stem, StemClass, StemRequest,
     Usage,
 };
-pub use scale::{Clamps, Decision, Metric, Policy, Reason, ScaleInput, Scaler, Verdict, Vote, Votes};
-pub use scaling::{
-    Aggregation, BacklogSpec, Combine, Fallback, FallbackBehavior, ForecastSpec, MetricSpec, MetricTarget,
-    Preset, ResourceSpec, ScalingPolicy, ScalingRules, ScalingSpec, ScheduleWindow, SelectPolicy,
-};
+pub use scaler::{Clamps, Decision, Metric, Policy, Reason, ScaleInput, Scaler, Verdict, Vote, Votes};
+pub use scaler_options::ScalerOptions;
+pub use scalers::Scalers;
+pub use scaling_spec::{Aggregation, Fidelity, ScalingSpec};
 pub use sink::{
     DecisionRecord, DecisionSink, LogRecord, LogSink, LogStream, MeterPhase, MeterSink, NoSink, SecretSource,
 };

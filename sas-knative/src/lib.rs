@@ -8,17 +8,17 @@
 //!
 //! ```
 //! use std::collections::BTreeMap;
-//! use sas_knative::{AutoscalerConfig, Preset, scaling_from_annotations};
+//! use sas_knative::{AutoscalerConfig, Fidelity, scaling_from_annotations};
 //!
 //! let annotations = BTreeMap::from([
 //!     ("autoscaling.knative.dev/target".to_owned(), "10".to_owned()),
 //!     ("autoscaling.knative.dev/window".to_owned(), "30s".to_owned()),
 //! ]);
-//! let spec = scaling_from_annotations(&annotations, 0, &AutoscalerConfig::default(), Preset::Default)?;
+//! let spec = scaling_from_annotations(&annotations, 0, &AutoscalerConfig::default(), Fidelity::Mended, None)?;
 //! assert_eq!((spec.target, spec.utilization), (10.0, 0.7));
 //!
 //! let wrong = BTreeMap::from([("autoscaling.knative.dev/window".to_owned(), "soon".to_owned())]);
-//! let errors = scaling_from_annotations(&wrong, 0, &AutoscalerConfig::default(), Preset::Default).unwrap_err();
+//! let errors = scaling_from_annotations(&wrong, 0, &AutoscalerConfig::default(), Fidelity::Mended, None).unwrap_err();
 //! assert_eq!(errors.0[0].field, "autoscaling.knative.dev/window");
 //! # Ok::<(), sas_core::SpecErrors>(())
 //! ```
@@ -39,4 +39,4 @@ pub use go::{ParseError, format_duration, parse_bool, parse_duration, parse_floa
 pub use keys::{HPA_CLASS, KPA_CLASS};
 pub use resolve::{Reachability, Resolved, resolve, scaling_from_annotations};
 
-pub use sas_core::Preset;
+pub use sas_core::Fidelity;

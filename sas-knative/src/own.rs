@@ -2,11 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sas_core::{
-    BacklogSpec, Combine, Fallback, FallbackBehavior, ForecastSpec, Metric, MetricSpec, MetricTarget,
-    ResourceSpec, ScalingPolicy, ScalingSpec, ScheduleWindow, SelectPolicy, SpecErrors,
-};
+use sas_core::{ScalingSpec, SpecErrors};
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value, json};
 
 use crate::{
     go,
@@ -15,9 +13,17 @@ use crate::{
 };
 
 /// The annotation that sets a field of the spec.
-pub(super) fn annotation_of(field: &str) -> &str {
+pub(super) fn annotation_of(field: &str, annotations: &BTreeMap<String, String>) -> String {
+    let field = field.strip_prefix("options.").unwrap_or(field);
     let first = field.split(['.', '[']).next().unwrap_or(field);
+    let option = format!("{}{first}", own::SCALER_OPTION);
+    if annotations.contains_key(&option) {
+        return option;
+    }
     match first {
+        "scaler" if !annotations.contains_key(own::SCALER) && annotations.contains_key(keys::CLASS[0]) => {
+            keys::CLASS[0]
+        }
         "scaler" => own::SCALER,
         "metrics" => own::METRICS,
         "combine" => own::COMBINE,
@@ -44,6 +50,7 @@ pub(super) fn annotation_of(field: &str) -> &str {
         "activation_timeout" => keys::PROGRESS_DEADLINE[0],
         _ => field,
     }
+    .to_owned()
 }
 
 /// Reads them into `spec`.
@@ -53,7 +60,7 @@ pub(super) fn read(annotations: &BTreeMap<String, String>, spec: &mut ScalingSpe
     }
     if let Some(text) = annotations.get(own::METRICS) {
         match metrics(text) {
-            Ok(metrics) => spec.metrics = metrics,
+            Ok(metrics) => option(spec, "metrics", metrics),
             Err(problem) => errors.push(own::METRICS, text, problem),
         }
         if !annotations.contains_key(own::SCALER) {
@@ -61,22 +68,26 @@ pub(super) fn read(annotations: &BTreeMap<String, String>, spec: &mut ScalingSpe
         }
     }
     match annotations.get(own::COMBINE).map(String::as_str) {
-        None => {}
-        Some("max") => spec.combine = Combine::Max,
-        Some("priority") => spec.combine = Combine::Priority,
+        None | Some("max") => {}
+        Some("priority") => option(spec, "combine", "priority"),
         Some(other) => errors.push(own::COMBINE, other, "max or priority"),
     }
     if let Some(windows) = json::<Vec<Window>>(annotations, own::SCHEDULE, errors) {
-        spec.schedule = windows.into_iter().filter_map(|window| window.build(errors)).collect();
+        let windows: Vec<Value> = windows.into_iter().filter_map(|window| window.build(errors)).collect();
+        option(spec, "schedule", windows);
     }
     if let Some(backlog) = json::<Backlog>(annotations, own::BACKLOG, errors) {
-        spec.backlog = Some(backlog.build());
+        option(spec, "backlog", backlog.build());
     }
-    if let Some(forecast) = json::<Forecast>(annotations, own::FORECAST, errors) {
-        spec.forecast = forecast.build(errors);
+    if let Some(forecast) =
+        json::<Forecast>(annotations, own::FORECAST, errors).and_then(|forecast| forecast.build(errors))
+    {
+        option(spec, "forecast", forecast);
     }
-    if let Some(resource) = json::<Resource>(annotations, own::RESOURCE, errors) {
-        spec.resource = resource.build(errors);
+    if let Some(resource) =
+        json::<Resource>(annotations, own::RESOURCE, errors).and_then(|resource| resource.build(errors))
+    {
+        option(spec, "resource", resource);
     }
     if let Some(text) = annotations.get(own::SCALE_TO_ZERO_GRACE)
         && let Some(grace) = span(own::SCALE_TO_ZERO_GRACE, text, errors)
@@ -102,49 +113,50 @@ pub(super) fn read(annotations: &BTreeMap<String, String>, spec: &mut ScalingSpe
     }
     for (key, value) in annotations {
         if let Some(name) = key.strip_prefix(own::SCALER_OPTION) {
-            spec.options.insert(name.to_owned(), value.clone());
+            option(spec, name, value.clone());
         }
     }
 }
 
+fn option(spec: &mut ScalingSpec, name: &str, value: impl Into<Value>) {
+    spec.options.insert(name, value);
+}
+
 /// `concurrency=70, rps=100, cpu=80%, memory=512Mi, backlog=10, schedule, forecast`
-fn metrics(text: &str) -> Result<Vec<MetricSpec>, String> {
+fn metrics(text: &str) -> Result<Vec<Value>, String> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(metric).collect()
 }
 
-fn metric(part: &str) -> Result<MetricSpec, String> {
+fn metric(part: &str) -> Result<Value, String> {
+    const KNOWN: [&str; 7] = ["concurrency", "rps", "cpu", "memory", "backlog", "schedule", "forecast"];
     let (name, value) = match part.split_once('=') {
         Some((name, value)) => (name.trim(), Some(value.trim())),
         None => (part, None),
     };
-    let metric = match name {
-        "concurrency" => Metric::Concurrency,
-        "rps" => Metric::Rps,
-        "cpu" => Metric::Cpu,
-        "memory" => Metric::Memory,
-        "backlog" => Metric::Backlog,
-        "schedule" => Metric::Schedule,
-        "forecast" => Metric::Forecast,
-        _ => {
-            return Err(format!(
-                "{name:?} is not one of concurrency, rps, cpu, memory, backlog, schedule, forecast"
-            ));
-        }
-    };
+    if !KNOWN.contains(&name) {
+        return Err(format!("{name:?} is not one of {}", KNOWN.join(", ")));
+    }
     let target = match value {
-        None => None,
-        Some(value) => Some(match value.strip_suffix('%') {
-            Some(percent) => MetricTarget::Utilization(
-                go::parse_float(percent.trim())
-                    .map_err(|error| format!("{part:?}: a percentage ({error})"))?,
-            ),
-            None => MetricTarget::Average(
-                quantity::parse(value)
-                    .ok_or_else(|| format!("{part:?}: a quantity such as 10, 500m or 512Mi"))?,
-            ),
-        }),
+        None => return Ok(json!({ "metric": name })),
+        Some(value) => match value.strip_suffix('%') {
+            Some(percent) => {
+                let percent = go::parse_float(percent.trim())
+                    .map_err(|error| format!("{part:?}: a percentage ({error})"))?;
+                json!({ "utilization": percent })
+            }
+            None => {
+                let amount = quantity::parse(value)
+                    .ok_or_else(|| format!("{part:?}: a quantity such as 10, 500m or 512Mi"))?;
+                json!({ "average": amount })
+            }
+        },
     };
-    Ok(MetricSpec::new(metric, target))
+    Ok(json!({ "metric": name, "target": target }))
+}
+
+/// As serde writes a [`Duration`].
+pub(super) fn duration(span: Duration) -> Value {
+    json!({ "secs": span.as_secs(), "nanos": span.subsec_nanos() })
 }
 
 fn json<T: DeserializeOwned>(
@@ -181,11 +193,15 @@ struct Window {
 }
 
 impl Window {
-    fn build(self, errors: &mut SpecErrors) -> Option<ScheduleWindow> {
-        let duration = span(own::SCHEDULE, &self.duration, errors)?;
-        let mut window = ScheduleWindow::floor(self.schedule, duration, 0);
-        (window.time_zone, window.min, window.max) = (self.time_zone, self.min, self.max);
-        Some(window)
+    fn build(self, errors: &mut SpecErrors) -> Option<Value> {
+        let span = span(own::SCHEDULE, &self.duration, errors)?;
+        Some(json!({
+            "schedule": self.schedule,
+            "time_zone": self.time_zone,
+            "duration": duration(span),
+            "min": self.min,
+            "max": self.max,
+        }))
     }
 }
 
@@ -203,21 +219,22 @@ struct Backlog {
 struct BacklogFallback {
     failure_threshold: u32,
     replicas: u32,
-    #[serde(default)]
-    behavior: FallbackBehavior,
+    behavior: Option<String>,
 }
 
 impl Backlog {
-    fn build(self) -> BacklogSpec {
-        let mut spec = BacklogSpec::default();
-        spec.target = self.target.unwrap_or(spec.target);
-        spec.activation = self.activation;
-        spec.fallback = self.fallback.map(|given| {
-            let mut fallback = Fallback::new(given.failure_threshold, given.replicas);
-            fallback.behavior = given.behavior;
-            fallback
-        });
-        spec
+    fn build(self) -> Value {
+        let mut backlog = Map::new();
+        backlog.extend(self.target.map(|target| ("target".to_owned(), json!(target))));
+        backlog.insert("activation".to_owned(), json!(self.activation));
+        if let Some(given) = self.fallback {
+            let mut fallback = Map::new();
+            fallback.insert("failure_threshold".to_owned(), json!(given.failure_threshold));
+            fallback.insert("replicas".to_owned(), json!(given.replicas));
+            fallback.extend(given.behavior.map(|behavior| ("behavior".to_owned(), json!(behavior))));
+            backlog.insert("fallback".to_owned(), Value::Object(fallback));
+        }
+        Value::Object(backlog)
     }
 }
 
@@ -231,18 +248,16 @@ struct Forecast {
 }
 
 impl Forecast {
-    fn build(self, errors: &mut SpecErrors) -> Option<ForecastSpec> {
-        let default = ForecastSpec::default();
-        let mut read = |text: Option<String>, default| match text {
-            Some(text) => span(own::FORECAST, &text, errors),
-            None => Some(default),
-        };
-        let mut spec = default;
-        spec.slot = read(self.slot, default.slot)?;
-        spec.lead = read(self.lead, default.lead)?;
-        spec.season = self.season.unwrap_or(default.season);
-        spec.headroom = self.headroom.unwrap_or(default.headroom);
-        Some(spec)
+    fn build(self, errors: &mut SpecErrors) -> Option<Value> {
+        let mut forecast = Map::new();
+        for (name, text) in [("slot", self.slot), ("lead", self.lead)] {
+            if let Some(text) = text {
+                forecast.insert(name.to_owned(), duration(span(own::FORECAST, &text, errors)?));
+            }
+        }
+        forecast.extend(self.season.map(|season| ("season".to_owned(), json!(season))));
+        forecast.extend(self.headroom.map(|headroom| ("headroom".to_owned(), json!(headroom))));
+        Some(Value::Object(forecast))
     }
 }
 
@@ -273,159 +288,43 @@ struct HpaPolicy {
 }
 
 impl Resource {
-    fn build(self, errors: &mut SpecErrors) -> Option<ResourceSpec> {
-        let mut spec = ResourceSpec::default();
-        if let Some(tolerance) = self.tolerance {
-            spec.tolerance = tolerance;
-        }
-        for (given, rules) in [(self.scale_up, &mut spec.scale_up), (self.scale_down, &mut spec.scale_down)] {
+    fn build(self, errors: &mut SpecErrors) -> Option<Value> {
+        let mut resource = Map::new();
+        resource.extend(self.tolerance.map(|tolerance| ("tolerance".to_owned(), json!(tolerance))));
+        for (given, name) in [(self.scale_up, "scale_up"), (self.scale_down, "scale_down")] {
             let Some(given) = given else { continue };
+            let mut rules = Map::new();
             if let Some(seconds) = given.stabilization_window_seconds {
-                rules.stabilization_window = Duration::from_secs(seconds);
+                let window = duration(Duration::from_secs(seconds));
+                rules.insert("stabilization_window".to_owned(), window);
             }
             match given.select_policy.as_deref() {
                 None => {}
-                Some("Max") => rules.select = SelectPolicy::Max,
-                Some("Min") => rules.select = SelectPolicy::Min,
-                Some("Disabled") => rules.select = SelectPolicy::Disabled,
+                Some(select @ ("Max" | "Min" | "Disabled")) => {
+                    rules.insert("select".to_owned(), json!(select.to_ascii_lowercase()));
+                }
                 Some(other) => {
                     errors.push(own::RESOURCE, other, "selectPolicy is Max, Min or Disabled");
                     return None;
                 }
             }
-            if let Some(policies) = given.policies {
-                rules.policies.clear();
-                for policy in policies {
-                    let period = Duration::from_secs(policy.period_seconds);
-                    rules.policies.push(match policy.kind.as_str() {
-                        "Pods" => ScalingPolicy::Pods { value: policy.value, period },
-                        "Percent" => ScalingPolicy::Percent { value: policy.value, period },
+            if let Some(given) = given.policies {
+                let mut policies = Vec::with_capacity(given.len());
+                for policy in given {
+                    let kind = match policy.kind.as_str() {
+                        kind @ ("Pods" | "Percent") => kind.to_ascii_lowercase(),
                         other => {
                             errors.push(own::RESOURCE, other, "the type of a policy is Pods or Percent");
                             return None;
                         }
-                    });
+                    };
+                    let period = duration(Duration::from_secs(policy.period_seconds));
+                    policies.push(json!({ kind: { "value": policy.value, "period": period } }));
                 }
+                rules.insert("policies".to_owned(), Value::Array(policies));
             }
+            resource.insert(name.to_owned(), Value::Object(rules));
         }
-        Some(spec)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{AutoscalerConfig, Preset, scaling_from_annotations};
-
-    fn spec(pairs: &[(&str, &str)]) -> Result<ScalingSpec, SpecErrors> {
-        let annotations = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        scaling_from_annotations(&annotations, 0, &AutoscalerConfig::default(), Preset::Default)
-    }
-
-    #[test]
-    fn a_manifest_asks_for_several_metrics_at_once() {
-        let spec = spec(&[
-            (own::METRICS, "concurrency=70, rps=100, cpu=80%, memory=512Mi, backlog"),
-            (own::COMBINE, "priority"),
-            (
-                own::BACKLOG,
-                r#"{"target": 20, "activation": 5, "fallback": {"failureThreshold": 3, "replicas": 6}}"#,
-            ),
-        ])
-        .unwrap();
-        assert_eq!(spec.scaler, "combined");
-        assert_eq!(spec.combine, Combine::Priority);
-        let metrics: Vec<_> = spec.metrics.iter().map(|metric| (metric.metric, metric.target)).collect();
-        assert_eq!(
-            metrics,
-            [
-                (Metric::Concurrency, Some(MetricTarget::Average(70.0))),
-                (Metric::Rps, Some(MetricTarget::Average(100.0))),
-                (Metric::Cpu, Some(MetricTarget::Utilization(80.0))),
-                (Metric::Memory, Some(MetricTarget::Average(536_870_912.0))),
-                (Metric::Backlog, None),
-            ]
-        );
-        let backlog = spec.backlog.unwrap();
-        assert_eq!((backlog.target, backlog.activation), (20.0, 5));
-        assert_eq!(backlog.fallback, Some(Fallback::new(3, 6)));
-    }
-
-    #[test]
-    fn a_manifest_asks_for_windows_forecast_and_behavior() {
-        let spec = spec(&[
-            (own::SCALER, "scheduled"),
-            (
-                own::SCHEDULE,
-                r#"[{"schedule": "0 8 * * *", "timeZone": "Europe/Berlin", "duration": "10h", "min": 5, "max": 50}]"#,
-            ),
-            (own::FORECAST, r#"{"season": 60, "lead": "30s"}"#),
-            (
-                own::RESOURCE,
-                r#"{"scaleDown": {"stabilizationWindowSeconds": 60, "selectPolicy": "Min",
-                    "policies": [{"type": "Pods", "value": 2, "periodSeconds": 30}]}}"#,
-            ),
-        ])
-        .unwrap();
-        assert_eq!(spec.schedule[0].duration, Duration::from_secs(36_000));
-        assert_eq!(spec.forecast.unwrap().lead, Duration::from_secs(30));
-        let down = spec.resource.unwrap().scale_down;
-        assert_eq!(down.policies, [ScalingPolicy::Pods { value: 2, period: Duration::from_secs(30) }]);
-    }
-
-    #[test]
-    fn each_mistake_names_its_annotation() {
-        for (pairs, field) in [
-            (vec![(own::METRICS, "qps=3")], own::METRICS),
-            (vec![(own::METRICS, "cpu")], own::METRICS),
-            (vec![(own::METRICS, "rps=0")], own::METRICS),
-            (vec![(own::METRICS, "rps=80%")], own::METRICS),
-            (vec![(own::METRICS, "schedule")], own::SCHEDULE),
-            (vec![(own::SCHEDULE, "daily")], own::SCHEDULE),
-            (
-                vec![(own::SCHEDULE, r#"[{"schedule": "0 8 * * *", "duration": "0s", "min": 1}]"#)],
-                own::SCHEDULE,
-            ),
-            (vec![(own::SCHEDULE, r#"[{"schedule": "0 8 * * *", "duration": "1h"}]"#)], own::SCHEDULE),
-            (vec![(own::BACKLOG, r#"{"target": 0}"#)], own::BACKLOG),
-            (vec![(own::FORECAST, r#"{"slot": "soon"}"#)], own::FORECAST),
-            (vec![(own::COMBINE, "sum")], own::COMBINE),
-            (vec![(own::MAX_SCALE_UP_RATE, "NaN")], own::MAX_SCALE_UP_RATE),
-            (vec![(own::SCALE_TO_ZERO_GRACE, "-1s")], own::SCALE_TO_ZERO_GRACE),
-            (vec![("autoscaling.knative.dev/target", "NaN")], "autoscaling.knative.dev/target"),
-            (vec![("autoscaling.knative.dev/window", "0s")], "autoscaling.knative.dev/window"),
-            (
-                vec![("autoscaling.knative.dev/min-scale", "5"), ("autoscaling.knative.dev/max-scale", "2")],
-                "autoscaling.knative.dev/max-scale",
-            ),
-        ] {
-            let errors = spec(&pairs).expect_err(&format!("{pairs:?}"));
-            assert!(errors.0.iter().any(|error| error.field == field), "{pairs:?}: {errors}");
-        }
-    }
-
-    #[test]
-    fn the_default_preset_takes_windows_from_one_second() {
-        let window = [("autoscaling.knative.dev/window", "1s")];
-        assert_eq!(spec(&window).unwrap().stable_window, Duration::from_secs(1));
-        let annotations =
-            window.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let errors = scaling_from_annotations(&annotations, 0, &AutoscalerConfig::default(), Preset::Knative)
-            .unwrap_err();
-        assert_eq!(errors.0[0].field, "autoscaling.knative.dev/window");
-    }
-
-    #[test]
-    fn the_class_for_resources_becomes_the_resource_scaler() {
-        let spec = spec(&[
-            ("autoscaling.knative.dev/class", "hpa.autoscaling.knative.dev"),
-            ("autoscaling.knative.dev/metric", "memory"),
-            ("autoscaling.knative.dev/target", "64.9"),
-            ("autoscaling.knative.dev/window", "90s"),
-        ])
-        .unwrap();
-        assert_eq!(spec.scaler, "resource");
-        assert_eq!(spec.metrics[0].target, Some(MetricTarget::Average(64.0 * 1_048_576.0)));
-        assert_eq!(spec.resource.unwrap().scale_down.stabilization_window, Duration::from_secs(90));
+        Some(Value::Object(resource))
     }
 }

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sas_core::{Aggregation, Metric, MetricSpec, MetricTarget, ResourceSpec, ScalingSpec, SpecErrors};
+use sas_core::{Aggregation, Metric, Scalers, ScalingSpec, SpecErrors};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::{
-    AutoscalerConfig, Preset,
+    AutoscalerConfig, Fidelity,
     annotations::get,
     go,
     keys::{self, HPA_CLASS, KPA_CLASS},
@@ -193,8 +194,9 @@ fn panic_window(stable_ns: i64, percentage: f64) -> i64 {
 
 /// The scaling of a revision as its annotations, Knative's and `sas.dev/`, ask for it.
 ///
-/// `container_concurrency` is the revision's hard limit of requests at once, 0 for none. [`Preset::Default`] allows
-/// windows from one second where Knative starts at six. Docs of the `sas.dev/` annotations are in
+/// `container_concurrency` is the revision's hard limit of requests at once, 0 for none. [`Fidelity::Mended`] allows
+/// windows from one second where Knative starts at six. With `scalers`, those of the platform, the scaler must be one of
+/// them and is asked about its options; without, only what all scalers share is checked here. Docs of the `sas.dev/` annotations are in
 /// `docs/scaling.md`.
 ///
 /// # Errors
@@ -203,11 +205,12 @@ pub fn scaling_from_annotations(
     annotations: &BTreeMap<String, String>,
     container_concurrency: u32,
     defaults: &AutoscalerConfig,
-    preset: Preset,
+    fidelity: Fidelity,
+    scalers: Option<&Scalers>,
 ) -> Result<ScalingSpec, SpecErrors> {
     let mut errors = SpecErrors::default();
     if let Err(mut found) = validate_annotations(annotations, defaults) {
-        if preset == Preset::Default {
+        if fidelity == Fidelity::Mended {
             found.0.retain(|error| !is_short_window(error.field.as_str(), &error.value));
         }
         errors.0.append(&mut found.0);
@@ -216,7 +219,7 @@ pub fn scaling_from_annotations(
     let span = |nanos: i64| Duration::from_nanos(u64::try_from(nanos).unwrap_or(0));
     let count = |scale: i32| u32::try_from(scale).unwrap_or(0);
     let mut spec = ScalingSpec::default();
-    spec.preset = preset;
+    spec.fidelity = fidelity;
     spec.min = count(resolved.min_scale);
     spec.max = count(resolved.max_scale);
     spec.initial = count(resolved.initial_scale);
@@ -246,9 +249,9 @@ pub fn scaling_from_annotations(
     }
     class(&resolved, &mut spec, &mut errors);
     own::read(annotations, &mut spec, &mut errors);
-    if let Err(found) = spec.validate() {
+    if let Err(found) = scalers.map_or_else(|| spec.validate(), |scalers| scalers.validate(&spec)) {
         for mut error in found.0 {
-            error.field = own::annotation_of(&error.field).to_owned();
+            error.field = own::annotation_of(&error.field, annotations);
             // Knative's own checks said it already.
             if !errors.0.iter().any(|other| keys_are_aliases(&other.field, &error.field)) {
                 errors.0.push(error);
@@ -271,18 +274,12 @@ fn class(resolved: &Resolved, spec: &mut ScalingSpec, errors: &mut SpecErrors) {
             (spec.target, spec.utilization) =
                 (ScalingSpec::default().target, ScalingSpec::default().utilization);
             // `window` sets both stabilisation windows of the class.
-            let mut rules = ResourceSpec::default();
-            rules.scale_up.stabilization_window = spec.stable_window;
-            rules.scale_down.stabilization_window = spec.stable_window;
-            spec.resource = Some(rules);
-            let target = match (resolved.metric.as_str(), resolved.target) {
+            let rules = json!({ "stabilization_window": own::duration(spec.stable_window) });
+            spec.options.insert("resource", json!({ "scale_up": rules, "scale_down": rules }));
+            let target: Option<Value> = match (resolved.metric.as_str(), resolved.target) {
                 // 80 % is what Kubernetes takes where nothing is said.
-                ("cpu", target) => {
-                    Some((Metric::Cpu, MetricTarget::Utilization(target.map_or(80.0, f64::ceil))))
-                }
-                ("memory", Some(target)) => {
-                    Some((Metric::Memory, MetricTarget::Average(target.trunc() * 1_048_576.0)))
-                }
+                ("cpu", target) => Some(json!({ "utilization": target.map_or(80.0, f64::ceil) })),
+                ("memory", Some(target)) => Some(json!({ "average": target.trunc() * 1_048_576.0 })),
                 ("memory", None) => {
                     errors.push(keys::TARGET[0], "", "the memory in MiB that an instance should use");
                     None
@@ -296,14 +293,16 @@ fn class(resolved: &Resolved, spec: &mut ScalingSpec, errors: &mut SpecErrors) {
                     None
                 }
             };
-            spec.metrics =
-                target.into_iter().map(|(metric, target)| MetricSpec::new(metric, Some(target))).collect();
+            if let Some(target) = target {
+                let metric = json!({ "metric": resolved.metric, "target": target });
+                spec.options.insert("metrics", vec![metric]);
+            }
         }
         other => spec.scaler = other.to_owned(),
     }
 }
 
-/// Whether Knative's only objection is a window below six seconds, which the default preset allows.
+/// Whether Knative's only objection is a window below six seconds, which the default fidelity allows.
 fn is_short_window(field: &str, value: &str) -> bool {
     field == keys::WINDOW[0]
         && go::parse_duration(value)
@@ -328,7 +327,7 @@ mod tests {
                 text.iter().map(|text| (keys::PROGRESS_DEADLINE[0].to_owned(), (*text).to_owned())).collect();
             let resolved = resolve(&annotations, 0, Reachability::Unknown, &config);
             assert_eq!(resolved.activation_timeout_ns(), seconds * 1_000_000_000, "{text:?}");
-            let spec = scaling_from_annotations(&annotations, 0, &config, Preset::Default);
+            let spec = scaling_from_annotations(&annotations, 0, &config, Fidelity::Mended, None);
             match spec {
                 Ok(spec) => assert_eq!(spec.activation_timeout, Duration::from_secs(seconds as u64)),
                 Err(errors) => {

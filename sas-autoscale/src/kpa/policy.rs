@@ -1,23 +1,27 @@
-//! The default scaler: Knative's algorithm over what the pool measures.
+//! The default scaler: the KPA over what the pool measures.
 
 use std::time::Duration;
 
 use sas_core::{
-    Aggregation, Clamps, Decision, Load, Metric, Policy, Preset, Reason, ScaleInput, ScalingSpec, Vote,
+    Aggregation, Clamps, Decision, Fidelity, Load, Metric, Policy, Reason, ScaleInput, ScalingSpec,
+    SpecErrors, Vote,
 };
 use serde::{Deserialize, Serialize};
 
 use super::decider::{Averages, Decider, DeciderSpec, Mended, Ready, Scaled};
-use crate::window::{Nanos, SECOND, Window};
+use crate::{
+    options::Options,
+    window::{Nanos, SECOND, Window},
+};
 
 /// More than this is no measurement.
 pub(super) const SAMPLE_MAX: f64 = 1e12;
-/// How often Knative's autoscaler decides.
-const KNATIVE_TICK: Nanos = 2 * SECOND;
+/// How often the exact algorithm decides.
+const EXACT_TICK: Nanos = 2 * SECOND;
 /// How much of the highest arrival rate is left after a second.
 pub(super) const PEAK_DECAY: f32 = 0.8;
 
-/// Requests at once, or per second: Knative's pod autoscaler, with the hazards of the spec's preset.
+/// Requests at once, or per second: the KPA, with the spec's fidelity.
 ///
 /// It serves specs under the names `kpa` (the spec's `metric` says which), `concurrency` and `rps`. For many active
 /// revisions, [`super::KpaColumns`] decides the same from state in columns.
@@ -62,8 +66,8 @@ impl Kpa {
         let Some(sample) = Sample::of(input.load, input.elapsed, metric) else {
             return Decision::hold(Reason::BadInput);
         };
-        match input.spec.preset {
-            Preset::Knative => state.compatible(input, &params, &sample),
+        match input.spec.fidelity {
+            Fidelity::Exact => state.exact(input, &params, &sample),
             _ => state.mended(input, &params, &sample),
         }
     }
@@ -78,6 +82,10 @@ impl Policy for Kpa {
 
     fn version(&self) -> u32 {
         Self::VERSION
+    }
+
+    fn validate(&self, spec: &ScalingSpec) -> Result<(), SpecErrors> {
+        Options::check(spec, |_, _| {})
     }
 
     fn decide(&self, state: &mut KpaState, input: &ScaleInput<'_>) -> Decision {
@@ -166,8 +174,8 @@ impl Sample {
 pub struct KpaState {
     pub(super) windows: Option<(Window, Window)>,
     pub(super) decider: Decider,
-    /// The time of the last tick on the scaler's own clock: wall time for Knative, seconds counted from the first
-    /// tick for the default preset.
+    /// The time of the last tick on the scaler's own clock: wall time when it is exact, seconds counted from the
+    /// first tick when it is mended.
     pub(super) clock: Nanos,
     pub(super) pending: Pending,
     pub(super) recent: Recent,
@@ -175,7 +183,7 @@ pub struct KpaState {
     pub(super) peak: f32,
     /// Ticks for which what just started is given time to work.
     pub(super) settling: u32,
-    /// When Knative's preset decided last, and how many instances.
+    /// When the exact algorithm decided last, and how many instances.
     #[serde(default)]
     pub(super) decided: Option<(Nanos, i32)>,
 }
@@ -252,9 +260,9 @@ impl KpaState {
         (stable, panic)
     }
 
-    /// Knative's own: wall-clock buckets of what an instance would report each second, a decision every two seconds,
+    /// Exactly: wall-clock buckets of what an instance would report each second, a decision every two seconds,
     /// and one at once for the first request after zero.
-    fn compatible(&mut self, input: &ScaleInput<'_>, params: &Params, sample: &Sample) -> Decision {
+    fn exact(&mut self, input: &ScaleInput<'_>, params: &Params, sample: &Sample) -> Decision {
         let now = input.now.0;
         let first = self.windows.is_none();
         if !first && now < self.clock {
@@ -284,7 +292,7 @@ impl KpaState {
         // The tick nearest to the time, since ticks are not exact.
         let slack = nanos(input.elapsed) / 2;
         let due =
-            self.decided.is_none_or(|(at, _)| now.saturating_sub(at).saturating_add(slack) >= KNATIVE_TICK);
+            self.decided.is_none_or(|(at, _)| now.saturating_sub(at).saturating_add(slack) >= EXACT_TICK);
         if !due && !poked {
             return Decision::hold(Reason::BetweenTicks);
         }

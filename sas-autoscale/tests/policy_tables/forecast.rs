@@ -201,7 +201,7 @@ fn a_sleeper_wakes_ahead_of_the_next_slot_in_which_somebody_comes() {
 fn a_forecast_raises_the_floor_by_what_one_instance_carries() {
     let mut spec = ScalingSpec::default();
     spec.scaler = "forecast".to_owned();
-    spec.forecast = Some(quarter_hours(4));
+    Options::edit(&mut spec, |options| options.forecast = Some(quarter_hours(4))).unwrap();
     spec.target = 4.0;
     spec.utilization = 0.5;
     // (metric, limit of an instance, requests, concurrency, seconds) -> what one carries, what is asked.
@@ -248,7 +248,7 @@ fn a_forecast_raises_the_floor_by_what_one_instance_carries() {
 #[test]
 fn a_start_that_takes_long_is_asked_for_as_much_earlier_but_not_more_than_ten_minutes() {
     let mut spec = ScalingSpec::default();
-    spec.forecast = Some(quarter_hours(4));
+    Options::edit(&mut spec, |options| options.forecast = Some(quarter_hours(4))).unwrap();
     for (start, lead) in [(None, 60), (Some(30), 90), (Some(600), 660), (Some(6_000), 660)] {
         let mut state = ForecastState::default();
         for number in 0..120 {

@@ -6,13 +6,16 @@ use std::{sync::Arc, time::Duration};
 
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use sas_autoscale::{
+    Combine, ForecastSpec, MetricSpec, MetricTarget, Options, ResourceSpec, ScalingPolicy, ScalingRules,
+    ScheduleWindow, SelectPolicy,
+};
+use sas_autoscale::{
     Combined, Forecast, ForecastState, Forecaster, Governor, InstanceMetrics, Kpa, Resource, ScheduleParser,
     Seasonal, replicas_of,
 };
 use sas_core::{
-    Clamps, Combine, Decision, ForecastSpec, Load, Metric, MetricSpec, MetricTarget, Policy, Reason,
-    ResourceSpec, Resources, RevisionKey, ScaleInput, ScalingPolicy, ScalingRules, ScalingSpec, Schedule,
-    ScheduleWindow, SelectPolicy, Timestamp,
+    Clamps, Decision, Load, Metric, Policy, Reason, Resources, RevisionKey, ScaleInput, ScalingSpec,
+    Schedule, Timestamp,
 };
 
 use forecast::{quarter_hours, slot};
@@ -187,11 +190,14 @@ fn steps_and_stabilisation_are_those_of_a_model_that_forgets_nothing() {
         let mut random = SmallRng::seed_from_u64(seed);
         let mut spec = ScalingSpec::default();
         spec.scaler = "resource".to_owned();
-        spec.metrics = vec![MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(1.0)))];
+        Options::edit(&mut spec, |options| {
+            options.metrics = vec![MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(1.0)))]
+        })
+        .unwrap();
         let mut resource = ResourceSpec::default();
         (resource.scale_up, resource.scale_down) = (rules(&mut random), rules(&mut random));
         resource.tolerance = 0.0;
-        spec.resource = Some(resource.clone());
+        Options::edit(&mut spec, |options| options.resource = Some(resource.clone())).unwrap();
         let mut naive = NaiveMoves { recommended: Vec::new(), steps: Vec::new() };
         let mut state = <Resource as Policy>::State::default();
         let mut current = 4;
@@ -237,7 +243,7 @@ impl Run {
     fn new(metrics: Vec<MetricSpec>, change: impl FnOnce(&mut ScalingSpec)) -> Self {
         let mut spec = ScalingSpec::default();
         spec.scaler = "combined".to_owned();
-        spec.metrics = metrics;
+        Options::edit(&mut spec, |options| options.metrics = metrics).unwrap();
         change(&mut spec);
         Self { spec, state: <Combined as Policy>::State::default(), now: START, desired: None }
     }
@@ -284,7 +290,7 @@ fn a_lower_decision_waits_for_the_delay_and_a_higher_one_does_not() {
     }
     assert_eq!(seconds, 4, "the second of the decision is the first of the five");
 
-    let mut at_once = Run::new(run.spec.metrics.clone(), |_| {});
+    let mut at_once = Run::new(Options::of(&run.spec).unwrap().metrics.clone(), |_| {});
     assert_eq!(at_once.tick(&backlog(100)).desired(), Some(10));
     assert_eq!(at_once.tick(&backlog(20)).desired(), Some(2));
 }
@@ -325,7 +331,9 @@ fn combined_says_what_each_metric_said() {
     assert_eq!(run.tick(&busy).desired(), Some(8), "twice the half of a core");
 
     // By priority the second speaks where the first was not measured, and it is said to be the fall-back.
-    let mut run = Run::new(vec![cpu, memory], |spec| spec.combine = Combine::Priority);
+    let mut run = Run::new(vec![cpu, memory], |spec| {
+        Options::edit(spec, |options| options.combine = Combine::Priority).unwrap()
+    });
     (busy.cpu, busy.memory) = (None, Some(200.0));
     let decision = run.tick(&busy);
     assert_eq!((decision.desired(), decision.reason), (Some(8), Reason::Fallback));
@@ -333,7 +341,10 @@ fn combined_says_what_each_metric_said() {
     let decision = run.tick(&busy);
     assert_eq!((decision.desired(), decision.reason), (None, Reason::NoData));
     // Nobody measured and nobody there: nothing is wanted.
-    let decision = Run::new(vec![cpu, memory], |spec| spec.combine = Combine::Priority).tick(&load(0));
+    let decision = Run::new(vec![cpu, memory], |spec| {
+        Options::edit(spec, |options| options.combine = Combine::Priority).unwrap()
+    })
+    .tick(&load(0));
     assert_eq!((decision.desired(), decision.reason), (Some(0), Reason::Idle));
 }
 
@@ -342,7 +353,7 @@ fn resources_have_no_opinion_on_who_slept_for_a_window() {
     let cpu = MetricSpec::new(Metric::Cpu, Some(MetricTarget::Utilization(50.0)));
     for combine in [Combine::Max, Combine::Priority] {
         let mut run = Run::new(vec![cpu], |spec| {
-            spec.combine = combine;
+            Options::edit(spec, |options| options.combine = combine).unwrap();
             spec.stable_window = Duration::from_secs(10);
         });
         let mut idle = load(2);
@@ -372,7 +383,7 @@ fn who_waits_is_served_whatever_the_metrics_are_about() {
         (0, 0, 0.0, 10, 0),
     ] {
         let mut spec = ScalingSpec::default();
-        spec.metrics = vec![backlog];
+        Options::edit(&mut spec, |options| options.metrics = vec![backlog]).unwrap();
         let mut waiting = load(0);
         (waiting.queued, waiting.requests, waiting.concurrency) = (queued, requests, concurrency);
         waiting.backlog = Some(0);
@@ -417,8 +428,8 @@ fn combined_refuses_schedules_that_it_does_not_read() {
     let rps = MetricSpec::new(Metric::Rps, Some(MetricTarget::Average(10.0)));
     let spec = |metrics: Vec<MetricSpec>, text: &str| {
         let mut spec = ScalingSpec::default();
-        spec.metrics = metrics;
-        spec.schedule = windows(text, 60, Some(1), None);
+        Options::edit(&mut spec, |options| options.metrics = metrics).unwrap();
+        Options::edit(&mut spec, |options| options.schedule = windows(text, 60, Some(1), None)).unwrap();
         spec
     };
     let field = |result: Result<(), sas_core::SpecErrors>| result.unwrap_err().0[0].field.clone();
@@ -445,8 +456,8 @@ fn combined_keeps_the_bounds_of_schedules_and_forecasts_and_wakes_for_them() {
         (vec![backlog], 10, 0, 0, Reason::Idle),
     ] {
         let mut spec = ScalingSpec::default();
-        spec.metrics = metrics;
-        spec.schedule = windows("1000", 60, Some(3), Some(7));
+        Options::edit(&mut spec, |options| options.metrics = metrics).unwrap();
+        Options::edit(&mut spec, |options| options.schedule = windows("1000", 60, Some(3), Some(7))).unwrap();
         let mut load = load(0);
         load.backlog = Some(waiting);
         let input = ScaleInput::new(0, START + Duration::from_secs(after), &spec, &load, None);
@@ -470,9 +481,9 @@ fn combined_keeps_the_bounds_of_schedules_and_forecasts_and_wakes_for_them() {
         (vec![backlog, forecast, schedule], Some(opens)),
     ] {
         let mut spec = ScalingSpec::default();
-        spec.metrics = metrics.clone();
-        spec.forecast = Some(quarter_hours(4));
-        spec.schedule = windows("1000", 60, Some(3), None);
+        Options::edit(&mut spec, |options| options.metrics = metrics.clone()).unwrap();
+        Options::edit(&mut spec, |options| options.forecast = Some(quarter_hours(4))).unwrap();
+        Options::edit(&mut spec, |options| options.schedule = windows("1000", 60, Some(3), None)).unwrap();
         let mut state = <Combined as Policy>::State::default();
         for number in 0..=123_i64 {
             let mut load = load(1);
@@ -506,7 +517,7 @@ fn a_forecast_among_others_is_about_their_first_traffic_metric() {
             spec.utilization = 1.0;
             let mut rules = quarter_hours(2);
             (rules.slot, rules.headroom) = (Duration::from_secs(1), 0.0);
-            spec.forecast = Some(rules);
+            Options::edit(spec, |options| options.forecast = Some(rules)).unwrap();
         });
         let mut busy = load(1);
         (busy.requests, busy.concurrency, busy.backlog) = (30, 4.0, Some(0));
@@ -695,8 +706,8 @@ fn what_was_not_measured_counts_as_what_it_requests_and_nonsense_as_not_measured
         (None, 0, None),
     ] {
         let mut spec = ScalingSpec::default();
-        spec.metrics = vec![cpu];
-        spec.resource = Some(rules.clone());
+        Options::edit(&mut spec, |options| options.metrics = vec![cpu]).unwrap();
+        Options::edit(&mut spec, |options| options.resource = Some(rules.clone())).unwrap();
         let mut busy = load(8);
         (busy.requests, busy.cpu, busy.unmeasured) = (1, value, unmeasured);
         let input = ScaleInput::new(0, START, &spec, &busy, None).of(10, Some(&resources));
@@ -711,7 +722,10 @@ fn what_was_not_measured_counts_as_what_it_requests_and_nonsense_as_not_measured
 #[test]
 fn whoever_queues_keeps_a_resource_scaler_awake() {
     let mut spec = ScalingSpec::default();
-    spec.metrics = vec![MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(1.0)))];
+    Options::edit(&mut spec, |options| {
+        options.metrics = vec![MetricSpec::new(Metric::Cpu, Some(MetricTarget::Average(1.0)))]
+    })
+    .unwrap();
     spec.stable_window = Duration::from_secs(10);
     for (concurrency, requests, queued, stays) in
         [(0.5, 0, 0, true), (0.0, 1, 0, true), (0.0, 0, 1, true), (0.0, 0, 0, false)]
@@ -732,7 +746,7 @@ fn whoever_queues_keeps_a_resource_scaler_awake() {
 fn the_compatible_governor_names_what_held_a_decision() {
     let compatible = |ready: u32, change: &dyn Fn(&mut ScalingSpec), wanted: u32| {
         let mut governed = Governed::new(&load(ready), false, false, |spec| {
-            spec.preset = sas_core::Preset::Knative;
+            spec.fidelity = sas_core::Fidelity::Exact;
             change(spec);
         });
         let decision = governed.apply(&load(ready), Some(ready), Decision::set(wanted, Reason::Stable));
@@ -747,7 +761,8 @@ fn the_compatible_governor_names_what_held_a_decision() {
     assert_eq!(compatible(0, &|spec| spec.initial = 4, 1), (Some(4), Clamps::INITIAL));
     assert_eq!(compatible(0, &|spec| (spec.initial, spec.min) = (4, 4), 1), (Some(4), Clamps::MIN));
     // Who was active sleeps only after a while.
-    let mut governed = Governed::new(&load(1), false, false, |spec| spec.preset = sas_core::Preset::Knative);
+    let mut governed =
+        Governed::new(&load(1), false, false, |spec| spec.fidelity = sas_core::Fidelity::Exact);
     for _ in 0..3 {
         assert_eq!(governed.apply(&load(1), Some(1), Decision::set(1, Reason::Stable)).desired(), Some(1));
     }
@@ -795,10 +810,13 @@ fn a_resource_scaler_says_why() {
         (4, 1, None, None, true, None, Reason::NoData, false),
     ] {
         let mut spec = ScalingSpec::default();
-        spec.metrics = if both { vec![cpu, memory] } else { vec![cpu] };
+        Options::edit(&mut spec, |options| {
+            options.metrics = if both { vec![cpu, memory] } else { vec![cpu] }
+        })
+        .unwrap();
         let mut rules = ResourceSpec::default();
         rules.scale_down.stabilization_window = Duration::ZERO;
-        spec.resource = Some(rules);
+        Options::edit(&mut spec, |options| options.resource = Some(rules)).unwrap();
         let mut busy = load(ready);
         (busy.queued, busy.cpu, busy.memory) = (queued, used, held);
         let input = ScaleInput::new(0, START, &spec, &busy, None).of(10, None);
@@ -809,7 +827,7 @@ fn a_resource_scaler_says_why() {
     assert_eq!(Resource.name(), "resource");
 
     let mut spec = ScalingSpec::default();
-    spec.metrics = vec![cpu];
+    Options::edit(&mut spec, |options| options.metrics = vec![cpu]).unwrap();
     spec.stable_window = Duration::from_secs(10);
     let mut state = <Resource as Policy>::State::default();
     let mut busy = load(1);

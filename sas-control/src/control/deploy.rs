@@ -82,6 +82,7 @@ impl Control {
         self.open()?;
         let path = format!("{}/{}", manifest.namespace, manifest.name);
         manifest.validate().map_err(|errors| refused("deploy", errors))?;
+        self.check_scaling(&manifest.spec.scaling)?;
         let tenant = self.tenant(&manifest.namespace).await?;
         // The runtime first: an image where there are no containers is refused for that, not for its volumes.
         if let Err(mut error) = self.engine.runtime(&manifest.spec.runtime, tenant) {

@@ -20,8 +20,8 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 use sas_core::{
     AnswerCounter, Artifact, Clock, Error, ErrorKind, Invoker, Pool, Quota, Quotas, Recorder, RequestId,
-    Result, RevisionKey, Router, Runtime, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers,
-    Version,
+    Result, RevisionKey, Router, Runtime, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec,
+    Triggers, Version,
 };
 use sas_knative::manifest::ParseOptions;
 use tokio::time::Instant;
@@ -82,6 +82,8 @@ pub struct ControlConfig {
     pub quotas: Option<Arc<dyn Quotas>>,
     /// What the tenants of these namespaces may use, unless they are given another quota by the admin API.
     pub tenant_quotas: BTreeMap<String, Quota>,
+    /// The scalers of the platform: a spec that none of them serves is refused. Without them, scalers are not checked here.
+    pub scalers: Option<Scalers>,
     /// Who counts answers; without it, roll-outs that look at errors are refused.
     pub answers: Option<Arc<dyn AnswerCounter>>,
     /// Wall time.
@@ -128,6 +130,7 @@ impl ControlConfig {
             triggers: None,
             quotas: None,
             tenant_quotas: BTreeMap::new(),
+            scalers: None,
             answers: None,
             clock: Arc::new(SystemClock),
             domain: "localhost".to_owned(),
@@ -271,6 +274,8 @@ impl Control {
     /// within a tokio runtime: housekeeping is a task of its own until [`Control::shutdown`].
     pub fn new(config: ControlConfig) -> Arc<Self> {
         let rules = Rules { domain: config.domain, ..config.rules };
+        let mut manifests = config.manifests;
+        manifests.scalers = config.scalers.or(manifests.scalers);
         let control = Arc::new(Self {
             store: config.store,
             pool: config.pool,
@@ -285,7 +290,7 @@ impl Control {
             clock: config.clock,
             packages: config.packages.map(PackageStore::new),
             scratch: OnceLock::new(),
-            manifests: config.manifests,
+            manifests,
             rules,
             drain_grace: config.drain_grace,
             logs: config.logs,

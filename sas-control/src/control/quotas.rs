@@ -1,6 +1,6 @@
 //! What tenants and services may use.
 
-use sas_core::{Error, ErrorKind, Quota, Result, SpecErrors};
+use sas_core::{Error, ErrorKind, Quota, Result, ScalingSpec, SpecErrors};
 
 use super::{Control, QUOTAS, Recovery, invalid, refused};
 
@@ -88,6 +88,16 @@ impl Control {
             self.limit_tenant(&namespace);
         }
         Ok(())
+    }
+
+    /// Refuses a spec that no scaler of this platform serves.
+    pub(super) fn check_scaling(&self, spec: &ScalingSpec) -> Result<()> {
+        let Some(Err(found)) = self.manifests.scalers.as_ref().map(|scalers| scalers.validate(spec)) else {
+            return Ok(());
+        };
+        let mut errors = SpecErrors::default();
+        errors.extend_under("spec.template.spec.scaling", found);
+        Err(refused("deploy", errors))
     }
 
     /// Refuses what of a manifest needs a part of the data plane that this platform has not.

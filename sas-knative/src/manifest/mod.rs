@@ -34,13 +34,13 @@ mod service;
 mod tree;
 mod words;
 
-use sas_core::{SpecErrors, TriggerSpec};
+use sas_core::{Scalers, SpecErrors, TriggerSpec};
 
 pub use pod::{LABEL, is_label};
 pub use service::{ServiceManifest, TrafficTarget};
 use tree::Node;
 
-use crate::{AutoscalerConfig, Preset};
+use crate::{AutoscalerConfig, Fidelity};
 
 /// The kinds that are known, as their manifests name them.
 pub const KINDS: [(&str, &str); 2] =
@@ -54,8 +54,10 @@ pub struct ParseOptions {
     pub namespace: String,
     /// The autoscaler's defaults, Knative's `config-autoscaler`.
     pub autoscaler: AutoscalerConfig,
-    /// How much of Knative's behaviour is kept.
-    pub preset: Preset,
+    /// How closely scaling follows Knative's algorithm.
+    pub fidelity: Fidelity,
+    /// The scalers of the platform, which check what concerns them; `None`: who deploys asks them.
+    pub scalers: Option<Scalers>,
 }
 
 impl Default for ParseOptions {
@@ -63,7 +65,8 @@ impl Default for ParseOptions {
         Self {
             namespace: "default".to_owned(),
             autoscaler: AutoscalerConfig::default(),
-            preset: Preset::default(),
+            fidelity: Fidelity::default(),
+            scalers: None,
         }
     }
 }

@@ -236,7 +236,8 @@ pub(super) fn service(
         &template_metadata.annotations,
         revision.concurrency,
         &options.autoscaler,
-        options.preset,
+        options.fidelity,
+        options.scalers.as_ref(),
     ) {
         Ok(scaling) => revision.scaling = scaling,
         Err(scaling) => {

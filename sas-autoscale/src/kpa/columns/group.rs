@@ -1,6 +1,6 @@
 //! Rows of one shape in blocks of 64, and the way from a row to scalar state and back.
 
-use sas_core::{Aggregation, Metric, Preset, ScaleInput};
+use sas_core::{Aggregation, Fidelity, Metric, ScaleInput};
 
 use super::pass::{Block, COUNT_MAX, LANES, Rules, VALUE_MAX, Weights};
 use crate::{
@@ -31,10 +31,10 @@ pub(super) struct Shape {
 
 impl Shape {
     /// `None` for what has no columns.
-    pub(super) fn of(params: &Params, preset: Preset) -> Option<Self> {
+    pub(super) fn of(params: &Params, fidelity: Fidelity) -> Option<Self> {
         let stable = params.spec.stable_window_ns;
         let delay = params.spec.scale_down_delay_ns;
-        let fits = preset == Preset::Default
+        let fits = fidelity == Fidelity::Mended
             && stable % SECOND == 0
             && (SECOND..=RING_MAX * SECOND).contains(&stable)
             && params.panic_window <= stable

@@ -6,7 +6,7 @@
 //!
 //! **Invariant:** a row in columns and a [`KpaState`] hold the same, and convert into each other without loss. What
 //! the fast way does not handle (a first tick, a tick that is not nearly a second after the one before, a wake-up, bad
-//! input) goes through the scalar code on the converted state. Rows of Knative's preset, and those with windows or
+//! input) goes through the scalar code on the converted state. Rows of Knative's fidelity, and those with windows or
 //! delays of many minutes, keep the scalar state for good.
 
 mod group;
@@ -128,7 +128,7 @@ impl States {
                     return Place::Column { group, at };
                 }
                 let params = Params::new(input, kpa.metric(input.spec), None);
-                let same = Shape::of(&params, input.spec.preset) == Some(found.shape)
+                let same = Shape::of(&params, input.spec.fidelity) == Some(found.shape)
                     && found.targets[target] == (params.spec.target_value, params.spec.total_value);
                 if same {
                     found.known = Some((identity, target));
@@ -152,7 +152,7 @@ impl States {
     }
 
     fn column(&mut self, params: &Params, input: &ScaleInput<'_>) -> Option<Place> {
-        let shape = Shape::of(params, input.spec.preset)?;
+        let shape = Shape::of(params, input.spec.fidelity)?;
         let group = match self.groups.iter().position(|group| group.shape == shape) {
             Some(group) => group,
             None if self.groups.len() < GROUPS => {

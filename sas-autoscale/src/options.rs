@@ -1,33 +1,50 @@
-//! What a revision asks of its scaler: bounds, targets, windows, and the parts that single scalers need.
+//! The options of the scalers of this crate, within the `options` of a [`ScalingSpec`].
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use sas_core::{Metric, ScalerOptions, ScalingSpec, SpecErrors};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Metric, SpecErrors};
-
-/// How much of Knative's behaviour is kept: all of it with its hazards, or mended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Preset {
-    /// Knative's algorithm with its known hazards mended; windows from one second.
-    #[default]
-    Default,
-    /// Knative's decisions bit for bit.
-    Knative,
+/// What the scalers of this crate read beyond the fields that all scalers share. One type for all of them, since
+/// `combined` uses what the others do.
+///
+/// ```
+/// use sas_autoscale::{BacklogSpec, Options};
+/// use sas_core::ScalingSpec;
+///
+/// let mut backlog = BacklogSpec::default();
+/// backlog.target = 20.0;
+/// let mut spec = ScalingSpec::default();
+/// spec.scaler = "backlog".to_owned();
+/// spec.options = Options { backlog: Some(backlog), ..Options::default() }.into();
+/// assert_eq!(Options::of(&spec)?.backlog, Some(backlog));
+/// # Ok::<(), sas_core::SpecErrors>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// The metrics of the `combined` and `resource` scalers, in order of priority.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<MetricSpec>,
+    /// How they make one decision.
+    #[serde(skip_serializing_if = "is_default")]
+    pub combine: Combine,
+    /// How the `resource` scaler moves; `None`: Kubernetes' defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource: Option<ResourceSpec>,
+    /// What the `backlog` scaler needs; `None`: its defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backlog: Option<BacklogSpec>,
+    /// The windows of the `scheduled` scaler.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub schedule: Vec<ScheduleWindow>,
+    /// What the `forecast` scaler learns; `None`: its defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<ForecastSpec>,
 }
 
-/// How a metric window is averaged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Aggregation {
-    /// The mean.
-    #[default]
-    Linear,
-    /// Younger seconds count more.
-    WeightedExponential,
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// How several metrics make one decision.
@@ -140,10 +157,38 @@ impl ScalingRules {
 pub struct ResourceSpec {
     /// How far, as a share, the metric may be off its target before anything happens.
     pub tolerance: f64,
-    /// Upwards.
+    /// Upwards. What is not given is as in Kubernetes' defaults, here and downwards.
+    #[serde(deserialize_with = "rules_up")]
     pub scale_up: ScalingRules,
     /// Downwards.
+    #[serde(deserialize_with = "rules_down")]
     pub scale_down: ScalingRules,
+}
+
+/// Rules as they are given: in part.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PartialRules {
+    stabilization_window: Option<Duration>,
+    select: Option<SelectPolicy>,
+    policies: Option<Vec<ScalingPolicy>>,
+}
+
+fn rules<'de, D: Deserializer<'de>>(given: D, default: ScalingRules) -> Result<ScalingRules, D::Error> {
+    let given = PartialRules::deserialize(given)?;
+    Ok(ScalingRules {
+        stabilization_window: given.stabilization_window.unwrap_or(default.stabilization_window),
+        select: given.select.unwrap_or(default.select),
+        policies: given.policies.unwrap_or(default.policies),
+    })
+}
+
+fn rules_up<'de, D: Deserializer<'de>>(given: D) -> Result<ScalingRules, D::Error> {
+    rules(given, ResourceSpec::default().scale_up)
+}
+
+fn rules_down<'de, D: Deserializer<'de>>(given: D) -> Result<ScalingRules, D::Error> {
+    rules(given, ResourceSpec::default().scale_down)
 }
 
 impl Default for ResourceSpec {
@@ -269,209 +314,106 @@ impl Default for ForecastSpec {
     }
 }
 
-/// How many instances a revision may have and what decides within these bounds.
-///
-/// The defaults are Knative's. Percentages are written as such (200 = 200 %).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[non_exhaustive]
-pub struct ScalingSpec {
-    /// Which scaler, by [`crate::Scaler::name`].
-    pub scaler: String,
-    /// With Knative's hazards, or without.
-    pub preset: Preset,
-    /// Least instances while the revision gets traffic.
-    pub min: u32,
-    /// Most instances; 0: unlimited.
-    pub max: u32,
-    /// Instances of a new revision before its first decision.
-    pub initial: u32,
-    /// Instances to wake up to, when more than none are wanted; 0 or 1: as many as are wanted.
-    pub activation: u32,
-    /// Whether it may sleep.
-    pub scale_to_zero: bool,
-    /// What the target is about.
-    pub metric: Metric,
-    /// What one instance should carry at 100 % utilisation: requests at once, or per second.
-    pub target: f64,
-    /// The share of the target to aim at, above 0 and at most 1.
-    pub utilization: f64,
-    /// Over how long the metric is averaged.
-    pub stable_window: Duration,
-    /// The share of the stable window that shows a panic, in percent.
-    pub panic_window_percentage: f64,
-    /// Panic when the short window wants this many percent of what is ready.
-    pub panic_threshold_percentage: f64,
-    /// Requests beyond capacity that must find room; 0: none is kept, -1: unlimited.
-    pub target_burst_capacity: f64,
-    /// At most this many times the ready instances in one decision.
-    pub max_scale_up_rate: f64,
-    /// At least one in this many of the ready instances stays in one decision.
-    pub max_scale_down_rate: f64,
-    /// How long a lower decision waits.
-    pub scale_down_delay: Duration,
-    /// How long the last instance stays after the decision to sleep.
-    pub scale_to_zero_grace: Duration,
-    /// How long the last instance stays at least after the last request.
-    pub retention: Duration,
-    /// How long a first instance may take to become ready before the revision goes back to sleep.
-    pub activation_timeout: Duration,
-    /// How a window is averaged.
-    pub aggregation: Aggregation,
-    /// The metrics of the `combined` and `resource` scalers, in order of priority.
-    pub metrics: Vec<MetricSpec>,
-    /// How they make one decision.
-    pub combine: Combine,
-    /// How the `resource` scaler moves; `None`: Kubernetes' defaults.
-    pub resource: Option<ResourceSpec>,
-    /// What the `backlog` scaler needs; `None`: its defaults.
-    pub backlog: Option<BacklogSpec>,
-    /// The windows of the `scheduled` scaler.
-    pub schedule: Vec<ScheduleWindow>,
-    /// What the `forecast` scaler learns; `None`: its defaults.
-    pub forecast: Option<ForecastSpec>,
-    /// Settings of a scaler of the integrator's own, which validates them.
-    pub options: BTreeMap<String, String>,
+const HOUR: Duration = Duration::from_secs(3600);
+const COUNT_MAX: u32 = i32::MAX as u32;
+
+impl From<Options> for ScalerOptions {
+    fn from(options: Options) -> Self {
+        // Structs, enums, numbers and texts: nothing that JSON has not.
+        Self::of(&options).unwrap_or_default()
+    }
 }
 
-impl Default for ScalingSpec {
-    fn default() -> Self {
-        Self {
-            scaler: "kpa".to_owned(),
-            preset: Preset::Default,
-            min: 0,
-            max: 0,
-            initial: 1,
-            activation: 0,
-            scale_to_zero: true,
-            metric: Metric::Concurrency,
-            target: 100.0,
-            utilization: 0.7,
-            stable_window: Duration::from_secs(60),
-            panic_window_percentage: 10.0,
-            panic_threshold_percentage: 200.0,
-            target_burst_capacity: 211.0,
-            max_scale_up_rate: 1000.0,
-            max_scale_down_rate: 2.0,
-            scale_down_delay: Duration::ZERO,
-            scale_to_zero_grace: Duration::from_secs(30),
-            retention: Duration::ZERO,
-            activation_timeout: Duration::from_secs(630),
-            aggregation: Aggregation::Linear,
+impl Options {
+    /// Those of a spec.
+    ///
+    /// # Errors
+    /// When a value is not of its option's type, or there is no such option, each as `options.NAME`.
+    pub fn of(spec: &ScalingSpec) -> Result<Cow<'_, Self>, SpecErrors> {
+        spec.options.read()
+    }
+
+    /// Changes those of a spec.
+    ///
+    /// ```
+    /// use sas_autoscale::{Combine, Options};
+    /// let mut spec = sas_core::ScalingSpec::default();
+    /// Options::edit(&mut spec, |options| options.combine = Combine::Priority)?;
+    /// assert_eq!(spec.options.get("combine"), Some(&"priority".into()));
+    /// # Ok::<(), sas_core::SpecErrors>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Options::of`]; then nothing is changed.
+    pub fn edit(spec: &mut ScalingSpec, change: impl FnOnce(&mut Self)) -> Result<(), SpecErrors> {
+        let mut options = Self::of(spec)?.into_owned();
+        change(&mut options);
+        spec.options = options.into();
+        Ok(())
+    }
+
+    /// Those of a spec that was validated; of another one what can be had: none.
+    pub(crate) fn served(spec: &ScalingSpec) -> Cow<'_, Self> {
+        static NONE: Options = Options {
             metrics: Vec::new(),
             combine: Combine::Max,
             resource: None,
             backlog: None,
             schedule: Vec::new(),
             forecast: None,
-            options: BTreeMap::new(),
-        }
-    }
-}
-
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
-const COUNT_MAX: u32 = i32::MAX as u32;
-
-impl ScalingSpec {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// All mistakes at once, each with its field.
-    pub fn validate(&self) -> Result<(), SpecErrors> {
-        let mut errors = SpecErrors::default();
-        if self.scaler.is_empty() {
-            errors.push("scaler", "", "name a scaler that the platform has, such as kpa");
-        }
-        if self.max != 0 && self.min > self.max {
-            errors.push("min", self.min, format!("at most max, which is {}", self.max));
-        }
-        for (name, value) in
-            [("min", self.min), ("max", self.max), ("initial", self.initial), ("activation", self.activation)]
-        {
-            if value > COUNT_MAX {
-                errors.push(name, value, format!("at most {COUNT_MAX}"));
-            }
-        }
-        if self.activation > 1 {
-            if self.min > self.activation {
-                errors.push("activation", self.activation, format!("at least min, which is {}", self.min));
-            }
-            if self.max != 0 && self.activation > self.max {
-                errors.push("activation", self.activation, format!("at most max, which is {}", self.max));
-            }
-        }
-        if !matches!(self.metric, Metric::Concurrency | Metric::Rps) {
-            errors.push(
-                "metric",
-                format!("{:?}", self.metric),
-                "concurrency or rps; other metrics belong into metrics",
-            );
-        }
-        number(&mut errors, "target", self.target, 0.01, 1e9);
-        number(&mut errors, "utilization", self.utilization, 0.000_001, 1.0);
-        number(&mut errors, "panic_window_percentage", self.panic_window_percentage, 1.0, 100.0);
-        number(&mut errors, "panic_threshold_percentage", self.panic_threshold_percentage, 1.0, 1e6);
-        for (name, value) in
-            [("max_scale_up_rate", self.max_scale_up_rate), ("max_scale_down_rate", self.max_scale_down_rate)]
-        {
-            if !(value > 1.0 && value <= 1e9) {
-                errors.push(name, value, "a number above 1 and at most 1e9");
-            }
-        }
-        if !(self.target_burst_capacity == -1.0 || (0.0..=1e9).contains(&self.target_burst_capacity)) {
-            errors.push("target_burst_capacity", self.target_burst_capacity, "-1, or a number from 0 to 1e9");
-        }
-        let least = match self.preset {
-            Preset::Default => Duration::from_secs(1),
-            Preset::Knative => Duration::from_secs(6),
         };
-        span(&mut errors, "stable_window", self.stable_window, least, HOUR);
-        if self.stable_window.subsec_nanos() != 0 {
-            errors.push("stable_window", Shown(self.stable_window), "whole seconds");
+        if spec.options.is_empty() {
+            return Cow::Borrowed(&NONE);
         }
-        // Knative's ConfigMap allows more than its annotation does; a day is enough for both.
-        span(&mut errors, "scale_down_delay", self.scale_down_delay, Duration::ZERO, DAY);
-        span(&mut errors, "scale_to_zero_grace", self.scale_to_zero_grace, Duration::ZERO, DAY);
-        span(&mut errors, "retention", self.retention, Duration::ZERO, DAY);
-        span(&mut errors, "activation_timeout", self.activation_timeout, Duration::from_secs(1), DAY);
-        self.validate_metrics(&mut errors);
+        Self::of(spec).unwrap_or(Cow::Borrowed(&NONE))
+    }
+
+    /// Reads and checks those of a spec; `needs` adds what its scaler asks for beyond.
+    pub(crate) fn check(
+        spec: &ScalingSpec,
+        needs: impl FnOnce(&Self, &mut SpecErrors),
+    ) -> Result<(), SpecErrors> {
+        let options = Self::of(spec)?;
+        let mut errors = SpecErrors::default();
+        options.validate(&mut errors);
+        needs(&options, &mut errors);
+        errors.into_result()
+    }
+
+    fn validate(&self, errors: &mut SpecErrors) {
+        self.validate_metrics(errors);
         if let Some(resource) = &self.resource {
-            resource.validate(&mut errors);
+            resource.validate(errors);
         }
         if let Some(backlog) = &self.backlog {
-            number(&mut errors, "backlog.target", backlog.target, 0.01, 1e12);
+            number(errors, "options.backlog.target", backlog.target, 0.01, 1e12);
             if let Some(fallback) = &backlog.fallback {
                 if fallback.failure_threshold == 0 {
-                    errors.push("backlog.fallback.failure_threshold", 0, "at least 1");
+                    errors.push("options.backlog.fallback.failure_threshold", 0, "at least 1");
                 }
                 if fallback.replicas > COUNT_MAX {
                     errors.push(
-                        "backlog.fallback.replicas",
+                        "options.backlog.fallback.replicas",
                         fallback.replicas,
                         format!("at most {COUNT_MAX}"),
                     );
                 }
             }
         }
-        self.validate_schedule(&mut errors);
+        self.validate_schedule(errors);
         if let Some(forecast) = &self.forecast {
-            span(&mut errors, "forecast.slot", forecast.slot, Duration::from_secs(1), HOUR);
+            span(errors, "options.forecast.slot", forecast.slot, Duration::from_secs(1), HOUR);
             if !(2..=10_080).contains(&forecast.season) {
-                errors.push("forecast.season", forecast.season, "2 to 10080 slots");
+                errors.push("options.forecast.season", forecast.season, "2 to 10080 slots");
             }
-            number(&mut errors, "forecast.headroom", forecast.headroom, 0.0, 100.0);
-            span(&mut errors, "forecast.lead", forecast.lead, Duration::ZERO, HOUR);
+            number(errors, "options.forecast.headroom", forecast.headroom, 0.0, 100.0);
+            span(errors, "options.forecast.lead", forecast.lead, Duration::ZERO, HOUR);
         }
-        errors.into_result()
     }
 
     fn validate_metrics(&self, errors: &mut SpecErrors) {
-        if self.scaler == "combined" && self.metrics.is_empty() {
-            errors.push("metrics", "[]", "at least one metric, or another scaler than combined");
-        }
         for (at, metric) in self.metrics.iter().enumerate() {
-            let field = format!("metrics[{at}]");
+            let field = format!("options.metrics[{at}]");
             if self.metrics[..at].iter().any(|other| other.metric == metric.metric) {
                 errors.push(&field, format!("{:?}", metric.metric), "each metric at most once");
             }
@@ -495,31 +437,18 @@ impl ScalingSpec {
                 None => {}
             }
             if metric.metric == Metric::Schedule && self.schedule.is_empty() {
-                errors.push("schedule", "[]", "at least one window, since the metric schedule is asked for");
-            }
-        }
-        if self.scaler == "scheduled" && self.schedule.is_empty() {
-            errors.push("schedule", "[]", "at least one window, or another scaler than scheduled");
-        }
-        if self.scaler == "resource" {
-            if self.metrics.is_empty() {
-                errors.push("metrics", "[]", "cpu, memory or both, each with a target");
-            }
-            for metric in &self.metrics {
-                if !matches!(metric.metric, Metric::Cpu | Metric::Memory) {
-                    errors.push(
-                        "metrics",
-                        format!("{:?}", metric.metric),
-                        "cpu or memory; others go with combined",
-                    );
-                }
+                errors.push(
+                    "options.schedule",
+                    "[]",
+                    "at least one window, since the metric schedule is asked for",
+                );
             }
         }
     }
 
     fn validate_schedule(&self, errors: &mut SpecErrors) {
         for (at, window) in self.schedule.iter().enumerate() {
-            let field = format!("schedule[{at}]");
+            let field = format!("options.schedule[{at}]");
             if window.schedule.trim().is_empty() {
                 errors.push(format!("{field}.schedule"), "", "a cron expression");
             }
@@ -540,30 +469,13 @@ impl ScalingSpec {
             }
         }
     }
-
-    /// `desired` within `min` and `max`.
-    pub fn clamp(&self, desired: u32) -> u32 {
-        let desired = desired.max(self.min);
-        if self.max == 0 { desired } else { desired.min(self.max) }
-    }
-
-    /// The panic window: its share of the stable window, rounded to whole seconds, at least one.
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "at most an hour, never negative"
-    )]
-    pub fn panic_window(&self) -> Duration {
-        let nanos = (self.stable_window.as_nanos() as f64 * self.panic_window_percentage / 100.0).trunc();
-        Duration::from_secs(((nanos / 1e9).round() as u64).max(1))
-    }
 }
 
 impl ResourceSpec {
     fn validate(&self, errors: &mut SpecErrors) {
-        number(errors, "resource.tolerance", self.tolerance, 0.0, 1.0);
+        number(errors, "options.resource.tolerance", self.tolerance, 0.0, 1.0);
         for (name, rules) in [("scale_up", &self.scale_up), ("scale_down", &self.scale_down)] {
-            let field = format!("resource.{name}");
+            let field = format!("options.resource.{name}");
             span(
                 errors,
                 &format!("{field}.stabilization_window"),
@@ -583,6 +495,30 @@ impl ResourceSpec {
                 let most = Duration::from_secs(1800);
                 span(errors, &format!("{field}.policies[{at}].period"), period, Duration::from_secs(1), most);
             }
+        }
+    }
+}
+
+pub(crate) fn need_schedule(options: &Options, errors: &mut SpecErrors) {
+    if options.schedule.is_empty() {
+        errors.push("options.schedule", "[]", "at least one window, or another scaler than scheduled");
+    }
+}
+
+pub(crate) fn need_metrics(options: &Options, errors: &mut SpecErrors) {
+    if options.metrics.is_empty() {
+        errors.push("options.metrics", "[]", "at least one metric, or another scaler than combined");
+    }
+}
+
+pub(crate) fn need_resources(options: &Options, errors: &mut SpecErrors) {
+    if options.metrics.is_empty() {
+        errors.push("options.metrics", "[]", "cpu, memory or both, each with a target");
+    }
+    for metric in &options.metrics {
+        if !matches!(metric.metric, Metric::Cpu | Metric::Memory) {
+            let problem = "cpu or memory; others go with combined";
+            errors.push("options.metrics", format!("{:?}", metric.metric), problem);
         }
     }
 }

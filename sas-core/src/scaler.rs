@@ -123,7 +123,7 @@ pub enum Reason {
     Forecast,
     /// No instance became ready within the activation timeout.
     TimedOut,
-    /// Knative's preset decides every two seconds; until then the last decision stays.
+    /// The scaler decides on some of the ticks only; until the next of them the last decision stays.
     BetweenTicks,
     /// A custom policy's own.
     Custom(u16),
