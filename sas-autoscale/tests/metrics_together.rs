@@ -405,11 +405,11 @@ fn a_schedule_that_cannot_be_read_is_refused_with_its_field() {
     let mut spec = ScalingSpec::default();
     Options::edit(&mut spec, |options| options.schedule = vec![window("often", 1, Some(2), None)]).unwrap();
     let errors = Scheduled::new(parser()).validate(&spec).unwrap_err();
-    assert_eq!(errors.0[0].field, "schedule[0].schedule");
+    assert_eq!(errors.0[0].field, "options.schedule[0].schedule");
     Options::edit(&mut spec, |options| options.metrics = vec![MetricSpec::new(Metric::Schedule, None)])
         .unwrap();
     let errors = Combined::new().validate(&spec).unwrap_err();
-    assert_eq!(errors.0[0].field, "metrics");
+    assert_eq!(errors.0[0].field, "options.metrics");
 }
 
 #[test]
