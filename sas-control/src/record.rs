@@ -401,6 +401,7 @@ mod tests {
             spec: Arc::new(spec),
             state: RevisionState::Ready,
             notes: Vec::new(),
+            author: None,
             retired_at: None,
         });
         let mut stored: Value = serde_json::from_slice(&record.encode().unwrap()).unwrap();
