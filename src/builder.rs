@@ -12,8 +12,8 @@ use std::{
 use sas_autoscale::{Driver, DriverConfig, ScheduleParser};
 use sas_control::{Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, Meter};
 use sas_core::{
-    AnswerCounter, Authenticator, Clock, Error, ErrorKind, Fidelity, Handler, Invoker, MemoryStore, Pool, Quota,
-    Quotas, Recorder, Router, Runtime, Scaler, Scalers, Schedule, Store, SystemClock, Triggers,
+    AnswerCounter, Authenticator, Clock, Error, ErrorKind, Fidelity, Handler, Invoker, MemoryStore, Pool,
+    Quota, Quotas, Recorder, Router, Runtime, Scaler, Scalers, Schedule, Store, SystemClock, Triggers,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
