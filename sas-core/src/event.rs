@@ -32,8 +32,80 @@ pub struct Event {
     time: Option<Timestamp>,
     data_schema: Option<String>,
     data_content_type: Option<String>,
-    extensions: BTreeMap<String, String>,
+    extensions: BTreeMap<String, AttributeValue>,
     data: Bytes,
+}
+
+/// The value of an extension attribute: those of CloudEvents' types that a format can tell from text. A URI, a
+/// timestamp and binary data are their canonical text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AttributeValue {
+    /// `true` or `false`.
+    Boolean(bool),
+    /// A whole number of 32 bits.
+    Integer(i32),
+    /// Text without control characters and noncharacters.
+    String(String),
+}
+
+impl AttributeValue {
+    /// The canonical text: what stands in a header.
+    pub fn to_text(&self) -> std::borrow::Cow<'_, str> {
+        match self {
+            Self::Boolean(value) => if *value { "true" } else { "false" }.into(),
+            Self::Integer(value) => value.to_string().into(),
+            Self::String(value) => value.as_str().into(),
+        }
+    }
+}
+
+impl fmt::Display for AttributeValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_text())
+    }
+}
+
+impl From<bool> for AttributeValue {
+    fn from(value: bool) -> Self {
+        Self::Boolean(value)
+    }
+}
+
+impl From<i32> for AttributeValue {
+    fn from(value: i32) -> Self {
+        Self::Integer(value)
+    }
+}
+
+impl From<String> for AttributeValue {
+    fn from(value: String) -> Self {
+        Self::String(value)
+    }
+}
+
+impl From<&str> for AttributeValue {
+    fn from(value: &str) -> Self {
+        Self::String(value.to_owned())
+    }
+}
+
+impl From<&String> for AttributeValue {
+    fn from(value: &String) -> Self {
+        Self::String(value.clone())
+    }
+}
+
+impl PartialEq<str> for AttributeValue {
+    fn eq(&self, other: &str) -> bool {
+        self.to_text() == other
+    }
+}
+
+impl PartialEq<&str> for AttributeValue {
+    fn eq(&self, other: &&str) -> bool {
+        self.to_text() == *other
+    }
 }
 
 /// What is wrong with an event.
@@ -49,8 +121,21 @@ pub struct EventError {
 }
 
 fn non_empty(attribute: &str, value: String) -> Result<String, EventError> {
-    if value.is_empty() || value.chars().any(char::is_control) {
-        let problem = "must not be empty and must hold no control characters";
+    if value.is_empty() {
+        return Err(EventError { attribute: attribute.to_owned(), value, problem: "must not be empty" });
+    }
+    text(attribute, value)
+}
+
+/// CloudEvents' strings: Unicode without control characters and noncharacters.
+fn text(attribute: &str, value: String) -> Result<String, EventError> {
+    let forbidden = |letter: char| {
+        letter.is_control()
+            || ('\u{FDD0}'..='\u{FDEF}').contains(&letter)
+            || u32::from(letter) & 0xFFFE == 0xFFFE
+    };
+    if value.chars().any(forbidden) {
+        let problem = "must hold no control characters and no noncharacters of Unicode";
         return Err(EventError { attribute: attribute.to_owned(), value, problem });
     }
     Ok(value)
@@ -93,10 +178,18 @@ impl Event {
         Ok(self)
     }
 
+    /// With data of which nobody says what it is.
+    #[must_use]
+    pub fn with_untyped_data(mut self, data: impl Into<Bytes>) -> Self {
+        self.data_content_type = None;
+        self.data = data.into();
+        self
+    }
+
     /// With a subject.
     ///
     /// # Errors
-    /// When it is empty.
+    /// When it is empty or holds control characters.
     pub fn with_subject(mut self, subject: impl Into<String>) -> Result<Self, EventError> {
         self.subject = Some(non_empty("subject", subject.into())?);
         Ok(self)
@@ -121,11 +214,12 @@ impl Event {
     /// With an extension attribute.
     ///
     /// # Errors
-    /// When the name is not of lower-case letters and digits, or is one of the specification's own.
+    /// When the name is not of lower-case letters and digits, or is one of the specification's own; when a text holds
+    /// control characters.
     pub fn with_extension(
         mut self,
         name: impl Into<String>,
-        value: impl Into<String>,
+        value: impl Into<AttributeValue>,
     ) -> Result<Self, EventError> {
         const OWN: [&str; 9] = [
             "id",
@@ -146,7 +240,11 @@ impl Event {
                 "an extension's name has only lower-case letters and digits, and none of the core names";
             return Err(EventError { attribute: "extension".into(), value: name, problem });
         }
-        self.extensions.insert(name, value.into());
+        let value = match value.into() {
+            AttributeValue::String(value) => AttributeValue::String(text(&name, value)?),
+            other => other,
+        };
+        self.extensions.insert(name, value);
         Ok(self)
     }
 
@@ -179,7 +277,7 @@ impl Event {
         self.data_content_type.as_deref()
     }
     /// Extension attributes.
-    pub fn extensions(&self) -> &BTreeMap<String, String> {
+    pub fn extensions(&self) -> &BTreeMap<String, AttributeValue> {
         &self.extensions
     }
     /// The data.

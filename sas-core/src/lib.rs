@@ -64,8 +64,8 @@ pub use container::{ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, Volu
 pub use context::{Cx, Purpose};
 pub use error::{BoxError, CallError, Error, ErrorKind, Result, Retry};
 pub use event::{
-    Ack, Event, EventError, EventSink, Schedule, Slot, TriggerCx, TriggerSource, TriggerSpec, TriggerStatus,
-    Triggers,
+    Ack, AttributeValue, Event, EventError, EventSink, Schedule, Slot, TriggerCx, TriggerSource, TriggerSpec,
+    TriggerStatus, Triggers,
 };
 pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use invoke::{CallTimings, Handler, Invoker, Target};

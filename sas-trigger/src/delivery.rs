@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{binding::to_request, filter::Filter, metrics::Metrics};
+use crate::{cloudevents::to_request, filter::Filter, metrics::Metrics};
 
 /// How much of an answer's body is waited for; what an event's answer says is not used.
 const ANSWER_LIMIT: usize = 64 << 10;

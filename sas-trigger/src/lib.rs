@@ -24,10 +24,10 @@
 //! |---|---|
 //! | know when something recurs | [`CronSchedule`], [`Every`] |
 //! | fire by it, over restarts, sleeps and overlaps | [`CronTrigger`], [`TimerTrigger`], [`Scheduled`], [`Keeping`] |
-//! | bring events to a service | [`Delivery`], [`Filter`], [`RetryPolicy`], [`DeadLetter`] |
+//! | bring events to a service | [`Delivery`], [`Filter`], [`cesql`], [`RetryPolicy`], [`DeadLetter`] |
 //! | run sources, one's own too | [`TriggerHost`] |
 
-mod binding;
+mod cloudevents;
 mod cron;
 mod declared;
 mod delivery;
@@ -38,11 +38,11 @@ pub mod metrics;
 mod scheduled;
 mod sources;
 
-pub use binding::to_request;
+pub use cloudevents::to_request;
 pub use cron::{CronError, CronOptions, CronSchedule, Dialect, Fold, Gap};
 pub use delivery::{Backoff, DeadLetter, Delivery, DeliveryConfig, RetryPolicy};
 pub use every::Every;
-pub use filter::Filter;
+pub use filter::{Filter, cesql};
 pub use host::{SourceFactory, TriggerHost, TriggerHostConfig};
 pub use scheduled::{EventTemplate, Keeping, Misfire, Overlap, Scheduled, fire_id};
 pub use sources::{CronTrigger, TimerTrigger};

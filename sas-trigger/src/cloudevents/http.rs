@@ -1,9 +1,10 @@
 //! CloudEvents over HTTP, binary mode: attributes in headers, data in the body.
 
 use http::{HeaderName, HeaderValue, Method, header};
-use jiff::Timestamp as Instant;
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
-use sas_core::{Body, Error, ErrorKind, Event, Request, Result, Timestamp};
+use sas_core::{Body, Error, ErrorKind, Event, Request, Result};
+
+use super::rfc3339;
 
 /// What the binding has to be encoded: space, double quote, percent, and all that is not printable ASCII.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
@@ -52,7 +53,7 @@ pub fn to_request(event: &Event, path: &str) -> Result<Request> {
         set("dataschema", schema)?;
     }
     for (name, value) in event.extensions() {
-        set(name, value)?;
+        set(name, &value.to_text())?;
     }
     if let Some(kind) = event.data_content_type() {
         let value = HeaderValue::try_from(kind)
@@ -60,8 +61,4 @@ pub fn to_request(event: &Event, path: &str) -> Result<Request> {
         request.headers_mut().insert(header::CONTENT_TYPE, value);
     }
     Ok(request)
-}
-
-fn rfc3339(time: Timestamp) -> Option<String> {
-    Instant::from_nanosecond(i128::from(time.0)).ok().map(|instant| instant.to_string())
 }
