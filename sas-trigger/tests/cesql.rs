@@ -163,14 +163,14 @@ fn what_the_specification_says_in_words() {
         ("'' LIKE '%'", yes.clone(), None),
         ("'' LIKE '_'", no.clone(), None),
         ("'ABC' LIKE 'abc'", no.clone(), None),
-        ("'é' LIKE '_'", yes.clone(), None),
+        ("'é' LIKE '_'", yes, None),
         // 2.2: literals.
         ("'it\\'s'", text("it's"), None),
         ("\"say \\\"so\\\"\"", text("say \"so\""), None),
         ("\"it's\"", text("it's"), None),
         // 3.5: functions.
         ("NOSUCH(1)", no.clone(), Some("missingFunction")),
-        ("LENGTH('a', 'b')", no.clone(), Some("missingFunction")),
+        ("LENGTH('a', 'b')", no, Some("missingFunction")),
         ("length('äb')", Value::Integer(2), None),
         ("SUBSTRING('abcdef', 0)", text(""), None),
         ("SUBSTRING('abcdef', -2)", text("ef"), None),
