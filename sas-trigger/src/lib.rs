@@ -27,7 +27,7 @@
 //! | bring events to a service | [`Delivery`], [`Filter`], [`cesql`], [`RetryPolicy`], [`DeadLetter`] |
 //! | run sources, one's own too | [`TriggerHost`] |
 
-mod cloudevents;
+pub mod cloudevents;
 mod cron;
 mod declared;
 mod delivery;
