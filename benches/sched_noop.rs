@@ -81,7 +81,7 @@ impl Ticks {
     fn tick(&mut self, world: &World, at: i64) -> usize {
         let mut decided = 0;
         for shard in 0..world.pool.shards() {
-            world.pool.drain_load(shard, &mut |load, deployed| {
+            world.pool.take_load(shard, &mut |load, deployed| {
                 let row = load.revision.slot();
                 let now = Timestamp::from_millis(at);
                 let input = ScaleInput::new(row, now, &deployed.spec.scaling, load, Some(0));

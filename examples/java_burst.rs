@@ -300,9 +300,9 @@ async fn burst(
         apps.iter().map(|deployed| pool.register(Arc::clone(deployed))).collect::<Result<_, _>>()?;
     if let Some(class) = &class {
         let limit = Instant::now() + Duration::from_secs(300);
-        while pool.stems(class).is_none_or(|(ready, ..)| ready < wanted) {
+        while !pool.stems().iter().any(|stems| stems.class == *class && stems.ready >= wanted) {
             if Instant::now() > limit {
-                return Err(format!("the stems did not boot: {:?}", pool.stems(class)).into());
+                return Err(format!("the stems did not boot: {:?}", pool.stems()).into());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -1,7 +1,7 @@
 //! A host platform in one file.
 //!
 //! ```text
-//! platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain localhost] [--preset default|knative] MANIFEST...
+//! platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain localhost] [--preset default|knative|frugal] MANIFEST...
 //! ```
 //!
 //! A service answers at `Host: <name>.<namespace>.<domain>`. One JSON line on stdout says that it serves; logs go to
@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] MANIFEST...";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] MANIFEST...";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -41,7 +41,7 @@ struct Options {
     admin: AdminAt,
     state: Option<PathBuf>,
     domain: String,
-    preset: Fidelity,
+    preset: Preset,
     drain: Duration,
     token_file: Option<PathBuf>,
     admin_hosts: Vec<String>,
@@ -56,7 +56,7 @@ impl Options {
             admin: AdminAt::Address(SocketAddr::from(([127, 0, 0, 1], 8081))),
             state: None,
             domain: "localhost".to_owned(),
-            preset: Fidelity::Mended,
+            preset: Preset::Default,
             drain: Duration::from_secs(30),
             token_file: None,
             admin_hosts: Vec::new(),
@@ -84,11 +84,7 @@ impl Options {
                 "--open-metrics" => options.open_metrics = true,
                 "--domain" => options.domain = value()?,
                 "--preset" => {
-                    options.preset = match value()?.as_str() {
-                        "default" => Fidelity::Mended,
-                        "knative" => Fidelity::Exact,
-                        other => return Err(format!("--preset {other}: default or knative")),
-                    }
+                    options.preset = value()?.parse().map_err(|error| format!("--preset {error}"))?;
                 }
                 "--drain" => {
                     let text = value()?;
@@ -114,7 +110,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let mut builder = Platform::builder()
         .listen(options.listen)
         .domain(options.domain)
-        .fidelity(options.preset)
+        .preset(options.preset)
         .recorder(recorder.clone())
         .metrics_text(move || metrics.render());
     builder = match options.admin {

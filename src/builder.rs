@@ -10,10 +10,11 @@ use std::{
 };
 
 use sas_autoscale::{Driver, DriverConfig, ScheduleParser};
-use sas_control::{Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, Meter};
+use sas_control::{Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, Meter, Recovery};
 use sas_core::{
-    AnswerCounter, Authenticator, Clock, Error, ErrorKind, Fidelity, Handler, Invoker, MemoryStore, Pool,
-    Quota, Quotas, Recorder, Router, Runtime, Scaler, Scalers, Schedule, Store, SystemClock, Triggers,
+    AnswerCounter, Authenticator, Clock, DecisionSink, Error, ErrorKind, Fidelity, Handler, Invoker, LogSink,
+    MemoryStore, MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime, Scaler, Scalers, Schedule,
+    SecretSource, SpecErrors, Store, SystemClock, TriggerSource, TriggerSpec, Triggers,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
@@ -24,13 +25,17 @@ use sas_router::{
 };
 use sas_trigger::{CronSchedule, TriggerHost, TriggerHostConfig};
 use tokio::time::MissedTickBehavior;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     access::Access,
     backlog,
+    machine::Machine,
     platform::{Parts, Platform},
+    preset::Preset,
 };
+
+type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, SpecErrors> + Send + Sync;
 
 /// Why a platform could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +48,7 @@ pub enum BuildError {
         part: &'static str,
         /// What is wrong.
         #[source]
-        errors: sas_core::SpecErrors,
+        errors: SpecErrors,
     },
     /// A part refused to start.
     #[error("{part}: {error}")]
@@ -92,13 +97,30 @@ fn part(part: &'static str) -> impl Fn(Error) -> BuildError {
     move |error| BuildError::Part { part, error }
 }
 
-/// Composes a [`Platform`].
+/// Composes a [`Platform`]. Every part has a default; each can be replaced by one's own implementation of its trait, or
+/// by an `Arc` of one that the host keeps a handle to.
+///
+/// | Part | Method | Default |
+/// |---|---|---|
+/// | where code runs | [`runtime`](Self::runtime) | none: add at least one |
+/// | instances | [`pool`](Self::pool) | [`InstancePool`], as the preset says |
+/// | routes | [`router`](Self::router) | [`RouteTable`] |
+/// | state | [`store`](Self::store), [`state_dir`](Self::state_dir) | in memory |
+/// | how many instances | [`scaler`](Self::scaler) | those of `sas-autoscale` |
+/// | declared triggers | [`trigger_kind`](Self::trigger_kind) | `cron`, `timer` |
+/// | output of instances | [`log_sink`](Self::log_sink) | [`LogBuffer`] |
+/// | scaling decisions | [`decision_sink`](Self::decision_sink) | [`DecisionLog`] |
+/// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`] |
+/// | secrets | [`secrets`](Self::secrets) | none: a service that refers to one does not start |
+/// | wall time | [`clock`](Self::clock) | the system's |
+///
+/// `examples/custom_parts.rs` replaces each of them.
 ///
 /// ```
 /// use sas::prelude::*;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let platform = Platform::builder().fidelity(Fidelity::Exact).domain("example.org").build().await?;
+/// let platform = Platform::builder().preset(Preset::Knative).domain("example.org").build().await?;
 /// assert_eq!(platform.listen_addr(), None, "no listener unless one is asked for");
 /// platform.shutdown(std::time::Duration::from_secs(1)).await;
 /// # Ok(())
@@ -107,19 +129,27 @@ fn part(part: &'static str) -> impl Fn(Error) -> BuildError {
 pub struct PlatformBuilder {
     runtimes: Vec<Arc<dyn Runtime>>,
     scalers: Vec<Arc<dyn Scaler>>,
+    kinds: Vec<(String, Box<SourceFactory>)>,
+    make_pool: MakePool,
     router: Option<Arc<dyn Router>>,
     store: Option<Arc<dyn Store>>,
     state: Option<PathBuf>,
     clock: Arc<dyn Clock>,
     recorder: Option<Recorder>,
+    logs: Arc<dyn LogSink>,
+    decisions: Arc<dyn DecisionSink>,
+    meter: Arc<dyn MeterSink>,
+    secrets: Option<Arc<dyn SecretSource>>,
+    wrap_invoker: Option<WrapInvoker>,
     edition: Edition,
-    fidelity: Fidelity,
+    preset: Preset,
+    fidelity: Option<Fidelity>,
     domain: String,
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
     access: Access,
     seed: u64,
-    pool: PoolConfig,
+    pool: Vec<Box<dyn FnOnce(&mut PoolConfig) + Send>>,
     gateway: GatewayConfig,
     quotas: Option<AdmissionConfig>,
     tenant_quotas: BTreeMap<String, Quota>,
@@ -130,11 +160,14 @@ pub struct PlatformBuilder {
 }
 
 type MetricsText = Box<dyn Fn() -> String + Send + Sync>;
+type MakePool = Box<dyn FnOnce(PoolConfig) -> Arc<dyn Pool> + Send>;
+type WrapInvoker = Box<dyn FnOnce(Arc<dyn Invoker>) -> Arc<dyn Invoker> + Send>;
 
 impl fmt::Debug for PlatformBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PlatformBuilder")
             .field("runtimes", &self.runtimes)
+            .field("preset", &self.preset)
             .field("fidelity", &self.fidelity)
             .field("domain", &self.domain)
             .field("listen", &self.listen)
@@ -148,19 +181,27 @@ impl Default for PlatformBuilder {
         Self {
             runtimes: Vec::new(),
             scalers: Vec::new(),
+            kinds: Vec::new(),
+            make_pool: Box::new(|config| InstancePool::new(config)),
             router: None,
             store: None,
             state: None,
             clock: Arc::new(SystemClock),
             recorder: None,
+            logs: Arc::new(LogBuffer::default()),
+            decisions: Arc::new(DecisionLog::default()),
+            meter: Arc::new(Meter::default()),
+            secrets: None,
+            wrap_invoker: None,
             edition: Edition::dedicated(),
-            fidelity: Fidelity::Mended,
+            preset: Preset::Default,
+            fidelity: None,
             domain: "localhost".to_owned(),
             listen: None,
             admin: None,
             access: Access::default(),
             seed: 0,
-            pool: PoolConfig::default(),
+            pool: Vec::new(),
             gateway: GatewayConfig::default(),
             quotas: None,
             tenant_quotas: BTreeMap::new(),
@@ -180,13 +221,6 @@ impl PlatformBuilder {
         self
     }
 
-    /// Adds a runtime that the host keeps a handle to.
-    #[must_use]
-    pub fn shared_runtime(mut self, runtime: Arc<dyn Runtime>) -> Self {
-        self.runtimes.push(runtime);
-        self
-    }
-
     /// Adds a scaler, known by its name, beside those of `sas-autoscale`; it replaces one of the same name.
     #[must_use]
     pub fn scaler(mut self, scaler: impl Scaler) -> Self {
@@ -194,17 +228,52 @@ impl PlatformBuilder {
         self
     }
 
+    /// Makes declared triggers of `kind` known; it replaces one of the same kind. `make` checks the options of a
+    /// declaration and says what is wrong with them, or makes its source. It is asked when a trigger is deployed, and at
+    /// the next start for each that is stored.
+    #[must_use]
+    pub fn trigger_kind(
+        mut self,
+        kind: impl Into<String>,
+        make: impl Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, SpecErrors> + Send + Sync + 'static,
+    ) -> Self {
+        self.kinds.push((kind.into(), Box::new(make)));
+        self
+    }
+
+    /// Replaces the pool, or wraps the default one. `make` is called by [`PlatformBuilder::build`] with the
+    /// configuration as preset and builder leave it: its bounds, and the platform's clock, sinks, recorder, secrets and
+    /// seed, which are also for a pool of one's own to use.
+    ///
+    /// ```
+    /// use sas::{pool::InstancePool, prelude::*};
+    /// let builder = Platform::builder().pool(|config| InstancePool::new(config));
+    /// ```
+    #[must_use]
+    pub fn pool<P: Pool>(mut self, make: impl FnOnce(PoolConfig) -> Arc<P> + Send + 'static) -> Self {
+        self.make_pool = Box::new(|config| make(config));
+        self
+    }
+
+    /// Changes the pool's configuration after the preset has filled it in. Clock, sinks, recorder, secrets and seed are
+    /// set by the builder.
+    #[must_use]
+    pub fn configure_pool(mut self, change: impl FnOnce(&mut PoolConfig) + Send + 'static) -> Self {
+        self.pool.push(Box::new(change));
+        self
+    }
+
     /// Replaces the route table.
     #[must_use]
-    pub fn router(mut self, router: Arc<dyn Router>) -> Self {
-        self.router = Some(router);
+    pub fn router(mut self, router: impl Router) -> Self {
+        self.router = Some(Arc::new(router));
         self
     }
 
     /// Where services are kept. In memory unless this or [`PlatformBuilder::state_dir`] says otherwise.
     #[must_use]
-    pub fn store(mut self, store: Arc<dyn Store>) -> Self {
-        self.store = Some(store);
+    pub fn store(mut self, store: impl Store) -> Self {
+        self.store = Some(Arc::new(store));
         self
     }
 
@@ -219,10 +288,51 @@ impl PlatformBuilder {
         self
     }
 
+    /// Where the output of instances goes. The admin API and [`Platform::logs`] read back what it can read back.
+    #[must_use]
+    pub fn log_sink(mut self, sink: impl LogSink) -> Self {
+        self.logs = Arc::new(sink);
+        self
+    }
+
+    /// Where scaling decisions go. The admin API and [`Platform::decisions`] read back what it can read back.
+    #[must_use]
+    pub fn decision_sink(mut self, sink: impl DecisionSink) -> Self {
+        self.decisions = Arc::new(sink);
+        self
+    }
+
+    /// Where readings of what instances and requests used go. The admin API and [`Platform::usage`] read back what it
+    /// can read back.
+    #[must_use]
+    pub fn meter_sink(mut self, sink: impl MeterSink) -> Self {
+        self.meter = Arc::new(sink);
+        self
+    }
+
+    /// What resolves the references to secrets in specs, when an instance starts. Without it, services that refer to
+    /// secrets do not start and say so.
+    #[must_use]
+    pub fn secrets(mut self, source: impl SecretSource) -> Self {
+        self.secrets = Some(Arc::new(source));
+        self
+    }
+
+    /// Puts something between triggers and the gateway that they call services through, such as an account of
+    /// deliveries of one's own.
+    #[must_use]
+    pub fn trigger_invoker(
+        mut self,
+        wrap: impl FnOnce(Arc<dyn Invoker>) -> Arc<dyn Invoker> + Send + 'static,
+    ) -> Self {
+        self.wrap_invoker = Some(Box::new(wrap));
+        self
+    }
+
     /// Wall time, for stamps and schedules.
     #[must_use]
-    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.clock = clock;
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
         self
     }
 
@@ -240,8 +350,8 @@ impl PlatformBuilder {
         self
     }
 
-    /// What manifests mean beyond what they say: the default namespace, the autoscaler's defaults. The fidelity is
-    /// set by [`PlatformBuilder::fidelity`].
+    /// What manifests mean beyond what they say: the default namespace, the autoscaler's defaults. How closely scaling
+    /// follows Knative is set by [`PlatformBuilder::preset`] and [`PlatformBuilder::fidelity`].
     #[must_use]
     pub fn manifests(mut self, change: impl FnOnce(&mut ParseOptions)) -> Self {
         change(&mut self.manifests);
@@ -255,10 +365,17 @@ impl PlatformBuilder {
         self
     }
 
-    /// How closely scaling follows Knative.
+    /// What works ahead of demand, and how closely scaling follows Knative. [`Preset::Default`] unless this is called.
+    #[must_use]
+    pub fn preset(mut self, preset: Preset) -> Self {
+        self.preset = preset;
+        self
+    }
+
+    /// How closely scaling follows Knative, whatever the preset says.
     #[must_use]
     pub fn fidelity(mut self, fidelity: Fidelity) -> Self {
-        self.fidelity = fidelity;
+        self.fidelity = Some(fidelity);
         self
     }
 
@@ -349,13 +466,6 @@ impl PlatformBuilder {
         self
     }
 
-    /// Changes the pool's configuration. Clock, sinks, recorder and seed are set by the builder.
-    #[must_use]
-    pub fn pool(mut self, change: impl FnOnce(&mut PoolConfig)) -> Self {
-        change(&mut self.pool);
-        self
-    }
-
     /// Changes the gateway's configuration.
     #[must_use]
     pub fn gateway(mut self, change: impl FnOnce(&mut GatewayConfig)) -> Self {
@@ -418,15 +528,16 @@ impl PlatformBuilder {
         ] {
             describe(&recorder);
         }
-        let logs = Arc::<LogBuffer>::default();
-        let decisions = Arc::<DecisionLog>::default();
-        let meter = Arc::<Meter>::default();
 
-        let mut pool_config = self.pool;
+        let mut pool_config = self.preset.pool(Machine::here());
+        for change in self.pool {
+            change(&mut pool_config);
+        }
         pool_config.seed = self.seed;
         pool_config.clock = Arc::clone(&self.clock);
-        pool_config.logs = Arc::clone(&logs) as _;
-        pool_config.meter = Some(Arc::clone(&meter) as _);
+        pool_config.logs = Arc::clone(&self.logs);
+        pool_config.meter = Some(Arc::clone(&self.meter));
+        pool_config.secrets = self.secrets.or(pool_config.secrets);
         pool_config.recorder = recorder.clone();
         pool_config.validate().map_err(|errors| BuildError::Config { part: "pool", errors })?;
 
@@ -449,7 +560,7 @@ impl PlatformBuilder {
             (None, None) => (Arc::new(MemoryStore::default()), None),
         };
 
-        let pool = InstancePool::new(pool_config);
+        let pool = (self.make_pool)(pool_config);
         let router = self.router.unwrap_or_else(|| Arc::new(RouteTable::new(self.seed)));
         let mut gateway_config = self.gateway;
         gateway_config.seed = self.seed;
@@ -458,13 +569,21 @@ impl PlatformBuilder {
             gateway_config.admission = Admission::new(quotas);
         }
         let admission = Arc::clone(&gateway_config.admission);
-        let gateway = Gateway::new(Arc::clone(&router), Arc::clone(&pool) as Arc<dyn Pool>, gateway_config);
+        let gateway = Gateway::new(Arc::clone(&router), Arc::clone(&pool), gateway_config);
 
-        let mut trigger_config =
-            TriggerHostConfig::new(Arc::clone(&gateway) as Arc<dyn Invoker>, Arc::clone(&store));
+        let invoker = Arc::clone(&gateway) as Arc<dyn Invoker>;
+        let invoker = match self.wrap_invoker {
+            Some(wrap) => wrap(invoker),
+            None => invoker,
+        };
+        let mut trigger_config = TriggerHostConfig::new(invoker, Arc::clone(&store));
         trigger_config.clock = Arc::clone(&self.clock);
         trigger_config.recorder = recorder.clone();
         let triggers = TriggerHost::new(trigger_config);
+        // Before the recovery, which brings stored triggers of these kinds back.
+        for (kind, make) in self.kinds {
+            triggers.register_kind(kind, make);
+        }
 
         let mut scalers = self.scalers;
         scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
@@ -472,7 +591,7 @@ impl PlatformBuilder {
 
         let mut control_config = ControlConfig::new(
             Arc::clone(&store),
-            Arc::clone(&pool) as Arc<dyn Pool>,
+            Arc::clone(&pool),
             router,
             Arc::clone(&gateway) as Arc<dyn Invoker>,
             self.runtimes.clone(),
@@ -487,19 +606,19 @@ impl PlatformBuilder {
         control_config.domain = self.domain;
         control_config.packages = self.state.as_ref().map(|dir| dir.join("packages"));
         control_config.manifests = self.manifests;
-        control_config.manifests.fidelity = self.fidelity;
-        control_config.logs = Arc::clone(&logs);
-        control_config.decisions = Arc::clone(&decisions);
-        control_config.meter = Arc::clone(&meter);
+        control_config.manifests.fidelity = self.fidelity.unwrap_or_else(|| self.preset.fidelity());
+        control_config.logs = self.logs;
+        control_config.decisions = Arc::clone(&self.decisions);
+        control_config.meter = self.meter;
         control_config.recorder = recorder.clone();
         control_config.seed = self.seed;
         let control = Control::new(control_config);
 
         let mut driver_config = self.driver;
         driver_config.clock = Arc::clone(&self.clock);
-        driver_config.sink = Arc::clone(&decisions) as _;
+        driver_config.sink = self.decisions;
         driver_config.recorder = recorder.clone();
-        let driver = Driver::new(Arc::clone(&pool) as Arc<dyn Pool>, scalers, driver_config);
+        let driver = Driver::new(Arc::clone(&pool), scalers, driver_config);
 
         let keys =
             self.access.keys(self.state.as_deref(), self.admin.is_some()).map_err(part("admin token"))?;
@@ -510,27 +629,23 @@ impl PlatformBuilder {
             admin = admin.with_metrics(render);
         }
         let admin = Arc::new(admin);
-        let stop = CancellationToken::new();
         let mut parts = Parts {
             admin,
             keys,
             control,
-            logs,
-            decisions,
-            meter,
             triggers,
             driver,
             gateway,
             pool,
             runtimes: self.runtimes,
             own_store,
+            recovery: Recovery::default(),
             ingress: None,
             admin_server: None,
             #[cfg(unix)]
             admin_socket: None,
-            driving: None,
-            checking: None,
-            stop,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
         };
         let mut server_config = self.server;
         server_config.recorder = recorder;
@@ -593,21 +708,19 @@ impl Parts {
         }
         #[cfg(not(unix))]
         let _ = socket;
-        self.control.recover().await.map_err(part("recovery"))?;
+        self.recovery = self.control.recover().await.map_err(part("recovery"))?;
         let (driver, stop) = (Arc::clone(&self.driver), self.stop.clone());
-        self.driving = Some(tokio::spawn(async move { driver.run(stop).await }));
-        let (driver, stop) = (Arc::clone(&self.driver), self.stop.clone());
-        let checks = HealthChecks::new(Arc::clone(&self.pool) as Arc<dyn Pool>);
-        let backlogs = backlog::report(
+        self.tasks.spawn(async move { driver.run(stop).await });
+        let checks = HealthChecks::new(Arc::clone(&self.pool));
+        self.tasks.spawn(check_health(Arc::clone(&self.driver), checks, self.stop.clone()));
+        self.tasks.spawn(backlog::report(
             Arc::clone(&self.triggers),
             Arc::clone(&self.control),
             Arc::clone(&self.driver),
             clock,
             self.stop.clone(),
-        );
-        self.checking = Some(tokio::spawn(async move {
-            tokio::join!(check_health(driver, checks, stop), backlogs);
-        }));
+        ));
+        self.tasks.close();
         Ok(())
     }
 }

@@ -8,10 +8,16 @@
 mod access;
 mod backlog;
 mod builder;
+mod machine;
 mod platform;
+mod preset;
 
 pub use builder::{BuildError, PlatformBuilder};
 pub use platform::{Platform, ShutdownReport};
+pub use preset::{Preset, UnknownPreset};
+
+/// The crates whose types stand in the API, in the versions that it uses.
+pub use {async_trait::async_trait, bytes, http};
 
 pub use sas_autoscale as autoscale;
 pub use sas_control as control;
@@ -29,7 +35,7 @@ pub use sas_trigger as trigger;
 
 /// What most programs need.
 pub mod prelude {
-    pub use crate::{Platform, PlatformBuilder, ShutdownReport};
+    pub use crate::{Platform, PlatformBuilder, Preset, ShutdownReport};
     pub use sas_control::Edition;
     pub use sas_core::{
         Body, Cx, Error, ErrorKind, Fidelity, Handler, Invoker, Purpose, Quota, Request, RequestId, Response,

@@ -3,18 +3,18 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use sas_autoscale::Driver;
-use sas_control::{Admin, Applied, Control, DecisionLog, DeployOutcome, LogBuffer, Meter};
+use sas_control::{Admin, Applied, Control, DeployOutcome, Recovery};
 use sas_core::{
-    CallError, Cx, Invoker as _, Pool as _, Request, Response, Result, RevisionSpec, Runtime, Source, Target,
+    CallError, Cx, DecisionQuery, Invoker as _, LogQuery, Pool, Request, Response, Result, RevisionSpec,
+    Runtime, Source, Target, UsageQuery,
 };
 use sas_knative::manifest::{Manifest, ServiceManifest, parse};
-use sas_pool::InstancePool;
 #[cfg(unix)]
 use sas_router::UnixServer;
 use sas_router::{Gateway, Server};
 use sas_trigger::TriggerHost;
-use tokio::{task::JoinHandle, time::Instant};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{PlatformBuilder, access::Keys, builder::OwnStore};
 
@@ -25,22 +25,20 @@ pub(crate) struct Parts {
     pub(crate) admin: Arc<Admin>,
     pub(crate) keys: Keys,
     pub(crate) control: Arc<Control>,
-    pub(crate) logs: Arc<LogBuffer>,
-    pub(crate) decisions: Arc<DecisionLog>,
-    pub(crate) meter: Arc<Meter>,
     pub(crate) triggers: Arc<TriggerHost>,
     pub(crate) driver: Arc<Driver>,
     pub(crate) gateway: Arc<Gateway>,
-    pub(crate) pool: Arc<InstancePool>,
+    pub(crate) pool: Arc<dyn Pool>,
     pub(crate) runtimes: Vec<Arc<dyn Runtime>>,
     /// Opened by the builder, so closed by the shutdown.
     pub(crate) own_store: Option<Arc<OwnStore>>,
+    pub(crate) recovery: Recovery,
     pub(crate) ingress: Option<Server>,
     pub(crate) admin_server: Option<Server>,
     #[cfg(unix)]
     pub(crate) admin_socket: Option<UnixServer>,
-    pub(crate) driving: Option<JoinHandle<()>>,
-    pub(crate) checking: Option<JoinHandle<()>>,
+    /// The driver, health checks, backlogs: they end at the token.
+    pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
 
@@ -87,8 +85,13 @@ impl Platform {
     }
 
     /// Instances.
-    pub fn pool(&self) -> &Arc<InstancePool> {
+    pub fn pool(&self) -> &Arc<dyn Pool> {
         &self.parts.pool
+    }
+
+    /// What came back at the start, and what did not, with the reason.
+    pub fn recovery(&self) -> &Recovery {
+        &self.parts.recovery
     }
 
     /// The scaling driver, with the history of its decisions.
@@ -102,18 +105,27 @@ impl Platform {
     }
 
     /// The last lines of every revision's instances.
-    pub fn logs(&self) -> &Arc<LogBuffer> {
-        &self.parts.logs
+    ///
+    /// # Errors
+    /// `Unsupported` when the log sink that the host gave only passes lines on.
+    pub fn logs(&self) -> Result<&dyn LogQuery> {
+        self.parts.control.logs()
     }
 
     /// The last scaling decisions of every revision.
-    pub fn decisions(&self) -> &Arc<DecisionLog> {
-        &self.parts.decisions
+    ///
+    /// # Errors
+    /// `Unsupported` when the decision sink that the host gave only passes decisions on.
+    pub fn decisions(&self) -> Result<&dyn DecisionQuery> {
+        self.parts.control.decisions()
     }
 
-    /// What instances and requests were metered.
-    pub fn meter(&self) -> &Arc<Meter> {
-        &self.parts.meter
+    /// What instances and requests used, by revision and by tenant.
+    ///
+    /// # Errors
+    /// `Unsupported` when the meter sink that the host gave only passes readings on.
+    pub fn usage(&self) -> Result<&dyn UsageQuery> {
+        self.parts.control.usage()
     }
 
     /// Where it listens, if it does.
@@ -192,21 +204,19 @@ impl Platform {
     }
 
     /// Ends everything within `limit`: triggers first, then requests drain, then instances stop, then tasks are
-    /// joined. What is not done in time is ended by force.
-    pub async fn shutdown(mut self, limit: Duration) -> ShutdownReport {
+    /// joined. What is not done in time is ended by force. Idempotent.
+    pub async fn shutdown(&self, limit: Duration) -> ShutdownReport {
         let began = Instant::now();
         let deadline = began + limit;
-        let parts = &mut self.parts;
+        let parts = &self.parts;
         let late = parts.triggers.shutdown(deadline).await;
         if let Some(server) = &parts.ingress {
             server.shutdown(deadline).await;
         }
         parts.gateway.shutdown(deadline).await;
         parts.stop.cancel();
-        for task in [parts.driving.take(), parts.checking.take()].into_iter().flatten() {
-            // They end at the token; one that panicked has nothing left to do.
-            let _ = task.await;
-        }
+        parts.tasks.close();
+        parts.tasks.wait().await;
         parts.control.shutdown(deadline).await;
         parts.pool.shutdown(deadline).await;
         if let Some(server) = &parts.admin_server {
@@ -223,7 +233,7 @@ impl Platform {
             drained &= tokio::time::timeout_at(forced, runtime.quiesce()).await.is_ok();
         }
         #[cfg(feature = "redb")]
-        if let Some(store) = parts.own_store.take() {
+        if let Some(store) = &parts.own_store {
             store.close().await;
         }
         ShutdownReport { drained, took: began.elapsed() }

@@ -113,7 +113,7 @@ async fn no_request_is_lost_while_instances_are_killed() {
             processes_below(dir.path()).is_empty()
         })
         .await;
-        assert_executed_once(&platform, &sent, revision);
+        assert_executed_once(&platform, &sent, revision).await;
         if (cycle + 1) % 50 == 0 {
             println!("{} cycles", cycle + 1);
         }
@@ -127,9 +127,10 @@ async fn no_request_is_lost_while_instances_are_killed() {
 }
 
 /// The program prints a line for each execution: none may stand there twice.
-fn assert_executed_once(platform: &Platform, sent: &[Sent], revision: sas::core::RevisionKey) {
+async fn assert_executed_once(platform: &Platform, sent: &[Sent], revision: sas::core::RevisionKey) {
     let mut executed: HashMap<String, u32> = HashMap::new();
-    for line in platform.logs().tail(&[revision], 100_000, 0) {
+    let log = platform.logs().expect("the default sink").lines(&[revision], 100_000, 0).await.expect("read");
+    for line in log.lines {
         if let Some(id) = line.line.strip_prefix("executed ") {
             *executed.entry(id.to_owned()).or_default() += 1;
         }
@@ -159,9 +160,9 @@ async fn first_requests(concurrency: u32) -> u64 {
     }
     requests.join_all().await;
     let revision = platform.control().revision_key("default", "hello", "hello-00001").expect("registered");
-    let ports: std::collections::HashSet<String> = platform
-        .logs()
-        .tail(&[revision], 10_000, 0)
+    let log = platform.logs().expect("the default sink").lines(&[revision], 10_000, 0).await.expect("read");
+    let ports: std::collections::HashSet<String> = log
+        .lines
         .into_iter()
         .filter(|line| line.line.contains("listens on port"))
         .map(|line| line.instance.to_string())

@@ -402,7 +402,7 @@ impl Driver {
         let shard = &mut *shard;
         let mut loads = std::mem::take(&mut shard.loads);
         loads.clear();
-        self.pool.drain_load(at, &mut |load, deployed| {
+        self.pool.take_load(at, &mut |load, deployed| {
             let row =
                 shard.row(load.revision).unwrap_or_else(|| self.begin(shard, load, deployed, mono, born));
             loads.push(Seen { load: *load, row, scaler: None, elapsed: 0 });

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
+use async_trait::async_trait;
 use dashmap::DashMap;
-use sas_core::{DecisionRecord, DecisionSink, RevisionKey};
+use sas_core::{DecisionQuery, DecisionRecord, DecisionSink, Result, RevisionKey};
 
 /// A [`DecisionSink`] that keeps the last decisions of each revision, so that an operator can ask why.
 ///
@@ -34,11 +35,6 @@ impl DecisionLog {
             records.iter().skip(skip).cloned().collect()
         })
     }
-
-    /// Forgets a revision.
-    pub fn forget(&self, revision: RevisionKey) {
-        self.records.remove(&revision);
-    }
 }
 
 impl DecisionSink for DecisionLog {
@@ -59,5 +55,20 @@ impl DecisionSink for DecisionLog {
             records.pop_front();
         }
         records.push_back(record.clone());
+    }
+
+    fn decision_query(&self) -> Option<&dyn DecisionQuery> {
+        Some(self)
+    }
+
+    fn forget(&self, revision: RevisionKey) {
+        self.records.remove(&revision);
+    }
+}
+
+#[async_trait]
+impl DecisionQuery for DecisionLog {
+    async fn last_decisions(&self, revision: RevisionKey, most: usize) -> Result<Vec<DecisionRecord>> {
+        Ok(self.tail(revision, most))
     }
 }

@@ -65,8 +65,8 @@ pub use control::{Applied, Control, ControlConfig, DeployOutcome, Recovery, Roll
 pub use decisions::DecisionLog;
 pub use engine::{Edition, Engine};
 pub use invoke::{Phases, TestReport, TestRun};
-pub use logs::{LogBuffer, LogLimits, LogLine};
-pub use meter::{Meter, MeterTotals};
+pub use logs::{LogBuffer, LogLimits};
+pub use meter::Meter;
 pub use private::private_dir;
 pub use reconcile::{Blocked, Command, GcLimits, Observed, Registration, Rules, reconcile};
 pub use record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};

@@ -5,9 +5,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use async_trait::async_trait;
 use dashmap::DashMap;
-use sas_core::{InstanceId, LogRecord, LogSink, LogStream, RequestId, RevisionKey, Timestamp};
-use serde::Serialize;
+use sas_core::{LogLine, LogPage, LogQuery, LogRecord, LogSink, Result, RevisionKey};
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,30 +25,6 @@ impl Default for LogLimits {
     fn default() -> Self {
         Self { lines: 1000, bytes: 256 << 10, revisions: 4096 }
     }
-}
-
-/// A line as it is kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct LogLine {
-    /// Counts the lines of the platform, so that a reader can go on where it was.
-    pub sequence: u64,
-    /// When.
-    pub at: Timestamp,
-    /// Who wrote it.
-    #[serde(serialize_with = "as_text")]
-    pub instance: InstanceId,
-    /// For which request, where that is known.
-    pub request: Option<RequestId>,
-    /// Where it was written to.
-    pub stream: LogStream,
-    /// The line; bytes that are not UTF-8 are replaced.
-    pub line: String,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
-fn as_text<S: serde::Serializer>(instance: &InstanceId, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(instance)
 }
 
 #[derive(Debug, Default)]
@@ -107,11 +83,6 @@ impl LogBuffer {
         self.rings.get(&revision).map_or(0, |ring| ring.dropped)
     }
 
-    /// Forgets a revision.
-    pub fn forget(&self, revision: RevisionKey) {
-        self.rings.remove(&revision);
-    }
-
     fn make_room(&self) {
         while self.rings.len() >= self.limits.revisions.max(1) {
             let silent = self
@@ -130,7 +101,7 @@ impl LogSink for LogBuffer {
         let LogRecord { instance, revision, request, at, stream, line, .. } = *record;
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
         let text = String::from_utf8_lossy(&line[..line.len().min(self.limits.bytes)]).into_owned();
-        let kept = LogLine { sequence, at, instance, request, stream, line: text };
+        let kept = LogLine::new(sequence, at, instance, stream, text).for_request(request);
         if !self.rings.contains_key(&revision) {
             self.make_room();
         }
@@ -142,5 +113,21 @@ impl LogSink for LogBuffer {
             ring.bytes -= old.line.len();
             ring.dropped += 1;
         }
+    }
+
+    fn log_query(&self) -> Option<&dyn LogQuery> {
+        Some(self)
+    }
+
+    fn forget(&self, revision: RevisionKey) {
+        self.rings.remove(&revision);
+    }
+}
+
+#[async_trait]
+impl LogQuery for LogBuffer {
+    async fn lines(&self, revisions: &[RevisionKey], most: usize, after: u64) -> Result<LogPage> {
+        let dropped = revisions.iter().map(|revision| self.dropped(*revision)).sum();
+        Ok(LogPage::new(self.tail(revisions, most, after), dropped))
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     ops::{Add, Sub},
+    sync::Arc,
     time::Duration,
 };
 
@@ -59,6 +60,13 @@ impl Sub<Duration> for Timestamp {
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The wall time now. May jump in either direction.
     fn now(&self) -> Timestamp;
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<T: Clock + ?Sized> Clock for Arc<T> {
+    fn now(&self) -> Timestamp {
+        (**self).now()
+    }
 }
 
 /// The system's wall clock.

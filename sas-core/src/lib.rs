@@ -71,8 +71,8 @@ pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use invoke::{CallTimings, Handler, Invoker, Target};
 pub use memory::MemoryStore;
 pub use pool::{
-    Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Load, Outcome, Pool, RevisionStatus,
-    WaitList, Waiting,
+    CapacityReason, Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Load, Outcome, Pool,
+    PoolTotals, RevisionStatus, StemView, WaitList, Waiting,
 };
 pub use pool_policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, Pick, SlotView};
 pub use quota::{Quota, Quotas};
@@ -92,7 +92,8 @@ pub use scaler_options::ScalerOptions;
 pub use scalers::Scalers;
 pub use scaling_spec::{Aggregation, Fidelity, ScalingSpec};
 pub use sink::{
-    DecisionRecord, DecisionSink, LogRecord, LogSink, LogStream, MeterPhase, MeterSink, NoSink, SecretSource,
+    DecisionQuery, DecisionRecord, DecisionSink, LogLine, LogPage, LogQuery, LogRecord, LogSink, LogStream,
+    MeterPhase, MeterSink, MeterTotals, NoSink, SecretSource, UsageQuery,
 };
 pub use spec::{
     EnvValue, Probe, ProbeAction, Protocol, Resources, RevisionSpec, Secret, Source, SpecError, SpecErrors,

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
-    Cx, Deployed, Endpoint, Error, Instance, InstanceId, Result, RevisionKey, StartTimings, TenantKey, Usage,
+    Cx, Deployed, Endpoint, Error, Instance, InstanceId, Result, RevisionKey, StartTimings, StemClass,
+    TenantKey, Timestamp, Usage,
 };
 
 /// What a caller wants: any free slot of a revision, with hints.
@@ -370,6 +371,98 @@ pub struct RevisionStatus {
     pub failed_starts: u32,
 }
 
+/// Why a pool holds as many stems of a class as it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum CapacityReason {
+    /// The class is new: its minimum.
+    New,
+    /// What the capacity law says.
+    Law,
+    /// The law says less than the minimum.
+    Minimum,
+    /// The law says more than the maximum.
+    Maximum,
+    /// The memory of stems does not hold what the law says.
+    Memory,
+    /// No revision that is registered can come from the class.
+    Unused,
+}
+
+/// The stems of one class as operators see them. Counts are since the pool was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct StemView {
+    /// The class.
+    pub class: StemClass,
+    /// Stems that are held.
+    pub ready: u32,
+    /// Stems that boot.
+    pub booting: u32,
+    /// How many are to be held.
+    pub size: u32,
+    /// What the capacity law asked for, before its bounds and the budget of memory.
+    pub wanted: u32,
+    /// Why `size` is what it is.
+    pub reason: CapacityReason,
+    /// When `size` was decided.
+    pub decided_at: Timestamp,
+    /// Bytes that one counts with.
+    pub memory_bytes: u64,
+    /// Stems that booted.
+    pub booted: u64,
+    /// Starts that took one.
+    pub used: u64,
+    /// Starts that found none.
+    pub missed: u64,
+    /// Stems that ended without being used.
+    pub wasted: u64,
+    /// Boots that failed.
+    pub failed: u64,
+}
+
+impl StemView {
+    /// A class that holds nothing yet.
+    pub const fn new(class: StemClass, memory_bytes: u64) -> Self {
+        Self {
+            class,
+            ready: 0,
+            booting: 0,
+            size: 0,
+            wanted: 0,
+            reason: CapacityReason::New,
+            decided_at: Timestamp(0),
+            memory_bytes,
+            booted: 0,
+            used: 0,
+            missed: 0,
+            wasted: 0,
+            failed: 0,
+        }
+    }
+}
+
+/// What a pool holds in all, and what it did ahead of demand. Counts are since the pool was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PoolTotals {
+    /// Instances that hold a place in the budgets: starting, ready and draining.
+    pub instances: u64,
+    /// Bytes that instances and stems count with.
+    pub memory_bytes: u64,
+    /// Bytes that they may count with; `None`: no bound.
+    pub memory_limit_bytes: Option<u64>,
+    /// Starts that wait for the start gate or for a budget.
+    pub waiting_starts: u64,
+    /// Instances that were started ahead of a call that was expected.
+    pub wake_aheads: u64,
+    /// Of these, such that a call came while they were kept for it.
+    pub wake_aheads_used: u64,
+    /// Of these, such that no call came in time.
+    pub wake_aheads_wasted: u64,
+}
+
 /// Holds the instances of all revisions and gives out their slots.
 ///
 /// # Contract
@@ -379,6 +472,12 @@ pub struct RevisionStatus {
 /// - The pool holds min(limit, max(desired, ⌈waiting ÷ concurrency⌉)) instances, where an unlimited concurrency
 ///   counts as one instance for all that wait; the first arrival starts instances at once.
 /// - Shrinking takes idle instances first, busy ones only after their drain.
+/// - A pool that tells no load ([`Pool::take_load`]) sizes itself: nobody will call [`Pool::set_desired`] then.
+///
+/// # Minimal implementation
+/// `register`, `unregister`, `deployed`, `claim`, `drain` and `shutdown`: enough to serve. `try_claim` spares warm requests a
+/// future; `set_desired` and `take_load` let the platform's scalers size it; `instances`, `status` and `recycle` show
+/// it to operators and to health checks; `stems` shows what it holds ahead of demand.
 #[async_trait]
 pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Takes a revision in, at zero instances, or at its minimum if it has one. Costs bytes, not tasks.
@@ -390,19 +489,26 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Forgets a revision: waiting claims fail with [`ClaimError::Unknown`], instances drain and stop. Idempotent.
     fn unregister(&self, revision: RevisionKey);
 
-    /// What was registered under the key.
+    /// What was registered under the key. The data plane asks with each request: short.
     fn deployed(&self, revision: RevisionKey) -> Option<Arc<Deployed>>;
 
-    /// Warm way: a free slot now, or `None`. Never waits, never starts anything.
-    fn try_claim(&self, claim: &Claim) -> Option<Lease>;
+    /// Warm way: a free slot now, or `None`. Never waits, never starts anything. A pool without one leaves it to
+    /// [`Pool::claim`].
+    fn try_claim(&self, claim: &Claim) -> Option<Lease> {
+        let _ = claim;
+        None
+    }
 
     /// Cold way: waits in the bounded queue until a slot is free, the deadline of `cx` passes, or starts fail.
     ///
     /// **Cancel safety:** dropping the future leaves the queue without trace.
     fn claim(&self, claim: &Claim, cx: &Cx) -> Waiting;
 
-    /// Intent of the scaler; returns at once. Clamped to the spec's bounds; what waits is served all the same.
-    fn set_desired(&self, revision: RevisionKey, desired: u32);
+    /// Intent of the scaler; returns at once. Clamped to the spec's bounds; what waits is served all the same. A pool
+    /// that sizes itself is never asked.
+    fn set_desired(&self, revision: RevisionKey, desired: u32) {
+        let _ = (revision, desired);
+    }
 
     /// [`Pool::set_desired`] for many revisions, one after the other. A pool of its own may take a lock once for all
     /// that it guards; the driver tells the decisions of a batch together.
@@ -412,22 +518,46 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         }
     }
 
-    /// The instances of a revision.
-    fn instances(&self, revision: RevisionKey) -> Vec<InstanceView>;
+    /// The instances of a revision; none where the pool does not show them.
+    fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
+        let _ = revision;
+        Vec::new()
+    }
 
-    /// The state of a revision; `None`: no such revision.
-    fn status(&self, revision: RevisionKey) -> Option<RevisionStatus>;
+    /// The state of a revision; `None`: no such revision, or not told.
+    fn status(&self, revision: RevisionKey) -> Option<RevisionStatus> {
+        let _ = revision;
+        None
+    }
 
     /// Ends one instance as a crash would be mended: it leaves the rotation, drains for `grace`, stops, and is
-    /// replaced if it is still wanted. False when there is no such instance.
-    fn recycle(&self, revision: RevisionKey, instance: InstanceId, grace: Duration) -> bool;
+    /// replaced if it is still wanted. False when there is no such instance, or none can be ended.
+    fn recycle(&self, revision: RevisionKey, instance: InstanceId, grace: Duration) -> bool {
+        let _ = (revision, instance, grace);
+        false
+    }
 
-    /// Visits the load of each active revision of a shard since the last call. A revision is active while it has
-    /// instances or waiting claims, and once more after that; sleeping ones cost nothing.
-    fn drain_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>));
+    /// Takes the load of each active revision of a shard since the last call: what was counted is told once. A
+    /// revision is active while it has instances or waiting claims, and once more after that; sleeping ones cost
+    /// nothing.
+    fn take_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
+        let _ = (shard, visit);
+    }
 
-    /// How many shards there are. Constant.
-    fn shards(&self) -> usize;
+    /// How many shards there are, 1 unless the pool says otherwise. Constant.
+    fn shards(&self) -> usize {
+        1
+    }
+
+    /// The stems that are held, by class; none where the pool has none.
+    fn stems(&self) -> Vec<StemView> {
+        Vec::new()
+    }
+
+    /// What the pool holds in all, and what it did ahead of demand.
+    fn totals(&self) -> PoolTotals {
+        PoolTotals::default()
+    }
 
     /// Stops all instances of a revision, each after its leases came back or after `grace`; resolves when they are
     /// gone. The revision stays registered and wakes again on the next claim.
@@ -436,4 +566,72 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Refuses new claims, lets running ones finish until `deadline`, stops everything and joins every task.
     /// Idempotent.
     async fn shutdown(&self, deadline: Instant);
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: Pool + ?Sized> Pool for Arc<T> {
+    fn register(&self, deployed: Arc<Deployed>) -> Result<RevisionKey> {
+        (**self).register(deployed)
+    }
+
+    fn unregister(&self, revision: RevisionKey) {
+        (**self).unregister(revision);
+    }
+
+    fn deployed(&self, revision: RevisionKey) -> Option<Arc<Deployed>> {
+        (**self).deployed(revision)
+    }
+
+    fn try_claim(&self, claim: &Claim) -> Option<Lease> {
+        (**self).try_claim(claim)
+    }
+
+    fn claim(&self, claim: &Claim, cx: &Cx) -> Waiting {
+        (**self).claim(claim, cx)
+    }
+
+    fn set_desired(&self, revision: RevisionKey, desired: u32) {
+        (**self).set_desired(revision, desired);
+    }
+
+    fn set_desired_all(&self, decisions: &[(RevisionKey, u32)]) {
+        (**self).set_desired_all(decisions);
+    }
+
+    fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
+        (**self).instances(revision)
+    }
+
+    fn status(&self, revision: RevisionKey) -> Option<RevisionStatus> {
+        (**self).status(revision)
+    }
+
+    fn recycle(&self, revision: RevisionKey, instance: InstanceId, grace: Duration) -> bool {
+        (**self).recycle(revision, instance, grace)
+    }
+
+    fn take_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
+        (**self).take_load(shard, visit);
+    }
+
+    fn shards(&self) -> usize {
+        (**self).shards()
+    }
+
+    fn stems(&self) -> Vec<StemView> {
+        (**self).stems()
+    }
+
+    fn totals(&self) -> PoolTotals {
+        (**self).totals()
+    }
+
+    async fn drain(&self, revision: RevisionKey, grace: Duration) {
+        (**self).drain(revision, grace).await;
+    }
+
+    async fn shutdown(&self, deadline: Instant) {
+        (**self).shutdown(deadline).await;
+    }
 }

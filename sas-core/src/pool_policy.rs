@@ -160,6 +160,12 @@ pub trait KeepAlivePolicy: fmt::Debug + Send + 'static {
     fn evicted(&mut self, revision: RevisionKey) {
         let _ = revision;
     }
+    /// How finely the policy tells times apart: calls of a revision closer together may be told as one, and
+    /// [`KeepAlivePolicy::idle`] is asked when the revision has been idle for so long, so that what is called all the
+    /// time costs no plan at each call. Zero, the default: at once.
+    fn resolution(&self) -> Duration {
+        Duration::ZERO
+    }
     /// `revision` was unregistered.
     fn forget(&mut self, revision: RevisionKey);
     /// Bytes remembered now, for all revisions.

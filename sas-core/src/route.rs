@@ -1,6 +1,6 @@
 //! Which revision answers a request.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -272,4 +272,15 @@ pub trait Router: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `InvalidSpec` with the host and the field; nothing was changed then.
     fn apply(&self, changes: Vec<RouteChange>) -> Result<()>;
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<T: Router + ?Sized> Router for Arc<T> {
+    fn route(&self, query: &RouteQuery<'_>) -> Result<Route, RouteError> {
+        (**self).route(query)
+    }
+
+    fn apply(&self, changes: Vec<RouteChange>) -> Result<()> {
+        (**self).apply(changes)
+    }
 }

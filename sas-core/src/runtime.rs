@@ -308,6 +308,42 @@ pub trait SocketSource: fmt::Debug + Send + Sync + 'static {
     fn tcp_socket(&self, to: &SocketAddr) -> std::io::Result<std::os::fd::OwnedFd>;
 }
 
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: Runtime + ?Sized> Runtime for Arc<T> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+
+    fn accepts(&self, spec: &RevisionSpec) -> std::result::Result<(), SpecErrors> {
+        (**self).accepts(spec)
+    }
+
+    async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact> {
+        (**self).prepare(spec).await
+    }
+
+    async fn start(&self, request: StartRequest) -> Result<Arc<dyn Instance>> {
+        (**self).start(request).await
+    }
+
+    fn try_start(&self, request: &StartRequest) -> Option<Result<Arc<dyn Instance>>> {
+        (**self).try_start(request)
+    }
+
+    async fn quiesce(&self) {
+        (**self).quiesce().await;
+    }
+
+    async fn start_stem(&self, request: StemRequest) -> Result<Box<dyn Stem>> {
+        (**self).start_stem(request).await
+    }
+}
+
 /// Where an instance listens.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

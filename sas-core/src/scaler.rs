@@ -1,6 +1,6 @@
 //! How many instances a revision should have, and why.
 
-use std::{any::Any, fmt, time::Duration};
+use std::{any::Any, fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -426,6 +426,50 @@ pub trait Scaler: fmt::Debug + Send + Sync + 'static {
         row: u32,
         checkpoint: serde_json::Value,
     ) -> crate::Result<()>;
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<T: Scaler + ?Sized> Scaler for Arc<T> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn version(&self) -> u32 {
+        (**self).version()
+    }
+
+    fn validate(&self, spec: &ScalingSpec) -> Result<(), SpecErrors> {
+        (**self).validate(spec)
+    }
+
+    fn wake_at(&self, states: &(dyn Any + Send), input: &ScaleInput<'_>) -> Option<Timestamp> {
+        (**self).wake_at(states, input)
+    }
+
+    fn new_states(&self) -> Box<dyn Any + Send> {
+        (**self).new_states()
+    }
+
+    fn tick(&self, states: &mut (dyn Any + Send), batch: &[ScaleInput<'_>], out: &mut Vec<Decision>) {
+        (**self).tick(states, batch, out);
+    }
+
+    fn retire(&self, states: &mut (dyn Any + Send), row: u32) {
+        (**self).retire(states, row);
+    }
+
+    fn checkpoint(&self, states: &(dyn Any + Send), row: u32) -> Option<serde_json::Value> {
+        (**self).checkpoint(states, row)
+    }
+
+    fn restore(
+        &self,
+        states: &mut (dyn Any + Send),
+        row: u32,
+        checkpoint: serde_json::Value,
+    ) -> crate::Result<()> {
+        (**self).restore(states, row, checkpoint)
+    }
 }
 
 /// The rows of a [`Policy`].

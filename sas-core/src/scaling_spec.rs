@@ -121,6 +121,17 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const COUNT_MAX: u32 = i32::MAX as u32;
 
 impl ScalingSpec {
+    /// Whether the revision says itself when it sleeps: it never does, keeps a minimum, or has a stable window, grace or
+    /// retention other than the default. A keep-alive policy of the platform then leaves it alone.
+    pub fn says_when_to_sleep(&self) -> bool {
+        let default = Self::default();
+        !self.scale_to_zero
+            || self.min > 0
+            || self.stable_window != default.stable_window
+            || self.scale_to_zero_grace != default.scale_to_zero_grace
+            || self.retention != default.retention
+    }
+
     /// Checks every field.
     ///
     /// # Errors

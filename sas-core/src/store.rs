@@ -1,6 +1,6 @@
 //! Durable state of the control plane, of triggers and of workflows.
 
-use std::{collections::HashSet, fmt};
+use std::{collections::HashSet, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -276,4 +276,40 @@ pub fn guard_failed(guard: &Guard, found: Option<Version>) -> Error {
         said(guard.expected)
     );
     Error::new(ErrorKind::Conflict, "store", message)
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: Store + ?Sized> Store for Arc<T> {
+    async fn get(&self, key: &str) -> Result<Option<Entry>> {
+        (**self).get(key).await
+    }
+
+    async fn put(&self, key: &str, expected: Option<Version>, value: Bytes) -> Result<Version> {
+        (**self).put(key, expected, value).await
+    }
+
+    async fn delete(&self, key: &str, expected: Version) -> Result<()> {
+        (**self).delete(key, expected).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {
+        (**self).list(prefix, after, limit).await
+    }
+
+    fn limits(&self) -> StoreLimits {
+        (**self).limits()
+    }
+
+    async fn version(&self) -> Result<Version> {
+        (**self).version().await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Version> {
+        (**self).commit(commit).await
+    }
+
+    async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
+        (**self).watch(prefix, since).await
+    }
 }

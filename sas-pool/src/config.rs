@@ -143,6 +143,25 @@ impl PoolConfig {
                 "failures of at least 1 and max_ejected_percent of at most 100",
             );
         }
+        if let Some(automatic) = &self.stems.automatic {
+            if automatic.memory_bytes == 0 {
+                errors.push(
+                    "stems.automatic.memory_bytes",
+                    0,
+                    "what one stem takes, so that the budget can be kept",
+                );
+            }
+            if automatic.min > automatic.max {
+                errors.push(
+                    "stems.automatic.min",
+                    automatic.min,
+                    format!("at most its max, which is {}", automatic.max),
+                );
+            }
+            if automatic.classes == 0 {
+                errors.push("stems.automatic.classes", 0, "at least 1, or no automatic stems at all");
+            }
+        }
         for (class, stems) in &self.stems.classes {
             if stems.memory_bytes == 0 {
                 errors.push(
@@ -187,8 +206,9 @@ impl Default for GateConfig {
     }
 }
 
-/// What all instances together may use. An instance counts with its memory request, else its memory limit, else
-/// `assumed_memory_bytes`.
+/// What all instances together may use. An instance counts with its memory request, else its memory limit, else what
+/// instances of its revision were measured to use, else `assumed_memory_bytes`; one without isolation, which has no
+/// memory of its own, with nothing unless its spec says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct BudgetConfig {
@@ -335,8 +355,9 @@ pub enum IdleRule {
     Decided,
     /// As soon as it has nothing to do, unless more were decided: every request of a quiet revision is cold.
     AtOnce,
-    /// When the policy says so, which may also wake the revision ahead of its next call. Decisions still rule how
-    /// many there are above one.
+    /// When neither a decision nor the policy keeps it; the policy may also wake the revision ahead of its next call.
+    /// Decisions still rule how many there are above one. A revision that says itself when it sleeps
+    /// ([`sas_core::ScalingSpec::says_when_to_sleep`]) is taken at its word.
     Policy(KeepAliveRule),
 }
 
@@ -358,8 +379,11 @@ pub type CapacityFactory = Arc<dyn Fn(&StemClass) -> Box<dyn CapacityPolicy> + S
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct StemsConfig {
-    /// The classes that are held, with their bounds. Stems of other classes are never booted.
+    /// The classes that are held whatever is registered, with their bounds.
     pub classes: BTreeMap<StemClass, StemClassConfig>,
+    /// How the classes are held that registered revisions can come from and `classes` does not name; `None`: not at
+    /// all, stems of other classes are never booted.
+    pub automatic: Option<AutomaticStems>,
     /// Memory of all stems together, in bytes.
     pub memory_bytes: u64,
     /// The slot of time by which capacity is decided.
@@ -374,6 +398,7 @@ impl Default for StemsConfig {
     fn default() -> Self {
         Self {
             classes: BTreeMap::new(),
+            automatic: None,
             memory_bytes: 1 << 30,
             slot: Duration::from_secs(60),
             capacity: None,
@@ -386,11 +411,33 @@ impl fmt::Debug for StemsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StemsConfig")
             .field("classes", &self.classes)
+            .field("automatic", &self.automatic)
             .field("memory_bytes", &self.memory_bytes)
             .field("slot", &self.slot)
             .field("capacity", &self.capacity.is_some())
             .field("boot_timeout", &self.boot_timeout)
             .finish()
+    }
+}
+
+/// Bounds of the classes of stems that are held because a registered revision can come from them
+/// ([`sas_core::ArtifactInfo::stem`]). A class whose last revision goes is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AutomaticStems {
+    /// The least to hold of each class, as far as memory goes.
+    pub min: u32,
+    /// The most to hold of each class.
+    pub max: u32,
+    /// What one stem is taken for, in bytes.
+    pub memory_bytes: u64,
+    /// How many classes at most; stems of further ones are not booted, which the log says.
+    pub classes: u32,
+}
+
+impl Default for AutomaticStems {
+    fn default() -> Self {
+        Self { min: 1, max: 64, memory_bytes: 96 << 20, classes: 16 }
     }
 }
 

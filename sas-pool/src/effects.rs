@@ -16,6 +16,8 @@ pub(crate) struct Plan {
     pub(crate) asked: u64,
     /// It waits for a turn at the gate first.
     pub(crate) gated: bool,
+    /// Memory that an instance of the revision was measured to use, in bytes; 0: not measured.
+    pub(crate) measured: u64,
 }
 
 /// An instance that is to be stopped.

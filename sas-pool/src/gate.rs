@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use sas_core::{InstanceId, TenantKey};
+use sas_core::{InstanceId, PoolTotals, TenantKey};
 
 use crate::config::{BudgetConfig, GateConfig, TenantShare};
 
@@ -266,6 +266,15 @@ impl Gate {
     /// Whether somebody with less than its share waits for a budget.
     pub(crate) fn is_short(&self) -> bool {
         self.shortage.is_some()
+    }
+
+    /// Puts in what is held and what waits.
+    pub(crate) fn totals(&self, totals: &mut PoolTotals) {
+        totals.instances = u64::from(self.instances);
+        totals.memory_bytes = self.memory.saturating_add(self.stems);
+        totals.memory_limit_bytes =
+            (self.budget.memory_bytes != u64::MAX).then_some(self.budget.memory_bytes);
+        totals.waiting_starts = self.pending.len() as u64;
     }
 
     pub(crate) fn waiting(&self) -> usize {

@@ -26,7 +26,7 @@ struct Sample {
 }
 
 /// Visits the loads of a shard. Nothing foreign runs under its lock.
-pub(crate) fn drain(shard: &Shard, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
+pub(crate) fn take(shard: &Shard, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
     let mut visits = Vec::new();
     let now = shard.with(|state, rules, fx| {
         let now = rules.now();
@@ -42,6 +42,16 @@ pub(crate) fn drain(shard: &Shard, visit: &mut dyn FnMut(&Load, &Arc<Deployed>))
         for (id, usage) in sampled {
             if let Some(i) = state.find(&shard.shared.rules, id) {
                 state.instances[i as usize].sampled = Some((now, usage));
+            }
+        }
+    }
+    let measured: Vec<(RevisionKey, f64)> =
+        visits.iter().filter_map(|visited| Some((visited.load.revision, visited.load.memory?))).collect();
+    if !measured.is_empty() {
+        let mut state = shard.state.lock();
+        for (key, bytes) in measured {
+            if let Some(a) = state.lookup(&shard.shared.rules, key).and_then(|slot| state.active(slot)) {
+                state.actives[a as usize].measured = bytes as u64;
             }
         }
     }

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sas_core::{
     Claim, ClaimError, Cx, Deployed, Error, ErrorKind, InstanceId, InstanceState, InstanceView, Lease, Load,
-    Pool, Result, RevisionKey, RevisionStatus, StemClass, Waiting,
+    Pool, PoolTotals, Result, RevisionKey, RevisionStatus, StemView, Waiting,
 };
 use tokio::time::Instant;
 
@@ -57,11 +57,6 @@ impl InstancePool {
     /// How many revisions are registered.
     pub fn registered(&self) -> u32 {
         self.registered.load(Ordering::Relaxed)
-    }
-
-    /// Stems of a class that are ready, that boot, and that are to be held; `None`: no such class is held.
-    pub fn stems(&self, class: &StemClass) -> Option<(u32, u32, u32)> {
-        self.shared().stems.counts(class)
     }
 
     fn shared(&self) -> &Shared {
@@ -141,12 +136,17 @@ impl Pool for InstancePool {
             ));
         }
         let at = self.next.fetch_add(1, Ordering::Relaxed) as usize & (self.every_shard().len() - 1);
+        self.shared().stems.registered(&deployed);
         Ok(self.every_shard()[at].with(|state, rules, fx| state.register(rules, deployed, rules.now(), fx)))
     }
 
     fn unregister(&self, revision: RevisionKey) {
+        let deployed = self.deployed(revision);
         if self.shard(revision).with(|state, rules, fx| state.unregister(rules, revision, rules.now(), fx)) {
             self.registered.fetch_sub(1, Ordering::Relaxed);
+            if let Some(deployed) = deployed {
+                self.shared().stems.unregistered(&deployed);
+            }
         }
     }
 
@@ -249,13 +249,24 @@ impl Pool for InstancePool {
             .with(|state, rules, fx| state.recycle(rules, revision, instance, grace, rules.now(), fx))
     }
 
-    fn drain_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
+    fn take_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
+        if shard == 0 {
+            self.rules().metrics.held(&self.shared().stems.views(), &self.totals());
+        }
         let Some(shard) = self.every_shard().get(shard) else { return };
-        crate::load::drain(shard, visit);
+        crate::load::take(shard, visit);
     }
 
     fn shards(&self) -> usize {
         self.every_shard().len()
+    }
+
+    fn stems(&self) -> Vec<StemView> {
+        self.shared().stems.views()
+    }
+
+    fn totals(&self) -> PoolTotals {
+        self.rules().totals()
     }
 
     async fn drain(&self, revision: RevisionKey, grace: Duration) {

@@ -132,8 +132,16 @@ pub(crate) struct Active {
 
     /// The keep-alive policy's timers.
     pub(crate) sleep: Option<(u64, u64)>,
-    /// It was called since it was last idle.
+    /// It was called, and the policy was not asked for a plan since.
     pub(crate) called: bool,
+    /// Memory that an instance of it uses, in bytes, as last measured; 0: not measured since it woke.
+    pub(crate) measured: u64,
+    /// When the policy was last told of a call.
+    pub(crate) told_at: u64,
+    /// The keep-alive policy rules its last instance; otherwise the decisions do.
+    pub(crate) kept: bool,
+    /// It was started ahead of a call that has not come yet.
+    pub(crate) woken: bool,
 }
 
 /// A key with a default, for records that are free.

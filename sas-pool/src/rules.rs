@@ -1,9 +1,9 @@
 //! What the state machine is run under: the configuration in the form in which it is asked, the policies, and the
 //! leaf locks of the gate and of the queue's bounds. No task and no channel: a table test makes one.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
-use sas_core::{Balancer, ClaimError, KeepAlivePolicy, RevisionSpec};
+use sas_core::{Balancer, ClaimError, Deployed, Isolation, KeepAlivePolicy, PoolTotals, RevisionSpec};
 
 use crate::{
     bounds::Bounds,
@@ -31,6 +31,8 @@ pub(crate) struct Rules {
     pub(crate) config: PoolConfig,
     pub(crate) idle: Idle,
     policy: Option<Mutex<Box<dyn KeepAlivePolicy>>>,
+    /// [`KeepAlivePolicy::resolution`].
+    pub(crate) resolution: Duration,
     pub(crate) ids: IdLayout,
     pub(crate) metering: bool,
     pub(crate) metrics: Metrics,
@@ -51,11 +53,13 @@ impl Rules {
             IdleRule::AtOnce => (Idle::AtOnce, None),
             IdleRule::Policy(policy) => (Idle::Policy, Some(policy.0)),
         };
+        let resolution = policy.as_ref().map_or(Duration::ZERO, |policy| policy.lock().resolution());
         let mut balancers = vec![Arc::clone(&config.balancer)];
         balancers.extend(config.balancers.values().cloned());
         Self {
             idle,
             policy,
+            resolution,
             ids: IdLayout { shard_bits: config.shards.trailing_zeros() },
             metering: config.meter.is_some(),
             metrics: Metrics::new(&config.recorder),
@@ -107,13 +111,24 @@ impl Rules {
         cpu_bound || self.config.budget.is_limited()
     }
 
-    /// What an instance counts with in the budget of memory.
-    pub(crate) fn memory_of(&self, spec: &RevisionSpec) -> u64 {
-        let resources = &spec.resources;
-        resources
-            .memory_request_bytes
-            .or(resources.memory_limit_bytes)
-            .unwrap_or(self.config.budget.assumed_memory_bytes)
+    /// What an instance counts with in the budget of memory: what its spec says, else what instances of the revision
+    /// were measured to use, else what is assumed. A closure in this process takes none of its own.
+    pub(crate) fn memory_of(&self, deployed: &Deployed, measured: u64) -> u64 {
+        let resources = &deployed.spec.resources;
+        match resources.memory_request_bytes.or(resources.memory_limit_bytes) {
+            Some(said) => said,
+            None if measured > 0 => measured,
+            None if deployed.runtime.capabilities().isolation == Isolation::None => 0,
+            None => self.config.budget.assumed_memory_bytes,
+        }
+    }
+
+    /// What the pool holds in all, and what it did ahead of demand.
+    pub(crate) fn totals(&self) -> PoolTotals {
+        let mut totals = PoolTotals::default();
+        self.gate.lock().totals(&mut totals);
+        self.metrics.wakes.totals(&mut totals);
+        totals
     }
 
     /// Puts a start in line.

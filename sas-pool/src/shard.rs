@@ -168,7 +168,7 @@ impl Shard {
             id: plan.id,
             priority: plan.priority,
             gated: cpu_bound,
-            memory: self.shared.rules.memory_of(&plan.deployed.spec),
+            memory: self.shared.rules.memory_of(&plan.deployed, plan.measured),
             weight: 1,
             class: 0,
         };

@@ -138,6 +138,7 @@ impl State {
         active.tenant = deployed.tenant;
         let capabilities = deployed.runtime.capabilities();
         active.sampled = capabilities.usage;
+        active.kept = rules.idle == Idle::Policy && !deployed.spec.scaling.says_when_to_sleep();
         active.limit = capabilities.max_concurrency.map_or(said, |most| said.min(most)).max(1);
         active.max = if spec.scaling.max == 0 { u32::MAX } else { spec.scaling.max };
         active.min = spec.scaling.min.min(active.max);
@@ -272,7 +273,17 @@ impl State {
         active.decided = desired.clamp(active.min, active.max);
         active.raised = 0;
         active.drained &= desired == 0;
-        // The keep-alive policy has the last word about the last one.
+        // The keep-alive policy has the last word about the last one, once no decision keeps it.
+        if active.decided == 0
+            && active.called
+            && active.have() > 0
+            && active.leases == 0
+            && active.waiting() == 0
+            && !active.orphan
+        {
+            self.ask_policy(rules, a, now, fx);
+        }
+        let active = &mut self.actives[a as usize];
         if active.decided == 0 && active.have() > 0 && active.sleep.is_some() {
             active.raised = 1;
         }

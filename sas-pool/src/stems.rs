@@ -8,12 +8,18 @@ use std::{
 };
 
 use sas_core::{
-    CapacityInput, CapacityPolicy, ExitReport, InstanceEvents, InstanceId, MeterPhase, RevisionKey,
-    StartPhase, Stem, StemClass, StemRequest, TenantKey,
+    CapacityInput, CapacityPolicy, CapacityReason, Deployed, ExitReport, InstanceEvents, InstanceId,
+    MeterPhase, RevisionKey, StartPhase, Stem, StemClass, StemRequest, StemView, TenantKey,
 };
 use tokio::time::Instant;
 
-use crate::{clock::nanos, config::StemClassConfig, executor::Executor, rules::Rules, sync::Mutex};
+use crate::{
+    clock::nanos,
+    config::{StemClassConfig, StemsConfig},
+    executor::Executor,
+    rules::Rules,
+    sync::Mutex,
+};
 
 /// What the meter is told instead of a revision.
 const NOBODY: RevisionKey = RevisionKey(u64::MAX);
@@ -23,7 +29,7 @@ pub(crate) struct Stems {
     rules: Arc<Rules>,
     executor: Arc<Executor>,
     shelf: Mutex<Shelf>,
-    /// Whether any class is held.
+    /// Whether any class is held, or may be.
     any: bool,
 }
 
@@ -49,6 +55,12 @@ struct Class {
     granted: u32,
     taken: u32,
     missed: u32,
+    /// Registered revisions that can come from it.
+    revisions: u32,
+    /// It is held because of them.
+    automatic: bool,
+    /// Counts since the pool was made, and the last decision.
+    seen: StemView,
     boot_time: Duration,
     /// Boots that failed in a row, and when the next may be tried.
     failures: u32,
@@ -72,35 +84,85 @@ struct Boot {
 impl Stems {
     pub(crate) fn new(rules: &Arc<Rules>, executor: &Arc<Executor>) -> Arc<Self> {
         let config = &rules.config.stems;
-        let classes = config.classes.iter().map(|(class, stems)| {
-            let state = Class {
-                config: stems.clone(),
-                policy: config.capacity.as_ref().map(|make| make(class)),
-                ready: VecDeque::new(),
-                booting: BTreeSet::new(),
-                target: stems.min,
-                granted: 0,
-                taken: 0,
-                missed: 0,
-                boot_time: Duration::ZERO,
-                failures: 0,
-                retry_at: 0,
-            };
-            (class.clone(), state)
-        });
+        let classes = config
+            .classes
+            .iter()
+            .map(|(class, stems)| (class.clone(), Class::new(config, class, stems.clone(), false)));
         let shelf = Shelf { classes: classes.collect(), ..Shelf::default() };
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             rules: Arc::clone(rules),
             executor: Arc::clone(executor),
-            any: !shelf.classes.is_empty(),
+            any: !shelf.classes.is_empty() || config.automatic.is_some(),
             shelf: Mutex::new(shelf),
         })
     }
 
-    /// Whether any class is held.
+    /// Whether any class is held, or may be.
     pub(crate) fn any(&self) -> bool {
         self.any
+    }
+
+    /// A revision was registered: its class is held from now on, if that is how stems are held here.
+    pub(crate) fn registered(&self, deployed: &Deployed) {
+        let Some(name) = stem_class(deployed) else { return };
+        let config = &self.rules.config.stems;
+        {
+            let mut shelf = self.shelf.lock();
+            if let Some(class) = shelf.classes.get_mut(name) {
+                class.revisions += 1;
+                if !class.automatic || class.revisions > 1 {
+                    return;
+                }
+                class.held_again();
+            } else {
+                let Some(automatic) = config.automatic else { return };
+                let held = shelf.classes.values().filter(|class| class.automatic).count();
+                if held >= automatic.classes as usize && !shelf.forget_unused() {
+                    tracing::warn!(class = %name, "no stems are held of it: stems.automatic.classes are held already");
+                    return;
+                }
+                let stems = StemClassConfig::new(
+                    Arc::clone(&deployed.runtime),
+                    automatic.min,
+                    automatic.max,
+                    automatic.memory_bytes,
+                );
+                let mut class = Class::new(config, name, stems, true);
+                class.revisions = 1;
+                shelf.classes.insert(name.clone(), class);
+            }
+            shelf.grant(&self.rules);
+        }
+        self.refill_soon();
+    }
+
+    /// A revision was unregistered: the last of an automatic class takes its stems with it.
+    pub(crate) fn unregistered(&self, deployed: &Deployed) {
+        let Some(name) = stem_class(deployed) else { return };
+        {
+            let mut shelf = self.shelf.lock();
+            let Some(class) = shelf.classes.get_mut(name) else { return };
+            class.revisions = class.revisions.saturating_sub(1);
+            if !class.automatic || class.revisions > 0 {
+                return;
+            }
+            shelf.grant(&self.rules);
+        }
+        self.trim();
+    }
+
+    /// The classes as operators see them.
+    pub(crate) fn views(&self) -> Vec<StemView> {
+        let shelf = self.shelf.lock();
+        let views = shelf.classes.values().map(|class| {
+            let mut view = class.seen.clone();
+            view.ready = class.ready.len() as u32;
+            view.booting = class.booting.len() as u32;
+            view.size = class.granted;
+            view
+        });
+        views.collect()
     }
 
     /// A stem for a start, if its class is held: none is a miss, and the next are booted.
@@ -113,8 +175,10 @@ impl Stems {
             if held.is_some() {
                 self.rules.gate.lock().stem_gone(state.config.memory_bytes);
                 self.rules.metrics.stem_hits.increment(1);
+                state.seen.used += 1;
             } else {
                 state.missed += 1;
+                state.seen.missed += 1;
                 self.rules.metrics.stem_misses.increment(1);
             }
             held
@@ -149,7 +213,7 @@ impl Stems {
                 }
                 shelf.next_slot = now + nanos(slot);
             }
-            shelf.grant(rules.config.stems.memory_bytes);
+            shelf.grant(rules);
             shelf.next_slot.min(retry.unwrap_or(u64::MAX))
         };
         self.trim();
@@ -189,18 +253,25 @@ impl Stems {
             let mut shelf = self.shelf.lock();
             shelf.booting -= 1;
             let closed = shelf.closed;
-            let class = shelf.classes.get_mut(&boot.class).expect("classes stay");
-            class.boot_time = Duration::from_nanos(now - begun);
-            class.failures = 0;
-            // Taken off the list: it died as it became ready.
-            let lives = class.booting.remove(&boot.id);
-            if lives && !closed {
-                class.ready.push_back(Held { id: boot.id, stem, since: now });
-                None
-            } else {
-                rules.gate.lock().stem_gone(boot.config.memory_bytes);
-                Some(stem)
+            rules.metrics.stems_booted.increment(1);
+            let mut surplus = Some(stem);
+            // An automatic class may be gone when its last boot ended by itself.
+            if let Some(class) = shelf.classes.get_mut(&boot.class) {
+                class.boot_time = Duration::from_nanos(now - begun);
+                class.failures = 0;
+                class.seen.booted += 1;
+                // Taken off the list: it died as it became ready.
+                let lives = class.booting.remove(&boot.id);
+                match surplus.take_if(|_| lives && !closed) {
+                    Some(stem) => class.ready.push_back(Held { id: boot.id, stem, since: now }),
+                    None => class.seen.wasted += 1,
+                }
             }
+            if surplus.is_some() {
+                rules.metrics.stems_wasted.increment(1);
+                rules.gate.lock().stem_gone(boot.config.memory_bytes);
+            }
+            surplus
         };
         if let Some(meter) = &rules.config.meter {
             meter.phase(boot.id, NOBODY, TenantKey(0), MeterPhase::Starting, now - begun);
@@ -215,11 +286,13 @@ impl Stems {
         let rules = &self.rules;
         let mut shelf = self.shelf.lock();
         shelf.booting -= 1;
-        let class = shelf.classes.get_mut(&boot.class).expect("classes stay");
-        class.booting.remove(&boot.id);
         rules.gate.lock().stem_gone(boot.config.memory_bytes);
+        let Some(class) = shelf.classes.get_mut(&boot.class) else { return };
+        class.booting.remove(&boot.id);
         let Some(error) = error else { return };
         class.failures += 1;
+        class.seen.failed += 1;
+        rules.metrics.stems_failed.increment(1);
         class.retry_at = rules.now() + nanos(rules.config.backoff.pause(class.failures));
         tracing::warn!(class = %boot.class, error, "a stem could not be booted");
         let at = class.retry_at;
@@ -234,6 +307,7 @@ impl Stems {
         for class in self.shelf.lock().classes.values_mut() {
             while class.ready.len() as u32 > class.granted {
                 surplus.extend(class.ready.pop_front());
+                class.seen.wasted += 1;
                 rules.gate.lock().stem_gone(class.config.memory_bytes);
             }
         }
@@ -257,6 +331,7 @@ impl Stems {
                     break;
                 };
                 surplus.extend(class.ready.pop_front());
+                class.seen.wasted += 1;
                 *bytes = bytes.saturating_sub(class.config.memory_bytes);
                 rules.gate.lock().stem_gone(class.config.memory_bytes);
             }
@@ -266,6 +341,7 @@ impl Stems {
 
     fn discard(&self, surplus: Vec<Held>) {
         for held in surplus {
+            self.rules.metrics.stems_wasted.increment(1);
             told_pooled(&self.rules, &held);
             self.executor.spawn(async move {
                 if let Err(error) = held.stem.stop().await {
@@ -282,6 +358,8 @@ impl Stems {
         for class in self.shelf.lock().classes.values_mut() {
             if let Some(at) = class.ready.iter().position(|held| held.id == id) {
                 lost = class.ready.remove(at);
+                class.seen.wasted += 1;
+                rules.metrics.stems_wasted.increment(1);
                 rules.gate.lock().stem_gone(class.config.memory_bytes);
                 break;
             }
@@ -303,6 +381,7 @@ impl Stems {
             let mut shelf = self.shelf.lock();
             shelf.closed = true;
             for class in shelf.classes.values_mut() {
+                class.seen.wasted += class.ready.len() as u64;
                 for held in class.ready.drain(..) {
                     rules.gate.lock().stem_gone(class.config.memory_bytes);
                     surplus.push(held);
@@ -313,19 +392,67 @@ impl Stems {
             self.discard(surplus);
         }
     }
+}
 
-    /// Ready, booting and wanted stems of a class.
-    pub(crate) fn counts(&self, class: &StemClass) -> Option<(u32, u32, u32)> {
-        let shelf = self.shelf.lock();
-        let class = shelf.classes.get(class)?;
-        Some((class.ready.len() as u32, class.booting.len() as u32, class.granted))
-    }
+/// The class of stems that a revision can come from.
+fn stem_class(deployed: &Deployed) -> Option<&StemClass> {
+    deployed.artifact.info().stem.as_ref().filter(|_| deployed.runtime.capabilities().stems)
 }
 
 fn told_pooled(rules: &Rules, held: &Held) {
     if let Some(meter) = &rules.config.meter {
         let ns = rules.now().saturating_sub(held.since);
         meter.phase(held.id, NOBODY, TenantKey(0), MeterPhase::Pooled, ns);
+    }
+}
+
+impl Class {
+    fn new(stems: &StemsConfig, name: &StemClass, config: StemClassConfig, automatic: bool) -> Self {
+        let mut seen = StemView::new(name.clone(), config.memory_bytes);
+        seen.wanted = config.min;
+        Self {
+            policy: stems.capacity.as_ref().map(|make| make(name)),
+            ready: VecDeque::new(),
+            booting: BTreeSet::new(),
+            target: config.min,
+            granted: 0,
+            taken: 0,
+            missed: 0,
+            revisions: 0,
+            automatic,
+            seen,
+            boot_time: Duration::ZERO,
+            failures: 0,
+            retry_at: 0,
+            config,
+        }
+    }
+
+    /// A revision can come from it again: what its boots failed of may be gone.
+    fn held_again(&mut self) {
+        self.failures = 0;
+        self.retry_at = 0;
+    }
+
+    fn is_unused(&self) -> bool {
+        self.automatic && self.revisions == 0
+    }
+
+    /// Why `granted` are held.
+    fn reason(&self, granted: u32) -> CapacityReason {
+        if self.is_unused() {
+            CapacityReason::Unused
+        } else if granted < self.target {
+            CapacityReason::Memory
+        } else if self.seen.wanted < self.target {
+            CapacityReason::Minimum
+        } else if self.seen.wanted > self.target {
+            CapacityReason::Maximum
+        } else if self.policy.is_none() || self.boot_time.is_zero() {
+            CapacityReason::New
+        } else {
+            CapacityReason::Law
+        }
     }
 }
 
@@ -341,24 +468,49 @@ impl Shelf {
             input.boot_time = class.boot_time;
             (input.min, input.max) = (class.config.min, class.config.max);
             (class.taken, class.missed) = (0, 0);
-            class.target = class.policy.as_mut().map_or(class.config.min, |policy| policy.target(&input));
-            class.target = class.target.clamp(class.config.min, class.config.max);
+            class.seen.wanted =
+                class.policy.as_mut().map_or(class.config.min, |policy| policy.target(&input));
+            class.target = class.seen.wanted.clamp(class.config.min, class.config.max);
         }
     }
 
-    fn grant(&mut self, budget: u64) {
+    /// Shares the memory of stems between the classes. A size that changes is told.
+    fn grant(&mut self, rules: &Rules) {
         let wants: Vec<Want> = self
             .classes
             .values()
-            .map(|class| Want {
-                least: class.config.min,
-                most: class.target,
-                bytes: class.config.memory_bytes,
+            .map(|class| match class.is_unused() {
+                true => Want { least: 0, most: 0, bytes: class.config.memory_bytes },
+                false => {
+                    Want { least: class.config.min, most: class.target, bytes: class.config.memory_bytes }
+                }
             })
             .collect();
-        for (class, granted) in self.classes.values_mut().zip(grants(&wants, budget)) {
+        for (class, granted) in self.classes.values_mut().zip(grants(&wants, rules.config.stems.memory_bytes))
+        {
+            let reason = class.reason(granted);
+            if granted == class.granted && reason == class.seen.reason {
+                continue;
+            }
             class.granted = granted;
+            class.seen.reason = reason;
+            class.seen.decided_at = rules.config.clock.now();
+            tracing::info!(
+                class = %class.seen.class,
+                size = granted,
+                wanted = class.seen.wanted,
+                ?reason,
+                "stems to hold"
+            );
         }
+    }
+
+    /// Makes room for another automatic class; false when all are in use.
+    fn forget_unused(&mut self) -> bool {
+        let unused = self.classes.iter().find_map(|(name, class)| {
+            (class.is_unused() && class.ready.is_empty() && class.booting.is_empty()).then(|| name.clone())
+        });
+        unused.is_some_and(|name| self.classes.remove(&name).is_some())
     }
 
     /// The boots that may begin now.

@@ -317,7 +317,7 @@ async fn unmetered_claims_are_not_load() {
     tokio::time::sleep(SECOND).await;
     let mut seen = Vec::new();
     for shard in 0..pool.shards() {
-        pool.drain_load(shard, &mut |load, _| seen.push(*load));
+        pool.take_load(shard, &mut |load, _| seen.push(*load));
     }
     assert_eq!(seen.len(), 1);
     assert_eq!((seen[0].concurrency, seen[0].requests, seen[0].ready), (0.0, 0, 1));

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 fn loads(pool: &Arc<InstancePool>) -> Vec<Load> {
     let mut seen = Vec::new();
     for shard in 0..pool.shards() {
-        pool.drain_load(shard, &mut |load, _| seen.push(*load));
+        pool.take_load(shard, &mut |load, _| seen.push(*load));
     }
     seen
 }

@@ -10,11 +10,14 @@ use std::sync::{
 use async_trait::async_trait;
 use fake::{FakeRuntime, MS, SECOND, Start, claim, deployed_of};
 use sas_core::{
-    Artifact, Capabilities, CapacityInput, CapacityPolicy, Deployed, Error, ErrorKind, ExitReport, Instance,
-    InstanceEvents, InstanceId, Pool, Result, RevisionSpec, Runtime, StartRequest, Stem, StemClass,
-    StemRequest, TenantKey, Timestamp,
+    Artifact, Capabilities, CapacityInput, CapacityPolicy, CapacityReason, Deployed, Error, ErrorKind,
+    ExitReport, Instance, InstanceEvents, InstanceId, Pool, Result, RevisionSpec, Runtime, StartRequest,
+    Stem, StemClass, StemRequest, TenantKey, Timestamp,
 };
-use sas_pool::{InstancePool, PoolConfig, config::StemClassConfig};
+use sas_pool::{
+    InstancePool, PoolConfig,
+    config::{AutomaticStems, StemClassConfig},
+};
 
 /// A runtime with stems around the fake one: a boot takes 200 ms, a cold start 500 ms, to become an instance 5 ms.
 #[derive(Debug)]
@@ -124,19 +127,25 @@ fn app(runtime: &Shared, name: &str, stem: &str, change: impl FnOnce(&mut Revisi
     Arc::new(deployed)
 }
 
+/// Stems of a class that are ready, that boot, and that are to be held; `None`: no such class is held.
+fn counts(pool: &InstancePool, class: &StemClass) -> Option<(u32, u32, u32)> {
+    let views = pool.stems();
+    views.iter().find(|view| view.class == *class).map(|view| (view.ready, view.booting, view.size))
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_cold_start_takes_a_stem_and_the_pool_refills_behind_it() {
     let (told, runtime) = stemmed();
     let pool = InstancePool::new(config(&runtime, &[("java", 2, 4, 1 << 20)]));
     tokio::time::sleep(SECOND).await;
-    assert_eq!(pool.stems(&class("java")), Some((2, 0, 2)));
+    assert_eq!(counts(&pool, &class("java")), Some((2, 0, 2)));
     let key = pool.register(app(&runtime, "a", "java", |_| {})).unwrap();
     let lease = claim(&pool, key, SECOND).await.unwrap();
     let start = lease.start.as_deref().unwrap();
     assert!(start.from_stem);
     assert_eq!(start.ready, 5 * MS);
     tokio::time::sleep(SECOND).await;
-    assert_eq!((pool.stems(&class("java")), told.boots.load(Ordering::SeqCst)), (Some((2, 0, 2)), 3));
+    assert_eq!((counts(&pool, &class("java")), told.boots.load(Ordering::SeqCst)), (Some((2, 0, 2)), 3));
     // Used once, in the order in which they were booted.
     let other = pool.register(app(&runtime, "b", "java", |_| {})).unwrap();
     drop(claim(&pool, other, SECOND).await.unwrap());
@@ -160,7 +169,7 @@ async fn a_stem_that_breaks_or_is_missing_falls_back_to_a_cold_start() {
     // No stem of that class is held: cold, and nothing is booted for it.
     let other = pool.register(app(&runtime, "b", "node", |_| {})).unwrap();
     assert!(!claim(&pool, other, SECOND).await.unwrap().start.as_ref().unwrap().from_stem);
-    assert_eq!(pool.stems(&class("node")), None);
+    assert_eq!(counts(&pool, &class("node")), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,9 +180,9 @@ async fn a_stem_that_dies_while_it_waits_is_replaced() {
     let (id, _, events) = told.booted.lock().unwrap()[0].clone();
     events.exited(id, ExitReport::at(Timestamp(0)).with_signal(9));
     events.exited(id, ExitReport::at(Timestamp(0)).with_signal(9));
-    assert_eq!(pool.stems(&class("java")).unwrap().0, 1);
+    assert_eq!(counts(&pool, &class("java")).unwrap().0, 1);
     tokio::time::sleep(SECOND).await;
-    assert_eq!(pool.stems(&class("java")), Some((2, 0, 2)));
+    assert_eq!(counts(&pool, &class("java")), Some((2, 0, 2)));
     assert_eq!(told.boots.load(Ordering::SeqCst), 3);
 }
 
@@ -195,16 +204,16 @@ async fn capacity_follows_the_policy_within_its_bounds() {
     config.stems.capacity = Some(Arc::new(|_: &StemClass| Box::new(TwiceTaken)));
     let pool = InstancePool::new(config);
     tokio::time::sleep(500 * MS).await;
-    assert_eq!(pool.stems(&class("java")).unwrap().2, 1);
+    assert_eq!(counts(&pool, &class("java")).unwrap().2, 1);
     for n in 0..5 {
         let key = pool.register(app(&runtime, &format!("a{n}"), "java", |_| {})).unwrap();
         let pool = Arc::clone(&pool);
         tokio::spawn(async move { drop(claim(&pool, key, SECOND).await) });
     }
     tokio::time::sleep(SECOND).await;
-    assert_eq!(pool.stems(&class("java")).unwrap().2, 6, "2 × 5, at most 6");
+    assert_eq!(counts(&pool, &class("java")).unwrap().2, 6, "2 × 5, at most 6");
     tokio::time::sleep(3 * SECOND).await;
-    assert_eq!(pool.stems(&class("java")), Some((1, 0, 1)), "nothing taken: back to the minimum");
+    assert_eq!(counts(&pool, &class("java")), Some((1, 0, 1)), "nothing taken: back to the minimum");
     assert!(told.stopped.load(Ordering::SeqCst) >= 4);
 }
 
@@ -215,8 +224,8 @@ async fn classes_share_the_memory_and_none_starves() {
     config.stems.memory_bytes = 64 << 20;
     let pool = InstancePool::new(config);
     tokio::time::sleep(5 * SECOND).await;
-    assert_eq!(pool.stems(&class("small")), Some((3, 0, 3)));
-    assert_eq!(pool.stems(&class("big")), Some((6, 0, 6)));
+    assert_eq!(counts(&pool, &class("small")), Some((3, 0, 3)));
+    assert_eq!(counts(&pool, &class("big")), Some((6, 0, 6)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -227,18 +236,18 @@ async fn stems_go_first_when_memory_is_short() {
     config.budget.reserve = 0.0;
     let pool = InstancePool::new(config);
     tokio::time::sleep(2 * SECOND).await;
-    assert_eq!(pool.stems(&class("java")).unwrap().0, 3);
+    assert_eq!(counts(&pool, &class("java")).unwrap().0, 3);
     let key = pool
         .register(app(&runtime, "a", "none", |spec| spec.resources.memory_limit_bytes = Some(250 << 20)))
         .unwrap();
     let lease = claim(&pool, key, 2 * SECOND).await.unwrap();
     assert_eq!(told.stopped.load(Ordering::SeqCst), 2, "150 MiB of 300 were needed");
     tokio::time::sleep(5 * SECOND).await;
-    assert_eq!(pool.stems(&class("java")).unwrap().0, 1, "and are not booted again while it runs");
+    assert_eq!(counts(&pool, &class("java")).unwrap().0, 1, "and are not booted again while it runs");
     drop(lease);
     pool.set_desired(key, 0);
     tokio::time::sleep(61 * SECOND).await;
-    assert_eq!(pool.stems(&class("java")).unwrap().0, 3);
+    assert_eq!(counts(&pool, &class("java")).unwrap().0, 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -255,8 +264,91 @@ async fn shutdown_stops_the_stems_and_joins_their_boots() {
     let (told, runtime) = stemmed();
     let pool = InstancePool::new(config(&runtime, &[("java", 2, 2, 1 << 20)]));
     tokio::time::sleep(300 * MS).await;
-    let have = pool.stems(&class("java")).unwrap().0;
+    let have = counts(&pool, &class("java")).unwrap().0;
     pool.shutdown(tokio::time::Instant::now() + SECOND).await;
     assert_eq!(told.stopped.load(Ordering::SeqCst), have);
-    assert_eq!(pool.stems(&class("java")).unwrap().0, 0);
+    assert_eq!(counts(&pool, &class("java")).unwrap().0, 0);
+}
+
+fn automatic(min: u32, classes: u32) -> PoolConfig {
+    let mut automatic = AutomaticStems::default();
+    automatic.min = min;
+    automatic.max = 4;
+    automatic.memory_bytes = 1 << 20;
+    automatic.classes = classes;
+    let mut config = PoolConfig::default();
+    config.stems.automatic = Some(automatic);
+    config
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_class_is_held_from_the_first_revision_that_can_come_from_it_to_the_last() {
+    let (told, runtime) = stemmed();
+    let pool = InstancePool::new(automatic(1, 16));
+    assert_eq!(pool.stems(), []);
+    let one = pool.register(app(&runtime, "a", "java", |_| {})).unwrap();
+    let two = pool.register(app(&runtime, "b", "java", |_| {})).unwrap();
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(counts(&pool, &class("java")), Some((1, 0, 1)));
+    let lease = claim(&pool, one, SECOND).await.unwrap();
+    assert!(lease.start.as_deref().unwrap().from_stem, "without a word of configuration");
+    drop(lease);
+    tokio::time::sleep(SECOND).await;
+    pool.unregister(one);
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(counts(&pool, &class("java")), Some((1, 0, 1)), "another revision can come from it");
+    pool.unregister(two);
+    tokio::time::sleep(SECOND).await;
+    let view = pool.stems().remove(0);
+    assert_eq!((view.ready, view.size, view.reason), (0, 0, CapacityReason::Unused));
+    assert_eq!((view.booted, view.used, view.missed, view.wasted, view.failed), (2, 1, 0, 1, 0));
+    assert_eq!(told.stopped.load(Ordering::SeqCst), 1);
+    let three = pool.register(app(&runtime, "c", "java", |_| {})).unwrap();
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(counts(&pool, &class("java")), Some((1, 0, 1)), "held again");
+    pool.unregister(three);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_classes_than_may_be_held_start_cold_until_one_goes() {
+    let (_, runtime) = stemmed();
+    let pool = InstancePool::new(automatic(1, 1));
+    let one = pool.register(app(&runtime, "a", "java", |_| {})).unwrap();
+    let two = pool.register(app(&runtime, "b", "node", |_| {})).unwrap();
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(counts(&pool, &class("node")), None);
+    let lease = claim(&pool, two, SECOND).await.unwrap();
+    assert!(!lease.start.as_deref().unwrap().from_stem);
+    drop(lease);
+    pool.unregister(one);
+    tokio::time::sleep(SECOND).await;
+    pool.register(app(&runtime, "c", "node", |_| {})).unwrap();
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(counts(&pool, &class("node")), Some((1, 0, 1)));
+    assert_eq!(counts(&pool, &class("java")), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_size_says_why() {
+    let (_, runtime) = stemmed();
+    let mut config = automatic(1, 4);
+    config.stems.slot = SECOND;
+    config.stems.memory_bytes = 3 << 20;
+    config.stems.capacity = Some(Arc::new(|_: &StemClass| Box::new(TwiceTaken)));
+    let pool = InstancePool::new(config);
+    let keys: Vec<_> =
+        (0..5).map(|n| pool.register(app(&runtime, &format!("a{n}"), "java", |_| {})).unwrap()).collect();
+    assert_eq!(pool.stems()[0].reason, CapacityReason::New);
+    tokio::time::sleep(1500 * MS).await;
+    assert_eq!(pool.stems()[0].reason, CapacityReason::Minimum, "nothing was taken");
+    drop(claim(&pool, keys[0], SECOND).await.unwrap());
+    tokio::time::sleep(SECOND).await;
+    let view = pool.stems().remove(0);
+    assert_eq!((view.size, view.wanted, view.reason), (2, 2, CapacityReason::Law));
+    for key in &keys[1..3] {
+        drop(claim(&pool, *key, SECOND).await.unwrap());
+    }
+    tokio::time::sleep(SECOND).await;
+    let view = pool.stems().remove(0);
+    assert_eq!((view.size, view.wanted, view.reason), (3, 4, CapacityReason::Memory));
 }

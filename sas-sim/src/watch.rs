@@ -13,9 +13,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas_core::{
     CallError, Claim, ClaimError, Commit, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
-    ErrorKind, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Pool, Request,
-    Response, Result, RevisionKey, RevisionStatus, Store, StoreLimits, Target, TenantKey, Version, WaitList,
-    Waiting, Watched,
+    ErrorKind, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Pool, PoolTotals,
+    Request, Response, Result, RevisionKey, RevisionStatus, StemView, Store, StoreLimits, Target, TenantKey,
+    Version, WaitList, Waiting, Watched,
 };
 use sas_pool::InstancePool;
 use tokio::time::Instant;
@@ -205,12 +205,20 @@ impl Pool for WatchedPool {
         self.inner.recycle(revision, instance, grace)
     }
 
-    fn drain_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
-        self.inner.drain_load(shard, visit);
+    fn take_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
+        self.inner.take_load(shard, visit);
     }
 
     fn shards(&self) -> usize {
         self.inner.shards()
+    }
+
+    fn stems(&self) -> Vec<StemView> {
+        self.inner.stems()
+    }
+
+    fn totals(&self) -> PoolTotals {
+        self.inner.totals()
     }
 
     async fn drain(&self, revision: RevisionKey, grace: Duration) {

@@ -9,8 +9,8 @@ use std::{
 
 use async_trait::async_trait;
 use sas_core::{
-    Artifact, ArtifactInfo, Claim, ClaimError, Cx, Deployed, InstanceId, InstanceView, Lease, Load, Pool,
-    Result, RevisionKey, RevisionName, RevisionSpec, RevisionStatus, ScalingSpec, Source, TenantKey, Waiting,
+    Artifact, ArtifactInfo, Claim, ClaimError, Cx, Deployed, Load, Pool, Result, RevisionKey, RevisionName,
+    RevisionSpec, RevisionStatus, ScalingSpec, Source, TenantKey, Waiting,
 };
 use sas_testkit::fake::FakeRuntime;
 use tokio::time::Instant;
@@ -97,10 +97,6 @@ impl Pool for FakePool {
         self.state.lock().unwrap().get(&revision).map(|(deployed, _)| deployed.clone())
     }
 
-    fn try_claim(&self, _: &Claim) -> Option<Lease> {
-        None
-    }
-
     fn claim(&self, _: &Claim, _: &Cx) -> Waiting {
         Waiting::ready(Err(ClaimError::Closed))
     }
@@ -110,10 +106,6 @@ impl Pool for FakePool {
             revision.desired = desired;
             revision.asked.push(desired);
         }
-    }
-
-    fn instances(&self, _: RevisionKey) -> Vec<InstanceView> {
-        Vec::new()
     }
 
     fn status(&self, revision: RevisionKey) -> Option<RevisionStatus> {
@@ -127,11 +119,7 @@ impl Pool for FakePool {
         Some(status)
     }
 
-    fn recycle(&self, _: RevisionKey, _: InstanceId, _: Duration) -> bool {
-        false
-    }
-
-    fn drain_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
+    fn take_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
         let mut state = self.state.lock().unwrap();
         for (key, (deployed, revision)) in state.iter_mut() {
             if key.slot() as usize % self.shards != shard {

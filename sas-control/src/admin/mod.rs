@@ -185,7 +185,7 @@ impl Admin {
             }
             ["v1", "usage"] => {
                 only(&method, "GET")?;
-                Ok(self.usage())
+                self.usage().await
             }
             ["v1", "services", namespace, name] => match method.as_str() {
                 "GET" => {
@@ -215,20 +215,20 @@ impl Admin {
             }
             ["decisions"] => {
                 only(&method, "GET")?;
-                self.decisions(&*record()?, &Query::of(&request))
+                self.decisions(&*record()?, &Query::of(&request)).await
             }
             ["logs"] => {
                 only(&method, "GET")?;
-                self.logs(&*record()?, &Query::of(&request))
+                self.logs(&*record()?, &Query::of(&request)).await
             }
             ["usage"] => {
                 only(&method, "GET")?;
                 let record = record()?;
-                let usage: Vec<Value> = self
-                    .keys(&record, &Query::of(&request))?
-                    .into_iter()
-                    .map(|(revision, key)| json!({"revision": revision, "totals": self.control.meter.revision(key)}))
-                    .collect();
+                let mut usage = Vec::new();
+                for (revision, key) in self.keys(&record, &Query::of(&request))? {
+                    let totals = self.control.usage()?.revision_usage(key).await?;
+                    usage.push(json!({"revision": revision, "totals": totals}));
+                }
                 Ok(json_response(StatusCode::OK, &json!({"usage": usage})))
             }
             ["revisions"] => {
@@ -428,11 +428,11 @@ impl Admin {
         Ok(json_response(StatusCode::OK, &json!({"instances": instances})))
     }
 
-    fn decisions(&self, record: &ServiceRecord, query: &Query) -> Answer {
+    async fn decisions(&self, record: &ServiceRecord, query: &Query) -> Answer {
         let most = query.number("limit", TAIL)?;
         let mut decisions = Vec::new();
         for (revision, key) in self.all_keys(record, query)? {
-            for decision in self.control.decisions.tail(key, most) {
+            for decision in self.control.decisions()?.last_decisions(key, most).await? {
                 let mut value = json!(decision);
                 value["revision"] = json!(revision);
                 value["at"] = json!(rfc3339(decision.at));
@@ -447,16 +447,14 @@ impl Admin {
         Ok(json_response(StatusCode::OK, &json!({"decisions": decisions})))
     }
 
-    fn logs(&self, record: &ServiceRecord, query: &Query) -> Answer {
+    async fn logs(&self, record: &ServiceRecord, query: &Query) -> Answer {
         let most = query.number("tail", TAIL)?;
         let after = query.number("after", 0).map(|after| after as u64)?;
         let keys = self.all_keys(record, query)?;
-        let dropped: u64 = keys.iter().map(|(_, key)| self.control.logs.dropped(*key)).sum();
         let keys: Vec<RevisionKey> = keys.into_iter().map(|(_, key)| key).collect();
-        let lines: Vec<Value> = self
-            .control
-            .logs
-            .tail(&keys, most, after)
+        let page = self.control.logs()?.lines(&keys, most, after).await?;
+        let lines: Vec<Value> = page
+            .lines
             .iter()
             .map(|line| {
                 let mut value = json!(line);
@@ -464,7 +462,7 @@ impl Admin {
                 value
             })
             .collect();
-        Ok(json_response(StatusCode::OK, &json!({"lines": lines, "dropped": dropped})))
+        Ok(json_response(StatusCode::OK, &json!({"lines": lines, "dropped": page.dropped})))
     }
 
     fn runtimes(&self) -> Response {
@@ -488,15 +486,13 @@ impl Admin {
         json_response(StatusCode::OK, &json!({"edition": engine.edition().name, "runtimes": runtimes}))
     }
 
-    fn usage(&self) -> Response {
-        let tenants: Vec<Value> = self
-            .control
-            .meter
-            .tenants()
+    async fn usage(&self) -> Answer {
+        let used = self.control.usage()?.tenant_usage().await?;
+        let tenants: Vec<Value> = used
             .into_iter()
             .map(|(tenant, totals)| json!({"namespace": self.control.namespace_of(tenant), "totals": totals}))
             .collect();
-        json_response(StatusCode::OK, &json!({"tenants": tenants}))
+        Ok(json_response(StatusCode::OK, &json!({"tenants": tenants})))
     }
 }
 

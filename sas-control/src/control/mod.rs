@@ -19,9 +19,9 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use sas_core::{
-    AnswerCounter, Artifact, Clock, Error, ErrorKind, Invoker, Pool, Quota, Quotas, Recorder, RequestId,
-    Result, RevisionKey, Router, Runtime, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec,
-    Triggers, Version,
+    AnswerCounter, Artifact, Clock, DecisionQuery, DecisionSink, Error, ErrorKind, Invoker, LogQuery,
+    LogSink, MeterSink, Pool, Quota, Quotas, Recorder, RequestId, Result, RevisionKey, Router, Runtime,
+    Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers, UsageQuery, Version,
 };
 use sas_knative::manifest::ParseOptions;
 use tokio::time::Instant;
@@ -99,12 +99,12 @@ pub struct ControlConfig {
     pub rules: Rules,
     /// How long the requests of a revision that lost its traffic may take to end.
     pub drain_grace: Duration,
-    /// Where instances log to.
-    pub logs: Arc<LogBuffer>,
-    /// Where the autoscaler's decisions go.
-    pub decisions: Arc<DecisionLog>,
-    /// What was used.
-    pub meter: Arc<Meter>,
+    /// Where instances log to. What it can read back is shown by the admin API.
+    pub logs: Arc<dyn LogSink>,
+    /// Where the autoscaler's decisions go. What it can read back is shown by the admin API.
+    pub decisions: Arc<dyn DecisionSink>,
+    /// Where readings of what was used go. What it can read back is shown by the admin API.
+    pub meter: Arc<dyn MeterSink>,
     /// Where metrics go.
     pub recorder: Recorder,
     /// Seed of the ids of test runs.
@@ -138,9 +138,9 @@ impl ControlConfig {
             manifests: ParseOptions::default(),
             rules: Rules::new("localhost"),
             drain_grace: Duration::from_secs(300),
-            logs: Arc::default(),
-            decisions: Arc::default(),
-            meter: Arc::default(),
+            logs: Arc::new(LogBuffer::default()),
+            decisions: Arc::new(DecisionLog::default()),
+            meter: Arc::new(Meter::default()),
             recorder: Recorder::default(),
             seed: 0,
         }
@@ -168,9 +168,9 @@ pub struct Control {
     manifests: ParseOptions,
     pub(crate) rules: Rules,
     drain_grace: Duration,
-    pub(crate) logs: Arc<LogBuffer>,
-    pub(crate) decisions: Arc<DecisionLog>,
-    pub(crate) meter: Arc<Meter>,
+    pub(crate) logs: Arc<dyn LogSink>,
+    pub(crate) decisions: Arc<dyn DecisionSink>,
+    pub(crate) meter: Arc<dyn MeterSink>,
     pub(crate) metrics: Metrics,
     seed: u64,
     requests: AtomicU64,
@@ -265,6 +265,12 @@ fn refused(operation: &'static str, errors: SpecErrors) -> Error {
     Error::new(ErrorKind::InvalidSpec, operation, errors.to_string()).with_source(errors)
 }
 
+fn unreadable(what: &'static str, sink: &str) -> Error {
+    let message =
+        format!("the platform's {sink} only passes on what it takes; ask the system that it passes it to");
+    Error::new(ErrorKind::Unsupported, what, message)
+}
+
 pub(crate) fn no_service(path: &str) -> Error {
     Error::new(ErrorKind::NotFound, "service", format!("there is no service {path}"))
 }
@@ -322,6 +328,30 @@ impl Control {
     /// What manifests mean here beyond what they say.
     pub fn manifest_options(&self) -> &ParseOptions {
         &self.manifests
+    }
+
+    /// Reads the logs of instances back.
+    ///
+    /// # Errors
+    /// `Unsupported` when the log sink of [`ControlConfig::logs`] only passes lines on.
+    pub fn logs(&self) -> Result<&dyn LogQuery> {
+        self.logs.log_query().ok_or_else(|| unreadable("logs", "log sink"))
+    }
+
+    /// Reads the autoscaler's decisions back.
+    ///
+    /// # Errors
+    /// `Unsupported` when the sink of [`ControlConfig::decisions`] only passes decisions on.
+    pub fn decisions(&self) -> Result<&dyn DecisionQuery> {
+        self.decisions.decision_query().ok_or_else(|| unreadable("decisions", "decision sink"))
+    }
+
+    /// Reads back what was used.
+    ///
+    /// # Errors
+    /// `Unsupported` when the sink of [`ControlConfig::meter`] only passes readings on.
+    pub fn usage(&self) -> Result<&dyn UsageQuery> {
+        self.meter.usage_query().ok_or_else(|| unreadable("usage", "meter sink"))
     }
 
     /// Whether [`Control::recover`] is done and the platform is not shutting down.

@@ -16,9 +16,9 @@ use parking_lot::Mutex;
 use sas_control::{Admin, Control, ControlConfig, TokenAuthenticator};
 use sas_core::{
     Artifact, ArtifactInfo, Body, CallTimings, Capabilities, Claim, Clock, Cx, Deployed, Error, ErrorKind,
-    Handler, HostPattern, Instance, InstanceId, InstanceView, Isolation, Lease, Load, Pool, Response, Result,
-    RevisionKey, RevisionSpec, RevisionStatus, Route, RouteAction, RouteChange, RouteError, RouteQuery,
-    RouteRule, Router, Runtime, Source, StartRequest, Store, Timestamp, Waiting,
+    Handler, HostPattern, Instance, InstanceId, InstanceView, Isolation, Pool, Response, Result, RevisionKey,
+    RevisionSpec, RevisionStatus, Route, RouteAction, RouteChange, RouteError, RouteQuery, RouteRule, Router,
+    Runtime, Source, StartRequest, Store, Timestamp, Waiting,
 };
 use sas_knative::manifest::{Manifest, ParseOptions, ServiceManifest, parse};
 use sas_testkit::fake::{FakeClock, FakeInvoker};
@@ -74,13 +74,9 @@ impl Pool for RememberingPool {
     fn deployed(&self, revision: RevisionKey) -> Option<Arc<Deployed>> {
         self.registered.lock().get(&revision).cloned()
     }
-    fn try_claim(&self, _: &Claim) -> Option<Lease> {
-        None
-    }
     fn claim(&self, _: &Claim, _: &Cx) -> Waiting {
         Waiting::ready(Err(sas_core::ClaimError::Closed))
     }
-    fn set_desired(&self, _: RevisionKey, _: u32) {}
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
         let busy = self.busy.lock().get(&revision).copied().unwrap_or(0);
         let state = sas_core::InstanceState::Ready;
@@ -94,13 +90,6 @@ impl Pool for RememberingPool {
         status.last_start_error = self.start_errors.lock().get(deployed.name.revision()).cloned();
         status.failed_starts = u32::from(status.last_start_error.is_some());
         Some(status)
-    }
-    fn recycle(&self, _: RevisionKey, _: InstanceId, _: Duration) -> bool {
-        false
-    }
-    fn drain_load(&self, _: usize, _: &mut dyn FnMut(&Load, &Arc<Deployed>)) {}
-    fn shards(&self) -> usize {
-        1
     }
     async fn drain(&self, revision: RevisionKey, grace: Duration) {
         if let Some(deployed) = self.deployed(revision) {
@@ -299,9 +288,13 @@ impl World {
         );
         config.clock = Arc::new(clock.clone()) as Arc<dyn Clock>;
         config.domain = "example.org".to_owned();
+        let logs = Arc::new(sas_control::LogBuffer::default());
+        let decisions = Arc::new(sas_control::DecisionLog::default());
+        let meter = Arc::new(sas_control::Meter::default());
+        config.logs = Arc::clone(&logs) as _;
+        config.decisions = Arc::clone(&decisions) as _;
+        config.meter = Arc::clone(&meter) as _;
         change(&mut config);
-        let (logs, decisions, meter) =
-            (Arc::clone(&config.logs), Arc::clone(&config.decisions), Arc::clone(&config.meter));
         let control = Control::new(config);
         control.recover().await.expect("the store can be read");
         let tokens = TokenAuthenticator::new(TOKEN).expect("a token");

@@ -22,6 +22,10 @@ impl KeepAlivePolicy for Fixed {
         KeepAlive::until(now + self.keep)
     }
 
+    fn resolution(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn forget(&mut self, _: RevisionKey) {}
 
     fn bytes(&self) -> usize {

@@ -166,6 +166,10 @@ impl KeepAlivePolicy for GreedyDual {
         self.evict(revision);
     }
 
+    fn resolution(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn forget(&mut self, revision: RevisionKey) {
         self.leave_idle(revision);
         if let Some(held) = self.revisions.remove(&revision).filter(|held| held.warm) {
@@ -214,6 +218,10 @@ impl<P: KeepAlivePolicy> KeepAlivePolicy for Evicting<P> {
     fn evicted(&mut self, revision: RevisionKey) {
         self.keep.evicted(revision);
         self.evict.evicted(revision);
+    }
+
+    fn resolution(&self) -> Duration {
+        self.keep.resolution()
     }
 
     fn forget(&mut self, revision: RevisionKey) {

@@ -19,6 +19,8 @@ use signals::Situation;
 
 /// No plan looks further at once; it goes on with a new one when it ends.
 const LOOK: usize = 8;
+/// Calls are told apart by the minute; a plan looks at hundreds of them, so it is made for what rests only.
+const RESOLUTION: Duration = Duration::from_secs(2);
 /// How late the end of a plan may be noticed.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -218,6 +220,10 @@ impl KeepAlivePolicy for Hazard {
     }
 
     fn evicted(&mut self, _: RevisionKey) {}
+
+    fn resolution(&self) -> Duration {
+        RESOLUTION
+    }
 
     fn forget(&mut self, revision: RevisionKey) {
         self.revisions.remove(&revision);

@@ -144,6 +144,10 @@ impl KeepAlivePolicy for HybridHistogram {
         }
     }
 
+    fn resolution(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn forget(&mut self, revision: RevisionKey) {
         self.revisions.remove(&revision);
     }

@@ -14,7 +14,7 @@ impl State {
     /// A free slot now, of a revision that is [`State::open`].
     pub(crate) fn try_claim(&mut self, rules: &Rules, a: u32, claim: &Claim, now: u64) -> Option<Grant> {
         let position = self.pick(rules, a, claim, now)?;
-        self.called(rules, a);
+        self.called(rules, a, now);
         self.actives[a as usize].arrive(claim.metered, now);
         Some(self.lend(rules, a, position, claim.metered, now))
     }
@@ -42,7 +42,7 @@ impl State {
         if self.actives[a as usize].line.len() == 0
             && let Some(position) = self.pick(rules, a, claim, now)
         {
-            self.called(rules, a);
+            self.called(rules, a, now);
             self.actives[a as usize].arrive(claim.metered, now);
             return Met::Decided(Ok(self.lend(rules, a, position, claim.metered, now)));
         }
@@ -50,7 +50,7 @@ impl State {
             self.rest(now, a, fx);
             return Met::Decided(Err(error));
         }
-        self.called(rules, a);
+        self.called(rules, a, now);
         let active = &mut self.actives[a as usize];
         active.arrive(claim.metered, now);
         active.drained = false;

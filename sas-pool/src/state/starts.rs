@@ -74,7 +74,8 @@ impl State {
                 None => self.meters.push(meter),
             }
         }
-        Some(Plan { id, revision, deployed, priority, asked: now, gated })
+        let measured = self.actives[a as usize].measured;
+        Some(Plan { id, revision, deployed, priority, asked: now, gated, measured })
     }
 
     /// A decided start has its turn, and holds what it was given from now on. False when it is not wanted any more.

@@ -356,7 +356,6 @@ impl Pool for FixedPool {
             Some(_) => ClaimError::QueueFull { resource: "revision", retry_after: Duration::from_secs(1) },
         }))
     }
-    fn set_desired(&self, _: RevisionKey, _: u32) {}
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
         let revisions = self.revisions.lock().unwrap();
         let Some(registered) = revisions.get(&revision) else { return Vec::new() };
@@ -373,16 +372,9 @@ impl Pool for FixedPool {
             })
             .collect()
     }
-    fn status(&self, _: RevisionKey) -> Option<RevisionStatus> {
-        None
-    }
     fn recycle(&self, revision: RevisionKey, instance: InstanceId, _: Duration) -> bool {
         self.remove(revision, instance);
         true
-    }
-    fn drain_load(&self, _: usize, _: &mut dyn FnMut(&Load, &Arc<Deployed>)) {}
-    fn shards(&self) -> usize {
-        1
     }
     async fn drain(&self, _: RevisionKey, _: Duration) {}
     async fn shutdown(&self, _: Instant) {}

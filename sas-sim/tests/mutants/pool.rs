@@ -503,9 +503,9 @@ impl Pool for Broken {
         self.inner.recycle(self.key(revision), instance, grace) || self.bug == Bug::RecyclesAnything
     }
 
-    fn drain_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
+    fn take_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
         let mut seen = BTreeSet::new();
-        self.inner.drain_load(shard, &mut |load, deployed| {
+        self.inner.take_load(shard, &mut |load, deployed| {
             let mut load = *load;
             seen.insert(load.revision.0);
             match self.bug {

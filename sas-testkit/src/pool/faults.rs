@@ -169,7 +169,7 @@ pub(super) async fn clock_jumps(kit: &Kit) -> Verdict {
         };
         done(warm);
         for shard in 0..kit.pool.shards() {
-            kit.pool.drain_load(shard, &mut |_, _| {});
+            kit.pool.take_load(shard, &mut |_, _| {});
         }
         kit.pool.set_desired(revision, 0);
         kit.comes_to(revision, 0).await?;

@@ -187,7 +187,7 @@ pub(super) async fn to_zero(kit: &Kit) -> Verdict {
 fn loads(kit: &Kit) -> Vec<Load> {
     let mut loads = Vec::new();
     for shard in 0..kit.pool.shards() {
-        kit.pool.drain_load(shard, &mut |load, _| loads.push(*load));
+        kit.pool.take_load(shard, &mut |load, _| loads.push(*load));
     }
     loads
 }

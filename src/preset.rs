@@ -1,0 +1,129 @@
+//! What is on: one name for a choice of everything that works ahead of demand.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use sas_core::Fidelity;
+use sas_pool::{
+    PoolConfig,
+    capacity::Seasonal,
+    config::{AutomaticStems, IdleRule},
+    keep_alive::Hazard,
+};
+
+use crate::machine::Machine;
+
+/// What a platform does ahead of demand, and how closely its scaling follows Knative. Each choice can be changed by
+/// itself ([`crate::PlatformBuilder::configure_pool`], [`crate::PlatformBuilder::manifests`]); `docs/presets.md` has
+/// the table of what is on, off, and why.
+///
+/// ```
+/// use sas::prelude::*;
+/// assert_eq!("frugal".parse(), Ok(Preset::Frugal));
+/// assert_eq!(Preset::default().to_string(), "default");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Preset {
+    /// The best that is known: stems for the classes that deployed services can use, held by a seasonal capacity law;
+    /// instances kept and woken ahead by what was learnt of their calls; bounds from the machine or its control group.
+    #[default]
+    Default,
+    /// Scales as Knative's autoscaler does, bit for bit, and sleeps when it says so. Stems make starts quicker; nothing
+    /// else works ahead.
+    Knative,
+    /// Holds nothing ahead of demand: every first request is a cold start, and an idle platform is as small as it can be.
+    Frugal,
+}
+
+/// The name of a preset that there is not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?}: no preset; name one of default, knative, frugal")]
+pub struct UnknownPreset(String);
+
+impl FromStr for Preset {
+    type Err = UnknownPreset;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPreset> {
+        match name {
+            "default" => Ok(Self::Default),
+            "knative" => Ok(Self::Knative),
+            "frugal" => Ok(Self::Frugal),
+            other => Err(UnknownPreset(other.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Preset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Default => "default",
+            Self::Knative => "knative",
+            Self::Frugal => "frugal",
+        })
+    }
+}
+
+/// The share of the memory that instances and stems may count with, in percent. The rest is the host's: requests under
+/// way, the page cache, what an instance takes beyond what it counts with.
+const MEMORY_PERCENT: u64 = 80;
+/// The share of it that stems may hold, in percent.
+const STEMS_PERCENT: u64 = 15;
+/// What an instance of a process counts with until it was measured, unless its service says.
+const ASSUMED_BYTES: u64 = 32 << 20;
+/// Stems of one class per core: a burst takes them at once, but they boot one per core.
+const STEMS_PER_CORE: u32 = 16;
+
+impl Preset {
+    /// How closely scaling follows Knative.
+    pub(crate) fn fidelity(self) -> Fidelity {
+        match self {
+            Self::Knative => Fidelity::Exact,
+            _ => Fidelity::Mended,
+        }
+    }
+
+    /// The pool's configuration on this machine.
+    pub(crate) fn pool(self, machine: Machine) -> PoolConfig {
+        let mut pool = PoolConfig::default();
+        pool.budget.assumed_memory_bytes = ASSUMED_BYTES;
+        if let Some(memory) = machine.memory_bytes {
+            pool.budget.memory_bytes = memory / 100 * MEMORY_PERCENT;
+            pool.stems.memory_bytes = pool.budget.memory_bytes / 100 * STEMS_PERCENT;
+        }
+        if self != Self::Frugal {
+            let mut automatic = AutomaticStems::default();
+            automatic.max = machine.cores.saturating_mul(STEMS_PER_CORE);
+            // A machine too small for one stem holds none.
+            pool.stems.automatic = (automatic.memory_bytes <= pool.stems.memory_bytes).then_some(automatic);
+            pool.stems.capacity = Some(Arc::new(|_| Box::new(Seasonal::default())));
+        }
+        if self == Self::Default {
+            pool.idle = IdleRule::policy(Hazard::default());
+        }
+        pool
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn bounds_come_from_the_machine() {
+        for preset in [Preset::Default, Preset::Knative, Preset::Frugal] {
+            for memory_bytes in [None, Some(GIB / 4), Some(GIB), Some(64 * GIB)] {
+                let pool = preset.pool(Machine { cores: 4, memory_bytes });
+                pool.validate().expect("every preset is valid on every machine");
+                if let Some(memory) = memory_bytes {
+                    assert!(pool.budget.memory_bytes < memory, "{preset}: the host keeps a part");
+                    assert!(pool.stems.memory_bytes < pool.budget.memory_bytes);
+                }
+                assert!(preset != Preset::Frugal || pool.stems.automatic.is_none());
+            }
+        }
+        let small = Preset::Default.pool(Machine { cores: 1, memory_bytes: Some(GIB / 4) });
+        assert_eq!(small.stems.automatic, None, "it could not hold one");
+    }
+}
