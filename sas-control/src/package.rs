@@ -98,7 +98,7 @@ impl PackageStore {
         }
         let digest = walk.digest();
         let home = self.home(&digest);
-        sync_dir(incoming)?;
+        sync_tree(incoming)?;
         match fs::rename(incoming, &home) {
             Ok(()) => sync_dir(&self.root)?,
             // Another deploy of the same content was first: its copy is as good.
@@ -215,6 +215,28 @@ fn executable(_: &fs::Metadata) -> bool {
     false
 }
 
+/// Has everything below `path` on the disk. One call for all files: with one each, a package of thousands takes half a
+/// minute.
+#[cfg(target_os = "linux")]
+fn sync_tree(path: &Path) -> Result<()> {
+    let synced = fs::File::open(path).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+    synced.map_err(|error| storage(path, error))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn sync_tree(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).map_err(|error| storage(path, error))? {
+        let entry = entry.map_err(|error| storage(path, error))?;
+        let kind = entry.file_type().map_err(|error| storage(path, error))?;
+        if kind.is_dir() {
+            sync_tree(&entry.path())?;
+        } else if kind.is_file() {
+            sync_dir(&entry.path())?;
+        }
+    }
+    sync_dir(path)
+}
+
 fn sync_dir(path: &Path) -> Result<()> {
     fs::File::open(path).and_then(|dir| dir.sync_all()).map_err(|error| storage(path, error))
 }
@@ -292,7 +314,7 @@ impl Walk {
     fn bytes(&mut self, name: &str, bytes: &Bytes, target: &Path) -> Result<()> {
         self.file_bytes(name, false, bytes);
         let mut file = fs::File::create(target).map_err(|error| storage(target, error))?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| storage(target, error))
+        file.write_all(bytes).map_err(|error| storage(target, error))
     }
 
     fn entry(&mut self, path: &Path, name: &str, target: Option<&Path>, depth: usize) -> Result<()> {
@@ -357,8 +379,7 @@ impl Walk {
             return Err(refused(path, "changed while it was read; deploy again when it is complete"));
         }
         if let Some((copy, target)) = copy {
-            let done = harmless(&copy, metadata).and_then(|()| copy.sync_all());
-            done.map_err(|error| storage(target, error))?;
+            harmless(&copy, metadata).map_err(|error| storage(target, error))?;
         }
         Ok(())
     }

@@ -401,6 +401,20 @@ async fn archives_of_other_systems_are_projects_too() {
 }
 
 #[tokio::test]
+async fn a_jar_that_is_a_script_too_is_a_jar() {
+    if support::missing("java") {
+        return;
+    }
+    let (_dir, runtime) = support::runtime();
+    let manifest = b"Main-Class: org.springframework.boot.loader.launch.JarLauncher\n";
+    let mut jar = b"#!/bin/bash\nexec java -jar \"$0\"\nexit 0\n".to_vec();
+    jar.extend(zip(&[("META-INF/MANIFEST.MF", 0o644, manifest)]));
+    runtime.prepare(&bytes("shop.jar", jar)).await.unwrap();
+    let error = refused(&runtime, &bytes("shop.jar", b"#!/bin/bash\n".to_vec())).await;
+    assert!(error.to_string().contains("no whole jar"), "{error}");
+}
+
+#[tokio::test]
 async fn a_virtual_environment_of_another_machine_is_fitted_to_this_host_and_other_links_out_are_refused() {
     if support::missing("python3") {
         return;

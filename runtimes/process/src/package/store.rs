@@ -78,6 +78,10 @@ impl Kind {
     fn of_file(name: &str, head: &[u8]) -> Result<Self> {
         let lower = name.to_ascii_lowercase();
         let ends = |suffixes: &[&str]| suffixes.iter().any(|suffix| lower.ends_with(suffix));
+        // Spring Boot's fully executable jars begin with a script, and are jars all the same.
+        if head.starts_with(b"#!") && ends(&[".jar", ".war"]) {
+            return Ok(Self::Jar);
+        }
         if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
             return Ok(if ends(&[".jar", ".war"]) { Self::Jar } else { Self::Zip });
         }

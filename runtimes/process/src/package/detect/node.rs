@@ -78,26 +78,27 @@ fn node(project: &Project<'_>, what: &str) -> Result<PathBuf> {
 /// `npm start` with a script: `prestart`, then `start`, each by a shell unless it needs none.
 fn scripts(project: &mut Project<'_>, json: &Value, start: &str) -> Result<Start> {
     node(project, "package.json")?;
-    if let Some(command) = words::simple(start)
-        && command.words[0] == "node"
-        && let Some(script) = script_of(&command.words[1..])
-        && resolve(&project.cwd, script).is_none()
-    {
-        return Err(refused(format!(
-            "package.json: scripts.start runs {script:?}, which is not in the package; pack it, or mend the script"
-        )));
-    }
     let text = |name: &str| {
-        let text =
-            json.pointer(&format!("/scripts/{name}")).and_then(Value::as_str).unwrap_or_default().trim();
-        (!text.is_empty()).then(|| text.to_owned())
+        let script = json.pointer(&format!("/scripts/{name}")).and_then(Value::as_str).unwrap_or_default();
+        (!script.trim().is_empty()).then(|| script.trim().to_owned())
     };
     if text("poststart").is_some() {
         project.note("package.json: scripts.poststart is not run, since a server that ends has failed");
     }
-    let main = project.command_line("package.json: scripts.start", start, &["sh"])?;
     package_env(project, json, "start", start);
-    let Some(before) = text("prestart") else { return Ok(main) };
+    let Some(before) = text("prestart") else {
+        if let Some(command) = words::simple(start)
+            && command.words[0] == "node"
+            && let Some(script) = script_of(&command.words[1..])
+            && resolve(&project.cwd, script).is_none()
+        {
+            return Err(refused(format!(
+                "package.json: scripts.start runs {script:?}, which is not in the package; pack it, or mend the script"
+            )));
+        }
+        return project.command_line("package.json: scripts.start", start, &["sh"]);
+    };
+    // What it makes is not there yet, so that nothing of `start` is certain.
     // Each is a script of its own, as it is for npm: its variables and `exit` do not reach the other.
     let sh = interpreter(project.config, &["sh"], "package.json: scripts.prestart")?;
     let script = format!(

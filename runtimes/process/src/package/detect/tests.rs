@@ -128,6 +128,10 @@ fn each_layout_starts_as_its_ecosystem_starts_it() {
             &[("package.json", r#"{"scripts":{"prestart":"node b.js","start":"node i.js"}}"#), ("i.js", "")],
             "sh -c npm_lifecycle_event=prestart npm_lifecycle_script='node b.js' sh -c 'node b.js' && exec sh -c 'node i.js'",
         ),
+        (
+            &[("package.json", r#"{"main":"dist/x.js","scripts":{"prestart":"build","start":"node ."}}"#)],
+            "sh -c npm_lifecycle_event=prestart npm_lifecycle_script='build' sh -c 'build' && exec sh -c 'node .'",
+        ),
         (&[("package.json", r#"{"main":"lib/x"}"#), ("lib/x.js", ""), ("server.js", "")], "node @server.js"),
         (&[("package.json", r#"{"main":"lib"}"#), ("lib/index.js", "")], "node @lib/index.js"),
         (&[("package.json", "\u{feff}{}"), ("index.js", "")], "node @index.js"),

@@ -1,0 +1,2 @@
+@echo off
+java -classpath "%~dp0..\lib\shop.jar" Shop %*
