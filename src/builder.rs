@@ -12,9 +12,10 @@ use std::{
 use sas_autoscale::{Driver, DriverConfig, ScheduleParser};
 use sas_control::{Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, Meter, Recovery};
 use sas_core::{
-    AnswerCounter, Authenticator, Clock, DecisionSink, Error, ErrorKind, Fidelity, Handler, Invoker, LogSink,
-    MemoryStore, MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime, Scaler, Scalers, Schedule,
-    SecretSource, SpecErrors, Store, SystemClock, TriggerSource, TriggerSpec, Triggers,
+    AnswerCounter, Authenticator, Clock, DecisionSink, Error, ErrorKind, EventPublisher, Fidelity, Handler,
+    Invoker, LogSink, MemoryStore, MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime, Scaler,
+    Scalers, Schedule, SecretSource, SpecErrors, Store, SystemClock, Timestamp, TriggerSource, TriggerSpec,
+    Triggers,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
@@ -64,6 +65,11 @@ pub enum BuildError {
 /// How scaling schedules are read: as cron expressions, in UTC unless a zone is given.
 fn cron(expression: &str, zone: Option<&str>) -> Result<Arc<dyn Schedule>, Error> {
     match CronSchedule::new(expression, zone.unwrap_or("UTC")) {
+        // One that never came would scale nothing, and nobody would notice.
+        Ok(schedule) if schedule.next_after(Timestamp(0)).is_none() => {
+            let message = format!("{expression}: never fires: there is no such time");
+            Err(Error::new(ErrorKind::InvalidSpec, "schedule", message))
+        }
         Ok(schedule) => Ok(Arc::new(schedule)),
         Err(error) => {
             Err(Error::new(ErrorKind::InvalidSpec, "schedule", error.to_string()).with_source(error))
@@ -148,6 +154,7 @@ pub struct PlatformBuilder {
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
     access: Access,
+    publisher: Option<Arc<dyn EventPublisher>>,
     seed: u64,
     pool: Vec<Box<dyn FnOnce(&mut PoolConfig) + Send>>,
     gateway: GatewayConfig,
@@ -200,6 +207,7 @@ impl Default for PlatformBuilder {
             listen: None,
             admin: None,
             access: Access::default(),
+            publisher: None,
             seed: 0,
             pool: Vec::new(),
             gateway: GatewayConfig::default(),
@@ -231,6 +239,30 @@ impl PlatformBuilder {
     /// Makes declared triggers of `kind` known; it replaces one of the same kind. `make` checks the options of a
     /// declaration and says what is wrong with them, or makes its source. It is asked when a trigger is deployed, and at
     /// the next start for each that is stored.
+    ///
+    /// ```
+    /// use std::{sync::Arc, time::Duration};
+    /// use sas::{core::SpecErrors, prelude::*, trigger::{EventTemplate, Keeping, TimerTrigger}};
+    ///
+    /// let builder = Platform::builder().trigger_kind("heartbeat", |spec| {
+    ///     let mut errors = SpecErrors::default();
+    ///     let given = spec.options.get("seconds").map_or("", String::as_str);
+    ///     let seconds = given.parse().ok().filter(|seconds| *seconds > 0);
+    ///     let Some(seconds) = seconds else {
+    ///         errors.push("options.seconds", given, "must be a whole number of seconds");
+    ///         return Err(errors);
+    ///     };
+    ///     let template = EventTemplate::new("/heart", "beat");
+    ///     match TimerTrigger::new(Duration::from_secs(seconds), Keeping::default(), template) {
+    ///         Ok(source) => Ok(Arc::new(source)),
+    ///         Err(error) => {
+    ///             errors.push("options.seconds", given, error.message);
+    ///             Err(errors)
+    ///         }
+    ///     }
+    /// });
+    /// # drop(builder);
+    /// ```
     #[must_use]
     pub fn trigger_kind(
         mut self,
@@ -473,6 +505,13 @@ impl PlatformBuilder {
         self
     }
 
+    /// Where events go that leave the platform: dead letters of triggers with the option `dead-letter: publish`.
+    #[must_use]
+    pub fn event_publisher(mut self, publisher: Arc<dyn EventPublisher>) -> Self {
+        self.publisher = Some(publisher);
+        self
+    }
+
     /// What every tenant and every service may use that has no quota of its own, and the budget of bytes of all requests.
     /// Services are given their own by annotations (`sas.dev/quota-rate`, ...), tenants by
     /// [`PlatformBuilder::tenant_quota`] or the admin API.
@@ -579,6 +618,7 @@ impl PlatformBuilder {
         let mut trigger_config = TriggerHostConfig::new(invoker, Arc::clone(&store));
         trigger_config.clock = Arc::clone(&self.clock);
         trigger_config.recorder = recorder.clone();
+        trigger_config.publisher = self.publisher;
         let triggers = TriggerHost::new(trigger_config);
         // Before the recovery, which brings stored triggers of these kinds back.
         for (kind, make) in self.kinds {

@@ -5,10 +5,10 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use sas_autoscale::Driver;
 use sas_control::{Admin, Applied, Control, DeployOutcome, Recovery};
 use sas_core::{
-    CallError, Cx, DecisionQuery, Invoker as _, LogQuery, Pool, Request, Response, Result, RevisionSpec,
-    Runtime, Source, Target, UsageQuery,
+    CallError, Cx, DecisionQuery, Invoker as _, LogQuery, Payer, Pool, Request, Response, Result,
+    RevisionSpec, Runtime, Source, Target, UsageQuery,
 };
-use sas_knative::manifest::{Manifest, ServiceManifest, parse};
+use sas_knative::manifest::{Manifest, parse};
 #[cfg(unix)]
 use sas_router::UnixServer;
 use sas_router::{Gateway, Server};
@@ -180,13 +180,14 @@ impl Platform {
         Ok(applied)
     }
 
-    /// Deploys a spec as a service: a new revision when anything that runs has changed.
+    /// Deploys a spec as a service: a new revision when anything that runs has changed. Where the traffic goes is left as
+    /// it is: shares that are pinned to a revision stay there, and shares of the latest follow to the new one.
     ///
     /// # Errors
     /// `InvalidSpec` with the fields, when namespace, name or spec are refused; the runtime's error when the code
     /// can't be prepared. What served before goes on serving.
     pub async fn deploy(&self, namespace: &str, name: &str, spec: RevisionSpec) -> Result<DeployOutcome> {
-        self.parts.control.deploy(ServiceManifest::new(namespace, name, spec)).await
+        self.parts.control.deploy_spec(namespace, name, spec).await
     }
 
     /// Calls a service as a trigger or a client would: routed, metered, waking it.
@@ -194,11 +195,10 @@ impl Platform {
     /// # Errors
     /// As [`sas_core::Invoker::invoke`].
     pub async fn call(&self, namespace: &str, name: &str, request: Request) -> Result<Response, CallError> {
-        let tenant = match self.parts.control.record(namespace, name) {
-            Ok(record) => record.tenant,
-            Err(error) => return Err(CallError::unsent(error, request)),
-        };
-        let cx = Cx::new(tenant, self.parts.gateway.next_request_id(), Instant::now() + CALL_TIMEOUT);
+        if let Err(error) = self.parts.control.record(namespace, name) {
+            return Err(CallError::unsent(error, request));
+        }
+        let cx = Cx::new(Payer::Owner, self.parts.gateway.next_request_id(), Instant::now() + CALL_TIMEOUT);
         let target = Target::Service(format!("{namespace}/{name}").into());
         self.parts.gateway.invoke(target, request, &cx).await
     }

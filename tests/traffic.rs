@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use sas::prelude::*;
+use sas::{
+    core::{Payer, Triggers as _},
+    prelude::*,
+};
 use serde_json::Value;
 use tokio::{sync::Notify, time::Instant};
 
@@ -245,4 +248,138 @@ async fn a_roll_out_by_annotation_stops_at_errors_and_finishes_without() {
     }
     let platform = Arc::into_inner(platform).expect("no task holds it");
     platform.shutdown(Duration::from_secs(10)).await;
+}
+
+fn ping(namespace: &str, sink: &str, more: &str) -> String {
+    format!(
+        "apiVersion: sources.knative.dev/v1\nkind: PingSource\nmetadata:\n  name: tick\n  namespace: {namespace}\n{more}spec:\n  schedule: '* * * * * *'\n  sink: {sink}\n"
+    )
+}
+
+#[tokio::test]
+async fn a_trigger_stays_in_its_namespace_unless_the_other_grants_it_and_pays_for_what_it_wakes() {
+    let go_on = Arc::new(Notify::new());
+    let platform = Platform::builder()
+        .runtime(functions(&go_on))
+        .tenant_quota("poor", Quota::rate(0.0001, 2))
+        .build()
+        .await
+        .expect("a platform");
+    platform.apply(&manifest("rich", "victim", "good", &[]), None).await.expect("deployed");
+    platform.apply(&manifest("poor", "own", "good", &[]), None).await.expect("deployed");
+    let to_victim = "{ref: {kind: Service, name: victim, namespace: rich}}";
+    for (sink, more, field) in [
+        (to_victim, "", "spec.sink"),
+        ("{uri: 'http://victim.rich.svc.cluster.local/'}", "", "spec.sink"),
+        ("{ref: {kind: Service, name: nobody, namespace: rich}}", "", "spec.sink"),
+        (
+            "{ref: {kind: Service, name: own}}",
+            "  annotations: {sas.dev/dead-letter: rich/victim}\n",
+            "metadata.annotations[sas.dev/dead-letter]",
+        ),
+    ] {
+        let error = platform.apply(&ping("poor", sink, more), None).await.expect_err(sink);
+        let fields = error.fields().expect("fields");
+        assert_eq!(fields.0[0].field, field, "{error}");
+        assert!(fields.0[0].problem.contains("sas.dev/events-from"), "the remedy: {error}");
+    }
+    assert!(platform.triggers().status().is_empty());
+
+    let granting =
+        |to: &str| manifest("rich", "victim", "good", &[&format!("sas.dev/events-from: \"{to}\"")]);
+    platform.apply(&granting("other, poor"), None).await.expect("deployed");
+    platform.apply(&ping("poor", to_victim, ""), None).await.expect("granted");
+    let status = platform.triggers().status();
+    assert_eq!(status.len(), 1);
+    assert!(status[0].fires.next.is_some(), "it says when it fires next");
+
+    // What poor's calls wake, poor's quota pays: a third of them is too many.
+    let tenant = platform.control().record("poor", "own").expect("there").tenant;
+    let call = async |payer: Payer| {
+        let cx = Cx::new(payer, RequestId(1), tokio::time::Instant::now() + Duration::from_secs(10));
+        let request = http::Request::get("/").body(Body::empty()).expect("a request");
+        platform.gateway().invoke(Target::Service("rich/victim".into()), request, &cx).await
+    };
+    let mut refused = 0;
+    for _ in 0..6 {
+        if let Err(error) = call(tenant.into()).await {
+            assert_eq!(error.error.kind, ErrorKind::Exhausted, "{error}");
+            refused += 1;
+        }
+    }
+    assert!(refused >= 4, "{refused} of 6 were refused, with a quota of 2");
+    assert_eq!(call(Payer::Owner).await.expect("an answer").status(), 200, "its own calls are its own");
+
+    platform.apply(&granting("other"), None).await.expect("deployed");
+    assert!(platform.triggers().status().is_empty(), "a grant that is taken back stops the trigger");
+    platform.apply(&granting("*"), None).await.expect("deployed");
+    assert_eq!(platform.triggers().status().len(), 1, "and one that is given again starts it");
+    platform.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn a_schedule_that_never_fires_is_refused() {
+    let go_on = Arc::new(Notify::new());
+    let platform = Platform::builder().runtime(functions(&go_on)).build().await.expect("a platform");
+    platform.apply(&manifest("default", "hello", "good", &[]), None).await.expect("deployed");
+    for schedule in ["0 0 30 2 *", "0 0 31 4,6,9,11 *", "0 0 0 1 1 ? 2001", "0 0 0 29 2 ? 2027"] {
+        let source = ping("default", "{ref: {kind: Service, name: hello}}", "");
+        let source = source.replace("'* * * * * *'", &format!("'{schedule}'"));
+        let error = platform.apply(&source, None).await.expect_err(schedule);
+        let fields = error.fields().expect("fields");
+        assert_eq!(
+            (fields.0[0].field.as_str(), fields.0[0].value.as_str()),
+            ("spec.schedule", schedule),
+            "{error}"
+        );
+        assert!(fields.0[0].problem.contains("never"), "{error}");
+    }
+    assert!(platform.triggers().status().is_empty());
+    platform.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn a_stored_trigger_of_a_kind_of_one_s_own_comes_back() {
+    use sas::trigger::{EventTemplate, Keeping, TimerTrigger};
+    let go_on = Arc::new(Notify::new());
+    let store: Arc<dyn sas::core::Store> = Arc::new(sas::core::MemoryStore::default());
+    let build = async |known: bool| {
+        let mut builder = Platform::builder().runtime(functions(&go_on)).store(Arc::clone(&store));
+        if known {
+            builder = builder.trigger_kind("heartbeat", |spec| {
+                let mut errors = sas::core::SpecErrors::default();
+                let given = spec.options.get("seconds").map_or("", String::as_str);
+                let Ok(seconds) = given.parse::<u64>() else {
+                    errors.push("options.seconds", given, "must be whole seconds");
+                    return Err(errors);
+                };
+                let template = EventTemplate::new("/heart", "beat");
+                let timer = TimerTrigger::new(Duration::from_secs(seconds), Keeping::default(), template);
+                Ok(Arc::new(timer.expect("a period")) as _)
+            });
+        }
+        builder.build().await.expect("a platform")
+    };
+    let platform = build(true).await;
+    platform.apply(&manifest("default", "hello", "good", &[]), None).await.expect("deployed");
+    let spec = |seconds| {
+        sas::core::TriggerSpec::new("default/heart", "heartbeat", "default/hello")
+            .with_option("seconds", seconds)
+    };
+    let refused = platform.control().apply_trigger(spec("soon")).await.expect_err("no number");
+    assert!(refused.to_string().contains("must be whole seconds"), "{refused}");
+    platform.control().apply_trigger(spec("5")).await.expect("declared");
+    platform.shutdown(Duration::from_secs(5)).await;
+
+    let platform = build(true).await;
+    assert!(platform.control().recovery().failed.is_empty(), "{:?}", platform.control().recovery());
+    assert_eq!(platform.triggers().status()[0].name, "default/heart");
+    platform.shutdown(Duration::from_secs(5)).await;
+
+    let platform = build(false).await;
+    let missing = platform.control().recovery().failed;
+    assert_eq!(missing.len(), 1);
+    assert_eq!(missing[0].0, "Trigger default/heart");
+    assert!(missing[0].1.to_string().contains("heartbeat"), "{}", missing[0].1);
+    platform.shutdown(Duration::from_secs(5)).await;
 }

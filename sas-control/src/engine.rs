@@ -80,7 +80,7 @@ impl Engine {
         };
         let given = runtime.capabilities().isolation;
         match self.edition.isolation {
-            Some(asked) if given < asked && tenant != TenantKey::default() => Err(refuse(format!(
+            Some(asked) if given < asked && !tenant.is_host() => Err(refuse(format!(
                 "the {} edition asks for isolation {asked:?} or stronger, and this runtime gives {given:?}",
                 self.edition.name
             ))),

@@ -70,4 +70,7 @@ pub use meter::Meter;
 pub use private::private_dir;
 pub use reconcile::{Blocked, Command, GcLimits, Observed, Registration, Rules, reconcile};
 pub use record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};
-pub use view::{Condition, RevisionView, ServiceView};
+pub use view::{
+    Condition, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutStage, RolloutView,
+    ServiceView, TrafficView, TriggerView,
+};

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use sas_core::{ErrorKind, Principal, Quota, RevisionKey};
+use sas_core::{AnswerCounts, ErrorKind, Principal, Quota, RevisionKey, TriggerStatus};
 use sas_knative::manifest::TrafficTarget;
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use crate::{
     control::Control,
@@ -34,6 +33,136 @@ impl Condition {
     }
 }
 
+/// The instances of a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct InstancesView {
+    /// How many the last decision asked for.
+    pub desired: u32,
+    /// How many can take requests.
+    pub ready: u32,
+    /// How many are on their way up.
+    pub starting: u32,
+    /// How many are on their way out.
+    pub draining: u32,
+    /// Requests that wait for one.
+    pub queued: u32,
+    /// Requests that run.
+    pub in_flight: u32,
+}
+
+/// A part of a service's traffic, as it goes now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct TrafficView {
+    /// Which revision.
+    pub revision_name: String,
+    /// In percent.
+    pub percent: u32,
+    /// Whether it is meant for the latest revision, whichever that is.
+    pub latest_revision: bool,
+    /// The tag, if it has one.
+    pub tag: Option<String>,
+    /// The host of the tag.
+    pub host: Option<String>,
+}
+
+/// How far a roll-out is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum RolloutStage {
+    /// Traffic moves.
+    Moving,
+    /// The new revision failed and got its traffic taken away, or somebody stopped it.
+    Stopped,
+    /// All traffic has moved.
+    Done,
+}
+
+/// Answers that were counted of the two revisions of a roll-out.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RolloutAnswers {
+    /// Of the revision that the traffic comes from.
+    pub from: AnswerCounts,
+    /// Of the one that it goes to.
+    pub to: AnswerCounts,
+}
+
+/// A roll-out that is under way, done, or stopped.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct RolloutView {
+    /// The revision that the traffic comes from.
+    pub from: String,
+    /// The revision that it goes to.
+    pub to: String,
+    /// How much of it has moved, in percent.
+    pub percent: u32,
+    /// How far it is.
+    pub state: RolloutStage,
+    /// Why it was stopped.
+    pub reason: Option<String>,
+    /// Since when it is as it is, in RFC 3339.
+    pub since: String,
+    /// The steps in percent, when it goes by steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<Vec<u32>>,
+    /// How long each step is held, in seconds, when it goes by steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_seconds: Option<f64>,
+    /// Requests that a step needs before it is judged, when it goes by steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_requests: Option<u64>,
+    /// How much larger the share of errors may be, when it goes by steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_more_errors: Option<f64>,
+    /// How long it takes, in seconds, when it goes by time alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over_seconds: Option<f64>,
+    /// Answers so far, where they are counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answers: Option<RolloutAnswers>,
+}
+
+/// A trigger and how it is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TriggerView {
+    /// As the trigger's host tells it.
+    #[serde(flatten)]
+    pub status: TriggerStatus,
+    /// When it fired last since the platform runs, in RFC 3339; `null`: not yet, or it follows no schedule.
+    #[serde(rename = "lastFire")]
+    pub last_fire: Option<String>,
+    /// When it fires next, jitter apart, in RFC 3339; `null`: never again, or it follows no schedule.
+    #[serde(rename = "nextFire")]
+    pub next_fire: Option<String>,
+}
+
+impl From<TriggerStatus> for TriggerView {
+    fn from(status: TriggerStatus) -> Self {
+        let (last_fire, next_fire) = (status.fires.last.map(rfc3339), status.fires.next.map(rfc3339));
+        Self { status, last_fire, next_fire }
+    }
+}
+
+/// Something that the last start could not bring back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct MissingView {
+    /// `Service namespace/name`, or another kind.
+    pub what: String,
+    /// The kind of the error, in snake case.
+    pub reason: String,
+    /// The error, with its causes.
+    pub message: String,
+}
+
 /// A revision.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -58,7 +187,7 @@ pub struct RevisionView {
     /// Its tags.
     pub tags: Vec<String>,
     /// Instances: the last decision, and what they do.
-    pub instances: Option<Value>,
+    pub instances: Option<InstancesView>,
     /// What the runtime has to say.
     pub notes: Vec<String>,
     /// Who deployed it, where that is known.
@@ -93,11 +222,11 @@ pub struct ServiceView {
     /// Where the traffic is to go.
     pub spec: Vec<TrafficTarget>,
     /// Where it goes.
-    pub traffic: Vec<Value>,
+    pub traffic: Vec<TrafficView>,
     /// What its requests may use; `null`: what all services may.
     pub quota: Option<Quota>,
     /// The roll-out that is under way or was stopped; `null`: none.
-    pub rollout: Value,
+    pub rollout: Option<RolloutView>,
     /// How it is.
     pub conditions: Vec<Condition>,
     /// Its revisions, youngest first.
@@ -105,20 +234,30 @@ pub struct ServiceView {
 }
 
 impl Control {
+    /// What the last start could not bring back and is not back yet.
+    pub fn missing_view(&self) -> Vec<MissingView> {
+        let missing = self.missing().into_iter();
+        missing
+            .map(|(what, error)| MissingView {
+                what,
+                reason: error.kind.as_str().to_owned(),
+                message: error.chain(),
+            })
+            .collect()
+    }
+
     /// A service as operators see it.
     pub fn view(&self, record: &ServiceRecord) -> ServiceView {
         let now = self.clock.now();
         let shares = record.shares(now);
         let traffic = shares
             .iter()
-            .map(|share| {
-                json!({
-                    "revisionName": share.revision,
-                    "percent": share.percent,
-                    "latestRevision": share.latest,
-                    "tag": share.tag,
-                    "host": share.tag.as_deref().map(|tag| self.rules.host(record, Some(tag))),
-                })
+            .map(|share| TrafficView {
+                revision_name: share.revision.clone(),
+                percent: share.percent,
+                latest_revision: share.latest,
+                tag: share.tag.clone(),
+                host: share.tag.as_deref().map(|tag| self.rules.host(record, Some(tag))),
             })
             .collect();
         let revisions: Vec<RevisionView> =
@@ -196,15 +335,13 @@ impl Control {
             runtime: revision.spec.runtime.clone(),
             percent: own().map(|share| share.percent).sum(),
             tags: own().filter_map(|share| share.tag.clone()).collect(),
-            instances: status.map(|status| {
-                json!({
-                    "desired": status.desired,
-                    "ready": status.ready,
-                    "starting": status.starting,
-                    "draining": status.draining,
-                    "queued": status.queued,
-                    "inFlight": status.in_flight,
-                })
+            instances: status.map(|status| InstancesView {
+                desired: status.desired,
+                ready: status.ready,
+                starting: status.starting,
+                draining: status.draining,
+                queued: status.queued,
+                in_flight: status.in_flight,
             }),
             notes: revision.notes.clone(),
             author: revision.author.clone(),

@@ -310,3 +310,58 @@ async fn triggers_without_a_host_are_refused() {
     assert_eq!((status, &answer["reason"]), (422, &"unsupported".into()));
     assert_eq!(world.call("DELETE", "/v1/triggers/default/p", "").await.0, 404);
 }
+
+#[tokio::test(start_paused = true)]
+async fn revisions_keep_their_author() {
+    let world = World::new().await;
+    world.call("POST", "/v1/services", &world.manifest("one")).await;
+    let (_, shown) = world.call("GET", SERVICE, "").await;
+    assert_eq!(shown["revisions"][0]["author"], "admin");
+    world.deploy("two").await.unwrap();
+    let (_, shown) = world.call("GET", SERVICE, "").await;
+    assert_eq!(
+        (&shown["revisions"][0]["author"], &shown["revisions"][1]["author"]),
+        (&serde_json::Value::Null, &"admin".into())
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_did_not_come_back_is_told_until_it_is_back() {
+    let store: Arc<dyn sas_core::Store> = Arc::new(MemoryStore::default());
+    store.put("service/default/hello", None, "{ torn".into()).await.unwrap();
+    store.put("service/default/other", None, "{}".into()).await.unwrap();
+    let world = World::with(Arc::clone(&store), |_| {}).await;
+    let (status, ready) = world.call("GET", "/readyz", "").await;
+    assert_eq!((status, &ready["status"], &ready["missing"]), (200, &"degraded".into(), &2.into()));
+    assert_eq!(
+        ready["reasons"][0],
+        serde_json::json!({"what": "Service default/hello", "reason": "invalid_spec"})
+    );
+    let (_, recovery) = world.call("GET", "/v1/recovery", "").await;
+    assert_eq!(recovery["missing"][1]["what"], "Service default/other");
+    assert!(recovery["missing"][0]["message"].as_str().unwrap().contains("deploy it again"), "{recovery}");
+    world.deploy("one").await.unwrap();
+    let (_, ready) = world.call("GET", "/readyz", "").await;
+    assert_eq!(ready["missing"], 1, "{ready}");
+    assert_eq!(world.call("DELETE", "/v1/services/default/other", "").await.0, 200);
+    assert_eq!(world.call("GET", "/readyz", "").await.1, serde_json::json!({"status": "ready"}));
+    assert_eq!(world.control.recovery().failed.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn usage_counts_revisions_that_are_gone() {
+    let world = World::new().await;
+    let mut expected = 0;
+    // More than the registrations that are remembered one by one.
+    for at in 0..24_u64 {
+        world.deploy(&format!("version {at}")).await.unwrap();
+        let latest = world.control.record("default", "hello").unwrap().latest_ready().unwrap().name.clone();
+        let key = world.pool.key(&latest).unwrap();
+        world.meter().requests(key, sas_core::TenantKey(1), at + 1);
+        expected += at + 1;
+        support::eventually(|| world.pool.names().len() == 1).await;
+    }
+    let (_, usage) = world.call("GET", &format!("{SERVICE}/usage"), "").await;
+    assert_eq!(usage["total"]["requests"], expected, "{usage}");
+    assert_eq!(usage["usage"].as_array().unwrap().last().unwrap()["totals"]["requests"], 24);
+}

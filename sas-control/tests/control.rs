@@ -5,7 +5,7 @@ mod support;
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use sas_control::{Edition, RevisionState, TestRun};
-use sas_core::{Error, ErrorKind, Isolation, MemoryStore, Purpose, Store, Target};
+use sas_core::{Error, ErrorKind, Isolation, MemoryStore, Purpose, RevisionSpec, Store, Target};
 use sas_knative::manifest::{ServiceManifest, TrafficTarget};
 use support::{PreparingRuntime, World, eventually};
 
@@ -21,11 +21,7 @@ async fn a_deployed_service_answers_at_its_host_and_at_the_internal_one() {
     assert_eq!(world.split("hello.default.svc"), [("hello-00001".to_owned(), 100)]);
     let deployed = world.pool.named("hello-00001").unwrap();
     assert_eq!(deployed.spec.concurrency, 5);
-    assert_ne!(
-        deployed.tenant,
-        sas_core::TenantKey::default(),
-        "a namespace is a tenant, and not the platform's"
-    );
+    assert_ne!(deployed.tenant, sas_core::TenantKey::HOST, "a namespace is a tenant, and not the platform's");
 }
 
 #[tokio::test(start_paused = true)]
@@ -205,7 +201,7 @@ async fn a_platform_comes_back_with_its_services_and_their_packages_as_they_were
 async fn a_package_may_come_as_bytes_and_is_gone_after_the_shutdown() {
     let world = World::new().await;
     let source = sas_core::Source::Bytes { name: "app.sh".to_owned(), bytes: "one".into() };
-    let spec = sas_core::RevisionSpec::new("process", source);
+    let spec = RevisionSpec::new("process", source);
     let manifest = ServiceManifest::new("default", "hello", spec);
     let outcome = world.control.deploy(manifest.clone()).await.unwrap();
     assert!(!world.control.deploy(manifest).await.unwrap().new_revision);
@@ -219,7 +215,7 @@ async fn a_package_may_come_as_bytes_and_is_gone_after_the_shutdown() {
 #[tokio::test(start_paused = true)]
 async fn a_spec_with_a_bad_name_is_refused_with_its_fields() {
     let world = World::new().await;
-    let spec = sas_core::RevisionSpec::new("process", sas_core::Source::Path("a".into()));
+    let spec = RevisionSpec::new("process", sas_core::Source::Path("a".into()));
     let mut manifest = ServiceManifest::new("Default", "1hello", spec);
     manifest.traffic = Some(vec![TrafficTarget::revision("x", 7)]);
     let error = world.control.deploy(manifest).await.unwrap_err();
@@ -434,4 +430,94 @@ async fn after_the_shutdown_nothing_can_be_changed() {
     world.control.shutdown(tokio::time::Instant::now() + Duration::from_secs(1)).await;
     assert_eq!(world.deploy("two").await.unwrap_err().kind, ErrorKind::Unavailable);
     assert!(!world.control.is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_canary_is_rolled_back_to_the_revision_before_it() {
+    let world = World::new().await;
+    for content in ["one", "two", "three"] {
+        world.deploy(content).await.unwrap();
+    }
+    let share = |revision: &str, percent| TrafficTarget::revision(revision.to_owned(), percent);
+    let split = vec![share("hello-00002", 90), share("hello-00003", 10)];
+    world.control.set_traffic("default", "hello", split).await.unwrap();
+    world.control.roll_back("default", "hello", None).await.unwrap();
+    assert_eq!(world.split("hello.default.example.org"), [("hello-00002".to_owned(), 100)]);
+    world.control.roll_back("default", "hello", None).await.unwrap();
+    assert_eq!(world.split("hello.default.example.org"), [("hello-00001".to_owned(), 100)], "one further");
+    let none = world.control.roll_back("default", "hello", None).await.unwrap_err();
+    assert_eq!(none.kind, ErrorKind::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shares_beyond_all_bounds_are_an_error() {
+    let world = World::new().await;
+    world.deploy("one").await.unwrap();
+    for percents in [vec![u32::MAX, 101], vec![u32::MAX, u32::MAX, 102], vec![1 << 31, 1 << 31, 100], vec![]]
+    {
+        let targets: Vec<TrafficTarget> = percents
+            .iter()
+            .map(|percent| TrafficTarget::revision("hello-00001".to_owned(), *percent))
+            .collect();
+        let error = world.control.set_traffic("default", "hello", targets).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidSpec, "{percents:?}: {error}");
+    }
+    assert_eq!(world.split("hello.default.example.org"), [("hello-00001".to_owned(), 100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spec_leaves_pinned_traffic_and_a_manifest_says_where_it_goes() {
+    let world = World::new().await;
+    world.deploy("one").await.unwrap();
+    world.deploy("two").await.unwrap();
+    let pin = vec![TrafficTarget::revision("hello-00001".to_owned(), 100)];
+    world.control.set_traffic("default", "hello", pin).await.unwrap();
+    let mut spec = RevisionSpec::clone(&world.control.record("default", "hello").unwrap().revisions[1].spec);
+    spec.concurrency = 77;
+    let outcome = world.control.deploy_spec("default", "hello", spec).await.unwrap();
+    assert_eq!((outcome.revision.as_str(), outcome.new_revision), ("hello-00003", true));
+    assert_eq!(
+        world.split("hello.default.example.org"),
+        [("hello-00001".to_owned(), 100)],
+        "pinned stays pinned"
+    );
+
+    let mut half = TrafficTarget::latest();
+    half.percent = 50;
+    let split = vec![TrafficTarget::revision("hello-00001".to_owned(), 50), half];
+    world.control.set_traffic("default", "hello", split).await.unwrap();
+    let mut spec = RevisionSpec::clone(&world.control.record("default", "hello").unwrap().revisions[1].spec);
+    spec.concurrency = 78;
+    world.control.deploy_spec("default", "hello", spec).await.unwrap();
+    let split = [("hello-00001".to_owned(), 50), ("hello-00004".to_owned(), 50)];
+    assert_eq!(world.split("hello.default.example.org"), split, "the latest's share follows");
+
+    world.deploy("three").await.unwrap();
+    assert_eq!(
+        world.split("hello.default.example.org"),
+        [("hello-00005".to_owned(), 100)],
+        "as the manifest says"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn mistakes_in_a_spec_are_told_in_its_own_fields() {
+    let world = World::new().await;
+    let package = |path: String| sas_core::Source::Path(path.into());
+    let field = async |namespace: &str, spec: RevisionSpec| {
+        let error = world.control.deploy_spec(namespace, "hello", spec).await.unwrap_err();
+        let fields = error.fields().unwrap_or_else(|| panic!("no fields: {error}"));
+        assert!(error.to_string().contains(&fields.0[0].field), "{error}");
+        fields.0[0].field.clone()
+    };
+    let sound = RevisionSpec::new("process", package(world.package("one")));
+    assert_eq!(field("No Label", sound.clone()).await, "namespace");
+    let mut spec = sound.clone();
+    spec.queue_limit = 0;
+    spec.timeouts.request = Duration::ZERO;
+    assert!(field("default", spec).await.starts_with("RevisionSpec."));
+    let missing = RevisionSpec::new("process", package("/nowhere/app.sh".to_owned()));
+    assert_eq!(field("default", missing).await, "RevisionSpec.source");
+    let unknown = RevisionSpec::new("nothing", package(world.package("one")));
+    assert_eq!(field("default", unknown).await, "RevisionSpec.runtime");
 }

@@ -79,7 +79,7 @@ async fn what_is_left_of_a_service_can_be_deleted() {
 async fn a_damaged_tenant_is_named_and_written_anew_as_its_services_have_it() {
     let world = with_two_services().await;
     let tenant = world.control.record("default", "hello").expect("a service").tenant;
-    assert_ne!(tenant, TenantKey::default());
+    assert_ne!(tenant, TenantKey::HOST);
     tear(&*world.store, "tenant/default", 0).await;
     let (world, recovery) = restarted(world).await;
     assert_eq!(recovery.services, 2, "the services come back all the same");

@@ -1,6 +1,6 @@
 //! What travels with a call.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -16,6 +16,8 @@ pub enum Purpose {
     Traffic,
     /// An event of a trigger: metered, wakes.
     Event,
+    /// A step of a workflow: metered, wakes.
+    Workflow,
     /// A test run by an operator or a developer: not metered, wakes.
     Test,
     /// A health check from outside: not metered, does not wake.
@@ -23,9 +25,9 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// Whether such a call is metered and counts for scaling.
+    /// Whether such a call is metered, held to quotas, and counts for scaling.
     pub const fn metered(self) -> bool {
-        matches!(self, Self::Traffic | Self::Event)
+        matches!(self, Self::Traffic | Self::Event | Self::Workflow)
     }
 
     /// Whether such a call may start an instance.
@@ -34,12 +36,81 @@ impl Purpose {
     }
 }
 
+/// Who pays for a call: whose quota it uses, and whose turn it takes where tenants wait for the same thing. The time of
+/// instances is always the owner's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Payer {
+    /// The tenant whose the called service is, as with requests from outside.
+    #[default]
+    Owner,
+    /// This tenant, since it causes the call: the one whose trigger or workflow it is.
+    Tenant(TenantKey),
+}
+
+impl From<TenantKey> for Payer {
+    fn from(tenant: TenantKey) -> Self {
+        Self::Tenant(tenant)
+    }
+}
+
+impl From<Option<TenantKey>> for Payer {
+    fn from(tenant: Option<TenantKey>) -> Self {
+        tenant.map_or(Self::Owner, Self::Tenant)
+    }
+}
+
+impl Payer {
+    /// The tenant, for a call to a service of `owner`.
+    pub const fn tenant(self, owner: TenantKey) -> TenantKey {
+        match self {
+            Self::Owner => owner,
+            Self::Tenant(tenant) => tenant,
+        }
+    }
+}
+
+/// Names what a call does, so that whoever is called can tell a repetition: all attempts of one delivery have the same
+/// key, also after a restart. The data plane sends it as the header `Idempotency-Key`, unless the request has one.
+///
+/// ```
+/// use sas_core::IdempotencyKey;
+/// let key = IdempotencyKey::of(&["/apis/v1/namespaces/default/pingsources/nightly", "default/nightly@7"]);
+/// assert_eq!(key, IdempotencyKey::of(&["/apis/v1/namespaces/default/pingsources/nightly", "default/nightly@7"]));
+/// assert_ne!(key, IdempotencyKey::of(&["/apis/v1/namespaces/default/pingsources/nightly", "default/nightly@8"]));
+/// assert_eq!(key.to_string().len(), 32);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IdempotencyKey(pub u128);
+
+impl IdempotencyKey {
+    /// The key of what these parts name together: 128 bits of FNV-1a, the same on every host and in every version. It
+    /// tells honest names apart; it is no proof against someone who looks for two names with one key.
+    pub fn of(parts: &[&str]) -> Self {
+        const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013B;
+        let mut hash = 0x6C62_272E_07BB_0142_62B8_2175_6295_C58D_u128;
+        for part in parts {
+            // The length first, so that no two lists of parts run into the same bytes.
+            for byte in (part.len() as u64).to_le_bytes().into_iter().chain(part.bytes()) {
+                hash = (hash ^ u128::from(byte)).wrapping_mul(PRIME);
+            }
+        }
+        Self(hash)
+    }
+}
+
+impl fmt::Display for IdempotencyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
 /// Per-call context, `Copy`. Dropping the call's future cancels it; there is no token.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Cx {
     /// Who pays.
-    pub tenant: TenantKey,
+    pub payer: Payer,
     /// When the caller stops waiting, for the whole call.
     pub deadline: Instant,
     /// The id that ties answer, logs and access log together.
@@ -48,12 +119,22 @@ pub struct Cx {
     pub purpose: Purpose,
     /// 0 is ordinary; higher goes first where requests wait for the same thing.
     pub priority: u8,
+    /// What the call does, where a repetition is to be told.
+    pub idempotency: Option<IdempotencyKey>,
 }
 
 impl Cx {
-    /// Context of an ordinary request.
-    pub fn new(tenant: TenantKey, request: RequestId, deadline: Instant) -> Self {
-        Self { tenant, deadline, request, purpose: Purpose::Traffic, priority: 0 }
+    /// Context of an ordinary request, paid by a tenant or by the owner of what is called.
+    pub fn new(payer: impl Into<Payer>, request: RequestId, deadline: Instant) -> Self {
+        let payer = payer.into();
+        Self { payer, deadline, request, purpose: Purpose::Traffic, priority: 0, idempotency: None }
+    }
+
+    /// The same for a call that does what `key` names.
+    #[must_use]
+    pub fn with_idempotency(mut self, key: IdempotencyKey) -> Self {
+        self.idempotency = Some(key);
+        self
     }
 
     /// The same with another purpose.

@@ -117,6 +117,27 @@ impl Error {
         self
     }
 
+    /// The mistakes with their fields, where it is about a configuration: of whatever was given, so that a manifest's
+    /// errors name fields of the manifest, and those of a value of this library its fields.
+    ///
+    /// ```
+    /// use sas_core::{Error, SpecErrors};
+    /// let mut mistakes = SpecErrors::default();
+    /// mistakes.push("concurrency", 0, "must be at least 1");
+    /// let error = Error::from(mistakes);
+    /// assert_eq!(error.fields().map(|fields| fields.0[0].field.as_str()), Some("concurrency"));
+    /// ```
+    pub fn fields(&self) -> Option<&crate::SpecErrors> {
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            if let Some(fields) = cause.downcast_ref() {
+                return Some(fields);
+            }
+            next = cause.source();
+        }
+        None
+    }
+
     /// The message followed by those of all causes, for a log line or an answer.
     pub fn chain(&self) -> String {
         use fmt::Write as _;

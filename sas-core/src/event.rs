@@ -296,6 +296,10 @@ pub enum Ack {
     Stored,
     /// No filter wanted it.
     Filtered,
+    /// An event with the same source and id was taken shortly before; this one was left out, as CloudEvents allows.
+    /// How far back that is looked for is the sink's to say; `sas-trigger`'s remembers the last 1,024 events of each
+    /// trigger, in memory, so that after a restart a repetition is delivered again.
+    Duplicate,
 }
 
 /// Room for one event. Anything that must be given back on drop goes inside.
@@ -325,6 +329,41 @@ pub trait EventSink: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// When it was neither delivered nor stored: the source must offer it again.
     async fn deliver(&self, slot: Slot, event: Event) -> Result<Ack>;
+
+    /// Delivers several events that came together, in their order, with an answer for each: those that have `Ok` may be
+    /// acknowledged upstream, the others are to be offered again. One that fails does not keep those behind it back.
+    /// The first goes with `slot`; room for each further one is waited for, so a batch takes no more than its turn.
+    ///
+    /// **Cancel safety:** each of the events may have reached its target.
+    async fn deliver_batch(&self, slot: Slot, events: Vec<Event>) -> Vec<Result<Ack>> {
+        let mut answers = Vec::with_capacity(events.len());
+        let mut slot = Some(slot);
+        for event in events {
+            let room = match slot.take() {
+                Some(slot) => Ok(slot),
+                None => self.ready().await,
+            };
+            answers.push(match room {
+                Ok(room) => self.deliver(room, event).await,
+                Err(error) => Err(error),
+            });
+        }
+        answers
+    }
+}
+
+/// Sends events out of the platform: to a broker's topic, a webhook, a channel of the host. The way out beside
+/// [`EventSink`], the way in. `sas-trigger` has one that posts to a service and one for a program in this process.
+#[async_trait]
+pub trait EventPublisher: fmt::Debug + Send + Sync + 'static {
+    /// Hands the event over, and returns when whoever takes it answers for it: at least once, so that with an error it
+    /// is to be published again.
+    ///
+    /// **Cancel safety:** the event may have gone out.
+    ///
+    /// # Errors
+    /// `Unavailable` when nobody takes it now; `InvalidSpec` when it never can be.
+    async fn publish(&self, event: Event) -> Result<()>;
 }
 
 /// What a trigger source gets to run with.
@@ -382,6 +421,29 @@ pub trait TriggerSource: fmt::Debug + Send + Sync + 'static {
     async fn backlog(&self) -> Result<Option<u64>> {
         Ok(None)
     }
+
+    /// When it fires after `now`, and when it fired last, for sources that follow a schedule.
+    fn fires(&self, now: Timestamp) -> Fires {
+        let _ = now;
+        Fires::default()
+    }
+}
+
+/// When a schedule fires. Jitter comes on top.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Fires {
+    /// The last fire that was made since the source runs; `None` before the first.
+    pub last: Option<Timestamp>,
+    /// The next one; `None` when there is none any more, or when it follows no schedule.
+    pub next: Option<Timestamp>,
+}
+
+impl Fires {
+    /// Last and next.
+    pub const fn new(last: Option<Timestamp>, next: Option<Timestamp>) -> Self {
+        Self { last, next }
+    }
 }
 
 /// A trigger as it is declared: what makes events, and where they go.
@@ -406,9 +468,9 @@ pub struct TriggerSpec {
     /// The path of the service that gets them, with its query.
     #[serde(default = "root_path")]
     pub path: String,
-    /// Who pays.
+    /// The tenant that causes the events, and pays for the calls; `None`: the owner of the target.
     #[serde(default)]
-    pub tenant: TenantKey,
+    pub tenant: Option<TenantKey>,
     /// What the source's kind asks for, such as `schedule` or `misfire`; it validates them.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
@@ -435,7 +497,7 @@ impl TriggerSpec {
             kind: kind.into(),
             target: target.into(),
             path: root_path(),
-            tenant: TenantKey::default(),
+            tenant: None,
             options: BTreeMap::new(),
             extensions: BTreeMap::new(),
             content_type: None,
@@ -465,12 +527,22 @@ pub struct TriggerStatus {
     pub restarts: u64,
     /// The error of the last failure, until a run lasts.
     pub last_error: Option<String>,
+    /// When it fired last, and fires next, where it follows a schedule.
+    #[serde(skip)]
+    pub fires: Fires,
 }
 
 impl TriggerStatus {
     /// A trigger that runs and never failed.
     pub fn new(name: impl Into<String>, kind: impl Into<String>) -> Self {
-        Self { name: name.into(), kind: kind.into(), running: true, restarts: 0, last_error: None }
+        Self {
+            name: name.into(),
+            kind: kind.into(),
+            running: true,
+            restarts: 0,
+            last_error: None,
+            fires: Fires::default(),
+        }
     }
 }
 
@@ -490,6 +562,9 @@ pub trait Triggers: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `InvalidSpec` as [`Triggers::check`]; `Unavailable` when the platform shuts down.
     async fn apply(&self, spec: TriggerSpec) -> Result<()>;
+
+    /// Stops the trigger and keeps what it remembers, so that [`Triggers::apply`] goes on from there. Idempotent.
+    async fn pause(&self, name: &str);
 
     /// Stops the trigger and forgets what it remembers. Idempotent.
     ///

@@ -29,10 +29,23 @@ impl RevisionKey {
     }
 }
 
-/// A tenant, interned by the control plane. Tenant 0 is the host platform itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// A tenant, interned by the control plane: whose a revision is, and who pays for what.
+///
+/// There is no default: whoever knows of no tenant says so by `None` or by [`crate::Payer::Owner`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TenantKey(pub u32);
+
+impl TenantKey {
+    /// The host platform itself, which trusts its own code: an edition's rules for tenants do not hold for it. The
+    /// control plane gives this key to no namespace.
+    pub const HOST: Self = Self(0);
+
+    /// Whether it is the host platform itself.
+    pub const fn is_host(self) -> bool {
+        self.0 == Self::HOST.0
+    }
+}
 
 /// An instance. Minted by the pool, never by a runtime; unique within one pool's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -61,11 +61,11 @@ pub use auth::{Authenticator, Denied, Principal};
 pub use body::{Body, Request, Response};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use container::{ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};
-pub use context::{Cx, Purpose};
+pub use context::{Cx, IdempotencyKey, Payer, Purpose};
 pub use error::{BoxError, CallError, Error, ErrorKind, Result, Retry};
 pub use event::{
-    Ack, AttributeValue, Event, EventError, EventSink, Schedule, Slot, TriggerCx, TriggerSource, TriggerSpec,
-    TriggerStatus, Triggers,
+    Ack, AttributeValue, Event, EventError, EventPublisher, EventSink, Fires, Schedule, Slot, TriggerCx,
+    TriggerSource, TriggerSpec, TriggerStatus, Triggers,
 };
 pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use invoke::{CallTimings, Handler, Invoker, Target};

@@ -243,6 +243,16 @@ impl MeterTotals {
         self.starting_ns + self.pooled_ns + self.idle_ns + self.busy_ns + self.draining_ns
     }
 
+    /// Adds another total.
+    pub fn add_all(&mut self, other: &Self) {
+        self.starting_ns += other.starting_ns;
+        self.pooled_ns += other.pooled_ns;
+        self.idle_ns += other.idle_ns;
+        self.busy_ns += other.busy_ns;
+        self.draining_ns += other.draining_ns;
+        self.requests = self.requests.saturating_add(other.requests);
+    }
+
     /// Adds `ns` nanoseconds in `phase`.
     pub fn add(&mut self, phase: MeterPhase, ns: u64) {
         let total = match phase {

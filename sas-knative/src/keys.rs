@@ -83,6 +83,8 @@ pub mod own {
     pub const START_TIMEOUT: &str = "sas.dev/start-timeout";
     /// How long a polite stop may take.
     pub const STOP_GRACE: &str = "sas.dev/stop-grace";
+    /// The namespaces whose triggers may send to the service, with commas between; `*`: all. Without it, only its own.
+    pub const EVENTS_FROM: &str = "sas.dev/events-from";
 
     /// What makes requests belong to one instance.
     pub const AFFINITY: &str = "sas.dev/affinity";
@@ -132,7 +134,8 @@ pub mod own {
 
     /// Read from the service or the template, and not passed on to the runtime.
     #[cfg(feature = "manifest")]
-    pub(crate) const OF_SERVICE: [&str; 18] = [
+    pub(crate) const OF_SERVICE: [&str; 19] = [
+        EVENTS_FROM,
         PACKAGE,
         FUNCTION,
         COMMAND,

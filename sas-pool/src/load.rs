@@ -101,7 +101,7 @@ impl State {
             load.start_time = (active.start_time > 0).then(|| Duration::from_nanos(active.start_time));
             active.area = 0;
             active.requests = 0;
-            let (key, tenant) = (active.key.0, active.tenant);
+            let (key, tenant) = (active.key.0, active.tenant.0);
             let answered = std::mem::take(&mut active.unmetered);
             if rules.metering && answered > 0 {
                 fx.readings.push(Reading::Requests(key, tenant, answered));
@@ -146,7 +146,7 @@ impl State {
     fn read_meters(&mut self, now: u64, fx: &mut Effects) {
         for meter in self.meters.iter_mut().filter(|meter| meter.runs()) {
             let active = &self.actives[meter.active as usize];
-            let (id, key, tenant) = (meter.id, active.key.0, active.tenant);
+            let (id, key, tenant) = (meter.id, active.key.0, active.tenant.0);
             let spent = meter.take(now);
             fx.readings.extend(spent.map(|(phase, ns)| Reading::Phase(id, key, tenant, phase, ns)));
         }

@@ -74,7 +74,8 @@ pub(crate) struct Active {
     pub(crate) orphan: bool,
     /// Its runtime tells what its instances use.
     pub(crate) sampled: bool,
-    pub(crate) tenant: TenantKey,
+    /// Whose the revision is.
+    pub(crate) tenant: Owner,
     /// Leases per instance; `u32::MAX`: unlimited.
     pub(crate) limit: u32,
     pub(crate) min: u32,
@@ -151,6 +152,16 @@ pub(crate) struct RevisionKey0(pub(crate) RevisionKey);
 impl Default for RevisionKey0 {
     fn default() -> Self {
         Self(RevisionKey(u64::MAX))
+    }
+}
+
+/// A tenant with a default, for records that are free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner(pub(crate) TenantKey);
+
+impl Default for Owner {
+    fn default() -> Self {
+        Self(TenantKey::HOST)
     }
 }
 

@@ -135,7 +135,7 @@ impl State {
         active.key =
             RevisionKey0(RevisionKey::new(slot << rules.ids.shard_bits | self.shard, revision.generation));
         active.slot = slot;
-        active.tenant = deployed.tenant;
+        active.tenant.0 = deployed.tenant;
         let capabilities = deployed.runtime.capabilities();
         active.sampled = capabilities.usage;
         active.kept = rules.idle == Idle::Policy && !deployed.spec.scaling.says_when_to_sleep();
@@ -176,7 +176,7 @@ impl State {
             self.timers.cancel(key);
         }
         if active.unmetered > 0 {
-            fx.readings.push(Reading::Requests(active.key.0, active.tenant, active.unmetered));
+            fx.readings.push(Reading::Requests(active.key.0, active.tenant.0, active.unmetered));
         }
         let ended = Ended {
             slot: active.slot,

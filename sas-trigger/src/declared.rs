@@ -100,7 +100,7 @@ pub(crate) fn split(spec: &TriggerSpec, errors: &mut SpecErrors) -> (TriggerSpec
         errors.push("path", &spec.path, "must be the path of a URL, beginning with /");
     }
     config.path.clone_from(&spec.path);
-    config.tenant = spec.tenant;
+    config.payer = spec.tenant.into();
     let mut options = Options::of(spec);
     let retry = &mut config.retry;
     retry.retries = options.number("retry", 0..=1000, retry.retries);
@@ -118,11 +118,12 @@ pub(crate) fn split(spec: &TriggerSpec, errors: &mut SpecErrors) -> (TriggerSpec
     match options.take("dead-letter") {
         None => {}
         Some("none") => config.dead_letter = DeadLetter::None,
+        Some("publish") => config.dead_letter = DeadLetter::Publish,
         Some(service) if service.split('/').filter(|part| !part.is_empty()).count() == 2 => {
             config.dead_letter = DeadLetter::Service(service.to_owned());
         }
         Some(other) => {
-            options.errors.push("options.dead-letter", other, "must be namespace/service, or none")
+            options.errors.push("options.dead-letter", other, "must be namespace/service, publish, or none")
         }
     }
     if let Some(text) = options.take("filter") {

@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use http::{StatusCode, header};
 use parking_lot::Mutex;
 use sas_core::{
-    Ack, Clock, Cx, Error, ErrorKind, Event, EventSink, Invoker, Purpose, Recorder, RequestId, Response,
-    Result, Retry, Slot, Store, SystemClock, Target, TenantKey,
+    Ack, Clock, Cx, Error, ErrorKind, Event, EventPublisher, EventSink, IdempotencyKey, Invoker, Payer,
+    Purpose, Recorder, RequestId, Response, Result, Retry, Slot, Store, SystemClock, Target,
 };
 use tokio::{
     sync::Semaphore,
@@ -26,7 +26,7 @@ use crate::{cloudevents::to_request, filter::Filter, metrics::Metrics};
 
 /// How much of an answer's body is waited for; what an event's answer says is not used.
 const ANSWER_LIMIT: usize = 64 << 10;
-/// Fires whose ids are remembered, so that one that comes again is not delivered again.
+/// Events whose source and id are remembered, so that one that comes again is not delivered again.
 const REMEMBERED: usize = 1024;
 /// The longest wait that an answer's `Retry-After` can ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
@@ -90,6 +90,9 @@ pub enum DeadLetter {
     /// To this service, as `namespace/service`, with the reason in extension attributes as Knative writes them. If that
     /// fails too, the delivery fails and the event comes again.
     Service(String),
+    /// Out of the platform, by [`Delivery::with_publisher`], with the same extension attributes. If that fails, or there
+    /// is no publisher, the delivery fails and the event comes again.
+    Publish,
     /// Nowhere: the delivery fails and the event comes again.
     None,
 }
@@ -111,7 +114,7 @@ pub struct DeliveryConfig {
     /// The path of the service, with its query.
     pub path: String,
     /// Who pays.
-    pub tenant: TenantKey,
+    pub payer: Payer,
     /// Which events are wanted; `None`: all.
     pub filter: Option<Filter>,
     /// How events are tried again.
@@ -127,7 +130,7 @@ impl DeliveryConfig {
             trigger: trigger.into(),
             target: target.into(),
             path: "/".to_owned(),
-            tenant: TenantKey::default(),
+            payer: Payer::Owner,
             filter: None,
             retry: RetryPolicy::default(),
             dead_letter: DeadLetter::default(),
@@ -135,7 +138,12 @@ impl DeliveryConfig {
     }
 }
 
-/// An [`EventSink`] that calls a service, waking it if it sleeps.
+/// An [`EventSink`] that calls a service, waking it if it sleeps. As an [`EventPublisher`] it does the same with events of
+/// the program's own.
+///
+/// An event whose source and id are those of one of the last 1,024 that were taken is answered with [`Ack::Duplicate`] and
+/// not delivered. They are remembered in memory, so that after a restart one may be delivered twice; every attempt carries
+/// an [`IdempotencyKey`] of source and id, by which the service can tell.
 ///
 /// Slots are shared by all deliveries that were made with the same semaphore: the platform's bound on events under way.
 pub struct Delivery {
@@ -143,6 +151,7 @@ pub struct Delivery {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     slots: Arc<Semaphore>,
+    publisher: Option<Arc<dyn EventPublisher>>,
     config: DeliveryConfig,
     remembered: Mutex<Remembered>,
     calls: AtomicU64,
@@ -183,6 +192,7 @@ impl Delivery {
             store,
             clock: Arc::new(SystemClock),
             slots,
+            publisher: None,
             config,
             remembered: Mutex::default(),
             calls: AtomicU64::new(0),
@@ -194,6 +204,13 @@ impl Delivery {
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
+        self
+    }
+
+    /// With a way out of the platform for what can't be delivered, for [`DeadLetter::Publish`].
+    #[must_use]
+    pub fn with_publisher(mut self, publisher: Arc<dyn EventPublisher>) -> Self {
+        self.publisher = Some(publisher);
         self
     }
 
@@ -236,7 +253,9 @@ impl Delivery {
             Err(error) => return Attempt::Refused(error.message, None),
         };
         let deadline = Instant::now() + self.config.retry.timeout;
-        let cx = Cx::new(self.config.tenant, self.request_id(), deadline).for_purpose(Purpose::Event);
+        let cx = Cx::new(self.config.payer, self.request_id(), deadline)
+            .for_purpose(Purpose::Event)
+            .with_idempotency(IdempotencyKey::of(&[event.source(), event.id()]));
         let call = self.invoker.invoke(Target::Service(Arc::clone(target)), request, &cx);
         match tokio::time::timeout_at(deadline, call).await {
             Err(_) => Attempt::Again(format!("no answer within {:?}", self.config.retry.timeout), None, None),
@@ -277,6 +296,19 @@ impl Delivery {
         };
         match &self.config.dead_letter {
             DeadLetter::None => Err(failed(reason)),
+            DeadLetter::Publish => {
+                let Some(publisher) = &self.publisher else {
+                    return Err(failed(format!("{reason}; its dead letter: nobody publishes events here")));
+                };
+                let letter = self.letter(&event, &reason, status)?;
+                match publisher.publish(letter).await {
+                    Ok(()) => {
+                        self.metrics.dead_letter.increment(1);
+                        Ok(Ack::Stored)
+                    }
+                    Err(second) => Err(failed(format!("{reason}; its dead letter: {}", second.chain()))),
+                }
+            }
             DeadLetter::Service(service) => {
                 let letter = self.letter(&event, &reason, status)?;
                 let service: Arc<str> = Arc::from(service.as_str());
@@ -390,7 +422,7 @@ impl EventSink for Delivery {
         let id = (event.source().to_owned(), event.id().to_owned());
         if self.remembered.lock().known.contains(&id) {
             self.metrics.repeated.increment(1);
-            return Ok(Ack::Completed);
+            return Ok(Ack::Duplicate);
         }
         let ack = match self.attempts(&self.config.target, &self.config.path, &event).await {
             Ok(()) => {
@@ -411,5 +443,13 @@ impl EventSink for Delivery {
         drop(remembered);
         drop(slot);
         Ok(ack)
+    }
+}
+
+#[async_trait]
+impl EventPublisher for Delivery {
+    async fn publish(&self, event: Event) -> Result<()> {
+        let slot = self.ready().await?;
+        self.deliver(slot, event).await.map(|_| ())
     }
 }

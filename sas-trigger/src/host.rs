@@ -15,8 +15,8 @@ use futures_util::{
 };
 use parking_lot::Mutex;
 use sas_core::{
-    Clock, Error, ErrorKind, EventSink, Invoker, Recorder, Result, SpecErrors, Store, SystemClock, TriggerCx,
-    TriggerSource, TriggerSpec, TriggerStatus, Triggers,
+    Clock, Error, ErrorKind, EventPublisher, EventSink, Invoker, Recorder, Result, SpecErrors, Store,
+    SystemClock, TriggerCx, TriggerSource, TriggerSpec, TriggerStatus, Triggers,
 };
 use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +52,8 @@ pub struct TriggerHostConfig {
     pub longest_restart_delay: Duration,
     /// Where metrics go.
     pub recorder: Recorder,
+    /// The way out of the platform for events that can't be delivered, for triggers with `dead-letter: publish`.
+    pub publisher: Option<Arc<dyn EventPublisher>>,
 }
 
 impl TriggerHostConfig {
@@ -65,6 +67,7 @@ impl TriggerHostConfig {
             restart_delay: Duration::from_millis(100),
             longest_restart_delay: Duration::from_secs(30),
             recorder: Recorder::default(),
+            publisher: None,
         }
     }
 }
@@ -205,14 +208,18 @@ impl TriggerHost {
 
     /// A delivery to a service that shares the host's slots.
     pub fn delivery(&self, config: DeliveryConfig) -> Delivery {
-        Delivery::new(
+        let delivery = Delivery::new(
             config,
             Arc::clone(&self.config.invoker),
             Arc::clone(&self.config.store),
             Arc::clone(&self.slots),
         )
         .with_clock(Arc::clone(&self.config.clock))
-        .with_recorder(&self.config.recorder)
+        .with_recorder(&self.config.recorder);
+        match &self.config.publisher {
+            Some(publisher) => delivery.with_publisher(Arc::clone(publisher)),
+            None => delivery,
+        }
     }
 
     fn start(
@@ -303,13 +310,26 @@ impl TriggerHost {
 #[async_trait]
 impl Triggers for TriggerHost {
     fn check(&self, spec: &TriggerSpec) -> std::result::Result<(), SpecErrors> {
-        self.make(spec).map(|_| ())
+        let (source, _) = self.make(spec)?;
+        // Only when it is declared: one that is stored may have had its last fire.
+        if spec.kind == "cron" && source.fires(self.config.clock.now()).next.is_none() {
+            let mut errors = SpecErrors::default();
+            let schedule = spec.options.get("schedule").map_or("", String::as_str);
+            errors.push("options.schedule", schedule, "never fires: no such time is to come");
+            return Err(errors);
+        }
+        Ok(())
     }
 
     async fn apply(&self, spec: TriggerSpec) -> Result<()> {
         let (source, delivery) = self.make(&spec)?;
         let sink = Arc::new(self.delivery(delivery));
         self.replace(&spec.name, Some(spec.target), source, sink).await
+    }
+
+    async fn pause(&self, name: &str) {
+        let _changing = self.changing.lock().await;
+        self.stop(name).await;
     }
 
     async fn remove(&self, name: &str) -> Result<()> {
@@ -329,7 +349,14 @@ impl Triggers for TriggerHost {
     }
 
     fn status(&self) -> Vec<TriggerStatus> {
-        self.running.lock().values().map(|running| running.status.lock().clone()).collect()
+        let now = self.config.clock.now();
+        let running = self.running.lock();
+        let with_fires = running.values().map(|running| {
+            let mut status = running.status.lock().clone();
+            status.fires = running.source.fires(now);
+            status
+        });
+        with_fires.collect()
     }
 }
 

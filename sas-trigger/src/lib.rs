@@ -25,6 +25,7 @@
 //! | know when something recurs | [`CronSchedule`], [`Every`] |
 //! | fire by it, over restarts, sleeps and overlaps | [`CronTrigger`], [`TimerTrigger`], [`Scheduled`], [`Keeping`] |
 //! | bring events to a service | [`Delivery`], [`Filter`], [`cesql`], [`RetryPolicy`], [`DeadLetter`] |
+//! | take events out of the platform | [`Outbox`], [`Inbox`] |
 //! | run sources, one's own too | [`TriggerHost`] |
 
 pub mod cloudevents;
@@ -35,6 +36,7 @@ mod every;
 mod filter;
 mod host;
 pub mod metrics;
+mod outbox;
 mod scheduled;
 mod sources;
 
@@ -44,5 +46,6 @@ pub use delivery::{Backoff, DeadLetter, Delivery, DeliveryConfig, RetryPolicy};
 pub use every::Every;
 pub use filter::{Filter, cesql};
 pub use host::{SourceFactory, TriggerHost, TriggerHostConfig};
+pub use outbox::{Inbox, Outbox, outbox};
 pub use scheduled::{EventTemplate, Keeping, Misfire, Overlap, Scheduled, fire_id};
 pub use sources::{CronTrigger, TimerTrigger};

@@ -14,7 +14,10 @@ use futures_util::{
     future::{AbortHandle, Abortable, Aborted},
     stream::{FuturesUnordered, StreamExt as _},
 };
-use sas_core::{Error, ErrorKind, Event, Result, Schedule, Timestamp, TriggerCx, TriggerSource, Version};
+use parking_lot::Mutex;
+use sas_core::{
+    Error, ErrorKind, Event, Fires, Result, Schedule, Timestamp, TriggerCx, TriggerSource, Version,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metrics;
@@ -151,6 +154,8 @@ pub struct Scheduled {
     keeping: Keeping,
     template: EventTemplate,
     metrics: Metrics,
+    /// The last fire that was made.
+    last: Mutex<Option<Timestamp>>,
 }
 
 impl fmt::Debug for Scheduled {
@@ -171,7 +176,7 @@ impl Scheduled {
         keeping: Keeping,
         template: EventTemplate,
     ) -> Self {
-        Self { kind, schedule, keeping, template, metrics: Metrics::default() }
+        Self { kind, schedule, keeping, template, metrics: Metrics::default(), last: Mutex::default() }
     }
 
     /// With metrics that go to `recorder`.
@@ -306,6 +311,10 @@ impl TriggerSource for Scheduled {
         let mut run = Run::load(self, &cx).await?;
         run.drive().await
     }
+
+    fn fires(&self, now: Timestamp) -> Fires {
+        Fires::new(*self.last.lock(), self.schedule.next_after(now))
+    }
 }
 
 impl<'a> Run<'a> {
@@ -434,6 +443,7 @@ impl<'a> Run<'a> {
             }
             self.pending.pop_first();
             self.source.metrics.fired(now.since(at));
+            *self.source.last.lock() = Some(at);
             let event = self.source.template.event(&self.cx.name, at)?;
             let sink = Arc::clone(&self.cx.sink);
             let (handle, registration) = AbortHandle::new_pair();

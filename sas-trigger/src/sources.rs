@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use sas_core::{Error, ErrorKind, Recorder, Result, TriggerCx, TriggerSource};
+use sas_core::{Error, ErrorKind, Fires, Recorder, Result, Timestamp, TriggerCx, TriggerSource};
 
 use crate::{
     cron::CronSchedule,
@@ -29,6 +29,10 @@ macro_rules! scheduled_source {
 
             async fn run(&self, cx: TriggerCx) -> Result<()> {
                 self.0.run(cx).await
+            }
+
+            fn fires(&self, now: Timestamp) -> Fires {
+                self.0.fires(now)
             }
         }
     };

@@ -249,3 +249,38 @@ proptest! {
         let _ = CronSchedule::new("* * * * *", &zone);
     }
 }
+
+#[test]
+fn quartz_ranges_go_over_the_end_of_every_field_but_years() {
+    let first = |expression: &str, options: CronOptions, count: usize| {
+        let schedule =
+            CronSchedule::with_options(expression, "UTC", options).map_err(|error| error.to_string())?;
+        let mut at = Timestamp::from_secs(1_767_225_599); // 2025-12-31T23:59:59Z
+        let mut fires = Vec::new();
+        for _ in 0..count {
+            at = schedule.next_after(at).ok_or("no more")?;
+            fires.push(at);
+        }
+        Ok::<_, String>(fires)
+    };
+    for (wrapping, list) in [
+        ("0 0 22-2 * * ?", "0 0 22,23,0,1,2 * * ?"),
+        ("0 0 22-4/3 * * ?", "0 0 22,1,4 * * ?"),
+        ("50-10/5 * * * * ?", "50,55,0,5,10 * * * * ?"),
+        ("0 58-1 * * * ?", "0 58,59,0,1 * * * ?"),
+        ("0 0 0 25-5 * ?", "0 0 0 25,26,27,28,29,30,31,1,2,3,4,5 * ?"),
+        ("0 0 0 1 NOV-FEB ?", "0 0 0 1 11,12,1,2 ?"),
+        ("0 0 0 1 11-2/2 ?", "0 0 0 1 11,1 ?"),
+        ("0 0 0 ? * FRI-MON", "0 0 0 ? * 6,7,1,2"),
+        ("0 0 3,22-1 * * ?", "0 0 3,22,23,0,1 * * ?"),
+    ] {
+        let expected = first(list, CronOptions::quartz(), 60).expect(list);
+        assert_eq!(first(wrapping, CronOptions::quartz(), 60), Ok(expected), "{wrapping}");
+    }
+    for refused in
+        ["0 0 0 1 1 ? 2030-2027", "0 0 22-25 * * ?", "0 0 25-2 * * ?", "0 0 22-2/0 * * ?", "0 60-2 * * * ?"]
+    {
+        assert!(first(refused, CronOptions::quartz(), 1).is_err(), "{refused}");
+    }
+    assert!(first("0 22-2 * * *", CronOptions::default(), 1).is_err(), "crontab has no such range");
+}

@@ -188,10 +188,16 @@ async fn without_a_dead_letter_the_source_must_offer_it_again() {
 async fn an_event_that_was_delivered_is_not_delivered_again() {
     let invoker = answering(&[]);
     let delivery = delivery(&invoker, &Arc::default(), |_| {});
+    assert_eq!(send(&delivery, event("1")).await.unwrap(), Ack::Completed);
     for _ in 0..3 {
-        assert_eq!(send(&delivery, event("1")).await.unwrap(), Ack::Completed);
+        assert_eq!(send(&delivery, event("1")).await.unwrap(), Ack::Duplicate);
     }
     assert_eq!(invoker.seen().len(), 1);
+    // The window: after 1,024 others it is forgotten.
+    for at in 2..=1025 {
+        assert_eq!(send(&delivery, event(&at.to_string())).await.unwrap(), Ack::Completed);
+    }
+    assert_eq!(send(&delivery, event("1")).await.unwrap(), Ack::Completed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -449,4 +455,44 @@ async fn backlogs_add_up_per_service_and_a_part_of_a_sum_is_no_measurement() {
     host.remove("a/2").await.unwrap();
     assert_eq!(host.backlogs(Duration::from_secs(1)).await["a/sum"], 3);
     host.shutdown(Instant::now() + Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_answered_event_by_event() {
+    let delivery = delivery(&answering(&[200, 400, 200]), &Arc::default(), |config| {
+        config.dead_letter = DeadLetter::None;
+    });
+    let slot = delivery.ready().await.unwrap();
+    let events = ["1", "2", "3", "1"].map(event).to_vec();
+    let answers = delivery.deliver_batch(slot, events).await;
+    let acks: Vec<Option<Ack>> = answers.iter().map(|answer| answer.as_ref().ok().copied()).collect();
+    assert_eq!(acks, [Some(Ack::Completed), None, Some(Ack::Completed), Some(Ack::Duplicate)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_go_out_of_the_platform_where_somebody_publishes() {
+    let (outbox, mut inbox) = sas_trigger::outbox(4);
+    let config = |config: &mut DeliveryConfig| config.dead_letter = DeadLetter::Publish;
+    let published = delivery(&answering(&[400]), &Arc::default(), config).with_publisher(Arc::new(outbox));
+    assert_eq!(send(&published, event("1")).await.unwrap(), Ack::Stored);
+    let letter = inbox.next().await.unwrap();
+    assert_eq!((letter.id(), letter.extensions()["knativeerrorcode"].as_str()), ("1", "400"));
+    drop(inbox);
+    // Nobody takes it any more: the source is to offer it again.
+    let nobody = delivery(&answering(&[400]), &Arc::default(), config);
+    assert_eq!(send(&nobody, event("1")).await.unwrap_err().kind, ErrorKind::Unavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_of_one_event_carry_one_key_and_say_who_pays() {
+    let invoker = answering(&[503, 200, 200]);
+    let delivery = delivery(&invoker, &Arc::default(), |config| config.payer = sas_core::TenantKey(7).into());
+    send(&delivery, event("1")).await.unwrap();
+    send(&delivery, event("2")).await.unwrap();
+    let seen = invoker.seen();
+    assert_eq!(seen.len(), 3);
+    assert!(seen.iter().all(|call| call.cx.payer == sas_core::Payer::Tenant(sas_core::TenantKey(7))));
+    assert!(seen[0].cx.idempotency.is_some());
+    assert_eq!(seen[0].cx.idempotency, seen[1].cx.idempotency);
+    assert_ne!(seen[1].cx.idempotency, seen[2].cx.idempotency);
 }

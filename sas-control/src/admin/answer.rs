@@ -149,8 +149,7 @@ impl From<Error> for Failure {
             Retry::After(after) => Some(after.as_secs().max(1)),
             _ => None,
         };
-        let fields =
-            std::error::Error::source(&error).and_then(|source| source.downcast_ref::<SpecErrors>()).cloned();
+        let fields = error.fields().cloned();
         // The fields repeat what their sum says; every other cause is part of the story.
         let message = if fields.is_some() { error.message.clone() } else { error.chain() };
         let mut failure = Self::new(status, error.kind.as_str(), message);

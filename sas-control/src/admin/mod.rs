@@ -6,12 +6,12 @@ mod guard;
 mod test_run;
 mod token;
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use http::{HeaderValue, Method, StatusCode, header};
 use sas_core::{
-    Authenticator, Body, Handler, InstanceView, Principal, Quota, Request, Response, RevisionKey,
+    Authenticator, Body, Handler, InstanceView, MeterTotals, Principal, Quota, Request, Response, RevisionKey,
 };
 use sas_knative::manifest::parse_traffic;
 use serde_json::{Value, json};
@@ -20,6 +20,7 @@ use crate::{
     control::{Applied, Control, DeployOutcome, RolloutAction},
     record::ServiceRecord,
     stamp::rfc3339,
+    view::TriggerView,
 };
 use answer::{Failure, json_response};
 use guard::Guard;
@@ -30,6 +31,8 @@ pub use token::{PeerAuthenticator, TokenAuthenticator};
 const BODY_LIMIT: usize = 5 << 20;
 /// Lines or decisions that are given unless asked for more or less.
 const TAIL: usize = 100;
+/// Reasons that `/readyz` gives at most.
+const MISSING: usize = 20;
 /// Lines or decisions that are given at most.
 const MOST: usize = 10_000;
 
@@ -149,7 +152,7 @@ impl Admin {
             },
             ["v1", "triggers"] => {
                 only(&method, "GET")?;
-                Ok(json_response(StatusCode::OK, &json!({"triggers": self.control.trigger_status()})))
+                Ok(json_response(StatusCode::OK, &json!({"triggers": self.triggers()})))
             }
             ["v1", "triggers", namespace, name] => {
                 only(&method, "DELETE")?;
@@ -182,6 +185,16 @@ impl Admin {
             ["v1", "runtimes"] => {
                 only(&method, "GET")?;
                 Ok(self.runtimes())
+            }
+            ["v1", "recovery"] => {
+                only(&method, "GET")?;
+                let recovery = self.control.recovery();
+                let view = json!({
+                    "services": recovery.services,
+                    "triggers": recovery.triggers,
+                    "missing": self.control.missing_view(),
+                });
+                Ok(json_response(StatusCode::OK, &view))
             }
             ["v1", "usage"] => {
                 only(&method, "GET")?;
@@ -223,13 +236,7 @@ impl Admin {
             }
             ["usage"] => {
                 only(&method, "GET")?;
-                let record = record()?;
-                let mut usage = Vec::new();
-                for (revision, key) in self.keys(&record, &Query::of(&request))? {
-                    let totals = self.control.usage()?.revision_usage(key).await?;
-                    usage.push(json!({"revision": revision, "totals": totals}));
-                }
-                Ok(json_response(StatusCode::OK, &json!({"usage": usage})))
+                self.service_usage(&*record()?, &Query::of(&request)).await
             }
             ["revisions"] => {
                 only(&method, "GET")?;
@@ -304,12 +311,51 @@ impl Admin {
         Ok(json_response(StatusCode::OK, &json!({"namespace": namespace, "quota": quota})))
     }
 
-    fn ready(&self, _reasons: bool) -> Answer {
+    /// Ready, or ready but for what did not come back. What that is, only for those who ask this host by its own name;
+    /// with all its reasons, at `/v1/recovery`.
+    fn ready(&self, reasons: bool) -> Answer {
         if self.control.is_ready() {
-            return Ok(json_response(StatusCode::OK, &json!({"status": "ready"})));
+            let missing = self.control.missing_view();
+            let mut view = match missing.len() {
+                0 => json!({"status": "ready"}),
+                count => json!({"status": "degraded", "missing": count}),
+            };
+            if reasons && !missing.is_empty() {
+                let some = missing.iter().take(MISSING);
+                view["reasons"] =
+                    some.map(|missing| json!({"what": missing.what, "reason": missing.reason})).collect();
+            }
+            return Ok(json_response(StatusCode::OK, &view));
         }
         let text = "the platform starts or shuts down";
         Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text))
+    }
+
+    fn triggers(&self) -> Vec<TriggerView> {
+        self.control.trigger_status().into_iter().map(TriggerView::from).collect()
+    }
+
+    /// What each revision used since the platform runs, however often it was registered; and their sum, with what those
+    /// used that are gone.
+    async fn service_usage(&self, record: &ServiceRecord, query: &Query) -> Answer {
+        let mut revisions: BTreeMap<String, MeterTotals> = BTreeMap::new();
+        for (revision, key) in self.all_keys(record, query)? {
+            let used = self.control.usage()?.revision_usage(key).await?;
+            revisions.entry(revision).or_default().add_all(&used);
+        }
+        let mut view = json!({
+            "usage": revisions
+                .iter()
+                .map(|(revision, totals)| json!({"revision": revision, "totals": totals}))
+                .collect::<Vec<_>>(),
+        });
+        if query.get("revision").is_none() {
+            let live = self.control.live(&record.path());
+            let mut total = live.map(|live| live.state.lock().retired_usage).unwrap_or_default();
+            revisions.values().for_each(|totals| total.add_all(totals));
+            view["total"] = json!(total);
+        }
+        Ok(json_response(StatusCode::OK, &view))
     }
 
     fn render_metrics(&self) -> Answer {

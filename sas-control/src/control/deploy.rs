@@ -4,7 +4,7 @@ use super::{Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_ser
 use crate::package;
 use crate::package::PackageStore;
 use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord, sha256};
-use sas_core::{Error, ErrorKind, Principal, Result, RevisionSpec, Source, SpecErrors, TenantKey};
+use sas_core::{Error, ErrorKind, Principal, Result, RevisionSpec, Source, SpecErrors};
 use sas_knative::manifest::{Manifest, ServiceManifest, TrafficTarget, parse};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -62,7 +62,8 @@ impl Control {
 
     /// Deploys a service: stores what is wanted, prepares a new revision if the manifest describes one, and moves the
     /// traffic. When the revision can't be prepared the service keeps what it had, and the revision's condition says
-    /// why.
+    /// why. Traffic is what the manifest says: without `spec.traffic`, all of it goes to the latest revision, also where it
+    /// was pinned or split before.
     ///
     /// **Cancel safety:** what was stored is done all the same, at the latest by housekeeping.
     ///
@@ -71,14 +72,44 @@ impl Control {
     /// `Conflict` when the revision's name is taken, `Exhausted` when the tenant has too many services, and whatever
     /// the runtime's `prepare` gives.
     pub async fn deploy(self: &Arc<Self>, manifest: ServiceManifest) -> Result<DeployOutcome> {
+        self.deploy_as(manifest, false).await
+    }
+
+    /// Deploys a spec as a service, leaving where the traffic goes as it is: shares that name a revision keep it, and
+    /// shares of the latest follow to the new one. A new service takes all of its traffic. Unlike a manifest, a spec says
+    /// nothing of traffic, so it changes nothing of it.
+    ///
+    /// **Cancel safety:** as [`Control::deploy`].
+    ///
+    /// # Errors
+    /// As [`Control::deploy`], with the fields of [`RevisionSpec`] instead of a manifest's, such as
+    /// `RevisionSpec.concurrency`.
+    pub async fn deploy_spec(
+        self: &Arc<Self>,
+        namespace: &str,
+        name: &str,
+        spec: RevisionSpec,
+    ) -> Result<DeployOutcome> {
+        self.deploy_as(ServiceManifest::new(namespace, name, spec), true).await.map_err(in_library_terms)
+    }
+
+    async fn deploy_as(self: &Arc<Self>, manifest: ServiceManifest, keep: bool) -> Result<DeployOutcome> {
         let began = Instant::now();
-        let deployed = self.deploy_inner(manifest).await;
+        let named = format!("Service {}/{}", manifest.namespace, manifest.name);
+        let deployed = self.deploy_inner(manifest, keep).await;
+        if deployed.is_ok() {
+            self.recovered.came_back(&named);
+        }
         self.metrics.deployed(deployed.is_ok(), began.elapsed());
         self.metrics.services(self.services.read().len());
         deployed
     }
 
-    pub(super) async fn deploy_inner(self: &Arc<Self>, manifest: ServiceManifest) -> Result<DeployOutcome> {
+    pub(super) async fn deploy_inner(
+        self: &Arc<Self>,
+        manifest: ServiceManifest,
+        keep: bool,
+    ) -> Result<DeployOutcome> {
         self.open()?;
         let path = format!("{}/{}", manifest.namespace, manifest.name);
         manifest.validate().map_err(|errors| refused("deploy", errors))?;
@@ -109,7 +140,7 @@ impl Control {
         let before = self.live(&path).and_then(|live| live.record());
         if before.is_none()
             && let Some(most) = self.engine.edition().services_per_tenant
-            && tenant != TenantKey::default()
+            && !tenant.is_host()
             && self.records().iter().filter(|record| record.tenant == tenant).count() >= most
         {
             let message =
@@ -181,10 +212,13 @@ impl Control {
         {
             failed.state = RevisionState::Pending;
         }
-        record.traffic = manifest.traffic.unwrap_or_else(|| vec![TrafficTarget::latest()]);
+        if !keep || before.is_none() {
+            record.traffic = manifest.traffic.unwrap_or_else(|| vec![TrafficTarget::latest()]);
+        }
         check_targets(&record, &record.traffic, "spec.traffic", Some(&revision))?;
         let record = self.save(&path, record, before.is_none()).await?;
         tracing::info!(service = %path, revision, new_revision, "deployed");
+        self.check_grants(&record).await;
 
         self.settle(&path).await?;
         drop(changing);
@@ -243,7 +277,8 @@ impl Control {
         let path = format!("{namespace}/{name}");
         let _changing = self.change(&path).await;
         let before = self.record(namespace, name)?;
-        let sum: u32 = targets.iter().map(|target| target.percent).sum();
+        // As wide as any list of shares can be.
+        let sum: u64 = targets.iter().map(|target| u64::from(target.percent)).sum();
         if sum != 100 {
             return Err(invalid("traffic", "traffic", format!("{sum} %"), "the percents must add up to 100"));
         }
@@ -258,7 +293,9 @@ impl Control {
         Ok(self.live(&path).and_then(|live| live.record()).unwrap_or(record))
     }
 
-    /// Sends all traffic to an earlier revision: the one that is named, or the one before the latest that is ready.
+    /// Sends all traffic to an earlier revision: the one that is named, or the ready one before the youngest that takes
+    /// traffic now. So a canary is taken back to the revision before it, whatever its share; and a second roll-back goes
+    /// one further. Tags stay, without a share.
     ///
     /// # Errors
     /// `NotFound` when there is no such revision, or none to go back to; otherwise as [`Control::set_traffic`].
@@ -274,9 +311,9 @@ impl Control {
             None => {
                 let now = self.clock.now();
                 let shares = record.shares(now);
-                let current =
-                    shares.iter().max_by_key(|share| share.percent).map(|share| share.revision.as_str());
-                let at = record.revisions.iter().position(|r| Some(r.name.as_str()) == current);
+                let serves =
+                    |name: &str| shares.iter().any(|share| share.percent > 0 && share.revision == name);
+                let at = record.revisions.iter().rposition(|revision| serves(&revision.name));
                 let older = record.revisions.iter().take(at.unwrap_or(record.revisions.len()));
                 older.rev().find(|revision| revision.state == RevisionState::Ready)
             }
@@ -312,6 +349,7 @@ impl Control {
             self.store.delete(&key, version).await?;
             self.unsure.lock().remove(&path);
             self.damaged.lock().remove(&key);
+            self.recovered.came_back(&format!("Service {path}"));
             tracing::info!(service = %path, "what was left of it is deleted");
             return Ok(());
         }
@@ -425,10 +463,31 @@ pub(super) fn at_annotation(error: Error, manifest: &ServiceManifest) -> Error {
     moved
 }
 
+/// The same error for whoever deployed a value of this library, and never saw a manifest.
+fn in_library_terms(error: Error) -> Error {
+    let Some(fields) = error.fields() else { return error };
+    let mut renamed = SpecErrors::default();
+    for error in &fields.0 {
+        let field = match error.field.as_str() {
+            "metadata.namespace" => "namespace".to_owned(),
+            "metadata.name" => "name".to_owned(),
+            "sas.dev/package" => "RevisionSpec.source".to_owned(),
+            "sas.dev/runtime" | "runtime" => "RevisionSpec.runtime".to_owned(),
+            field => match field.strip_prefix("spec.template.spec.") {
+                Some(field) => format!("RevisionSpec.{field}"),
+                None => field.to_owned(),
+            },
+        };
+        renamed.push(field, &error.value, &error.problem);
+    }
+    let mut told = Error::new(error.kind, error.operation, renamed.to_string()).with_retry(error.retry);
+    told.source = Some(Box::new(renamed));
+    told
+}
+
 /// The fields that an error carries.
 pub(super) fn fields_of(error: &Error) -> SpecErrors {
-    let source = std::error::Error::source(error);
-    source.and_then(|source| source.downcast_ref::<SpecErrors>()).cloned().unwrap_or_default()
+    error.fields().cloned().unwrap_or_default()
 }
 
 pub(super) fn prepare_failed(reason: &str, message: &str, fields: &[Field]) -> Error {

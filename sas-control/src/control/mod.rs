@@ -3,6 +3,7 @@
 mod deploy;
 mod quotas;
 mod recover;
+mod recovered;
 mod rollout;
 mod steps;
 mod triggers;
@@ -20,8 +21,8 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 use sas_core::{
     AnswerCounter, Artifact, Clock, DecisionQuery, DecisionSink, Error, ErrorKind, Invoker, LogQuery,
-    LogSink, MeterSink, Pool, Quota, Quotas, Recorder, RequestId, Result, RevisionKey, Router, Runtime,
-    Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers, UsageQuery, Version,
+    LogSink, MeterSink, MeterTotals, Pool, Quota, Quotas, Recorder, RequestId, Result, RevisionKey, Router,
+    Runtime, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers, UsageQuery, Version,
 };
 use sas_knative::manifest::ParseOptions;
 use tokio::time::Instant;
@@ -186,6 +187,9 @@ pub struct Control {
     tenants: Mutex<HashMap<String, TenantKey>>,
     /// One tenant is made at a time.
     new_tenant: tokio::sync::Mutex<()>,
+    recovered: recovered::Recovered,
+    /// Triggers that send into another namespace, by name.
+    crossing: triggers::Crossing,
     ready: AtomicBool,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -203,6 +207,8 @@ pub(crate) struct LiveState {
     pub(crate) record: Option<Arc<ServiceRecord>>,
     version: Version,
     pub(crate) observed: Observed,
+    /// What registrations used whose keys are forgotten.
+    pub(crate) retired_usage: MeterTotals,
     /// Keys of earlier registrations, youngest last, for their logs.
     pub(crate) past: VecDeque<(String, RevisionKey)>,
     /// What was prepared and is not registered now: keeps the artifact while the revision may be started again.
@@ -312,6 +318,8 @@ impl Control {
             changing: Mutex::default(),
             tenants: Mutex::default(),
             new_tenant: tokio::sync::Mutex::default(),
+            recovered: recovered::Recovered::default(),
+            crossing: triggers::Crossing::default(),
             ready: AtomicBool::new(false),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -534,6 +542,7 @@ impl Live {
                 record: Some(Arc::new(record)),
                 version,
                 observed: Observed::default(),
+                retired_usage: MeterTotals::default(),
                 past: VecDeque::new(),
                 artifacts: HashMap::new(),
                 counted: Vec::new(),

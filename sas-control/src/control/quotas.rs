@@ -58,6 +58,7 @@ impl Control {
             (None, None) => {}
         }
         self.limit_tenant(namespace);
+        self.recovered.came_back(&format!("Quota {namespace}"));
         Ok(())
     }
 

@@ -84,6 +84,7 @@ impl Control {
             }
         }
         recovery.failed.sort_by(|a, b| a.0.cmp(&b.0));
+        self.recovered.keep(&recovery);
         self.count();
         self.ready.store(true, Ordering::Release);
         Ok(recovery)

@@ -6,12 +6,12 @@ use sas_core::{
     AnswerCounts, Error, ErrorKind, Result, RevisionKey, RolloutPlan, RolloutProgress, RolloutStep,
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use super::{Control, Live, no_service};
 use crate::{
     record::{Rolling, ServiceRecord},
     stamp::rfc3339,
+    view::{RolloutAnswers, RolloutStage, RolloutView},
 };
 
 /// What people may do to a roll-out.
@@ -156,38 +156,30 @@ impl Control {
     }
 
     /// The roll-out of a service as operators see it; `Null`: there is none.
-    pub(crate) fn rollout_view(&self, record: &ServiceRecord) -> Value {
-        let Some(rolling) = &record.rolling else { return Value::Null };
+    pub(crate) fn rollout_view(&self, record: &ServiceRecord) -> Option<RolloutView> {
+        let rolling = record.rolling.as_ref()?;
         let now = self.clock.now();
         let counts = self.live(&record.path()).and_then(|live| self.counts(&live));
-        let percent = rolling.moved(100, now);
         let state = match rolling {
-            rolling if rolling.is_stopped() => "stopped",
-            rolling if rolling.is_over(now) => "done",
-            _ => "moving",
+            rolling if rolling.is_stopped() => RolloutStage::Stopped,
+            rolling if rolling.is_over(now) => RolloutStage::Done,
+            _ => RolloutStage::Moving,
         };
-        let mut view = json!({
-            "from": rolling.from,
-            "to": rolling.to,
-            "percent": percent,
-            "state": state,
-            "reason": rolling.reason,
-            "since": rfc3339(rolling.progress.as_ref().map_or(rolling.since, RolloutProgress::since)),
-        });
-        match &rolling.progress {
-            Some(progress) => {
-                let plan = progress.plan();
-                view["steps"] = json!(plan.steps);
-                view["holdSeconds"] = json!(plan.hold.as_secs_f64());
-                view["minRequests"] = json!(plan.min_requests);
-                view["maxMoreErrors"] = json!(plan.max_more_errors);
-            }
-            None => view["overSeconds"] = json!(rolling.over.as_secs_f64()),
-        }
-        if let Some([old, new]) = counts {
-            view["answers"] = json!({ "from": old, "to": new });
-        }
-        view
+        let plan = rolling.progress.as_ref().map(RolloutProgress::plan);
+        Some(RolloutView {
+            from: rolling.from.clone(),
+            to: rolling.to.clone(),
+            percent: rolling.moved(100, now),
+            state,
+            reason: rolling.reason.clone(),
+            since: rfc3339(rolling.progress.as_ref().map_or(rolling.since, RolloutProgress::since)),
+            steps: plan.map(|plan| plan.steps.clone()),
+            hold_seconds: plan.map(|plan| plan.hold.as_secs_f64()),
+            min_requests: plan.map(|plan| plan.min_requests),
+            max_more_errors: plan.map(|plan| plan.max_more_errors),
+            over_seconds: plan.is_none().then(|| rolling.over.as_secs_f64()),
+            answers: counts.map(|[from, to]| RolloutAnswers { from, to }),
+        })
     }
 }
 

@@ -295,6 +295,14 @@ impl Control {
             for key in forgotten {
                 control.logs.forget(key);
                 control.decisions.forget(key);
+                if let Some(usage) = control.meter.usage_query() {
+                    match usage.revision_usage(key).await {
+                        Ok(used) => live.state.lock().retired_usage.add_all(&used),
+                        Err(error) => {
+                            tracing::warn!(error = %error.chain(), "what a revision used is not known any more");
+                        }
+                    }
+                }
                 control.meter.forget(key);
             }
         });

@@ -120,7 +120,7 @@ impl State {
     /// Whether the revision's tenant holds more than its share of a budget that others wait for: a slot that comes
     /// free is then not lent again.
     pub(super) fn yields(&self, rules: &Rules, a: u32) -> bool {
-        rules.is_short() && rules.gate.lock().is_over_share(self.actives[a as usize].tenant)
+        rules.is_short() && rules.gate.lock().is_over_share(self.actives[a as usize].tenant.0)
     }
 
     /// An instance has no lease any more.

@@ -107,7 +107,7 @@ impl State {
     pub(super) fn give_permit_back(&mut self, rules: &Rules, i: u32, fx: &mut Effects) {
         let instance = &mut self.instances[i as usize];
         if std::mem::take(&mut instance.permit) {
-            rules.gate.lock().started(self.actives[instance.active as usize].tenant);
+            rules.gate.lock().started(self.actives[instance.active as usize].tenant.0);
             fx.pump = true;
         }
     }

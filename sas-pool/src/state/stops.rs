@@ -206,12 +206,12 @@ impl State {
         if rules.metering {
             let meter = &mut self.meters[i as usize];
             meter.end(now);
-            let (revision, tenant) = (active.key.0, active.tenant);
+            let (revision, tenant) = (active.key.0, active.tenant.0);
             fx.readings
                 .extend(meter.take(now).map(|(phase, ns)| Reading::Phase(id, revision, tenant, phase, ns)));
         }
         if let Some(memory) = instance.budget.take() {
-            rules.gate.lock().gone(active.tenant, memory);
+            rules.gate.lock().gone(active.tenant.0, memory);
             fx.pump = true;
         }
         for key in [instance.grace.take(), instance.suspend.take()].into_iter().flatten() {
@@ -381,7 +381,8 @@ impl State {
         let Some(i) = self.find(rules, id).filter(|&i| self.is_idle(rules, i)) else { return };
         let a = self.instances[i as usize].active;
         let active = &mut self.actives[a as usize];
-        if active.have() <= active.min || over_share_only && !rules.gate.lock().is_over_share(active.tenant) {
+        if active.have() <= active.min || over_share_only && !rules.gate.lock().is_over_share(active.tenant.0)
+        {
             return;
         }
         let rest = active.have() - 1;

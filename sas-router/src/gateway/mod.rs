@@ -9,11 +9,11 @@ mod vet;
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
-use http::{HeaderValue, Method, Response as HttpResponse, StatusCode, header};
+use http::{HeaderValue, Method, Response as HttpResponse, StatusCode, header, header::Entry};
 use sas_core::{
     AnswerCounter, AnswerCounts, Body, CallError, CallTimings, Cx, Deployed, Error, ErrorKind, Handler,
     Invoker, Pool, Purpose, Request, RequestId, Response, RevisionKey, Route, RouteError, RouteQuery,
-    RouteTarget, Router, Target, TenantKey,
+    RouteTarget, Router, Target,
 };
 use tokio::time::Instant;
 
@@ -37,6 +37,7 @@ use crate::{
 
 /// The header by which a client asks for `Server-Timing`.
 const ASK_TIMING: http::HeaderName = http::HeaderName::from_static("x-sas-timing");
+const IDEMPOTENCY_KEY: http::HeaderName = http::HeaderName::from_static("idempotency-key");
 const SERVER_TIMING: http::HeaderName = http::HeaderName::from_static("server-timing");
 
 /// What a head takes in memory, for the budget of bytes; and the part of a body that is buffered on its way.
@@ -384,9 +385,7 @@ impl Invoker for Gateway {
             }
             other => return not_found(format!("this version can't call {other:?}"), request),
         };
-        if cx.tenant != TenantKey::default() {
-            to.tenant = cx.tenant;
-        }
+        to.tenant = cx.payer.tenant(to.tenant);
         if cx.purpose == Purpose::Probe {
             to.wakes = false;
         }
@@ -396,11 +395,23 @@ impl Invoker for Gateway {
         };
         let connection = request.extensions_mut().remove::<Arc<ClientConnection>>();
         let connection = connection.unwrap_or_else(|| Arc::clone(&self.embedded));
-        self.prepare(&mut request, cx.request, &connection);
         // The service's own limit holds for every caller; who wants an answer earlier says so.
         let mut cx = *cx;
         cx.deadline = cx.deadline.min(arrived + to.timeout);
         let mut tail = Tail::default();
+        if cx.purpose.metered() {
+            match self.admit(&request, &to, &deployed, arrived) {
+                Ok(permit) => tail.permit = Some(permit),
+                Err(failure) => return Err(CallError::unsent(failure.into_error(), request)),
+            }
+        }
+        self.prepare(&mut request, cx.request, &connection);
+        if let Some(key) = cx.idempotency
+            && let Entry::Vacant(header) = request.headers_mut().entry(IDEMPOTENCY_KEY)
+            && let Ok(value) = HeaderValue::try_from(format!("\"{key}\""))
+        {
+            header.insert(value);
+        }
         let mut delivery = Delivery {
             target: &to,
             deployed: &deployed,

@@ -102,6 +102,8 @@ pub struct Invocation {
     pub target: Target,
     /// Why.
     pub purpose: Purpose,
+    /// With which context.
+    pub cx: Cx,
     /// With which method, path and headers.
     pub head: http::Request<()>,
     /// With which body.
@@ -161,8 +163,13 @@ impl Invoker for FakeInvoker {
                 Error::new(ErrorKind::Crashed, "invoke", "the request broke off").with_source(error),
             )
         })?;
-        let invocation =
-            Invocation { target, purpose: cx.purpose, head: http::Request::from_parts(head, ()), body };
+        let invocation = Invocation {
+            target,
+            purpose: cx.purpose,
+            cx: *cx,
+            head: http::Request::from_parts(head, ()),
+            body,
+        };
         let answer = (self.respond)(&invocation);
         self.seen.lock().push(invocation);
         answer.map_err(CallError::sent)

@@ -11,15 +11,18 @@ use serde::{Deserialize, Serialize};
 
 use civil::Fields;
 
-/// How weekdays are numbered.
+/// How weekdays are numbered, and which ranges there are. All else is read alike in both: five, six or seven fields, names,
+/// steps, `?`, `L`, `W`, `#`, and the rule for two days.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Dialect {
-    /// Sunday is 0, and 7 too: crontab's numbers, and Knative's.
+    /// Sunday is 0, and 7 too: crontab's numbers, and Knative's. A range that ends before it begins is refused, but for days
+    /// of the week (`FRI-MON`).
     #[default]
     Standard,
-    /// Sunday is 1, Saturday is 7.
+    /// Sunday is 1, Saturday is 7. A range that ends before it begins goes over the end of its field, as Quartz takes it:
+    /// `22-2` in hours is 22, 23, 0, 1, 2, and `NOV-FEB`, `50-10/5` and `25-5` in days likewise; not in years.
     Quartz,
 }
 

@@ -79,12 +79,17 @@ pub(super) fn fields(text: &str, dialect: Dialect) -> Result<Fields, CronError> 
             return Err(CronError::new("expression", text, problem));
         }
     };
-    let days = days(day)?;
+    let days = days(day, dialect)?;
     let weekdays = weekdays(weekday, dialect)?;
     let month = numbered(month, &MONTHS, 1);
     let every_year = matches!(year, None | Some("*"));
     // One field at a time, so that the error says which.
     let read = |part: &'static str, position: usize, field: &str| {
+        let (first, last) = [(0, 59), (0, 59), (0, 23), (1, 31), (1, 12)].get(position).copied().unzip();
+        let field = &match (dialect, first, last) {
+            (Dialect::Quartz, Some(first), Some(last)) => wrapped(field, first, last),
+            _ => field.to_owned(),
+        };
         let mut sample = ["0", "0", "0", "1", "1", "*", "*"];
         sample[position] = field;
         cron::Schedule::from_str(&sample.join(" ")).map_err(|_| {
@@ -103,6 +108,33 @@ pub(super) fn fields(text: &str, dialect: Dialect) -> Result<Fields, CronError> 
         days,
         weekdays,
     })
+}
+
+/// Quartz's ranges that go over the end of a field, such as `22-2` in hours, as lists: `22,23,0,1,2`. Steps go over the
+/// end too. What is no such range stays as it is.
+fn wrapped(field: &str, first: u32, last: u32) -> String {
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse::<u32>().ok().filter(|number| digits && (first..=last).contains(number))
+    };
+    let items = field.split(',').map(|item| {
+        let (range, step) = match item.split_once('/') {
+            Some((range, step)) => (range, step.parse::<usize>().ok().filter(|step| *step > 0)),
+            None => (item, Some(1)),
+        };
+        let bounds = range.split_once('-').map(|(from, to)| (number(from), number(to)));
+        match (bounds, step) {
+            (Some((Some(from), Some(to))), Some(step)) if to < from => {
+                let length = last - first + 1;
+                let values = (from..=to + length)
+                    .step_by(step)
+                    .map(|value| (if value > last { value - length } else { value }).to_string());
+                values.collect::<Vec<_>>().join(",")
+            }
+            _ => item.to_owned(),
+        }
+    });
+    items.collect::<Vec<_>>().join(",")
 }
 
 fn bits(ordinals: &impl cron::TimeUnitSpec) -> u64 {
@@ -138,7 +170,7 @@ fn day_set(part: &'static str, field: &str) -> Result<u32, CronError> {
     Ok(schedule.days_of_month().iter().fold(0, |bits, ordinal| bits | 1 << ordinal))
 }
 
-fn days(field: &str) -> Result<Days, CronError> {
+fn days(field: &str, dialect: Dialect) -> Result<Days, CronError> {
     const PART: &str = "day of month";
     let mut days = Days { any: matches!(field, "*" | "?" | "*/1" | "?/1"), ..Days::default() };
     if days.any {
@@ -166,6 +198,7 @@ fn days(field: &str) -> Result<Days, CronError> {
         };
         match special {
             Some(special) => days.special.push(special),
+            None if dialect == Dialect::Quartz => days.set |= day_set(PART, &wrapped(item, 1, 31))?,
             None => days.set |= day_set(PART, item)?,
         }
     }
