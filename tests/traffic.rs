@@ -296,7 +296,7 @@ async fn a_trigger_stays_in_its_namespace_unless_the_other_grants_it_and_pays_fo
     // What poor's calls wake, poor's quota pays: a third of them is too many.
     let tenant = platform.control().record("poor", "own").expect("there").tenant;
     let call = async |payer: Payer| {
-        let cx = Cx::new(payer, RequestId(1), tokio::time::Instant::now() + Duration::from_secs(10));
+        let cx = Cx::new(payer, RequestId(1), Instant::now() + Duration::from_secs(10));
         let request = http::Request::get("/").body(Body::empty()).expect("a request");
         platform.gateway().invoke(Target::Service("rich/victim".into()), request, &cx).await
     };
