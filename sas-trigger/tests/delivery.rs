@@ -476,7 +476,7 @@ async fn dead_letters_go_out_of_the_platform_where_somebody_publishes() {
     let published = delivery(&answering(&[400]), &Arc::default(), config).with_publisher(Arc::new(outbox));
     assert_eq!(send(&published, event("1")).await.unwrap(), Ack::Stored);
     let letter = inbox.next().await.unwrap();
-    assert_eq!((letter.id(), letter.extensions()["knativeerrorcode"].as_str()), ("1", "400"));
+    assert_eq!((letter.id(), &*letter.extensions()["knativeerrorcode"].to_text()), ("1", "400"));
     drop(inbox);
     // Nobody takes it any more: the source is to offer it again.
     let nobody = delivery(&answering(&[400]), &Arc::default(), config);
