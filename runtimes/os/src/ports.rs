@@ -1,17 +1,17 @@
 //! Ports for instances, each given to one at a time.
 //!
 //! Between the moment when a port is chosen and the moment when the program listens on it, nothing of TCP says that it
-//! is taken. So each port has a lock that all hosts of a network namespace see and that the kernel frees however its
-//! host ends: a Unix socket with an abstract name.
+//! is taken. So each port has a lock that all hosts of a user see and that the kernel frees however its host ends: a
+//! file in a directory that nobody else may enter, so that nobody else can hold it.
+//!
+//! What listens on a port in the end may still be another's: [`belongs`] tells.
 
 use std::{
     collections::HashSet,
     net::{Ipv4Addr, SocketAddrV4},
     ops::RangeInclusive,
-    os::{
-        linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr, UnixDatagram},
-    },
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -22,6 +22,7 @@ use sas_core::{Error, ErrorKind, Result, Retry};
 #[derive(Debug)]
 pub struct Ports {
     range: RangeInclusive<u16>,
+    locks: PathBuf,
     state: Mutex<State>,
 }
 
@@ -35,7 +36,7 @@ struct State {
 #[derive(Debug)]
 pub struct Port {
     number: u16,
-    lock: Option<UnixDatagram>,
+    lock: Option<OwnedFd>,
     ports: Arc<Ports>,
 }
 
@@ -55,13 +56,19 @@ impl Drop for Port {
 }
 
 impl Ports {
-    /// The ports of a range.
-    pub fn new(range: RangeInclusive<u16>) -> Arc<Self> {
+    /// The ports of a range, with their locks in `locks`: a directory of this user's alone, which is made where it is
+    /// missing. Hosts that share it never give out the same port.
+    ///
+    /// # Errors
+    /// `Conflict` when the directory is another user's or may be entered by others; `Unavailable` when it can't be made.
+    pub fn new(range: RangeInclusive<u16>, locks: &Path) -> Result<Arc<Self>> {
+        private(locks)?;
         let count = u32::from(*range.end()) - u32::from(*range.start()) + 1;
         // Hosts on one machine begin at different places, so that they rarely try the same port.
         let offset = std::process::id().wrapping_mul(7919) % count;
         let next = range.start() + u16::try_from(offset).unwrap_or(0);
-        Arc::new(Self { range, state: Mutex::new(State { used: HashSet::new(), next }) })
+        let state = Mutex::new(State { used: HashSet::new(), next });
+        Ok(Arc::new(Self { range, locks: locks.to_path_buf(), state }))
     }
 
     /// A port on which nobody listens.
@@ -80,7 +87,7 @@ impl Ports {
                 number
             };
             let mut port = Port { number, lock: None, ports: Arc::clone(self) };
-            port.lock = lock(number);
+            port.lock = self.lock(number);
             if port.lock.is_some() && is_free(number) {
                 return Ok(port);
             }
@@ -114,7 +121,7 @@ impl Ports {
             return Err(taken("another instance"));
         }
         let mut port = Port { number, lock: None, ports: Arc::clone(self) };
-        port.lock = lock(number);
+        port.lock = self.lock(number);
         if port.lock.is_none() {
             return Err(taken("an instance of another host"));
         }
@@ -122,10 +129,103 @@ impl Ports {
     }
 }
 
-/// The lock of a port; `None` when another host has it.
-fn lock(port: u16) -> Option<UnixDatagram> {
-    let name = SocketAddr::from_abstract_name(format!("sas-port-{port}")).ok()?;
-    UnixDatagram::bind_addr(&name).ok()
+impl Ports {
+    /// The lock of a port; `None` when another host has it.
+    fn lock(&self, port: u16) -> Option<OwnedFd> {
+        use rustix::fs::{FlockOperation, Mode, OFlags};
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file =
+            rustix::fs::open(self.locks.join(port.to_string()), flags, Mode::RUSR | Mode::WUSR).ok()?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+        Some(file)
+    }
+}
+
+/// Where the hosts of this user keep their locks: a directory that the system made for the user, else `otherwise`.
+pub fn locks_dir(otherwise: &Path) -> PathBuf {
+    let user = rustix::process::geteuid();
+    let runtime = if user.is_root() { "/run".into() } else { format!("/run/user/{}", user.as_raw()) };
+    let dir = Path::new(&runtime).join("sas-ports");
+    match private(&dir) {
+        Ok(()) => dir,
+        Err(_) => otherwise.to_path_buf(),
+    }
+}
+
+fn private(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+    let failed = |error: std::io::Error| {
+        let what = format!("the directory for locks of ports: {}: {error}", dir.display());
+        Error::new(ErrorKind::Unavailable, "open", what).with_source(error)
+    };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    let metadata = std::fs::symlink_metadata(dir).map_err(failed)?;
+    if metadata.is_dir()
+        && metadata.uid() == rustix::process::geteuid().as_raw()
+        && metadata.mode() & 0o077 == 0
+    {
+        return Ok(());
+    }
+    let what =
+        format!("{}: it must be a directory that this user alone may enter (mode 0700)", dir.display());
+    Err(Error::new(ErrorKind::Conflict, "open", what))
+}
+
+/// The sockets that listen on a TCP port of this network namespace, by inode.
+fn listeners(port: u16) -> HashSet<u64> {
+    let mut found = HashSet::new();
+    for table in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
+        use std::io::BufRead as _;
+        let Ok(file) = std::fs::File::open(table) else { continue };
+        for line in std::io::BufReader::new(file).lines().skip(1).map_while(std::result::Result::ok) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (Some(local), Some(state), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9))
+            else {
+                continue;
+            };
+            // Those that listen (0A) come first, and there may be very many others.
+            if *state != "0A" {
+                break;
+            }
+            let at = local.rsplit(':').next().and_then(|port| u16::from_str_radix(port, 16).ok());
+            if at == Some(port)
+                && let Ok(inode) = inode.parse()
+            {
+                found.insert(inode);
+            }
+        }
+    }
+    found
+}
+
+/// Whether everything that listens on a TCP port belongs to a process of `roots` or to one that descends from them, and
+/// something does. Blocks on `/proc`.
+pub fn belongs(port: u16, roots: &[i32]) -> bool {
+    let mut wanted = listeners(port);
+    if wanted.is_empty() {
+        return false;
+    }
+    let mut open = roots.to_vec();
+    let mut seen = 0;
+    while let Some(pid) = open.pop() {
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let target = std::fs::read_link(entry.path()).unwrap_or_default();
+            let inode = target
+                .to_str()
+                .and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            if let Some(inode) = inode {
+                wanted.remove(&inode);
+            }
+        }
+        if wanted.is_empty() {
+            return true;
+        }
+        seen += 1;
+        if seen < 1024 {
+            open.extend(crate::usage::children(pid));
+        }
+    }
+    false
 }
 
 /// Whether a program could listen on the port.
@@ -169,6 +269,26 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_belongs_to_its_process_and_to_no_other() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        assert!(super::belongs(port, &[own]));
+        assert!(!super::belongs(port, &[]), "a process that is not asked for");
+        drop(taken);
+        assert!(!super::belongs(port, &[own]), "nobody listens");
+    }
+
+    #[test]
+    fn locks_are_kept_where_nobody_else_may_enter() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        let error = Ports::new(31_310..=31_311, dir.path()).unwrap_err().to_string();
+        assert!(error.contains("0700"), "{error}");
+    }
+
+    #[test]
     fn looking_whether_a_port_is_free_never_takes_a_connection() {
         // Outside of the range of outgoing connections, where nothing else comes by.
         let number = 31_317;
@@ -189,7 +309,10 @@ mod tests {
 
     #[test]
     fn two_hosts_never_give_out_the_same_port() {
-        let (one, two) = (Ports::new(31_300..=31_309), Ports::new(31_300..=31_309));
+        let dir = tempfile::tempdir().unwrap();
+        let locks = dir.path().join("locks");
+        let (one, two) =
+            (Ports::new(31_300..=31_309, &locks).unwrap(), Ports::new(31_300..=31_309, &locks).unwrap());
         let mut taken: Vec<_> = (0..5).flat_map(|_| [one.take().unwrap(), two.take().unwrap()]).collect();
         let mut numbers: Vec<u16> = taken.iter().map(super::Port::number).collect();
         numbers.sort_unstable();

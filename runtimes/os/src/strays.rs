@@ -6,7 +6,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// Kills every process whose standard input is `marker`, until none is found. Returns how many there were.
 pub fn kill(marker: &Path) -> usize {
-    let Ok(wanted) = fs::metadata(marker) else { return 0 };
+    // The very file, not what a link leads to.
+    let Some(wanted) = fs::symlink_metadata(marker).ok().filter(fs::Metadata::is_file) else { return 0 };
     let wanted = (wanted.dev(), wanted.ino());
     let mut killed = 0;
     // A process may fork while we look; a few rounds catch the children of the killed.

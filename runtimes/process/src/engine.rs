@@ -32,7 +32,8 @@ use sas_runtime_os::{
     cgroup::{Cgroup, Cgroups, Run},
     guardian::Guardian,
     jail::Jails,
-    ports::{Port, Ports},
+    network::Network,
+    ports::{Port, Ports, locks_dir},
 };
 
 use crate::{
@@ -150,13 +151,25 @@ impl Proc {
         jails.show(self.state.lock().cell.as_ref(), package, readable)
     }
 
+    /// The network of its own, where it has one.
+    pub(crate) fn network(&self) -> Option<Arc<Network>> {
+        self.state.lock().cell.as_ref().and_then(|cell| cell.network().cloned())
+    }
+
+    /// Whether what listens on `port` is a process of this instance. Blocks on `/proc`.
+    pub(crate) fn listens_on(&self, port: u16) -> bool {
+        let mut roots = vec![self.pid()];
+        roots.extend(self.holder());
+        sas_runtime_os::ports::belongs(port, &roots)
+    }
+
     /// Whether it runs in namespaces of its own, with a view of the disk.
     pub(crate) fn has_cell(&self) -> bool {
         self.state.lock().cell.is_some()
     }
 
     /// The process that its orphans belong to.
-    pub(crate) fn holder(&self) -> Option<i32> {
+    fn holder(&self) -> Option<i32> {
         self.state.lock().cell.as_ref().and_then(Cell::holder)
     }
 
@@ -293,7 +306,7 @@ impl Engine {
             .map_err(failed)?;
         let run: Arc<dyn Run> = Arc::new(store.clone());
         Ok(Arc::new(Self {
-            ports: Ports::new(config.ports.clone()),
+            ports: Ports::new(config.ports.clone(), &locks_dir(&store.root().join("ports")))?,
             jails: open_jails(&config, &store)?,
             cgroups: Cgroups::open(&config.cgroups, &run),
             metrics: Metrics::new(&config.recorder),

@@ -1,6 +1,6 @@
 //! A running process as the platform sees it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use rustix::process::Signal;
@@ -18,8 +18,8 @@ pub(crate) struct ProcessInstance {
 }
 
 impl ProcessInstance {
-    pub(crate) fn new(id: InstanceId, address: SocketAddr, proc: Arc<Proc>, engine: Arc<Engine>) -> Self {
-        Self { id, endpoint: Endpoint::Tcp(address), proc, engine }
+    pub(crate) fn new(id: InstanceId, endpoint: Endpoint, proc: Arc<Proc>, engine: Arc<Engine>) -> Self {
+        Self { id, endpoint, proc, engine }
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     os::fd::OwnedFd,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
-use sas_core::{Error, ErrorKind, Probe, ProbeAction, Result};
+use sas_core::{Endpoint, Error, ErrorKind, Probe, ProbeAction, Result};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, unix::AsyncFd},
     net::TcpStream,
@@ -150,7 +150,7 @@ fn pause(elapsed: Duration) -> Duration {
 /// Asks until the answer is good. Tells `listening` at the first connection. Never returns otherwise: the caller
 /// watches the deadline and the exit.
 pub(crate) async fn wait(
-    port: u16,
+    at: &Endpoint,
     readiness: &Readiness,
     probe: Option<&Probe>,
     quickest: &Quickest,
@@ -174,7 +174,7 @@ pub(crate) async fn wait(
         let asked = Instant::now();
         let answer = tokio::time::timeout(
             timeout,
-            ask(port, readiness, &mut || {
+            ask(at, readiness, &mut || {
                 if !heard {
                     heard = true;
                     listening();
@@ -199,22 +199,15 @@ pub(crate) async fn wait(
     }
 }
 
-async fn ask(port: u16, readiness: &Readiness, connected: &mut impl FnMut()) -> io::Result<()> {
-    let at = |other: &Option<u16>| SocketAddr::from((Ipv4Addr::LOCALHOST, other.unwrap_or(port)));
+async fn ask(at: &Endpoint, readiness: &Readiness, connected: &mut impl FnMut()) -> io::Result<()> {
     match readiness {
         Readiness::Connect(other) => {
-            let stream = TcpStream::connect(at(other)).await?;
-            if is_itself(&stream) {
-                return Err(io::ErrorKind::ConnectionRefused.into());
-            }
+            connect(at, *other).await?;
             connected();
             Ok(())
         }
         Readiness::Http { port: other, request } => {
-            let mut stream = TcpStream::connect(at(other)).await?;
-            if is_itself(&stream) {
-                return Err(io::ErrorKind::ConnectionRefused.into());
-            }
+            let mut stream = connect(at, *other).await?;
             connected();
             stream.write_all(request.as_bytes()).await?;
             // `HTTP/1.1 200`
@@ -230,6 +223,23 @@ async fn ask(port: u16, readiness: &Readiness, connected: &mut impl FnMut()) -> 
             }
         }
     }
+}
+
+/// Connects to an instance, on another port than its own when one is given.
+async fn connect(at: &Endpoint, other: Option<u16>) -> io::Result<TcpStream> {
+    let on = |address: &SocketAddr| SocketAddr::from((address.ip(), other.unwrap_or(address.port())));
+    let stream = match at {
+        Endpoint::Tcp(address) => TcpStream::connect(on(address)).await?,
+        Endpoint::Within(address, sockets) => {
+            let socket = std::net::TcpStream::from(sockets.tcp_socket(address)?);
+            tokio::net::TcpSocket::from_std_stream(socket).connect(on(address)).await?
+        }
+        other => return Err(io::Error::other(format!("no way to {other}"))),
+    };
+    if is_itself(&stream) {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(stream)
 }
 
 /// TCP can connect a port to itself when nobody listens on it and it is picked as the local one.

@@ -8,8 +8,8 @@ use std::{
 
 use async_trait::async_trait;
 use sas_core::{
-    Artifact, Capabilities, Error, ErrorKind, ExitReport, Instance, Isolation, Result, Retry, RevisionSpec,
-    Runtime, Source, SpecErrors, StartPhase, StartRequest, Stem, StemClass, StemRequest,
+    Artifact, Capabilities, Endpoint, Error, ErrorKind, ExitReport, Instance, Isolation, Result, Retry,
+    RevisionSpec, Runtime, Source, SpecErrors, StartPhase, StartRequest, Stem, StemClass, StemRequest,
 };
 use tokio::time::Instant;
 
@@ -154,6 +154,9 @@ impl Runtime for ProcessRuntime {
     }
 }
 
+/// The port of an instance that has a network of its own and insists on none.
+const ALONE: u16 = 8080;
+
 /// Spawns the program and waits until it can serve.
 async fn start(
     engine: &Arc<Engine>,
@@ -161,7 +164,12 @@ async fn start(
     request: StartRequest,
 ) -> Result<Arc<dyn Instance>> {
     let began = Instant::now();
-    let (address, port, stdin) = if artifact.options.listen_fd || artifact.zygote.is_some() {
+    let own_network = engine.jails.has_own_network(&artifact.jail(engine, Some(request.tenant()), 0));
+    let (address, port, stdin) = if own_network && !artifact.options.listen_fd {
+        // Nobody else is there: every instance may have the same.
+        let port = request.spec().port.unwrap_or(ALONE);
+        (SocketAddr::from((Ipv4Addr::LOCALHOST, port)), None, None)
+    } else if artifact.options.listen_fd || artifact.zygote.is_some() {
         let listener = listen(request.spec().port)?;
         let address = listener.local_addr().map_err(|error| no_socket(&error))?;
         (address, None, Some(OwnedFd::from(listener)))
@@ -227,8 +235,13 @@ async fn start(
         // Whoever connects now is served as soon as the program accepts: the kernel holds the line.
         request.events.phase(request.id, StartPhase::Listening);
     }
+    let endpoint = match spawned.proc().network().filter(|_| !inherited) {
+        Some(network) => Endpoint::Within(address, network),
+        None => Endpoint::Tcp(address),
+    };
     if !inherited || request.spec().readiness.is_some() {
-        until_ready(artifact, &request, spawned.proc(), &artifact.quickest, address.port()).await?;
+        until_ready(artifact, &request, spawned.proc(), &artifact.quickest, &endpoint, address.port())
+            .await?;
     }
     if let Err(report) = spawned.proc().started(request.id, Arc::clone(&request.events)) {
         return Err(crashed(spawned.proc(), &report, address.port()));
@@ -236,7 +249,7 @@ async fn start(
     request.events.phase(request.id, StartPhase::Ready);
     engine.metrics.ready.record(began.elapsed().as_secs_f64());
     let proc = spawned.keep();
-    Ok(Arc::new(ProcessInstance::new(request.id, address, proc, Arc::clone(engine))))
+    Ok(Arc::new(ProcessInstance::new(request.id, endpoint, proc, Arc::clone(engine))))
 }
 
 pub(crate) fn log_target(request: &StartRequest) -> LogTarget {
@@ -262,6 +275,7 @@ pub(crate) async fn until_ready(
     request: &StartRequest,
     proc: &Arc<Proc>,
     quickest: &Quickest,
+    at: &Endpoint,
     port: u16,
 ) -> Result<()> {
     let listening = || request.events.phase(request.id, StartPhase::Listening);
@@ -269,7 +283,7 @@ pub(crate) async fn until_ready(
         biased;
         report = proc.exited() => Err(crashed(proc, &report, port)),
         ready = ready::wait(
-            port,
+            at,
             &artifact.readiness,
             request.spec().readiness.as_ref(),
             quickest,
@@ -278,10 +292,30 @@ pub(crate) async fn until_ready(
             ready.map_err(|error| {
                 Error::new(ErrorKind::Unavailable, "start", format!("readiness of the instance: {error}"))
                     .with_source(error)
-            })
+            })?;
+            prove(proc, at, port).await
         }
         () = tokio::time::sleep_until(request.deadline) => Err(not_ready(proc, request, port).await),
     }
+}
+
+/// Who answers must be the instance: another user's program may have taken its port before it did.
+async fn prove(proc: &Arc<Proc>, at: &Endpoint, port: u16) -> Result<()> {
+    // A network of its own is nobody else's.
+    if !matches!(at, Endpoint::Tcp(_)) {
+        return Ok(());
+    }
+    let asked = Arc::clone(proc);
+    let its_own = tokio::task::spawn_blocking(move || asked.listens_on(port)).await.unwrap_or(false);
+    if its_own {
+        return Ok(());
+    }
+    let what = format!(
+        "port {port} answers, but not by a process of the instance: another program of this machine has taken it, and \
+         gets no request; find it (ss -ltnp) or give the instances a network of their own (sas.dev/egress: deny)"
+    );
+    Err(Error::new(ErrorKind::Conflict, "start", with_last_words(what, proc))
+        .with_retry(Retry::AnotherInstance))
 }
 
 fn with_last_words(mut message: String, proc: &Proc) -> String {

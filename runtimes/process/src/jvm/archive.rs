@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use sas_core::{EnvValue, Error, ErrorKind, Result, RevisionSpec};
+use sas_core::{Endpoint, EnvValue, Error, ErrorKind, Result, RevisionSpec};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -122,10 +122,11 @@ pub(crate) async fn make(
     };
     // A run that writes an archive is no measure for those that use it.
     let unknown = Quickest::default();
+    let at = Endpoint::Tcp((Ipv4Addr::LOCALHOST, number).into());
     tokio::select! {
         biased;
         report = spawned.proc().exited() => return Err(failed(format!("the program {report} before it was ready"))),
-        ready = ready::wait(number, &artifact.readiness, spec.readiness.as_ref(), &unknown, || ()) => {
+        ready = ready::wait(&at, &artifact.readiness, spec.readiness.as_ref(), &unknown, || ()) => {
             ready.map_err(|error| failed(error.to_string()))?;
         }
         () = tokio::time::sleep(ARCHIVE_TIMEOUT) => return Err(failed(format!("not ready within {ARCHIVE_TIMEOUT:?}"))),

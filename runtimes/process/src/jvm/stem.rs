@@ -14,7 +14,8 @@ use std::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas_core::{
-    Error, ErrorKind, Instance, Result, StartPhase, StartRequest, Stem, StemClass, StemRequest, Usage,
+    Endpoint, Error, ErrorKind, Instance, Result, StartPhase, StartRequest, Stem, StemClass, StemRequest,
+    Usage,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -388,15 +389,16 @@ impl Stem for JvmStem {
             }
         }
         // A stem answers long before a cold start would.
-        until_ready(artifact, &request, proc, &artifact.quickest_from_stem, number).await?;
+        let address = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, number));
+        let endpoint = Endpoint::Tcp(address);
+        until_ready(artifact, &request, proc, &artifact.quickest_from_stem, &endpoint, number).await?;
         if let Err(report) = proc.started(request.id, Arc::clone(&request.events)) {
             return Err(crashed(proc, &report, number));
         }
         request.events.phase(request.id, StartPhase::Ready);
         engine.metrics.ready.record(began.elapsed().as_secs_f64());
         let proc = spawned.keep();
-        let address = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, number));
-        let instance = ProcessInstance::new(request.id, address, proc, engine);
+        let instance = ProcessInstance::new(request.id, endpoint, proc, engine);
         Ok(Arc::new(instance))
     }
 
