@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] MANIFEST...";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--jail none|basic|strict] MANIFEST...";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -46,6 +46,7 @@ struct Options {
     token_file: Option<PathBuf>,
     admin_hosts: Vec<String>,
     open_metrics: bool,
+    jail: String,
     manifests: Vec<PathBuf>,
 }
 
@@ -61,6 +62,7 @@ impl Options {
             token_file: None,
             admin_hosts: Vec::new(),
             open_metrics: false,
+            jail: "basic".to_owned(),
             manifests: Vec::new(),
         };
         while let Some(argument) = args.next() {
@@ -81,6 +83,7 @@ impl Options {
                 "--state" => options.state = Some(value()?.into()),
                 "--admin-token-file" => options.token_file = Some(value()?.into()),
                 "--admin-host" => options.admin_hosts.push(value()?),
+                "--jail" => options.jail = value()?,
                 "--open-metrics" => options.open_metrics = true,
                 "--domain" => options.domain = value()?,
                 "--preset" => {
@@ -148,7 +151,12 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
             config.store = state.join("unpacked");
         }
         config.recorder = recorder.clone();
-        builder = builder.runtime(ProcessRuntime::new(config)?);
+        config.data =
+            options.state.as_ref().map(|state| std::path::absolute(state.join("data"))).transpose()?;
+        config.jail.level = options.jail.parse()?;
+        let runtime = ProcessRuntime::new(config)?;
+        tracing::info!(report = %runtime.jail_report(), "instances are jailed");
+        builder = builder.runtime(runtime);
     }
     #[cfg(feature = "wasm")]
     {

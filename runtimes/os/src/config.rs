@@ -118,6 +118,10 @@ pub struct JailConfig {
     /// Bytes that an instance may write to its own view of the disk, its home and `/tmp` together; it is held in
     /// memory, and counts as the instance's. Default 512 MiB. As an ordinary user: the largest file.
     pub disk_bytes: u64,
+    /// Open files of each process, unless the service says otherwise; at most what the host may have. Default 65536.
+    pub open_files: u64,
+    /// Processes and threads of each tenant, in all its instances; used with user ids. Default 32768.
+    pub processes: u64,
     /// Files and directories that instances may read beside the system's own.
     pub readable: Vec<PathBuf>,
 }
@@ -135,6 +139,8 @@ impl Default for JailConfig {
                 11211, 26257, 27017,
             ],
             disk_bytes: 512 << 20,
+            open_files: 65_536,
+            processes: 32_768,
             readable: Vec::new(),
         }
     }
@@ -155,6 +161,12 @@ impl JailConfig {
         }
         if self.disk_bytes < 1 << 20 {
             return wrong(format!("jail.disk_bytes: {}: at least 1048576", self.disk_bytes));
+        }
+        for (field, value, least) in [("open_files", self.open_files, 64), ("processes", self.processes, 16)]
+        {
+            if value < least {
+                return wrong(format!("jail.{field}: {value}: at least {least}"));
+            }
         }
         if self.ready > 256 {
             return wrong(format!("jail.ready: {}: at most 256", self.ready));

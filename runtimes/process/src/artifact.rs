@@ -355,6 +355,22 @@ impl ProcessArtifact {
         if let (Some(bytes), true) = (self.limits.memory_bytes, engine.cgroups.missing().is_some()) {
             rlimits.push((Resource::Data, bytes));
         }
+        if self.level != JailLevel::None {
+            let jail = &engine.config.jail;
+            let most = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+            let mut ceiling = |resource, limit| {
+                if !rlimits.iter().any(|(said, _)| *said == resource) {
+                    rlimits.push((resource, limit));
+                }
+            };
+            ceiling(Resource::Nofile, jail.open_files.min(most));
+            ceiling(Resource::Core, 0);
+            if engine.jails.has_namespaces() && self.zygote.is_none() {
+                ceiling(Resource::Nproc, jail.processes);
+            } else {
+                ceiling(Resource::Fsize, jail.disk_bytes);
+            }
+        }
         rlimits
     }
 

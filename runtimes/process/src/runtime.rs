@@ -46,6 +46,8 @@ impl ProcessRuntime {
     /// `InvalidSpec` for a wrong configuration; `Unavailable` or `Conflict` when the store can't be used.
     pub fn new(config: ProcessConfig) -> Result<Self> {
         config.validate()?;
+        // Its instances get limits of their own.
+        sas_runtime_os::limits::raise_open_files();
         crate::metrics::describe(&config.recorder);
         let store = Store::open(&config.store, config.limits, &config.path)?;
         Ok(Self { engine: Engine::new(Arc::new(config), store)? })

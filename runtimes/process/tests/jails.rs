@@ -45,7 +45,18 @@ fn get(endpoint: &Endpoint, path: &str) -> String {
     write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let whole = |answer: &str| {
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+        let length = lines.find(|(name, _)| name.eq_ignore_ascii_case("content-length"))?.1;
+        (body.len() >= length.parse().ok()?).then_some(())
+    };
+    while whole(&answer).is_none() {
+        let mut some = [0u8; 4096];
+        let read = stream.read(&mut some).unwrap();
+        assert_ne!(read, 0, "it ended in the middle: {answer}");
+        answer.push_str(std::str::from_utf8(&some[..read]).unwrap());
+    }
     answer
 }
 
