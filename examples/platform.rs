@@ -158,6 +158,8 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         tracing::info!(report = %runtime.jail_report(), "instances are jailed");
         builder = builder.runtime(runtime);
     }
+    #[cfg(not(feature = "process"))]
+    drop(options.jail);
     #[cfg(feature = "wasm")]
     {
         let cache_dir = options.state.as_ref().map(|state| state.join("wasm-cache"));
