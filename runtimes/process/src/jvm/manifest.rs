@@ -20,8 +20,11 @@ impl Manifest {
             refused(format!("jar {name:?}: it is no whole jar ({error}); build or upload it again"))
         };
         let file = fs::File::open(jar).map_err(|error| broken(error.to_string()))?;
-        let mut archive = directory::open(std::io::BufReader::new(file), PackageLimits::default().entries)
-            .map_err(|error| broken(error.to_string()))?;
+        let opened = directory::open(std::io::BufReader::new(file), PackageLimits::default().entries);
+        let mut archive = opened.map_err(|error| match error.kind() {
+            std::io::ErrorKind::FileTooLarge => refused(format!("jar {name:?}: {error}")),
+            _ => broken(error.to_string()),
+        })?;
         let entry = match archive.by_name("META-INF/MANIFEST.MF") {
             Ok(entry) => entry,
             Err(zip::result::ZipError::FileNotFound) => return Ok(Self::default()),

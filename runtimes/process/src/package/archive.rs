@@ -436,6 +436,9 @@ fn damaged(shown: &str, error: io::Error) -> Error {
 }
 
 fn not_an_archive(kind: &str, error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::FileTooLarge {
+        return refused(format!("the {kind} archive: {error}"));
+    }
     refused(format!("the package is no whole {kind} archive: it is truncated or damaged ({error}); pack or upload it again"))
         .with_source(error)
 }

@@ -192,12 +192,12 @@ impl<'a> Project<'a> {
         } else {
             (file, Vec::new())
         };
-        if is_java(first) && command.words.get(1).is_some_and(|word| word == "-jar") {
-            if let Some(jar) = command.words.get(2).map(|jar| self.cwd.join(jar)).filter(|jar| jar.is_file())
-            {
-                java::expect(self, &jar)?;
-                return Ok(Start::Jar { jar, args: command.words[3..].to_vec() });
-            }
+        if is_java(first)
+            && command.words.get(1).is_some_and(|word| word == "-jar")
+            && let Some(jar) = command.words.get(2).map(|jar| self.cwd.join(jar)).filter(|jar| jar.is_file())
+        {
+            java::expect(self, &jar)?;
+            return Ok(Start::Jar { jar, args: command.words[3..].to_vec() });
         }
         args.extend(command.words.into_iter().skip(1));
         Ok(Start::Program { program, args })

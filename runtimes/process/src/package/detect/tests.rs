@@ -261,7 +261,8 @@ fn each_layout_starts_as_its_ecosystem_starts_it() {
 
 #[test]
 fn what_certainly_cannot_start_is_refused_and_names_what_is_missing() {
-    let table: &[(&[(&str, &str)], &[&str], &[&str])] = &[
+    type Refused<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a [&'a str]);
+    let table: &[Refused<'_>] = &[
         (&[("Procfile", "web: gunicorn app:app")], &ALL, &["Procfile: web", "\"gunicorn\"", "install"]),
         (&[("Procfile", "web: ./run")], &ALL, &["Procfile: web", "\"./run\"", "not in the package"]),
         (&[("Procfile", "web:")], &ALL, &["web has no command"]),
