@@ -42,7 +42,7 @@ pub struct JavaConfig {
     /// JDK 25 and later). Off by default, since it *runs the program*; a revision asks for it by
     /// `sas.dev/java-archive: "true"`.
     pub archive: bool,
-    /// Whether apps may be started from JVM stems. Needs `javac` of JDK 17 or later beside `java`.
+    /// Whether apps may be started from JVM stems. Needs a JRE of version 17 or later.
     pub stems: bool,
     /// Jars that stems put on their class path and load from, in the order of the class path: frameworks that many
     /// apps share. They are part of the stem's class.

@@ -53,11 +53,11 @@ impl ProcessRuntime {
         Ok(Self { engine: Engine::new(Arc::new(config), store)? })
     }
 
-    /// The class of the JVM stems from which apps without flags of their own come. Compiles the stem's Java side if
+    /// The class of the JVM stems from which apps without flags of their own come. Writes the jar of the stem's Java side if
     /// that was not done yet.
     ///
     /// # Errors
-    /// `Unsupported`, with what is missing: a JDK of at least 17 with `javac`.
+    /// `Unsupported`, with what is missing: a JRE or JDK of at least 17.
     pub async fn java_stem_class(&self) -> Result<StemClass> {
         self.engine.ensure_running()?;
         let unsupported = |reason: String| Error::new(ErrorKind::Unsupported, "java_stem_class", reason);

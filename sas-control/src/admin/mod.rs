@@ -196,6 +196,10 @@ impl Admin {
                 });
                 Ok(json_response(StatusCode::OK, &view))
             }
+            ["v1", "pool"] => {
+                only(&method, "GET")?;
+                Ok(self.pool())
+            }
             ["v1", "usage"] => {
                 only(&method, "GET")?;
                 self.usage().await
@@ -509,6 +513,22 @@ impl Admin {
             })
             .collect();
         Ok(json_response(StatusCode::OK, &json!({"lines": lines, "dropped": page.dropped})))
+    }
+
+    /// What the pool holds in all, and what it holds ahead of demand, with the reasons.
+    fn pool(&self) -> Response {
+        let stems: Vec<Value> = self
+            .control
+            .pool
+            .stems()
+            .iter()
+            .map(|view| {
+                let mut value = json!(view);
+                value["decided_at"] = json!(rfc3339(view.decided_at));
+                value
+            })
+            .collect();
+        json_response(StatusCode::OK, &json!({"totals": self.control.pool.totals(), "stems": stems}))
     }
 
     fn runtimes(&self) -> Response {

@@ -1,4 +1,4 @@
-//! The JDK of the host.
+//! The JRE or JDK of the host.
 
 use std::{
     fs,
@@ -8,14 +8,13 @@ use std::{
 
 use crate::{config::ProcessConfig, package::detect};
 
-/// Longest run of `javac`, and of a JVM that archives the stem's classes.
+/// Longest run of a JVM that archives the stem's classes.
 pub(crate) const TOOL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A JVM and what belongs to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Jdk {
     pub(crate) java: PathBuf,
-    pub(crate) javac: Option<PathBuf>,
     /// 17, 21, 25.
     pub(crate) major: u32,
     /// As in the JDK's `release` file.
@@ -39,9 +38,7 @@ impl Jdk {
             .ok_or_else(|| format!("{} names no JAVA_VERSION", home.join("release").display()))?;
         let major =
             major(&version).ok_or_else(|| format!("the JDK's version {version:?} is not understood"))?;
-        let own = home.join("bin/javac");
-        let javac = if own.is_file() { Some(own) } else { detect::search(&config.path, "javac") };
-        Ok(Self { java: real, javac, major, version })
+        Ok(Self { java: real, major, version })
     }
 }
 

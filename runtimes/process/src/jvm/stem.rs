@@ -1,7 +1,6 @@
 //! JVM stems: booted JVMs that have used what HTTP apps use, and become one app each.
 //!
-//! The Java side is in `java/sas/stem`; it is compiled by the host's `javac` when the first app that could use it is
-//! prepared. `docs/adr/0051-jvm-stem.md` says why it is built like this and what it cannot make equal.
+//! The Java side is in `java/sas/stem`, and comes compiled. `docs/adr/0051-jvm-stem.md` says why it is built like this and what it cannot make equal.
 
 use std::{
     collections::HashMap,
@@ -17,6 +16,7 @@ use sas_core::{
     Endpoint, Error, ErrorKind, Instance, Result, StartPhase, StartRequest, Stem, StemClass, StemRequest,
     Usage,
 };
+use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
@@ -38,10 +38,16 @@ use crate::{
     spawn::{self, Environment, Plan},
 };
 
-const SOURCES: [(&str, &str); 3] = [
-    ("Boot.java", include_str!("../../java/sas/stem/Boot.java")),
-    ("Rewriter.java", include_str!("../../java/sas/stem/Rewriter.java")),
-    ("Warm.java", include_str!("../../java/sas/stem/Warm.java")),
+/// The Java side, compiled: `java/README.md` says how. A JRE is enough to run it.
+const CLASSES: [(&str, &[u8]); 8] = [
+    ("Boot$1.class", include_bytes!("../../java/classes/Boot$1.class")),
+    ("Boot$Message.class", include_bytes!("../../java/classes/Boot$Message.class")),
+    ("Boot.class", include_bytes!("../../java/classes/Boot.class")),
+    ("Rewriter.class", include_bytes!("../../java/classes/Rewriter.class")),
+    ("Warm$Color.class", include_bytes!("../../java/classes/Warm$Color.class")),
+    ("Warm$Point.class", include_bytes!("../../java/classes/Warm$Point.class")),
+    ("Warm$Step.class", include_bytes!("../../java/classes/Warm$Step.class")),
+    ("Warm.class", include_bytes!("../../java/classes/Warm.class")),
 ];
 
 /// The oldest JDK for which the Java side is written.
@@ -59,12 +65,12 @@ struct Boot {
 #[derive(Debug, Default)]
 pub(crate) struct Stems {
     classes: Mutex<HashMap<StemClass, Boot>>,
-    /// One compilation, and one archive run per class, at a time.
+    /// One jar, and one archive run per class, at a time.
     building: tokio::sync::Mutex<()>,
 }
 
 impl Stems {
-    /// The class that apps with these flags can come from. Compiles the Java side if that was not done yet.
+    /// The class that apps with these flags can come from. Writes the jar of the Java side if that was not done yet.
     ///
     /// # Errors
     /// What is missing, in words.
@@ -80,13 +86,7 @@ impl Stems {
         if jdk.major < OLDEST {
             return Err(format!("JDK {} is too old for stems; install JDK {OLDEST} or later", jdk.version));
         }
-        let Some(javac) = &jdk.javac else {
-            return Err(format!(
-                "no javac beside {} nor in the search path; install a JDK",
-                jdk.java.display()
-            ));
-        };
-        let jar = self.jar(engine, jdk, javac).await.map_err(|error| error.message)?;
+        let jar = self.jar(engine, jdk).await.map_err(|error| error.message)?;
         let print = archive::fingerprint(jdk, options, &[&jar.display().to_string()]);
         let class = StemClass(format!("process/java{}/{}", jdk.major, &print[..8]).into());
         self.classes.lock().entry(class.clone()).or_insert_with(|| Boot {
@@ -98,9 +98,10 @@ impl Stems {
     }
 
     /// The jar of the Java side, in the store under what it is made of.
-    async fn jar(&self, engine: &Arc<Engine>, jdk: &Jdk, javac: &Path) -> Result<PathBuf> {
+    async fn jar(&self, engine: &Arc<Engine>, jdk: &Jdk) -> Result<PathBuf> {
         let java = &engine.config.java;
-        let mut of: Vec<String> = SOURCES.iter().map(|(_, text)| (*text).to_owned()).collect();
+        let mut of: Vec<String> =
+            CLASSES.iter().map(|(name, bytes)| format!("{name} {:x}", Sha256::digest(bytes))).collect();
         of.extend(java.shared_jars.iter().map(|jar| jar.display().to_string()));
         let name = archive::fingerprint(jdk, &of, &[]);
         let dir = engine.store.stems_dir();
@@ -114,20 +115,9 @@ impl Stems {
         }
         std::fs::create_dir_all(&dir).map_err(|error| disk("create", &dir, error))?;
         let scratch = engine.store.discard(engine.store.temporary("stem"));
-        let classes = scratch.path().join("classes");
-        std::fs::create_dir_all(&classes).map_err(|error| disk("create", &classes, error))?;
-        let mut args: Vec<String> = ["--release", &OLDEST.to_string(), "-nowarn", "-encoding", "UTF-8", "-d"]
-            .map(str::to_owned)
-            .to_vec();
-        args.push(classes.display().to_string());
-        for (file, text) in SOURCES {
-            let path = scratch.path().join(file);
-            std::fs::write(&path, text).map_err(|error| disk("write", &path, error))?;
-            args.push(path.display().to_string());
-        }
-        tool::run(engine, javac.to_path_buf(), args, scratch.path().to_path_buf(), TOOL_TIMEOUT).await?;
+        std::fs::create_dir_all(scratch.path()).map_err(|error| disk("create", scratch.path(), error))?;
         let made = scratch.path().join("stem.jar");
-        pack(&classes.join("sas/stem"), &java.shared_jars, &made)?;
+        pack(&java.shared_jars, &made)?;
         std::fs::rename(&made, &jar).map_err(|error| disk("move the stem's jar to", &jar, error))?;
         Ok(jar)
     }
@@ -244,8 +234,8 @@ impl Stems {
     }
 }
 
-/// A jar with the classes of one package and a manifest that makes it an app with an agent.
-fn pack(classes: &Path, shared: &[PathBuf], to: &Path) -> Result<()> {
+/// A jar with the classes of the Java side and a manifest that makes it an app with an agent.
+fn pack(shared: &[PathBuf], to: &Path) -> Result<()> {
     let failed =
         |error: String| Error::new(ErrorKind::Unavailable, "prepare", format!("the stem's jar: {error}"));
     let file = std::fs::File::create(to).map_err(|error| disk("create", to, error))?;
@@ -253,17 +243,10 @@ fn pack(classes: &Path, shared: &[PathBuf], to: &Path) -> Result<()> {
     let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
     jar.start_file("META-INF/MANIFEST.MF", options).map_err(|error| failed(error.to_string()))?;
     jar.write_all(manifest(shared).as_bytes()).map_err(|error| failed(error.to_string()))?;
-    let mut names: Vec<PathBuf> = std::fs::read_dir(classes)
-        .map_err(|error| disk("read", classes, error))?
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
-    names.sort();
-    for path in names {
-        let bytes = std::fs::read(&path).map_err(|error| disk("read", &path, error))?;
-        let name = format!("sas/stem/{}", path.file_name().unwrap_or_default().to_string_lossy());
+    for (name, bytes) in CLASSES {
+        let name = format!("sas/stem/{name}");
         jar.start_file(name, options).map_err(|error| failed(error.to_string()))?;
-        jar.write_all(&bytes).map_err(|error| failed(error.to_string()))?;
+        jar.write_all(bytes).map_err(|error| failed(error.to_string()))?;
     }
     jar.finish().map_err(|error| failed(error.to_string()))?;
     Ok(())
@@ -461,6 +444,37 @@ fn message(env: &Environment, plan: &StemPlan, cwd: &Path, args: &[String]) -> V
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_classes_are_what_the_source_compiles_to() {
+        let Ok(version) = std::process::Command::new("javac").arg("-version").output() else {
+            println!("skipped: javac is not installed");
+            return;
+        };
+        let version = String::from_utf8_lossy(&version.stdout).into_owned();
+        if !version.starts_with("javac 17.") {
+            println!("skipped: the classes were compiled by javac 17, and this is {version}");
+            return;
+        }
+        let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("java/sas/stem");
+        let dir = tempfile::tempdir().unwrap();
+        let sources = ["Boot.java", "Rewriter.java", "Warm.java"].map(|name| here.join(name));
+        let made = std::process::Command::new("javac")
+            .args(["--release", "17", "-nowarn", "-encoding", "UTF-8", "-d"])
+            .arg(dir.path())
+            .args(sources)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let made = dir.path().join("sas/stem");
+        assert_eq!(std::fs::read_dir(&made).unwrap().count(), super::CLASSES.len());
+        for (name, bytes) in super::CLASSES {
+            assert!(
+                std::fs::read(made.join(name)).unwrap() == bytes,
+                "{name}: compile it again: java/README.md"
+            );
+        }
+    }
+
     #[test]
     fn a_long_class_path_is_folded_so_that_it_reads_back_whole() {
         let shared: Vec<std::path::PathBuf> =

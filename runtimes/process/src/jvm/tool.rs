@@ -1,4 +1,4 @@
-//! Programs that the runtime itself runs: `javac`, and JVMs that write an archive.
+//! Programs that the runtime itself runs: JVMs that write an archive.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
