@@ -49,3 +49,8 @@ pub mod prelude {
     #[cfg(feature = "wasm")]
     pub use sas_runtime_wasm::{WasmConfig, WasmRuntime};
 }
+
+/// The code in the guides is compiled and run.
+#[cfg(all(doctest, feature = "inline"))]
+#[doc = include_str!("../docs/day-two.md")]
+struct Guides;
