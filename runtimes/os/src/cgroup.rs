@@ -136,6 +136,9 @@ impl Cgroups {
     }
 
     /// A group with these limits; `None` where there are no groups or no limits.
+    ///
+    /// # Errors
+    /// Those of the control group file system: a limit that the kernel does not take, say.
     pub fn make(&self, limits: &Limits) -> io::Result<Option<Cgroup>> {
         let Ok(groups) = &self.0 else { return Ok(None) };
         if !limits.any() {
@@ -185,6 +188,9 @@ impl Cgroup {
     /// Takes a process and its descendants in.
     ///
     /// They run since a moment ago: what was allocated before stays with the host, and who was forked before is found.
+    ///
+    /// # Errors
+    /// Those of the control group file system; a process that has ended is none.
     pub fn add(&self, pid: Pid) -> io::Result<()> {
         let mut known = vec![pid.as_raw_pid()];
         self.write(pid.as_raw_pid())?;

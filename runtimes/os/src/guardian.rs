@@ -53,6 +53,9 @@ struct State {
 
 impl Guardian {
     /// Starts it. Returns a descriptor that becomes readable when it dies.
+    ///
+    /// # Errors
+    /// `Unavailable` when `/bin/sh` can't be started.
     pub fn start(marker: &Path) -> Result<(Self, OwnedFd)> {
         let (pipe, pid, pidfd) = spawn(marker)?;
         let state = State { groups: BTreeSet::new(), backlog: Vec::new(), pipe, pid };
@@ -83,6 +86,9 @@ impl Guardian {
     }
 
     /// Somebody killed it: reaps it and starts another that knows all groups.
+    ///
+    /// # Errors
+    /// `Unavailable` when `/bin/sh` can't be started.
     pub fn restart(&self) -> Result<OwnedFd> {
         let mut state = self.state.lock();
         let _ = rustix::process::waitpid(Some(state.pid), rustix::process::WaitOptions::NOHANG);

@@ -74,6 +74,9 @@ impl Ports {
     /// A port on which nobody listens.
     ///
     /// Goes round the range, so that a port rests as long as possible before it is given out again.
+    ///
+    /// # Errors
+    /// `Exhausted` when all are taken.
     pub fn take(self: &Arc<Self>) -> Result<Port> {
         let count = usize::from(*self.range.end() - self.range.start()) + 1;
         for _ in 0..count {
@@ -105,6 +108,9 @@ impl Ports {
     }
 
     /// The port that a program insists on.
+    ///
+    /// # Errors
+    /// `Exhausted` when it is taken, and by whom.
     pub fn take_fixed(self: &Arc<Self>, number: u16) -> Result<Port> {
         let taken = |by: &str| {
             Error::new(
