@@ -282,7 +282,7 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
                 .process_group(0)
                 .spawn()
                 .map(|child| Pid::from_child(&child))
-                .and_then(|pid| Ok((pid, sas_runtime_os::limits::set(pid, &plan.rlimits))))
+                .map(|pid| (pid, sas_runtime_os::limits::set(pid, &plan.rlimits)))
         })
         .map_err(failed)?;
     // Our copies of the child's ends go here, the listening socket too: it is the program's alone.
