@@ -38,6 +38,43 @@ use crate::{
 
 type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, SpecErrors> + Send + Sync;
 
+/// The part of a platform that could not be built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BuildPart {
+    /// The pool.
+    Pool,
+    /// The scaling driver.
+    Driver,
+    /// The quota of a tenant, of [`PlatformBuilder::tenant_quota`].
+    TenantQuota,
+    /// The state directory, of [`PlatformBuilder::state_dir`].
+    StateDirectory,
+    /// The admin token, of [`PlatformBuilder::admin_token`] or [`PlatformBuilder::admin_token_file`].
+    AdminToken,
+    /// The listener for requests, of [`PlatformBuilder::listen`].
+    Ingress,
+    /// The listener of the admin API, of [`PlatformBuilder::admin`] or `admin_socket`.
+    Admin,
+    /// The store, when what it holds was to be brought back.
+    Recovery,
+}
+
+impl fmt::Display for BuildPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pool => "pool",
+            Self::Driver => "driver",
+            Self::TenantQuota => "tenant quota",
+            Self::StateDirectory => "state directory",
+            Self::AdminToken => "admin token",
+            Self::Ingress => "ingress",
+            Self::Admin => "admin",
+            Self::Recovery => "recovery",
+        })
+    }
+}
+
 /// Why a platform could not be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -46,7 +83,7 @@ pub enum BuildError {
     #[error("{part}: {errors}")]
     Config {
         /// Which part.
-        part: &'static str,
+        part: BuildPart,
         /// What is wrong.
         #[source]
         errors: SpecErrors,
@@ -55,7 +92,7 @@ pub enum BuildError {
     #[error("{part}: {error}")]
     Part {
         /// Which part.
-        part: &'static str,
+        part: BuildPart,
         /// Why.
         #[source]
         error: Error,
@@ -99,7 +136,7 @@ async fn open_state(dir: &Path) -> Result<Arc<OwnStore>, Error> {
     Err(Error::new(ErrorKind::Unsupported, "state directory", message))
 }
 
-fn part(part: &'static str) -> impl Fn(Error) -> BuildError {
+fn part(part: BuildPart) -> impl Fn(Error) -> BuildError {
     move |error| BuildError::Part { part, error }
 }
 
@@ -578,22 +615,22 @@ impl PlatformBuilder {
         pool_config.meter = Some(Arc::clone(&self.meter));
         pool_config.secrets = self.secrets.or(pool_config.secrets);
         pool_config.recorder = recorder.clone();
-        pool_config.validate().map_err(|errors| BuildError::Config { part: "pool", errors })?;
+        pool_config.validate().map_err(|errors| BuildError::Config { part: BuildPart::Pool, errors })?;
 
         for quota in self.tenant_quotas.values() {
-            quota.validate().map_err(|errors| BuildError::Config { part: "tenant quota", errors })?;
+            quota.validate().map_err(|errors| BuildError::Config { part: BuildPart::TenantQuota, errors })?;
         }
-        self.driver.validate().map_err(|errors| BuildError::Config { part: "driver", errors })?;
+        self.driver.validate().map_err(|errors| BuildError::Config { part: BuildPart::Driver, errors })?;
         if let Some(dir) = &self.state {
             let dir = dir.clone();
             let made = tokio::task::spawn_blocking(move || sas_control::private_dir(&dir)).await;
             let ended = |error| Error::new(ErrorKind::Unexpected, "state directory", format!("{error}"));
-            made.map_err(ended).flatten().map_err(part("state directory"))?;
+            made.map_err(ended).flatten().map_err(part(BuildPart::StateDirectory))?;
         }
         let (store, own_store): (Arc<dyn Store>, _) = match (self.store, &self.state) {
             (Some(store), _) => (store, None),
             (None, Some(dir)) => {
-                let own = open_state(dir).await.map_err(part("state directory"))?;
+                let own = open_state(dir).await.map_err(part(BuildPart::StateDirectory))?;
                 (Arc::clone(&own) as _, Some(own))
             }
             (None, None) => (Arc::new(MemoryStore::default()), None),
@@ -660,8 +697,10 @@ impl PlatformBuilder {
         driver_config.recorder = recorder.clone();
         let driver = Driver::new(Arc::clone(&pool), scalers, driver_config);
 
-        let keys =
-            self.access.keys(self.state.as_deref(), self.admin.is_some()).map_err(part("admin token"))?;
+        let keys = self
+            .access
+            .keys(self.state.as_deref(), self.admin.is_some())
+            .map_err(part(BuildPart::AdminToken))?;
         let mut admin = Admin::new(Arc::clone(&control), Arc::clone(&keys.authenticator));
         let socket = self.access.socket.take();
         admin = self.access.open(admin, self.admin);
@@ -739,16 +778,16 @@ impl Parts {
             }
             None => Ok(None),
         };
-        self.ingress = bind(listen, Arc::clone(&self.gateway) as _, "ingress").await?;
-        self.admin_server = bind(admin, Arc::clone(&self.admin) as _, "admin").await?;
+        self.ingress = bind(listen, Arc::clone(&self.gateway) as _, BuildPart::Ingress).await?;
+        self.admin_server = bind(admin, Arc::clone(&self.admin) as _, BuildPart::Admin).await?;
         #[cfg(unix)]
         if let Some(path) = socket {
             let bound = UnixServer::bind(path, Arc::clone(&self.admin) as _, server.clone());
-            self.admin_socket = Some(bound.map_err(part("admin"))?);
+            self.admin_socket = Some(bound.map_err(part(BuildPart::Admin))?);
         }
         #[cfg(not(unix))]
         let _ = socket;
-        self.recovery = self.control.recover().await.map_err(part("recovery"))?;
+        self.recovery = self.control.recover().await.map_err(part(BuildPart::Recovery))?;
         let (driver, stop) = (Arc::clone(&self.driver), self.stop.clone());
         self.tasks.spawn(async move { driver.run(stop).await });
         let checks = HealthChecks::new(Arc::clone(&self.pool));

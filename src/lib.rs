@@ -12,7 +12,7 @@ mod machine;
 mod platform;
 mod preset;
 
-pub use builder::{BuildError, PlatformBuilder};
+pub use builder::{BuildError, BuildPart, PlatformBuilder};
 pub use platform::{Platform, ShutdownReport};
 pub use preset::{Preset, UnknownPreset};
 

@@ -383,3 +383,25 @@ async fn a_stored_trigger_of_a_kind_of_one_s_own_comes_back() {
     assert!(missing[0].1.to_string().contains("heartbeat"), "{}", missing[0].1);
     platform.shutdown(Duration::from_secs(5)).await;
 }
+
+#[tokio::test]
+async fn a_build_error_is_told_apart_by_its_type() {
+    use sas::{BuildError, BuildPart};
+    fn is_error<T: std::error::Error + Send + Sync + 'static>() {}
+    is_error::<BuildError>();
+    is_error::<sas::core::CallError>();
+    is_error::<sas::core::Denied>();
+    is_error::<sas::core::Error>();
+    is_error::<sas::core::SpecErrors>();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address");
+    let token = Platform::builder().admin_token("two words").build().await.expect_err("no token");
+    let quota =
+        Platform::builder().tenant_quota("a", Quota::rate(-1.0, 1)).build().await.expect_err("no quota");
+    let listen = Platform::builder().listen(address).build().await.expect_err("it is taken");
+    let admin = Platform::builder().admin(address).build().await.expect_err("it is taken");
+    assert!(matches!(token, BuildError::Part { part: BuildPart::AdminToken, .. }), "{token}");
+    assert!(matches!(quota, BuildError::Config { part: BuildPart::TenantQuota, .. }), "{quota}");
+    assert!(matches!(listen, BuildError::Part { part: BuildPart::Ingress, .. }), "{listen}");
+    assert!(matches!(admin, BuildError::Part { part: BuildPart::Admin, .. }), "{admin}");
+}

@@ -177,7 +177,7 @@ impl Control {
             hold_seconds: plan.map(|plan| plan.hold.as_secs_f64()),
             min_requests: plan.map(|plan| plan.min_requests),
             max_more_errors: plan.map(|plan| plan.max_more_errors),
-            over_seconds: plan.is_none().then(|| rolling.over.as_secs_f64()),
+            over_seconds: plan.is_none().then_some(rolling.over.as_secs_f64()),
             answers: counts.map(|[from, to]| RolloutAnswers { from, to }),
         })
     }
