@@ -153,6 +153,13 @@ pub enum ClaimError {
     /// The deadline passed while waiting.
     #[error("the deadline passed while waiting for an instance")]
     Deadline,
+    /// The deadline passed while instances of this revision were on their way, or failed to start.
+    #[error("the deadline passed while waiting for an instance: {error}")]
+    StartPending {
+        /// Why the start is not over, or why the last one failed.
+        #[source]
+        error: Arc<Error>,
+    },
     /// Instances of this revision fail to start, and the last attempt is too recent to try again.
     #[error("instances fail to start: {error}")]
     Start {
@@ -516,6 +523,13 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         for (revision, desired) in decisions {
             self.set_desired(*revision, *desired);
         }
+    }
+
+    /// A ready instance by its id, for health checks that ask it beside its requests; `None`: gone, not ready, or not
+    /// known to this pool.
+    fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {
+        let _ = (revision, id);
+        None
     }
 
     /// The instances of a revision; none where the pool does not show them.

@@ -140,10 +140,16 @@ impl Deployed {
 
 /// What an instance tells its owner, from whatever thread: no task waits on a quiet instance.
 ///
-/// Both methods return at once and never block; an implementation must bear late and repeated calls.
+/// All methods return at once and never block; an implementation must bear late and repeated calls.
 pub trait InstanceEvents: fmt::Debug + Send + Sync + 'static {
     /// A start came this far. The owner stamps the time.
     fn phase(&self, id: InstanceId, phase: StartPhase);
+    /// A start goes on, and this is why it is not over yet: what it waits for, where the program listens instead, what
+    /// it has printed. Told now and then by runtimes that can look; the owner keeps the last word for those whose own
+    /// deadline comes before the end of the start.
+    fn waiting(&self, id: InstanceId, why: Arc<Error>) {
+        let _ = (id, why);
+    }
     /// The instance (or stem) is gone. Told exactly once for each that started, whether it was asked to stop or not.
     fn exited(&self, id: InstanceId, report: ExitReport);
 }
@@ -268,6 +274,15 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `InvalidSpec` with the field, the value and the remedy, when this code or these options can never run.
     async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact>;
+
+    /// The same for a tenant, for runtimes that share scarce means among those who deploy, such as turns at a compiler,
+    /// or that make the code ready for a user of the tenant's own. The control plane calls this one.
+    ///
+    /// **Cancel safety** and errors as [`Runtime::prepare`], to which it goes by default.
+    async fn prepare_for(&self, spec: &RevisionSpec, tenant: TenantKey) -> Result<Artifact> {
+        let _ = tenant;
+        self.prepare(spec).await
+    }
 
     /// Starts an instance and resolves when it can serve, at the latest at `request.deadline`.
     ///

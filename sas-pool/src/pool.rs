@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sas_core::{
-    Claim, ClaimError, Cx, Deployed, Error, ErrorKind, InstanceId, InstanceState, InstanceView, Lease, Load,
-    Pool, PoolTotals, Result, RevisionKey, RevisionStatus, StemView, Waiting,
+    Claim, ClaimError, Cx, Deployed, Error, ErrorKind, Instance, InstanceId, InstanceState, InstanceView,
+    Lease, Load, Pool, PoolTotals, Result, RevisionKey, RevisionStatus, StemView, Waiting,
 };
 use tokio::time::Instant;
 
@@ -225,6 +225,14 @@ impl Pool for InstancePool {
         }
         views.sort_by_key(|view| (std::cmp::Reverse(view.age), view.id));
         views
+    }
+
+    fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {
+        let state = self.shard(revision).state.lock();
+        let slot = state.lookup(self.rules(), revision)?;
+        let instance = &state.instances[state.find(self.rules(), id)? as usize];
+        let theirs = instance.active == state.active(slot)? && instance.phase == Phase::Ready;
+        theirs.then(|| instance.instance.clone())?
     }
 
     fn status(&self, revision: RevisionKey) -> Option<RevisionStatus> {

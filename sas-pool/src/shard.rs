@@ -364,6 +364,10 @@ impl InstanceEvents for Shard {
         self.state.lock().phase(rules, id, phase, rules.now());
     }
 
+    fn waiting(&self, id: InstanceId, why: Arc<Error>) {
+        self.state.lock().waiting(&self.shared.rules, id, why);
+    }
+
     fn exited(&self, id: InstanceId, report: ExitReport) {
         self.with(|state, rules, fx| state.exited(rules, id, &report, rules.now(), fx));
     }

@@ -88,6 +88,9 @@ impl Failure {
             ClaimError::Deadline => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "pool", "queue_timeout", error.to_string())
             }
+            ClaimError::StartPending { .. } => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "runtime", "start_timeout", error.to_string())
+            }
             ClaimError::Start { .. } => Self { component: "runtime", ..unavailable("start_failed") },
             ClaimError::Asleep => unavailable("asleep"),
             ClaimError::Closed => unavailable("shutting_down"),

@@ -1,25 +1,37 @@
 //! Active health checks: instances are asked, and those that fail are replaced.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use sas_core::{Body, Endpoint, InstanceId, InstanceState, Pool, Probe, ProbeAction, RevisionKey};
-use tokio::time::{Instant, timeout};
-
-use crate::upstream::Upstream;
+use sas_core::{InstanceId, InstanceState, Pool, RevisionKey};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
 
 /// How often an instance is asked whose probe does not say.
 const PERIOD: Duration = Duration::from_secs(10);
+/// How long a round waits for answers. What takes longer is heard in a later round, so that one slow instance delays
+/// nobody else's questions.
+const ROUND: Duration = Duration::from_secs(1);
+/// Questions at once; what is due beyond that is asked in the next round.
+const AT_ONCE: usize = 256;
 
 /// Asks the ready instances of revisions that have a liveness probe, and has the pool replace those that fail as often
-/// in a row as the probe allows. TCP and HTTP probes of instances behind a socket are asked; others are the runtime's.
+/// in a row as the probe allows. All kinds of probes are asked of all kinds of instances: by a connection, by a call, or
+/// by a command that the runtime runs. They are asked at the same time, each with its own time-out.
 ///
-/// It has no task of its own: the host calls [`HealthChecks::round`] every second or so, with the revisions that have
-/// instances. Passive checks need nothing of this: every failed call is told to the pool with its lease.
+/// The host calls [`HealthChecks::round`] every second or so, with the revisions that have instances. Passive checks need
+/// nothing of this: every failed call is told to the pool with its lease.
 #[derive(Debug)]
 pub struct HealthChecks {
     pool: Arc<dyn Pool>,
-    upstream: Arc<Upstream>,
     asked: HashMap<InstanceId, Asked>,
+    running: JoinSet<Heard>,
+    asking: HashSet<InstanceId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -28,78 +40,87 @@ struct Asked {
     failures: u32,
 }
 
+#[derive(Debug)]
+struct Heard {
+    revision: RevisionKey,
+    instance: InstanceId,
+    failure: Option<sas_probe::ProbeFailure>,
+}
+
 impl HealthChecks {
     /// Checks of the instances of `pool`.
     pub fn new(pool: Arc<dyn Pool>) -> Self {
-        Self { pool, upstream: Upstream::new(crate::UpstreamConfig::default()), asked: HashMap::new() }
+        Self { pool, asked: HashMap::new(), running: JoinSet::new(), asking: HashSet::new() }
     }
 
-    /// Asks every instance that is due, one after the other, and gives back those that are being replaced.
+    /// Asks every instance that is due, and gives back those that are being replaced. It takes at most a second.
     ///
-    /// **Cancel safety:** what was not asked yet is asked in the next round.
+    /// **Cancel safety:** what was asked is heard in the next round; dropping the checks ends the questions.
     pub async fn round(&mut self, revisions: &[RevisionKey]) -> Vec<(RevisionKey, InstanceId)> {
+        let until = Instant::now() + ROUND;
+        self.ask(revisions);
         let mut replaced = Vec::new();
+        while let Ok(Some(heard)) = timeout_at(until, self.running.join_next()).await {
+            // A question that was aborted or panicked says nothing of its instance.
+            let Ok(heard) = heard else { continue };
+            self.asking.remove(&heard.instance);
+            replaced.extend(self.hear(heard));
+        }
+        replaced.sort_unstable();
+        replaced
+    }
+
+    /// Begins the questions that are due.
+    fn ask(&mut self, revisions: &[RevisionKey]) {
         let mut seen = HashMap::with_capacity(self.asked.len());
         for revision in revisions {
             let Some(deployed) = self.pool.deployed(*revision) else { continue };
             let Some(probe) = &deployed.spec.liveness else { continue };
             for view in self.pool.instances(*revision) {
-                let (Some(endpoint), InstanceState::Ready) = (&view.endpoint, view.state) else { continue };
+                if view.state != InstanceState::Ready {
+                    continue;
+                }
                 let now = Instant::now();
                 let mut asked = self.asked.get(&view.id).copied().unwrap_or(Asked { next: now, failures: 0 });
-                if view.age >= probe.initial_delay && asked.next <= now {
+                let due = view.age >= probe.initial_delay && asked.next <= now;
+                if due
+                    && self.running.len() < AT_ONCE
+                    && let Some(instance) = self.pool.instance(*revision, view.id)
+                    && self.asking.insert(view.id)
+                {
                     let period = if probe.period.is_zero() { PERIOD } else { probe.period };
                     asked.next = now + period;
-                    match self.ask(probe, endpoint).await {
-                        Some(false) => asked.failures += 1,
-                        _ => asked.failures = 0,
-                    }
+                    let (probe, tenant) = (probe.clone(), deployed.tenant);
+                    let (revision, id) = (*revision, view.id);
+                    self.running.spawn(async move {
+                        let asked = sas_probe::instance(&probe, &*instance, tenant).await;
+                        Heard { revision, instance: id, failure: asked.err() }
+                    });
                 }
-                if asked.failures >= probe.failure_threshold.max(1) {
-                    tracing::warn!(revision = %deployed.name, instance = %view.id, "replacing an unhealthy instance");
-                    if self.pool.recycle(*revision, view.id, deployed.spec.timeouts.stop_grace) {
-                        replaced.push((*revision, view.id));
-                    }
-                } else {
-                    seen.insert(view.id, asked);
-                }
+                seen.insert(view.id, asked);
             }
         }
         // Instances that are gone are forgotten.
         self.asked = seen;
-        replaced
     }
 
-    /// `None`: not for us to ask.
-    async fn ask(&self, probe: &Probe, endpoint: &Endpoint) -> Option<bool> {
-        let at = |port: &Option<u16>| match (endpoint, port) {
-            (Endpoint::Tcp(address), Some(port)) => Endpoint::Tcp((address.ip(), *port).into()),
-            (Endpoint::Within(address, sockets), Some(port)) => {
-                Endpoint::Within((address.ip(), *port).into(), Arc::clone(sockets))
-            }
-            _ => endpoint.clone(),
+    fn hear(&mut self, heard: Heard) -> Option<(RevisionKey, InstanceId)> {
+        let Heard { revision, instance, failure } = heard;
+        let asked = self.asked.get_mut(&instance)?;
+        let Some(failure) = failure else {
+            asked.failures = 0;
+            return None;
         };
-        match &probe.action {
-            ProbeAction::Tcp { port } => Some(
-                timeout(probe.timeout, self.upstream.probe(&at(port))).await.is_ok_and(|made| made.is_ok()),
-            ),
-            ProbeAction::Http { path, port, headers } => {
-                let mut request = http::Request::get(path.as_str()).header(http::header::HOST, "localhost");
-                for (name, value) in headers {
-                    request = request.header(name, value);
-                }
-                // A probe that can't be a request fails as often as it is asked, and the log says which.
-                let Ok(request) = request.header(http::header::CONNECTION, "close").body(Body::empty())
-                else {
-                    return Some(false);
-                };
-                let endpoint = at(port);
-                let answered = timeout(probe.timeout, self.upstream.send_upgrade(&endpoint, request)).await;
-                Some(answered.is_ok_and(|answer| {
-                    answer.is_ok_and(|answer| (200..400).contains(&answer.status().as_u16()))
-                }))
-            }
-            _ => None,
+        asked.failures += 1;
+        let deployed = self.pool.deployed(revision)?;
+        let probe = deployed.spec.liveness.as_ref()?;
+        if asked.failures < probe.failure_threshold.max(1) {
+            return None;
         }
+        self.asked.remove(&instance);
+        tracing::warn!(revision = %deployed.name, %instance, %failure, "replacing an unhealthy instance");
+        self.pool
+            .recycle(revision, instance, deployed.spec.timeouts.stop_grace)
+            .then_some((revision, instance))
     }
 }

@@ -13,9 +13,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas_core::{
     CallError, Claim, ClaimError, Commit, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
-    ErrorKind, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Pool, PoolTotals,
-    Request, Response, Result, RevisionKey, RevisionStatus, StemView, Store, StoreLimits, Target, TenantKey,
-    Version, WaitList, Waiting, Watched,
+    ErrorKind, Instance, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Pool,
+    PoolTotals, Request, Response, Result, RevisionKey, RevisionStatus, StemView, Store, StoreLimits, Target,
+    TenantKey, Version, WaitList, Waiting, Watched,
 };
 use sas_pool::InstancePool;
 use tokio::time::Instant;
@@ -189,6 +189,10 @@ impl Pool for WatchedPool {
                 self.life.tell(Fact::Wished { revision: self.life.revision(revision), desired: desired + 7 });
             }
         }
+    }
+
+    fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {
+        self.inner.instance(revision, id)
     }
 
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {

@@ -7,14 +7,15 @@ use std::{
 
 use rustix::process::Resource;
 use sas_core::{
-    Artifact, ArtifactInfo, Error, ErrorKind, ProbeAction, Result, RevisionName, RevisionSpec, StemClass,
-    TenantKey,
+    Artifact, ArtifactInfo, Error, ErrorKind, ProbeAction, Result, RevisionName, RevisionSpec, SpecErrors,
+    StemClass, TenantKey,
 };
 
 use sas_runtime_os::{JailLevel, cgroup::Limits, jail::JailRequest};
 
 use crate::{
     engine::Engine,
+    home,
     jvm::{Manifest, archive, equal, jdk::Jdk},
     options::{self, Options, StemUse},
     package::{
@@ -22,7 +23,7 @@ use crate::{
         detect::{self, Launch},
         store::Package,
     },
-    ready::{Quickest, Readiness},
+    ready::Quickest,
     zygote::Zygote,
 };
 
@@ -35,7 +36,6 @@ pub(crate) struct ProcessArtifact {
     pub(crate) package: Arc<Package>,
     pub(crate) launch: Launch,
     pub(crate) options: Options,
-    pub(crate) readiness: Readiness,
     pub(crate) quickest: Quickest,
     pub(crate) quickest_from_stem: Quickest,
     pub(crate) limits: Limits,
@@ -89,7 +89,9 @@ fn unpack(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<ProcessArtifact> 
             )));
         }
     }
-    let readiness = Readiness::of(spec.readiness.as_ref())?;
+    let mut errors = SpecErrors::default();
+    home::check_size(spec, &mut errors);
+    errors.into_result()?;
     let package = engine.store.add(&spec.source)?;
     engine.jails.grant(package.dir()).map_err(|error| disk("give to instances", package.dir(), error))?;
     let launch = detect::launch(&package, spec, &engine.config)?;
@@ -107,8 +109,10 @@ fn unpack(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<ProcessArtifact> 
         processes: options.pids_max,
     };
     let mut ports: Vec<u16> = spec.port.into_iter().collect();
-    for probe in [&spec.readiness, &spec.liveness].into_iter().flatten() {
-        if let ProbeAction::Tcp { port } | ProbeAction::Http { port, .. } = &probe.action {
+    for probe in [&spec.startup, &spec.readiness, &spec.liveness].into_iter().flatten() {
+        if let ProbeAction::Tcp { port } | ProbeAction::Http { port, .. } | ProbeAction::Grpc { port, .. } =
+            &probe.action
+        {
             ports.extend(port);
         }
     }
@@ -121,7 +125,6 @@ fn unpack(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<ProcessArtifact> 
         package,
         launch,
         options,
-        readiness,
         quickest: Quickest::default(),
         quickest_from_stem: Quickest::default(),
         limits,

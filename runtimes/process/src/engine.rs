@@ -81,8 +81,8 @@ struct State {
     port: Option<Port>,
     /// Not to be removed from the store while it runs.
     package: Option<Arc<Package>>,
-    /// Its own directory, removed after it.
-    dir: Option<Discard>,
+    /// Its own directories, removed after it.
+    dirs: Vec<Discard>,
     /// What holds it to its limits.
     group: Option<Cgroup>,
     /// The namespaces that it runs in. They end with it, and nothing in them stays.
@@ -130,7 +130,7 @@ impl Proc {
     pub(crate) fn hold_dir(&self, dir: Discard) {
         let mut state = self.state.lock();
         if state.exit.is_none() {
-            state.dir = Some(dir);
+            state.dirs.push(dir);
         }
     }
 
@@ -632,7 +632,7 @@ impl Engine {
             state.logs = None;
             state.port = None;
             state.package = None;
-            state.dir = None;
+            state.dirs.clear();
             state.group = None;
             state.cell = None;
             (state.told.take(), state.ending)

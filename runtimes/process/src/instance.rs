@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use rustix::process::Signal;
-use sas_core::{Endpoint, Error, ErrorKind, Instance, InstanceId, InstanceTarget, Result, Usage};
+use sas_core::{Endpoint, Error, ErrorKind, ExecOutput, Instance, InstanceId, InstanceTarget, Result, Usage};
 
-use crate::engine::{Engine, Proc};
+use crate::{beside::Beside, engine::Proc};
 
 /// An instance of a code package.
 #[derive(Debug)]
@@ -14,12 +14,12 @@ pub(crate) struct ProcessInstance {
     id: InstanceId,
     endpoint: Endpoint,
     proc: Arc<Proc>,
-    engine: Arc<Engine>,
+    beside: Beside,
 }
 
 impl ProcessInstance {
-    pub(crate) fn new(id: InstanceId, endpoint: Endpoint, proc: Arc<Proc>, engine: Arc<Engine>) -> Self {
-        Self { id, endpoint, proc, engine }
+    pub(crate) fn new(id: InstanceId, endpoint: Endpoint, proc: Arc<Proc>, beside: Beside) -> Self {
+        Self { id, endpoint, proc, beside }
     }
 }
 
@@ -36,12 +36,19 @@ impl Instance for ProcessInstance {
         InstanceTarget::Endpoint(&self.endpoint)
     }
 
+    async fn exec(&self, command: &[String]) -> Result<ExecOutput> {
+        if self.proc.exit().is_some() {
+            return Err(Error::new(ErrorKind::Crashed, "exec", "the instance is gone"));
+        }
+        self.beside.run(command).await
+    }
+
     fn usage(&self) -> Option<Usage> {
         self.proc.usage()
     }
 
     async fn stop(&self, grace: Duration) -> Result<()> {
-        self.engine.stop(&self.proc, grace);
+        self.beside.engine.stop(&self.proc, grace);
         let limit = grace.saturating_add(AFTER_FORCE);
         match tokio::time::timeout(limit, self.proc.exited()).await {
             Ok(_) => Ok(()),
@@ -64,6 +71,6 @@ impl Instance for ProcessInstance {
 
 impl Drop for ProcessInstance {
     fn drop(&mut self) {
-        self.engine.stop(&self.proc, Duration::ZERO);
+        self.beside.engine.stop(&self.proc, Duration::ZERO);
     }
 }

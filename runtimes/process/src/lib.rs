@@ -46,11 +46,19 @@ mod package;
 #[cfg(target_os = "linux")]
 mod artifact;
 #[cfg(target_os = "linux")]
+mod beside;
+#[cfg(target_os = "linux")]
 mod engine;
+#[cfg(target_os = "linux")]
+mod failure;
+#[cfg(target_os = "linux")]
+mod home;
 #[cfg(target_os = "linux")]
 mod instance;
 #[cfg(target_os = "linux")]
 mod jvm;
+#[cfg(target_os = "linux")]
+mod launch;
 #[cfg(target_os = "linux")]
 mod logs;
 #[cfg(target_os = "linux")]

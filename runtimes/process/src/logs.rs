@@ -15,24 +15,43 @@ pub(crate) struct LogTarget {
     pub(crate) sink: Arc<dyn LogSink>,
 }
 
-/// The last lines of a program, for the error of a failed start.
+/// The first and the last lines of a program, for the error of a failed start: some tell what is wrong before a long
+/// trace, and some after it.
 #[derive(Debug, Default)]
-pub(crate) struct LastWords(VecDeque<String>);
+pub(crate) struct LastWords {
+    first: Vec<String>,
+    last: VecDeque<String>,
+    between: usize,
+}
 
 impl LastWords {
-    const LINES: usize = 12;
+    const FIRST: usize = 8;
+    const LAST: usize = 12;
     const LINE_BYTES: usize = 400;
 
     pub(crate) fn push(&mut self, line: &[u8]) {
-        if self.0.len() == Self::LINES {
-            self.0.pop_front();
+        let text = String::from_utf8_lossy(&line[..line.len().min(Self::LINE_BYTES)]);
+        let text = text.trim();
+        if text.is_empty() {
+            return;
         }
-        self.0.push_back(String::from_utf8_lossy(&line[..line.len().min(Self::LINE_BYTES)]).into_owned());
+        if self.first.len() < Self::FIRST {
+            self.first.push(text.to_owned());
+            return;
+        }
+        if self.last.len() == Self::LAST {
+            self.last.pop_front();
+            self.between += 1;
+        }
+        self.last.push_back(text.to_owned());
     }
 
     pub(crate) fn text(&self) -> Option<String> {
-        let lines: Vec<&str> =
-            self.0.iter().map(|line| line.trim()).filter(|line| !line.is_empty()).collect();
+        let left_out = (self.between > 0).then(|| format!("… {} lines …", self.between));
+        let lines: Vec<&str> = (self.first.iter().map(String::as_str))
+            .chain(left_out.as_deref())
+            .chain(self.last.iter().map(String::as_str))
+            .collect();
         (!lines.is_empty()).then(|| lines.join(" | "))
     }
 }

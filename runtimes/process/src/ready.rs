@@ -1,74 +1,26 @@
 //! When an instance can serve.
 
 use std::{
-    io,
-    net::SocketAddr,
+    fmt, io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
-use sas_core::{Endpoint, Error, ErrorKind, Probe, ProbeAction, Result};
+use sas_core::{Endpoint, Probe, ProbeAction, RevisionSpec};
+use sas_probe::ProbeFailure;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, unix::AsyncFd},
-    net::TcpStream,
+    io::{Interest, unix::AsyncFd},
     time::Instant,
 };
 
-/// Questions as the spec asks them, checked.
-#[derive(Clone, Debug)]
-pub(crate) enum Readiness {
-    /// A connection.
-    Connect(Option<u16>),
-    /// An HTTP answer of 200 to 399.
-    Http { port: Option<u16>, request: String },
-}
-
-impl Readiness {
-    pub(crate) fn of(probe: Option<&Probe>) -> Result<Self> {
-        let Some(probe) = probe else { return Ok(Self::Connect(None)) };
-        let wrong = |field: &str, value: &str, remedy: &str| {
-            Err(Error::new(
-                ErrorKind::InvalidSpec,
-                "prepare",
-                format!("readiness.action.{field}: {value:?}: {remedy}"),
-            ))
-        };
-        match &probe.action {
-            ProbeAction::Tcp { port } => Ok(Self::Connect(*port)),
-            ProbeAction::Http { path, port, headers } => {
-                if !path.starts_with('/') || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
-                    return wrong("http.path", path, "a path that begins with / and has no blanks");
-                }
-                let mut request = format!("GET {path} HTTP/1.1\r\n");
-                let mut has_host = false;
-                for (name, value) in headers {
-                    if name.is_empty()
-                        || name.bytes().any(|byte| !byte.is_ascii_graphic() || byte == b':')
-                        || value.bytes().any(|byte| byte < b' ' && byte != b'\t')
-                    {
-                        return wrong("http.headers", name, "a header name and a value of one line");
-                    }
-                    has_host |= name.eq_ignore_ascii_case("host");
-                    request.push_str(&format!("{name}: {value}\r\n"));
-                }
-                if !has_host {
-                    request.push_str("Host: localhost\r\n");
-                }
-                request.push_str("User-Agent: kube-probe/sas\r\nConnection: close\r\n\r\n");
-                Ok(Self::Http { port: *port, request })
-            }
-            ProbeAction::Grpc { .. } => {
-                wrong("grpc", "", "the process runtime asks by tcp or http; use one of these")
-            }
-            ProbeAction::Exec { .. } => {
-                wrong("exec", "", "the process runtime asks by tcp or http; use one of these")
-            }
-            other => wrong("", &format!("{other:?}"), "the process runtime asks by tcp or http"),
-        }
-    }
-}
+use crate::beside::Beside;
 
 /// Sleeps of less than a millisecond, which tokio's timer rounds up: a native program is up in half of one.
 #[derive(Debug)]
@@ -147,108 +99,165 @@ fn pause(elapsed: Duration) -> Duration {
     (elapsed / 3).min(slow).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
-/// Asks until the answer is good. Tells `listening` at the first connection. Never returns otherwise: the caller
-/// watches the deadline and the exit.
+/// Where a program that was told to listen at a port may do so: `localhost` means either.
+pub(crate) fn candidates(at: &Endpoint) -> [Endpoint; 2] {
+    let other = match at {
+        Endpoint::Tcp(address) => Endpoint::Tcp((Ipv6Addr::LOCALHOST, address.port()).into()),
+        Endpoint::Within(address, sockets) => {
+            Endpoint::Within((Ipv6Addr::LOCALHOST, address.port()).into(), Arc::clone(sockets))
+        }
+        other => other.clone(),
+    };
+    [at.clone(), other]
+}
+
+/// Below this only the first candidate is asked: most programs that are up so soon listen there.
+const SECOND_AFTER: Duration = Duration::from_millis(5);
+
+/// Why asking came to an end.
+#[derive(Debug)]
+pub(crate) enum NotReady {
+    /// The start-up probe failed as often as it may.
+    Startup(ProbeFailure),
+    /// The host could not ask.
+    Host(io::Error),
+}
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Startup(probe) => probe.fmt(f),
+            Self::Host(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<io::Error> for NotReady {
+    fn from(error: io::Error) -> Self {
+        Self::Host(error)
+    }
+}
+
+/// Asks the start-up probe until it is good, then the readiness probe; where the spec has neither, a connection is
+/// enough. Gives the candidate that answered. Tells `listening` at the first connection, and keeps the last failure in
+/// `last`. Otherwise it never returns: the caller watches the deadline and the exit.
 pub(crate) async fn wait(
-    at: &Endpoint,
-    readiness: &Readiness,
-    probe: Option<&Probe>,
+    candidates: &[Endpoint; 2],
+    spec: &RevisionSpec,
+    beside: &Beside,
     quickest: &Quickest,
     mut listening: impl FnMut(),
-) -> io::Result<()> {
-    let (period, timeout, wanted, delay) = match probe {
-        Some(probe) => (probe.period, probe.timeout, probe.success_threshold.max(1), probe.initial_delay),
-        None => (Duration::ZERO, Duration::from_secs(1), 1, Duration::ZERO),
+    last: &Mutex<Option<ProbeFailure>>,
+) -> Result<Endpoint, NotReady> {
+    let connects = Probe::new(ProbeAction::Tcp { port: None });
+    let stages: &[(&Probe, bool)] = match (&spec.startup, &spec.readiness) {
+        (None, None) => &[(&connects, false)],
+        (Some(startup), None) => &[(startup, true)],
+        (None, Some(readiness)) => &[(readiness, false)],
+        (Some(startup), Some(readiness)) => &[(startup, true), (readiness, false)],
     };
-    if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
-    }
     let fine = FineTimer::new()?;
-    let began = Instant::now();
-    if period.is_zero() && !quickest.before_first().is_zero() {
-        fine.sleep(quickest.before_first()).await?;
-    }
-    let mut heard = false;
-    let mut good = 0u32;
-    loop {
-        let asked = Instant::now();
-        let answer = tokio::time::timeout(
-            timeout,
-            ask(at, readiness, &mut || {
-                if !heard {
-                    heard = true;
-                    listening();
+    let mut found = Found { candidates, at: None, heard: false };
+    let mut began = Instant::now();
+    for (stage, (probe, startup)) in stages.iter().enumerate() {
+        if !probe.initial_delay.is_zero() {
+            tokio::time::sleep(probe.initial_delay).await;
+            began = Instant::now();
+        }
+        if stage == 0 && probe.period.is_zero() && !quickest.before_first().is_zero() {
+            fine.sleep(quickest.before_first()).await?;
+        }
+        let (mut good, mut bad) = (0, 0);
+        loop {
+            let asked = Instant::now();
+            match found.ask(probe, beside, began.elapsed(), &mut listening).await {
+                Ok(()) => {
+                    good += 1;
+                    bad = 0;
+                    if good >= probe.success_threshold.max(1) {
+                        break;
+                    }
                 }
-            }),
-        )
-        .await;
-        if matches!(answer, Ok(Ok(()))) {
-            good += 1;
-            if good >= wanted {
-                quickest.took(began.elapsed());
-                return Ok(());
+                Err(failure) => {
+                    (good, bad) = (0, bad + 1);
+                    // Asked as often as makes sense, a count of failures says nothing; the deadline ends it.
+                    if *startup && !probe.period.is_zero() && bad >= probe.failure_threshold.max(1) {
+                        return Err(NotReady::Startup(failure));
+                    }
+                    *last.lock() = Some(failure);
+                }
             }
-        } else {
-            good = 0;
-        }
-        if period.is_zero() {
-            fine.sleep(pause(began.elapsed())).await?;
-        } else {
-            tokio::time::sleep_until(asked + period).await;
-        }
-    }
-}
-
-async fn ask(at: &Endpoint, readiness: &Readiness, connected: &mut impl FnMut()) -> io::Result<()> {
-    match readiness {
-        Readiness::Connect(other) => {
-            connect(at, *other).await?;
-            connected();
-            Ok(())
-        }
-        Readiness::Http { port: other, request } => {
-            let mut stream = connect(at, *other).await?;
-            connected();
-            stream.write_all(request.as_bytes()).await?;
-            // `HTTP/1.1 200`
-            let mut head = [0u8; 12];
-            stream.read_exact(&mut head).await?;
-            let status = std::str::from_utf8(&head)
-                .ok()
-                .filter(|head| head.starts_with("HTTP/1."))
-                .and_then(|head| head.get(9..12)?.parse::<u16>().ok());
-            match status {
-                Some(200..=399) => Ok(()),
-                _ => Err(io::Error::other("not ready")),
+            if probe.period.is_zero() {
+                fine.sleep(pause(began.elapsed())).await?;
+            } else {
+                tokio::time::sleep_until(asked + probe.period).await;
             }
         }
     }
+    quickest.took(began.elapsed());
+    Ok(found.endpoint().await)
 }
 
-/// Connects to an instance, on another port than its own when one is given.
-async fn connect(at: &Endpoint, other: Option<u16>) -> io::Result<TcpStream> {
-    let on = |address: &SocketAddr| SocketAddr::from((address.ip(), other.unwrap_or(address.port())));
-    let stream = match at {
-        Endpoint::Tcp(address) => TcpStream::connect(on(address)).await?,
-        Endpoint::Within(address, sockets) => {
-            let socket = std::net::TcpStream::from(sockets.tcp_socket(address)?);
-            tokio::net::TcpSocket::from_std_stream(socket).connect(on(address)).await?
+/// At which candidate it listens, as far as that is known.
+struct Found<'a> {
+    candidates: &'a [Endpoint; 2],
+    at: Option<&'a Endpoint>,
+    heard: bool,
+}
+
+impl Found<'_> {
+    async fn ask(
+        &mut self,
+        probe: &Probe,
+        beside: &Beside,
+        elapsed: Duration,
+        listening: &mut impl FnMut(),
+    ) -> Result<(), ProbeFailure> {
+        if let ProbeAction::Exec { command } = &probe.action {
+            return sas_probe::command(probe, beside.run(command)).await;
         }
-        other => return Err(io::Error::other(format!("no way to {other}"))),
-    };
-    if is_itself(&stream) {
-        return Err(io::ErrorKind::ConnectionRefused.into());
+        let mut first = None;
+        for candidate in self.at.map_or(&self.candidates[..], std::slice::from_ref) {
+            let failure = match sas_probe::endpoint(probe, candidate).await {
+                Ok(()) => {
+                    self.hear(listening);
+                    self.at = self.candidates.iter().find(|known| *known == candidate);
+                    return Ok(());
+                }
+                Err(failure) => failure,
+            };
+            if failure.connected {
+                self.hear(listening);
+                return Err(failure);
+            }
+            first.get_or_insert(failure);
+            if elapsed < SECOND_AFTER {
+                break;
+            }
+        }
+        Err(first.expect("there is always a candidate"))
     }
-    Ok(stream)
+
+    fn hear(&mut self, listening: &mut impl FnMut()) {
+        if !std::mem::replace(&mut self.heard, true) {
+            listening();
+        }
+    }
+
+    /// Where it listens. A command can't tell, so that it is tried now.
+    async fn endpoint(&self) -> Endpoint {
+        let connects = Probe::new(ProbeAction::Tcp { port: None });
+        for candidate in self.at.map_or(&self.candidates[..], std::slice::from_ref) {
+            if self.at.is_some() || sas_probe::endpoint(&connects, candidate).await.is_ok() {
+                return candidate.clone();
+            }
+        }
+        self.candidates[0].clone()
+    }
 }
 
-/// TCP can connect a port to itself when nobody listens on it and it is picked as the local one.
-fn is_itself(stream: &TcpStream) -> bool {
-    stream.local_addr().ok() == stream.peer_addr().ok()
-}
-
-/// The ports on which a process and its descendants listen, to say what is wrong when they don't on the right one.
-pub(crate) fn ports_listened_on(pid: i32) -> Vec<u16> {
+/// Where a process and its descendants listen, to say what is wrong when that is not where they should.
+pub(crate) fn listening_sockets(pid: i32) -> Vec<SocketAddr> {
     let mut sockets = std::collections::HashSet::new();
     let mut open = vec![pid];
     let mut seen = 0;
@@ -267,7 +276,7 @@ pub(crate) fn ports_listened_on(pid: i32) -> Vec<u16> {
         }
         open.extend(sas_runtime_os::usage::children(pid));
     }
-    let mut ports = Vec::new();
+    let mut found = Vec::new();
     for table in ["tcp", "tcp6"] {
         let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
         for line in text.lines().skip(1) {
@@ -275,21 +284,53 @@ pub(crate) fn ports_listened_on(pid: i32) -> Vec<u16> {
             // Local address, state (0A: listening) and inode.
             if let (Some(local), Some(&"0A"), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9))
                 && sockets.contains(*inode)
-                && let Some(port) =
-                    local.rsplit(':').next().and_then(|port| u16::from_str_radix(port, 16).ok())
+                && let Some(address) = socket_address(local)
             {
-                ports.push(port);
+                found.push(address);
             }
         }
     }
-    ports.sort_unstable();
-    ports.dedup();
-    ports
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// `0100007F:1F90`: words of four bytes in the host's order, and a port.
+fn socket_address(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut bytes = Vec::with_capacity(16);
+    for at in (0..address.len()).step_by(8) {
+        bytes.extend_from_slice(&u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    }
+    let ip = match <[u8; 4]>::try_from(bytes.as_slice()) {
+        Ok(four) => IpAddr::from(four),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?),
+    };
+    Some((ip, port).into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn the_kernels_addresses_are_read() {
+        for (text, expected) in [
+            ("0100007F:1F90", Some("127.0.0.1:8080")),
+            ("00000000:0050", Some("0.0.0.0:80")),
+            ("00000000000000000000000001000000:1F90", Some("[::1]:8080")),
+            ("0100007F", None),
+            ("0100:1F90", None),
+        ] {
+            assert_eq!(
+                socket_address(text).map(|address| address.to_string()).as_deref(),
+                expected,
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn questions_come_close_at_first_and_never_far_apart() {

@@ -21,6 +21,7 @@ use sas_runtime_os::{JailLevel, cgroup::Limits, jail::JailRequest};
 
 use crate::{
     engine::{Engine, NewProc, Spawned},
+    home,
     logs::LogTarget,
     package::{detect::Launch, store::Discard},
 };
@@ -53,10 +54,23 @@ impl std::fmt::Debug for Environment {
 }
 
 impl Environment {
+    /// What programs expect of any environment; whatever is declared overrides it.
+    pub(crate) fn bare(home: &Path) -> Self {
+        let text = |path: &Path| path.display().to_string();
+        let variables = [
+            ("HOME", text(home)),
+            ("TMPDIR", text(&home::tmp(home))),
+            ("LANG", home::LANG.to_owned()),
+            ("USER", home::USER.to_owned()),
+            ("LOGNAME", home::USER.to_owned()),
+        ];
+        Self(variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
     /// Knative's runtime contract, a `PATH`, what the kind of project expects, and what was declared: nothing of the
     /// host's.
-    pub(crate) fn of(request: &StartRequest, port: u16, path: &str, launch: &Launch) -> Self {
-        let mut env = Self::default();
+    pub(crate) fn of(request: &StartRequest, port: u16, path: &str, launch: &Launch, home: &Path) -> Self {
+        let mut env = Self::bare(home);
         let dirs = launch.path_prefix.iter().map(|dir| dir.display().to_string());
         let dirs: Vec<String> = dirs.chain([path.to_owned()]).collect();
         env.0.insert("PATH".to_owned(), dirs.join(":"));
@@ -237,14 +251,20 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
                 "it may not be executed; set its executable bit, and have everybody pass the directories above it",
             ),
             Some(rustix::io::Errno::TOOBIG) => {
-                (ErrorKind::InvalidSpec, "arguments and environment together are too long")
+                (ErrorKind::InvalidSpec, "arguments and environment together, or one of them, are too long")
             }
             None if error.kind() == io::ErrorKind::NotFound => {
                 (ErrorKind::InvalidSpec, "it, its interpreter or its loader is missing; deploy it again")
             }
             _ => (ErrorKind::Unavailable, "the host could not start it"),
         };
-        let error_text = format!("{program}: {error}; {remedy}");
+        let mut error_text = format!("{program}: {error}; {remedy}");
+        if error.raw_os_error() == Some(rustix::io::Errno::TOOBIG.raw_os_error())
+            && let Some((name, value)) =
+                plan.env.0.iter().max_by_key(|(name, value)| name.len() + value.len())
+        {
+            error_text.push_str(&format!("; the largest variable is {name} with {} bytes", value.len()));
+        }
         let wrapped = Error::new(kind, "start", error_text).with_source(error);
         if kind == ErrorKind::Exhausted {
             wrapped.with_retry(Retry::After(std::time::Duration::from_secs(1)))

@@ -20,11 +20,110 @@ async fn an_instance_gets_knatives_contract_and_nothing_of_the_hosts_environment
     spec.env.insert("GREETING".into(), EnvValue::Literal("hello world".into()));
     let started = start(&runtime, spec).await.unwrap();
     let port = address(&started.instance).port();
+    let env = fetch(&started.instance, "/env").await.unwrap();
+    let home = env.lines().find_map(|line| line.strip_prefix("HOME=")).expect("a home").to_owned();
+    let tmp = env.lines().find_map(|line| line.strip_prefix("TMPDIR=")).expect("a place for temporary files");
     let expected = format!(
-        "GREETING=hello world\nK_CONFIGURATION=hello\nK_REVISION=hello-00001\nK_SERVICE=hello\n\
-         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nPORT={port}"
+        "GREETING=hello world\nHOME={home}\nK_CONFIGURATION=hello\nK_REVISION=hello-00001\nK_SERVICE=hello\n\
+         LANG=C.UTF-8\nLOGNAME=app\n\
+         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nPORT={port}\n\
+         TMPDIR={tmp}\nUSER=app"
     );
-    assert_eq!(fetch(&started.instance, "/env").await.unwrap(), expected);
+    assert_eq!(env, expected);
+    let mut spec = app(&[]);
+    for (name, value) in [("HOME", "/srv"), ("LANG", "de_DE.UTF-8"), ("TMPDIR", "/dev/shm"), ("USER", "me")] {
+        spec.env.insert(name.into(), EnvValue::Literal(value.into()));
+    }
+    let env = fetch(&start(&runtime, spec).await.unwrap().instance, "/env").await.unwrap();
+    assert!(
+        env.contains("HOME=/srv\n") && env.contains("LANG=de_DE.UTF-8\n"),
+        "what is declared counts: {env}"
+    );
+    assert!(env.contains("TMPDIR=/dev/shm\n") && env.contains("USER=me"), "{env}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_listens_on_the_loopback_of_ipv6_only_is_served_there() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("skipped: this host has no IPv6 loopback");
+        return;
+    }
+    let (_dir, runtime) = runtime();
+    let started = start(&runtime, app(&["v6"])).await.unwrap();
+    assert!(address(&started.instance).is_ipv6());
+    assert!(fetch(&started.instance, "/env").await.unwrap().contains("K_SERVICE=hello"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_of_its_own_is_gone_with_the_instance_and_is_nobody_elses() {
+    let (_dir, runtime) = unjailed();
+    let home = async |instance: &Arc<dyn sas_core::Instance>| {
+        let env = fetch(instance, "/env").await.unwrap();
+        let home = env.lines().find_map(|line| line.strip_prefix("HOME=")).expect("a home").to_owned();
+        std::path::PathBuf::from(home)
+    };
+    let (one, other) = (start(&runtime, app(&[])).await.unwrap(), start(&runtime, app(&[])).await.unwrap());
+    let (mine, theirs) = (home(&one.instance).await, home(&other.instance).await);
+    assert_ne!(mine, theirs);
+    std::fs::write(mine.join("tmp/file"), "its own").unwrap();
+    one.instance.stop(Duration::from_secs(5)).await.unwrap();
+    runtime.quiesce().await;
+    assert!(!mine.exists() && theirs.exists());
+}
+
+/// A runtime whose instances see the host's files, as those do that a host can't jail.
+fn unjailed() -> (tempfile::TempDir, Arc<sas_runtime_process::ProcessRuntime>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = sas_runtime_process::ProcessConfig::in_store(dir.path().join("store"));
+    config.jail.level = sas_runtime_process::JailLevel::None;
+    let runtime = Arc::new(sas_runtime_process::ProcessRuntime::new(config).unwrap());
+    (dir, runtime)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_jail_commands_and_home_work_too() {
+    let (_dir, runtime) = runtime();
+    let script = "test \"$K_SERVICE\" = hello && mkdir -p \"$HOME/.cache/app\" && echo x > \"$TMPDIR/x\"";
+    let mut spec = app(&[]);
+    spec.readiness =
+        Some(Probe::new(ProbeAction::Exec { command: vec!["sh".into(), "-c".into(), script.into()] }));
+    start(&runtime, spec).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_are_probes_too_and_end_with_their_time() {
+    let (_dir, runtime) = unjailed();
+    let exec = |script: &str| {
+        Some(Probe::new(ProbeAction::Exec { command: vec!["sh".into(), "-c".into(), script.into()] }))
+    };
+    let mut spec = app(&[]);
+    // Not ready at the first question; it runs with the instance's own environment.
+    spec.readiness = exec(
+        "test \"$K_SERVICE\" = hello && { test -e \"$HOME/asked\" || { touch \"$HOME/asked\"; exit 1; }; }",
+    );
+    let started = start(&runtime, spec).await.unwrap();
+    assert!(fetch(&started.instance, "/env").await.is_ok());
+    let command = |script: &str| ["sh".to_owned(), "-c".to_owned(), script.to_owned()];
+    let ran = started.instance.exec(&command("echo some words; exit 3")).await.unwrap();
+    assert_eq!((ran.code, String::from_utf8_lossy(&ran.output).as_ref()), (Some(3), "some words"));
+    let none = started.instance.exec(&["no-such-program".to_owned()]).await.unwrap_err();
+    assert_eq!(none.kind, ErrorKind::NotFound);
+    let before = runtime.processes();
+    let sleeps = command("sleep 100");
+    assert!(tokio::time::timeout(Duration::from_millis(100), started.instance.exec(&sleeps)).await.is_err());
+    eventually("the command is gone", || runtime.processes() <= before).await;
+    let mut spec = app(&[]);
+    spec.readiness = exec("echo the database is away; exit 7");
+    spec.timeouts.start = Duration::from_millis(600);
+    let error = start(&runtime, spec).await.err().unwrap().to_string();
+    assert!(error.contains("status 7") && error.contains("the database is away"), "{error}");
+    let mut spec = app(&[]);
+    let mut probe = exec("exit 1").unwrap();
+    (probe.period, probe.failure_threshold) = (Duration::from_millis(20), 2);
+    spec.startup = Some(probe);
+    let error = start(&runtime, spec).await.err().unwrap();
+    assert!(error.to_string().contains("start-up probe failed as often as it may"), "{error}");
+    eventually("what failed to start is gone, and so are the commands", || runtime.processes() == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -70,7 +169,7 @@ async fn a_program_on_the_wrong_port_fails_with_the_port_it_listens_on() {
     spec.timeouts.start = Duration::from_millis(700);
     let error = start(&runtime, spec).await.err().unwrap();
     assert_eq!(error.kind, ErrorKind::Timeout);
-    assert!(error.to_string().contains(&format!("[{wrong}]")), "{error}");
+    assert!(error.to_string().contains(&format!("listens on 127.0.0.1:{wrong} instead")), "{error}");
     let mut spec = app(&["deaf"]);
     spec.timeouts.start = Duration::from_millis(300);
     let error = start(&runtime, spec).await.err().unwrap();
@@ -124,7 +223,7 @@ async fn an_http_probe_decides_when_an_instance_is_ready() {
     spec.readiness = Some(Probe::new(ProbeAction::Tcp { port: Some(1) }));
     spec.timeouts.start = Duration::from_millis(600);
     let error = start(&runtime, spec).await.err().unwrap();
-    assert!(error.to_string().contains("readiness probe did not succeed"), "{error}");
+    assert!(error.to_string().contains("the probe that failed: connect to 127.0.0.1:1"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -237,6 +237,13 @@ async fn bad_options_and_commands_are_refused_with_their_field() {
         (|spec| drop(spec.env.insert("PORT".into(), sas_core::EnvValue::Literal("1".into()))), &["env.PORT"]),
         (|spec| drop(spec.options.insert("sas.dev/listen-fd".into(), "3".into())), &["listen-fd", "\"3\""]),
         (
+            |spec| {
+                let large = sas_core::EnvValue::Literal("x".repeat(200_000));
+                spec.env.insert("LARGE".into(), large);
+            },
+            &["env.LARGE", "131072 bytes"],
+        ),
+        (
             |spec| drop(spec.options.insert("sas.dev/java-flags".into(), "x".into())),
             &["sas.dev/java-flags", "knows"],
         ),
@@ -247,9 +254,9 @@ async fn bad_options_and_commands_are_refused_with_their_field() {
         (
             |spec| {
                 spec.readiness =
-                    Some(sas_core::Probe::new(sas_core::ProbeAction::Exec { command: vec!["x".into()] }));
+                    Some(sas_core::Probe::new(sas_core::ProbeAction::Exec { command: Vec::new() }));
             },
-            &["readiness", "tcp or http"],
+            &["readiness.action.exec.command", "the program that asks"],
         ),
     ];
     let package = zip(&[("run", 0o755, HELLO), ("data", 0o644, b"x")]);

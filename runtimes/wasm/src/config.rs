@@ -6,7 +6,7 @@ use sas_core::{Clock, Recorder, SpecErrors, SystemClock};
 
 use tokio_rustls::rustls::RootCertStore;
 
-use crate::{network::Network, outbound::add_root};
+use crate::{budget::default_total, network::Network, outbound::add_root};
 
 /// Bytes of a WebAssembly page.
 pub(crate) const PAGE: u64 = 64 * 1024;
@@ -25,6 +25,12 @@ pub struct WasmConfig {
     /// Sandboxes that may exist at once, over all functions. Each reserves address space (4 GiB), not memory.
     /// 1 to 16,384.
     pub slots: u32,
+    /// Of these, the most that one tenant has at once; `None`: three quarters, so that there is room for others. The
+    /// queue is shared alike. Among those who wait, the tenant that has the fewest sandboxes is served first.
+    pub tenant_slots: Option<u32>,
+    /// Bytes of linear memory of all sandboxes together. By default half of the memory that this process may have: of
+    /// its control group or of the machine. A guest that asks for more is ended, and the client may come back.
+    pub memory_bytes: u64,
     /// Requests that may wait for a sandbox when all are taken; more are refused at once.
     pub queue: u32,
     /// Where compiled code is kept between runs, in files that only this user can read and write; `None`: compiled
@@ -59,6 +65,8 @@ impl Default for WasmConfig {
     fn default() -> Self {
         Self {
             slots: 1_000,
+            tenant_slots: None,
+            memory_bytes: default_total(),
             queue: 10_000,
             cache_dir: None,
             compile: CompileLimits::default(),
@@ -90,6 +98,9 @@ pub struct CompileLimits {
     pub function_bytes: u32,
     /// Blocks inside of blocks of one function: the compiler's time grows with the square of it.
     pub block_depth: u32,
+    /// The locals of one function times the bytes of its body: the compiler's time and memory grow with the product.
+    /// A function of 20,000 locals and 1 MB takes it seconds and a gigabyte.
+    pub function_weight: u64,
     /// Functions, imports, exports, types and the like, each.
     pub entities: u32,
     /// Modules and components inside of a component, at any depth.
@@ -97,7 +108,8 @@ pub struct CompileLimits {
     /// How long `prepare` waits for the compiler, its turn included. The compiler can't be stopped half-way: one that
     /// is late keeps its place in [`CompileLimits::parallel`] until it is done, so that late ones can't pile up.
     pub time: Duration,
-    /// Compilations at once; each may use all cores for a large module.
+    /// Compilations at once; each may use all cores for a large module. One tenant has at most all but one of them, and
+    /// those who wait take turns by tenant.
     pub parallel: u32,
 }
 
@@ -107,6 +119,7 @@ impl Default for CompileLimits {
             code_bytes: 64 << 20,
             function_bytes: 1 << 20,
             block_depth: 5_000,
+            function_weight: 1 << 30,
             entities: 100_000,
             nested: 256,
             time: Duration::from_secs(60),
@@ -175,6 +188,13 @@ impl WasmConfig {
         }
         if self.tick < Duration::from_millis(1) || self.tick > Duration::from_secs(1) {
             errors.push("tick", format!("{:?}", self.tick), "1 ms to 1 s");
+        }
+        if self.tenant_slots.is_some_and(|most| most == 0 || most > self.slots) {
+            let most = self.tenant_slots.unwrap_or_default();
+            errors.push("tenant_slots", most, format!("1 to the number of slots, {}", self.slots));
+        }
+        if self.memory_bytes < PAGE {
+            errors.push("memory_bytes", self.memory_bytes, "at least 64 KiB, the page of WebAssembly");
         }
         if self.compile.parallel == 0 {
             errors.push("compile.parallel", 0, "at least 1");

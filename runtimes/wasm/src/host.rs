@@ -16,8 +16,8 @@ use tokio::{
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, component};
 
 use crate::{
-    admission::Admission, config::WasmConfig, files::FilesGuest, http02::HttpGuest, metrics::Metrics,
-    outbound::Outside, preview1::CgiGuest, ticker::Ticker,
+    admission::Admission, budget::Budget, config::WasmConfig, files::FilesGuest, http02::HttpGuest,
+    metrics::Metrics, outbound::Outside, preview1::CgiGuest, ticker::Ticker,
 };
 
 /// Core instances and tables per slot: components are made of several modules, and few of them have a memory.
@@ -71,7 +71,11 @@ impl Workshop {
         }
         Ok(Self {
             engine,
-            admission: Arc::new(Admission::new(config.slots, config.queue)),
+            admission: Arc::new(Admission::new(
+                config.slots,
+                config.tenant_slots.unwrap_or(config.slots - config.slots / 4),
+                config.queue,
+            )),
             modules,
             modules_with_files,
             components,
@@ -129,6 +133,7 @@ pub(crate) struct Host {
     pub(crate) outside: Arc<Outside>,
     pub(crate) started: Instant,
     pub(crate) workshop: Workshop,
+    pub(crate) budget: Arc<Budget>,
     stops: Arc<Notify>,
     gone: Notify,
     reaping: AtomicUsize,
@@ -153,6 +158,7 @@ impl Host {
         Ok(Self {
             metrics: Metrics::new(&config.recorder),
             outside: Arc::new(Outside::new(&config.trusted_roots)),
+            budget: Arc::new(Budget::new(config.memory_bytes)),
             config,
             ticker: Arc::new(ticker),
             started: Instant::now(),

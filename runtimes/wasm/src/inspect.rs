@@ -52,17 +52,37 @@ pub(crate) fn to_binary(name: &str, code: &[u8], limits: &CompileLimits) -> Resu
     }
     let start = code.iter().copied().find(|byte| !byte.is_ascii_whitespace());
     if !matches!(start, Some(b'(' | b';')) {
-        let begins: Vec<String> = code.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
         return Err(invalid(format!(
-            "source: {name} begins with [{}], which is neither WebAssembly (00 61 73 6d) nor its text form: \
-             build the function for wasm32-wasip1 or as a wasi:http component",
-            begins.join(" ")
+            "source: {name} is {}, and neither WebAssembly nor its text form: build the function for wasm32-wasip1 or as \
+             a wasi:http component",
+            looks_like(code)
         )));
     }
     let text = std::str::from_utf8(code)
         .map_err(|error| invalid(format!("source: {name} looks like text but is not UTF-8: {error}")))?;
-    let binary = wat::parse_str(text).map_err(|error| invalid(format!("source: {name}: {error}")))?;
+    let binary = wat::parse_str(text).map_err(|error| {
+        // The parser's own words hold the line that is wrong. It may be anybody's file that was named here.
+        let words = error.to_string();
+        let place =
+            words.split_once("--> <anon>:").and_then(|(_, rest)| rest.lines().next()).unwrap_or_default();
+        invalid(format!("source: {name}: it is no text form of WebAssembly, at line:column {place}"))
+    })?;
     Ok(Some(binary))
+}
+
+/// What a file is that is no code for us. Nothing of its content is told: it may be anybody's file.
+fn looks_like(code: &[u8]) -> &'static str {
+    const KNOWN: [(&[u8], &str); 5] = [
+        (b"\x7fELF", "a program of a machine (ELF)"),
+        (b"#!", "a script"),
+        (b"PK", "a zip archive"),
+        (b"\x1f\x8b", "a gzip archive"),
+        (b"\xca\xfe\xba\xbe", "a Java class"),
+    ];
+    if code.is_empty() {
+        return "empty";
+    }
+    KNOWN.iter().find(|(magic, _)| code.starts_with(magic)).map_or("something else", |(_, what)| what)
 }
 
 /// Finds out what a binary is, and refuses what would cost the compiler out of proportion.
@@ -181,6 +201,16 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
                         limits.function_bytes
                     )));
                 }
+                let locals = locals(body).map_err(broken)?;
+                let weight = u64::from(locals).saturating_mul(size as u64);
+                if weight > limits.function_weight {
+                    return Err(invalid(format!(
+                        "source: a function at byte {} has {locals} locals and {size} bytes: the product may be at most \
+                         {}, since the compiler's time and memory grow with it (WasmConfig.compile.function_weight)",
+                        body.range().start,
+                        limits.function_weight
+                    )));
+                }
                 if let Some(depth) = too_deep(body, limits.block_depth).map_err(broken)? {
                     return Err(invalid(format!(
                         "source: a function at byte {} has blocks {depth} deep: at most {} are accepted \
@@ -276,6 +306,15 @@ fn opaque() -> Error {
     invalid(
         "source: the code takes components as imports or out of instances: compose it so that they lie inside",
     )
+}
+
+/// How many locals a function has, its parameters left out.
+fn locals(body: &wasmparser::FunctionBody<'_>) -> wasmparser::Result<u32> {
+    let mut count = 0u32;
+    for group in body.get_locals_reader()? {
+        count = count.saturating_add(group?.0);
+    }
+    Ok(count)
 }
 
 /// The depth at which a function's blocks pass `most`, if they do.

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use sas_core::{
     Answer, Call, CallError, Cx, Error, ErrorKind, ExitReport, Instance, InstanceEvents, InstanceId,
-    InstanceTarget, LogSink, LogStream, Request, Result, Retry, RevisionKey, StartRequest, Usage,
+    InstanceTarget, LogSink, LogStream, Request, Result, Retry, RevisionKey, StartRequest, TenantKey, Usage,
 };
 use tokio::sync::oneshot;
 
@@ -37,6 +37,7 @@ pub struct WasmInstance {
     me: Weak<Self>,
     id: InstanceId,
     revision: RevisionKey,
+    tenant: TenantKey,
     function: Arc<Function>,
     declared: Option<Arc<[(String, String)]>>,
     logs: Arc<dyn LogSink>,
@@ -68,6 +69,7 @@ impl WasmInstance {
             me: me.clone(),
             id: request.id,
             revision: request.revision,
+            tenant: request.tenant(),
             function,
             declared,
             logs: Arc::clone(&request.logs),
@@ -202,12 +204,13 @@ impl WasmInstance {
     async fn wait_for_place(&self, cx: &Cx) -> Result<Place> {
         let function = &self.function;
         function.host.metrics.waited();
-        function.admission.enter(function.units, cx.deadline).await.map_err(|refusal| {
-            let slots = function.admission.total();
+        function.admission.enter(Some(self.tenant), function.units, cx.deadline).await.map_err(|refusal| {
+            let slots = function.admission.share();
             match refusal {
                 Refusal::QueueFull => {
                     let message = format!(
-                        "all {slots} sandboxes are taken and {} requests wait already (WasmConfig.slots and .queue)",
+                        "all {slots} sandboxes that a tenant may have, or all there are, are taken and {} requests may \
+                         wait for one (WasmConfig.slots, .tenant_slots and .queue)",
                         function.host.config.queue
                     );
                     Error::new(ErrorKind::Exhausted, "call", message).with_retry(Retry::After(RETRY_AFTER))
@@ -215,7 +218,8 @@ impl WasmInstance {
                 Refusal::Deadline => Error::new(
                     ErrorKind::Timeout,
                     "call",
-                    format!("the deadline passed while waiting for one of {slots} sandboxes (WasmConfig.slots)"),
+                    format!("the deadline passed while waiting for one of the {slots} sandboxes that a tenant may have \
+                         (WasmConfig.slots and .tenant_slots)"),
                 ),
             }
         })
@@ -287,7 +291,7 @@ impl Call for WasmInstance {
         let mut kept = self.take_kept();
         let place = match kept.as_mut().and_then(|warm| warm.place.take()) {
             Some((place, _keep)) => place,
-            None => match self.function.admission.try_enter(self.function.units) {
+            None => match self.function.admission.try_enter(Some(self.tenant), self.function.units) {
                 Some(place) => place,
                 // In a box, so that calls that need not wait have no room for it in their future.
                 None => match Box::pin(self.wait_for_place(cx)).await {

@@ -29,6 +29,7 @@
 //! | metrics | [`metrics`] |
 
 mod admission;
+mod budget;
 mod cache;
 mod cgi;
 mod config;

@@ -12,7 +12,7 @@ use std::{
 use sas_core::{Error, ErrorKind, Retry};
 use wasmtime::{ResourceLimiter, Trap};
 
-use crate::{config::CallLimits, instance::WasmInstance, stint::CpuStint};
+use crate::{budget::Budget, config::CallLimits, instance::WasmInstance, stint::CpuStint};
 
 /// A limit that a request met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,13 @@ pub enum Limit {
         /// The limit.
         limit: u64,
         /// What the guest asked for.
+        wanted: u64,
+    },
+    /// Bytes of all guests of the host together; the platform's `memory_bytes`.
+    HostMemory {
+        /// What all guests may hold together.
+        total: u64,
+        /// What the guest asked for on top of what is held.
         wanted: u64,
     },
     /// Elements of a table; the platform's `limits.table_elements`.
@@ -48,6 +55,7 @@ impl Limit {
         match self {
             Self::Cpu(_) => "cpu",
             Self::Memory { .. } => "memory",
+            Self::HostMemory { .. } => "host_memory",
             Self::Table { .. } => "table",
             Self::Stack => "stack",
             Self::Response(_) => "response",
@@ -66,6 +74,11 @@ impl fmt::Display for Limit {
                 f,
                 "the memory limit of {limit} bytes was met: the guest asked for {wanted} \
                  (resources.memory_limit_bytes)"
+            ),
+            Self::HostMemory { total, wanted } => write!(
+                f,
+                "the guests of this host hold all of the {total} bytes that they may have together: {wanted} more were \
+                 asked for (WasmConfig.memory_bytes)"
             ),
             Self::Table { limit, wanted } => write!(
                 f,
@@ -113,7 +126,11 @@ pub(crate) fn call_error(error: &wasmtime::Error) -> (Error, &'static str) {
             Limit::Stopped => ErrorKind::Unavailable,
             _ => ErrorKind::Exhausted,
         };
-        return (Error::new(kind, "call", limit.to_string()), limit.name());
+        let mut told = Error::new(kind, "call", limit.to_string());
+        if matches!(limit, Limit::HostMemory { .. }) {
+            told = told.with_retry(Retry::After(Duration::from_secs(1)));
+        }
+        return (told, limit.name());
     }
     if let Some(Trap::StackOverflow) = error.downcast_ref::<Trap>() {
         return (Error::new(ErrorKind::Exhausted, "call", Limit::Stack.to_string()), Limit::Stack.name());
@@ -200,6 +217,7 @@ impl Meter {
 #[derive(Debug)]
 pub(crate) struct Limiter {
     limits: CallLimits,
+    budget: Arc<Budget>,
     memory: u64,
     pub(crate) meter: Arc<Meter>,
     /// Weak, because an instance may keep the sandbox that this limits.
@@ -207,8 +225,13 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
-    pub(crate) fn new(limits: CallLimits, meter: Arc<Meter>, instance: Weak<WasmInstance>) -> Self {
-        Self { limits, memory: 0, meter, instance }
+    pub(crate) fn new(
+        limits: CallLimits,
+        budget: Arc<Budget>,
+        meter: Arc<Meter>,
+        instance: Weak<WasmInstance>,
+    ) -> Self {
+        Self { limits, budget, memory: 0, meter, instance }
     }
 
     /// A kept sandbox takes its next request: what it holds counts for that one from the start.
@@ -245,6 +268,9 @@ impl ResourceLimiter for Limiter {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
+        if !self.budget.take(more) {
+            return Err(Limit::HostMemory { total: self.budget.total, wanted: more }.into());
+        }
         self.memory = wanted;
         self.meter.grow(more);
         if let Some(instance) = self.instance.upgrade() {
@@ -268,6 +294,7 @@ impl ResourceLimiter for Limiter {
 
 impl Drop for Limiter {
     fn drop(&mut self) {
+        self.budget.give(self.memory);
         if let Some(instance) = self.instance.upgrade() {
             instance.remove_memory(self.memory);
         }

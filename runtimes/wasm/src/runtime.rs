@@ -10,14 +10,15 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use sas_core::{
-    Artifact, ArtifactInfo, Capabilities, Error, ErrorKind, Instance, Isolation, Result, RevisionSpec,
-    Runtime, Source, SpecErrors, StartRequest,
+    Artifact, ArtifactInfo, Capabilities, Error, ErrorKind, Instance, Isolation, Result, Retry, RevisionSpec,
+    Runtime, Source, SpecErrors, StartRequest, TenantKey,
 };
 use sha2::{Digest as _, Sha256};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 use wasmtime_wasi_http::{p2::bindings::ProxyPre, p3::bindings::ServicePre};
 
 use crate::{
+    admission::{Admission, RETRY_AFTER, Refusal, Who},
     cache::{Cache, Code, Key},
     cgi::Block,
     config::WasmConfig,
@@ -59,7 +60,7 @@ use crate::{
 pub struct WasmRuntime {
     host: Arc<Host>,
     cache: Option<Arc<Cache>>,
-    compiling: Arc<Semaphore>,
+    compiling: Arc<Admission>,
     compiled: Lock<Known>,
 }
 
@@ -83,6 +84,9 @@ impl Known {
     }
 }
 
+/// Compilations that may wait for their turn.
+const COMPILES_WAITING: u32 = 1_000;
+
 /// The interfaces through which a component calls other hosts.
 const CALLS_OUT: [&str; 2] = ["wasi:http/outgoing-handler@", "wasi:http/client@"];
 
@@ -101,12 +105,13 @@ impl WasmRuntime {
     pub fn new(config: WasmConfig) -> Result<Self> {
         config.validate()?;
         let cache = config.cache_dir.as_deref().map(Cache::open).transpose()?.map(Arc::new);
-        let compiling = Arc::new(Semaphore::new(config.compile.parallel as usize));
+        let parallel = config.compile.parallel;
+        let compiling = Arc::new(Admission::new(parallel, parallel.saturating_sub(1), COMPILES_WAITING));
         Ok(Self { host: Arc::new(Host::new(config)?), cache, compiling, compiled: Lock::default() })
     }
 
     /// The code of `kind`, from memory, from disk, or from the compiler.
-    async fn compiled(&self, kind: Kind, binary: Bytes) -> Result<Arc<Compiled>> {
+    async fn compiled(&self, kind: Kind, binary: Bytes, tenant: Who) -> Result<Arc<Compiled>> {
         let config = &self.host.config.compile;
         let deadline = Instant::now() + config.time;
         let late = || {
@@ -123,11 +128,13 @@ impl WasmRuntime {
         if let Some(known) = self.known(&key) {
             return Ok(known);
         }
-        let turn = Arc::clone(&self.compiling).acquire_owned();
-        let turn = match tokio::time::timeout_at(deadline, turn).await {
-            Ok(Ok(turn)) => turn,
-            Ok(Err(_)) | Err(_) => return Err(late()),
-        };
+        let turn = self.compiling.enter(tenant, 1, deadline).await.map_err(|refusal| match refusal {
+            Refusal::Deadline => late(),
+            Refusal::QueueFull => {
+                let message = format!("{COMPILES_WAITING} compilations wait already; try again later");
+                Error::new(ErrorKind::Exhausted, "prepare", message).with_retry(Retry::After(RETRY_AFTER))
+            }
+        })?;
         // Somebody else may have compiled it meanwhile.
         if let Some(known) = self.known(&key) {
             return Ok(known);
@@ -156,6 +163,42 @@ impl WasmRuntime {
         let compiled = Arc::new(Compiled { code, digest: format!("sha256:{hex}") });
         self.compiled.lock().insert(key, &compiled);
         Ok(compiled)
+    }
+
+    /// Reads, checks and compiles, when it is `tenant`'s turn.
+    async fn made(&self, spec: &RevisionSpec, tenant: Who) -> Result<Artifact> {
+        let options = Options::parse(spec, &self.host.config)?;
+        let (source, command) = (spec.source.clone(), spec.command.clone());
+        let host = Arc::clone(&self.host);
+        let reading = tokio::task::spawn_blocking(move || {
+            let limits = &host.config.compile;
+            let (name, code) = read(&source, &command, limits.code_bytes)?;
+            let binary = to_binary(&name, &code, limits)?.map_or(code, Bytes::from);
+            let kind = inspect(&binary, &host.config)?;
+            Ok::<_, Error>((kind, binary))
+        });
+        let (kind, binary) = reading.await.map_err(|error| {
+            Error::new(ErrorKind::Unexpected, "prepare", format!("reading failed: {error}"))
+        })??;
+        let compiled = self.compiled(kind, binary, tenant).await?;
+        let mut notes = vec![format!("kind: {}", kind.as_str())];
+        if let Code::Component(component) = &compiled.code {
+            let engine = &self.host.workshop.engine;
+            let calls = component
+                .component_type()
+                .imports(engine)
+                .any(|(name, _)| CALLS_OUT.iter().any(|interface| name.starts_with(interface)));
+            if calls && options.hosts.is_empty() {
+                notes.push(format!(
+                    "it can call other hosts, but none is granted ({}): such calls fail",
+                    crate::options::ALLOW_HOSTS
+                ));
+            }
+        }
+        let function = self.link(kind, &compiled.code, options, spec)?;
+        let info =
+            ArtifactInfo { digest: compiled.digest.clone(), bytes: compiled.code.size(), stem: None, notes };
+        Ok(Artifact::new(Prepared { function: Arc::new(function), _compiled: compiled }, info))
     }
 
     fn known(&self, key: &Key) -> Option<Arc<Compiled>> {
@@ -195,7 +238,7 @@ impl WasmRuntime {
             options,
             arguments: Arc::new(arguments(spec)),
             admission: Arc::clone(&workshop.admission),
-            units: units.min(workshop.admission.total()),
+            units: units.min(workshop.admission.share()),
             code_bytes: code.size(),
             host: Arc::clone(&self.host),
         })
@@ -361,38 +404,11 @@ impl Runtime for WasmRuntime {
     }
 
     async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact> {
-        let options = Options::parse(spec, &self.host.config)?;
-        let (source, command) = (spec.source.clone(), spec.command.clone());
-        let host = Arc::clone(&self.host);
-        let reading = tokio::task::spawn_blocking(move || {
-            let limits = &host.config.compile;
-            let (name, code) = read(&source, &command, limits.code_bytes)?;
-            let binary = to_binary(&name, &code, limits)?.map_or(code, Bytes::from);
-            let kind = inspect(&binary, &host.config)?;
-            Ok::<_, Error>((kind, binary))
-        });
-        let (kind, binary) = reading.await.map_err(|error| {
-            Error::new(ErrorKind::Unexpected, "prepare", format!("reading failed: {error}"))
-        })??;
-        let compiled = self.compiled(kind, binary).await?;
-        let mut notes = vec![format!("kind: {}", kind.as_str())];
-        if let Code::Component(component) = &compiled.code {
-            let engine = &self.host.workshop.engine;
-            let calls = component
-                .component_type()
-                .imports(engine)
-                .any(|(name, _)| CALLS_OUT.iter().any(|interface| name.starts_with(interface)));
-            if calls && options.hosts.is_empty() {
-                notes.push(format!(
-                    "it can call other hosts, but none is granted ({}): such calls fail",
-                    crate::options::ALLOW_HOSTS
-                ));
-            }
-        }
-        let function = self.link(kind, &compiled.code, options, spec)?;
-        let info =
-            ArtifactInfo { digest: compiled.digest.clone(), bytes: compiled.code.size(), stem: None, notes };
-        Ok(Artifact::new(Prepared { function: Arc::new(function), _compiled: compiled }, info))
+        self.made(spec, None).await
+    }
+
+    async fn prepare_for(&self, spec: &RevisionSpec, tenant: TenantKey) -> Result<Artifact> {
+        self.made(spec, Some(tenant)).await
     }
 
     async fn start(&self, request: StartRequest) -> Result<Arc<dyn Instance>> {

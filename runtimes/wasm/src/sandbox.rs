@@ -53,7 +53,10 @@ impl Sandbox {
     }
 
     pub(crate) fn limiter(&self, meter: Arc<Meter>) -> Limiter {
-        Limiter::new(self.instance().function().options.limits, meter, Weak::clone(&self.instance))
+        let instance = self.instance();
+        let function = instance.function();
+        let budget = Arc::clone(&function.host.budget);
+        Limiter::new(function.options.limits, budget, meter, Weak::clone(&self.instance))
     }
 
     pub(crate) fn lines(&self, stream: LogStream) -> Lines {

@@ -217,7 +217,7 @@ impl Control {
         }
         self.unchanged(found).await?;
         let began = Instant::now();
-        let artifact = runtime.prepare(&found.spec).await?;
+        let artifact = runtime.prepare_for(&found.spec, record.tenant).await?;
         self.metrics.prepared(began.elapsed());
         live.state.lock().artifacts.insert(revision.to_owned(), artifact.clone());
         Ok(artifact)

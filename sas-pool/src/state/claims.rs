@@ -76,7 +76,7 @@ impl State {
             return Err(error);
         }
         if deadline <= now {
-            return Err(ClaimError::Deadline);
+            return Err(self.too_late(a));
         }
         let retry_after = rules.config.queue.retry_after;
         let limit = self.deployed(a).spec.queue_limit;

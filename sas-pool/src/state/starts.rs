@@ -126,6 +126,24 @@ impl State {
         }
     }
 
+    /// The start of an instance is not over yet, for this reason.
+    pub(crate) fn waiting(&mut self, rules: &Rules, id: InstanceId, why: Arc<Error>) {
+        let Some(i) = self.find(rules, id) else { return };
+        let instance = &self.instances[i as usize];
+        if instance.phase == Phase::Starting && !instance.cancelled {
+            self.actives[instance.active as usize].error = Some(why);
+        }
+    }
+
+    /// What a claim is told whose deadline came: why nothing has started, when that is known.
+    pub(super) fn too_late(&self, a: u32) -> ClaimError {
+        let active = &self.actives[a as usize];
+        match &active.error {
+            Some(error) if active.slots.is_empty() => ClaimError::StartPending { error: Arc::clone(error) },
+            _ => ClaimError::Deadline,
+        }
+    }
+
     /// A start is over. `claim` is the one that made it, if it still waits without a place in the line: it gets the
     /// first slot, and its grant is returned.
     pub(crate) fn started(

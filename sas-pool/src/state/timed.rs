@@ -18,7 +18,8 @@ impl State {
                         |entry| is_waiting(waiters, entry),
                         |entry| entry == w && waiters[entry as usize].generation == generation,
                     );
-                    self.fail_waiter(rules, w, now, fx, ClaimError::Deadline);
+                    let error = self.too_late(a);
+                    self.fail_waiter(rules, w, now, fx, error);
                     rules.metrics.deadlines.increment(1);
                     self.rest(now, a, fx);
                 }

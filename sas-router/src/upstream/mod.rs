@@ -252,11 +252,6 @@ impl Upstream {
         }
     }
 
-    /// Makes a connection and lets it go.
-    pub(crate) async fn probe(&self, endpoint: &Endpoint) -> Result<(), Error> {
-        self.within(endpoint, Http1::connect(endpoint)).await.map(drop)
-    }
-
     /// The connection that was used last and can take a request.
     fn check_out(&self, instance: InstanceId, cx: &mut Context<'_>, careful: bool) -> Option<Box<Http1>> {
         loop {

@@ -356,6 +356,11 @@ impl Pool for FixedPool {
             Some(_) => ClaimError::QueueFull { resource: "revision", retry_after: Duration::from_secs(1) },
         }))
     }
+    fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {
+        let revisions = self.revisions.lock().unwrap();
+        let slots = &revisions.get(&revision)?.slots;
+        slots.iter().map(|slot| &slot.instance).find(|instance| instance.id() == id).cloned()
+    }
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
         let revisions = self.revisions.lock().unwrap();
         let Some(registered) = revisions.get(&revision) else { return Vec::new() };

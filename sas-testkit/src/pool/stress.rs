@@ -102,7 +102,10 @@ async fn one_seed(kit: &Kit, seed: u64) -> Verdict {
                             held.push(Held { lease, id });
                         }
                         Err(
-                            ClaimError::Deadline | ClaimError::Start { .. } | ClaimError::QueueFull { .. },
+                            ClaimError::Deadline
+                            | ClaimError::StartPending { .. }
+                            | ClaimError::Start { .. }
+                            | ClaimError::QueueFull { .. },
                         ) => {}
                         Err(other) => return Err(Stop::fail(format!("step {step}: a claim got {other:?}"))),
                     }

@@ -1,7 +1,6 @@
 //! Class archives of apps: AppCDS, or an AOT cache on JDK 25 and later, made in `prepare` by running the app once.
 
 use std::{
-    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -15,8 +14,10 @@ use sas_runtime_os::{Egress, JailLevel, cgroup::Limits};
 
 use crate::{
     artifact::ProcessArtifact,
+    beside::Beside,
     config::ARCHIVE_TIMEOUT,
     engine::Engine,
+    home::Home,
     jvm::jdk::Jdk,
     package::archive::disk,
     ready::{self, Quickest},
@@ -75,7 +76,8 @@ pub(crate) async fn make(
     std::fs::create_dir(made.path()).map_err(|error| disk("create", made.path(), error))?;
     let scratch = made.path().join("archive");
     let port = engine.ports.take()?;
-    let mut env = Environment::default();
+    let home = Home::make(engine)?;
+    let mut env = Environment::bare(home.path());
     env.0.insert("PATH".into(), engine.config.path.clone());
     env.add_expected(launch, port.number());
     for (name, value) in &spec.env {
@@ -98,6 +100,7 @@ pub(crate) async fn make(
     // It is asked from here, whatever its instances may reach.
     jail.level = jail.level.min(JailLevel::Basic);
     jail.egress = Egress::default();
+    let beside = Beside::new(engine, &env, &launch.cwd, &[], &jail);
     let plan = Plan {
         jail,
         program: jdk.java.clone(),
@@ -112,6 +115,7 @@ pub(crate) async fn make(
     let spawned = spawn::spawn(engine, plan).await?;
     let number = port.number();
     spawned.proc().hold(Some(port), package);
+    spawned.proc().hold_dir(home.into_dir());
     let failed = |what: String| {
         let words = spawned
             .proc()
@@ -122,17 +126,21 @@ pub(crate) async fn make(
     };
     // A run that writes an archive is no measure for those that use it.
     let unknown = Quickest::default();
-    let at = Endpoint::Tcp((Ipv4Addr::LOCALHOST, number).into());
-    tokio::select! {
+    let (candidates, last) = (
+        ready::candidates(&Endpoint::Tcp((std::net::Ipv4Addr::LOCALHOST, number).into())),
+        parking_lot::Mutex::new(None),
+    );
+    let at = tokio::select! {
         biased;
         report = spawned.proc().exited() => return Err(failed(format!("the program {report} before it was ready"))),
-        ready = ready::wait(&at, &artifact.readiness, spec.readiness.as_ref(), &unknown, || ()) => {
-            ready.map_err(|error| failed(error.to_string()))?;
-        }
+        ready = ready::wait(&candidates, spec, &beside, &unknown, || (), &last) => match ready {
+            Ok(at) => at,
+            Err(error) => return Err(failed(error.to_string())),
+        },
         () = tokio::time::sleep(ARCHIVE_TIMEOUT) => return Err(failed(format!("not ready within {ARCHIVE_TIMEOUT:?}"))),
-    }
+    };
     // One request, so that the classes that answer are in the archive too. Whatever it answers is fine.
-    drop(tokio::time::timeout(Duration::from_secs(5), ask(number)).await);
+    drop(tokio::time::timeout(Duration::from_secs(5), ask(&at)).await);
     engine.stop(spawned.proc(), ARCHIVE_TIMEOUT);
     spawned.proc().exited().await;
     if !scratch.exists() {
@@ -142,8 +150,9 @@ pub(crate) async fn make(
     Ok(file)
 }
 
-async fn ask(port: u16) -> std::io::Result<()> {
-    let mut stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+async fn ask(at: &Endpoint) -> std::io::Result<()> {
+    let Endpoint::Tcp(address) = at else { return Ok(()) };
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
     let mut answer = [0u8; 4096];
     while stream.read(&mut answer).await? > 0 {}

@@ -31,10 +31,13 @@ use sas_runtime_os::{cgroup::Limits, jail::JailRequest, ports::Port};
 
 use crate::{
     artifact::{ProcessArtifact, StemPlan},
+    beside::Beside,
     engine::{Engine, Spawned},
+    failure::crashed,
+    home::{Home, LANG},
     instance::ProcessInstance,
+    launch::{log_target, until_ready},
     package::{archive::disk, store::Discard},
-    runtime::{crashed, log_target, until_ready},
     spawn::{self, Environment, Plan},
 };
 
@@ -159,13 +162,15 @@ impl Stems {
         args.extend(engine.config.java.shared_classes.iter().cloned());
         let mut env = Environment::default();
         env.0.insert("PATH".into(), engine.config.path.clone());
+        env.0.insert("LANG".into(), LANG.to_owned());
+        let home = Home::make(engine)?;
         let level = engine.config.jail.level;
         let port = engine.ports.take()?;
         let mut jail = JailRequest::new(level, None);
         jail.egress = engine.config.jail.egress.clone();
         jail.ports = vec![port.number()];
         jail.later = Some(engine.store.packages_dir());
-        jail.data = vec![cwd.path().to_path_buf()];
+        jail.data = vec![cwd.path().to_path_buf(), home.path().to_path_buf()];
         jail.readable = vec![engine.store.stems_dir()];
         let plan = Plan {
             jail,
@@ -204,7 +209,8 @@ impl Stems {
             return Err(died(&report));
         }
         engine.metrics.stems.increment(1);
-        let stem = JvmStem { class: request.class, engine: Arc::clone(engine), spawned, control, cwd, port };
+        let stem =
+            JvmStem { class: request.class, engine: Arc::clone(engine), spawned, control, cwd, home, port };
         Ok(Box::new(stem))
     }
 
@@ -283,6 +289,7 @@ struct JvmStem {
     spawned: Spawned,
     control: UnixStream,
     cwd: Discard,
+    home: Home,
     /// The only one on which it may listen.
     port: Port,
 }
@@ -290,7 +297,7 @@ struct JvmStem {
 #[async_trait]
 impl Stem for JvmStem {
     async fn specialize(self: Box<Self>, request: StartRequest) -> Result<Arc<dyn Instance>> {
-        let Self { class, engine, spawned, mut control, cwd, port } = *self;
+        let Self { class, engine, spawned, mut control, cwd, home, port } = *self;
         let began = tokio::time::Instant::now();
         let deployed = Arc::clone(&request.deployed);
         let wrong = |what: &str| Error::new(ErrorKind::InvalidSpec, "specialize", what.to_owned());
@@ -312,12 +319,11 @@ impl Stem for JvmStem {
         };
         let number = port.number();
         proc.hold(Some(port), &artifact.package);
-        let env = Environment::of(&request, number, &engine.config.path, &artifact.launch);
-        let mut env = env;
+        let mut env = Environment::of(&request, number, &engine.config.path, &artifact.launch, home.path());
+        proc.hold_dir(home.into_dir());
         if proc.has_cell() {
             spawn::own_places(&mut env, engine.store.run_dir());
         }
-        let env = env;
         if let Some((name, _)) = env.0.iter().find(|(name, value)| !(name.is_ascii() && value.is_ascii())) {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -340,7 +346,15 @@ impl Stem for JvmStem {
         // Relative paths that native code opens are seen from the stem's own directory: it gets what the app's has.
         mirror(&artifact.launch.cwd, cwd.path())?;
         proc.hold_dir(cwd);
-        spawn::limit(&engine, proc, &artifact.rlimits(&engine), &artifact.limits)?;
+        let rlimits = artifact.rlimits(&engine);
+        let beside = Beside::new(
+            &engine,
+            &env,
+            &artifact.launch.cwd,
+            &rlimits,
+            &artifact.jail(&engine, Some(request.tenant()), number),
+        );
+        spawn::limit(&engine, proc, &rlimits, &artifact.limits)?;
         let args: Vec<String> = artifact.launch.args.iter().map(|arg| env.expand(arg)).collect();
         let message = message(&env, plan, &artifact.launch.cwd, &args);
         request.events.phase(request.id, StartPhase::Spawned);
@@ -364,7 +378,7 @@ impl Stem for JvmStem {
                 }
                 Err(_) => {
                     let report = proc.exited().await;
-                    return Err(crashed(proc, &report, number));
+                    return Err(crashed(proc, &report, number, None));
                 }
             },
             () = tokio::time::sleep_until(request.deadline) => {
@@ -372,16 +386,16 @@ impl Stem for JvmStem {
             }
         }
         // A stem answers long before a cold start would.
-        let address = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, number));
-        let endpoint = Endpoint::Tcp(address);
-        until_ready(artifact, &request, proc, &artifact.quickest_from_stem, &endpoint, number).await?;
+        let at = Endpoint::Tcp((std::net::Ipv4Addr::LOCALHOST, number).into());
+        let endpoint =
+            until_ready(&request, proc, &beside, &artifact.quickest_from_stem, &at, number).await?;
         if let Err(report) = proc.started(request.id, Arc::clone(&request.events)) {
-            return Err(crashed(proc, &report, number));
+            return Err(crashed(proc, &report, number, None));
         }
         request.events.phase(request.id, StartPhase::Ready);
         engine.metrics.ready.record(began.elapsed().as_secs_f64());
         let proc = spawned.keep();
-        let instance = ProcessInstance::new(request.id, endpoint, proc, engine);
+        let instance = ProcessInstance::new(request.id, endpoint, proc, beside);
         Ok(Arc::new(instance))
     }
 

@@ -1,7 +1,7 @@
 //! A small HTTP server with faults on demand, built with plain `rustc` by the tests.
 //!
 //! Arguments: `fd0` serves the listening socket inherited as descriptor 0; `deaf` never listens; `exit` ends at once;
-//! `stubborn` ignores SIGTERM; `port=N` listens on N whatever PORT says; `flood` writes without end;
+//! `stubborn` ignores SIGTERM; `port=N` listens on N whatever PORT says; `v6` listens on ::1 only; `flood` writes without end;
 //! `burn` keeps two threads busy; `early-child` forks a child before anything else; `always=PATH` answers every path as
 //! that one. Paths: `/crash`, `/half`, `/slow`, `/endless`, `/env`, `/say`, `/child`, `/early`, `/daemon`, `/grow/<MiB>`,
 //! `/pid`.
@@ -81,6 +81,8 @@ fn main() {
         .unwrap_or_else(|| std::env::var("PORT").expect("PORT is set"));
     let listener = if has("fd0") {
         unsafe { TcpListener::from_raw_fd(0) }
+    } else if has("v6") {
+        TcpListener::bind(("::1", port.parse::<u16>().unwrap())).expect("bind")
     } else {
         TcpListener::bind(("127.0.0.1", port.parse::<u16>().unwrap())).expect("bind")
     };

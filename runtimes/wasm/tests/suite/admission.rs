@@ -40,7 +40,7 @@ async fn past_sandboxes_and_queue_requests_are_refused_at_once_and_handed_back()
             Err(failed) => {
                 assert_eq!(failed.error.kind, ErrorKind::Exhausted, "{}", failed.error);
                 assert_eq!(failed.error.retry, Retry::After(Duration::from_secs(1)));
-                assert!(failed.error.message.contains("all 20 sandboxes are taken and 50 requests wait"));
+                assert!(failed.error.message.contains("20 sandboxes that a tenant may have"));
                 let body = failed.unsent.expect("the request is handed back").into_body();
                 assert_eq!(body.collect(10).await.unwrap(), "kept");
                 refused += 1;
@@ -61,7 +61,7 @@ async fn who_waits_for_a_sandbox_leaves_at_its_deadline() {
     assert_eq!(first.unwrap().status(), 200);
     let failed = second.unwrap_err();
     assert_eq!(failed.error.kind, ErrorKind::Timeout, "{}", failed.error);
-    assert!(failed.unsent.is_some() && failed.error.message.contains("one of 1 sandboxes"));
+    assert!(failed.unsent.is_some() && failed.error.message.contains("one of the 1 sandboxes"));
 }
 
 #[tokio::test]

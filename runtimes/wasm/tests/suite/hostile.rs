@@ -24,19 +24,80 @@ fn leb(mut n: usize) -> Vec<u8> {
 async fn what_is_not_webassembly_is_refused_with_a_word_about_what_it_is() {
     let stage = Stage::small();
     let cases: [(&[u8], &str); 8] = [
-        (b"", "begins with []"),
-        (b"#!/bin/sh\n", "begins with [23 21 2f 62]"),
-        (b"\x7fELF", "begins with [7f 45 4c 46]"),
+        (b"", "is empty"),
+        (b"#!/bin/sh\n", "a script"),
+        (b"\x7fELF", "ELF"),
         (b"\0asm", "cut short at byte"),
         (b"\0asm\x07\0\0\0", "damaged"),
         (b"(module", "function.wasm"),
-        (b"(module (func (export \"_start\") (unknown)))", "unknown"),
+        (b"(module (func (export \"_start\") (unknown)))", "line:column 1:34"),
         (b"(\xff\xfe)", "not UTF-8"),
     ];
     for (code, problem) in cases {
         let error = stage.refusal(&bytes_spec("function.wasm", code.to_vec())).await;
         assert!(error.contains(problem), "{code:?}: {error}");
     }
+}
+
+#[tokio::test]
+async fn errors_never_quote_what_is_in_a_file() {
+    let stage = Stage::small();
+    for secret in [
+        "hunter2-secret",
+        "(hunter2 secret)",
+        "; hunter2\n(module hunter2",
+        "(module (func $hunter2 (call $hunter3)))",
+    ] {
+        let error = stage.refusal(&bytes_spec("passwd", secret.into())).await;
+        assert!(!error.contains("hunter"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_function_of_many_locals_and_much_code_is_refused_before_the_compiler_sees_it() {
+    let stage = Stage::small();
+    // 20,000 locals and a megabyte took the compiler seconds and a gigabyte.
+    let mut body = vec![1];
+    body.extend(leb(20_000));
+    body.push(0x7f);
+    body.extend([0x20, 0, 0x1a].repeat(300_000));
+    body.push(0x0b);
+    let mut code = leb(body.len());
+    code.extend(&body);
+    code.insert(0, 1);
+    let mut module = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x05\x03\x01\0\x01".to_vec();
+    module.extend(b"\x07\x13\x02\x06_start\0\0\x06memory\x02\0");
+    module.push(10);
+    module.extend(leb(code.len()));
+    module.extend(code);
+    let began = std::time::Instant::now();
+    let error = stage.refusal(&bytes_spec("bomb.wasm", module)).await;
+    assert!(error.contains("20000 locals") && error.contains("function_weight"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn all_guests_together_have_no_more_memory_than_the_host_gives() {
+    let limits = CallLimits { cpu: Duration::from_millis(300), ..CallLimits::default() };
+    let stage = Stage::new(WasmConfig { slots: 8, limits, memory_bytes: 32 << 20, ..WasmConfig::default() });
+    // 25 MB each, and busy until its CPU time is over.
+    let hog = "(module (memory (export \"memory\") 400) (func (export \"_start\") (loop $l (br $l))))";
+    let (one, other) = (stage.instance(&spec(hog)).await, stage.instance(&spec(hog)).await);
+    let (first, second) = tokio::join!(fails(&*one, get("/")), fails(&*other, get("/")));
+    let told = [first, second].map(|error| (error.kind, error.retry, error.message));
+    let refused: Vec<_> =
+        told.iter().filter(|(.., message)| message.contains("WasmConfig.memory_bytes")).collect();
+    assert_eq!(refused.len(), 1, "one of the two fits: {told:?}");
+    assert_eq!(refused[0].0, ErrorKind::Exhausted);
+    assert_eq!(refused[0].1, sas_core::Retry::After(Duration::from_secs(1)));
+    // What they held came back.
+    for _ in 0..3 {
+        assert!(fails(&*one, get("/")).await.message.contains("CPU limit"));
+    }
+    let grows = "(module (memory (export \"memory\") 1) (func (export \"_start\")
+        (drop (memory.grow (i32.const 600)))))";
+    let grower = stage.instance(&spec(grows)).await;
+    assert!(fails(&*grower, get("/")).await.message.contains("33554432 bytes that they may have together"));
 }
 
 #[tokio::test]

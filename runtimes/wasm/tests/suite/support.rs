@@ -64,7 +64,9 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) fn new(config: WasmConfig) -> Self {
+    /// One tenant may have all, unless the test says otherwise.
+    pub(crate) fn new(mut config: WasmConfig) -> Self {
+        config.tenant_slots.get_or_insert(config.slots);
         Self {
             runtime: Arc::new(WasmRuntime::new(config).unwrap()),
             told: Arc::default(),
