@@ -23,12 +23,12 @@ use std::{
 };
 
 use metrics_exporter_prometheus::PrometheusBuilder;
-use sas::{core::Recorder, prelude::*};
+use sas::{control::PackageRoots, core::Recorder, prelude::*};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--jail none|basic|strict] MANIFEST...";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--jail none|basic|strict] [--package-root DIR]... MANIFEST...";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -40,6 +40,7 @@ struct Options {
     listen: SocketAddr,
     admin: AdminAt,
     state: Option<PathBuf>,
+    package_roots: Vec<PathBuf>,
     domain: String,
     preset: Preset,
     drain: Duration,
@@ -56,6 +57,7 @@ impl Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             admin: AdminAt::Address(SocketAddr::from(([127, 0, 0, 1], 8081))),
             state: None,
+            package_roots: Vec::new(),
             domain: "localhost".to_owned(),
             preset: Preset::Default,
             drain: Duration::from_secs(30),
@@ -81,6 +83,7 @@ impl Options {
                     }
                 }
                 "--state" => options.state = Some(value()?.into()),
+                "--package-root" => options.package_roots.push(value()?.into()),
                 "--admin-token-file" => options.token_file = Some(value()?.into()),
                 "--admin-host" => options.admin_hosts.push(value()?),
                 "--jail" => options.jail = value()?,
@@ -133,6 +136,12 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     }
     if options.open_metrics {
         builder = builder.open_metrics();
+    }
+    if !options.package_roots.is_empty() {
+        // The manifests of the command line name packages of their own directories.
+        let manifests = options.manifests.iter().filter_map(|path| path.parent());
+        let dirs = options.package_roots.iter().map(PathBuf::as_path).chain(manifests);
+        builder = builder.package_roots(dirs.fold(PackageRoots::none(), PackageRoots::with));
     }
     if let Some(state) = &options.state {
         builder = builder.state_dir(state);

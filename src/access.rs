@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use sas_control::{Admin, PeerAuthenticator, TokenAuthenticator};
+use sas_control::{Admin, PackageRoots, PeerAuthenticator, TokenAuthenticator};
 use sas_core::{Authenticator, Denied, Error, ErrorKind, Principal, Result};
 
 /// The token's file in the state directory.
@@ -97,6 +97,22 @@ impl Access {
             }
             None => Ok(Keys { authenticator: Arc::new(Closed), tokens: None, _temporary: None }),
         }
+    }
+
+    /// From where packages may come that manifests at the admin API name by a path. Where nothing was said: from
+    /// anywhere for the operator, who is whoever has the admin token, or is the peer of the Unix socket, of an API that
+    /// only this machine reaches; for everybody else from nowhere.
+    pub(crate) fn package_roots(
+        &self,
+        told: Option<PackageRoots>,
+        address: Option<SocketAddr>,
+    ) -> PackageRoots {
+        let here = address.map_or(self.socket.is_some(), |address| address.ip().is_loopback());
+        told.unwrap_or(if here && self.authenticator.is_none() {
+            PackageRoots::any()
+        } else {
+            PackageRoots::none()
+        })
     }
 
     /// The hosts and origins that are known beside loopback: those that were told, and the address that it listens at.

@@ -10,7 +10,9 @@ use std::{
 };
 
 use sas_autoscale::{Driver, DriverConfig, ScheduleParser};
-use sas_control::{Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, Meter, Recovery};
+use sas_control::{
+    Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, Meter, PackageDir, PackageRoots, Recovery,
+};
 use sas_core::{
     AnswerCounter, Authenticator, Clock, DecisionSink, Error, ErrorKind, EventPublisher, Fidelity, Handler,
     Invoker, LogSink, MemoryStore, MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime, Scaler,
@@ -190,6 +192,7 @@ pub struct PlatformBuilder {
     domain: String,
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
+    package_roots: Option<PackageRoots>,
     access: Access,
     publisher: Option<Arc<dyn EventPublisher>>,
     seed: u64,
@@ -243,6 +246,7 @@ impl Default for PlatformBuilder {
             domain: "localhost".to_owned(),
             listen: None,
             admin: None,
+            package_roots: None,
             access: Access::default(),
             publisher: None,
             seed: 0,
@@ -528,6 +532,17 @@ impl PlatformBuilder {
         self
     }
 
+    /// From which directories of this host a manifest that comes over the admin API may take its package, and from no
+    /// other. Without this, from any for the operator (who has the platform's own token, or is the peer of its Unix
+    /// socket) as long as the API is reached from this machine only, and from none where it listens on another address,
+    /// has an authenticator of the program's own, or is mounted in the program's server. What the program deploys itself
+    /// ([`Platform::apply`], [`Platform::deploy`]) may come from anywhere.
+    #[must_use]
+    pub fn package_roots(mut self, roots: PackageRoots) -> Self {
+        self.package_roots = Some(roots);
+        self
+    }
+
     /// Where all randomness comes from: request ids, splits, balancing.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
@@ -681,7 +696,8 @@ impl PlatformBuilder {
         control_config.answers = Some(Arc::clone(&gateway) as Arc<dyn AnswerCounter>);
         control_config.clock = Arc::clone(&self.clock);
         control_config.domain = self.domain;
-        control_config.packages = self.state.as_ref().map(|dir| dir.join("packages"));
+        control_config.packages =
+            self.state.as_ref().map(|dir| Arc::new(PackageDir::new(dir.join("packages"))) as _);
         control_config.manifests = self.manifests;
         control_config.manifests.fidelity = self.fidelity.unwrap_or_else(|| self.preset.fidelity());
         control_config.logs = self.logs;
@@ -697,11 +713,13 @@ impl PlatformBuilder {
         driver_config.recorder = recorder.clone();
         let driver = Driver::new(Arc::clone(&pool), scalers, driver_config);
 
+        let roots = self.access.package_roots(self.package_roots.take(), self.admin);
         let keys = self
             .access
             .keys(self.state.as_deref(), self.admin.is_some())
             .map_err(part(BuildPart::AdminToken))?;
-        let mut admin = Admin::new(Arc::clone(&control), Arc::clone(&keys.authenticator));
+        let mut admin =
+            Admin::new(Arc::clone(&control), Arc::clone(&keys.authenticator)).with_package_roots(roots);
         let socket = self.access.socket.take();
         admin = self.access.open(admin, self.admin);
         if let Some(render) = self.metrics {

@@ -33,3 +33,24 @@ async fn a_state_directory_is_given_back_by_the_shutdown() {
         drop((control, admin));
     }
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn state_and_packages_are_their_owners_alone_also_when_they_were_not() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().join("state");
+    let mode = |name: &str| std::fs::metadata(state.join(name)).expect(name).permissions().mode() & 0o7777;
+    let open = |name: &str, mode| {
+        std::fs::set_permissions(state.join(name), std::fs::Permissions::from_mode(mode)).expect(name);
+    };
+    std::fs::create_dir_all(state.join("packages")).expect("made");
+    open("", 0o755);
+    open("packages", 0o777);
+    for _ in 0..2 {
+        platform(&state).await.shutdown(Duration::from_secs(5)).await;
+        assert_eq!((mode(""), mode("packages"), mode("state.redb")), (0o700, 0o700, 0o600));
+        open("", 0o755);
+        open("state.redb", 0o644);
+    }
+}

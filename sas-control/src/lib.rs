@@ -57,6 +57,7 @@ mod package;
 mod private;
 mod reconcile;
 mod record;
+mod roots;
 mod stamp;
 mod view;
 
@@ -67,9 +68,11 @@ pub use engine::{Edition, Engine};
 pub use invoke::{Phases, TestReport, TestRun};
 pub use logs::{LogBuffer, LogLimits};
 pub use meter::Meter;
+pub use package::PackageDir;
 pub use private::private_dir;
 pub use reconcile::{Blocked, Command, GcLimits, Observed, Registration, Rules, reconcile};
 pub use record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};
+pub use roots::PackageRoots;
 pub use view::{
     Condition, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutStage, RolloutView,
     ServiceView, TrafficView, TriggerView,

@@ -7,15 +7,16 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use sas_core::{
-    Error, ErrorKind, Result, Source, SpecErrors,
+    Blob, BlobStore, Error, ErrorKind, Result, Source, SpecErrors,
     package::{is_interpreter_link, without_mark},
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::record::hex;
+use crate::{control::blocking, private::private_dir, record::hex};
 
 /// Most files and directories of a package that is a directory.
 const ENTRY_LIMIT: u64 = 100_000;
@@ -30,24 +31,119 @@ const IGNORE_FILE: &str = ".sasignore";
 /// Tells copies of one process apart, so that two deploys never write to one place.
 static COPIES: AtomicU64 = AtomicU64::new(0);
 
-/// Where copies of packages are kept: `<root>/sha256-<digest>/<name>`.
+/// Packages in a directory of this host: `<root>/sha256-<digest>/<name>`. The directory is its owner's alone.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> sas_core::Result<()> {
+/// # let dir = tempfile::tempdir().expect("a directory");
+/// use sas_control::PackageDir;
+/// use sas_core::{BlobStore, Source};
+///
+/// let packages = PackageDir::new(dir.path().join("packages"));
+/// let blob = packages.put(&Source::Bytes { name: "run.sh".to_owned(), bytes: "#!/bin/sh".into() }).await?;
+/// assert!(packages.exists(&blob.digest).await?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
-pub(crate) struct PackageStore {
+pub struct PackageDir {
     root: PathBuf,
 }
 
-/// A package with its digest.
-#[derive(Clone, Debug)]
-pub(crate) struct Pinned {
-    /// `sha256:` and 64 hexadecimal digits, of names, modes and content.
-    pub(crate) digest: String,
-    /// Where it is to be run from.
-    pub(crate) source: Source,
+/// Says whose packages these are.
+const OWNER: &str = "owner";
+
+#[async_trait]
+impl BlobStore for PackageDir {
+    async fn put(&self, source: &Source) -> Result<Blob> {
+        let (dir, source) = (self.clone(), source.clone());
+        blocking(move || dir.pin(&source)).await
+    }
+
+    async fn get(&self, digest: &str) -> Result<Option<Source>> {
+        let home = self.home(digest);
+        blocking(move || {
+            let entry = match fs::read_dir(&home) {
+                Ok(mut entries) => entries.next(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(storage(&home, error)),
+            };
+            let entry = entry.transpose().map_err(|error| storage(&home, error))?;
+            Ok(entry.map(|entry| Source::Path(entry.path())))
+        })
+        .await
+    }
+
+    async fn delete(&self, digest: &str) -> Result<()> {
+        let (dir, home) = (self.clone(), self.home(digest));
+        blocking(move || {
+            // It goes at once, or not at all: a crash leaves no half of it under its name.
+            let gone = dir.incoming();
+            match fs::rename(&home, &gone) {
+                Ok(()) => remove(&gone),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(storage(&home, error)),
+            }
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<String>> {
+        let dir = self.clone();
+        blocking(move || {
+            let names = dir.names()?.into_iter();
+            Ok(names
+                .filter(|name| name.starts_with("sha256-"))
+                .map(|name| name.replacen('-', ":", 1))
+                .collect())
+        })
+        .await
+    }
+
+    async fn owner(&self) -> Result<Option<String>> {
+        let path = self.root.join(OWNER);
+        blocking(move || match fs::read_to_string(&path) {
+            Ok(owner) => Ok(Some(owner.trim().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(storage(&path, error)),
+        })
+        .await
+    }
+
+    async fn set_owner(&self, owner: &str) -> Result<()> {
+        let (dir, owner) = (self.clone(), owner.to_owned());
+        blocking(move || {
+            private_dir(&dir.root)?;
+            let (new, path) = (dir.incoming(), dir.root.join(OWNER));
+            let written = fs::File::create(&new).and_then(|mut file| {
+                file.write_all(owner.as_bytes())?;
+                file.sync_all()
+            });
+            written.and_then(|()| fs::rename(&new, &path)).map_err(|error| storage(&path, error))?;
+            sync_dir(&dir.root)
+        })
+        .await
+    }
+
+    async fn tidy(&self) -> Result<()> {
+        let dir = self.clone();
+        blocking(move || {
+            private_dir(&dir.root)?;
+            let names = dir.names()?.into_iter().filter(|name| name.starts_with("incoming-"));
+            for name in names {
+                remove(&dir.root.join(name))?;
+            }
+            Ok(())
+        })
+        .await
+    }
 }
 
-impl PackageStore {
-    pub(crate) fn new(root: PathBuf) -> Self {
-        Self { root }
+impl PackageDir {
+    /// Packages below `root`, which is made when it is needed.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
     }
 
     /// A place in the system's directory for temporary files.
@@ -61,29 +157,40 @@ impl PackageStore {
         remove(&self.root)
     }
 
-    /// Copies what `source` names, or finds the copy that is there. Blocking.
-    pub(crate) fn pin(&self, source: &Source) -> Result<Pinned> {
-        fs::create_dir_all(&self.root).map_err(|error| storage(&self.root, error))?;
+    /// A name that nobody has.
+    fn incoming(&self) -> PathBuf {
         let serial = COPIES.fetch_add(1, Ordering::Relaxed);
-        let incoming = self.root.join(format!("incoming-{}-{serial}", std::process::id()));
-        let cleared = || match fs::remove_dir_all(&incoming) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(storage(&incoming, error)),
-            _ => Ok(()),
-        };
-        cleared()?;
-        let pinned = self.pin_into(source, &incoming);
-        match pinned {
-            Ok(pinned) => Ok(pinned),
-            Err(error) => {
-                // The first error says more than one about clearing up.
-                let _ = cleared();
-                Err(error)
-            }
-        }
+        self.root.join(format!("incoming-{}-{serial}", std::process::id()))
     }
 
-    fn pin_into(&self, source: &Source, incoming: &Path) -> Result<Pinned> {
-        fs::create_dir(incoming).map_err(|error| storage(incoming, error))?;
+    fn names(&self) -> Result<Vec<String>> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(storage(&self.root, error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            names.extend(entry.map_err(|error| storage(&self.root, error))?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    /// Copies what `source` names, or finds the copy that is there. Blocking.
+    fn pin(&self, source: &Source) -> Result<Blob> {
+        private_dir(&self.root)?;
+        let incoming = self.incoming();
+        remove(&incoming)?;
+        let pinned = self.pin_into(source, &incoming);
+        if pinned.is_err() {
+            // The first error says more than one about clearing up.
+            let _ = remove(&incoming);
+        }
+        pinned
+    }
+
+    fn pin_into(&self, source: &Source, incoming: &Path) -> Result<Blob> {
+        plain_dir(incoming).map_err(|error| storage(incoming, error))?;
         let name = match source {
             Source::Path(path) => file_name(path)?,
             Source::Bytes { name, .. } => file_name(Path::new(name))?,
@@ -107,35 +214,11 @@ impl PackageStore {
             }
             Err(error) => return Err(storage(&home, error)),
         }
-        Ok(Pinned { source: Source::Path(home.join(name)), digest })
+        Ok(Blob::new(digest, Source::Path(home.join(name))))
     }
 
     fn home(&self, digest: &str) -> PathBuf {
         self.root.join(digest.replace(':', "-"))
-    }
-
-    /// Removes the copy of `digest`. Blocking.
-    pub(crate) fn remove(&self, digest: &str) -> Result<()> {
-        remove(&self.home(digest))
-    }
-
-    /// Removes everything but the copies that `keep` says: what a crash left. Blocking.
-    pub(crate) fn sweep(&self, keep: impl Fn(&str) -> bool) -> Result<()> {
-        let entries = match fs::read_dir(&self.root) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(storage(&self.root, error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(|error| storage(&self.root, error))?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let ours = name.starts_with("incoming-") || name.starts_with("sha256-");
-            if ours && !keep(&name.replacen('-', ":", 1)) {
-                remove(&entry.path())?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -150,8 +233,42 @@ pub(crate) fn digest(source: &Source) -> Result<Option<String>> {
     Ok(Some(walk.digest()))
 }
 
+/// A directory of a package: nobody but the owner writes, whatever the umask says.
+fn plain_dir(path: &Path) -> io::Result<()> {
+    fs::create_dir(path)?;
+    #[cfg(unix)]
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(())
+}
+
+/// Opens what was seen to be a file; what came into its place since, a link or a pipe, is not followed and not waited
+/// for.
+fn open_file(path: &Path, follow: bool) -> io::Result<fs::File> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use rustix::fs::OFlags;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let flags = if follow { OFlags::NONBLOCK } else { OFlags::NONBLOCK | OFlags::NOFOLLOW };
+        options.custom_flags(flags.bits().cast_signed());
+    }
+    #[cfg(not(unix))]
+    let _ = follow;
+    let file = options.open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no file any more"));
+    }
+    Ok(file)
+}
+
 fn remove(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(storage(path, error)),
         _ => Ok(()),
     }
@@ -255,11 +372,11 @@ impl Ignored {
     fn of(root: &Path) -> Result<Self> {
         let file = root.join(IGNORE_FILE);
         let mut builder = GitignoreBuilder::new(root);
-        let wrong = |line: &str, error: &ignore::Error| {
-            refused(&file, format!("line {line:?}: {error}; write it as a line of a .gitignore"))
-        };
+        // Never the line itself: the name may lead to a file that is not meant for who deploys.
+        let wrong =
+            |line: usize| refused(&file, format!("line {line} is no line of a .gitignore; write it as one"));
         for pattern in Self::ALWAYS {
-            builder.add_line(None, pattern).map_err(|error| wrong(pattern, &error))?;
+            builder.add_line(None, pattern).map_err(|_| wrong(0))?;
         }
         let mut text = String::new();
         match fs::File::open(&file) {
@@ -273,10 +390,10 @@ impl Ignored {
         if text.len() as u64 > Self::MAX_BYTES {
             return Err(refused(&file, format!("is longer than {} bytes; shorten it", Self::MAX_BYTES)));
         }
-        for line in without_mark(&text).lines() {
-            builder.add_line(None, line).map_err(|error| wrong(line, &error))?;
+        for (at, line) in without_mark(&text).lines().enumerate() {
+            builder.add_line(None, line).map_err(|_| wrong(at + 1))?;
         }
-        let matcher = builder.build().map_err(|error| wrong("", &error))?;
+        let matcher = builder.build().map_err(|_| wrong(0))?;
         Ok(Self { matcher })
     }
 
@@ -332,7 +449,7 @@ impl Walk {
         let metadata = if depth == 0 { fs::metadata(path) } else { fs::symlink_metadata(path) };
         let metadata = metadata.map_err(|error| read_failed(path, &error))?;
         if metadata.is_file() {
-            self.file(path, name, &metadata, target)
+            self.file(path, name, &metadata, target, depth)
         } else if metadata.is_dir() {
             self.directory(path, name, target, depth)
         } else if metadata.is_symlink() {
@@ -351,13 +468,14 @@ impl Walk {
         name: &str,
         metadata: &fs::Metadata,
         target: Option<&Path>,
+        depth: usize,
     ) -> Result<()> {
         self.bytes = self.bytes.saturating_add(metadata.len());
         if self.bytes > BYTE_LIMIT {
             return Err(refused(path, format!("the package has more than {BYTE_LIMIT} bytes")));
         }
         self.head(if executable(metadata) { b'x' } else { b'f' }, name, metadata.len());
-        let mut source = fs::File::open(path).map_err(|error| read_failed(path, &error))?;
+        let mut source = open_file(path, depth == 0).map_err(|error| read_failed(path, &error))?;
         let mut copy = match target {
             Some(target) => Some((fs::File::create(target).map_err(|error| storage(target, error))?, target)),
             None => None,
@@ -406,7 +524,7 @@ impl Walk {
         names.sort_unstable();
         self.head(b'd', name, names.len() as u64);
         if let Some(target) = target {
-            fs::create_dir(target).map_err(|error| storage(target, error))?;
+            plain_dir(target).map_err(|error| storage(target, error))?;
         }
         for name in names {
             self.entry(
@@ -465,7 +583,7 @@ mod tests {
     }
 
     fn pinned(root: &Path, store: &Path) -> Result<PathBuf> {
-        match PackageStore::new(store.to_path_buf()).pin(&Source::Path(root.to_path_buf()))?.source {
+        match PackageDir::new(store.to_path_buf()).pin(&Source::Path(root.to_path_buf()))?.source {
             Source::Path(path) => Ok(path),
             other => panic!("{other:?}"),
         }
@@ -502,7 +620,7 @@ mod tests {
         write(&root, IGNORE_FILE, "!.git\n");
         assert!(pinned(&root, &store).unwrap().join(".git/HEAD").exists(), "it was asked for");
         write(&root, IGNORE_FILE, "a{b\n");
-        assert!(pinned(&root, &store).unwrap_err().to_string().contains("a{b"), "the line is named");
+        assert!(pinned(&root, &store).unwrap_err().to_string().contains("line 1"), "the line is named");
     }
 
     #[test]

@@ -154,20 +154,25 @@ async fn rolling_back_goes_to_the_revision_before_and_again_further() {
     assert_eq!(world.split(HOST), [("hello-00003".to_owned(), 100)]);
 }
 
+/// What is there but the note whose packages they are.
+fn copies(packages: &std::path::Path) -> usize {
+    std::fs::read_dir(packages).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count()
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deleted_service_leaves_nothing_behind() {
     let packages = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
     let world = World::with(Arc::clone(&store), |config| {
-        config.packages = Some(packages.path().to_owned());
+        config.packages = Some(Arc::new(sas_control::PackageDir::new(packages.path())));
     })
     .await;
     world.deploy("one").await.unwrap();
-    assert_eq!(std::fs::read_dir(packages.path()).unwrap().count(), 1);
+    assert_eq!(copies(packages.path()), 1);
     world.control.delete("default", "hello").await.unwrap();
     assert!(world.router.hosts().is_empty());
     eventually(|| world.pool.names().is_empty()).await;
-    assert_eq!(std::fs::read_dir(packages.path()).unwrap().count(), 0);
+    assert_eq!(copies(packages.path()), 0);
     assert!(store.list("service/", None, 10).await.unwrap().is_empty());
     assert_eq!(world.control.delete("default", "hello").await.unwrap_err().kind, ErrorKind::NotFound);
 }
@@ -176,8 +181,10 @@ async fn a_deleted_service_leaves_nothing_behind() {
 async fn a_platform_comes_back_with_its_services_and_their_packages_as_they_were() {
     let packages = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
-    let first =
-        World::with(Arc::clone(&store), |config| config.packages = Some(packages.path().to_owned())).await;
+    let first = World::with(Arc::clone(&store), |config| {
+        config.packages = Some(Arc::new(sas_control::PackageDir::new(packages.path())))
+    })
+    .await;
     first.deploy("one").await.unwrap();
     first.deploy("two!").await.unwrap();
     let targets =
@@ -188,12 +195,15 @@ async fn a_platform_comes_back_with_its_services_and_their_packages_as_they_were
     drop(first);
     std::fs::create_dir(packages.path().join("incoming-1-1")).unwrap();
 
-    let second = World::with(store, |config| config.packages = Some(packages.path().to_owned())).await;
+    let second = World::with(store, |config| {
+        config.packages = Some(Arc::new(sas_control::PackageDir::new(packages.path())))
+    })
+    .await;
     assert_eq!(second.split(HOST), [("hello-00001".to_owned(), 10), ("hello-00002".to_owned(), 90)]);
     let record = second.control.record("default", "hello").unwrap();
     let artifact = record.revision("hello-00002").unwrap().artifact.clone();
     assert_eq!(artifact, Some(format!("sha256:{:064x}", "two!".len())));
-    assert_eq!(std::fs::read_dir(packages.path()).unwrap().count(), 2, "what a crash left is cleared");
+    assert_eq!(copies(packages.path()), 2, "what a crash left is cleared");
     assert!(second.control.is_ready());
 }
 

@@ -293,7 +293,7 @@ async fn a_roll_out_goes_on_after_a_restart_of_the_platform() {
         let (with, packages) = (with(plane), kept.path().to_owned());
         move |config: &mut ControlConfig| {
             with(config);
-            config.packages = Some(packages);
+            config.packages = Some(Arc::new(sas_control::PackageDir::new(packages)));
         }
     };
     let world = World::with(Arc::clone(&store), keeping(&plane)).await;

@@ -32,6 +32,7 @@
 pub mod package;
 
 mod auth;
+mod blob;
 mod body;
 mod clock;
 mod container;
@@ -58,6 +59,7 @@ mod start;
 mod store;
 
 pub use auth::{Authenticator, Denied, Principal};
+pub use blob::{Blob, BlobStore};
 pub use body::{Body, Request, Response};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use container::{ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};

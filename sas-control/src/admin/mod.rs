@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     control::{Applied, Control, DeployOutcome, RolloutAction},
     record::ServiceRecord,
+    roots::PackageRoots,
     stamp::rfc3339,
     view::TriggerView,
 };
@@ -51,6 +52,7 @@ pub struct Admin {
     guard: Guard,
     metrics: Option<Box<Text>>,
     open_metrics: bool,
+    roots: PackageRoots,
 }
 
 impl fmt::Debug for Admin {
@@ -68,13 +70,27 @@ type Answer = Result<Response, Failure>;
 impl Admin {
     /// The API of `control`, for those whom `authenticator` knows, without `/metrics`.
     pub fn new(control: Arc<Control>, authenticator: Arc<dyn Authenticator>) -> Self {
-        Self { control, authenticator, guard: Guard::default(), metrics: None, open_metrics: false }
+        Self {
+            control,
+            authenticator,
+            guard: Guard::default(),
+            metrics: None,
+            open_metrics: false,
+            roots: PackageRoots::none(),
+        }
     }
 
     /// With `/metrics`: `render` gives them in Prometheus' text format.
     #[must_use]
     pub fn with_metrics(mut self, render: impl Fn() -> String + Send + Sync + 'static) -> Self {
         self.metrics = Some(Box::new(render));
+        self
+    }
+
+    /// Takes packages that manifests name by a path of the host from these directories; without this, from none.
+    #[must_use]
+    pub fn with_package_roots(mut self, roots: PackageRoots) -> Self {
+        self.roots = roots;
         self
     }
 
@@ -403,7 +419,7 @@ impl Admin {
     async fn apply(&self, request: Request, principal: &Principal) -> Answer {
         let text = text(request).await?;
         let mut applied = Vec::new();
-        let result = self.control.apply_for(principal, &text, &mut applied).await;
+        let result = self.control.apply_for(principal, &text, &self.roots, &mut applied).await;
         let done: Vec<Value> = applied.iter().map(|applied| self.applied(applied)).collect();
         match result {
             Ok(()) => {

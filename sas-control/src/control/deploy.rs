@@ -2,9 +2,10 @@
 
 use super::{Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_service, refused};
 use crate::package;
-use crate::package::PackageStore;
+use crate::package::PackageDir;
 use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord, sha256};
-use sas_core::{Error, ErrorKind, Principal, Result, RevisionSpec, Source, SpecErrors};
+use crate::roots::PackageRoots;
+use sas_core::{BlobStore as _, Error, ErrorKind, Principal, Result, RevisionSpec, Source, SpecErrors};
 use sas_knative::manifest::{Manifest, ServiceManifest, TrafficTarget, parse};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ impl Control {
         self.apply_all(manifests, applied).await
     }
 
-    /// The same for somebody, who is kept as the author of the revisions that it makes.
+    /// The same for somebody, who is kept as the author of the revisions that it makes, and whose packages come from the
+    /// directories that `roots` allows.
     ///
     /// # Errors
     /// As [`Control::apply`].
@@ -29,9 +31,12 @@ impl Control {
         self: &Arc<Self>,
         author: &Principal,
         text: &str,
+        roots: &PackageRoots,
         applied: &mut Vec<Applied>,
     ) -> Result<()> {
         let mut manifests = parse(text, &self.manifests).map_err(|errors| refused("manifest", errors))?;
+        let roots = roots.clone();
+        let mut manifests = blocking(move || roots.hold(&mut manifests).map(|()| manifests)).await?;
         for manifest in &mut manifests {
             if let Manifest::Service(service) = manifest {
                 service.author = Some(author.clone());
@@ -132,8 +137,13 @@ impl Control {
             );
         }
         self.check_data_plane(manifest.quota.is_some(), manifest.plan.is_some())?;
+        let pinning = Arc::clone(&self.pins).read_owned().await;
         let (spec, package) =
             self.pin(&manifest.spec).await.map_err(|error| at_annotation(error, &manifest))?;
+        if let Some(package) = &package {
+            // Should the deploy be refused; else a record names it by the time that somebody looks.
+            self.unneeded.lock().insert(package.clone());
+        }
         let digest = identity(&spec, package.as_deref())?;
 
         let changing = self.change(&path).await;
@@ -217,6 +227,7 @@ impl Control {
         }
         check_targets(&record, &record.traffic, "spec.traffic", Some(&revision))?;
         let record = self.save(&path, record, before.is_none()).await?;
+        drop(pinning);
         tracing::info!(service = %path, revision, new_revision, "deployed");
         self.check_grants(&record).await;
 
@@ -242,15 +253,12 @@ impl Control {
         }
         match (&spec.source, &self.packages) {
             (Source::Path(_) | Source::Bytes { .. }, Some(packages)) => {
-                let (packages, source) = (packages.clone(), spec.source.clone());
-                let pinned = blocking(move || packages.pin(&source)).await?;
+                let pinned = packages.put(&spec.source).await?;
                 spec.source = pinned.source;
                 Ok((spec, Some(pinned.digest)))
             }
             (Source::Bytes { .. }, None) => {
-                let (packages, source) =
-                    (self.scratch.get_or_init(PackageStore::scratch).clone(), spec.source.clone());
-                let pinned = blocking(move || packages.pin(&source)).await?;
+                let pinned = self.scratch.get_or_init(PackageDir::scratch).put(&spec.source).await?;
                 spec.source = pinned.source;
                 Ok((spec, Some(pinned.digest)))
             }
@@ -350,6 +358,7 @@ impl Control {
             self.unsure.lock().remove(&path);
             self.damaged.lock().remove(&key);
             self.recovered.came_back(&format!("Service {path}"));
+            self.unreadable.lock().remove(&key);
             tracing::info!(service = %path, "what was left of it is deleted");
             return Ok(());
         }
@@ -371,18 +380,35 @@ impl Control {
         Ok(())
     }
 
-    /// Removes copies of packages that no revision needs any more.
+    /// Removes copies of packages that no revision needs any more, now or when that is certain.
     pub(super) async fn drop_packages(&self, digests: Vec<String>) {
-        let Some(packages) = self.packages.clone() else { return };
-        let kept = self.package_digests();
-        let unneeded: Vec<String> = digests.into_iter().filter(|digest| !kept.contains(digest)).collect();
-        if unneeded.is_empty() {
+        self.unneeded.lock().extend(digests);
+        self.collect_packages().await;
+    }
+
+    /// Looks at what may be unneeded, unless a package is being deployed: then at the next housekeeping.
+    pub(super) async fn collect_packages(&self) {
+        let Some(packages) = &self.packages else { return };
+        let Ok(_alone) = self.pins.try_write() else { return };
+        if !self.knows_all_packages() {
             return;
         }
-        let removed = blocking(move || unneeded.iter().try_for_each(|digest| packages.remove(digest))).await;
-        if let Err(error) = removed {
-            tracing::warn!(error = %error.chain(), "a package that nobody needs could not be removed");
+        let kept = self.package_digests();
+        let looked_at = std::mem::take(&mut *self.unneeded.lock());
+        for digest in looked_at.into_iter().filter(|digest| !kept.contains(digest)) {
+            if let Err(error) = packages.delete(&digest).await {
+                tracing::warn!(error = %error.chain(), "a package that nobody needs could not be removed");
+                self.unneeded.lock().insert(digest);
+            }
         }
+    }
+
+    /// Whether every record is read and as the store has it, so that what no record names is needed by nobody.
+    fn knows_all_packages(&self) -> bool {
+        self.is_ready()
+            && !self.foreign_packages.load(std::sync::atomic::Ordering::Acquire)
+            && self.unsure.lock().is_empty()
+            && self.unreadable.lock().is_empty()
     }
 
     pub(super) fn package_digests(&self) -> std::collections::HashSet<String> {

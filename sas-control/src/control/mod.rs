@@ -10,7 +10,6 @@ mod triggers;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    path::PathBuf,
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,9 +19,10 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use sas_core::{
-    AnswerCounter, Artifact, Clock, DecisionQuery, DecisionSink, Error, ErrorKind, Invoker, LogQuery,
-    LogSink, MeterSink, MeterTotals, Pool, Quota, Quotas, Recorder, RequestId, Result, RevisionKey, Router,
-    Runtime, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers, UsageQuery, Version,
+    AnswerCounter, Artifact, BlobStore, Clock, DecisionQuery, DecisionSink, Error, ErrorKind, Invoker,
+    LogQuery, LogSink, MeterSink, MeterTotals, Pool, Quota, Quotas, Recorder, RequestId, Result, RevisionKey,
+    Router, Runtime, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers, UsageQuery,
+    Version,
 };
 use sas_knative::manifest::ParseOptions;
 use tokio::time::Instant;
@@ -34,7 +34,7 @@ use crate::{
     logs::LogBuffer,
     meter::Meter,
     metrics::Metrics,
-    package::PackageStore,
+    package::PackageDir,
     reconcile::{Observed, Rules},
     record::ServiceRecord,
 };
@@ -91,9 +91,9 @@ pub struct ControlConfig {
     pub clock: Arc<dyn Clock>,
     /// Services answer at `name.namespace.domain`.
     pub domain: String,
-    /// Where packages are copied to when they are deployed, so that the platform comes back with them; `None`: a
-    /// revision runs from where its package is, and is refused if that has changed.
-    pub packages: Option<PathBuf>,
+    /// Where packages are copied to when they are deployed, so that the platform comes back with them, such as a
+    /// [`crate::PackageDir`]; `None`: a revision runs from where its package is, and is refused if that has changed.
+    pub packages: Option<Arc<dyn BlobStore>>,
     /// What manifests mean beyond what they say.
     pub manifests: ParseOptions,
     /// How old revisions go; the domain in it is set from [`ControlConfig::domain`].
@@ -163,9 +163,19 @@ pub struct Control {
     stored_quotas: Mutex<BTreeMap<String, (Quota, Version)>>,
     answers: Option<Arc<dyn AnswerCounter>>,
     pub(crate) clock: Arc<dyn Clock>,
-    packages: Option<PackageStore>,
+    packages: Option<Arc<dyn BlobStore>>,
+    /// Held for reading from before a package is copied until a record names it, for writing while packages are removed:
+    /// so what is removed is named by no record, and by none that is about to be written.
+    pins: Arc<tokio::sync::RwLock<()>>,
+    /// Digests that may be unneeded, until somebody has looked.
+    unneeded: Mutex<BTreeSet<String>>,
+    /// Keys of services in the store that can't be read, damaged or of another version. While there are any, nobody knows
+    /// which packages they need, and none is removed.
+    unreadable: Mutex<BTreeSet<String>>,
+    /// The packages are another store's: none is removed.
+    foreign_packages: AtomicBool,
     /// Where packages that came as bytes are, if no place for copies is configured. Removed by the shutdown.
-    scratch: OnceLock<PackageStore>,
+    scratch: OnceLock<PackageDir>,
     manifests: ParseOptions,
     pub(crate) rules: Rules,
     drain_grace: Duration,
@@ -256,7 +266,7 @@ pub struct Recovery {
     pub failed: Vec<(String, Arc<Error>)>,
 }
 
-fn invalid(
+pub(crate) fn invalid(
     operation: &'static str,
     field: impl Into<String>,
     value: impl std::fmt::Display,
@@ -300,7 +310,11 @@ impl Control {
             stored_quotas: Mutex::default(),
             answers: config.answers,
             clock: config.clock,
-            packages: config.packages.map(PackageStore::new),
+            packages: config.packages,
+            pins: Arc::default(),
+            unneeded: Mutex::default(),
+            unreadable: Mutex::default(),
+            foreign_packages: AtomicBool::new(false),
             scratch: OnceLock::new(),
             manifests,
             rules,
@@ -464,6 +478,7 @@ impl Control {
         let version = self.store.put(&key, expected, value).await?;
         self.unsure.lock().remove(path);
         self.damaged.lock().remove(&key);
+        self.unreadable.lock().remove(&key);
         self.restless.lock().insert(path.to_owned());
         let record = Arc::new(record);
         match live {
@@ -568,7 +583,9 @@ impl Live {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::new(ErrorKind::Unexpected, "control", format!("a thread ended: {error}"))),

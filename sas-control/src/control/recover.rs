@@ -1,6 +1,6 @@
 //! After a start, after a failed write, and when time has passed.
 
-use super::{Control, HOUSEKEEPING, Live, RECOVERIES, Recovery, SERVICES, TENANTS, TRIGGERS, blocking};
+use super::{Control, HOUSEKEEPING, Live, RECOVERIES, Recovery, SERVICES, TENANTS, TRIGGERS};
 use crate::reconcile::reconcile;
 use crate::record::ServiceRecord;
 use sas_core::{Error, ErrorKind, Result, TenantKey};
@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Rounds of housekeeping after which services and revisions are counted.
 const COUNTED: u64 = 15;
+/// What tells this store from every other, for the packages that belong to it.
+const STORE_ID: &str = "platform/id";
 
 impl Control {
     /// Brings back the services and triggers of the store: prepared, registered, routed. What fails is reported and
@@ -41,6 +43,7 @@ impl Control {
                 }
                 Err(error) => {
                     let path = &entry.key[SERVICES.len()..];
+                    self.unreadable.lock().insert(entry.key.clone());
                     // What another version wrote is whole, and nothing writes over it.
                     if error.kind != ErrorKind::Unsupported {
                         self.damaged.lock().insert(entry.key.clone(), entry.version);
@@ -49,10 +52,7 @@ impl Control {
                 }
             }
         }
-        if let Some(packages) = self.packages.clone() {
-            let kept = self.package_digests();
-            blocking(move || packages.sweep(|digest| kept.contains(digest))).await?;
-        }
+        self.recover_packages(&mut recovery).await?;
         let limit = Arc::new(tokio::sync::Semaphore::new(RECOVERIES));
         let mut settling = tokio::task::JoinSet::new();
         for path in paths {
@@ -88,6 +88,64 @@ impl Control {
         self.count();
         self.ready.store(true, Ordering::Release);
         Ok(recovery)
+    }
+
+    /// Clears what a crash left of packages. Nothing is removed while a record can't be read, since it may need anything
+    /// that is there, nor from a place that is another store's: a database that was lost, or put back from a copy, must
+    /// not take the code with it.
+    async fn recover_packages(&self, recovery: &mut Recovery) -> Result<()> {
+        let Some(packages) = &self.packages else { return Ok(()) };
+        let _alone = self.pins.write().await;
+        packages.tidy().await?;
+        let (there, kept) = (packages.list().await?, self.package_digests());
+        let stored = self.store.get(STORE_ID).await?;
+        let id = stored.as_ref().map(|entry| String::from_utf8_lossy(&entry.value).into_owned());
+        let owner = packages.owner().await?;
+        let ours = match (&owner, &id) {
+            (Some(owner), Some(id)) => owner == id,
+            // From before packages had an owner, or a start that was cut short.
+            (None, _) => there.is_empty() || there.iter().any(|digest| kept.contains(digest)),
+            (Some(_), None) => false,
+        };
+        if !ours {
+            self.foreign_packages.store(true, Ordering::Release);
+            let message = format!(
+                "{} packages were there before this state and belong to another: none is removed; put the state back that \
+                 they belong to, or remove them yourself",
+                there.len()
+            );
+            let error = Error::new(ErrorKind::Conflict, "recover", message);
+            recovery.failed.push(("Packages".to_owned(), Arc::new(error)));
+            return Ok(());
+        }
+        if owner.is_none() {
+            let id = match id {
+                Some(id) => id,
+                None => {
+                    let id = format!("{:032x}", self.request_id().0);
+                    let expected = stored.map(|entry| entry.version);
+                    self.store.put(STORE_ID, expected, id.clone().into()).await?;
+                    id
+                }
+            };
+            packages.set_owner(&id).await?;
+        }
+        let unreadable = self.unreadable.lock().len();
+        let unneeded = there.into_iter().filter(|digest| !kept.contains(digest));
+        if unreadable > 0 {
+            let unneeded: Vec<String> = unneeded.collect();
+            tracing::warn!(
+                unreadable,
+                packages = unneeded.len(),
+                "records can't be read, so no package is removed"
+            );
+            self.unneeded.lock().extend(unneeded);
+            return Ok(());
+        }
+        for digest in unneeded {
+            packages.delete(&digest).await?;
+        }
+        Ok(())
     }
 
     /// What keeps a revision of the service from running, as an error.
@@ -205,6 +263,7 @@ pub(super) async fn housekeeping(control: Weak<Control>, stop: CancellationToken
         let Some(control) = control.upgrade() else { return };
         control.mend().await;
         control.tidy().await;
+        control.collect_packages().await;
         if round % COUNTED == 0 {
             control.count();
         }

@@ -7,6 +7,7 @@ use crate::reconcile::{Command, Registration, reconcile, waits_for_time};
 use crate::record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord};
 use sas_core::{
     Artifact, Deployed, Error, ErrorKind, Result, RevisionKey, RevisionName, RevisionSpec, RolloutProgress,
+    Source,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -217,7 +218,14 @@ impl Control {
         }
         self.unchanged(found).await?;
         let began = Instant::now();
-        let artifact = runtime.prepare_for(&found.spec, record.tenant).await?;
+        let artifact = match self.brought_here(found).await? {
+            Some(source) => {
+                let mut spec = RevisionSpec::clone(&found.spec);
+                spec.source = source;
+                runtime.prepare_for(&spec, record.tenant).await?
+            }
+            None => runtime.prepare_for(&found.spec, record.tenant).await?,
+        };
         self.metrics.prepared(began.elapsed());
         live.state.lock().artifacts.insert(revision.to_owned(), artifact.clone());
         Ok(artifact)
@@ -252,6 +260,24 @@ impl Control {
         let registration = Registration::new(revision, key, routable, self.clock.now());
         live.state.lock().observed.registrations.push(registration);
         Ok((key, artifact))
+    }
+
+    /// The copy of the revision's package on this host, if that is elsewhere than where it was deployed: another host may
+    /// have deployed it, and a state directory may have been moved.
+    async fn brought_here(&self, revision: &RevisionRecord) -> Result<Option<Source>> {
+        let (Some(packages), Some(digest), Source::Path(deployed)) =
+            (&self.packages, &revision.package, &revision.spec.source)
+        else {
+            return Ok(None);
+        };
+        match packages.get(digest).await? {
+            Some(Source::Path(here)) if here == *deployed => Ok(None),
+            Some(source) => Ok(Some(source)),
+            None => {
+                let problem = format!("the copy of it is gone; deploy {} again", revision.name);
+                Err(invalid("prepare", "sas.dev/package", digest, problem))
+            }
+        }
     }
 
     /// Without copies of packages, a revision is refused when its package is no longer what it was.

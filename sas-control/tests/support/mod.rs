@@ -298,8 +298,9 @@ impl World {
         let control = Control::new(config);
         control.recover().await.expect("the store can be read");
         let tokens = TokenAuthenticator::new(TOKEN).expect("a token");
-        let admin =
-            Admin::new(Arc::clone(&control), Arc::new(tokens)).with_metrics(|| "# metrics\n".to_owned());
+        let admin = Admin::new(Arc::clone(&control), Arc::new(tokens))
+            .with_package_roots(sas_control::PackageRoots::any())
+            .with_metrics(|| "# metrics\n".to_owned());
         Self {
             pool,
             router,
@@ -326,6 +327,13 @@ impl World {
 
     pub(crate) fn meter(&self) -> &sas_control::Meter {
         &self.meter
+    }
+
+    /// A further file of the user's.
+    pub(crate) fn dir_file(&self, name: &str, content: &str) -> std::path::PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, content).expect("written");
+        path
     }
 
     /// A package with this content.

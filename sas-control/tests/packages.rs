@@ -1,0 +1,201 @@
+//! Copies of packages: what is in them, whose they are, and that none is removed that somebody needs.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use sas_control::{PackageDir, PackageRoots};
+use sas_core::{BlobStore as _, ErrorKind, MemoryStore, Principal, RevisionSpec, Source, Store};
+use sas_knative::manifest::ServiceManifest;
+use support::World;
+
+async fn world(store: &Arc<dyn Store>, packages: &Path) -> World {
+    World::with(Arc::clone(store), |config| {
+        config.packages = Some(Arc::new(PackageDir::new(packages)));
+    })
+    .await
+}
+
+fn copies(packages: &Path) -> usize {
+    let entries = std::fs::read_dir(packages).expect("the packages");
+    entries.filter(|entry| entry.as_ref().expect("an entry").path().is_dir()).count()
+}
+
+fn manifest(name: &str, package: &Path) -> ServiceManifest {
+    ServiceManifest::new("default", name, RevisionSpec::new("process", Source::Path(package.to_owned())))
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_copy_has_no_bits_that_harm_and_nobody_else_can_look_into_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().expect("a directory");
+    let (app, packages) = (dir.path().join("app"), dir.path().join("packages"));
+    std::fs::create_dir_all(app.join("bin")).expect("made");
+    std::fs::create_dir_all(&packages).expect("made");
+    let set = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("set");
+    };
+    let mode = |path: PathBuf| std::fs::metadata(path).expect("there").permissions().mode() & 0o7777;
+    for (name, mode) in [("bin/run", 0o6777), ("data", 0o666)] {
+        std::fs::write(app.join(name), "x").expect("written");
+        set(&app.join(name), mode);
+    }
+    set(&app.join("bin"), 0o3777);
+    set(&packages, 0o777);
+    let store = PackageDir::new(&packages);
+    let blob = store.put(&Source::Path(app.clone())).await.expect("copied");
+    let Source::Path(copy) = &blob.source else { panic!("{blob:?}") };
+    let modes =
+        [mode(copy.join("bin/run")), mode(copy.join("data")), mode(copy.join("bin")), mode(packages.clone())];
+    assert_eq!(modes, [0o755, 0o644, 0o755, 0o700]);
+    assert!(
+        store.get(&blob.digest).await.expect("asked").is_some() && store.exists(&blob.digest).await.unwrap()
+    );
+
+    let made = std::process::Command::new("mkfifo").arg(app.join("pipe")).status();
+    assert!(made.expect("mkfifo runs").success());
+    let error = store.put(&Source::Path(app.clone())).await.expect_err("a pipe");
+    assert!(error.kind == ErrorKind::InvalidSpec && error.message.contains("pipe"), "{error}");
+    assert_eq!(copies(&packages), 1, "what is refused leaves nothing");
+
+    store.delete(&blob.digest).await.expect("removed");
+    store.delete(&blob.digest).await.expect("fine when there is none");
+    assert!(store.get(&blob.digest).await.expect("asked").is_none() && copies(&packages) == 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_removed_while_a_record_cannot_be_read() {
+    let packages = tempfile::tempdir().expect("a directory");
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let first = world(&store, packages.path()).await;
+    first.deploy("one").await.expect("deployed");
+    let other = first.dir_file("other", "two");
+    first.control.deploy(manifest("other", &other)).await.expect("deployed");
+    assert_eq!(copies(packages.path()), 2);
+    drop(first);
+
+    // Another version wrote the record, and this one cannot read it.
+    let key = "service/default/hello";
+    let entry = store.get(key).await.expect("read").expect("there");
+    let newer = store.put(key, Some(entry.version), r#"{"format":999}"#.into()).await.expect("written");
+    let second = world(&store, packages.path()).await;
+    assert_eq!(copies(packages.path()), 2, "the code of the record that can't be read is there");
+    let failed = second.control.recovery().failed;
+    assert!(failed.iter().any(|(what, _)| what == "Service default/hello"), "{failed:?}");
+    // What is deleted meanwhile may be what the other record needs.
+    second.control.delete("default", "other").await.expect("deleted");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(copies(packages.path()), 2);
+    drop(second);
+
+    // Back again: it runs, and now it is certain what nobody needs.
+    store.put(key, Some(newer), entry.value).await.expect("written");
+    let third = world(&store, packages.path()).await;
+    assert!(third.control.recovery().failed.is_empty(), "{:?}", third.control.recovery());
+    assert_eq!(copies(packages.path()), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_database_beside_old_packages_removes_none_of_them() {
+    let packages = tempfile::tempdir().expect("a directory");
+    let old: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let first = world(&old, packages.path()).await;
+    first.deploy("one").await.expect("deployed");
+    drop(first);
+    let new: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    for _ in 0..2 {
+        let second = world(&new, packages.path()).await;
+        assert!(copies(packages.path()) >= 1, "the database was lost, and the code with it");
+        let failed = second.control.recovery().failed;
+        assert!(failed.iter().any(|(what, error)| what == "Packages" && error.kind == ErrorKind::Conflict));
+        // It serves all the same, and what it deploys and deletes does not matter to what is another's.
+        second.deploy("two").await.expect("deployed");
+    }
+    let third = world(&old, packages.path()).await;
+    assert!(third.control.recovery().failed.is_empty(), "the old database finds its code");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_is_deleted_while_another_of_the_same_content_is_deployed() {
+    let rounds = 1_000;
+    let packages = tempfile::tempdir().expect("a directory");
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let world = world(&store, packages.path()).await;
+    let package = world.dir_file("package", "the same");
+    let control = &world.control;
+    control.deploy(manifest("s0", &package)).await.expect("deployed");
+    let (mut refused, mut lost) = (0, 0);
+    for round in 0..rounds {
+        let (old, new) = (format!("s{}", round % 2), format!("s{}", (round + 1) % 2));
+        let (deleted, deployed) =
+            tokio::join!(control.delete("default", &old), control.deploy(manifest(&new, &package)));
+        deleted.expect("deleted");
+        match deployed {
+            Ok(outcome) => {
+                let revision = outcome.record.revision(&outcome.revision).expect("its revision");
+                let Source::Path(path) = &revision.spec.source else { panic!("{revision:?}") };
+                lost += usize::from(!path.exists());
+            }
+            Err(error) => {
+                refused += 1;
+                println!("round {round}: {error}");
+                control.deploy(manifest(&new, &package)).await.expect("deployed at last");
+            }
+        }
+    }
+    assert_eq!((refused, lost), (0, 0), "of {rounds} rounds: wrongly refused, acknowledged without its code");
+    control.delete("default", &format!("s{}", rounds % 2)).await.expect("deleted");
+    for _ in 0..100 {
+        if copies(packages.path()) == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("what nobody needs is still there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manifest_that_comes_over_the_network_takes_packages_from_allowed_directories_only() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let packages = tempfile::tempdir().expect("a directory");
+    let world = world(&store, packages.path()).await;
+    let allowed = tempfile::tempdir().expect("a directory");
+    let inside = allowed.path().join("app.sh");
+    std::fs::write(&inside, "#!/bin/sh").expect("written");
+    let outside = world.dir_file("secret", "of the host");
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(&outside, allowed.path().join("link")).expect("linked");
+    let who = Principal::new("somebody");
+    let apply = async |path: &Path, roots: PackageRoots| {
+        let text = format!(
+            "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: net, annotations: {{sas.dev/package: \
+             \"{}\"}}}}\nspec: {{template: {{spec: {{}}}}}}\n",
+            path.display()
+        );
+        world.control.apply_for(&who, &text, &roots, &mut Vec::new()).await
+    };
+    let roots = || PackageRoots::none().with(allowed.path());
+    let missing = outside.with_file_name("missing");
+    let mut said = Vec::new();
+    for (path, roots) in [
+        (inside.clone(), PackageRoots::none()),
+        (outside.clone(), roots()),
+        (allowed.path().join("link"), roots()),
+        (allowed.path().join("../../etc/passwd"), roots()),
+        (missing.clone(), roots()),
+    ] {
+        let error = apply(&path, roots).await.expect_err("it is elsewhere");
+        assert_eq!(error.kind, ErrorKind::InvalidSpec, "{error}");
+        assert!(error.message.contains("package root"), "{error}");
+        said.push(error.message.replace(&path.display().to_string(), "PATH"));
+    }
+    assert_eq!(said[1], said[4], "nobody learns which files there are");
+    apply(&inside, roots()).await.expect("allowed");
+    apply(&outside, PackageRoots::any()).await.expect("the operator may");
+}
