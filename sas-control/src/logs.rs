@@ -38,7 +38,7 @@ struct Ring {
 ///
 /// ```
 /// use sas_control::LogBuffer;
-/// use sas_core::{InstanceId, LogSink, LogStream, RevisionKey, Timestamp};
+/// use sas_core::{InstanceId, LogRecord, LogSink, LogStream, RevisionKey, Timestamp};
 ///
 /// let logs = LogBuffer::default();
 /// let key = RevisionKey::new(0, 0);
