@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::forward::Origin;
+use crate::{forward::Origin, interim::Interim};
 
 /// How everything that came in over one listener is brought to its end.
 #[derive(Clone, Debug, Default)]
@@ -37,16 +37,23 @@ pub struct ClientConnection {
     secure: bool,
     origin: Origin,
     ending: Arc<Ending>,
+    /// Where interim answers go; `None`: nowhere.
+    interim: Option<Arc<Interim>>,
 }
 
 impl ClientConnection {
     /// A connection from `peer`; `secure`: over TLS.
     pub fn new(peer: Option<SocketAddr>, secure: bool) -> Self {
-        Self::of(peer, secure, Arc::default())
+        Self::of(peer, secure, Arc::default(), None)
     }
 
-    pub(crate) fn of(peer: Option<SocketAddr>, secure: bool, ending: Arc<Ending>) -> Self {
-        Self { peer, secure, origin: Origin::new(peer, secure), ending }
+    pub(crate) fn of(
+        peer: Option<SocketAddr>,
+        secure: bool,
+        ending: Arc<Ending>,
+        interim: Option<Arc<Interim>>,
+    ) -> Self {
+        Self { peer, secure, origin: Origin::new(peer, secure), ending, interim }
     }
 
     /// The address of the client, or of the proxy before us.
@@ -61,6 +68,10 @@ impl ClientConnection {
 
     pub(crate) fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    pub(crate) fn interim(&self) -> Option<&Arc<Interim>> {
+        self.interim.as_ref()
     }
 
     pub(crate) fn ending(&self) -> &Arc<Ending> {

@@ -34,6 +34,7 @@ mod admission;
 mod connection;
 mod failure;
 mod forward;
+mod framing;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod gateway;
@@ -42,6 +43,7 @@ mod hook;
 mod host;
 mod hosts;
 mod identity;
+mod interim;
 mod matching;
 pub mod metrics;
 mod retry;

@@ -19,6 +19,8 @@ use crate::{
     connection::ClientConnection,
     failure::Failure,
     forward,
+    framing::{self, Measured},
+    interim::Interim,
     retry::is_idempotent,
     stall::WriteBy,
     tail::Tail,
@@ -36,6 +38,10 @@ pub(super) struct Delivery<'a> {
     pub(super) cx: &'a Cx,
     pub(super) arrived: Instant,
     pub(super) connection: &'a Arc<ClientConnection>,
+    /// Whether it asks for a head only.
+    pub(super) head_only: bool,
+    /// Where interim answers go, if the client takes any.
+    pub(super) interim: Option<&'a Arc<Interim>>,
     /// Taken along by the answer of an instance.
     pub(super) tail: &'a mut Tail,
 }
@@ -140,7 +146,7 @@ impl Gateway {
             let by = cx.deadline.min(at + deployed.spec.timeouts.response_start);
             // Pinned here, so that the limit does not move a future of kilobytes.
             let called = {
-                let call = pin!(self.call(&lease, deployed, request, cx, careful, upgrading));
+                let call = pin!(self.call(&lease, request, delivery, careful, upgrading));
                 timeout_at(by, call).await
             };
             let error = match called {
@@ -227,12 +233,12 @@ impl Gateway {
     async fn call(
         &self,
         lease: &Lease,
-        deployed: &Deployed,
         mut request: Request,
-        cx: &Cx,
+        delivery: &Delivery<'_>,
         careful: bool,
         upgrading: bool,
     ) -> Result<(Answered, Option<Arc<Progress>>), CallError> {
+        let (cx, deployed) = (delivery.cx, delivery.deployed);
         let endpoint = match lease.instance.target() {
             InstanceTarget::Endpoint(endpoint) => endpoint,
             InstanceTarget::Call(callee) => {
@@ -246,6 +252,12 @@ impl Gateway {
         if upgrading && protocol == Protocol::Http1 {
             let response = self.upstream.send_upgrade(endpoint, request).await?;
             return Ok((Answered::Socket(response), None));
+        }
+        if let Some(interim) = delivery.interim {
+            let interim = Arc::clone(interim);
+            hyper::ext::on_informational(&mut request, move |answer| {
+                interim.push(answer.status(), answer.headers());
+            });
         }
         let empty = http_body::Body::is_end_stream(request.body());
         let progress = (!empty).then(|| Progress::until(cx.deadline));
@@ -277,6 +289,13 @@ impl Gateway {
             draft.sent = progress;
         }
         let connection = delivery.connection;
+        let bodiless = framing::is_bodiless(delivery.head_only, status);
+        let settle = |head: &mut http::response::Parts, lease: &mut Lease| {
+            framing::settle(head.status, &mut head.headers).map_err(|problem| {
+                lease.outcome = Outcome::Failed;
+                bad_answer(&problem)
+            })
+        };
         let (mut head, body) = match answered {
             Answered::Socket(response) if status == StatusCode::SWITCHING_PROTOCOLS => {
                 let (mut head, body) = response.into_parts();
@@ -301,6 +320,27 @@ impl Gateway {
             }
             Answered::Inside(Answer::Http(response)) => {
                 let (mut head, body) = response.into_parts();
+                let length = settle(&mut head, &mut lease)?;
+                let hint = http_body::Body::size_hint(&body).exact();
+                if let (Some(said), Some(is), false) = (length, hint, bodiless)
+                    && said != is
+                {
+                    lease.outcome = Outcome::Failed;
+                    return Err(bad_answer(&format!(
+                        "its Content-Length is {said}, and its body has {is} bytes"
+                    )));
+                }
+                let body = if bodiless {
+                    // What hyper's HTTP/2 server would send all the same.
+                    if delivery.head_only
+                        && let Some(is) = hint.filter(|is| *is > 0)
+                    {
+                        head.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| is.into());
+                    }
+                    Body::empty()
+                } else {
+                    body
+                };
                 let body = if body.try_clone().is_some() {
                     // In memory, so the function is done.
                     lease.outcome = outcome(status);
@@ -309,12 +349,13 @@ impl Gateway {
                     tail.ended(End::Complete);
                     body
                 } else {
-                    self.stream(&mut head, body, lease, tail, delivery)
+                    self.stream(&mut head, Measured::new(body, length), lease, tail, delivery)
                 };
                 (head, body)
             }
             Answered::Socket(response) => {
                 let (mut head, mut body) = response.into_parts();
+                settle(&mut head, &mut lease)?;
                 let body = match body.complete() {
                     // The instance is done: its slot need not wait for a slow client.
                     Some(bytes) => {

@@ -9,7 +9,7 @@ mod vet;
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
-use http::{HeaderValue, Method, Response as HttpResponse, StatusCode, header, header::Entry};
+use http::{HeaderValue, Method, Response as HttpResponse, StatusCode, Version, header, header::Entry};
 use sas_core::{
     AnswerCounter, AnswerCounts, Body, CallError, CallTimings, Cx, Deployed, Error, ErrorKind, Handler,
     Invoker, Pool, Purpose, Request, RequestId, Response, RevisionKey, Route, RouteError, RouteQuery,
@@ -158,6 +158,8 @@ impl Gateway {
             draft.record.name = Some(deployed.name.clone());
         }
         tail.permit = Some(self.admit(&request, &target, &deployed, arrived)?);
+        let head_only = *request.method() == Method::HEAD;
+        let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
         let asked = request.headers().contains_key(&ASK_TIMING);
         let browses = target.placeholder && wants_page(&request);
         self.prepare(&mut request, id, connection);
@@ -166,8 +168,16 @@ impl Gateway {
             return Ok(page);
         }
         let mut response = loop {
-            let mut delivery =
-                Delivery { target: &target, deployed: &deployed, cx: &cx, arrived, connection, tail };
+            let mut delivery = Delivery {
+                target: &target,
+                deployed: &deployed,
+                cx: &cx,
+                arrived,
+                connection,
+                head_only,
+                interim,
+                tail,
+            };
             match self.deliver(request, &mut delivery).await {
                 Ok(response) => break response,
                 Err(refused) => {
@@ -418,6 +428,8 @@ impl Invoker for Gateway {
             cx: &cx,
             arrived,
             connection: &connection,
+            head_only: *request.method() == Method::HEAD,
+            interim: None,
             tail: &mut tail,
         };
         self.deliver(request, &mut delivery).await.map_err(|refused| {

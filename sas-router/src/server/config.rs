@@ -18,6 +18,9 @@ pub struct ServerConfig {
     pub body_timeout: Duration,
     /// How long a client may take nothing of a response. 60 s.
     pub write_timeout: Duration,
+    /// How long an HTTP/1.1 client that has closed its sending side after a whole request is taken to wait for the
+    /// answer. Most that close have left, and nothing tells the two apart. 5 s.
+    pub half_close: Duration,
     /// Longest head of an HTTP/1.1 request, and header list of an HTTP/2 one. 64 KiB.
     pub max_header_bytes: u32,
     /// Most header lines of an HTTP/1.1 request. 100.
@@ -45,6 +48,7 @@ impl Default for ServerConfig {
             idle_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
+            half_close: Duration::from_secs(5),
             max_header_bytes: 64 * 1024,
             max_headers: 100,
             max_streams: 200,

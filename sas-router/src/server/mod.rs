@@ -25,7 +25,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use sas_core::{Body, BoxError, Error, ErrorKind, Handler, Response, Result};
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
     sync::Semaphore,
     time::{Instant, timeout},
@@ -45,6 +45,7 @@ use self::{
 use crate::{
     connection::{ClientConnection, Ending},
     identity::IdSource,
+    interim::Interim,
     metrics::ServerMetrics,
     stall::{Handover, Limit, WriteBy, Writing},
     timed::{Limits, Timed},
@@ -259,7 +260,8 @@ async fn connection(
     let Ok(started) = started else { return Ok(()) };
     let Some((spoken, stream, secure)) = started? else { return Ok(()) };
     watched.read();
-    let client = Arc::new(ClientConnection::of(peer, secure, Arc::clone(&shared.ending)));
+    let interim = (spoken == Spoken::Http1).then(Arc::<Interim>::default);
+    let client = Arc::new(ClientConnection::of(peer, secure, Arc::clone(&shared.ending), interim));
     serve(stream, spoken, client, watched, shared).await
 }
 
@@ -333,6 +335,7 @@ async fn serve(
     shared: &Arc<Shared>,
 ) -> Result<(), BoxError> {
     let config = &shared.config;
+    let interim = client.interim().cloned();
     // An HTTP/1.1 connection writes one answer after the other; streams of HTTP/2 have marks of their own.
     let answer = Arc::<Writing>::default();
     let handover = Arc::<Handover>::default();
@@ -341,7 +344,7 @@ async fn serve(
         let (answer, handover) = (Arc::clone(&answer), Arc::clone(&handover));
         move |request: http::Request<Incoming>| {
             let busy = watched.begin();
-            let (shared, client) = (Arc::clone(&shared), Arc::clone(&client));
+            let (shared, client, watched) = (Arc::clone(&shared), Arc::clone(&client), Arc::clone(&watched));
             let writing = match spoken {
                 Spoken::Http1 => Arc::clone(&answer),
                 Spoken::Http2 => {
@@ -356,17 +359,23 @@ async fn serve(
                     if http_body::Body::is_end_stream(&body) {
                         Body::empty()
                     } else {
-                        Body::new(Timed::new(body, limits))
+                        let watched = (spoken == Spoken::Http1).then_some(watched);
+                        Body::new(Upload::new(Timed::new(body, limits), watched))
                     }
                 });
+                let interim = client.interim().cloned();
                 request.extensions_mut().insert(client);
                 let mut response: Response = shared.handler.handle(request).await;
+                if let Some(interim) = interim {
+                    interim.close();
+                }
                 writing.begins(response.extensions_mut().remove::<WriteBy>().map(|by| by.0));
                 Ok::<_, Infallible>(response.map(|body| Counted { body, writing, _busy: busy }))
             }
         }
     });
-    let io = TokioIo::new(Transport::new(stream, Arc::clone(watched), Arc::clone(&shared.ids)));
+    let io = Transport::new(stream, Arc::clone(watched), Arc::clone(&shared.ids), interim);
+    let io = TokioIo::new(io);
     match spoken {
         Spoken::Http1 => {
             let mut builder = hyper::server::conn::http1::Builder::new();
@@ -385,7 +394,15 @@ async fn serve(
                     told => told,
                 });
                 match told.await {
-                    Told::Served(served) => return Ok(served?),
+                    Told::Served(served) => {
+                        served?;
+                        if watched.was_cut_short()
+                            && let Some(parts) = connection.into_parts()
+                        {
+                            linger(parts.io.into_inner().into_stream(), &shared.ending).await;
+                        }
+                        return Ok(());
+                    }
                     Told::Late => {
                         shared.metrics.overran(0, 0, 1);
                         return Ok(());
@@ -459,6 +476,74 @@ async fn serve(
                 }
             }
         }
+    }
+}
+
+/// How long a client may go on with an upload after its answer was written.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Reads what a client still sends of an upload that nobody wants. To close on it would reset the connection, and the
+/// client would lose the answer that tells it why (RFC 9112, section 9.6).
+async fn linger(mut stream: Replayed<Carrier>, ending: &Ending) {
+    let mut unwanted = vec![0; 16 * 1024];
+    let reading = async { while let Ok(1..) = stream.read(&mut unwanted).await {} };
+    tokio::select! {
+        biased;
+        () = ending.abort.cancelled() => {}
+        _ = timeout(LINGER, reading) => {}
+    }
+}
+
+/// A request's body, which tells the watch how far it came.
+struct Upload {
+    body: Timed<Incoming>,
+    /// `None` for HTTP/2, whose streams say such things themselves.
+    watched: Option<Arc<Watched>>,
+}
+
+impl Upload {
+    fn new(body: Timed<Incoming>, watched: Option<Arc<Watched>>) -> Self {
+        if let Some(watched) = &watched {
+            watched.uploads(true);
+        }
+        Self { body, watched }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(watched) = &self.watched {
+            watched.cut_short();
+        }
+    }
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let whole = match &polled {
+            Poll::Ready(None) => true,
+            Poll::Ready(Some(Ok(_))) => self.body.is_end_stream(),
+            _ => false,
+        };
+        if whole && let Some(watched) = self.watched.take() {
+            watched.uploads(false);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::watch::Watched;
-use crate::{Failure, identity::IdSource};
+use crate::{Failure, identity::IdSource, interim::Interim};
 
 /// What carries a connection.
 #[derive(Debug)]
@@ -85,11 +85,35 @@ pub(super) struct Transport<S> {
     ids: Arc<IdSource>,
     /// An answer of ours that is still to be written.
     answer: Vec<u8>,
+    /// HTTP/1.1: interim answers to be put between hyper's; and a client may close its sending side.
+    interim: Option<Arc<Interim>>,
 }
 
 impl<S> Transport<S> {
-    pub(super) fn new(stream: S, watched: Arc<Watched>, ids: Arc<IdSource>) -> Self {
-        Self { stream, watched, ids, answer: Vec::new() }
+    pub(super) fn new(
+        stream: S,
+        watched: Arc<Watched>,
+        ids: Arc<IdSource>,
+        interim: Option<Arc<Interim>>,
+    ) -> Self {
+        Self { stream, watched, ids, answer: Vec::new(), interim }
+    }
+
+    /// The connection without its marks.
+    pub(super) fn into_stream(self) -> S {
+        self.stream
+    }
+
+    fn set_clean(&self, clean: bool) {
+        if let Some(interim) = &self.interim {
+            interim.set_clean(clean);
+        }
+    }
+
+    fn put_interim(&mut self) {
+        if let Some(bytes) = self.interim.as_ref().and_then(|interim| interim.take()) {
+            self.answer.extend_from_slice(&bytes);
+        }
     }
 }
 
@@ -100,6 +124,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Transport<S> {
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
             this.watched.read();
+        } else if matches!(polled, Poll::Ready(Ok(())))
+            && buf.remaining() > 0
+            && this.interim.is_some()
+            && this.watched.hides_end(cx)
+        {
+            return Poll::Pending;
         }
         polled
     }
@@ -126,6 +156,8 @@ impl<S: AsyncWrite + Unpin> Transport<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.put_interim();
+        this.set_clean(false);
         ready!(this.poll_answer(cx))?;
         if !this.watched.is_busy()
             && let Some(status) = bare_error(buf)
@@ -139,6 +171,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        ready!(this.poll_answer(cx))?;
+        // hyper flushes when it has nothing left to write.
+        this.set_clean(true);
+        this.put_interim();
         ready!(this.poll_answer(cx))?;
         Pin::new(&mut this.stream).poll_flush(cx)
     }
@@ -158,6 +194,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
             return self.poll_write(cx, only);
         }
         let this = self.get_mut();
+        this.put_interim();
+        this.set_clean(false);
         ready!(this.poll_answer(cx))?;
         let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
         this.note(polled)

@@ -55,6 +55,14 @@ pub(super) struct Watched {
     since: AtomicU32,
     /// When a write got stuck; 0: none is.
     stuck: AtomicU32,
+    /// The body of a request is still to come.
+    uploading: AtomicBool,
+    /// A request's body was given up before its end.
+    cut_short: AtomicBool,
+    /// When the client closed its sending side while it was owed an answer; 0: it did not.
+    half_closed: AtomicU32,
+    /// Whom to tell of that end once the answer is written.
+    reader: Mutex<Option<Waker>>,
     word: AtomicU8,
     /// Whom to wake for a word. Two tokens and a notify, asked with every poll, would take six locks per request.
     waker: Mutex<Option<Waker>>,
@@ -72,6 +80,7 @@ pub(super) struct Watch {
     header_timeout: Tick,
     idle_timeout: Tick,
     write_timeout: Tick,
+    half_close: Tick,
 }
 
 fn ticks(time: Duration) -> Tick {
@@ -89,12 +98,14 @@ impl Watch {
             header_timeout: ticks(config.header_timeout),
             idle_timeout: ticks(config.idle_timeout),
             write_timeout: ticks(config.write_timeout),
+            half_close: ticks(config.half_close),
         })
     }
 
     /// How often to look: often enough that no limit is overrun by more than a quarter.
     pub(super) fn period(&self) -> Duration {
-        let shortest = self.header_timeout.min(self.idle_timeout).min(self.write_timeout);
+        let shortest =
+            self.header_timeout.min(self.idle_timeout).min(self.write_timeout).min(self.half_close);
         Duration::from_millis(u64::from(shortest / 4)).clamp(Duration::from_millis(5), Duration::from_secs(1))
     }
 
@@ -112,6 +123,10 @@ impl Watch {
             reading_head: AtomicBool::new(false),
             since: AtomicU32::new(self.now.load(Ordering::Relaxed)),
             stuck: AtomicU32::new(0),
+            uploading: AtomicBool::new(false),
+            cut_short: AtomicBool::new(false),
+            half_closed: AtomicU32::new(0),
+            reader: Mutex::new(None),
             word: AtomicU8::new(Word::GoOn as u8),
             waker: Mutex::new(None),
         });
@@ -138,6 +153,12 @@ impl Watch {
         let connections: Vec<_> = self.connections.lock().values().cloned().collect();
         for watched in &connections {
             let waited = |since: &AtomicU32| now.saturating_sub(since.load(Ordering::Relaxed));
+            if watched.half_closed.load(Ordering::Relaxed) != 0
+                && waited(&watched.half_closed) >= self.half_close
+            {
+                watched.tell(Word::Stuck);
+                continue;
+            }
             let overrun = if watched.stuck.load(Ordering::Relaxed) != 0 {
                 (waited(&watched.stuck) >= self.write_timeout).then_some(2)
             } else if watched.busy.load(Ordering::Relaxed) > 0 {
@@ -175,6 +196,33 @@ impl Watched {
         }
     }
 
+    /// A request's body begins, or has come whole.
+    pub(super) fn uploads(&self, uploading: bool) {
+        self.uploading.store(uploading, Ordering::Relaxed);
+    }
+
+    /// Nobody wants the rest of a request's body.
+    pub(super) fn cut_short(&self) {
+        self.cut_short.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn was_cut_short(&self) -> bool {
+        self.cut_short.load(Ordering::Relaxed)
+    }
+
+    /// The client has closed its sending side. Whether that is left unsaid, since it is owed an answer to a whole
+    /// request.
+    pub(super) fn hides_end(&self, cx: &Context<'_>) -> bool {
+        if !self.is_busy() || self.uploading.load(Ordering::Relaxed) || self.all.half_close == 0 {
+            return false;
+        }
+        if self.half_closed.load(Ordering::Relaxed) == 0 {
+            self.half_closed.store(self.all.now.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        *self.reader.lock() = Some(cx.waker().clone());
+        true
+    }
+
     pub(super) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed) > 0
     }
@@ -183,6 +231,8 @@ impl Watched {
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
         self.reading_head.store(false, Ordering::Relaxed);
+        self.uploads(false);
+        self.half_closed.store(0, Ordering::Relaxed);
         Busy(Arc::clone(self))
     }
 
@@ -225,6 +275,11 @@ impl Drop for Busy {
     fn drop(&mut self) {
         if self.0.busy.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.mark();
+            if self.0.half_closed.load(Ordering::Relaxed) != 0
+                && let Some(reader) = self.0.reader.lock().take()
+            {
+                reader.wake();
+            }
         }
     }
 }

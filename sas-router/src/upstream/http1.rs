@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -26,10 +27,13 @@ use sas_core::{Body, BoxError, Endpoint};
 use tokio::time::Instant;
 
 use super::{
-    Home,
+    Home, UpstreamConfig,
     io::{Doubt, InstanceIo},
 };
 use crate::stall::{Handover, Limit, Writing};
+
+/// The least that hyper buffers of a connection before it waits: its own default.
+const LEAST_BUFFER: usize = 8 * 1024 + 400 * 1024;
 
 /// A request's body on its way to an instance, which tells how far it got.
 #[derive(Debug)]
@@ -135,6 +139,8 @@ pub(super) struct Http1 {
     doubt: Doubt,
     open: bool,
     pub(super) idle_since: Instant,
+    /// How long the instance keeps it when it is unused, as it said; `None`: it said nothing.
+    pub(super) keep_for: Option<Duration>,
 }
 
 /// A call that came to nothing, with the request when none of it was sent.
@@ -144,12 +150,24 @@ pub(super) struct Failed {
 }
 
 impl Http1 {
-    pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<Box<Self>> {
+    pub(super) async fn connect(endpoint: &Endpoint, config: &UpstreamConfig) -> io::Result<Box<Self>> {
         let io = InstanceIo::connect(endpoint).await?;
         let doubt = io.doubt();
-        let handshake = Builder::new().handshake(TokioIo::new(io)).await;
+        let mut builder = Builder::new();
+        builder
+            .max_headers(config.max_headers)
+            .max_header_size(config.max_header_bytes)
+            .max_buf_size(config.max_header_bytes.max(LEAST_BUFFER));
+        let handshake = builder.handshake(TokioIo::new(io)).await;
         let (sender, connection) = handshake.map_err(io::Error::other)?;
-        Ok(Box::new(Self { sender, connection, doubt, open: true, idle_since: Instant::now() }))
+        Ok(Box::new(Self {
+            sender,
+            connection,
+            doubt,
+            open: true,
+            idle_since: Instant::now(),
+            keep_for: None,
+        }))
     }
 
     /// Drives the connection; it never goes on after its end.
@@ -157,6 +175,11 @@ impl Http1 {
         if self.open && Pin::new(&mut self.connection).poll(cx).is_ready() {
             self.open = false;
         }
+    }
+
+    /// Whether the instance still keeps it, by its own word.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.keep_for.is_none_or(|time| self.idle_since.elapsed() < time)
     }
 
     /// Whether a request can be sent now. `doubt` looks at the socket itself, at the price of a system call.
@@ -189,6 +212,7 @@ impl Http1 {
             error: error.into_error(),
         })?;
         let (head, incoming) = response.into_parts();
+        self.keep_for = keep_for(&head.headers);
         let uploads = progress.filter(|progress| !progress.is_done());
         let mut body = InstanceBody { incoming: Some(incoming), first: None, connection: None };
         if let Some(progress) = uploads {
@@ -210,6 +234,26 @@ impl Http1 {
         });
         self.sender
     }
+}
+
+/// How long the instance keeps the connection unused (`Keep-Alive: timeout=5, max=100`), less what a request may be on
+/// its way: one that comes just when the instance hangs up would be lost.
+fn keep_for(headers: &http::HeaderMap) -> Option<Duration> {
+    let list = headers.get("keep-alive")?.to_str().ok()?;
+    let mut time = None;
+    for item in list.split(',') {
+        let (name, value) = item.split_once('=')?;
+        let Ok(number) = value.trim().trim_matches('"').parse::<u32>() else { continue };
+        match name.trim().to_ascii_lowercase().as_str() {
+            "timeout" => {
+                let said = Duration::from_secs(number.into());
+                time = Some(said - (said / 2).min(Duration::from_secs(1)));
+            }
+            "max" if number == 0 => return Some(Duration::ZERO),
+            _ => {}
+        }
+    }
+    time
 }
 
 /// Drives a connection until it is free again, has ended, or does not take the upload in time.
@@ -344,5 +388,30 @@ impl http_body::Body for InstanceBody {
             hint.set_lower(hint.lower() + read);
         }
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_kept_a_little_shorter_than_the_instance_keeps_it() {
+        for (said, kept) in [
+            ("timeout=5", Some(4_000)),
+            ("timeout=60, max=100", Some(59_000)),
+            ("max=7,Timeout = \"10\"", Some(9_000)),
+            ("timeout=1", Some(500)),
+            ("timeout=0", Some(0)),
+            ("timeout=5, max=0", Some(0)),
+            ("max=3", None),
+            ("timeout=soon", None),
+            ("5", None),
+        ] {
+            let mut headers = http::HeaderMap::new();
+            headers.insert("keep-alive", http::HeaderValue::from_static(said));
+            assert_eq!(keep_for(&headers), kept.map(Duration::from_millis), "{said}");
+        }
+        assert_eq!(keep_for(&http::HeaderMap::new()), None);
     }
 }

@@ -32,6 +32,8 @@ enum Socket {
 pub(super) struct InstanceIo {
     socket: Socket,
     doubt: Doubt,
+    /// The instance takes no more bytes.
+    deaf: bool,
 }
 
 /// Asks an [`InstanceIo`] to look at the socket itself with its next read.
@@ -69,11 +71,28 @@ impl InstanceIo {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, text));
             }
         };
-        Ok(Self { socket, doubt: Doubt::default() })
+        Ok(Self { socket, doubt: Doubt::default(), deaf: false })
     }
 
     pub(super) fn doubt(&self) -> Doubt {
         self.doubt.clone()
+    }
+
+    /// A write that failed because the instance takes no more is no end: it may have answered before it hung up, and
+    /// that answer is read as long as there is something to read. The end itself is read too.
+    fn written(&mut self, polled: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        match polled {
+            Poll::Ready(Err(error))
+                if matches!(error.kind(), BrokenPipe | ConnectionReset | ConnectionAborted) =>
+            {
+                self.deaf = true;
+                // What is to be read may have come since it was looked for.
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            other => other,
+        }
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -111,10 +130,15 @@ impl AsyncRead for InstanceIo {
 
 impl AsyncWrite for InstanceIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().socket {
+        let this = self.get_mut();
+        if this.deaf {
+            return Poll::Pending;
+        }
+        let polled = match &mut this.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        };
+        this.written(polled, cx)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -136,10 +160,15 @@ impl AsyncWrite for InstanceIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().socket {
+        let this = self.get_mut();
+        if this.deaf {
+            return Poll::Pending;
+        }
+        let polled = match &mut this.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        };
+        this.written(polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -38,6 +38,10 @@ pub struct UpstreamConfig {
     pub idle_timeout: Duration,
     /// Unused HTTP/1.1 connections kept per instance. 256.
     pub max_idle_per_instance: usize,
+    /// Longest head of an instance's answer, in bytes; beyond it the client gets 502. 256 KiB.
+    pub max_header_bytes: usize,
+    /// Most header lines of an instance's answer over HTTP/1.1; beyond it the client gets 502. 1,000.
+    pub max_headers: usize,
     /// HTTP/2: how long an instance may leave a ping unanswered before its connection counts as lost. 20 s.
     pub ping_timeout: Duration,
 }
@@ -48,6 +52,8 @@ impl Default for UpstreamConfig {
             connect_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),
             max_idle_per_instance: 256,
+            max_header_bytes: 256 * 1024,
+            max_headers: 1_000,
             ping_timeout: Duration::from_secs(20),
         }
     }
@@ -129,6 +135,9 @@ struct Home {
 impl Home {
     fn check_in(&self, mut connection: Box<Http1>) {
         connection.idle_since = Instant::now();
+        if connection.keep_for == Some(Duration::ZERO) {
+            return;
+        }
         let refused = {
             let mut shard = self.upstream.shard(self.instance).lock();
             let idle = &mut shard.entry(self.instance).or_default().idle;
@@ -222,14 +231,14 @@ impl Upstream {
                     return Err(CallError::unsent(lost(error, "send", what), unsent));
                 }
                 Err(http1::Failed { unsent: None, error }) => {
-                    return Err(CallError::sent(sent(error, endpoint)));
+                    return Err(CallError::sent(self.sent(error, endpoint)));
                 }
             }
         }
     }
 
     async fn connect_http1(&self, endpoint: &Endpoint) -> Result<Box<Http1>, Error> {
-        let mut connection = self.within(endpoint, Http1::connect(endpoint)).await?;
+        let mut connection = self.within(endpoint, Http1::connect(endpoint, &self.config)).await?;
         if poll_fn(|cx| Poll::Ready(connection.poll_usable(cx, false))).await {
             return Ok(connection);
         }
@@ -257,7 +266,7 @@ impl Upstream {
         loop {
             let mut connection = self.shard(instance).lock().get_mut(&instance)?.idle.pop()?;
             self.kept.fetch_sub(1, Ordering::Relaxed);
-            if connection.poll_usable(cx, careful) {
+            if connection.is_fresh() && connection.poll_usable(cx, careful) {
                 return Some(connection);
             }
         }
@@ -279,7 +288,7 @@ impl Upstream {
             Ok(response) => Ok(response.map(InstanceBody::driven)),
             Err(mut error) => {
                 let unsent = error.take_message();
-                let error = sent(error.into_error(), endpoint);
+                let error = self.sent(error.into_error(), endpoint);
                 Err(match unsent {
                     Some(unsent) => CallError::unsent(error, unsent.map(Outgoing::into_body)),
                     None => CallError::sent(error),
@@ -312,7 +321,7 @@ impl Upstream {
                         request = unsent;
                     }
                     unsent => {
-                        let error = sent(error.into_error(), endpoint);
+                        let error = self.sent(error.into_error(), endpoint);
                         return Err(match unsent {
                             Some(unsent) => CallError::unsent(error, unsent.map(Outgoing::into_body)),
                             None => CallError::sent(error),
@@ -362,6 +371,7 @@ impl Upstream {
             builder
                 .timer(TokioTimer::new())
                 .adaptive_window(true)
+                .max_header_list_size(u32::try_from(self.config.max_header_bytes).unwrap_or(u32::MAX))
                 .keep_alive_interval(self.config.ping_timeout)
                 .keep_alive_timeout(self.config.ping_timeout);
             builder.handshake(TokioIo::new(io)).await.map_err(std::io::Error::other)
@@ -373,6 +383,10 @@ impl Upstream {
             }
         });
         Ok(H2Sender { sender, handover })
+    }
+
+    fn sent(&self, error: hyper::Error, endpoint: &Endpoint) -> Error {
+        sent(error, endpoint, &self.config)
     }
 
     /// Starts the sweeper unless it runs: there is one only while there are connections.
@@ -408,7 +422,8 @@ impl Upstream {
                 let mut usable: Vec<_> = idle
                     .into_iter()
                     .filter_map(|mut connection| {
-                        let fresh = now.duration_since(connection.idle_since) < timeout;
+                        let fresh =
+                            now.duration_since(connection.idle_since) < timeout && connection.is_fresh();
                         (fresh && connection.poll_usable(cx, false)).then_some(connection)
                     })
                     .collect();
@@ -443,7 +458,15 @@ async fn sweep(upstream: Weak<Upstream>, idle_timeout: Duration) {
     }
 }
 
-fn sent(error: hyper::Error, endpoint: &Endpoint) -> Error {
+fn sent(error: hyper::Error, endpoint: &Endpoint, config: &UpstreamConfig) -> Error {
+    if error.is_parse_too_large() {
+        let what = format!(
+            "the head of the answer of {endpoint} has more than {} bytes or {} lines; UpstreamConfig's \
+             max_header_bytes and max_headers set the limits",
+            config.max_header_bytes, config.max_headers,
+        );
+        return Error::new(ErrorKind::InvalidSpec, "receive", what).with_source(error);
+    }
     if error.is_parse() {
         let what = format!("{endpoint} answered something that is not HTTP");
         return Error::new(ErrorKind::InvalidSpec, "receive", what).with_source(error);
