@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -102,12 +103,39 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
+/// Takes out what says where a request came from: all of it, or, of a trusted proxy, only spellings with `_`, which
+/// programs behind CGI and WSGI can't tell from those with `-`, and which no proxy of one's own uses.
+fn strip_origin(headers: &mut HeaderMap, trusted: bool) {
+    let about_origin = |name: &str| {
+        let dashed = name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte });
+        let is = |other: &str| name.len() == other.len() && dashed.clone().eq(other.bytes());
+        let begins = |prefix: &str| dashed.clone().take(prefix.len()).eq(prefix.bytes());
+        begins("x-forwarded") || is("forwarded") || is("x-real-ip")
+    };
+    let underscored = |name: &str| name.contains('_');
+    let lies: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let name = name.as_str();
+            let underscored = underscored(name);
+            (name.starts_with(['x', 'f']) && about_origin(name) && (underscored || !trusted))
+                || (underscored && name.replace('_', "-") == "x-request-id")
+        })
+        .cloned()
+        .collect();
+    for name in lies {
+        headers.remove(name);
+    }
+}
+
 /// Says where the request came from. What the client said of that is kept only when it is trusted.
 pub(crate) fn stamp(headers: &mut HeaderMap, origin: &Origin, trusted: bool) {
+    strip_origin(headers, trusted);
     let host = headers.get(header::HOST).cloned();
     if !trusted {
         headers.insert(header::FORWARDED, origin.forwarded.clone());
         headers.insert(FORWARDED_FOR, origin.address.clone());
+        headers.insert(REAL_IP, origin.address.clone());
         headers.insert(FORWARDED_PROTO, origin.proto.clone());
         if let Some(host) = host {
             headers.insert(FORWARDED_HOST, host);
@@ -116,6 +144,7 @@ pub(crate) fn stamp(headers: &mut HeaderMap, origin: &Origin, trusted: bool) {
     }
     join(headers, header::FORWARDED, &origin.forwarded);
     join(headers, FORWARDED_FOR, &origin.address);
+    headers.entry(REAL_IP).or_insert_with(|| origin.address.clone());
     headers.entry(FORWARDED_PROTO).or_insert_with(|| origin.proto.clone());
     if let Some(host) = host {
         headers.entry(FORWARDED_HOST).or_insert(host);
@@ -201,6 +230,40 @@ mod tests {
         assert_eq!(message["forwarded"], "for=192.0.2.7;proto=https");
         assert_eq!(message["x-forwarded-host"], "a.example");
         assert_eq!(message["x-forwarded-proto"], "https");
+    }
+
+    #[test]
+    fn each_spelling_of_an_origin_is_one() {
+        let origin = Origin::new(Some("192.0.2.7:4711".parse().unwrap()), false);
+        // What came, and what reaches the instance from a stranger and from a trusted proxy.
+        let table: [(&'static str, Option<&str>, Option<&str>); 14] = [
+            ("x-forwarded-for", Some("192.0.2.7"), Some("evil, 192.0.2.7")),
+            ("forwarded", Some("for=192.0.2.7;proto=http"), Some("evil, for=192.0.2.7;proto=http")),
+            ("x-real-ip", Some("192.0.2.7"), Some("evil")),
+            ("x-forwarded-proto", Some("http"), Some("evil")),
+            ("x-forwarded-port", None, Some("evil")),
+            ("x-forwarded-prefix", None, Some("evil")),
+            ("x-forwarded-server", None, Some("evil")),
+            ("x-forwarded", None, Some("evil")),
+            ("x_forwarded_for", None, None),
+            ("x-forwarded_for", None, None),
+            ("x_forwarded-proto", None, None),
+            ("x_real_ip", None, None),
+            ("x_request_id", None, None),
+            ("x-forward", Some("evil"), Some("evil")),
+        ];
+        for (name, stranger, proxy) in table {
+            for (trusted, expected) in [(false, stranger), (true, proxy)] {
+                let mut message = headers(&[(name, "evil"), ("x_other", "kept")]);
+                stamp(&mut message, &origin, trusted);
+                assert_eq!(
+                    message.get(name).map(|value| value.to_str().unwrap()),
+                    expected,
+                    "{name} {trusted}"
+                );
+                assert_eq!(message["x_other"], "kept");
+            }
+        }
     }
 
     #[test]

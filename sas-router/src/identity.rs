@@ -1,6 +1,9 @@
 //! Request ids and trace contexts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    hash::BuildHasher as _,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sas_core::RequestId;
@@ -21,6 +24,15 @@ pub(crate) struct IdSource {
 impl IdSource {
     pub(crate) const fn new(seed: u64) -> Self {
         Self { seed, next: AtomicU64::new(0) }
+    }
+
+    /// Of a configured seed; 0: none was asked for, and the ids are others with each start.
+    pub(crate) fn configured(seed: u64) -> Self {
+        match seed {
+            // The keys of the standard library's hash maps come from the system's randomness.
+            0 => Self::new(std::collections::hash_map::RandomState::new().hash_one(0)),
+            seed => Self::new(seed),
+        }
     }
 
     /// How many ids were given out.
@@ -106,6 +118,13 @@ mod tests {
         let (one, two) = (IdSource::new(1), IdSource::new(2));
         let ids: HashSet<u128> = (0..10_000).flat_map(|_| [one.next().0, two.next().0]).collect();
         assert_eq!(ids.len(), 20_000);
+    }
+
+    #[test]
+    fn without_a_seed_no_start_repeats_the_ids_of_another() {
+        let first: HashSet<u128> = (0..1_000).map(|_| IdSource::configured(0).next().0).collect();
+        assert_eq!(first.len(), 1_000);
+        assert_eq!(IdSource::configured(7).next(), IdSource::configured(7).next());
     }
 
     #[test]

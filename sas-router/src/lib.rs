@@ -9,7 +9,6 @@
 //! | [`Server`] | takes HTTP/1.1 and HTTP/2 connections and hands their requests to a [`sas_core::Handler`] |
 //! | [`Admission`] | quotas, and the budget of bytes |
 //! | [`Hook`] | the host's code in every request's way |
-//! | [`Rollout`] | moves traffic step by step |
 //!
 //! A gateway needs no listener:
 //!
@@ -47,7 +46,6 @@ mod interim;
 mod matching;
 pub mod metrics;
 mod retry;
-mod rollout;
 mod rule;
 mod seed;
 mod server;
@@ -71,7 +69,6 @@ pub use health::HealthChecks;
 pub use hook::{Hook, HookCx, Step};
 pub use host::host_of;
 pub use retry::RetryPolicy;
-pub use rollout::{Move, Rollout, roll_out};
 #[cfg(feature = "tls")]
 pub use server::Tls;
 #[cfg(unix)]

@@ -10,12 +10,10 @@ use std::{
 use async_trait::async_trait;
 use http::StatusCode;
 use sas_core::{
-    Affinity, Body, Quota, Quotas as _, Request, Response, RolloutPlan, RolloutState, RouteAction, RouteRule,
-    Split, SystemClock, TAG_HEADER, TenantKey, Timestamp,
+    Affinity, Body, Quota, Quotas as _, Request, Response, RouteAction, RouteRule, Split, TAG_HEADER,
+    TenantKey,
 };
-use sas_router::{
-    AccessLog, AccessRecord, End, Failure, GatewayConfig, Hook, HookCx, ServerConfig, Step, roll_out,
-};
+use sas_router::{AccessLog, AccessRecord, End, Failure, GatewayConfig, Hook, HookCx, ServerConfig, Step};
 use support::*;
 
 async fn with(gateway: GatewayConfig) -> Platform {
@@ -332,43 +330,6 @@ async fn a_redirect_says_where() {
     assert_eq!(response.status(), 308);
     assert_eq!(response.headers()["location"], "https://new.example/a/b?c=d");
     assert!(response.headers().contains_key("x-request-id"));
-}
-
-#[tokio::test]
-async fn a_roll_out_that_fails_goes_back_by_itself() {
-    let platform = with(GatewayConfig::default()).await;
-    let next = platform.pool.revision("next", spec());
-    platform.pool.add_inside(platform.revision, says("old"));
-    platform.pool.add_inside(next, handler(|_| async { text(500, "broken") }));
-    let mut plan = RolloutPlan::default();
-    plan.hold = Duration::from_millis(500);
-    plan.min_requests = 1;
-    let mut rollout = sas_router::Rollout::new(plan, platform.revision, next, Timestamp(0)).unwrap();
-    let changes = |splits: Vec<Split>| {
-        let splits = splits.into_iter().filter(|split| split.weight > 0).collect();
-        let rule = RouteRule::new(TenantKey(1), RouteAction::Split(splits));
-        vec![sas_core::RouteChange::Set {
-            host: sas_core::HostPattern::Exact(HOST.into()),
-            rules: vec![rule],
-        }]
-    };
-    let mut client = Client::connect(platform.address()).await;
-    let traffic = tokio::spawn(async move {
-        loop {
-            client.send(get("/")).await;
-        }
-    });
-    let (gateway, table) = (&*platform.gateway, &*platform.table);
-    let period = Duration::from_millis(20);
-    let rolling = roll_out(&mut rollout, gateway, table, &SystemClock, period, changes);
-    let (state, reason) = tokio::time::timeout(Duration::from_secs(30), rolling).await.unwrap().unwrap();
-    traffic.abort();
-    assert_eq!(state, RolloutState::Stopped);
-    assert!(reason.unwrap().contains("requests failed"));
-    let mut client = Client::connect(platform.address()).await;
-    for _ in 0..100 {
-        assert_eq!(read(client.send(get("/")).await).await, "old");
-    }
 }
 
 #[tokio::test]

@@ -29,13 +29,14 @@ pub enum ServerTiming {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GatewayConfig {
-    /// Decides request ids and spans. Two gateways of one platform need different seeds.
+    /// Decides request ids and spans. Two gateways of one platform need different seeds. 0: no seed, and the ids
+    /// differ with each start.
     pub seed: u64,
     /// Where metrics go.
     pub recorder: Recorder,
     /// Hosts that end in a dot and this are only reachable through [`sas_core::Invoker`]. `svc`.
     pub internal_suffix: String,
-    /// Whether `x-request-id`, `Forwarded` and `X-Forwarded-*` of requests are believed and added to, because a
+    /// Whether `x-request-id`, `Forwarded`, `X-Real-IP` and `X-Forwarded-*` of requests are believed and added to, because a
     /// proxy of one's own stands in front. False: they are replaced.
     pub trust_forwarded: bool,
     /// When and how often a request is tried again on another instance.

@@ -79,7 +79,7 @@ impl Gateway {
             router,
             pool,
             metrics: Arc::new(GatewayMetrics::new(&config.recorder)),
-            ids: IdSource::new(config.seed),
+            ids: IdSource::configured(config.seed),
             budget: RetryBudget::new(config.retry),
             tallies: Tallies::default(),
             upstream: Upstream::new(config.upstream),

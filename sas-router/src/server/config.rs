@@ -31,7 +31,7 @@ pub struct ServerConfig {
     pub max_reset_streams: usize,
     /// How often a quiet HTTP/2 connection is asked whether it is there, and how long the answer may take. 30 s.
     pub ping: Duration,
-    /// Decides the ids of requests that are refused before a handler sees them.
+    /// Decides the ids of requests that are refused before a handler sees them. 0: they differ with each start.
     pub seed: u64,
     /// Encrypts every connection; `None`: plain text.
     #[cfg(feature = "tls")]

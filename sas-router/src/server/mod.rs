@@ -72,7 +72,7 @@ impl Shared {
             metrics: ServerMetrics::new(&config.recorder),
             places: Arc::new(Semaphore::new(most)),
             most,
-            ids: Arc::new(IdSource::new(config.seed ^ 0x5afe_0001)),
+            ids: Arc::new(IdSource::configured(if config.seed == 0 { 0 } else { config.seed ^ 0x5afe_0001 })),
             watch: Watch::new(&config),
             config,
             ending: Arc::default(),
