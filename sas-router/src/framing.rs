@@ -137,7 +137,8 @@ mod tests {
 
     #[test]
     fn a_length_is_said_once_or_not_at_all() {
-        let table: [(Lines, Option<(Option<u64>, Option<&str>)>); 17] = [
+        type Delimited = Option<(Option<u64>, Option<&'static str>)>;
+        let table: [(Lines, Delimited); 17] = [
             (&[], Some((None, None))),
             (&[("content-length", "5")], Some((Some(5), Some("5")))),
             (&[("content-length", "5, 5")], Some((Some(5), Some("5")))),

@@ -179,7 +179,8 @@ async fn a_function_in_the_process_is_held_to_the_same() {
         Body::new(http_body_util::StreamBody::new(futures_util::stream::iter(pieces)))
     };
     // Length that it says, body, and what a GET gets; `None`: an answer that breaks off.
-    let table: [(&str, fn(&str) -> Body, Option<(u16, &str)>); 3] = [
+    type Case = (&'static str, fn(&str) -> Body, Option<(u16, &'static str)>);
+    let table: [Case; 3] = [
         ("5", |text| Body::from(text.to_owned()), Some((200, "hello"))),
         ("7", |text| Body::from(text.to_owned()), Some((502, "bad_response"))),
         ("5, 6", |text| Body::from(text.to_owned()), Some((502, "bad_response"))),

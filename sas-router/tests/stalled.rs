@@ -288,7 +288,7 @@ async fn an_instance_that_takes_no_upload_holds_neither_slot_nor_client() {
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
-            stream.read(&mut [0; 200]).await.unwrap();
+            assert_ne!(stream.read(&mut [0; 200]).await.unwrap(), 0);
             stream.write_all(answer.as_bytes()).await.unwrap();
             tokio::time::sleep(LONG).await;
         });
