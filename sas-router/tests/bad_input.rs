@@ -299,6 +299,44 @@ async fn a_body_shorter_than_it_said_is_cut_and_never_looks_whole() {
 }
 
 #[tokio::test]
+async fn a_target_with_other_characters_goes_on_encoded_and_nothing_else_is_touched() {
+    let platform = Platform::start().await;
+    let instance = instance(handler(|request| async move {
+        let (head, body) = request.into_parts();
+        let body = String::from_utf8(body.collect(100).await.unwrap().to_vec()).unwrap();
+        text(200, format!("{} {} {body} end", head.uri, head.headers["x-a"].to_str().unwrap()))
+    }))
+    .await;
+    platform.pool.add_at(platform.revision, instance.local_addr());
+    let mut stream = TcpStream::connect(platform.address()).await.unwrap();
+    // One connection. Where the bytes are cut, the target as it is sent, the body, the target as it arrives.
+    for (cut, target, body, expected) in [
+        (5, "/x?q={\"a\":[1]}", "", "/x?q={%22a%22:[1]}"),
+        (9, "/x?q=<b>|", "GET /?\"<>", "/x?q=%3Cb%3E|"),
+        (3, "/<`>?`", "", "/%3C%60%3E?`"),
+        (8, "/caf\u{e9}?\u{e9}", "", "/caf%C3%A9?%C3%A9"),
+        (7, "/?%22+%zz", "<\"", "/?%22+%zz"),
+    ] {
+        let (method, length) = (if body.is_empty() { "GET" } else { "POST" }, body.len());
+        let head =
+            format!("{method} {target} HTTP/1.1\r\nhost: {HOST}\r\nx-a: /?\"<>\r\ncontent-length: {length}");
+        let ask = format!("{head}\r\n\r\n{body}");
+        for part in [&ask.as_bytes()[..cut], &ask.as_bytes()[cut..]] {
+            stream.write_all(part).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut answer = Vec::new();
+        while !answer.ends_with(b" end") {
+            let read = tokio::time::timeout(Duration::from_secs(5), stream.read_buf(&mut answer)).await;
+            assert_ne!(read.expect("an answer").unwrap(), 0, "{}", String::from_utf8_lossy(&answer));
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.ends_with(&format!("\r\n\r\n{expected} /?\"<> {body} end")), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn what_comes_after_the_end_is_given_to_nobody() {
     let lie =
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison";

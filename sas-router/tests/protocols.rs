@@ -355,7 +355,7 @@ async fn any_protocol_can_be_switched_to() {
             .write_all(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: shout\r\nconnection: upgrade\r\n\r\n")
             .await
             .unwrap();
-        let mut words = [0; 5];
+        let mut words = [0; 11];
         stream.read_exact(&mut words).await.unwrap();
         stream.write_all(&words.to_ascii_uppercase()).await.unwrap();
     });
@@ -370,10 +370,11 @@ async fn any_protocol_can_be_switched_to() {
     );
     assert!(response.headers().contains_key("x-request-id"));
     let mut io = hyper_util::rt::TokioIo::new(hyper::upgrade::on(response).await.unwrap());
-    io.write_all(b"hello").await.unwrap();
+    // Whatever it looks like, it is no request.
+    io.write_all(b"get /?\"<a>\xe9").await.unwrap();
     let mut heard = Vec::new();
     io.read_to_end(&mut heard).await.unwrap();
-    assert_eq!(heard, b"HELLO");
+    assert_eq!(heard, b"GET /?\"<A>\xe9");
     drop(io);
     platform.pool.until_idle().await;
 }

@@ -3,6 +3,7 @@
 mod config;
 mod detect;
 mod listener;
+mod request_line;
 #[cfg(feature = "tls")]
 mod tls;
 mod transport;
@@ -345,6 +346,7 @@ async fn serve(
         move |request: http::Request<Incoming>| {
             let busy = watched.begin();
             let (shared, client, watched) = (Arc::clone(&shared), Arc::clone(&client), Arc::clone(&watched));
+            let reader = Arc::clone(&watched);
             let writing = match spoken {
                 Spoken::Http1 => Arc::clone(&answer),
                 Spoken::Http2 => {
@@ -368,6 +370,9 @@ async fn serve(
                 let mut response: Response = shared.handler.handle(request).await;
                 if let Some(interim) = interim {
                     interim.close();
+                }
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    reader.upgrades();
                 }
                 writing.begins(response.extensions_mut().remove::<WriteBy>().map(|by| by.0));
                 Ok::<_, Infallible>(response.map(|body| Counted { body, writing, _busy: busy }))

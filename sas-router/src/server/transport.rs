@@ -16,7 +16,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::watch::Watched;
+use super::{
+    request_line::RequestLine,
+    watch::{Came, Watched},
+};
 use crate::{Failure, identity::IdSource, interim::Interim};
 
 /// What carries a connection.
@@ -87,6 +90,10 @@ pub(super) struct Transport<S> {
     answer: Vec<u8>,
     /// HTTP/1.1: interim answers to be put between hyper's; and a client may close its sending side.
     interim: Option<Arc<Interim>>,
+    /// HTTP/1.1, as long as it is known where a request begins.
+    line: Option<RequestLine>,
+    /// What was read and did not fit once it was encoded.
+    left: Vec<u8>,
 }
 
 impl<S> Transport<S> {
@@ -96,7 +103,8 @@ impl<S> Transport<S> {
         ids: Arc<IdSource>,
         interim: Option<Arc<Interim>>,
     ) -> Self {
-        Self { stream, watched, ids, answer: Vec::new(), interim }
+        let line = interim.is_some().then(RequestLine::new);
+        Self { stream, watched, ids, answer: Vec::new(), interim, line, left: Vec::new() }
     }
 
     /// The connection without its marks.
@@ -110,6 +118,33 @@ impl<S> Transport<S> {
         }
     }
 
+    /// Bytes came, from `before` on: what a target may not hold is percent-encoded.
+    fn encode(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
+        let came = self.watched.read();
+        let Some(line) = &mut self.line else { return };
+        match came {
+            Came::Head => line.begins(),
+            Came::MoreOfHead => {}
+            Came::Body => return,
+            Came::Ahead => {
+                // Whether the head that is read next begins in these bytes or after them is not known.
+                self.line = None;
+                return;
+            }
+        }
+        if let Some(encoded) = line.encode(&buf.filled()[before..]) {
+            buf.set_filled(before);
+            self.left = encoded;
+            self.give_left(buf);
+        }
+    }
+
+    fn give_left(&mut self, buf: &mut ReadBuf<'_>) {
+        let count = self.left.len().min(buf.remaining());
+        buf.put_slice(&self.left[..count]);
+        self.left.drain(..count);
+    }
+
     fn put_interim(&mut self) {
         if let Some(bytes) = self.interim.as_ref().and_then(|interim| interim.take()) {
             self.answer.extend_from_slice(&bytes);
@@ -120,10 +155,14 @@ impl<S> Transport<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Transport<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.left.is_empty() {
+            this.give_left(buf);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
-            this.watched.read();
+            this.encode(buf, before);
         } else if matches!(polled, Poll::Ready(Ok(())))
             && buf.remaining() > 0
             && this.interim.is_some()

@@ -42,6 +42,19 @@ impl Word {
     const ALL: [Self; 6] = [Self::GoOn, Self::Drain, Self::Overrun, Self::TooSlow, Self::Stuck, Self::Abort];
 }
 
+/// Where bytes of an HTTP/1.1 connection belong that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Came {
+    /// The head of a request begins with them.
+    Head,
+    /// The head of a request goes on.
+    MoreOfHead,
+    /// A body, perhaps.
+    Body,
+    /// The next request, before the answer to the one before.
+    Ahead,
+}
+
 /// The marks of one connection.
 #[derive(Debug)]
 pub(super) struct Watched {
@@ -57,6 +70,8 @@ pub(super) struct Watched {
     stuck: AtomicU32,
     /// The body of a request is still to come.
     uploading: AtomicBool,
+    /// The connection speaks another protocol from now on.
+    upgraded: AtomicBool,
     /// A request's body was given up before its end.
     cut_short: AtomicBool,
     /// When the client closed its sending side while it was owed an answer; 0: it did not.
@@ -124,6 +139,7 @@ impl Watch {
             since: AtomicU32::new(self.now.load(Ordering::Relaxed)),
             stuck: AtomicU32::new(0),
             uploading: AtomicBool::new(false),
+            upgraded: AtomicBool::new(false),
             cut_short: AtomicBool::new(false),
             half_closed: AtomicU32::new(0),
             reader: Mutex::new(None),
@@ -178,12 +194,33 @@ impl Watch {
 }
 
 impl Watched {
-    /// Bytes came.
-    pub(super) fn read(&self) {
-        if self.busy.load(Ordering::Relaxed) == 0 && !self.reading_head.load(Ordering::Relaxed) {
+    /// Bytes came. Where they belong, as far as is known.
+    pub(super) fn read(&self) -> Came {
+        if self.is_busy() {
+            let body = self.uploading.load(Ordering::Relaxed) || self.upgraded.load(Ordering::Relaxed);
+            return if body { Came::Body } else { Came::Ahead };
+        }
+        let begins = !self.reading_head.load(Ordering::Relaxed);
+        if begins {
             self.mark();
             self.reading_head.store(true, Ordering::Relaxed);
         }
+        if self.upgraded.load(Ordering::Relaxed)
+            || self.uploading.load(Ordering::Relaxed)
+            || self.was_cut_short()
+        {
+            // It may be the rest of a body that nobody wanted.
+            Came::Body
+        } else if begins {
+            Came::Head
+        } else {
+            Came::MoreOfHead
+        }
+    }
+
+    /// What comes next is of another protocol.
+    pub(super) fn upgrades(&self) {
+        self.upgraded.store(true, Ordering::Relaxed);
     }
 
     /// A write went through, or could not.
@@ -296,6 +333,33 @@ mod tests {
             ..ServerConfig::default()
         };
         Watch::new(&config)
+    }
+
+    #[test]
+    fn a_head_is_told_from_bodies_and_from_what_comes_ahead() {
+        let watch = watch();
+        let connection = watch.enter();
+        assert_eq!((connection.read(), connection.read()), (Came::Head, Came::MoreOfHead));
+        let busy = connection.begin();
+        assert_eq!(connection.read(), Came::Ahead);
+        connection.uploads(true);
+        assert_eq!(connection.read(), Came::Body);
+        connection.uploads(false);
+        drop(busy);
+        assert_eq!((connection.read(), connection.read()), (Came::Head, Came::MoreOfHead));
+        let busy = connection.begin();
+        connection.uploads(true);
+        connection.cut_short();
+        drop(busy);
+        assert_eq!(connection.read(), Came::Body, "the rest of an upload that was given up");
+        drop(connection.begin());
+        assert_eq!(connection.read(), Came::Body, "nobody knows where it ended");
+        let other = watch.enter();
+        let busy = other.begin();
+        other.upgrades();
+        assert_eq!(other.read(), Came::Body);
+        drop(busy);
+        assert_eq!(other.read(), Came::Body, "another protocol");
     }
 
     async fn after(watch: &Watch, time: Duration) -> [u32; 3] {
