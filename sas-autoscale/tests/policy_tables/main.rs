@@ -434,10 +434,10 @@ fn combined_refuses_schedules_that_it_does_not_read() {
     };
     let field = |result: Result<(), sas_core::SpecErrors>| result.unwrap_err().0[0].field.clone();
     let (without, with) = (Combined::new(), Combined::with_schedules(seconds()));
-    assert_eq!(field(without.validate(&spec(vec![rps, schedule], "60"))), "metrics");
+    assert_eq!(field(without.validate(&spec(vec![rps, schedule], "60"))), "options.metrics");
     assert!(without.validate(&spec(vec![rps], "60")).is_ok());
     assert!(with.validate(&spec(vec![rps, schedule], "60")).is_ok());
-    assert_eq!(field(with.validate(&spec(vec![rps, schedule], "often"))), "schedule[0].schedule");
+    assert_eq!(field(with.validate(&spec(vec![rps, schedule], "often"))), "options.schedule[0].schedule");
     assert!(with.validate(&spec(vec![rps], "often")).is_ok(), "nobody asked for it");
 }
 
