@@ -1,8 +1,8 @@
 //! Several metrics, one decision.
 
 use sas_core::{
-    Clamps, Decision, Metric, Policy, Reason, ScaleInput, ScalingSpec, SpecErrors, Timestamp, Verdict, Vote,
-    Votes,
+    Clamps, Decision, Metric, NamedVote, Policy, Reason, ScaleInput, ScalingSpec, SpecErrors, Timestamp,
+    Verdict, Vote, Votes,
 };
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use crate::{
     backlog::{Failures, Said},
     delay::Delay,
-    forecast::{Forecaster, demand_of, floor, lead_of, raise},
+    forecast::{Forecaster, demand_of, floor, instances, lead_of, raise},
     kpa::{Kpa, KpaState},
     options::{self, Combine, MetricSpec, MetricTarget, Options, ResourceSpec},
     resource::{Moves, current_of, has_traffic, opinion, waiting_needs},
@@ -101,7 +101,8 @@ impl Policy for Combined {
         let mut excess_burst = None;
         // A spec without metrics is refused beforehand; by its own metric it is at least served.
         let own = [MetricSpec::new(spec.metric, None)];
-        let metrics = if options.metrics.is_empty() { &own[..] } else { &options.metrics };
+        let metrics =
+            if options.metrics.is_empty() && options.custom.is_empty() { &own[..] } else { &options.metrics };
         let mut said: SmallVec<[Says; 4]> = SmallVec::new();
         for metric in metrics {
             said.push(match metric.metric {
@@ -119,11 +120,37 @@ impl Policy for Combined {
                 _ => Says::NoOpinion,
             });
         }
+        let listed = said.len();
+        let mut named = Vec::new();
+        for metric in &options.custom {
+            let value = input.named.get(&metric.name);
+            let desired =
+                value.map(
+                    |value| {
+                        if value > metric.activation { instances(value, metric.target).max(1) } else { 0 }
+                    },
+                );
+            said.push(match desired {
+                Some(0) => Says::Wants(0, Reason::Idle, Clamps::default()),
+                Some(wanted) => Says::Wants(wanted, Reason::Stable, Clamps::default()),
+                None => Says::Missing,
+            });
+            named.push(NamedVote::new(&metric.name, value, metric.target, desired));
+        }
         limit_resources(state, input, options, now, &mut said);
         let mut decision = match options.combine {
             Combine::Priority => by_priority(&said),
             Combine::Max => by_maximum(&said, current),
         };
+        if let Some(desired) = decision.desired().filter(|desired| *desired > 0)
+            && let Some(metric) = decided_by(&said, options.combine, desired)
+                .and_then(|at| options.custom.get(at.checked_sub(listed)?))
+        {
+            decision = decision.because(&metric.name);
+        }
+        for vote in named {
+            decision.push_named(vote);
+        }
         // Whoever waits is served, whatever the metrics are about.
         let needs =
             if current == 0 { waiting_needs(input).max(u32::from(has_traffic(input.load))) } else { 0 };
@@ -283,6 +310,14 @@ fn backlog(
     };
     votes.push(Vote::new(metric.metric, value, target, desired));
     said
+}
+
+/// The first that wanted what was decided; by priority the first that wanted anything.
+fn decided_by(said: &[Says], combine: Combine, desired: u32) -> Option<usize> {
+    said.iter().position(|says| match says {
+        Says::Wants(wanted, ..) => *wanted == desired || combine == Combine::Priority,
+        _ => false,
+    })
 }
 
 fn by_maximum(said: &[Says], current: u32) -> Decision {

@@ -188,7 +188,7 @@ pub(crate) fn lead_of(spec: &ForecastSpec, input: &ScaleInput<'_>) -> Duration {
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
-fn instances(demand: f64, target: f64) -> u32 {
+pub(crate) fn instances(demand: f64, target: f64) -> u32 {
     ((demand / target).ceil() as u32).min(i32::MAX as u32)
 }
 

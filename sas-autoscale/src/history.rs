@@ -81,6 +81,14 @@ impl History {
         }
     }
 
+    /// Keeps a decision that follows from nothing before it, and that nothing will follow from.
+    pub(crate) fn alone(&mut self, checkpoint: Checkpoint, record: DecisionRecord) {
+        self.interrupt();
+        self.begin(checkpoint);
+        self.push(record);
+        self.interrupt();
+    }
+
     pub(crate) fn records(&self) -> Vec<DecisionRecord> {
         self.segments.iter().flat_map(|segment| segment.records.iter().cloned()).collect()
     }

@@ -27,8 +27,8 @@ pub use govern::Governor;
 pub use history::{Checkpoint, Stretch};
 pub use kpa::{Kpa, KpaColumns};
 pub use options::{
-    BacklogSpec, Combine, Fallback, FallbackBehavior, ForecastSpec, MetricSpec, MetricTarget, Options,
-    ResourceSpec, ScalingPolicy, ScalingRules, ScheduleWindow, SelectPolicy,
+    BacklogSpec, Combine, CustomMetric, Fallback, FallbackBehavior, ForecastSpec, MetricSpec, MetricTarget,
+    Options, ResourceSpec, ScalingPolicy, ScalingRules, ScheduleWindow, SelectPolicy,
 };
 pub use replay::{ReplayError, replay, simulate, what_if};
 pub use resource::{InstanceMetrics, Resource, ResourceState, replicas_of};

@@ -26,6 +26,9 @@ pub struct Options {
     /// The metrics of the `combined` and `resource` scalers, in order of priority.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub metrics: Vec<MetricSpec>,
+    /// Metrics that the host reports by name, for `combined`; in order of priority, after those of `metrics`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub custom: Vec<CustomMetric>,
     /// How they make one decision.
     #[serde(skip_serializing_if = "is_default")]
     pub combine: Combine,
@@ -87,6 +90,27 @@ impl MetricSpec {
     /// A metric with a target.
     pub const fn new(metric: Metric, target: Option<MetricTarget>) -> Self {
         Self { metric, target }
+    }
+}
+
+/// A metric that the host reports by name, of a whole service: so many instances that each carries at most the target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct CustomMetric {
+    /// The name under which it is reported.
+    pub name: String,
+    /// What one instance should carry of it.
+    pub target: f64,
+    /// The revision wakes when it is above this.
+    #[serde(default)]
+    pub activation: f64,
+}
+
+impl CustomMetric {
+    /// A metric that wakes the revision when it is above zero.
+    pub fn new(name: impl Into<String>, target: f64) -> Self {
+        Self { name: name.into(), target, activation: 0.0 }
     }
 }
 
@@ -317,6 +341,16 @@ impl Default for ForecastSpec {
 const HOUR: Duration = Duration::from_secs(3600);
 const COUNT_MAX: u32 = i32::MAX as u32;
 
+/// Metrics by name at most, of one revision.
+pub(crate) const MOST_CUSTOM: usize = 16;
+/// What [`is_metric_name`] asks for.
+pub(crate) const METRIC_NAME: &str = "1 to 63 letters, digits, dashes, dots or underscores";
+
+pub(crate) fn is_metric_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+}
+
 impl From<Options> for ScalerOptions {
     fn from(options: Options) -> Self {
         // Structs, enums, numbers and texts: nothing that JSON has not.
@@ -356,6 +390,7 @@ impl Options {
     pub(crate) fn served(spec: &ScalingSpec) -> Cow<'_, Self> {
         static NONE: Options = Options {
             metrics: Vec::new(),
+            custom: Vec::new(),
             combine: Combine::Max,
             resource: None,
             backlog: None,
@@ -399,6 +434,20 @@ impl Options {
                     );
                 }
             }
+        }
+        for (at, metric) in self.custom.iter().enumerate() {
+            let field = format!("options.custom[{at}]");
+            if !is_metric_name(&metric.name) {
+                errors.push(format!("{field}.name"), &metric.name, METRIC_NAME);
+            }
+            if self.custom[..at].iter().any(|other| other.name == metric.name) {
+                errors.push(format!("{field}.name"), &metric.name, "each metric at most once");
+            }
+            number(errors, &format!("{field}.target"), metric.target, 0.000_001, 1e18);
+            number(errors, &format!("{field}.activation"), metric.activation, 0.0, 1e18);
+        }
+        if self.custom.len() > MOST_CUSTOM {
+            errors.push("options.custom", self.custom.len(), format!("at most {MOST_CUSTOM} metrics"));
         }
         self.validate_schedule(errors);
         if let Some(forecast) = &self.forecast {
@@ -506,7 +555,7 @@ pub(crate) fn need_schedule(options: &Options, errors: &mut SpecErrors) {
 }
 
 pub(crate) fn need_metrics(options: &Options, errors: &mut SpecErrors) {
-    if options.metrics.is_empty() {
+    if options.metrics.is_empty() && options.custom.is_empty() {
         errors.push("options.metrics", "[]", "at least one metric, or another scaler than combined");
     }
 }

@@ -96,6 +96,7 @@ fn run(
     for record in &stretch.records {
         let input = ScaleInput::new(0, record.at, spec, &record.load, desired)
             .over(record.elapsed)
+            .named(&record.named)
             .of(stretch.concurrency, Some(&stretch.resources));
         out.clear();
         if record.decision.reason == sas_core::Reason::ScalerFailed {

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use sas_core::{Decision, Deployed, Load, RevisionKey, Scaler, Timestamp};
+use sas_core::{Decision, Deployed, Load, NamedValues, RevisionKey, Scaler, Timestamp};
 
 use crate::{govern::Governor, history::History, window::Nanos};
 
@@ -29,6 +29,7 @@ pub(crate) struct Entry {
 /// The load of a row at a visit.
 pub(crate) struct Seen {
     pub(crate) load: Load,
+    pub(crate) named: NamedValues,
     pub(crate) row: u32,
     /// Index of its scaler, as in [`Entry`].
     pub(crate) scaler: Option<u32>,
@@ -150,7 +151,7 @@ mod tests {
     use super::*;
 
     fn seen(key: u64, row: u32) -> Seen {
-        Seen { load: Load::idle(RevisionKey(key)), row, scaler: None, elapsed: 0 }
+        Seen { load: Load::idle(RevisionKey(key)), named: NamedValues::NONE, row, scaler: None, elapsed: 0 }
     }
 
     fn shard(entries: usize) -> Shard {

@@ -42,6 +42,7 @@ mod event;
 mod id;
 mod invoke;
 mod memory;
+mod named_values;
 mod pool;
 mod pool_policy;
 mod quota;
@@ -72,6 +73,7 @@ pub use event::{
 pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use invoke::{CallTimings, Handler, Invoker, Target};
 pub use memory::MemoryStore;
+pub use named_values::{NamedValues, NamedVote};
 pub use pool::{
     CapacityReason, Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Load, Outcome, Pool,
     PoolTotals, RevisionStatus, StemView, WaitList, Waiting,
@@ -89,7 +91,9 @@ pub use runtime::{
     InstanceEvents, InstanceTarget, Io, Isolation, Runtime, SocketSource, Stem, StemClass, StemRequest,
     Usage,
 };
-pub use scaler::{Clamps, Decision, Metric, Policy, Reason, ScaleInput, Scaler, Verdict, Vote, Votes};
+pub use scaler::{
+    Clamps, Decision, Details, Metric, Policy, Reason, ScaleInput, Scaler, Verdict, Vote, Votes,
+};
 pub use scaler_options::ScalerOptions;
 pub use scalers::Scalers;
 pub use scaling_spec::{Aggregation, Fidelity, ScalingSpec};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use smallvec::SmallVec;
 
-use crate::{Load, Resources, ScalingSpec, SpecErrors, Timestamp};
+use crate::{Load, NamedValues, NamedVote, Resources, ScalingSpec, SpecErrors, Timestamp};
 
 /// What a scaler looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -49,6 +49,8 @@ pub struct ScaleInput<'a> {
     pub spec: &'a ScalingSpec,
     /// What was measured.
     pub load: &'a Load,
+    /// What the host measured beyond the load, by name.
+    pub named: &'a NamedValues,
     /// The decision before this one.
     pub desired: Option<u32>,
 }
@@ -63,13 +65,21 @@ impl<'a> ScaleInput<'a> {
         desired: Option<u32>,
     ) -> Self {
         let elapsed = Duration::from_secs(1);
-        Self { row, now, elapsed, concurrency: 0, resources: None, spec, load, desired }
+        let named = &crate::named_values::NO_VALUES;
+        Self { row, now, elapsed, concurrency: 0, resources: None, spec, load, named, desired }
     }
 
     /// The same, measured over `elapsed`.
     #[must_use]
     pub const fn over(mut self, elapsed: Duration) -> Self {
         self.elapsed = elapsed;
+        self
+    }
+
+    /// The same, with what the host measured by name.
+    #[must_use]
+    pub const fn named(mut self, named: &'a NamedValues) -> Self {
+        self.named = named;
         self
     }
 
@@ -300,6 +310,22 @@ pub struct Decision {
     pub version: u32,
     /// What each metric wanted; for the KPA the stable window, then the panic window.
     pub votes: Votes,
+    /// What has a name of its own; most decisions have nothing such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Box<Details>>,
+}
+
+/// The part of a decision's story that is told by names: see [`Decision::because`] and [`Decision::named_votes`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Details {
+    /// The reason by name: the named measurement that decided, or a custom policy's own word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub because: Option<String>,
+    /// What each named measurement wanted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub votes: Vec<NamedVote>,
 }
 
 impl Decision {
@@ -312,6 +338,7 @@ impl Decision {
             proposed: None,
             version: 1,
             votes: Votes::new(),
+            details: None,
         }
     }
 
@@ -325,6 +352,23 @@ impl Decision {
     #[inline]
     pub const fn set(desired: u32, reason: Reason) -> Self {
         Self::new(Verdict::Set(desired), reason)
+    }
+
+    /// The same with a reason by name, for policies whose reasons [`Reason`] has not.
+    #[must_use]
+    pub fn because(mut self, reason: impl Into<String>) -> Self {
+        self.details.get_or_insert_default().because = Some(reason.into());
+        self
+    }
+
+    /// Adds what a named measurement wanted.
+    pub fn push_named(&mut self, vote: NamedVote) {
+        self.details.get_or_insert_default().votes.push(vote);
+    }
+
+    /// What each named measurement wanted.
+    pub fn named_votes(&self) -> &[NamedVote] {
+        self.details.as_ref().map_or(&[], |details| &details.votes)
     }
 
     /// The number, when there is one.

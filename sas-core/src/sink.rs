@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Decision, InstanceId, Load, RequestId, RevisionKey, TenantKey, Timestamp};
+use crate::{Decision, InstanceId, Load, NamedValues, RequestId, RevisionKey, TenantKey, Timestamp};
 
 /// Which stream a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -158,6 +158,9 @@ pub struct DecisionRecord {
     pub elapsed: Duration,
     /// What was measured.
     pub load: Load,
+    /// What the host measured by name.
+    #[serde(default, skip_serializing_if = "NamedValues::is_empty")]
+    pub named: NamedValues,
     /// The decision before it.
     pub previous: Option<u32>,
     /// What was decided, and why.
@@ -171,7 +174,7 @@ fn one_second() -> Duration {
 impl DecisionRecord {
     /// A record of a load that was measured over one second.
     pub fn new(sequence: u64, at: Timestamp, load: Load, previous: Option<u32>, decision: Decision) -> Self {
-        Self { sequence, at, elapsed: one_second(), load, previous, decision }
+        Self { sequence, at, elapsed: one_second(), load, named: NamedValues::NONE, previous, decision }
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) fn annotation_of(field: &str, annotations: &BTreeMap<String, String>)
             keys::CLASS[0]
         }
         "scaler" => own::SCALER,
-        "metrics" => own::METRICS,
+        "metrics" | "custom" => own::METRICS,
         "combine" => own::COMBINE,
         "schedule" => own::SCHEDULE,
         "backlog" => own::BACKLOG,
@@ -60,7 +60,12 @@ pub(super) fn read(annotations: &BTreeMap<String, String>, spec: &mut ScalingSpe
     }
     if let Some(text) = annotations.get(own::METRICS) {
         match metrics(text) {
-            Ok(metrics) => option(spec, "metrics", metrics),
+            Ok((metrics, custom)) => {
+                option(spec, "metrics", metrics);
+                if !custom.is_empty() {
+                    option(spec, "custom", custom);
+                }
+            }
             Err(problem) => errors.push(own::METRICS, text, problem),
         }
         if !annotations.contains_key(own::SCALER) {
@@ -122,9 +127,28 @@ fn option(spec: &mut ScalingSpec, name: &str, value: impl Into<Value>) {
     spec.options.insert(name, value);
 }
 
-/// `concurrency=70, rps=100, cpu=80%, memory=512Mi, backlog=10, schedule, forecast`
-fn metrics(text: &str) -> Result<Vec<Value>, String> {
-    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(metric).collect()
+/// `concurrency=70, rps=100, cpu=80%, memory=512Mi, backlog=10, schedule, forecast, custom.sessions=100`
+fn metrics(text: &str) -> Result<(Vec<Value>, Vec<Value>), String> {
+    let (mut known, mut reported) = (Vec::new(), Vec::new());
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        match part.strip_prefix(CUSTOM) {
+            Some(named) => reported.push(custom(part, named)?),
+            None => known.push(metric(part)?),
+        }
+    }
+    Ok((known, reported))
+}
+
+/// What the names of metrics begin with that the host reports.
+const CUSTOM: &str = "custom.";
+
+fn custom(part: &str, named: &str) -> Result<Value, String> {
+    let target =
+        named.split_once('=').and_then(|(name, target)| Some((name.trim(), quantity::parse(target.trim())?)));
+    let Some((name, target)) = target else {
+        return Err(format!("{part:?}: a name and what one instance carries, such as custom.sessions=100"));
+    };
+    Ok(json!({ "name": name, "target": target }))
 }
 
 fn metric(part: &str) -> Result<Value, String> {
@@ -134,7 +158,7 @@ fn metric(part: &str) -> Result<Value, String> {
         None => (part, None),
     };
     if !KNOWN.contains(&name) {
-        return Err(format!("{name:?} is not one of {}", KNOWN.join(", ")));
+        return Err(format!("{name:?} is not one of {}, or custom.NAME", KNOWN.join(", ")));
     }
     let target = match value {
         None => return Ok(json!({ "metric": name })),

@@ -1,5 +1,9 @@
 //! Ticks the active revisions: load from the pool, a decision, a record, the number back to the pool.
 
+mod config;
+mod measured;
+mod time;
+
 use std::{
     any::Any,
     cmp::Reverse,
@@ -15,8 +19,8 @@ use std::{
 
 use parking_lot::Mutex;
 use sas_core::{
-    Clock, Decision, DecisionRecord, DecisionSink, Deployed, Load, NoSink, Pool, Reason, Recorder,
-    RevisionKey, ScaleInput, Scaler, Scalers, SpecErrors, SystemClock, Timestamp, Verdict,
+    Decision, DecisionRecord, Deployed, Load, NamedValues, Pool, Reason, RevisionKey, ScaleInput, Scaler,
+    Scalers, Timestamp, Verdict,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,91 +33,13 @@ use crate::{
     window::Nanos,
 };
 
+pub use config::DriverConfig;
+use measured::Measured;
+pub use measured::Measurement;
+use time::Time;
+
 /// Revisions that are decided in one call of a scaler: few enough that inputs and decisions stay in the cache.
 const BATCH: usize = 256;
-
-/// How the driver works.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct DriverConfig {
-    /// How often an active revision is looked at; 50 ms to 1 min, 1 s unless the host knows better.
-    pub tick: Duration,
-    /// Records kept per active revision; 0: none.
-    pub history: usize,
-    /// Revisions at most that have a history.
-    pub history_revisions: usize,
-    /// Revisions at most that keep their history after they went to sleep.
-    pub asleep_histories: usize,
-    /// How long a reported measurement counts.
-    pub measurement_age: Duration,
-    /// Revisions at most with reported measurements.
-    pub measured_revisions: usize,
-    /// Wall time.
-    pub clock: Arc<dyn Clock>,
-    /// Who is told of every decision.
-    pub sink: Arc<dyn DecisionSink>,
-    /// Where metrics go.
-    pub recorder: Recorder,
-}
-
-impl Default for DriverConfig {
-    fn default() -> Self {
-        Self {
-            tick: Duration::from_secs(1),
-            history: 120,
-            history_revisions: 10_000,
-            asleep_histories: 1_000,
-            measurement_age: Duration::from_secs(30),
-            measured_revisions: 100_000,
-            clock: Arc::new(SystemClock),
-            sink: Arc::new(NoSink),
-            recorder: Recorder::default(),
-        }
-    }
-}
-
-impl DriverConfig {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// All mistakes at once, each with its field.
-    pub fn validate(&self) -> Result<(), SpecErrors> {
-        let mut errors = SpecErrors::default();
-        if self.tick < Duration::from_millis(50) || self.tick > Duration::from_secs(60) {
-            errors.push("tick", format!("{:?}", self.tick), "50ms to 60s");
-        }
-        if self.history > 100_000 {
-            errors.push("history", self.history, "at most 100000 records per revision");
-        }
-        if self.measurement_age < self.tick {
-            errors.push(
-                "measurement_age",
-                format!("{:?}", self.measurement_age),
-                "at least one tick, else no measurement would ever count",
-            );
-        }
-        errors.into_result()
-    }
-}
-
-/// A measurement that the pool can't make, given to [`Driver::report`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Measurement {
-    /// What waits upstream of the revision's triggers.
-    Backlog(u64),
-    /// Mean CPU per ready instance, in cores.
-    Cpu(f64),
-    /// Mean memory per ready instance, in bytes.
-    Memory(f64),
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Reported {
-    backlog: Option<(u64, Nanos)>,
-    cpu: Option<(f64, Nanos)>,
-    memory: Option<(f64, Nanos)>,
-}
 
 /// What the pool is to be told of a batch.
 type Intents = smallvec::SmallVec<[(RevisionKey, u32); BATCH]>;
@@ -153,12 +79,11 @@ pub struct Driver {
     scalers: Scalers,
     config: DriverConfig,
     shards: Vec<Mutex<Shard>>,
-    reported: Mutex<HashMap<RevisionKey, Reported>>,
+    measured: Measured,
     asleep: Mutex<Asleep>,
     initialized: Mutex<HashSet<RevisionKey>>,
     histories: AtomicUsize,
-    born: Mutex<Option<Nanos>>,
-    origin: Instant,
+    time: Time,
     metrics: Handles,
 }
 
@@ -190,17 +115,18 @@ impl Driver {
         config.history = config.history.min(100_000);
         config.measurement_age = config.measurement_age.max(config.tick);
         let metrics = Handles::new(&config.recorder);
+        let age = i64::try_from(config.measurement_age.as_nanos()).unwrap_or(i64::MAX);
+        let measured = Measured::new(age, config.measured_revisions);
         Arc::new(Self {
             shards: (0..pool.shards()).map(|_| Mutex::new(Shard::new(scalers.as_slice()))).collect(),
             pool,
             scalers,
             config,
-            reported: Mutex::default(),
+            measured,
             asleep: Mutex::default(),
             initialized: Mutex::default(),
             histories: AtomicUsize::new(0),
-            born: Mutex::new(None),
-            origin: Instant::now(),
+            time: Time::new(),
             metrics,
         })
     }
@@ -237,14 +163,14 @@ impl Driver {
                 _ = timer.tick() => {}
             }
             let began = Instant::now();
-            let (now, mono) = (self.config.clock.now(), self.monotonic());
+            let (now, mono) = (self.config.clock.now(), self.time.now());
             for shard in (count * step / steps)..(count * (step + 1) / steps) {
                 self.visit(shard, now, mono);
             }
             step = (step + 1) % steps;
             self.metrics.tick.record(began.elapsed().as_secs_f64());
             if step == 0 {
-                self.after_round(now, mono);
+                self.after_round(mono);
             }
         }
     }
@@ -252,86 +178,48 @@ impl Driver {
     /// One tick of everything at `now`, for simulators: time is what the caller says. Not to be mixed with
     /// [`Driver::run`].
     pub fn step(&self, now: Timestamp) {
+        self.time.step(now.0);
         for shard in 0..self.shards.len() {
             self.visit(shard, now, now.0);
         }
-        self.after_round(now, now.0);
+        self.after_round(now.0);
     }
 
-    fn monotonic(&self) -> Nanos {
-        i64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(i64::MAX)
-    }
-
-    fn after_round(&self, _now: Timestamp, mono: Nanos) {
+    fn after_round(&self, mono: Nanos) {
         let active: usize = self.shards.iter().map(|shard| shard.lock().rows.len()).sum();
         self.metrics.active.set(active as f64);
-        let age = i64::try_from(self.config.measurement_age.as_nanos()).unwrap_or(i64::MAX);
-        let fresh = |at: Nanos| mono.saturating_sub(at) <= age;
-        self.reported.lock().retain(|_, reported| {
-            reported.backlog.is_some_and(|(_, at)| fresh(at))
-                || reported.cpu.is_some_and(|(_, at)| fresh(at))
-                || reported.memory.is_some_and(|(_, at)| fresh(at))
-        });
+        self.measured.expire(mono);
     }
 
-    /// Takes a measurement. A backlog of a revision that sleeps is decided on at once, so that it wakes with as many
-    /// instances as the backlog needs.
+    /// Takes a measurement. A backlog or a named measurement of a revision that sleeps is decided on at once, so that it
+    /// wakes with as many instances as are needed.
     ///
     /// # Errors
-    /// `InvalidSpec` for what is no measurement (NaN, infinite, negative); `Exhausted` when too many revisions have
-    /// measurements.
+    /// `InvalidSpec` for what is no measurement (NaN, infinite, negative, no name); `Exhausted` when too many revisions
+    /// have measurements, or this one too many names.
     pub fn report(&self, revision: RevisionKey, measurement: Measurement) -> sas_core::Result<()> {
-        if let Measurement::Cpu(value) | Measurement::Memory(value) = measurement
-            && !(value >= 0.0 && value.is_finite())
-        {
-            return Err(sas_core::Error::new(
-                sas_core::ErrorKind::InvalidSpec,
-                "report",
-                format!("{measurement:?} is no measurement: give a number from 0"),
-            ));
-        }
-        let now = self.config.clock.now();
-        let mono = match *self.born.lock() {
-            // A simulator's time, when that is what drives it.
-            Some(born) if born > self.monotonic() => now.0,
-            _ => self.monotonic(),
-        };
-        {
-            let mut all = self.reported.lock();
-            if all.len() >= self.config.measured_revisions && !all.contains_key(&revision) {
-                return Err(sas_core::Error::new(
-                    sas_core::ErrorKind::Exhausted,
-                    "report",
-                    format!("{} revisions have measurements already", all.len()),
-                ));
-            }
-            let reported = all.entry(revision).or_default();
-            match measurement {
-                Measurement::Backlog(value) => reported.backlog = Some((value, mono)),
-                Measurement::Cpu(value) => reported.cpu = Some((value, mono)),
-                Measurement::Memory(value) => reported.memory = Some((value, mono)),
-            }
-        }
-        if matches!(measurement, Measurement::Backlog(waiting) if waiting > 0) {
-            self.wake(revision, measurement, now);
+        let at = self.time.now();
+        self.measured.take(revision, &measurement, at)?;
+        if measurement.may_wake() {
+            self.wake(revision, self.config.clock.now(), at);
         }
         Ok(())
     }
 
-    /// Decides for a revision that sleeps.
-    fn wake(&self, revision: RevisionKey, measurement: Measurement, now: Timestamp) {
+    /// Decides for a revision that sleeps. What wakes it has the next number of its decisions and stands in its
+    /// history, with the state that it came from.
+    fn wake(&self, revision: RevisionKey, now: Timestamp, mono: Nanos) {
         let Some(status) = self.pool.status(revision) else { return };
         if status.ready + status.starting > 0 || status.desired > 0 {
             return;
         }
         let Some(deployed) = self.pool.deployed(revision) else { return };
         let Some((_, scaler)) = self.scaler_of(&deployed) else { return };
-        let mut load = Load::idle(revision);
-        if let Measurement::Backlog(waiting) = measurement {
-            load.backlog = Some(waiting);
-        }
+        let (mut load, mut named) = (Load::idle(revision), NamedValues::NONE);
+        self.measured.add_to(std::iter::once((&mut load, &mut named)), mono);
         let spec = &deployed.spec;
         let input = ScaleInput::new(0, now, &spec.scaling, &load, Some(0))
+            .named(&named)
             .of(spec.concurrency, Some(&spec.resources));
         let mut states = scaler.new_states();
         let mut out = Vec::with_capacity(1);
@@ -342,13 +230,43 @@ impl Driver {
         }
         let Some(mut decision) = out.pop() else { return };
         decision.version = scaler.version();
-        Governor::new(&spec.scaling, &load, false, true).apply(&input, &mut decision);
-        if let Verdict::Set(desired) = decision.verdict
-            && desired > 0
-        {
-            self.metrics.up.increment(1);
-            self.pool.set_desired(revision, desired);
-            self.config.sink.decided(revision, &DecisionRecord::new(0, now, load, Some(0), decision));
+        let before = Governor::new(&spec.scaling, &load, false, true);
+        before.clone().apply(&input, &mut decision);
+        let Verdict::Set(desired @ 1..) = decision.verdict else { return };
+        self.metrics.up.increment(1);
+        self.pool.set_desired(revision, desired);
+        let mut record = DecisionRecord::new(0, now, load, Some(0), decision);
+        record.named = named;
+        let checkpoint = Checkpoint {
+            scaler: scaler.name().to_owned(),
+            version: scaler.version(),
+            state: None,
+            governor: before,
+            desired: Some(0),
+        };
+        self.keep(&deployed, checkpoint, &mut record);
+        self.config.sink.decided(revision, &record);
+    }
+
+    /// Numbers a decision that was made outside of the ticks, and keeps it where the revision's history is.
+    fn keep(&self, deployed: &Arc<Deployed>, checkpoint: Checkpoint, record: &mut DecisionRecord) {
+        let revision = record.load.revision;
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let Some(row) = shard.rows.get(&revision).copied() else { continue };
+            let Some(entry) = shard.entries[row as usize].as_mut() else { continue };
+            entry.sequence += 1;
+            record.sequence = entry.sequence;
+            if let Some(history) = entry.history.as_mut() {
+                history.alone(checkpoint, record.clone());
+            }
+            return;
+        }
+        let history = self.asleep_history(revision).or_else(|| self.new_history());
+        record.sequence = history.as_ref().map_or(0, |history| history.last_sequence()) + 1;
+        if let Some(mut history) = history {
+            history.alone(checkpoint, record.clone());
+            self.keep_asleep(revision, Arc::clone(deployed), history);
         }
     }
 
@@ -397,7 +315,7 @@ impl Driver {
     /// Visits one shard: its active revisions are decided, those that went to sleep are forgotten, and those whose
     /// time to wake has come are asked.
     fn visit(&self, at: usize, now: Timestamp, mono: Nanos) {
-        let born = *self.born.lock().get_or_insert(mono);
+        let born = self.time.born(mono);
         let mut shard = self.shards[at].lock();
         let shard = &mut *shard;
         let mut loads = std::mem::take(&mut shard.loads);
@@ -405,7 +323,7 @@ impl Driver {
         self.pool.take_load(at, &mut |load, deployed| {
             let row =
                 shard.row(load.revision).unwrap_or_else(|| self.begin(shard, load, deployed, mono, born));
-            loads.push(Seen { load: *load, row, scaler: None, elapsed: 0 });
+            loads.push(Seen { load: *load, named: NamedValues::NONE, row, scaler: None, elapsed: 0 });
         });
         let mut turns = std::mem::take(&mut shard.turns);
         shard.seat(&loads, &mut turns);
@@ -419,7 +337,7 @@ impl Driver {
             entry.seen = entry.seen.max(mono);
             entry.asleep = false;
         }
-        self.add_reported(&mut loads, mono);
+        self.measured.add_to(loads.iter_mut().map(|seen| (&mut seen.load, &mut seen.named)), mono);
         self.decide(shard, &loads, &turns, now);
         shard.loads = loads;
         self.put_to_sleep(shard, &mut turns, now, mono);
@@ -484,27 +402,6 @@ impl Driver {
         Some(history)
     }
 
-    fn add_reported(&self, loads: &mut [Seen], mono: Nanos) {
-        let reported = self.reported.lock();
-        if reported.is_empty() {
-            return;
-        }
-        let age = i64::try_from(self.config.measurement_age.as_nanos()).unwrap_or(i64::MAX);
-        for Seen { load, .. } in loads {
-            let Some(found) = reported.get(&load.revision) else { continue };
-            let fresh = |at: Nanos| mono.saturating_sub(at) <= age;
-            if let Some((value, _)) = found.backlog.filter(|(_, at)| fresh(*at)) {
-                load.backlog = Some(value);
-            }
-            if let Some((value, _)) = found.cpu.filter(|(_, at)| fresh(*at)) {
-                load.cpu = Some(value);
-            }
-            if let Some((value, _)) = found.memory.filter(|(_, at)| fresh(*at)) {
-                load.memory = Some(value);
-            }
-        }
-    }
-
     /// Decides for `loads`, batch by batch, scaler by scaler.
     fn decide(&self, shard: &mut Shard, loads: &[Seen], turns: &[u32], now: Timestamp) {
         let Shard { entries, states, decisions, .. } = shard;
@@ -563,7 +460,7 @@ impl Driver {
             let mut inputs = smallvec::SmallVec::<[ScaleInput<'_>; BATCH]>::new();
             for seen in batch() {
                 let Some(entry) = entries[seen.row as usize].as_ref() else { continue };
-                inputs.push(input_of(entry, &seen.load, seen.row, seen.elapsed, now));
+                inputs.push(input_of(entry, &seen.load, seen.row, seen.elapsed, now).named(&seen.named));
             }
             self.tick_all(&**scaler, &mut **states, &inputs, decisions);
         }
@@ -637,6 +534,7 @@ impl Driver {
         let elapsed = Duration::from_nanos(seen.elapsed.unsigned_abs());
         let input = ScaleInput::new(seen.row, now, &spec.scaling, &seen.load, previous)
             .over(elapsed)
+            .named(&seen.named)
             .of(spec.concurrency, Some(&spec.resources));
         let was_initialized = governor.is_initialized();
         governor.apply(&input, &mut decision);
@@ -659,6 +557,7 @@ impl Driver {
         *sequence += 1;
         let mut record = DecisionRecord::new(*sequence, now, seen.load, previous, decision);
         record.elapsed = elapsed;
+        record.named = seen.named.clone();
         self.config.sink.decided(*key, &record);
         if let Some(history) = history {
             history.push(record);
@@ -716,19 +615,28 @@ impl Driver {
         }
         let Some(mut history) = entry.history else { return };
         history.interrupt();
-        let mut asleep = self.asleep.lock();
-        if registered && self.config.asleep_histories > 0 {
-            asleep.turn += 1;
-            let turn = asleep.turn;
-            asleep.order.insert(turn, entry.key);
-            asleep.histories.insert(entry.key, (turn, entry.deployed, history));
-            if asleep.order.len() > self.config.asleep_histories
-                && let Some((_, oldest)) = asleep.order.pop_first()
-            {
-                asleep.histories.remove(&oldest);
-                self.histories.fetch_sub(1, Ordering::Relaxed);
-            }
+        if registered {
+            self.keep_asleep(entry.key, entry.deployed, history);
         } else {
+            self.histories.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Keeps the history of a revision that sleeps; the oldest goes when there are too many.
+    fn keep_asleep(&self, revision: RevisionKey, deployed: Arc<Deployed>, history: Box<History>) {
+        if self.config.asleep_histories == 0 {
+            self.histories.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        let mut asleep = self.asleep.lock();
+        asleep.turn += 1;
+        let turn = asleep.turn;
+        asleep.order.insert(turn, revision);
+        asleep.histories.insert(revision, (turn, deployed, history));
+        if asleep.order.len() > self.config.asleep_histories
+            && let Some((_, oldest)) = asleep.order.pop_first()
+        {
+            asleep.histories.remove(&oldest);
             self.histories.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -755,7 +663,14 @@ impl Driver {
                 entry.seen = mono;
             }
             let scaler = shard.entries[row as usize].as_ref().and_then(|entry| entry.scaler);
-            let seen = Seen { load: Load::idle(key), row, scaler, elapsed: elapsed.max(0) };
+            let mut seen = Seen {
+                load: Load::idle(key),
+                named: NamedValues::NONE,
+                row,
+                scaler,
+                elapsed: elapsed.max(0),
+            };
+            self.measured.add_to(std::iter::once((&mut seen.load, &mut seen.named)), mono);
             self.decide(shard, &[seen], &[0], now);
             let again = shard.entries[row as usize]
                 .as_ref()
