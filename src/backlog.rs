@@ -1,10 +1,10 @@
-//! What waits upstream of declared triggers, told to the scaling driver.
+//! What is measured of services outside of the pool, told to the scaling driver by the traffic of their revisions.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sas_autoscale::{Driver, Measurement};
 use sas_control::Control;
-use sas_core::Clock;
+use sas_core::{Clock, Result, RevisionKey};
 use sas_trigger::TriggerHost;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -35,14 +35,12 @@ pub(crate) async fn report(
             waiting = triggers.backlogs(PERIOD) => waiting,
         };
         for (service, waiting) in waiting {
-            let shares = shares(&control, &*clock, &service);
-            for (revision, percent) in shares {
-                let Some(key) = service
-                    .split_once('/')
-                    .and_then(|(namespace, name)| control.revision_key(namespace, name, &revision))
-                else {
-                    continue;
-                };
+            // Services whose triggers stay a moment longer than they do have none.
+            let shares = service
+                .split_once('/')
+                .and_then(|(namespace, name)| shares(&control, &*clock, namespace, name).ok())
+                .unwrap_or_default();
+            for (key, percent) in shares {
                 let share = (u128::from(waiting) * u128::from(percent)).div_ceil(100);
                 let backlog = Measurement::Backlog(u64::try_from(share).unwrap_or(u64::MAX));
                 if let Err(error) = driver.report(key, backlog) {
@@ -53,13 +51,23 @@ pub(crate) async fn report(
     }
 }
 
-/// Percent of the traffic by revision; none for a service that there is not.
-fn shares(control: &Control, clock: &dyn Clock, service: &str) -> BTreeMap<String, u32> {
+/// Percent of the traffic by revision that runs.
+///
+/// # Errors
+/// `NotFound` when there is no such service.
+pub(crate) fn shares(
+    control: &Control,
+    clock: &dyn Clock,
+    namespace: &str,
+    service: &str,
+) -> Result<BTreeMap<RevisionKey, u32>> {
     let mut shares = BTreeMap::new();
-    let record = service.split_once('/').and_then(|(namespace, name)| control.record(namespace, name).ok());
-    for share in record.iter().flat_map(|record| record.shares(clock.now())) {
-        *shares.entry(share.revision).or_insert(0) += share.percent.min(100);
+    for share in control.record(namespace, service)?.shares(clock.now()) {
+        if let Some(key) = control.revision_key(namespace, service, &share.revision)
+            && share.percent > 0
+        {
+            *shares.entry(key).or_insert(0) += share.percent.min(100);
+        }
     }
-    shares.retain(|_, percent| *percent > 0);
-    shares
+    Ok(shares)
 }

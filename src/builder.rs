@@ -732,6 +732,7 @@ impl PlatformBuilder {
             control,
             triggers,
             driver,
+            clock: self.clock,
             gateway,
             pool,
             runtimes: self.runtimes,
@@ -746,7 +747,7 @@ impl PlatformBuilder {
         };
         let mut server_config = self.server;
         server_config.recorder = recorder;
-        match parts.start(self.listen, self.admin, socket, server_config, self.clock).await {
+        match parts.start(self.listen, self.admin, socket, server_config).await {
             Ok(()) => Ok(Platform::new(parts)),
             Err(error) => {
                 Platform::new(parts).shutdown(Duration::from_secs(1)).await;
@@ -787,7 +788,6 @@ impl Parts {
         admin: Option<SocketAddr>,
         socket: Option<PathBuf>,
         server: ServerConfig,
-        clock: Arc<dyn Clock>,
     ) -> Result<(), BuildError> {
         // Ports first: a port that is taken is the mistake that is quickest to mend.
         let bind = async |address: Option<SocketAddr>, handler: Arc<dyn Handler>, name| match address {
@@ -814,7 +814,7 @@ impl Parts {
             Arc::clone(&self.triggers),
             Arc::clone(&self.control),
             Arc::clone(&self.driver),
-            clock,
+            Arc::clone(&self.clock),
             self.stop.clone(),
         ));
         self.tasks.close();

@@ -2,11 +2,11 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use sas_autoscale::Driver;
+use sas_autoscale::{Driver, Measurement};
 use sas_control::{Admin, Applied, Control, DeployOutcome, Recovery};
 use sas_core::{
-    CallError, Cx, DecisionQuery, Invoker as _, LogQuery, Payer, Pool, Request, Response, Result,
-    RevisionSpec, Runtime, Source, Target, UsageQuery,
+    CallError, Clock, Cx, DecisionQuery, Error, ErrorKind, Invoker as _, LogQuery, Payer, Pool, Request,
+    Response, Result, RevisionSpec, Runtime, Source, Target, UsageQuery,
 };
 use sas_knative::manifest::{Manifest, parse};
 #[cfg(unix)]
@@ -16,7 +16,7 @@ use sas_trigger::TriggerHost;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{PlatformBuilder, access::Keys, builder::OwnStore};
+use crate::{PlatformBuilder, access::Keys, backlog::shares, builder::OwnStore};
 
 /// [`Platform::call`] is held to the service's own `timeouts.request`, however long; this only has to be longer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -27,6 +27,8 @@ pub(crate) struct Parts {
     pub(crate) control: Arc<Control>,
     pub(crate) triggers: Arc<TriggerHost>,
     pub(crate) driver: Arc<Driver>,
+    /// Wall time, by which shares of the traffic move.
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) pool: Arc<dyn Pool>,
     pub(crate) runtimes: Vec<Arc<dyn Runtime>>,
@@ -188,6 +190,31 @@ impl Platform {
     /// can't be prepared. What served before goes on serving.
     pub async fn deploy(&self, namespace: &str, name: &str, spec: RevisionSpec) -> Result<DeployOutcome> {
         self.parts.control.deploy_spec(namespace, name, spec).await
+    }
+
+    /// Reports what the host measured of a service: sessions, orders in progress, the depth of a queue. It is of the
+    /// whole service, in the unit of the target that the spec names (`sas.dev/metrics: custom.NAME=TARGET`); each
+    /// revision gets its share by its share of the traffic. It counts for `DriverConfig::measurement_age`, so it is to
+    /// be reported again before that. A revision that sleeps wakes for it at once, with as many instances as are
+    /// needed.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such service; `InvalidSpec` for a value that is not a number from 0, or a name that
+    /// is not 1 to 63 letters, digits, dashes, dots or underscores; `Unavailable` when no revision of it takes traffic
+    /// yet; `Exhausted` when too many are measured.
+    pub fn report_metric(&self, namespace: &str, service: &str, name: &str, value: f64) -> Result<()> {
+        let parts = &self.parts;
+        let shares = shares(&parts.control, &*parts.clock, namespace, service)?;
+        if shares.is_empty() {
+            let message =
+                format!("no revision of {namespace}/{service} takes traffic yet: report it again later");
+            return Err(Error::new(ErrorKind::Unavailable, "report", message));
+        }
+        for (revision, percent) in shares {
+            let share = value * f64::from(percent) / 100.0;
+            parts.driver.report(revision, Measurement::Named(name.to_owned(), share))?;
+        }
+        Ok(())
     }
 
     /// Calls a service as a trigger or a client would: routed, metered, waking it.

@@ -1,7 +1,10 @@
 //! Scaling through a whole platform: which scalers there are, and what is measured outside.
 
+use std::time::Duration;
+
 use sas::{
-    core::{Decision, Policy, Reason, ScaleInput},
+    autoscale::{CustomMetric, Options},
+    core::{Decision, Policy, Reason, RevisionKey, ScaleInput},
     prelude::*,
 };
 use serde_json::Value;
@@ -79,5 +82,66 @@ async fn a_scaler_that_nobody_has_is_refused_wherever_it_comes_from_and_ones_own
     spec.scaling.scaler = "one-spare".to_owned();
     platform.deploy("default", "right", spec).await.expect("a custom scaler is known");
     platform.apply(&manifest("too", "sas.dev/scaler: one-spare"), None).await.expect("in manifests too");
-    platform.shutdown(std::time::Duration::from_secs(5)).await;
+    platform.shutdown(Duration::from_secs(5)).await;
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..400 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("not within ten seconds: {what}");
+}
+
+fn key(platform: &Platform, service: &str) -> RevisionKey {
+    let revision = format!("{service}-00001");
+    platform.control().revision_key("default", service, &revision).expect("a revision that runs")
+}
+
+#[tokio::test]
+async fn a_metric_that_the_host_reports_by_service_and_name_scales_and_wakes_it() {
+    let platform = platform().await;
+    let ready = |key| platform.pool().status(key).expect("it is registered").ready;
+
+    // Asleep from the beginning: it wakes at the report, with what the report asks for.
+    let mut spec = RevisionSpec::new("inline", Source::Function("good".to_owned()));
+    spec.scaling.scaler = "combined".to_owned();
+    spec.scaling.initial = 0;
+    Options::edit(&mut spec.scaling, |options| options.custom = vec![CustomMetric::new("sessions", 10.0)])
+        .expect("options");
+    platform.deploy("default", "asleep", spec).await.expect("deployed");
+    let asleep = key(&platform, "asleep");
+    assert_eq!(ready(asleep), 0);
+    platform.report_metric("default", "asleep", "sessions", 35.0).expect("taken");
+    let first = platform.driver().history(asleep).into_iter().next().expect("it is decided at once");
+    assert_eq!((first.sequence, first.previous, first.decision.desired()), (1, Some(0), Some(4)));
+    until("four are ready", || ready(asleep) == 4).await;
+
+    // The same in a manifest; what runs follows the reports.
+    platform.apply(&manifest("runs", "sas.dev/metrics: custom.orders=2"), None).await.expect("applied");
+    let runs = key(&platform, "runs");
+    platform.report_metric("default", "runs", "orders", 5.0).expect("taken");
+    until("three are ready", || ready(runs) == 3).await;
+    until("the decision is kept", || {
+        platform.driver().history(runs).iter().any(|record| {
+            let because = record.decision.details.as_ref().and_then(|details| details.because.as_deref());
+            record.named.get("orders") == Some(5.0)
+                && because == Some("orders")
+                && record.decision.named_votes()[0].desired == Some(3)
+        })
+    })
+    .await;
+    let (status, told) = admin(&platform, "GET", "/v1/services/default/runs/decisions", "").await;
+    assert!(status == 200 && told.to_string().contains(r#""because":"orders""#), "{status} {told}");
+
+    let kind = |service, name, value| {
+        let refused = platform.report_metric("default", service, name, value);
+        refused.expect_err("it is no report").kind
+    };
+    assert_eq!(kind("nobody", "orders", 1.0), ErrorKind::NotFound);
+    assert_eq!(kind("runs", "two words", 1.0), ErrorKind::InvalidSpec);
+    assert_eq!(kind("runs", "orders", f64::NAN), ErrorKind::InvalidSpec);
+    platform.shutdown(Duration::from_secs(5)).await;
 }

@@ -124,12 +124,10 @@ impl Policy for Combined {
         let mut named = Vec::new();
         for metric in &options.custom {
             let value = input.named.get(&metric.name);
-            let desired =
-                value.map(
-                    |value| {
-                        if value > metric.activation { instances(value, metric.target).max(1) } else { 0 }
-                    },
-                );
+            let desired = value.map(|value| match value > metric.activation {
+                true => instances(value, metric.target).max(1),
+                false => 0,
+            });
             said.push(match desired {
                 Some(0) => Says::Wants(0, Reason::Idle, Clamps::default()),
                 Some(wanted) => Says::Wants(wanted, Reason::Stable, Clamps::default()),
@@ -142,18 +140,17 @@ impl Policy for Combined {
             Combine::Priority => by_priority(&said),
             Combine::Max => by_maximum(&said, current),
         };
-        if let Some(desired) = decision.desired().filter(|desired| *desired > 0)
-            && let Some(metric) = decided_by(&said, options.combine, desired)
-                .and_then(|at| options.custom.get(at.checked_sub(listed)?))
-        {
-            decision = decision.because(&metric.name);
-        }
-        for vote in named {
-            decision.push_named(vote);
-        }
-        // Whoever waits is served, whatever the metrics are about.
-        let needs =
-            if current == 0 { waiting_needs(input).max(u32::from(has_traffic(input.load))) } else { 0 };
+        let chosen = decision
+            .desired()
+            .filter(|desired| *desired > 0)
+            .and_then(|desired| decided_by(&said, options.combine, desired))
+            .and_then(|at| options.custom.get(at.checked_sub(listed)?));
+        // Whoever waits is served, whatever the metrics are about; whoever is served needs an instance.
+        let needs = match decision.verdict {
+            _ if current == 0 => waiting_needs(input).max(u32::from(has_traffic(input.load))),
+            Verdict::Set(_) => u32::from(has_traffic(input.load)),
+            Verdict::Hold => 0,
+        };
         if needs > decision.desired().unwrap_or(0) {
             decision.verdict = Verdict::Set(needs);
             decision.reason = Reason::Waiting;
@@ -162,7 +159,16 @@ impl Policy for Combined {
         decision.excess_burst = excess_burst.unwrap_or(0);
         state.delay.hold(spec.scale_down_delay, &mut decision);
         self.bounds(state, input, options, &mut decision);
-        decision
+        for vote in named {
+            decision.push_named(vote);
+        }
+        match chosen {
+            // Else something above the metrics decided.
+            Some(metric) if matches!(decision.reason, Reason::Stable | Reason::Fallback) => {
+                decision.because(&metric.name)
+            }
+            _ => decision,
+        }
     }
 
     fn wake_at(&self, state: &CombinedState, input: &ScaleInput<'_>) -> Option<Timestamp> {

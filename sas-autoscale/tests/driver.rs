@@ -10,8 +10,10 @@ use std::{
     time::Duration,
 };
 
-use sas_autoscale::{BacklogSpec, Options};
-use sas_autoscale::{Driver, DriverConfig, Measurement, default_scalers, kpa::Kpa, replay, what_if};
+use sas_autoscale::{
+    Backlog, BacklogSpec, Combined, CustomMetric, Driver, DriverConfig, Measurement, Options,
+    default_scalers, kpa::Kpa, replay, what_if,
+};
 use sas_core::{
     Clamps, Decision, DecisionRecord, DecisionSink, Fidelity, Policy, Reason, RevisionKey, ScaleInput,
     Scaler, ScalingSpec, Timestamp, Verdict,
@@ -134,12 +136,100 @@ fn a_backlog_wakes_as_many_as_it_needs_in_one_decision() {
 }
 
 #[test]
-fn a_backlog_that_is_not_a_number_is_refused_by_name() {
+fn a_decision_that_wakes_has_the_next_number_and_stands_in_the_history() {
+    let pool = FakePool::new(2);
+    let mut spec = quick();
+    spec.scaler = "backlog".to_owned();
+    let mut backlog = BacklogSpec::default();
+    backlog.target = 5.0;
+    Options::edit(&mut spec, |options| options.backlog = Some(backlog)).unwrap();
+    let revision = pool.add(1, spec, 1);
+    let told = Arc::new(Told::default());
+    let mut config = DriverConfig::default();
+    config.sink = told.clone();
+    let driver = Driver::new(pool.clone(), default_scalers(), config);
+    let mut second = 0;
+    for woken in 1..=2 {
+        second += 1;
+        driver.step(at(second));
+        let before = driver.history(revision).last().map_or(0, |record| record.sequence);
+        driver.report(revision, Measurement::Backlog(20 * woken)).unwrap();
+        let history = driver.history(revision);
+        let record = history.last().expect("it is kept");
+        assert_eq!(record.sequence, before + 1);
+        assert_eq!((record.previous, record.load.backlog), (Some(0), Some(20 * woken)));
+        assert_eq!(record.decision.desired(), Some(4 * woken as u32));
+        let stretch = driver.stretch(revision).unwrap();
+        assert_eq!(stretch.records, [record.clone()], "nothing came before it");
+        assert_eq!(replay(&Backlog, &stretch).unwrap(), [record.decision.clone()], "from the state it names");
+        // It runs, what waited is done, and it goes back to sleep.
+        for _ in 0..60 {
+            second += 1;
+            pool.settle(revision);
+            driver.report(revision, Measurement::Backlog(0)).unwrap();
+            driver.step(at(second));
+        }
+        assert_eq!(pool.desired(revision), 0);
+        pool.settle(revision);
+    }
+    let numbers: Vec<_> = told.0.lock().unwrap().iter().map(|(_, sequence)| *sequence).collect();
+    assert!(numbers.len() > 4, "{numbers:?}");
+    assert!(numbers.iter().copied().eq(1..=numbers.len() as u64), "each number once, in order: {numbers:?}");
+}
+
+#[test]
+fn a_named_measurement_wakes_above_its_activation_and_is_kept_with_the_decision() {
+    let pool = FakePool::new(1);
+    let mut spec = quick();
+    spec.scaler = "combined".to_owned();
+    let mut sessions = CustomMetric::new("sessions", 10.0);
+    sessions.activation = 5.0;
+    Options::edit(&mut spec, |options| options.custom = vec![sessions]).unwrap();
+    let revision = pool.add(0, spec, 1);
+    let driver = driver(&pool);
+    driver.step(at(0));
+    let sessions = |value| Measurement::Named("sessions".to_owned(), value);
+    driver.report(revision, sessions(5.0)).unwrap();
+    driver.report(revision, Measurement::Named("other".to_owned(), 500.0)).unwrap();
+    assert!(pool.with(revision, |r| r.asked.is_empty()), "not above it, and nobody asked for the other");
+    driver.report(revision, sessions(35.0)).unwrap();
+    assert_eq!(pool.with(revision, |r| r.asked.clone()), [4], "without waiting for a tick");
+    pool.settle(revision);
+    driver.report(revision, sessions(61.0)).unwrap();
+    driver.step(at(1));
+    let history = driver.history(revision);
+    assert_eq!(history.iter().map(|record| record.sequence).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(
+        history.iter().map(|record| record.named.get("sessions")).collect::<Vec<_>>(),
+        [Some(35.0), Some(61.0)]
+    );
+    assert_eq!(history[1].decision.desired(), Some(7));
+    let stored = serde_json::to_string(&history).unwrap();
+    assert_eq!(serde_json::from_str::<Vec<DecisionRecord>>(&stored).unwrap(), history);
+    let stretch = driver.stretch(revision).unwrap();
+    assert_eq!(replay(&Combined::new(), &stretch).unwrap(), [history[1].decision.clone()]);
+    // Nobody reports it any more: it counts no longer, and what runs stays.
+    pool.settle(revision);
+    driver.step(at(2) + DriverConfig::default().measurement_age);
+    let last = driver.history(revision).pop().unwrap();
+    assert!(last.named.is_empty());
+    assert_eq!((last.decision.verdict, last.decision.reason), (Verdict::Hold, Reason::NoData));
+}
+
+#[test]
+fn what_is_no_measurement_is_refused_by_name() {
     let pool = FakePool::new(1);
     let driver = driver(&pool);
+    let report = |measurement| driver.report(RevisionKey::new(0, 0), measurement).unwrap_err().to_string();
     for value in [f64::NAN, f64::INFINITY, -1.0] {
-        let error = driver.report(RevisionKey::new(0, 0), Measurement::Cpu(value)).unwrap_err();
-        assert!(error.to_string().contains("Cpu"), "{error}");
+        let error = report(Measurement::Cpu(value));
+        assert!(error.contains("Cpu"), "{error}");
+        let error = report(Measurement::Named("sessions".to_owned(), value));
+        assert!(error.contains("sessions"), "{error}");
+    }
+    for name in ["", "two words", &"x".repeat(64)] {
+        let error = report(Measurement::Named(name.to_owned(), 1.0));
+        assert!(error.contains(&format!("{name:?}")) && error.contains("63"), "{error}");
     }
 }
 

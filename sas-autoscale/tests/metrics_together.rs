@@ -7,12 +7,12 @@ use sas_autoscale::{
     Backlog, Combined, InstanceMetrics, Resource, ScheduleParser, Scheduled, WindowBounds, replicas_of,
 };
 use sas_autoscale::{
-    BacklogSpec, Combine, Fallback, FallbackBehavior, MetricSpec, MetricTarget, Options, ResourceSpec,
-    ScalingPolicy, ScalingRules, ScheduleWindow, SelectPolicy,
+    BacklogSpec, Combine, CustomMetric, Fallback, FallbackBehavior, MetricSpec, MetricTarget, Options,
+    ResourceSpec, ScalingPolicy, ScalingRules, ScheduleWindow, SelectPolicy,
 };
 use sas_core::{
-    Clamps, Decision, Load, Metric, Policy, Reason, Resources, RevisionKey, ScaleInput, ScalingSpec,
-    Schedule, Timestamp, Verdict,
+    Clamps, Decision, Load, Metric, NamedValues, NamedVote, Policy, Reason, Resources, RevisionKey,
+    ScaleInput, ScalingSpec, Schedule, Timestamp, Verdict,
 };
 
 const START: Timestamp = Timestamp::from_secs(1_700_000_000);
@@ -42,10 +42,16 @@ impl<P: Policy> Run<P> {
     }
 
     fn tick(&mut self, load: &Load) -> Decision {
+        self.tick_with(load, &NamedValues::NONE)
+    }
+
+    fn tick_with(&mut self, load: &Load, named: &NamedValues) -> Decision {
         self.now = self.now + Duration::from_secs(1);
         let mut resources = Resources::default();
         resources.cpu_request_millis = Some(1000);
-        let input = ScaleInput::new(0, self.now, &self.spec, load, self.desired).of(10, Some(&resources));
+        let input = ScaleInput::new(0, self.now, &self.spec, load, self.desired)
+            .named(named)
+            .of(10, Some(&resources));
         let decision = self.policy.decide(&mut self.state, &input);
         self.desired = decision.desired().or(self.desired);
         decision
@@ -419,4 +425,113 @@ fn a_sleeping_revision_knows_when_its_next_floor_opens() {
     let asleep = load(0);
     let input = ScaleInput::new(0, run.now, &run.spec, &asleep, Some(0));
     assert_eq!(run.policy.wake_at(&run.state, &input), Some(utc("2026-06-02T06:00:00Z")));
+}
+
+fn named(values: &[(&str, f64)]) -> NamedValues {
+    let mut named = NamedValues::NONE;
+    for (name, value) in values {
+        named.insert(*name, *value);
+    }
+    named
+}
+
+fn because(decision: &Decision) -> Option<&str> {
+    decision.details.as_ref()?.because.as_deref()
+}
+
+fn sessions_and_orders(spec: &mut ScalingSpec) {
+    Options::edit(spec, |options| {
+        options.metrics = vec![MetricSpec::new(Metric::Backlog, Some(MetricTarget::Average(10.0)))];
+        options.custom = vec![CustomMetric::new("sessions", 10.0), CustomMetric::new("orders", 2.0)];
+    })
+    .unwrap();
+}
+
+#[test]
+fn named_metrics_vote_and_decide_by_their_names() {
+    let mut run = Run::new(Combined::new(), sessions_and_orders);
+    let mut load = load(2);
+    load.backlog = Some(20);
+    let decision = run.tick_with(&load, &named(&[("sessions", 45.0), ("orders", 7.0), ("other", 1e9)]));
+    assert_eq!((decision.verdict, decision.reason), (Verdict::Set(5), Reason::Stable));
+    assert_eq!(because(&decision), Some("sessions"));
+    assert_eq!(
+        decision.named_votes(),
+        [
+            NamedVote::new("sessions", Some(45.0), 10.0, Some(5)),
+            NamedVote::new("orders", Some(7.0), 2.0, Some(4)),
+        ]
+    );
+    let decision = run.tick_with(&load, &named(&[("sessions", 45.0), ("orders", 14.0)]));
+    assert_eq!((decision.verdict, because(&decision)), (Verdict::Set(7), Some("orders")));
+    load.backlog = Some(200);
+    let decision = run.tick_with(&load, &named(&[("sessions", 45.0), ("orders", 14.0)]));
+    assert_eq!((decision.verdict, because(&decision)), (Verdict::Set(20), None), "the backlog decided");
+    assert_eq!(decision.named_votes().len(), 2, "the others have voted all the same");
+}
+
+#[test]
+fn a_named_metric_that_is_missing_lowers_nothing_and_by_priority_is_passed_over() {
+    let mut run = Run::new(Combined::new(), sessions_and_orders);
+    let mut load = load(4);
+    load.backlog = Some(10);
+    let held = run.tick_with(&load, &named(&[("sessions", 10.0)]));
+    assert_eq!((held.verdict, held.reason), (Verdict::Hold, Reason::NoData), "orders may be what needs four");
+    assert_eq!(held.named_votes()[1], NamedVote::new("orders", None, 2.0, None));
+    let raised = run.tick_with(&load, &named(&[("sessions", 60.0)]));
+    assert_eq!((raised.verdict, because(&raised)), (Verdict::Set(6), Some("sessions")));
+
+    let mut run = Run::new(Combined::new(), |spec| {
+        sessions_and_orders(spec);
+        Options::edit(spec, |options| {
+            options.metrics = Vec::new();
+            options.combine = Combine::Priority;
+        })
+        .unwrap();
+    });
+    let decision = run.tick_with(&load, &named(&[("sessions", 10.0), ("orders", 14.0)]));
+    assert_eq!((decision.verdict, decision.reason), (Verdict::Set(1), Reason::Stable));
+    let decision = run.tick_with(&load, &named(&[("orders", 14.0)]));
+    assert_eq!((decision.verdict, decision.reason), (Verdict::Set(7), Reason::Fallback));
+    assert_eq!(because(&decision), Some("orders"));
+}
+
+#[test]
+fn with_named_metrics_at_nothing_it_sleeps_unless_somebody_is_served() {
+    let mut run = Run::new(Combined::new(), |spec| {
+        Options::edit(spec, |options| options.custom = vec![CustomMetric::new("sessions", 10.0)]).unwrap();
+    });
+    let none = named(&[("sessions", 0.0)]);
+    let idle = run.tick_with(&load(3), &none);
+    assert_eq!((idle.verdict, idle.reason), (Verdict::Set(0), Reason::Idle));
+    let mut serving = load(3);
+    serving.concurrency = 0.5;
+    let kept = run.tick_with(&serving, &none);
+    assert_eq!((kept.verdict, kept.reason), (Verdict::Set(1), Reason::Waiting));
+    assert_eq!(because(&kept), None);
+    let mut waiting = load(0);
+    waiting.queued = 25;
+    let woken = run.tick_with(&waiting, &none);
+    assert_eq!((woken.verdict, woken.reason), (Verdict::Set(3), Reason::Waiting));
+}
+
+#[test]
+fn mistakes_in_named_metrics_are_refused_with_their_fields() {
+    let mut spec = ScalingSpec::default();
+    spec.scaler = "combined".to_owned();
+    Options::edit(&mut spec, |options| {
+        options.custom = vec![
+            CustomMetric::new("two words", 1.0),
+            CustomMetric::new("sessions", 0.0),
+            CustomMetric::new("sessions", 1.0),
+        ];
+        options.custom[0].activation = -1.0;
+    })
+    .unwrap();
+    let errors = Combined::new().validate(&spec).unwrap_err();
+    let fields: Vec<_> = errors.0.iter().map(|error| error.field.as_str()).collect();
+    for field in ["options.custom[0].name", "options.custom[0].activation", "options.custom[1].target"] {
+        assert!(fields.contains(&field), "{field} is not in {fields:?}");
+    }
+    assert!(fields.contains(&"options.custom[2].name"), "twice: {fields:?}");
 }
