@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use sas_autoscale::{
-    Combine, Fallback, MetricTarget, Options, ScalingPolicy, ScheduleParser, scalers_with_schedules,
+    Combine, CustomMetric, Fallback, MetricTarget, Options, ScalingPolicy, ScheduleParser,
+    scalers_with_schedules,
 };
 use sas_core::{Fidelity, Metric, Scalers, ScalingSpec, Schedule, SpecErrors, Timestamp};
 use sas_knative::{AutoscalerConfig, keys::own, scaling_from_annotations};
@@ -89,12 +90,30 @@ fn a_manifest_asks_for_windows_forecast_and_behavior() {
 }
 
 #[test]
+fn a_manifest_asks_for_metrics_that_the_host_names() {
+    let spec = read(&[(own::METRICS, "rps=100, custom.sessions=10, custom.queue.depth=1k")]).unwrap();
+    assert_eq!(spec.scaler, "combined");
+    let options = options_of(&spec);
+    assert_eq!(options.metrics.len(), 1);
+    assert_eq!(
+        options.custom,
+        [CustomMetric::new("sessions", 10.0), CustomMetric::new("queue.depth", 1000.0)]
+    );
+    let alone = read(&[(own::METRICS, "custom.sessions=10")]).unwrap();
+    assert_eq!((alone.scaler.as_str(), options_of(&alone).custom.len()), ("combined", 1));
+}
+
+#[test]
 fn each_mistake_names_its_annotation() {
     for (pairs, field) in [
         (vec![(own::METRICS, "qps=3")], own::METRICS),
         (vec![(own::METRICS, "cpu")], own::METRICS),
         (vec![(own::METRICS, "rps=0")], own::METRICS),
         (vec![(own::METRICS, "rps=80%")], own::METRICS),
+        (vec![(own::METRICS, "custom.sessions")], own::METRICS),
+        (vec![(own::METRICS, "custom.sessions=many")], own::METRICS),
+        (vec![(own::METRICS, "custom.two words=3")], own::METRICS),
+        (vec![(own::METRICS, "custom.sessions=0")], own::METRICS),
         (vec![(own::METRICS, "schedule")], own::SCHEDULE),
         (vec![(own::SCHEDULE, "daily")], own::SCHEDULE),
         (vec![(own::SCHEDULE, r#"[{"schedule": "0 8 * * *", "duration": "0s", "min": 1}]"#)], own::SCHEDULE),

@@ -2,15 +2,18 @@
 //!
 //! `SAS_VECTORS_DIR` names a directory with a `kpa` folder of further cases of the same shapes.
 
+mod knative;
+
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use knative::{
+    Breaker, Collector, MultiScaler, Picker, RequestStats, Stat, activator_subset, assign_slice, capacity,
+};
 use sas_autoscale::{
     MaxWindow, SECOND_NS, Window,
     kpa::{
-        Activity, ActivityReason, Averages, Collector, Decider, DeciderSpec, Lifecycle, LifecycleSpec, Mode,
-        MultiScaler, Observed, Ready, ScaleCall, Stat,
-        compat::{Breaker, Picker, RequestStats, activator_subset, assign_slice, capacity},
-        num_activators, scale,
+        Activity, ActivityReason, Averages, Decider, DeciderSpec, Lifecycle, LifecycleSpec, Mode, Observed,
+        Ready, ScaleCall, num_activators, scale,
     },
 };
 use sas_core::{Aggregation, ScalingSpec};

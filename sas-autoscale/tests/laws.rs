@@ -3,12 +3,16 @@
 //! `SAS_TRACES=1000000 cargo test --release -p sas-autoscale --test laws` is the long run; without the variable a
 //! short one is made.
 
+#[path = "knative/collector.rs"]
+mod collector;
+
 use std::{sync::Arc, time::Duration};
 
+use collector::MultiScaler;
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use sas_autoscale::{BacklogSpec, Combine, Fallback, ForecastSpec, MetricSpec, MetricTarget, Options};
-use sas_autoscale::{Governor, Window, default_scalers, kpa::MultiScaler};
+use sas_autoscale::{Governor, Window, default_scalers};
 use sas_core::{
     Aggregation, Clamps, Decision, Fidelity, Load, Metric, RevisionKey, ScaleInput, Scaler, ScalingSpec,
     Timestamp, Verdict,

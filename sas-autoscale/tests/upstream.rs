@@ -1,8 +1,12 @@
 //! Edge cases of Knative by their names in its specification, on top of the vectors.
 
+#[path = "knative/collector.rs"]
+mod collector;
+
+use collector::MultiScaler;
 use sas_autoscale::{
     MaxWindow, SECOND_NS, Window,
-    kpa::{Averages, Decider, DeciderSpec, MultiScaler, Ready},
+    kpa::{Averages, Decider, DeciderSpec, Ready},
 };
 use sas_core::Aggregation;
 

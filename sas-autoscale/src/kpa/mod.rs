@@ -1,13 +1,11 @@
-//! Knative's pod autoscaler.
+//! Knative's pod autoscaler. A platform takes [`Kpa`] or [`KpaColumns`]; [`Decider`], [`Lifecycle`] and [`crate::Window`]
+//! are the parts that they follow Knative with, public for who replays Knative's own decisions: the vectors do.
 
-mod collector;
 mod columns;
-pub mod compat;
 mod decider;
 mod lifecycle;
 mod policy;
 
-pub use collector::{Collector, MultiScaler, NoAverages, Stat};
 pub use columns::KpaColumns;
 pub use decider::{Averages, Decider, DeciderSpec, Ready, Scaled};
 pub use lifecycle::{

@@ -1,9 +1,11 @@
 //! From samples to decisions as Knative wires them: four windows, a decider, and who is told about what.
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses a part")]
 
+use sas_autoscale::{
+    Nanos, SECOND_NS, Window,
+    kpa::{Averages, Decider, DeciderSpec, Ready, Scaled},
+};
 use sas_core::Aggregation;
-
-use super::decider::{Averages, Decider, DeciderSpec, Ready, Scaled};
-use crate::window::{Nanos, SECOND, Window};
 
 /// What an instance or an activator reports of one second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -43,7 +45,8 @@ impl Collector {
     /// Empty windows. `scraped` is false where no instance is asked (a target burst capacity of -1), so that no data
     /// means no load.
     pub fn new(stable: Nanos, panic: Nanos, aggregation: Aggregation, rps: bool, scraped: bool) -> Self {
-        let pair = || [Window::new(stable, SECOND, aggregation), Window::new(panic, SECOND, aggregation)];
+        let pair =
+            || [Window::new(stable, SECOND_NS, aggregation), Window::new(panic, SECOND_NS, aggregation)];
         Self { concurrency: pair(), requests: pair(), rps, scraped }
     }
 
@@ -78,6 +81,11 @@ impl Collector {
     }
 }
 
+/// As Go converts it: towards zero; what does not fit saturates.
+fn int(value: f64) -> i32 {
+    value as i32
+}
+
 /// The decider of one revision with the decision that is in force.
 #[derive(Clone, Debug)]
 pub struct MultiScaler {
@@ -91,9 +99,9 @@ impl MultiScaler {
     pub fn new(spec: &DeciderSpec, now: Nanos, ready: Ready) -> Self {
         let burst = spec.target_burst_capacity;
         let excess_burst = if burst == -1.0 || burst == 0.0 {
-            super::decider::int(burst)
+            int(burst)
         } else {
-            super::decider::int(f64::from(spec.initial_scale) * spec.total_value - burst)
+            int(f64::from(spec.initial_scale) * spec.total_value - burst)
         };
         Self { decider: Decider::new(spec, now, ready), desired: -1, excess_burst }
     }

@@ -1,15 +1,6 @@
 //! Which instance an activator takes.
 
 /// The two pickers of revisions with a limit of requests at once, and the slots that they have given out.
-///
-/// ```
-/// use sas_autoscale::kpa::compat::Picker;
-/// let mut picker = Picker::round_robin(1);
-/// picker.set_targets(["a", "b"].map(str::to_owned).to_vec());
-/// assert_eq!(picker.acquire().as_deref(), Some("a"));
-/// assert_eq!(picker.acquire().as_deref(), Some("b"));
-/// assert_eq!(picker.acquire(), None);
-/// ```
 #[derive(Clone, Debug)]
 pub struct Picker {
     targets: Vec<(String, u32)>,
@@ -119,6 +110,15 @@ impl LeastLoaded {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_after_the_other_while_there_are_slots() {
+        let mut picker = Picker::round_robin(1);
+        picker.set_targets(["a", "b"].map(str::to_owned).to_vec());
+        assert_eq!(picker.acquire().as_deref(), Some("a"));
+        assert_eq!(picker.acquire().as_deref(), Some("b"));
+        assert_eq!(picker.acquire(), None);
+    }
 
     #[test]
     fn of_two_distinct_instances_the_less_loaded_is_taken() {
