@@ -157,7 +157,7 @@ impl Platform {
     /// `InvalidSpec` for a token that no header can carry; `Unavailable` when its file can't be written; `Unsupported`
     /// where an authenticator of the host's own, or nothing, decides.
     pub fn replace_admin_token(&self, token: &str) -> Result<()> {
-        let unsupported = || sas_core::Error::unsupported("replacing the token without a token");
+        let unsupported = || Error::unsupported("replacing the token without a token");
         self.parts.keys.tokens.as_ref().ok_or_else(unsupported)?.replace(token)
     }
 
