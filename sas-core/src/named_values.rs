@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 /// [`crate::DecisionRecord::named`]. One pointer while there are none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
+#[allow(
+    clippy::box_collection,
+    reason = "one pointer, not three, in each load of a tick: almost all have none"
+)]
 pub struct NamedValues(Option<Box<BTreeMap<String, f64>>>);
 
 /// What inputs without named values refer to.

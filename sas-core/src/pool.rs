@@ -613,6 +613,10 @@ impl<T: Pool + ?Sized> Pool for Arc<T> {
         (**self).set_desired_all(decisions);
     }
 
+    fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {
+        (**self).instance(revision, id)
+    }
+
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
         (**self).instances(revision)
     }

@@ -342,6 +342,10 @@ impl<T: Runtime + ?Sized> Runtime for Arc<T> {
         (**self).prepare(spec).await
     }
 
+    async fn prepare_for(&self, spec: &RevisionSpec, tenant: TenantKey) -> Result<Artifact> {
+        (**self).prepare_for(spec, tenant).await
+    }
+
     async fn start(&self, request: StartRequest) -> Result<Arc<dyn Instance>> {
         (**self).start(request).await
     }
