@@ -320,8 +320,8 @@ mod tests {
 
     #[test]
     fn the_progress_deadline_of_the_annotation_goes_before_the_platforms() {
-        let mut config = AutoscalerConfig::default();
-        config.progress_deadline = Duration::from_secs(120);
+        let config =
+            AutoscalerConfig { progress_deadline: Duration::from_secs(120), ..AutoscalerConfig::default() };
         for (text, seconds) in [(None, 150), (Some("45s"), 75), (Some("1h"), 3630), (Some("soon"), 150)] {
             let annotations: BTreeMap<_, _> =
                 text.iter().map(|text| (keys::PROGRESS_DEADLINE[0].to_owned(), (*text).to_owned())).collect();
