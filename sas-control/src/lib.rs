@@ -48,7 +48,6 @@
 mod admin;
 mod control;
 mod decisions;
-mod engine;
 mod invoke;
 mod logs;
 mod meter;
@@ -57,6 +56,7 @@ mod package;
 mod private;
 mod reconcile;
 mod record;
+mod registry;
 mod roots;
 mod stamp;
 mod view;
@@ -64,7 +64,6 @@ mod view;
 pub use admin::{Admin, PeerAuthenticator, TokenAuthenticator};
 pub use control::{Applied, Control, ControlConfig, DeployOutcome, Recovery, RolloutAction};
 pub use decisions::DecisionLog;
-pub use engine::{Edition, Engine};
 pub use invoke::{Phases, TestReport, TestRun};
 pub use logs::{LogBuffer, LogLimits};
 pub use meter::Meter;
@@ -72,6 +71,7 @@ pub use package::PackageDir;
 pub use private::private_dir;
 pub use reconcile::{Blocked, Command, GcLimits, Observed, Registration, Rules, reconcile};
 pub use record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};
+pub use registry::{Edition, RuntimeRegistry};
 pub use roots::PackageRoots;
 pub use view::{
     Condition, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutStage, RolloutView,

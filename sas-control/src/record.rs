@@ -30,6 +30,9 @@ pub struct ServiceRecord {
     pub tenant: TenantKey,
     /// Counts the changes of the desired state from 1.
     pub generation: u64,
+    /// Who asked for the last change, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_by: Option<Principal>,
     /// When it was first deployed.
     pub created_at: Timestamp,
     /// Labels of the manifest.
@@ -201,6 +204,7 @@ impl ServiceRecord {
             name: name.to_owned(),
             tenant,
             generation: 0,
+            changed_by: None,
             created_at: now,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),

@@ -209,6 +209,8 @@ pub struct ServiceView {
     pub host: String,
     /// Counts the changes of what is wanted.
     pub generation: u64,
+    /// Who asked for the last change, where that is known.
+    pub changed_by: Option<Principal>,
     /// When it was first deployed, in RFC 3339.
     pub created_at: String,
     /// Labels of the manifest.
@@ -306,6 +308,7 @@ impl Control {
             name: record.name.clone(),
             host: self.rules.host(record, None),
             generation: record.generation,
+            changed_by: record.changed_by.clone(),
             created_at: rfc3339(record.created_at),
             labels: record.labels.clone(),
             annotations: record.annotations.clone(),

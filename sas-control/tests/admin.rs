@@ -256,6 +256,12 @@ async fn logs_decisions_instances_and_usage_are_shown() {
     assert_eq!(decision["decision"]["reason"], "panic");
     assert_eq!(decision["decision"]["clamps"], serde_json::json!(["max"]));
     assert_eq!(decision["decision"]["votes"][0]["desired"], 3);
+    // Nothing of the record is left out: all but what is written for readers is as the record has it.
+    let mut whole = serde_json::json!(record);
+    whole["revision"] = "hello-00001".into();
+    whole["at"] = "2026-01-05T00:00:00.000Z".into();
+    whole["decision"]["clamps"] = serde_json::json!(["max"]);
+    assert_eq!(*decision, whole);
 
     let (_, instances) = world.call("GET", &format!("{SERVICE}/instances"), "").await;
     assert_eq!(
@@ -323,6 +329,22 @@ async fn revisions_keep_their_author() {
         (&shown["revisions"][0]["author"], &shown["revisions"][1]["author"]),
         (&serde_json::Value::Null, &"admin".into())
     );
+
+    // Who changed the service last is kept beside the authors of its revisions.
+    world
+        .control
+        .set_traffic("default", "hello", vec![sas_knative::manifest::TrafficTarget::latest()])
+        .await
+        .unwrap();
+    assert_eq!(world.call("GET", SERVICE, "").await.1["changedBy"], serde_json::Value::Null);
+    let (status, rolled) = world.call("POST", &format!("{SERVICE}/rollback"), "").await;
+    assert_eq!((status, &rolled["changedBy"]), (200, &"admin".into()));
+    let stored = world.control.record("default", "hello").unwrap();
+    assert_eq!(stored.changed_by, Some(sas_core::Principal::new("admin")));
+    world.control.roll_back("default", "hello", Some("hello-00002")).await.unwrap();
+    let traffic = r#"[{"latestRevision": true, "percent": 100}]"#;
+    let (status, set) = world.call("PUT", &format!("{SERVICE}/traffic"), traffic).await;
+    assert_eq!((status, &set["changedBy"]), (200, &"admin".into()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 
 mod answer;
 mod guard;
+mod pages;
 mod test_run;
 mod token;
 
@@ -10,9 +11,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use http::{HeaderValue, Method, StatusCode, header};
-use sas_core::{
-    Authenticator, Body, Handler, InstanceView, MeterTotals, Principal, Quota, Request, Response, RevisionKey,
-};
+use sas_core::{Authenticator, Body, Handler, MeterTotals, Principal, Quota, Request, Response, RevisionKey};
 use sas_knative::manifest::parse_traffic;
 use serde_json::{Value, json};
 
@@ -25,6 +24,7 @@ use crate::{
 };
 use answer::{Failure, json_response};
 use guard::Guard;
+use pages::{DecisionsPage, InstanceEntry, InstancesPage, LogsPage, RuntimesPage};
 
 pub use token::{PeerAuthenticator, TokenAuthenticator};
 
@@ -43,7 +43,7 @@ type Text = dyn Fn() -> String + Send + Sync;
 ///
 /// `/healthz` and `/readyz` are open; `/metrics` is if [`Admin::with_open_metrics`] says so. Everything else is asked of
 /// the [`Authenticator`], whose [`Principal`] is written to the log with each change, and kept as the author of
-/// revisions. Before that it refuses, with 403, every `Host` but loopback and [`Admin::with_host`], and every `Origin`
+/// revisions and of a service's last change. Before that it refuses, with 403, every `Host` but loopback and [`Admin::with_host`], and every `Origin`
 /// but the host's own and [`Admin::with_origin`]; after that, with 415, bodies that are neither JSON nor YAML by their
 /// type, unless the request carries a bearer token.
 pub struct Admin {
@@ -232,13 +232,20 @@ impl Admin {
                 _ => Err(Failure::not_allowed(&method, "GET, DELETE")),
             },
             ["v1", "services", namespace, name, ref rest @ ..] => {
-                self.below_service(namespace, name, rest, request).await
+                self.below_service(namespace, name, rest, request, principal).await
             }
             _ => Err(no_page(&path)),
         }
     }
 
-    async fn below_service(&self, namespace: &str, name: &str, rest: &[&str], request: Request) -> Answer {
+    async fn below_service(
+        &self,
+        namespace: &str,
+        name: &str,
+        rest: &[&str],
+        request: Request,
+        principal: &Principal,
+    ) -> Answer {
         let method = request.method().clone();
         let record = || self.control.record(namespace, name);
         match rest {
@@ -286,7 +293,7 @@ impl Admin {
                 "PUT" => {
                     record()?;
                     let targets = parse_traffic(&text(request).await?, name)?;
-                    let record = self.control.set_traffic(namespace, name, targets).await?;
+                    let record = self.control.set_traffic_for(principal, namespace, name, targets).await?;
                     Ok(json_response(StatusCode::OK, &self.control.view(&record)))
                 }
                 _ => Err(Failure::not_allowed(&method, "GET, PUT")),
@@ -299,7 +306,7 @@ impl Admin {
                 "POST" => {
                     record()?;
                     let action = rollout_action(&body(request).await?)?;
-                    let record = self.control.steer_rollout(namespace, name, action).await?;
+                    let record = self.control.steer_rollout_for(principal, namespace, name, action).await?;
                     Ok(json_response(StatusCode::OK, &self.control.view(&record)))
                 }
                 _ => Err(Failure::not_allowed(&method, "GET, POST")),
@@ -308,7 +315,7 @@ impl Admin {
                 only(&method, "POST")?;
                 record()?;
                 let to = rollback_target(&body(request).await?)?;
-                let record = self.control.roll_back(namespace, name, to.as_deref()).await?;
+                let record = self.control.roll_back_for(principal, namespace, name, to.as_deref()).await?;
                 Ok(json_response(StatusCode::OK, &self.control.view(&record)))
             }
             _ => Err(no_page(&format!("/v1/services/{namespace}/{name}/{}", rest.join("/")))),
@@ -489,28 +496,20 @@ impl Admin {
     fn instances(&self, record: &ServiceRecord, query: &Query) -> Answer {
         let mut instances = Vec::new();
         for (revision, key) in self.keys(record, query)? {
-            instances.extend(self.control.pool.instances(key).iter().map(|view| instance(&revision, view)));
+            let views = self.control.pool.instances(key);
+            instances.extend(views.iter().map(|view| InstanceEntry::new(&revision, view)));
         }
-        Ok(json_response(StatusCode::OK, &json!({"instances": instances})))
+        Ok(json_response(StatusCode::OK, &InstancesPage { instances }))
     }
 
     async fn decisions(&self, record: &ServiceRecord, query: &Query) -> Answer {
         let most = query.number("limit", TAIL)?;
-        let mut decisions = Vec::new();
+        let mut records = Vec::new();
         for (revision, key) in self.all_keys(record, query)? {
-            for decision in self.control.decisions()?.last_decisions(key, most).await? {
-                let mut value = json!(decision);
-                value["revision"] = json!(revision);
-                value["at"] = json!(rfc3339(decision.at));
-                // The set of clamps by name: its number means nothing to a reader.
-                value["decision"]["clamps"] = json!(decision.decision.clamps.names().collect::<Vec<_>>());
-                decisions.push((decision.at, value));
-            }
+            let last = self.control.decisions()?.last_decisions(key, most).await?;
+            records.extend(last.into_iter().map(|record| (revision.clone(), record)));
         }
-        decisions.sort_by_key(|(at, _)| *at);
-        let skip = decisions.len().saturating_sub(most);
-        let decisions: Vec<Value> = decisions.into_iter().skip(skip).map(|(_, value)| value).collect();
-        Ok(json_response(StatusCode::OK, &json!({"decisions": decisions})))
+        Ok(json_response(StatusCode::OK, &DecisionsPage::last(records, most)))
     }
 
     async fn logs(&self, record: &ServiceRecord, query: &Query) -> Answer {
@@ -519,16 +518,7 @@ impl Admin {
         let keys = self.all_keys(record, query)?;
         let keys: Vec<RevisionKey> = keys.into_iter().map(|(_, key)| key).collect();
         let page = self.control.logs()?.lines(&keys, most, after).await?;
-        let lines: Vec<Value> = page
-            .lines
-            .iter()
-            .map(|line| {
-                let mut value = json!(line);
-                value["at"] = json!(rfc3339(line.at));
-                value
-            })
-            .collect();
-        Ok(json_response(StatusCode::OK, &json!({"lines": lines, "dropped": page.dropped})))
+        Ok(json_response(StatusCode::OK, &LogsPage::from(page)))
     }
 
     /// What the pool holds in all, and what it holds ahead of demand, with the reasons.
@@ -548,24 +538,7 @@ impl Admin {
     }
 
     fn runtimes(&self) -> Response {
-        let engine = self.control.engine();
-        let runtimes: Vec<Value> = engine
-            .runtimes()
-            .map(|runtime| {
-                let can = runtime.capabilities();
-                json!({
-                    "name": runtime.name(),
-                    "isolation": can.isolation,
-                    "suspend": can.suspend,
-                    "stems": can.stems,
-                    "exec": can.exec,
-                    "usage": can.usage,
-                    "limits": can.limits,
-                    "maxConcurrency": can.max_concurrency,
-                })
-            })
-            .collect();
-        json_response(StatusCode::OK, &json!({"edition": engine.edition().name, "runtimes": runtimes}))
+        json_response(StatusCode::OK, &RuntimesPage::from(self.control.runtimes()))
     }
 
     async fn usage(&self) -> Answer {
@@ -583,27 +556,6 @@ impl Handler for Admin {
     async fn handle(&self, request: Request) -> Response {
         self.answer(request).await.unwrap_or_else(|failure| failure.response(self.control.request_id()))
     }
-}
-
-fn instance(revision: &str, view: &InstanceView) -> Value {
-    json!({
-        "id": view.id.to_string(),
-        "revision": revision,
-        "state": view.state,
-        "inFlight": view.in_flight,
-        "limit": (view.limit != u32::MAX).then_some(view.limit),
-        "ageMs": view.age.as_millis() as u64,
-        "endpoint": view.endpoint.as_ref().map(ToString::to_string),
-        "usage": view.usage,
-        "ejected": view.ejected,
-        "start": view.start.map(|start| json!({
-            "gatedMs": test_run::millis(start.gated),
-            "spawnedMs": start.spawned.map(test_run::millis),
-            "listeningMs": start.listening.map(test_run::millis),
-            "readyMs": test_run::millis(start.ready),
-            "fromStem": start.from_stem,
-        })),
-    })
 }
 
 fn only(method: &Method, allowed: &'static str) -> Result<(), Failure> {

@@ -2,7 +2,6 @@
 
 use super::{Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_service, refused};
 use crate::package;
-use crate::package::PackageDir;
 use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord, sha256};
 use crate::roots::PackageRoots;
 use sas_core::{BlobStore as _, Error, ErrorKind, Principal, Result, RevisionSpec, Source, SpecErrors};
@@ -103,10 +102,10 @@ impl Control {
         let named = format!("Service {}/{}", manifest.namespace, manifest.name);
         let deployed = self.deploy_inner(manifest, keep).await;
         if deployed.is_ok() {
-            self.recovered.came_back(&named);
+            self.recovery_report.came_back(&named);
         }
         self.metrics.deployed(deployed.is_ok(), began.elapsed());
-        self.metrics.services(self.services.read().len());
+        self.metrics.services(self.services.len());
         deployed
     }
 
@@ -121,7 +120,7 @@ impl Control {
         self.check_scaling(&manifest.spec.scaling)?;
         let tenant = self.tenant(&manifest.namespace).await?;
         // The runtime first: an image where there are no containers is refused for that, not for its volumes.
-        if let Err(mut error) = self.engine.runtime(&manifest.spec.runtime, tenant) {
+        if let Err(mut error) = self.runtimes.runtime(&manifest.spec.runtime, tenant) {
             if !manifest.unsupported.is_empty() {
                 // All at once: what else would be missing.
                 let mut errors = fields_of(&error);
@@ -137,19 +136,19 @@ impl Control {
             );
         }
         self.check_data_plane(manifest.quota.is_some(), manifest.plan.is_some())?;
-        let pinning = Arc::clone(&self.pins).read_owned().await;
+        let pinning = self.pins.pinning().await;
         let (spec, package) =
             self.pin(&manifest.spec).await.map_err(|error| at_annotation(error, &manifest))?;
         if let Some(package) = &package {
             // Should the deploy be refused; else a record names it by the time that somebody looks.
-            self.unneeded.lock().insert(package.clone());
+            self.pins.suspect([package.clone()]);
         }
         let digest = identity(&spec, package.as_deref())?;
 
         let changing = self.change(&path).await;
         let before = self.live(&path).and_then(|live| live.record());
         if before.is_none()
-            && let Some(most) = self.engine.edition().services_per_tenant
+            && let Some(most) = self.runtimes.edition().services_per_tenant
             && !tenant.is_host()
             && self.records().iter().filter(|record| record.tenant == tenant).count() >= most
         {
@@ -163,6 +162,7 @@ impl Control {
             None => ServiceRecord::new(&manifest.namespace, &manifest.name, tenant, now),
         };
         record.generation += 1;
+        record.changed_by.clone_from(&manifest.author);
         record.labels = manifest.labels;
         record.annotations = manifest.annotations;
         record.cluster_local = manifest.cluster_local;
@@ -251,14 +251,14 @@ impl Control {
             })?;
             spec.source = Source::Path(absolute);
         }
-        match (&spec.source, &self.packages) {
+        match (&spec.source, self.pins.copies()) {
             (Source::Path(_) | Source::Bytes { .. }, Some(packages)) => {
                 let pinned = packages.put(&spec.source).await?;
                 spec.source = pinned.source;
                 Ok((spec, Some(pinned.digest)))
             }
             (Source::Bytes { .. }, None) => {
-                let pinned = self.scratch.get_or_init(PackageDir::scratch).put(&spec.source).await?;
+                let pinned = self.pins.scratch().put(&spec.source).await?;
                 spec.source = pinned.source;
                 Ok((spec, Some(pinned.digest)))
             }
@@ -281,6 +281,30 @@ impl Control {
         name: &str,
         targets: Vec<TrafficTarget>,
     ) -> Result<Arc<ServiceRecord>> {
+        self.set_traffic_as(None, namespace, name, targets).await
+    }
+
+    /// The same for somebody, who is kept with the change.
+    ///
+    /// # Errors
+    /// As [`Control::set_traffic`].
+    pub async fn set_traffic_for(
+        self: &Arc<Self>,
+        principal: &Principal,
+        namespace: &str,
+        name: &str,
+        targets: Vec<TrafficTarget>,
+    ) -> Result<Arc<ServiceRecord>> {
+        self.set_traffic_as(Some(principal), namespace, name, targets).await
+    }
+
+    async fn set_traffic_as(
+        self: &Arc<Self>,
+        principal: Option<&Principal>,
+        namespace: &str,
+        name: &str,
+        targets: Vec<TrafficTarget>,
+    ) -> Result<Arc<ServiceRecord>> {
         self.open()?;
         let path = format!("{namespace}/{name}");
         let _changing = self.change(&path).await;
@@ -293,6 +317,7 @@ impl Control {
         check_targets(&before, &targets, "traffic", None)?;
         let mut record = ServiceRecord::clone(&before);
         record.generation += 1;
+        record.changed_by = principal.cloned();
         record.traffic = targets;
         // Who sets the traffic by hand wants it now.
         record.rolling = None;
@@ -309,6 +334,30 @@ impl Control {
     /// `NotFound` when there is no such revision, or none to go back to; otherwise as [`Control::set_traffic`].
     pub async fn roll_back(
         self: &Arc<Self>,
+        namespace: &str,
+        name: &str,
+        to: Option<&str>,
+    ) -> Result<Arc<ServiceRecord>> {
+        self.roll_back_as(None, namespace, name, to).await
+    }
+
+    /// The same for somebody, who is kept with the change.
+    ///
+    /// # Errors
+    /// As [`Control::roll_back`].
+    pub async fn roll_back_for(
+        self: &Arc<Self>,
+        principal: &Principal,
+        namespace: &str,
+        name: &str,
+        to: Option<&str>,
+    ) -> Result<Arc<ServiceRecord>> {
+        self.roll_back_as(Some(principal), namespace, name, to).await
+    }
+
+    async fn roll_back_as(
+        self: &Arc<Self>,
+        principal: Option<&Principal>,
         namespace: &str,
         name: &str,
         to: Option<&str>,
@@ -339,7 +388,7 @@ impl Control {
         });
         let targets =
             std::iter::once(TrafficTarget::revision(target.name.clone(), 100)).chain(tags).collect();
-        self.set_traffic(namespace, name, targets).await
+        self.set_traffic_as(principal, namespace, name, targets).await
     }
 
     /// Deletes a service with all its revisions. Requests that it has are finished in the background.
@@ -351,14 +400,14 @@ impl Control {
         let path = format!("{namespace}/{name}");
         let _changing = self.change(&path).await;
         let key = format!("{SERVICES}{path}");
-        let damaged = self.damaged.lock().get(&key).copied();
+        let damaged = self.damaged.version(&key);
         if let Some(version) = damaged {
-            self.unsure.lock().insert(path.clone());
+            self.stale_after_write.add(&path);
             self.store.delete(&key, version).await?;
-            self.unsure.lock().remove(&path);
-            self.damaged.lock().remove(&key);
-            self.recovered.came_back(&format!("Service {path}"));
-            self.unreadable.lock().remove(&key);
+            self.stale_after_write.remove(&path);
+            self.damaged.remove(&key);
+            self.recovery_report.came_back(&format!("Service {path}"));
+            self.unreadable.remove(&key);
             tracing::info!(service = %path, "what was left of it is deleted");
             return Ok(());
         }
@@ -367,38 +416,38 @@ impl Control {
             let state = live.state.lock();
             (state.record.clone().ok_or_else(|| no_service(&path))?, state.version)
         };
-        self.unsure.lock().insert(path.clone());
+        self.stale_after_write.add(&path);
         self.store.delete(&key, version).await?;
-        self.unsure.lock().remove(&path);
+        self.stale_after_write.remove(&path);
         live.state.lock().record = None;
         tracing::info!(service = %path, "deleted");
         self.settle(&path).await?;
-        self.services.write().remove(&path);
+        self.services.remove(&path);
         let packages = record.revisions.iter().filter_map(|revision| revision.package.clone()).collect();
         self.drop_packages(packages).await;
-        self.metrics.services(self.services.read().len());
+        self.metrics.services(self.services.len());
         Ok(())
     }
 
     /// Removes copies of packages that no revision needs any more, now or when that is certain.
     pub(super) async fn drop_packages(&self, digests: Vec<String>) {
-        self.unneeded.lock().extend(digests);
+        self.pins.suspect(digests);
         self.collect_packages().await;
     }
 
     /// Looks at what may be unneeded, unless a package is being deployed: then at the next housekeeping.
     pub(super) async fn collect_packages(&self) {
-        let Some(packages) = &self.packages else { return };
-        let Ok(_alone) = self.pins.try_write() else { return };
+        let Some(packages) = self.pins.copies() else { return };
+        let Some(_alone) = self.pins.try_removing() else { return };
         if !self.knows_all_packages() {
             return;
         }
         let kept = self.package_digests();
-        let looked_at = std::mem::take(&mut *self.unneeded.lock());
+        let looked_at = self.pins.take_suspects();
         for digest in looked_at.into_iter().filter(|digest| !kept.contains(digest)) {
             if let Err(error) = packages.delete(&digest).await {
                 tracing::warn!(error = %error.chain(), "a package that nobody needs could not be removed");
-                self.unneeded.lock().insert(digest);
+                self.pins.suspect([digest]);
             }
         }
     }
@@ -406,9 +455,9 @@ impl Control {
     /// Whether every record is read and as the store has it, so that what no record names is needed by nobody.
     fn knows_all_packages(&self) -> bool {
         self.is_ready()
-            && !self.foreign_packages.load(std::sync::atomic::Ordering::Acquire)
-            && self.unsure.lock().is_empty()
-            && self.unreadable.lock().is_empty()
+            && !self.pins.is_foreign()
+            && self.stale_after_write.len() == 0
+            && self.unreadable.len() == 0
     }
 
     pub(super) fn package_digests(&self) -> std::collections::HashSet<String> {

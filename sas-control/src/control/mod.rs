@@ -1,6 +1,7 @@
 //! The control plane: what is wanted is stored first, then done; what was not finished is done again.
 
 mod deploy;
+mod parts;
 mod quotas;
 mod recover;
 mod recovered;
@@ -9,15 +10,12 @@ mod steps;
 mod triggers;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use sas_core::{
     AnswerCounter, Artifact, BlobStore, Clock, DecisionQuery, DecisionSink, Error, ErrorKind, Invoker,
     LogQuery, LogSink, MeterSink, MeterTotals, Pool, Quota, Quotas, Recorder, RequestId, Result, RevisionKey,
@@ -26,18 +24,18 @@ use sas_core::{
 };
 use sas_knative::manifest::ParseOptions;
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     decisions::DecisionLog,
-    engine::{Edition, Engine},
     logs::LogBuffer,
     meter::Meter,
     metrics::Metrics,
-    package::PackageDir,
     reconcile::{Observed, Rules},
     record::ServiceRecord,
+    registry::{Edition, RuntimeRegistry},
 };
+use parts::{DamagedKeys, Lifecycle, Names, Pins, RequestIds, Services, Sinks, TenantQuotas, Tenants, Turns};
+use recovered::RecoveryReport;
 
 pub use rollout::RolloutAction;
 
@@ -155,54 +153,33 @@ pub struct Control {
     pub(crate) pool: Arc<dyn Pool>,
     router: Arc<dyn Router>,
     pub(crate) invoker: Arc<dyn Invoker>,
-    pub(crate) engine: Engine,
+    pub(crate) runtimes: RuntimeRegistry,
     triggers: Option<Arc<dyn Triggers>>,
-    quotas: Option<Arc<dyn Quotas>>,
-    tenant_quotas: BTreeMap<String, Quota>,
-    /// Those that were set by the admin API.
-    stored_quotas: Mutex<BTreeMap<String, (Quota, Version)>>,
     answers: Option<Arc<dyn AnswerCounter>>,
     pub(crate) clock: Arc<dyn Clock>,
-    packages: Option<Arc<dyn BlobStore>>,
-    /// Held for reading from before a package is copied until a record names it, for writing while packages are removed:
-    /// so what is removed is named by no record, and by none that is about to be written.
-    pins: Arc<tokio::sync::RwLock<()>>,
-    /// Digests that may be unneeded, until somebody has looked.
-    unneeded: Mutex<BTreeSet<String>>,
-    /// Keys of services in the store that can't be read, damaged or of another version. While there are any, nobody knows
-    /// which packages they need, and none is removed.
-    unreadable: Mutex<BTreeSet<String>>,
-    /// The packages are another store's: none is removed.
-    foreign_packages: AtomicBool,
-    /// Where packages that came as bytes are, if no place for copies is configured. Removed by the shutdown.
-    scratch: OnceLock<PackageDir>,
     manifests: ParseOptions,
     pub(crate) rules: Rules,
     drain_grace: Duration,
-    pub(crate) logs: Arc<dyn LogSink>,
-    pub(crate) decisions: Arc<dyn DecisionSink>,
-    pub(crate) meter: Arc<dyn MeterSink>,
+    sinks: Sinks,
     pub(crate) metrics: Metrics,
-    seed: u64,
-    requests: AtomicU64,
-    services: RwLock<BTreeMap<String, Arc<Live>>>,
+    request_ids: RequestIds,
+    services: Services,
+    turns: Turns,
     /// Services of which a write failed: it may have been done all the same, so they are read again first.
-    unsure: Mutex<BTreeSet<String>>,
-    /// Keys of the store whose value can't be read, and what it takes to write over it.
-    damaged: Mutex<BTreeMap<String, Version>>,
+    stale_after_write: Names,
     /// Services with steps to be done, now or when time has passed: what housekeeping looks at.
-    restless: Mutex<BTreeSet<String>>,
-    /// One change of a service at a time.
-    changing: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
-    tenants: Mutex<HashMap<String, TenantKey>>,
-    /// One tenant is made at a time.
-    new_tenant: tokio::sync::Mutex<()>,
-    recovered: recovered::Recovered,
+    pending_reconcile: Names,
+    damaged: DamagedKeys,
+    /// Keys of services in the store that can't be read, damaged or of another version. While there are any, nobody knows
+    /// which packages they need, and none is removed.
+    unreadable: Names,
+    tenants: Tenants,
+    tenant_quotas: TenantQuotas,
+    pins: Pins,
+    recovery_report: RecoveryReport,
     /// Triggers that send into another namespace, by name.
     crossing: triggers::Crossing,
-    ready: AtomicBool,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    lifecycle: Lifecycle,
 }
 
 /// A service and what runs of it.
@@ -303,48 +280,37 @@ impl Control {
             pool: config.pool,
             router: config.router,
             invoker: config.invoker,
-            engine: Engine::new(config.edition, config.runtimes),
+            runtimes: RuntimeRegistry::new(config.edition, config.runtimes),
             triggers: config.triggers,
-            quotas: config.quotas,
-            tenant_quotas: config.tenant_quotas,
-            stored_quotas: Mutex::default(),
             answers: config.answers,
             clock: config.clock,
-            packages: config.packages,
-            pins: Arc::default(),
-            unneeded: Mutex::default(),
-            unreadable: Mutex::default(),
-            foreign_packages: AtomicBool::new(false),
-            scratch: OnceLock::new(),
             manifests,
             rules,
             drain_grace: config.drain_grace,
-            logs: config.logs,
-            decisions: config.decisions,
-            meter: config.meter,
+            sinks: Sinks { logs: config.logs, decisions: config.decisions, meter: config.meter },
             metrics: Metrics::new(&config.recorder),
-            seed: config.seed,
-            requests: AtomicU64::new(0),
-            services: RwLock::default(),
-            unsure: Mutex::default(),
-            damaged: Mutex::default(),
-            restless: Mutex::default(),
-            changing: Mutex::default(),
-            tenants: Mutex::default(),
-            new_tenant: tokio::sync::Mutex::default(),
-            recovered: recovered::Recovered::default(),
+            request_ids: RequestIds::new(config.seed),
+            services: Services::default(),
+            turns: Turns::default(),
+            stale_after_write: Names::default(),
+            pending_reconcile: Names::default(),
+            damaged: DamagedKeys::default(),
+            unreadable: Names::default(),
+            tenants: Tenants::default(),
+            tenant_quotas: TenantQuotas::new(config.tenant_quotas, config.quotas),
+            pins: Pins::new(config.packages),
+            recovery_report: RecoveryReport::default(),
             crossing: triggers::Crossing::default(),
-            ready: AtomicBool::new(false),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            lifecycle: Lifecycle::default(),
         });
-        control.tasks.spawn(recover::housekeeping(Arc::downgrade(&control), control.stop.clone()));
+        let housekeeping = recover::housekeeping(Arc::downgrade(&control), control.lifecycle.stop.clone());
+        control.lifecycle.tasks.spawn(housekeeping);
         control
     }
 
     /// The runtimes and the edition.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
+    pub fn runtimes(&self) -> &RuntimeRegistry {
+        &self.runtimes
     }
 
     /// What manifests mean here beyond what they say.
@@ -357,7 +323,7 @@ impl Control {
     /// # Errors
     /// `Unsupported` when the log sink of [`ControlConfig::logs`] only passes lines on.
     pub fn logs(&self) -> Result<&dyn LogQuery> {
-        self.logs.log_query().ok_or_else(|| unreadable("logs", "log sink"))
+        self.sinks.logs.log_query().ok_or_else(|| unreadable("logs", "log sink"))
     }
 
     /// Reads the autoscaler's decisions back.
@@ -365,7 +331,7 @@ impl Control {
     /// # Errors
     /// `Unsupported` when the sink of [`ControlConfig::decisions`] only passes decisions on.
     pub fn decisions(&self) -> Result<&dyn DecisionQuery> {
-        self.decisions.decision_query().ok_or_else(|| unreadable("decisions", "decision sink"))
+        self.sinks.decisions.decision_query().ok_or_else(|| unreadable("decisions", "decision sink"))
     }
 
     /// Reads back what was used.
@@ -373,12 +339,12 @@ impl Control {
     /// # Errors
     /// `Unsupported` when the sink of [`ControlConfig::meter`] only passes readings on.
     pub fn usage(&self) -> Result<&dyn UsageQuery> {
-        self.meter.usage_query().ok_or_else(|| unreadable("usage", "meter sink"))
+        self.sinks.meter.usage_query().ok_or_else(|| unreadable("usage", "meter sink"))
     }
 
     /// Whether [`Control::recover`] is done and the platform is not shutting down.
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire) && !self.stop.is_cancelled()
+        self.lifecycle.is_ready()
     }
 
     async fn entries(&self, prefix: &str) -> Result<Vec<sas_core::Entry>> {
@@ -405,7 +371,7 @@ impl Control {
 
     /// All services, by namespace and name.
     pub fn records(&self) -> Vec<Arc<ServiceRecord>> {
-        self.services.read().values().filter_map(|live| live.record()).collect()
+        self.services.records()
     }
 
     /// The key under which a revision takes traffic now; `None` when it takes none.
@@ -419,45 +385,22 @@ impl Control {
     /// Ends housekeeping, finishes what is draining until `deadline`, and refuses further changes. The desired state
     /// stays. Idempotent.
     pub async fn shutdown(&self, deadline: Instant) {
-        self.stop.cancel();
-        self.tasks.close();
-        let _ = tokio::time::timeout_at(deadline, self.tasks.wait()).await;
-        if let Some(scratch) = self.scratch.get().cloned()
-            && let Err(error) = blocking(move || scratch.remove_all()).await
-        {
-            tracing::warn!(error = %error.chain(), "packages that came as bytes could not be removed");
-        }
+        self.lifecycle.end(deadline).await;
+        self.pins.remove_scratch().await;
     }
 
     fn open(&self) -> Result<()> {
-        if self.stop.is_cancelled() {
-            return Err(Error::new(ErrorKind::Unavailable, "control", "the platform is shutting down"));
-        }
-        Ok(())
+        self.lifecycle.open()
     }
 
     pub(crate) fn live(&self, path: &str) -> Option<Arc<Live>> {
-        self.services.read().get(path).cloned()
+        self.services.get(path)
     }
 
     /// The turn to change a service.
     pub(crate) async fn change(&self, path: &str) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut changing = self.changing.lock();
-            if changing.len() > 1024 {
-                changing.retain(|_, turn| turn.strong_count() > 0);
-            }
-            match changing.get(path).and_then(Weak::upgrade) {
-                Some(turn) => turn,
-                None => {
-                    let turn = Arc::new(tokio::sync::Mutex::new(()));
-                    changing.insert(path.to_owned(), Arc::downgrade(&turn));
-                    turn
-                }
-            }
-        };
-        let turn = turn.lock_owned().await;
-        if self.unsure.lock().contains(path)
+        let turn = self.turns.take(path).await;
+        if self.stale_after_write.contains(path)
             && let Err(error) = self.read_again(path).await
         {
             tracing::warn!(service = %path, error = %error.chain(), "can't be read; its last write may be done or not");
@@ -470,16 +413,16 @@ impl Control {
         let (live, key) = (self.live(path), format!("{SERVICES}{path}"));
         let expected = match (&live, new) {
             (Some(live), false) => Some(live.state.lock().version),
-            _ => self.damaged.lock().get(&key).copied(),
+            _ => self.damaged.version(&key),
         };
         let value = record.encode()?;
         // Until it returns, also when nobody waits any more, nobody knows whether it was done.
-        self.unsure.lock().insert(path.to_owned());
+        self.stale_after_write.add(path);
         let version = self.store.put(&key, expected, value).await?;
-        self.unsure.lock().remove(path);
-        self.damaged.lock().remove(&key);
-        self.unreadable.lock().remove(&key);
-        self.restless.lock().insert(path.to_owned());
+        self.stale_after_write.remove(path);
+        self.damaged.remove(&key);
+        self.unreadable.remove(&key);
+        self.pending_reconcile.add(path);
         let record = Arc::new(record);
         match live {
             Some(live) if !new => {
@@ -488,8 +431,7 @@ impl Control {
                 state.record = Some(Arc::clone(&record));
             }
             _ => {
-                let live = Live::new(ServiceRecord::clone(&record), version);
-                self.services.write().insert(path.to_owned(), Arc::new(live));
+                self.services.insert(path, Live::new(ServiceRecord::clone(&record), version));
             }
         }
         Ok(record)
@@ -497,10 +439,10 @@ impl Control {
 
     /// The tenant of a namespace, made when it is first seen.
     pub(crate) async fn tenant(&self, namespace: &str) -> Result<TenantKey> {
-        if let Some(tenant) = self.tenants.lock().get(namespace) {
-            return Ok(*tenant);
+        if let Some(tenant) = self.tenants.get(namespace) {
+            return Ok(tenant);
         }
-        let _one = self.new_tenant.lock().await;
+        let _one = self.tenants.make().await;
         let key = format!("{TENANTS}{namespace}");
         let stored = self.store.get(&key).await?;
         let read = stored.as_ref().and_then(|entry| serde_json::from_slice(&entry.value).ok());
@@ -514,7 +456,7 @@ impl Control {
                 tenant
             }
         };
-        self.tenants.lock().insert(namespace.to_owned(), tenant);
+        self.tenants.insert(namespace, tenant);
         self.limit_tenant(namespace);
         Ok(tenant)
     }
@@ -525,28 +467,25 @@ impl Control {
         if let Some(record) = records.iter().find(|record| record.namespace == namespace) {
             return record.tenant;
         }
-        let known = self.tenants.lock().values().map(|tenant| tenant.0).max();
+        let known = self.tenants.highest();
         let used = records.iter().map(|record| record.tenant.0).max();
         TenantKey(known.max(used).unwrap_or(0) + 1)
     }
 
     /// The namespace of a tenant.
     pub(crate) fn namespace_of(&self, tenant: TenantKey) -> Option<String> {
-        self.tenants.lock().iter().find(|(_, key)| **key == tenant).map(|(namespace, _)| namespace.clone())
+        self.tenants.namespace_of(tenant)
     }
 
     /// Sets the gauges. It looks at every service, so it is done after a start and by housekeeping now and then.
     fn count(&self) {
-        let services = self.services.read();
-        let revisions = services.values().filter_map(|live| live.record()).map(|r| r.revisions.len()).sum();
-        self.metrics.count(services.len(), revisions);
+        let revisions = self.records().iter().map(|record| record.revisions.len()).sum();
+        self.metrics.count(self.services.len(), revisions);
     }
 
     /// An id for a request that the control plane makes.
     pub(crate) fn request_id(&self) -> RequestId {
-        let count = self.requests.fetch_add(1, Ordering::Relaxed);
-        let high = split_mix(self.seed ^ split_mix(self.clock.now().0.cast_unsigned()));
-        RequestId(u128::from(high) << 64 | u128::from(split_mix(high ^ count)))
+        self.request_ids.next(self.clock.now())
     }
 }
 
@@ -590,12 +529,4 @@ pub(crate) async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(error) => Err(Error::new(ErrorKind::Unexpected, "control", format!("a thread ended: {error}"))),
     }
-}
-
-/// Sebastiano Vigna's SplitMix64.
-fn split_mix(state: u64) -> u64 {
-    let z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }

@@ -7,15 +7,12 @@ use super::{Control, QUOTAS, Recovery, invalid, refused};
 impl Control {
     /// What the tenant of a namespace may use; `None`: what all tenants may.
     pub fn tenant_quota(&self, namespace: &str) -> Option<Quota> {
-        let stored = self.stored_quotas.lock().get(namespace).map(|(quota, _)| *quota);
-        stored.or_else(|| self.tenant_quotas.get(namespace).copied())
+        self.tenant_quotas.get(namespace)
     }
 
     /// All namespaces whose tenants have a quota of their own.
     pub fn tenant_quotas(&self) -> Vec<(String, Quota)> {
-        let mut quotas = self.tenant_quotas.clone();
-        quotas.extend(self.stored_quotas.lock().iter().map(|(name, (quota, _))| (name.clone(), *quota)));
-        quotas.into_iter().collect()
+        self.tenant_quotas.all().into_iter().collect()
     }
 
     /// Gives the tenant of a namespace a quota of its own, and stores it. `None`: back to what the host configured.
@@ -28,7 +25,7 @@ impl Control {
         if !sas_knative::manifest::is_label(namespace) {
             return Err(invalid("quota", "namespace", namespace, sas_knative::manifest::LABEL));
         }
-        if self.quotas.is_none() {
+        if self.tenant_quotas.enforcer.is_none() {
             return Err(Error::unsupported("quotas"));
         }
         if let Some(quota) = &quota {
@@ -39,33 +36,32 @@ impl Control {
         let key = format!("{QUOTAS}{namespace}");
         // One change at a time: the same turn as that of a service of no name.
         let _changing = self.change(&key).await;
-        let before = self.stored_quotas.lock().get(namespace).map(|(_, version)| *version);
-        let before = before.or_else(|| self.damaged.lock().get(&key).copied());
+        let before = self.tenant_quotas.version(namespace).or_else(|| self.damaged.version(&key));
         match (quota, before) {
             (Some(quota), before) => {
                 let value = serde_json::to_vec(&quota).map_err(|error| {
                     Error::new(ErrorKind::Unexpected, "quota", format!("can't be written: {error}"))
                 })?;
                 let version = self.store.put(&key, before, value.into()).await?;
-                self.damaged.lock().remove(&key);
-                self.stored_quotas.lock().insert(namespace.to_owned(), (quota, version));
+                self.damaged.remove(&key);
+                self.tenant_quotas.insert(namespace, quota, version);
             }
             (None, Some(before)) => {
                 self.store.delete(&key, before).await?;
-                self.damaged.lock().remove(&key);
-                self.stored_quotas.lock().remove(namespace);
+                self.damaged.remove(&key);
+                self.tenant_quotas.remove(namespace);
             }
             (None, None) => {}
         }
         self.limit_tenant(namespace);
-        self.recovered.came_back(&format!("Quota {namespace}"));
+        self.recovery_report.came_back(&format!("Quota {namespace}"));
         Ok(())
     }
 
     /// Tells the data plane what a tenant that is known may use.
     pub(super) fn limit_tenant(&self, namespace: &str) {
-        let tenant = self.tenants.lock().get(namespace).copied();
-        if let (Some(quotas), Some(tenant)) = (&self.quotas, tenant) {
+        let tenant = self.tenants.get(namespace);
+        if let (Some(quotas), Some(tenant)) = (&self.tenant_quotas.enforcer, tenant) {
             quotas.set_tenant(tenant, self.tenant_quota(namespace));
         }
     }
@@ -75,17 +71,16 @@ impl Control {
         for entry in self.entries(QUOTAS).await? {
             let namespace = entry.key[QUOTAS.len()..].to_owned();
             match serde_json::from_slice::<Quota>(&entry.value) {
-                Ok(quota) => drop(self.stored_quotas.lock().insert(namespace, (quota, entry.version))),
+                Ok(quota) => self.tenant_quotas.insert(&namespace, quota, entry.version),
                 Err(error) => {
                     let message = format!("{} is no quota: {error}; set it again", entry.key);
                     let error = Error::new(ErrorKind::InvalidSpec, "recover", message);
-                    self.damaged.lock().insert(entry.key.clone(), entry.version);
+                    self.damaged.add(&entry.key, entry.version);
                     recovery.failed.push((format!("Quota {namespace}"), std::sync::Arc::new(error)));
                 }
             }
         }
-        let known: Vec<String> = self.tenants.lock().keys().cloned().collect();
-        for namespace in known {
+        for namespace in self.tenants.namespaces() {
             self.limit_tenant(&namespace);
         }
         Ok(())
@@ -104,7 +99,7 @@ impl Control {
     /// Refuses what of a manifest needs a part of the data plane that this platform has not.
     pub(super) fn check_data_plane(&self, quota: bool, plan: bool) -> Result<()> {
         let mut errors = SpecErrors::default();
-        if quota && self.quotas.is_none() {
+        if quota && self.tenant_quotas.enforcer.is_none() {
             errors.push("metadata.annotations[sas.dev/quota-*]", "", "nothing here holds requests to quotas");
         }
         if plan && self.answers.is_none() {

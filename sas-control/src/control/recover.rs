@@ -4,7 +4,6 @@ use super::{Control, HOUSEKEEPING, Live, RECOVERIES, Recovery, SERVICES, TENANTS
 use crate::reconcile::reconcile;
 use crate::record::ServiceRecord;
 use sas_core::{Error, ErrorKind, Result, TenantKey};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +23,7 @@ impl Control {
         for entry in self.entries(TENANTS).await? {
             let namespace = &entry.key[TENANTS.len()..];
             match serde_json::from_slice(&entry.value) {
-                Ok(id) => drop(self.tenants.lock().insert(namespace.to_owned(), TenantKey(id))),
+                Ok(id) => self.tenants.insert(namespace, TenantKey(id)),
                 Err(error) => {
                     let message =
                         format!("{} is not a tenant: {error}; the next deploy writes it anew", entry.key);
@@ -39,14 +38,14 @@ impl Control {
             match ServiceRecord::decode(&entry.key, &entry.value) {
                 Ok(record) => {
                     paths.push(record.path());
-                    self.services.write().insert(record.path(), Arc::new(Live::new(record, entry.version)));
+                    self.services.insert(record.path(), Live::new(record, entry.version));
                 }
                 Err(error) => {
                     let path = &entry.key[SERVICES.len()..];
-                    self.unreadable.lock().insert(entry.key.clone());
+                    self.unreadable.add(&entry.key);
                     // What another version wrote is whole, and nothing writes over it.
                     if error.kind != ErrorKind::Unsupported {
-                        self.damaged.lock().insert(entry.key.clone(), entry.version);
+                        self.damaged.add(&entry.key, entry.version);
                     }
                     recovery.failed.push((format!("Service {path}"), Arc::new(error)));
                 }
@@ -84,9 +83,9 @@ impl Control {
             }
         }
         recovery.failed.sort_by(|a, b| a.0.cmp(&b.0));
-        self.recovered.keep(&recovery);
+        self.recovery_report.keep(&recovery);
         self.count();
-        self.ready.store(true, Ordering::Release);
+        self.lifecycle.recovered();
         Ok(recovery)
     }
 
@@ -94,8 +93,8 @@ impl Control {
     /// that is there, nor from a place that is another store's: a database that was lost, or put back from a copy, must
     /// not take the code with it.
     async fn recover_packages(&self, recovery: &mut Recovery) -> Result<()> {
-        let Some(packages) = &self.packages else { return Ok(()) };
-        let _alone = self.pins.write().await;
+        let Some(packages) = self.pins.copies() else { return Ok(()) };
+        let _alone = self.pins.removing().await;
         packages.tidy().await?;
         let (there, kept) = (packages.list().await?, self.package_digests());
         let stored = self.store.get(STORE_ID).await?;
@@ -108,7 +107,7 @@ impl Control {
             (Some(_), None) => false,
         };
         if !ours {
-            self.foreign_packages.store(true, Ordering::Release);
+            self.pins.mark_foreign();
             let message = format!(
                 "{} packages were there before this state and belong to another: none is removed; put the state back that \
                  they belong to, or remove them yourself",
@@ -130,7 +129,7 @@ impl Control {
             };
             packages.set_owner(&id).await?;
         }
-        let unreadable = self.unreadable.lock().len();
+        let unreadable = self.unreadable.len();
         let unneeded = there.into_iter().filter(|digest| !kept.contains(digest));
         if unreadable > 0 {
             let unneeded: Vec<String> = unneeded.collect();
@@ -139,7 +138,7 @@ impl Control {
                 packages = unneeded.len(),
                 "records can't be read, so no package is removed"
             );
-            self.unneeded.lock().extend(unneeded);
+            self.pins.suspect(unneeded);
             return Ok(());
         }
         for digest in unneeded {
@@ -173,8 +172,7 @@ impl Control {
                     state.record = Some(Arc::new(record));
                 }
                 (Ok(record), None) => {
-                    let live = Arc::new(Live::new(record, entry.version));
-                    self.services.write().insert(path.to_owned(), live);
+                    self.services.insert(path, Live::new(record, entry.version));
                 }
                 (Err(error), _) if error.kind == ErrorKind::Unsupported => return Err(error),
                 (Err(error), live) => {
@@ -182,32 +180,31 @@ impl Control {
                     match live {
                         // What is known of it is better than what is there.
                         Some(live) => live.state.lock().version = entry.version,
-                        None => drop(self.damaged.lock().insert(key, entry.version)),
+                        None => self.damaged.add(&key, entry.version),
                     }
                 }
             },
             None => {
-                self.damaged.lock().remove(&key);
+                self.damaged.remove(&key);
                 if let Some(live) = self.live(path) {
                     live.state.lock().record = None;
                 }
             }
         }
-        self.unsure.lock().remove(path);
+        self.stale_after_write.remove(path);
         Ok(())
     }
 
     /// Makes housekeeping look at a service.
     pub(crate) fn keep_an_eye_on(&self, path: &str) {
-        self.restless.lock().insert(path.to_owned());
+        self.pending_reconcile.add(path);
     }
 
     /// Finishes what was left half done by writes that failed.
     pub(super) async fn mend(self: &Arc<Self>) {
-        let unsure: Vec<String> = self.unsure.lock().iter().cloned().collect();
-        for path in unsure {
+        for path in self.stale_after_write.all() {
             let _changing = self.change(&path).await;
-            if self.unsure.lock().contains(&path) {
+            if self.stale_after_write.contains(&path) {
                 // The store still fails; the next round may find it well.
                 continue;
             }
@@ -215,7 +212,7 @@ impl Control {
                 tracing::warn!(service = %path, error = %error.chain(), "not settled after a failed write");
             }
             if self.live(&path).is_some_and(|live| live.record().is_none()) {
-                self.services.write().remove(&path);
+                self.services.remove(&path);
             }
         }
     }
@@ -223,26 +220,26 @@ impl Control {
     /// What is due without anybody asking: roll-outs, old revisions, unused test registrations, and what a cancelled
     /// change left.
     pub(super) async fn tidy(self: &Arc<Self>) {
-        let restless: Vec<String> = self.restless.lock().iter().cloned().collect();
-        for path in &restless {
+        let pending = self.pending_reconcile.all();
+        for path in &pending {
             if let Err(error) = self.roll(path).await {
                 tracing::warn!(service = %path, error = %error.chain(), "a roll-out could not go on; it is tried again");
             }
         }
         let now = self.clock.now();
-        let mut due = restless;
+        let mut due = pending;
         due.retain(|path| match self.live(path) {
             Some(live) => {
                 let state = live.state.lock();
                 !reconcile(state.record.as_deref(), &state.observed, now, &self.rules).is_empty()
             }
             None => {
-                self.restless.lock().remove(path);
+                self.pending_reconcile.remove(path);
                 false
             }
         });
         for path in due {
-            if self.stop.is_cancelled() {
+            if self.lifecycle.is_stopping() {
                 return;
             }
             let _changing = self.change(&path).await;

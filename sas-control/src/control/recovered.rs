@@ -8,9 +8,9 @@ use super::{Control, Recovery};
 
 /// The outcome of the last start, less what has come back since.
 #[derive(Debug, Default)]
-pub(super) struct Recovered(Mutex<Recovery>);
+pub(super) struct RecoveryReport(Mutex<Recovery>);
 
-impl Recovered {
+impl RecoveryReport {
     /// Keeps it, and writes what failed to the log.
     pub(super) fn keep(&self, recovery: &Recovery) {
         for (what, error) in &recovery.failed {
@@ -36,11 +36,11 @@ impl Control {
     /// What the last [`Control::recover`] brought back, and what of the rest is still missing: services and triggers that
     /// were declared again or deleted since are not in it.
     pub fn recovery(&self) -> Recovery {
-        self.recovered.0.lock().clone()
+        self.recovery_report.0.lock().clone()
     }
 
     /// What of the last start is still missing, in words: `Service namespace/name` with the reason.
     pub(crate) fn missing(&self) -> Vec<(String, Arc<sas_core::Error>)> {
-        self.recovered.0.lock().failed.clone()
+        self.recovery_report.0.lock().failed.clone()
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sas_core::{
-    AnswerCounts, Error, ErrorKind, Result, RevisionKey, RolloutPlan, RolloutProgress, RolloutStep,
+    AnswerCounts, Error, ErrorKind, Principal, Result, RevisionKey, RolloutPlan, RolloutProgress, RolloutStep,
 };
 use serde::Deserialize;
 
@@ -118,6 +118,30 @@ impl Control {
         name: &str,
         action: RolloutAction,
     ) -> Result<Arc<ServiceRecord>> {
+        self.steer_rollout_as(None, namespace, name, action).await
+    }
+
+    /// The same for somebody, who is kept with the change.
+    ///
+    /// # Errors
+    /// As [`Control::steer_rollout`].
+    pub async fn steer_rollout_for(
+        self: &Arc<Self>,
+        principal: &Principal,
+        namespace: &str,
+        name: &str,
+        action: RolloutAction,
+    ) -> Result<Arc<ServiceRecord>> {
+        self.steer_rollout_as(Some(principal), namespace, name, action).await
+    }
+
+    async fn steer_rollout_as(
+        self: &Arc<Self>,
+        principal: Option<&Principal>,
+        namespace: &str,
+        name: &str,
+        action: RolloutAction,
+    ) -> Result<Arc<ServiceRecord>> {
         self.open()?;
         let path = format!("{namespace}/{name}");
         let _changing = self.change(&path).await;
@@ -136,18 +160,21 @@ impl Control {
             false => RolloutPlan::over(record.rollout),
         });
         let begun = RolloutProgress::new(plan, now).map_err(|errors| super::refused("roll-out", errors))?;
-        self.amend(&path, &live, |record| match (action, &mut record.rolling) {
-            (RolloutAction::Promote, _) => record.rolling = None,
-            (RolloutAction::Restart, Some(rolling)) => {
-                rolling.progress = Some(begun);
-                rolling.reason = None;
+        self.amend(&path, &live, |record| {
+            record.changed_by = principal.cloned();
+            match (action, &mut record.rolling) {
+                (RolloutAction::Promote, _) => record.rolling = None,
+                (RolloutAction::Restart, Some(rolling)) => {
+                    rolling.progress = Some(begun);
+                    rolling.reason = None;
+                }
+                (RolloutAction::Stop, Some(rolling)) => {
+                    let progress = rolling.progress.get_or_insert(begun);
+                    progress.stop(now);
+                    rolling.reason = Some("stopped by hand".to_owned());
+                }
+                (_, None) => {}
             }
-            (RolloutAction::Stop, Some(rolling)) => {
-                let progress = rolling.progress.get_or_insert(begun);
-                progress.stop(now);
-                rolling.reason = Some("stopped by hand".to_owned());
-            }
-            (_, None) => {}
         })
         .await?;
         self.count_anew(&live);

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 impl Control {
     /// Does what [`reconcile`] asks for until it asks for nothing. The caller has the turn.
     pub(crate) async fn settle(self: &Arc<Self>, path: &str) -> Result<()> {
-        self.restless.lock().insert(path.to_owned());
+        self.pending_reconcile.add(path);
         for _ in 0..ROUNDS {
             let Some(live) = self.live(path) else { return Ok(()) };
             let (record, commands) = {
@@ -29,7 +29,7 @@ impl Control {
                 self.count_answers(&live);
                 let state = live.state.lock();
                 if !waits_for_time(state.record.as_deref(), &state.observed, &self.rules) {
-                    self.restless.lock().remove(path);
+                    self.pending_reconcile.remove(path);
                 }
                 return Ok(());
             }
@@ -78,7 +78,7 @@ impl Control {
                 self.prepared(path, live, &revision, prepared.as_ref()).await
             }
             Command::Limit(quota) => {
-                if let Some(quotas) = &self.quotas {
+                if let Some(quotas) = &self.tenant_quotas.enforcer {
                     quotas.set_service(path, quota);
                 }
                 live.state.lock().observed.quota = quota;
@@ -212,7 +212,7 @@ impl Control {
         revision: &str,
     ) -> Result<Artifact> {
         let found = found(record, revision)?;
-        let runtime = self.engine.runtime(&found.spec.runtime, record.tenant)?;
+        let runtime = self.runtimes.runtime(&found.spec.runtime, record.tenant)?;
         if let Some(artifact) = live.state.lock().artifacts.get(revision).cloned() {
             return Ok(artifact);
         }
@@ -240,7 +240,7 @@ impl Control {
         routable: bool,
     ) -> Result<(RevisionKey, Artifact)> {
         let found = found(record, revision)?;
-        let runtime = self.engine.runtime(&found.spec.runtime, record.tenant)?;
+        let runtime = self.runtimes.runtime(&found.spec.runtime, record.tenant)?;
         let artifact = self.artifact(live, record, revision).await?;
         let spec = if routable || found.spec.scaling.min == 0 {
             Arc::clone(&found.spec)
@@ -266,7 +266,7 @@ impl Control {
     /// have deployed it, and a state directory may have been moved.
     async fn brought_here(&self, revision: &RevisionRecord) -> Result<Option<Source>> {
         let (Some(packages), Some(digest), Source::Path(deployed)) =
-            (&self.packages, &revision.package, &revision.spec.source)
+            (self.pins.copies(), &revision.package, &revision.spec.source)
         else {
             return Ok(None);
         };
@@ -282,7 +282,7 @@ impl Control {
 
     /// Without copies of packages, a revision is refused when its package is no longer what it was.
     pub(super) async fn unchanged(&self, revision: &RevisionRecord) -> Result<()> {
-        let (None, Some(recorded)) = (&self.packages, &revision.package) else { return Ok(()) };
+        let (None, Some(recorded)) = (self.pins.copies(), &revision.package) else { return Ok(()) };
         let source = revision.spec.source.clone();
         let digest = blocking(move || package::digest(&source)).await?;
         if digest.as_ref() == Some(recorded) {
@@ -302,7 +302,7 @@ impl Control {
             registration.retiring = true;
         }
         let (control, live) = (Arc::clone(self), Arc::clone(live));
-        self.tasks.spawn(async move {
+        self.lifecycle.tasks.spawn(async move {
             let deadline = Instant::now() + control.drain_grace;
             loop {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -311,7 +311,7 @@ impl Control {
                 let busy = control.pool.status(key).is_some_and(|status| {
                     status.in_flight + status.queued + status.ready + status.starting > 0
                 });
-                if !busy || left.is_zero() || control.stop.is_cancelled() {
+                if !busy || left.is_zero() || control.lifecycle.is_stopping() {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -319,9 +319,9 @@ impl Control {
             control.pool.unregister(key);
             let forgotten = live.retired(key);
             for key in forgotten {
-                control.logs.forget(key);
-                control.decisions.forget(key);
-                if let Some(usage) = control.meter.usage_query() {
+                control.sinks.logs.forget(key);
+                control.sinks.decisions.forget(key);
+                if let Some(usage) = control.sinks.meter.usage_query() {
                     match usage.revision_usage(key).await {
                         Ok(used) => live.state.lock().retired_usage.add_all(&used),
                         Err(error) => {
@@ -329,7 +329,7 @@ impl Control {
                         }
                     }
                 }
-                control.meter.forget(key);
+                control.sinks.meter.forget(key);
             }
         });
     }

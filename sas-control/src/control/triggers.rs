@@ -75,7 +75,7 @@ impl Control {
                 }
                 (Ok(()), false) => match host.apply(spec.clone()).await {
                     Ok(()) => {
-                        self.recovered.came_back(&format!("Trigger {}", spec.name));
+                        self.recovery_report.came_back(&format!("Trigger {}", spec.name));
                         true
                     }
                     Err(error) => {
@@ -149,7 +149,7 @@ impl Control {
         self.store.put(&key, expected, value.into()).await?;
         host.apply(spec.clone()).await?;
         self.note_crossing(&spec, true);
-        self.recovered.came_back(&format!("Trigger {}", spec.name));
+        self.recovery_report.came_back(&format!("Trigger {}", spec.name));
         Ok(spec)
     }
 
@@ -166,7 +166,7 @@ impl Control {
         };
         self.store.delete(&key, entry.version).await?;
         self.crossing.0.lock().remove(&name);
-        self.recovered.came_back(&format!("Trigger {name}"));
+        self.recovery_report.came_back(&format!("Trigger {name}"));
         match &self.triggers {
             Some(triggers) => triggers.remove(&name).await,
             None => Ok(()),

@@ -1,10 +1,10 @@
-//! An engine: the runtimes of one data plane, and what tenants may ask of it.
+//! The runtimes of one engine, and what tenants may ask of them.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use sas_core::{Error, ErrorKind, Isolation, Result, Runtime, SpecErrors, TenantKey};
 
-/// For whom an engine is: a preset, not a code path.
+/// For whom a platform is: a preset, not a code path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Edition {
@@ -35,25 +35,25 @@ impl Default for Edition {
     }
 }
 
-/// The runtimes of one data plane.
+/// The runtimes of one engine, by name, and for whom they are.
 #[derive(Clone, Debug)]
-pub struct Engine {
+pub struct RuntimeRegistry {
     edition: Edition,
     runtimes: BTreeMap<&'static str, Arc<dyn Runtime>>,
 }
 
-impl Engine {
-    /// An engine of these runtimes, known by their names.
+impl RuntimeRegistry {
+    /// These runtimes, known by their names.
     pub fn new(edition: Edition, runtimes: impl IntoIterator<Item = Arc<dyn Runtime>>) -> Self {
         Self { edition, runtimes: runtimes.into_iter().map(|runtime| (runtime.name(), runtime)).collect() }
     }
 
-    /// For whom it is.
+    /// For whom they are.
     pub fn edition(&self) -> &Edition {
         &self.edition
     }
 
-    /// Its runtimes, by name.
+    /// All of them, by name.
     pub fn runtimes(&self) -> impl Iterator<Item = &Arc<dyn Runtime>> {
         self.runtimes.values()
     }
