@@ -2,6 +2,8 @@
 //!
 //! Needs nothing but Rust: the program that it deploys is compiled from `examples/apps/hello.rs` first. Where Python or
 //! Node is installed, an app in each is deployed and woken too. Ends with a table and a chart, `quickstart.svg`.
+//!
+//! Where a JDK is installed, a second act compares the first request to a sleeping jar: cold, and from a stem.
 
 #![allow(clippy::print_stdout, reason = "this program talks to a terminal")]
 
@@ -42,6 +44,8 @@ const PHASES: [(&str, Duration, u64); 4] = [
 ];
 /// How long the way back to zero may take.
 const TO_ZERO: Duration = Duration::from_secs(25);
+/// How long the first stem may take: the archive of its classes is made before.
+const STEM: Duration = Duration::from_secs(60);
 
 fn manifest(name: &str, package: &Path, concurrency: u32) -> String {
     format!(
@@ -128,7 +132,76 @@ async fn main() -> Outcome<()> {
         .ok_or("nothing else holds the platform")?
         .shutdown(Duration::from_secs(10))
         .await;
-    report(&tally, latencies, &seen, to_zero, &others)
+    report(&tally, latencies, &seen, to_zero, &others)?;
+    second_act(here, work.path()).await
+}
+
+/// The first request to a jar that sleeps, on two platforms: one that holds nothing ahead of demand, and one as it comes,
+/// which keeps a booted JVM, a stem, for whichever jar is woken next.
+async fn second_act(here: &Path, work: &Path) -> Outcome<()> {
+    println!("\nSecond act: the first request to a Java service that sleeps");
+    if let Some(missing) = ["java", "javac", "jar"].into_iter().find(|tool| !installed(tool)) {
+        println!("left out: {missing} is not installed; it comes with a JDK (17 or newer)");
+        return Ok(());
+    }
+    run("javac", &["-d", "classes", &here.join("examples/apps/java/a/App.java").to_string_lossy()], work)?;
+    let jar = work.join("app.jar");
+    run("jar", &["--create", "--file", "app.jar", "--main-class", "app.App", "-C", "classes", "."], work)?;
+
+    let (cold, _) = first_request(Preset::Frugal, &jar, &work.join("cold")).await?;
+    let (warm, booted) = first_request(Preset::Default, &jar, &work.join("stems")).await?;
+    println!("cold                {cold:.0?}, preset `frugal`");
+    println!(
+        "from a stem         {warm:.0?}, preset `default`; the first stem was there {booted:.1?} after the deploy"
+    );
+    Ok(())
+}
+
+/// Deploys a jar to a platform of its own and sends it one request, asleep before. Gives how long the answer took, and how
+/// long the first stem.
+async fn first_request(preset: Preset, jar: &Path, packages: &Path) -> Outcome<(Duration, Duration)> {
+    let platform = Platform::builder()
+        .runtime(ProcessRuntime::new(ProcessConfig::in_store(packages))?)
+        .preset(preset)
+        .listen(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .build()
+        .await?;
+    let ingress = platform.listen_addr().ok_or("it listens")?;
+    let deployed = Instant::now();
+    platform.apply(&manifest("java", jar, 0), None).await?;
+    let stems = preset != Preset::Frugal;
+    while stems && !platform.pool().stems().iter().any(|class| class.ready > 0) {
+        if deployed.elapsed() > STEM {
+            let found = platform.pool().stems();
+            return Err(format!("no stem is ready {STEM:?} after the deploy: {found:?}").into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let booted = deployed.elapsed();
+    let answer = request(ingress, "java", "/", Arc::default()).await.ok_or("the jar gave no good answer")?;
+    let revision = platform
+        .control()
+        .revision_key("default", "java", "java-00001")
+        .ok_or("the revision is registered")?;
+    let from_stem =
+        platform.pool().instances(revision).iter().any(|i| i.start.is_some_and(|start| start.from_stem));
+    platform.shutdown(Duration::from_secs(5)).await;
+    if from_stem != stems {
+        return Err(format!("preset {preset}: from a stem: {from_stem}, expected {stems}").into());
+    }
+    Ok((answer, booted))
+}
+
+fn run(tool: &str, args: &[&str], dir: &Path) -> Outcome<()> {
+    let output = std::process::Command::new(tool).args(args).current_dir(dir).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("{tool} {args:?}: {said}").into()) }
+}
+
+/// Whether a program is in one of the directories of `PATH`.
+fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
 /// Compiles a program with the toolchain at hand.
@@ -257,8 +330,7 @@ async fn other_languages(
     for (language, interpreter, name) in
         [("Python", "python3", "hello-python"), ("JavaScript", "node", "hello-node")]
     {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        if !std::env::split_paths(&path).any(|dir| dir.join(interpreter).is_file()) {
+        if !installed(interpreter) {
             println!("{language}: {interpreter} is not installed, so its app is left out");
             continue;
         }
