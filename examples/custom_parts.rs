@@ -18,14 +18,15 @@ use std::{
 use sas::{
     async_trait,
     bytes::Bytes,
-    control::{DecisionLog, LogBuffer, Meter},
+    control::{DecisionLog, LogBuffer, Meter, PackageDir},
     core::{
-        Artifact, Capabilities, Claim, Clock, Commit, Decision, DecisionQuery, DecisionRecord, DecisionSink,
-        Deployed, Entry, EnvValue, Event, Instance, InstanceId, InstanceView, Lease, Load, LogQuery,
-        LogRecord, LogSink, MemoryStore, MeterPhase, MeterSink, Pool, PoolTotals, Result, RevisionKey,
-        RevisionStatus, Route, RouteChange, RouteError, RouteQuery, Router, Runtime, ScaleInput, Scaler,
-        ScalingSpec, SecretSource, SpecErrors, StartRequest, Stem, StemRequest, StemView, Store, StoreLimits,
-        SystemClock, Timestamp, TriggerCx, TriggerSource, TriggerSpec, UsageQuery, Version, Waiting, Watched,
+        Artifact, Blob, BlobStore, Capabilities, Claim, Clock, Commit, Decision, DecisionQuery,
+        DecisionRecord, DecisionSink, Deployed, Entry, EnvValue, Event, Instance, InstanceId, InstanceView,
+        Lease, Load, LogQuery, LogRecord, LogSink, MemoryStore, MeterPhase, MeterSink, Pool, PoolTotals,
+        Result, RevisionKey, RevisionStatus, Route, RouteChange, RouteError, RouteQuery, Router, Runtime,
+        ScaleInput, Scaler, ScalingSpec, SecretSource, SpecErrors, StartRequest, Stem, StemRequest, StemView,
+        Store, StoreLimits, SystemClock, Timestamp, TriggerCx, TriggerSource, TriggerSpec, UsageQuery,
+        Version, Waiting, Watched,
     },
     http,
     inline::InlineRuntime,
@@ -137,6 +138,35 @@ impl Store for Counted<MemoryStore> {
     }
     async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
         self.part.watch(prefix, since).await
+    }
+}
+
+#[async_trait]
+impl BlobStore for Counted<PackageDir> {
+    async fn put(&self, source: &Source) -> Result<Blob> {
+        self.part.put(source).await
+    }
+    async fn get(&self, digest: &str) -> Result<Option<Source>> {
+        self.part.get(digest).await
+    }
+    async fn delete(&self, digest: &str) -> Result<()> {
+        self.part.delete(digest).await
+    }
+    async fn list(&self) -> Result<Vec<String>> {
+        // The functions here come as closures, so that no package is put; what is left over is looked for at the start.
+        self.used().list().await
+    }
+    async fn exists(&self, digest: &str) -> Result<bool> {
+        self.part.exists(digest).await
+    }
+    async fn owner(&self) -> Result<Option<String>> {
+        self.part.owner().await
+    }
+    async fn set_owner(&self, owner: &str) -> Result<()> {
+        self.part.set_owner(owner).await
+    }
+    async fn tidy(&self) -> Result<()> {
+        self.part.tidy().await
     }
 }
 
@@ -282,6 +312,7 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         "pool",
         "router",
         "store",
+        "packages",
         "runtime",
         "scaler",
         "trigger",
@@ -303,10 +334,12 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         .into_iter()
         .find(|scaler| scaler.name() == "kpa")
         .ok_or("the platform's own scaler")?;
+    let dir = tempfile::tempdir()?;
     let platform = Platform::builder()
         .pool(move |config| Arc::new(Counted::new(&pool_uses, InstancePool::new(config))))
         .router(Counted::new(&uses["router"], RouteTable::new(0)))
         .store(Counted::new(&uses["store"], MemoryStore::default()))
+        .packages(Counted::new(&uses["packages"], PackageDir::new(dir.path().join("packages"))))
         .runtime(Counted::new(&uses["runtime"], functions))
         .scaler(Counted::new(&uses["scaler"], kpa))
         .trigger_kind("once", move |spec| match spec.options.get("source") {

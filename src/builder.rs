@@ -14,10 +14,10 @@ use sas_control::{
     Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, Meter, PackageDir, PackageRoots, Recovery,
 };
 use sas_core::{
-    AnswerCounter, Authenticator, Clock, DecisionSink, Error, ErrorKind, EventPublisher, Fidelity, Handler,
-    Invoker, LogSink, MemoryStore, MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime, Scaler,
-    Scalers, Schedule, SecretSource, SpecErrors, Store, SystemClock, Timestamp, TriggerSource, TriggerSpec,
-    Triggers,
+    AnswerCounter, Authenticator, BlobStore, Clock, DecisionSink, Error, ErrorKind, EventPublisher, Fidelity,
+    Handler, Invoker, LogSink, MemoryStore, MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime,
+    Scaler, Scalers, Schedule, SecretSource, SpecErrors, Store, SystemClock, Timestamp, TriggerSource,
+    TriggerSpec, Triggers,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
@@ -151,6 +151,7 @@ fn part(part: BuildPart) -> impl Fn(Error) -> BuildError {
 /// | instances | [`pool`](Self::pool) | [`InstancePool`], as the preset says |
 /// | routes | [`router`](Self::router) | [`RouteTable`] |
 /// | state | [`store`](Self::store), [`state_dir`](Self::state_dir) | in memory |
+/// | code packages | [`packages`](Self::packages) | in the state directory; without one, where they were deployed from |
 /// | how many instances | [`scaler`](Self::scaler) | those of `sas-autoscale` |
 /// | declared triggers | [`trigger_kind`](Self::trigger_kind) | `cron`, `timer` |
 /// | output of instances | [`log_sink`](Self::log_sink) | [`LogBuffer`] |
@@ -179,6 +180,7 @@ pub struct PlatformBuilder {
     router: Option<Arc<dyn Router>>,
     store: Option<Arc<dyn Store>>,
     state: Option<PathBuf>,
+    packages: Option<Arc<dyn BlobStore>>,
     clock: Arc<dyn Clock>,
     recorder: Option<Recorder>,
     logs: Arc<dyn LogSink>,
@@ -233,6 +235,7 @@ impl Default for PlatformBuilder {
             router: None,
             store: None,
             state: None,
+            packages: None,
             clock: Arc::new(SystemClock),
             recorder: None,
             logs: Arc::new(LogBuffer::default()),
@@ -358,6 +361,14 @@ impl PlatformBuilder {
     #[must_use]
     pub fn state_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.state = Some(dir.into());
+        self
+    }
+
+    /// Where code packages are kept that are deployed, so that the platform comes back with them. In the state directory
+    /// unless this says otherwise.
+    #[must_use]
+    pub fn packages(mut self, packages: impl BlobStore) -> Self {
+        self.packages = Some(Arc::new(packages));
         self
     }
 
@@ -696,8 +707,9 @@ impl PlatformBuilder {
         control_config.answers = Some(Arc::clone(&gateway) as Arc<dyn AnswerCounter>);
         control_config.clock = Arc::clone(&self.clock);
         control_config.domain = self.domain;
-        control_config.packages =
-            self.state.as_ref().map(|dir| Arc::new(PackageDir::new(dir.join("packages"))) as _);
+        control_config.packages = self
+            .packages
+            .or_else(|| self.state.as_ref().map(|dir| Arc::new(PackageDir::new(dir.join("packages"))) as _));
         control_config.manifests = self.manifests;
         control_config.manifests.fidelity = self.fidelity.unwrap_or_else(|| self.preset.fidelity());
         control_config.logs = self.logs;

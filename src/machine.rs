@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-/// Cores and memory that this process may use.
+/// Cores, memory and descriptors that this process may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Machine {
     /// Cores, as the scheduler and the control group's quota allow.
     pub(crate) cores: u32,
     /// Bytes; `None`: not known here, and nothing is bounded by it.
     pub(crate) memory_bytes: Option<u64>,
+    /// Open files at once, up to the hard limit, which runtimes raise the soft one to; `None`: not bounded, or not known.
+    pub(crate) descriptors: Option<u64>,
 }
 
 impl Machine {
@@ -16,8 +18,18 @@ impl Machine {
     pub(crate) fn here() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let read = |path: &Path| std::fs::read_to_string(path).ok();
-        Self { cores: u32::try_from(cores).unwrap_or(u32::MAX), memory_bytes: memory(&read) }
+        Self {
+            cores: u32::try_from(cores).unwrap_or(u32::MAX),
+            memory_bytes: memory(&read),
+            descriptors: read(Path::new("/proc/self/limits")).and_then(|limits| descriptors(&limits)),
+        }
     }
+}
+
+/// The hard limit of open files in `/proc/self/limits`; `None` when it is `unlimited`.
+fn descriptors(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// The least of the machine's memory and of the limits of this process's control group and of those above it.
@@ -69,6 +81,14 @@ mod tests {
     }
 
     const MEMINFO: (&str, &str) = ("/proc/meminfo", "MemTotal:        8000000 kB\nMemFree: 1 kB\n");
+
+    #[test]
+    fn the_hard_limit_of_open_files_counts() {
+        let limits = "Limit Soft Limit Hard Limit Units\nMax open files            1024                 524288               files     \n";
+        assert_eq!(descriptors(limits), Some(524_288));
+        assert_eq!(descriptors(&limits.replace("524288", "unlimited")), None);
+        assert_eq!(descriptors(""), None);
+    }
 
     #[test]
     fn the_least_limit_on_the_way_up_holds() {

@@ -70,6 +70,8 @@ const MEMORY_PERCENT: u64 = 80;
 const STEMS_PERCENT: u64 = 15;
 /// What an instance of a process counts with until it was measured, unless its service says.
 const ASSUMED_BYTES: u64 = 32 << 20;
+/// Descriptors that an instance of a process takes while it serves: two pipes, a handle of the process, a connection.
+const DESCRIPTORS_PER_INSTANCE: u64 = 4;
 /// Stems of one class per core: a burst takes them at once, but they boot one per core.
 const STEMS_PER_CORE: u32 = 16;
 
@@ -89,6 +91,11 @@ impl Preset {
         if let Some(memory) = machine.memory_bytes {
             pool.budget.memory_bytes = memory / 100 * MEMORY_PERCENT;
             pool.stems.memory_bytes = pool.budget.memory_bytes / 100 * STEMS_PERCENT;
+        }
+        if let Some(descriptors) = machine.descriptors {
+            // More would only fail to start.
+            let instances = (descriptors / DESCRIPTORS_PER_INSTANCE).max(1);
+            pool.budget.instances = u32::try_from(instances).unwrap_or(u32::MAX);
         }
         if self != Self::Frugal {
             let mut automatic = AutomaticStems::default();
@@ -114,7 +121,8 @@ mod tests {
     fn bounds_come_from_the_machine() {
         for preset in [Preset::Default, Preset::Knative, Preset::Frugal] {
             for memory_bytes in [None, Some(GIB / 4), Some(GIB), Some(64 * GIB)] {
-                let pool = preset.pool(Machine { cores: 4, memory_bytes });
+                let pool = preset.pool(Machine { cores: 4, memory_bytes, descriptors: Some(1024) });
+                assert_eq!(pool.budget.instances, 256, "{preset}: as many as its descriptors are enough for");
                 pool.validate().expect("every preset is valid on every machine");
                 if let Some(memory) = memory_bytes {
                     assert!(pool.budget.memory_bytes < memory, "{preset}: the host keeps a part");
@@ -123,7 +131,9 @@ mod tests {
                 assert!(preset != Preset::Frugal || pool.stems.automatic.is_none());
             }
         }
-        let small = Preset::Default.pool(Machine { cores: 1, memory_bytes: Some(GIB / 4) });
+        let small =
+            Preset::Default.pool(Machine { cores: 1, memory_bytes: Some(GIB / 4), descriptors: None });
+        assert_eq!(small.budget.instances, u32::MAX, "nothing bounds them");
         assert_eq!(small.stems.automatic, None, "it could not hold one");
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use sas::prelude::*;
+use sas::{
+    core::{Event, SpecErrors, TriggerCx, TriggerSource, TriggerSpec},
+    prelude::*,
+};
 
 fn hello() -> InlineRuntime {
     InlineRuntime::new()
@@ -53,4 +56,74 @@ async fn state_and_packages_are_their_owners_alone_also_when_they_were_not() {
         open("", 0o755);
         open("state.redb", 0o644);
     }
+}
+
+/// Sends the greeting that its declaration names, once in each run.
+#[derive(Debug)]
+struct Greeting(String);
+
+#[sas::async_trait]
+impl TriggerSource for Greeting {
+    fn kind(&self) -> &'static str {
+        "greeting"
+    }
+
+    async fn run(&self, cx: TriggerCx) -> sas::core::Result<()> {
+        let room = cx.sink.ready().await?;
+        let event = Event::new(self.0.as_str(), "/greetings", "greeting").expect("a valid event");
+        cx.sink.deliver(room, event).await?;
+        cx.shutdown.cancelled().await;
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trigger_of_a_kind_of_ones_own_comes_back_at_the_next_start() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (seen, mut came) = tokio::sync::mpsc::unbounded_channel();
+    let builder = || {
+        let seen = seen.clone();
+        let runtime = InlineRuntime::new().with("hello", move |request: Request, _cx| {
+            let id = request.headers().get("ce-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+            let _ = seen.send(id);
+            async { Response::new(Body::empty()) }
+        });
+        Platform::builder().state_dir(dir.path()).runtime(runtime)
+    };
+    let known = || {
+        builder().trigger_kind("greeting", |spec| match spec.options.get("text") {
+            Some(text) => Ok(std::sync::Arc::new(Greeting(text.clone())) as _),
+            None => {
+                let mut errors = SpecErrors::default();
+                errors.push("options.text", "", "say what the greeting is");
+                Err(errors)
+            }
+        })
+    };
+    let soon = Duration::from_secs(10);
+
+    let platform = known().build().await.expect("built");
+    let spec = RevisionSpec::new("inline", Source::Function("hello".to_owned()));
+    platform.deploy("default", "hello", spec).await.expect("deployed");
+    let trigger = TriggerSpec::new("default/morning", "greeting", "default/hello");
+    let refused = platform.control().apply_trigger(trigger.clone()).await.expect_err("it says nothing");
+    assert!(refused.message.contains("say what the greeting is"), "{refused}");
+    platform.control().apply_trigger(trigger.with_option("text", "hi")).await.expect("declared");
+    let first = tokio::time::timeout(soon, came.recv()).await.expect("the event comes");
+    assert_eq!(first.flatten().as_deref(), Some("hi"));
+    platform.shutdown(Duration::from_secs(5)).await;
+
+    // A build that does not know the kind says so, and does not lose the trigger.
+    let platform = builder().build().await.expect("built");
+    let recovery = platform.recovery();
+    assert_eq!((recovery.triggers, recovery.failed.len()), (0, 1), "{recovery:?}");
+    let (what, why) = &recovery.failed[0];
+    assert!(what == "Trigger default/morning" && why.message.contains("greeting"), "{what}: {why}");
+    platform.shutdown(Duration::from_secs(5)).await;
+
+    let platform = known().build().await.expect("built");
+    assert_eq!(platform.recovery().triggers, 1, "{:?}", platform.recovery());
+    let again = tokio::time::timeout(soon, came.recv()).await.expect("the event comes again");
+    assert_eq!(again.flatten().as_deref(), Some("hi"));
+    platform.shutdown(Duration::from_secs(5)).await;
 }
