@@ -33,6 +33,10 @@ pub(crate) struct Parts {
     pub(crate) pool: Arc<dyn Pool>,
     pub(crate) runtimes: Vec<Arc<dyn Runtime>>,
     /// Opened by the builder, so closed by the shutdown.
+    #[cfg_attr(
+        not(feature = "redb"),
+        expect(dead_code, reason = "without it no platform opens a store by itself")
+    )]
     pub(crate) own_store: Option<Arc<OwnStore>>,
     pub(crate) recovery: Recovery,
     pub(crate) ingress: Option<Server>,
