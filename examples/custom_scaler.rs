@@ -19,6 +19,9 @@ struct Recent {
     peak: f64,
 }
 
+/// More requests at once than any revision has.
+const MOST: f64 = 1e6;
+
 #[derive(Debug)]
 struct OneSpare;
 
@@ -34,7 +37,8 @@ impl Policy for OneSpare {
         if !busy.is_finite() {
             return Decision::hold(Reason::BadInput);
         }
-        state.peak = busy.max(state.peak * 0.9);
+        // A measurement that went wrong is not remembered for ever.
+        state.peak = busy.min(MOST).max(state.peak * 0.9);
         if state.peak < 0.1 {
             return Decision::set(0, Reason::Idle);
         }

@@ -7,6 +7,9 @@ pub struct Recent {
     peak: f64,
 }
 
+/// More requests at once than any revision has.
+const MOST: f64 = 1e6;
+
 /// One instance for every five requests at once, and one more while there is any load.
 #[derive(Debug)]
 pub struct OneSpare;
@@ -23,7 +26,8 @@ impl Policy for OneSpare {
         if !busy.is_finite() {
             return Decision::hold(Reason::BadInput);
         }
-        state.peak = busy.max(state.peak * 0.9);
+        // A measurement that went wrong is not remembered for ever.
+        state.peak = busy.min(MOST).max(state.peak * 0.9);
         if state.peak < 0.1 {
             return Decision::set(0, Reason::Idle);
         }
