@@ -198,7 +198,7 @@ pub struct PlatformBuilder {
     access: Access,
     publisher: Option<Arc<dyn EventPublisher>>,
     seed: u64,
-    pool: Vec<Box<dyn FnOnce(&mut PoolConfig) + Send>>,
+    pool: Vec<ConfigurePool>,
     gateway: GatewayConfig,
     quotas: Option<AdmissionConfig>,
     tenant_quotas: BTreeMap<String, Quota>,
@@ -209,6 +209,7 @@ pub struct PlatformBuilder {
 }
 
 type MetricsText = Box<dyn Fn() -> String + Send + Sync>;
+type ConfigurePool = Box<dyn FnOnce(&mut PoolConfig) + Send>;
 type MakePool = Box<dyn FnOnce(PoolConfig) -> Arc<dyn Pool> + Send>;
 type WrapInvoker = Box<dyn FnOnce(Arc<dyn Invoker>) -> Arc<dyn Invoker> + Send>;
 

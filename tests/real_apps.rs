@@ -7,7 +7,7 @@ use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use shared::{PlatformProcess, call, call_admin};
@@ -68,7 +68,7 @@ async fn public_applications_answer_as_they_are() {
     let platform = PlatformProcess::start(&arguments);
     let mut wrong = Vec::new();
     for (name, _, path, expected) in APPS {
-        let began = Instant::now();
+        let began = tokio::time::Instant::now();
         let host = format!("{name}.default.localhost");
         let answer =
             tokio::time::timeout(Duration::from_secs(120), call(platform.listen, "GET", &host, path, ""));

@@ -20,6 +20,13 @@ pub(crate) struct Plan {
     pub(crate) measured: u64,
 }
 
+/// A start that came to its end with an instance.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) instance: Arc<dyn Instance>,
+    pub(crate) from_stem: bool,
+}
+
 /// An instance that is to be stopped.
 #[derive(Debug)]
 pub(crate) struct Stop {

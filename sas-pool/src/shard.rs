@@ -15,7 +15,7 @@ use sas_core::{
 use tokio::time::Instant;
 
 use crate::{
-    effects::{Candidate, Effects, Freeze, Holds, Plan, Stop},
+    effects::{Candidate, Effects, Freeze, Holds, Plan, Started, Stop},
     gate::{Ask, Shortage},
     queue::Grant,
     rules::Rules,
@@ -223,8 +223,8 @@ impl Shard {
         from_stem: bool,
         claim: Option<&Claim>,
     ) -> Option<Grant> {
-        let result = result.map_err(Arc::new);
-        self.with(|state, rules, fx| state.started(rules, id, result, from_stem, claim, rules.now(), fx))
+        let result = result.map(|instance| Started { instance, from_stem }).map_err(Arc::new);
+        self.with(|state, rules, fx| state.started(rules, id, result, claim, rules.now(), fx))
     }
 
     fn stop(&self, stop: Stop) {

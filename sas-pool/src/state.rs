@@ -29,7 +29,7 @@ mod timed;
 use crate::{
     clock::nanos,
     draw,
-    effects::{Candidate, Effects, Freeze, Holds, Plan, Reading, Stop},
+    effects::{Candidate, Effects, Freeze, Holds, Plan, Reading, Started, Stop},
     gate::Shortage,
     instance::{IdLayout, InstanceSlot, LAST_GENERATION, METERED, Meter, Phase},
     queue::{Grant, Place, Waiter},

@@ -150,8 +150,7 @@ impl State {
         &mut self,
         rules: &Rules,
         id: InstanceId,
-        result: Result<Arc<dyn Instance>, Arc<Error>>,
-        from_stem: bool,
+        result: Result<Started, Arc<Error>>,
         claim: Option<&Claim>,
         now: u64,
         fx: &mut Effects,
@@ -171,10 +170,10 @@ impl State {
                 self.rest(now, a, fx);
                 None
             }
-            Ok(handle) => {
+            Ok(started) => {
                 let instance = &mut self.instances[i as usize];
-                instance.instance = Some(handle);
-                instance.from_stem = from_stem;
+                instance.instance = Some(started.instance);
+                instance.from_stem = started.from_stem;
                 if instance.exited {
                     self.uncome(i);
                     self.gone(rules, i, now, fx);

@@ -105,13 +105,13 @@ impl Table {
     }
 
     fn started(&mut self, id: InstanceId, now: u64) {
-        let made: Arc<dyn Instance> = Arc::new(Sheet(id));
-        self.state.started(&self.rules, id, Ok(made), false, None, now, &mut self.fx);
+        let made = Started { instance: Arc::new(Sheet(id)), from_stem: false };
+        self.state.started(&self.rules, id, Ok(made), None, now, &mut self.fx);
     }
 
     fn failed(&mut self, id: InstanceId, now: u64) {
         let error = Arc::new(Error::new(ErrorKind::Crashed, "start", "torn"));
-        self.state.started(&self.rules, id, Err(error), false, None, now, &mut self.fx);
+        self.state.started(&self.rules, id, Err(error), None, now, &mut self.fx);
     }
 
     fn release(&mut self, grant: &Grant, now: u64) {
