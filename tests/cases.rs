@@ -33,6 +33,8 @@ fn ports() -> (u16, u16) {
 }
 
 /// Runs the case whose directory begins with `number`.
+#[allow(clippy::disallowed_methods, reason = "it waits for a real program, outside of any runtime")]
+#[allow(clippy::print_stdout, reason = "the test's output says what was skipped and what a case found")]
 fn run(number: &str, tools: &[&str]) {
     let missing: Vec<&str> =
         ["sh", "curl", "python3"].iter().chain(tools).copied().filter(|tool| !has(tool)).collect();

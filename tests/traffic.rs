@@ -391,7 +391,7 @@ async fn a_build_error_is_told_apart_by_its_type() {
     is_error::<BuildError>();
     is_error::<sas::core::CallError>();
     is_error::<sas::core::Denied>();
-    is_error::<sas::core::Error>();
+    is_error::<Error>();
     is_error::<sas::core::SpecErrors>();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("its address");

@@ -17,8 +17,10 @@ use sas_core::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 const ENTRIES: TableDefinition<'static, &str, (u64, &[u8])> = TableDefinition::new("entries");
+/// A key, and what it holds since then; none: it was removed.
+type Changed = (&'static str, Option<&'static [u8]>);
 /// By version, and by place in the commit.
-const CHANGES: TableDefinition<'static, (u64, u32), (&str, Option<&[u8]>)> = TableDefinition::new("changes");
+const CHANGES: TableDefinition<'static, (u64, u32), Changed> = TableDefinition::new("changes");
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 /// Every change after this version is in the history.
 const COMPLETE_AFTER: &str = "complete_after";
@@ -29,7 +31,7 @@ const FORMAT: &str = "format";
 /// 2: commits of several writes. 1 had a history, `history`, of one change for each version.
 const FORMAT_VERSION: u64 = 2;
 /// The history of format 1.
-const HISTORY_1: TableDefinition<'static, u64, (&str, Option<&[u8]>)> = TableDefinition::new("history");
+const HISTORY_1: TableDefinition<'static, u64, Changed> = TableDefinition::new("history");
 
 /// Changes that are kept for those who watch.
 const HISTORY_CHANGES: u64 = 4096;
