@@ -24,6 +24,7 @@ struct Host {
     jails: Jails,
 }
 
+#[allow(clippy::print_stderr, reason = "the test's output says why it was skipped")]
 fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -44,7 +45,7 @@ fn host(level: JailLevel) -> Host {
     let mut config = JailConfig::default();
     config.level = level;
     config.ready = 1;
-    let jails = Jails::open(config, &[root.clone()], &[]).unwrap();
+    let jails = Jails::open(config, std::slice::from_ref(&root), &[]).unwrap();
     jails.grant(&package).unwrap();
     Host { _dir: dir, root, package, jails }
 }
@@ -321,7 +322,7 @@ fn its_disk_has_a_size() {
     let root = dir.path().join("store");
     let package = root.join("packages/one");
     fs::create_dir_all(&package).unwrap();
-    let jails = Jails::open(config, &[root.clone()], &[]).unwrap();
+    let jails = Jails::open(config, std::slice::from_ref(&root), &[]).unwrap();
     jails.grant(&package).unwrap();
     let host = Host { _dir: dir, root, package, jails };
     let told = host.run(
@@ -399,6 +400,7 @@ fn an_ordinary_user_jails_by_landlock() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "what is measured is the kernel's work, outside of any runtime")]
 fn levels_cost_this_much() {
     // Measured, not judged: the machine that runs the tests is busy. `SECURITY.md` has the figures of a quiet one.
     let rounds = std::env::var("SAS_JAIL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
