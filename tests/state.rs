@@ -80,12 +80,12 @@ impl TriggerSource for Greeting {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trigger_of_a_kind_of_ones_own_comes_back_at_the_next_start() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (seen, mut came) = tokio::sync::mpsc::unbounded_channel();
+    let (seen, mut came) = tokio::sync::mpsc::channel(8);
     let builder = || {
         let seen = seen.clone();
         let runtime = InlineRuntime::new().with("hello", move |request: Request, _cx| {
             let id = request.headers().get("ce-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
-            let _ = seen.send(id);
+            let _ = seen.try_send(id);
             async { Response::new(Body::empty()) }
         });
         Platform::builder().state_dir(dir.path()).runtime(runtime)
