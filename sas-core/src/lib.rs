@@ -39,10 +39,12 @@ mod container;
 mod context;
 mod error;
 mod event;
+mod event_log;
 mod id;
 mod invoke;
 mod memory;
 mod named_values;
+mod ownership;
 mod pool;
 mod pool_policy;
 mod quota;
@@ -70,10 +72,12 @@ pub use event::{
     Ack, AttributeValue, Event, EventError, EventPublisher, EventSink, Fires, Schedule, Slot, TriggerCx,
     TriggerSource, TriggerSpec, TriggerStatus, Triggers,
 };
+pub use event_log::{EventLog, LogEntry, StoreLog};
 pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use invoke::{CallTimings, Handler, Invoker, Target};
 pub use memory::MemoryStore;
 pub use named_values::{NamedValues, NamedVote};
+pub use ownership::{Candidacy, Owned};
 pub use pool::{
     CapacityReason, Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Load, Outcome, Pool,
     PoolTotals, RevisionStatus, StemView, WaitList, Waiting,

@@ -84,6 +84,13 @@ impl Commit {
         self
     }
 
+    /// Only if `guard` holds.
+    #[must_use]
+    pub fn guarded_by(mut self, guard: Guard) -> Self {
+        self.guards.push(guard);
+        self
+    }
+
     /// Writes a value.
     #[must_use]
     pub fn put(mut self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
