@@ -287,7 +287,7 @@ impl PlatformBuilder {
     ///
     /// ```
     /// use std::{sync::Arc, time::Duration};
-    /// use sas::{core::SpecErrors, prelude::*, trigger::{EventTemplate, Keeping, TimerTrigger}};
+    /// use sas::{core::SpecErrors, prelude::*, trigger::{EventTemplate, SchedulePolicy, TimerTrigger}};
     ///
     /// let builder = Platform::builder().trigger_kind("heartbeat", |spec| {
     ///     let mut errors = SpecErrors::default();
@@ -298,7 +298,7 @@ impl PlatformBuilder {
     ///         return Err(errors);
     ///     };
     ///     let template = EventTemplate::new("/heart", "beat");
-    ///     match TimerTrigger::new(Duration::from_secs(seconds), Keeping::default(), template) {
+    ///     match TimerTrigger::new(Duration::from_secs(seconds), SchedulePolicy::default(), template) {
     ///         Ok(source) => Ok(Arc::new(source)),
     ///         Err(error) => {
     ///             errors.push("options.seconds", given, error.message);

@@ -340,7 +340,7 @@ async fn a_schedule_that_never_fires_is_refused() {
 
 #[tokio::test]
 async fn a_stored_trigger_of_a_kind_of_one_s_own_comes_back() {
-    use sas::trigger::{EventTemplate, Keeping, TimerTrigger};
+    use sas::trigger::{EventTemplate, SchedulePolicy, TimerTrigger};
     let go_on = Arc::new(Notify::new());
     let store: Arc<dyn sas::core::Store> = Arc::new(sas::core::MemoryStore::default());
     let build = async |known: bool| {
@@ -354,7 +354,8 @@ async fn a_stored_trigger_of_a_kind_of_one_s_own_comes_back() {
                     return Err(errors);
                 };
                 let template = EventTemplate::new("/heart", "beat");
-                let timer = TimerTrigger::new(Duration::from_secs(seconds), Keeping::default(), template);
+                let timer =
+                    TimerTrigger::new(Duration::from_secs(seconds), SchedulePolicy::default(), template);
                 Ok(Arc::new(timer.expect("a period")) as _)
             });
         }

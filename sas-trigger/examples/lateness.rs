@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use sas_core::{Ack, Clock, Event, EventSink, Result, Slot, SystemClock, TriggerCx, TriggerSource};
 use sas_testkit::fake::FakeStore;
-use sas_trigger::{CronSchedule, CronTrigger, EventTemplate, Keeping};
+use sas_trigger::{CronSchedule, CronTrigger, EventTemplate, SchedulePolicy};
 use tokio_util::sync::CancellationToken;
 
 /// Writes down how late each event is, in nanoseconds; negative would be early.
@@ -50,7 +50,8 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         // Six seconds of the minute, ten apart.
         let expression = format!("{}/10 * * * * *", number % 10);
         let schedule = CronSchedule::new(&expression, "Europe/Berlin")?;
-        let trigger = CronTrigger::new(schedule, Keeping::default(), EventTemplate::new("/clock", "tick"));
+        let trigger =
+            CronTrigger::new(schedule, SchedulePolicy::default(), EventTemplate::new("/clock", "tick"));
         let cx = TriggerCx::new(
             format!("default/schedule-{number}"),
             Arc::clone(&sink) as _,

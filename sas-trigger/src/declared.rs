@@ -9,7 +9,7 @@ use crate::{
     cron::{CronOptions, CronSchedule, Dialect, Fold, Gap},
     delivery::{Backoff, DeadLetter, DeliveryConfig},
     every::Every,
-    scheduled::{EventTemplate, Keeping, Misfire, Overlap, Scheduled},
+    scheduled::{EventTemplate, Misfire, Overlap, SchedulePolicy, Scheduled},
 };
 
 /// What Knative's PingSource calls its events.
@@ -138,24 +138,24 @@ pub(crate) fn split(spec: &TriggerSpec, errors: &mut SpecErrors) -> (TriggerSpec
     (own, config)
 }
 
-fn keeping(options: &mut Options<'_>) -> Keeping {
-    let mut keeping = Keeping::default();
+fn policy(options: &mut Options<'_>) -> SchedulePolicy {
+    let mut policy = SchedulePolicy::default();
     if let Some(text) = options.take("misfire") {
         let many =
             text.strip_prefix("catch-up(").and_then(|rest| rest.strip_suffix(')')).map(str::parse::<u32>);
-        keeping.misfire = match (text, many) {
+        policy.misfire = match (text, many) {
             ("skip", _) => Misfire::Skip,
             ("fire-once", _) => Misfire::FireOnce,
             (_, Some(Ok(most @ 1..=10_000))) => Misfire::CatchUp(most),
             _ => {
                 let problem = "must be skip, fire-once or catch-up(n) with n from 1 to 10000";
                 options.errors.push("options.misfire", text, problem);
-                keeping.misfire
+                policy.misfire
             }
         };
     }
-    keeping.misfire_after = options.span("misfire-after", Duration::from_secs(3600), keeping.misfire_after);
-    keeping.overlap = options.word(
+    policy.misfire_after = options.span("misfire-after", Duration::from_secs(3600), policy.misfire_after);
+    policy.overlap = options.word(
         "overlap",
         &[
             ("allow", Overlap::Allow),
@@ -163,10 +163,10 @@ fn keeping(options: &mut Options<'_>) -> Keeping {
             ("queue", Overlap::Queue),
             ("replace", Overlap::Replace),
         ],
-        keeping.overlap,
+        policy.overlap,
     );
-    keeping.jitter = options.span("jitter", Duration::from_secs(3600), keeping.jitter);
-    keeping
+    policy.jitter = options.span("jitter", Duration::from_secs(3600), policy.jitter);
+    policy
 }
 
 fn template(spec: &TriggerSpec, source: String, kind: &str, errors: &mut SpecErrors) -> EventTemplate {
@@ -198,7 +198,7 @@ pub(crate) fn cron(spec: &TriggerSpec, recorder: &Recorder) -> Result<Arc<dyn Tr
     );
     reading.gap = options.word("dst-gap", &[("run", Gap::Run), ("skip", Gap::Skip)], reading.gap);
     reading.fold = options.word("dst-fold", &[("both", Fold::Both), ("first", Fold::First)], reading.fold);
-    let keeping = keeping(&mut options);
+    let policy = policy(&mut options);
     let (namespace, name) = spec.name.split_once('/').unwrap_or(("", &spec.name));
     let source = format!("/apis/v1/namespaces/{namespace}/pingsources/{name}");
     let template = template(spec, source, PING, &mut options.errors);
@@ -221,9 +221,9 @@ pub(crate) fn cron(spec: &TriggerSpec, recorder: &Recorder) -> Result<Arc<dyn Tr
     };
     options.finish()?;
     match schedule {
-        Some(schedule) => Ok(Arc::new(
-            Scheduled::new("cron", Arc::new(schedule), keeping, template).with_recorder(recorder),
-        )),
+        Some(schedule) => {
+            Ok(Arc::new(Scheduled::new("cron", Arc::new(schedule), policy, template).with_recorder(recorder)))
+        }
         None => Err(SpecErrors::default()),
     }
 }
@@ -243,12 +243,12 @@ pub(crate) fn timer(spec: &TriggerSpec, recorder: &Recorder) -> Result<Arc<dyn T
             "missing or too short: a duration of at least 1ms, such as 10s",
         );
     }
-    let keeping = keeping(&mut options);
+    let policy = policy(&mut options);
     let template = template(spec, format!("/triggers/{}", spec.name), TIMER, &mut options.errors);
     options.finish()?;
     match schedule {
         Some(schedule) => Ok(Arc::new(
-            Scheduled::new("timer", Arc::new(schedule), keeping, template).with_recorder(recorder),
+            Scheduled::new("timer", Arc::new(schedule), policy, template).with_recorder(recorder),
         )),
         None => Err(SpecErrors::default()),
     }

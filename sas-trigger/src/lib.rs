@@ -23,7 +23,7 @@
 //! | To | See |
 //! |---|---|
 //! | know when something recurs | [`CronSchedule`], [`Every`] |
-//! | fire by it, over restarts, sleeps and overlaps | [`CronTrigger`], [`TimerTrigger`], [`Scheduled`], [`Keeping`] |
+//! | fire by it, over restarts, sleeps and overlaps | [`CronTrigger`], [`TimerTrigger`], [`Scheduled`], [`SchedulePolicy`] |
 //! | bring events to a service | [`Delivery`], [`Filter`], [`cesql`], [`RetryPolicy`], [`DeadLetter`] |
 //! | take events out of the platform | [`Outbox`], [`Inbox`] |
 //! | run sources, one's own too | [`TriggerHost`] |
@@ -47,5 +47,5 @@ pub use every::Every;
 pub use filter::{Filter, cesql};
 pub use host::{SourceFactory, TriggerHost, TriggerHostConfig};
 pub use outbox::{Inbox, Outbox, outbox};
-pub use scheduled::{EventTemplate, Keeping, Misfire, Overlap, Scheduled, fire_id};
+pub use scheduled::{EventTemplate, Misfire, Overlap, SchedulePolicy, Scheduled, fire_id};
 pub use sources::{CronTrigger, TimerTrigger};

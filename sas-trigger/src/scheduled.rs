@@ -64,7 +64,7 @@ pub enum Overlap {
 /// How a schedule is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Keeping {
+pub struct SchedulePolicy {
     /// Fires that are too late.
     pub misfire: Misfire,
     /// From when on a fire is too late.
@@ -78,7 +78,7 @@ pub struct Keeping {
     pub concurrent: usize,
 }
 
-impl Default for Keeping {
+impl Default for SchedulePolicy {
     fn default() -> Self {
         Self {
             misfire: Misfire::default(),
@@ -151,7 +151,7 @@ pub fn fire_id(trigger: &str, at: Timestamp) -> String {
 pub struct Scheduled {
     kind: &'static str,
     schedule: Arc<dyn Schedule>,
-    keeping: Keeping,
+    policy: SchedulePolicy,
     template: EventTemplate,
     metrics: Metrics,
     /// The last fire that was made.
@@ -163,7 +163,7 @@ impl fmt::Debug for Scheduled {
         f.debug_struct("Scheduled")
             .field("kind", &self.kind)
             .field("schedule", &self.schedule)
-            .field("keeping", &self.keeping)
+            .field("policy", &self.policy)
             .finish_non_exhaustive()
     }
 }
@@ -173,10 +173,10 @@ impl Scheduled {
     pub fn new(
         kind: &'static str,
         schedule: Arc<dyn Schedule>,
-        keeping: Keeping,
+        policy: SchedulePolicy,
         template: EventTemplate,
     ) -> Self {
-        Self { kind, schedule, keeping, template, metrics: Metrics::default(), last: Mutex::default() }
+        Self { kind, schedule, policy, template, metrics: Metrics::default(), last: Mutex::default() }
     }
 
     /// With metrics that go to `recorder`.
@@ -188,7 +188,7 @@ impl Scheduled {
 
     /// When a fire is made: its time, and its share of the jitter.
     fn due(&self, trigger: &str, at: Timestamp) -> Timestamp {
-        let most = u64::try_from(self.keeping.jitter.as_nanos()).unwrap_or(u64::MAX);
+        let most = u64::try_from(self.policy.jitter.as_nanos()).unwrap_or(u64::MAX);
         if most == 0 {
             return at;
         }
@@ -197,10 +197,10 @@ impl Scheduled {
 
     /// The fires after `after` that are to be made now, oldest first, and whether some were left out.
     fn backlog(&self, after: Timestamp, now: Timestamp) -> (Vec<Timestamp>, bool) {
-        let on_time_after = (now - self.keeping.misfire_after - self.keeping.jitter).max(after);
+        let on_time_after = (now - self.policy.misfire_after - self.policy.jitter).max(after);
         let first_missed = self.schedule.next_after(after).filter(|first| *first <= on_time_after);
         let mut fires = match first_missed {
-            Some(_) => last_fires(&*self.schedule, after, on_time_after, self.keeping.misfire.most()),
+            Some(_) => last_fires(&*self.schedule, after, on_time_after, self.policy.misfire.most()),
             None => Vec::new(),
         };
         let left_out = fires.first().copied() != first_missed;
@@ -416,8 +416,8 @@ impl<'a> Run<'a> {
                 return Ok(());
             }
             let overlaps = !self.running.is_empty();
-            match self.source.keeping.overlap {
-                Overlap::Allow if self.running.len() >= self.source.keeping.concurrent.max(1) => {
+            match self.source.policy.overlap {
+                Overlap::Allow if self.running.len() >= self.source.policy.concurrent.max(1) => {
                     return Ok(());
                 }
                 Overlap::Queue if overlaps => return Ok(()),

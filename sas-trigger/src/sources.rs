@@ -8,7 +8,7 @@ use sas_core::{Error, ErrorKind, Fires, Recorder, Result, Timestamp, TriggerCx, 
 use crate::{
     cron::CronSchedule,
     every::Every,
-    scheduled::{EventTemplate, Keeping, Scheduled},
+    scheduled::{EventTemplate, SchedulePolicy, Scheduled},
 };
 
 macro_rules! scheduled_source {
@@ -41,11 +41,11 @@ macro_rules! scheduled_source {
 /// Fires by a cron expression.
 ///
 /// ```
-/// use sas_trigger::{CronSchedule, CronTrigger, EventTemplate, Keeping};
+/// use sas_trigger::{CronSchedule, CronTrigger, EventTemplate, SchedulePolicy};
 ///
 /// let schedule = CronSchedule::new("*/5 * * * * *", "UTC")?;
 /// let template = EventTemplate::new("/clock", "tick");
-/// let trigger = CronTrigger::new(schedule, Keeping::default(), template);
+/// let trigger = CronTrigger::new(schedule, SchedulePolicy::default(), template);
 /// # drop(trigger);
 /// # Ok::<(), sas_trigger::CronError>(())
 /// ```
@@ -54,8 +54,8 @@ pub struct CronTrigger(Scheduled);
 
 impl CronTrigger {
     /// A trigger that fires by `schedule`.
-    pub fn new(schedule: CronSchedule, keeping: Keeping, template: EventTemplate) -> Self {
-        Self(Scheduled::new("cron", Arc::new(schedule), keeping, template))
+    pub fn new(schedule: CronSchedule, policy: SchedulePolicy, template: EventTemplate) -> Self {
+        Self(Scheduled::new("cron", Arc::new(schedule), policy, template))
     }
 }
 
@@ -70,12 +70,12 @@ impl TimerTrigger {
     ///
     /// # Errors
     /// `InvalidSpec` for a period of less than a millisecond or more than 200 years.
-    pub fn new(period: Duration, keeping: Keeping, template: EventTemplate) -> Result<Self> {
+    pub fn new(period: Duration, policy: SchedulePolicy, template: EventTemplate) -> Result<Self> {
         let Some(schedule) = Every::new(period) else {
             let message = format!("period of {period:?}: use 1 ms to 200 years");
             return Err(Error::new(ErrorKind::InvalidSpec, "timer", message));
         };
-        Ok(Self(Scheduled::new("timer", Arc::new(schedule), keeping, template)))
+        Ok(Self(Scheduled::new("timer", Arc::new(schedule), policy, template)))
     }
 }
 

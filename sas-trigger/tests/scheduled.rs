@@ -8,7 +8,7 @@ use sas_testkit::{
     trigger,
 };
 use sas_trigger::{
-    CronSchedule, CronTrigger, EventTemplate, Keeping, Misfire, Overlap, TimerTrigger, fire_id,
+    CronSchedule, CronTrigger, EventTemplate, Misfire, Overlap, SchedulePolicy, TimerTrigger, fire_id,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -49,15 +49,15 @@ impl World {
     }
 }
 
-fn cron(expression: &str, keeping: Keeping) -> CronTrigger {
+fn cron(expression: &str, policy: SchedulePolicy) -> CronTrigger {
     let schedule = CronSchedule::new(expression, "UTC").expect("a good expression");
-    CronTrigger::new(schedule, keeping, EventTemplate::new("/clock", "tick"))
+    CronTrigger::new(schedule, policy, EventTemplate::new("/clock", "tick"))
 }
 
-fn keeping(change: impl FnOnce(&mut Keeping)) -> Keeping {
-    let mut keeping = Keeping::default();
-    change(&mut keeping);
-    keeping
+fn policy(change: impl FnOnce(&mut SchedulePolicy)) -> SchedulePolicy {
+    let mut policy = SchedulePolicy::default();
+    change(&mut policy);
+    policy
 }
 
 async fn stop((task, token): (JoinHandle<sas_core::Result<()>>, CancellationToken)) {
@@ -68,7 +68,7 @@ async fn stop((task, token): (JoinHandle<sas_core::Result<()>>, CancellationToke
 #[tokio::test(start_paused = true)]
 async fn cron_and_timer_pass_the_suite_for_sources() {
     let report = trigger::suite(async || {
-        let source = Arc::new(cron("*/5 * * * * *", Keeping::default()));
+        let source = Arc::new(cron("*/5 * * * * *", SchedulePolicy::default()));
         ((), trigger::Subject::new(source, Duration::from_secs(5)))
     })
     .await;
@@ -77,7 +77,7 @@ async fn cron_and_timer_pass_the_suite_for_sources() {
     let report = trigger::suite(async || {
         let source = TimerTrigger::new(
             Duration::from_secs(2),
-            Keeping::default(),
+            SchedulePolicy::default(),
             EventTemplate::new("/clock", "tick"),
         );
         ((), trigger::Subject::new(Arc::new(source.expect("a good period")), Duration::from_secs(2)))
@@ -89,7 +89,7 @@ async fn cron_and_timer_pass_the_suite_for_sources() {
 #[tokio::test(start_paused = true)]
 async fn fires_come_at_their_seconds_and_never_early() {
     let world = World::new();
-    let running = world.run(cron("*/10 * * * * *", Keeping::default()));
+    let running = world.run(cron("*/10 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_millis(9_999)).await;
     assert_eq!(world.due(), [] as [i64; 0]);
     tokio::time::sleep(Duration::from_millis(3)).await;
@@ -104,12 +104,12 @@ async fn fires_come_at_their_seconds_and_never_early() {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_missed_and_nothing_comes_twice_over_a_restart() {
     let world = World::new();
-    let running = world.run(cron("*/10 * * * * *", Keeping::default()));
+    let running = world.run(cron("*/10 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_secs(25)).await;
     stop(running).await;
     // Two fires are due while nobody runs.
     tokio::time::sleep(Duration::from_secs(20)).await;
-    let running = world.run(cron("*/10 * * * * *", Keeping::default()));
+    let running = world.run(cron("*/10 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(world.due(), [10, 20, 30, 40, 50]);
     stop(running).await;
@@ -118,11 +118,11 @@ async fn nothing_is_missed_and_nothing_comes_twice_over_a_restart() {
 #[tokio::test(start_paused = true)]
 async fn a_fire_that_was_due_before_the_first_ever_run_ended_is_made_after_it() {
     let world = World::new();
-    let running = world.run(cron("0 * * * * *", Keeping::default()));
+    let running = world.run(cron("0 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_secs(1)).await;
     stop(running).await;
     tokio::time::sleep(Duration::from_secs(90)).await;
-    let running = world.run(cron("0 * * * * *", Keeping::default()));
+    let running = world.run(cron("0 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_millis(10)).await;
     assert_eq!(world.due(), [60]);
     stop(running).await;
@@ -137,12 +137,12 @@ async fn after_a_long_sleep_the_misfire_policy_decides() {
         (Misfire::CatchUp(10_000), (1..=59).map(|minute| minute * 60).collect()),
     ] {
         let world = World::new();
-        let keeping = keeping(|keeping| keeping.misfire = misfire);
-        let running = world.run(cron("0 * * * * *", keeping));
+        let policy = policy(|policy| policy.misfire = misfire);
+        let running = world.run(cron("0 * * * * *", policy));
         tokio::time::sleep(Duration::from_secs(1)).await;
         stop(running).await;
         world.clock.jump_forward(Duration::from_secs(3600 + 28));
-        let running = world.run(cron("0 * * * * *", keeping));
+        let running = world.run(cron("0 * * * * *", policy));
         tokio::time::sleep(Duration::from_secs(1)).await;
         // The fire of 3600 is 30 seconds late: in time by the limit of a minute.
         let mut expected = expected;
@@ -157,8 +157,8 @@ async fn after_a_long_sleep_the_misfire_policy_decides() {
 #[tokio::test(start_paused = true)]
 async fn catching_up_with_years_is_bounded() {
     let world = World::new();
-    let keeping = keeping(|keeping| keeping.misfire = Misfire::CatchUp(2));
-    let running = world.run(cron("* * * * * *", keeping));
+    let policy = policy(|policy| policy.misfire = Misfire::CatchUp(2));
+    let running = world.run(cron("* * * * * *", policy));
     tokio::time::sleep(Duration::from_millis(10)).await;
     world.clock.jump_forward(Duration::from_secs(10 * 365 * 86_400));
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -170,7 +170,7 @@ async fn catching_up_with_years_is_bounded() {
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_goes_back_a_little_repeats_nothing() {
     let world = World::new();
-    let running = world.run(cron("*/10 * * * * *", Keeping::default()));
+    let running = world.run(cron("*/10 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_secs(31)).await;
     world.clock.jump_back(Duration::from_secs(20));
     tokio::time::sleep(Duration::from_secs(35)).await;
@@ -182,7 +182,7 @@ async fn a_clock_that_goes_back_a_little_repeats_nothing() {
 async fn a_clock_that_was_wrong_by_days_is_believed_again() {
     let world = World::new();
     world.clock.jump_forward(Duration::from_secs(10 * 86_400));
-    let running = world.run(cron("*/10 * * * * *", Keeping::default()));
+    let running = world.run(cron("*/10 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_secs(1)).await;
     world.clock.jump_back(Duration::from_secs(10 * 86_400));
     tokio::time::sleep(Duration::from_secs(40)).await;
@@ -203,8 +203,8 @@ async fn overlapping_fires_go_by_the_policy() {
     ] {
         let world = World::new();
         world.sink.set_delivery_time(Duration::from_secs(25));
-        let keeping = keeping(|keeping| keeping.overlap = overlap);
-        let running = world.run(cron("*/10 * * * * *", keeping));
+        let policy = policy(|policy| policy.overlap = overlap);
+        let running = world.run(cron("*/10 * * * * *", policy));
         tokio::time::sleep(Duration::from_millis(45_500)).await;
         assert_eq!(world.due(), expected, "{overlap:?}");
         let offered = match overlap {
@@ -223,11 +223,11 @@ async fn overlapping_fires_go_by_the_policy() {
 
 #[tokio::test(start_paused = true)]
 async fn jitter_is_added_within_its_bound_and_is_the_same_each_time() {
-    let keeping = keeping(|keeping| keeping.jitter = Duration::from_secs(5));
+    let policy = policy(|policy| policy.jitter = Duration::from_secs(5));
     let mut runs = Vec::new();
     for _ in 0..2 {
         let world = World::new();
-        let running = world.run(cron("0 * * * * *", keeping));
+        let running = world.run(cron("0 * * * * *", policy));
         tokio::time::sleep(Duration::from_millis(59_990)).await;
         assert!(world.due().is_empty());
         let mut came = None;
@@ -250,7 +250,7 @@ async fn a_fire_that_the_sink_did_not_take_comes_again_with_the_same_id() {
     for _ in 0..3 {
         world.sink.fail_next(ErrorKind::Unavailable);
     }
-    let running = world.run(cron("0 * * * * *", Keeping::default()));
+    let running = world.run(cron("0 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_millis(60_650)).await;
     assert!(world.due().is_empty(), "after 0, 100 and 300 ms it was not taken");
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -262,10 +262,10 @@ async fn a_fire_that_the_sink_did_not_take_comes_again_with_the_same_id() {
 #[tokio::test(start_paused = true)]
 async fn another_schedule_of_the_same_name_starts_anew() {
     let world = World::new();
-    let running = world.run(cron("0 * * * * *", Keeping::default()));
+    let running = world.run(cron("0 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_secs(70)).await;
     stop(running).await;
-    let running = world.run(cron("*/20 * * * * *", Keeping::default()));
+    let running = world.run(cron("*/20 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert_eq!(world.due(), [60, 80], "not one of the new schedule's past");
     stop(running).await;
@@ -275,12 +275,12 @@ async fn another_schedule_of_the_same_name_starts_anew() {
 async fn a_run_that_is_cut_off_leaves_its_fire_to_the_next() {
     let world = World::new();
     world.sink.set_delivery_time(Duration::from_secs(5));
-    let (task, _) = world.run(cron("0 * * * * *", Keeping::default()));
+    let (task, _) = world.run(cron("0 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_secs(62)).await;
     task.abort();
     let _ = task.await;
     assert!(world.due().is_empty());
-    let running = world.run(cron("0 * * * * *", Keeping::default()));
+    let running = world.run(cron("0 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(world.due(), [60]);
     stop(running).await;
@@ -289,8 +289,8 @@ async fn a_run_that_is_cut_off_leaves_its_fire_to_the_next() {
 #[tokio::test(start_paused = true)]
 async fn two_owners_of_one_schedule_are_noticed() {
     let world = World::new();
-    let (first, _a) = world.run(cron("*/10 * * * * *", Keeping::default()));
-    let (second, _b) = world.run(cron("*/10 * * * * *", Keeping::default()));
+    let (first, _a) = world.run(cron("*/10 * * * * *", SchedulePolicy::default()));
+    let (second, _b) = world.run(cron("*/10 * * * * *", SchedulePolicy::default()));
     let error = tokio::select! {
         ended = first => ended.expect("no panic").unwrap_err(),
         ended = second => ended.expect("no panic").unwrap_err(),
@@ -313,7 +313,7 @@ async fn ten_thousand_schedules_of_every_second_are_never_early_and_hardly_late(
             Arc::new(clock.clone()),
             stop.clone(),
         );
-        tasks.spawn(async move { cron("* * * * * *", Keeping::default()).run(cx).await });
+        tasks.spawn(async move { cron("* * * * * *", SchedulePolicy::default()).run(cx).await });
     }
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     stop.cancel();

@@ -30,7 +30,7 @@ const STACK: usize = 512 * 1024;
 const FRAMES: usize = 8;
 
 /// An engine with its sandboxes and linkers.
-pub(crate) struct Workshop {
+pub(crate) struct EngineContext {
     pub(crate) engine: Engine,
     pub(crate) admission: Arc<Admission>,
     pub(crate) modules: wasmtime::Linker<CgiGuest>,
@@ -38,13 +38,13 @@ pub(crate) struct Workshop {
     pub(crate) components: component::Linker<HttpGuest>,
 }
 
-impl std::fmt::Debug for Workshop {
+impl std::fmt::Debug for EngineContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Workshop").field("admission", &self.admission).finish_non_exhaustive()
+        f.debug_struct("EngineContext").field("admission", &self.admission).finish_non_exhaustive()
     }
 }
 
-impl Workshop {
+impl EngineContext {
     fn new(config: &WasmConfig) -> Result<Self> {
         let failed = |what: &str, error: wasmtime::Error| {
             Error::new(ErrorKind::Unexpected, "start wasm runtime", format!("{what}: {error:#}"))
@@ -132,7 +132,7 @@ pub(crate) struct Host {
     pub(crate) ticker: Arc<Ticker>,
     pub(crate) outside: Arc<Outside>,
     pub(crate) started: Instant,
-    pub(crate) workshop: Workshop,
+    pub(crate) context: EngineContext,
     pub(crate) budget: Arc<Budget>,
     stops: Arc<Notify>,
     gone: Notify,
@@ -147,8 +147,8 @@ impl std::fmt::Debug for Host {
 
 impl Host {
     pub(crate) fn new(config: WasmConfig) -> Result<Self> {
-        let workshop = Workshop::new(&config)?;
-        let ticker = Ticker::start(&workshop.engine, config.tick).map_err(|error| {
+        let context = EngineContext::new(&config)?;
+        let ticker = Ticker::start(&context.engine, config.tick).map_err(|error| {
             Error::new(
                 ErrorKind::Exhausted,
                 "start wasm runtime",
@@ -162,7 +162,7 @@ impl Host {
             config,
             ticker: Arc::new(ticker),
             started: Instant::now(),
-            workshop,
+            context,
             stops: Arc::default(),
             gone: Notify::new(),
             reaping: AtomicUsize::new(0),

@@ -24,7 +24,7 @@ use crate::{
     http02::{self, Warm},
     limits::{Limit, Meter},
     preview1::{self, CgiGuest, Stdin},
-    run::{Mouth, Run, Work, answer},
+    run::{ResponseSource, Run, Work, answer},
     sandbox::Sandbox,
     sync::{Lock, Shared},
 };
@@ -237,7 +237,7 @@ impl WasmInstance {
         request: Request,
         cx: &Cx,
         meter: &Arc<Meter>,
-    ) -> (Work, Mouth) {
+    ) -> (Work, ResponseSource) {
         let (meter, id) = (Arc::clone(meter), cx.request);
         match &self.function.program {
             Program::Cgi(program) => {
@@ -257,18 +257,18 @@ impl WasmInstance {
                     memory: None,
                     environment: None,
                 };
-                (preview1::serve(Arc::clone(program), guest), Mouth::Cgi(output))
+                (preview1::serve(Arc::clone(program), guest), ResponseSource::Cgi(output))
             }
             Program::Files(program) => {
                 let (head, body) = request.into_parts();
                 let output = self.output(&head);
                 let guest = FilesGuest::new(&Sandbox::new(me, id), meter, head, body, Arc::clone(&output));
                 let serving = files::serve(Arc::clone(program), guest);
-                (Box::pin(async move { serving.await.map(|()| None) }), Mouth::Cgi(output))
+                (Box::pin(async move { serving.await.map(|()| None) }), ResponseSource::Cgi(output))
             }
             Program::Http(linked) => {
                 let (reply, answer) = oneshot::channel();
-                (http02::serve(linked, kept, me, id, meter, request, reply), Mouth::Http(answer))
+                (http02::serve(linked, kept, me, id, meter, request, reply), ResponseSource::Http(answer))
             }
         }
     }
@@ -301,10 +301,10 @@ impl Call for WasmInstance {
             },
         };
         let meter = Arc::new(Meter::default());
-        let (work, mouth) = self.work(entered.instance(), kept, request, cx, &meter);
+        let (work, source) = self.work(entered.instance(), kept, request, cx, &meter);
         let ticking = self.function.host.ticker.guard();
         let run = Run::new(work, place, meter, cx.deadline, ticking, entered);
-        answer(run, mouth).await.map_err(CallError::sent)
+        answer(run, source).await.map_err(CallError::sent)
     }
 }
 

@@ -131,32 +131,32 @@ impl Run {
 }
 
 /// Where the answer of a guest appears.
-pub(crate) enum Mouth {
+pub(crate) enum ResponseSource {
     /// Standard output.
     Cgi(Shared<Output>),
     /// `response-outparam.set`, or the value that the handler returns.
     Http(oneshot::Receiver<Reply>),
 }
 
-enum Heard {
+enum Head {
     Nothing,
     Cgi(http::response::Parts),
     Http(http::Response<HyperOutgoingBody>),
 }
 
-impl Mouth {
-    fn heard(&mut self) -> Result<Heard, wasmtime::Error> {
+impl ResponseSource {
+    fn poll_head(&mut self) -> Result<Head, wasmtime::Error> {
         match self {
-            Self::Cgi(output) => Ok(output.lock().take_head().map_or(Heard::Nothing, Heard::Cgi)),
+            Self::Cgi(output) => Ok(output.lock().take_head().map_or(Head::Nothing, Head::Cgi)),
             Self::Http(reply) => match reply.try_recv() {
-                Ok(Ok(response)) => Ok(Heard::Http(response)),
+                Ok(Ok(response)) => Ok(Head::Http(response)),
                 Ok(Err(code)) => Err(BadAnswer(format!("the guest answered with the error {code:?}")).into()),
-                Err(_) => Ok(Heard::Nothing),
+                Err(_) => Ok(Head::Nothing),
             },
         }
     }
 
-    fn silence(&self) -> wasmtime::Error {
+    fn no_response(&self) -> wasmtime::Error {
         BadAnswer(match self {
             Self::Cgi(_) => "the guest ended without an answer".to_owned(),
             Self::Http(_) => {
@@ -168,27 +168,27 @@ impl Mouth {
 }
 
 /// Waits for the head of the answer. The guest may be done by then, or go on while its body streams.
-pub(crate) async fn answer(mut run: Run, mut mouth: Mouth) -> Result<Answer, Error> {
-    let (heard, done) = std::future::poll_fn(|cx| {
+pub(crate) async fn answer(mut run: Run, mut source: ResponseSource) -> Result<Answer, Error> {
+    let (head, done) = std::future::poll_fn(|cx| {
         let done = match run.poll(cx) {
             Poll::Ready(Ok(())) => true,
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Pending => false,
         };
-        match mouth.heard() {
-            Ok(Heard::Nothing) if done => Poll::Ready(Err(run.end(&mouth.silence()))),
-            Ok(Heard::Nothing) => Poll::Pending,
-            Ok(heard) => Poll::Ready(Ok((heard, done))),
+        match source.poll_head() {
+            Ok(Head::Nothing) if done => Poll::Ready(Err(run.end(&source.no_response()))),
+            Ok(Head::Nothing) => Poll::Pending,
+            Ok(head) => Poll::Ready(Ok((head, done))),
             Err(error) => Poll::Ready(Err(run.end(&error))),
         }
     })
     .await?;
     let limit = run.instance().function().options.limits.response_bytes;
     let meter = Arc::clone(&run.meter);
-    let mut response = match heard {
-        Heard::Nothing => return Err(run.end(&mouth.silence())),
-        Heard::Cgi(head) => {
-            let Mouth::Cgi(output) = mouth else {
+    let mut response = match head {
+        Head::Nothing => return Err(run.end(&source.no_response())),
+        Head::Cgi(head) => {
+            let ResponseSource::Cgi(output) = source else {
                 return Err(run.end(&BadAnswer("an answer of the wrong kind".to_owned()).into()));
             };
             let body = if done {
@@ -198,7 +198,7 @@ pub(crate) async fn answer(mut run: Run, mut mouth: Mouth) -> Result<Answer, Err
             };
             Response::from_parts(head, body)
         }
-        Heard::Http(response) => {
+        Head::Http(response) => {
             let (head, body) = response.into_parts();
             let body = if done { whole(body, limit)? } else { Whole::No(body) };
             let body = match body {

@@ -23,7 +23,7 @@ use crate::{
     cgi::Block,
     config::WasmConfig,
     function::{Function, Program},
-    host::{Host, MODULES_PER_SLOT, Workshop},
+    host::{EngineContext, Host, MODULES_PER_SLOT},
     http02::Linked,
     inspect::{Kind, inspect, invalid, to_binary},
     instance::WasmInstance,
@@ -123,7 +123,7 @@ impl WasmRuntime {
             )
         };
         let digest: [u8; 32] = Sha256::digest(&binary).into();
-        let engine = self.host.workshop.engine.clone();
+        let engine = self.host.context.engine.clone();
         let key = Key::new(&engine, kind, &digest);
         if let Some(known) = self.known(&key) {
             return Ok(known);
@@ -183,7 +183,7 @@ impl WasmRuntime {
         let compiled = self.compiled(kind, binary, tenant).await?;
         let mut notes = vec![format!("kind: {}", kind.as_str())];
         if let Code::Component(component) = &compiled.code {
-            let engine = &self.host.workshop.engine;
+            let engine = &self.host.context.engine;
             let calls = component
                 .component_type()
                 .imports(engine)
@@ -208,7 +208,7 @@ impl WasmRuntime {
     }
 
     fn link(&self, kind: Kind, code: &Code, options: Options, spec: &RevisionSpec) -> Result<Function> {
-        let workshop = &self.host.workshop;
+        let context = &self.host.context;
         let options = Arc::new(options);
         let (program, needs) = match code {
             Code::Module(module) => {
@@ -220,14 +220,14 @@ impl WasmRuntime {
                     )));
                 }
                 let program = if options.directories.is_empty() {
-                    Program::Cgi(Arc::new(CgiProgram::link(&workshop.modules, module)?))
+                    Program::Cgi(Arc::new(CgiProgram::link(&context.modules, module)?))
                 } else {
-                    Program::Files(Arc::new(CgiProgram::link(&workshop.modules_with_files, module)?))
+                    Program::Files(Arc::new(CgiProgram::link(&context.modules_with_files, module)?))
                 };
                 (program, Some(module.resources_required()))
             }
             Code::Component(component) => {
-                let program = link_component(workshop, kind, component)?;
+                let program = link_component(context, kind, component)?;
                 (program, component.resources_required())
             }
         };
@@ -237,8 +237,8 @@ impl WasmRuntime {
             kind,
             options,
             arguments: Arc::new(arguments(spec)),
-            admission: Arc::clone(&workshop.admission),
-            units: units.min(workshop.admission.share()),
+            admission: Arc::clone(&context.admission),
+            units: units.min(context.admission.share()),
             code_bytes: code.size(),
             host: Arc::clone(&self.host),
         })
@@ -267,11 +267,11 @@ fn units(needs: &wasmtime::ResourcesRequired, options: &Options) -> Result<u32> 
 }
 
 fn link_component(
-    workshop: &Workshop,
+    context: &EngineContext,
     kind: Kind,
     component: &wasmtime::component::Component,
 ) -> Result<Program> {
-    let pre = workshop
+    let pre = context
         .components
         .instantiate_pre(component)
         .map_err(|error| invalid(format!("source: the component does not fit WASI: {error:#}")))?;

@@ -41,7 +41,7 @@ use self::{
     detect::{Replayed, Spoken, detect},
     listener::{Accepted, Listener},
     transport::{Carrier, Transport, error_answer},
-    watch::{Busy, Watch, Watched, Word},
+    watch::{Busy, Signal, Watch, Watched},
 };
 use crate::{
     connection::{ClientConnection, Ending},
@@ -179,13 +179,13 @@ async fn look(shared: Arc<Shared>) {
         tokio::select! {
             biased;
             () = abort.cancelled() => {
-                shared.watch.tell_all(Word::Abort);
+                shared.watch.tell_all(Signal::Abort);
                 return;
             }
             _ = &mut all_left, if draining => return,
             () = drain.cancelled(), if !draining => {
                 draining = true;
-                shared.watch.tell_all(Word::Drain);
+                shared.watch.tell_all(Signal::Drain);
             }
             () = tokio::time::sleep(period) => {
                 let [head, idle, write] = shared.watch.look();
@@ -254,7 +254,7 @@ async fn connection(
     let starting = timeout(shared.config.header_timeout, start(stream, shared));
     let started = tokio::select! {
         biased;
-        _ = poll_fn(|cx| watched.poll_word(Word::GoOn, cx)) => return Ok(()),
+        _ = poll_fn(|cx| watched.poll_signal(Signal::Continue, cx)) => return Ok(()),
         started = starting => started,
     };
     // Nobody who says nothing is owed an answer.
@@ -390,7 +390,7 @@ async fn serve(
                 .max_header_size(config.max_header_bytes as usize)
                 .max_buf_size((config.max_header_bytes as usize).max(16 * 1024));
             let mut connection = builder.serve_connection(io, service).with_upgrades();
-            let mut known = Word::GoOn;
+            let mut known = Signal::Continue;
             // That it takes nothing at all is seen by the watch.
             let mut limit = Limit::new(answer, None);
             loop {
@@ -412,19 +412,19 @@ async fn serve(
                         shared.metrics.overran(0, 0, 1);
                         return Ok(());
                     }
-                    Told::Word(Word::Drain) => Pin::new(&mut connection).graceful_shutdown(),
-                    Told::Word(Word::Abort) => {
+                    Told::Signal(Signal::Drain) => Pin::new(&mut connection).graceful_shutdown(),
+                    Told::Signal(Signal::Abort) => {
                         shared.metrics.aborted();
                         return Ok(());
                     }
-                    Told::Word(word) => {
-                        known = word;
+                    Told::Signal(signal) => {
+                        known = signal;
                         break;
                     }
                 }
-                known = Word::Drain;
+                known = Signal::Drain;
             }
-            if known == Word::TooSlow
+            if known == Signal::TooSlow
                 && let Some(parts) = connection.into_parts()
             {
                 let mut io = parts.io.into_inner();
@@ -450,7 +450,7 @@ async fn serve(
                 .keep_alive_timeout(config.ping)
                 .adaptive_window(true);
             let mut connection = pin!(builder.serve_connection(io, service));
-            let mut known = Word::GoOn;
+            let mut known = Signal::Continue;
             loop {
                 match poll_fn(|cx| poll_told(connection.as_mut(), watched, known, cx)).await {
                     Told::Served(served) => {
@@ -460,23 +460,23 @@ async fn serve(
                         }
                         return Ok(served?);
                     }
-                    Told::Word(Word::Abort) => {
+                    Told::Signal(Signal::Abort) => {
                         shared.metrics.aborted();
                         return Ok(());
                     }
                     // Its streams end with it.
-                    Told::Word(Word::Stuck) | Told::Late => return Ok(()),
-                    Told::Word(word) => {
-                        if word == Word::Drain {
+                    Told::Signal(Signal::Stuck) | Told::Late => return Ok(()),
+                    Told::Signal(signal) => {
+                        if signal == Signal::Drain {
                             shared.metrics.went_away();
                         }
                         connection.as_mut().graceful_shutdown();
-                        if word != Word::Drain && !watched.is_busy() {
+                        if signal != Signal::Drain && !watched.is_busy() {
                             // Idle, or stuck: the GOAWAY gets as long as any last word.
                             let _late = timeout(Duration::from_secs(1), connection.as_mut()).await;
                             return Ok(());
                         }
-                        known = word;
+                        known = signal;
                     }
                 }
             }
@@ -555,7 +555,7 @@ impl http_body::Body for Upload {
 /// What ended a wait on a connection.
 enum Told<T> {
     Served(T),
-    Word(Word),
+    Signal(Signal),
     /// An answer was not taken by its deadline.
     Late,
 }
@@ -563,13 +563,13 @@ enum Told<T> {
 fn poll_told<C: Future>(
     connection: Pin<&mut C>,
     watched: &Watched,
-    known: Word,
+    known: Signal,
     cx: &mut Context<'_>,
 ) -> Poll<Told<C::Output>> {
     if let Poll::Ready(served) = connection.poll(cx) {
         return Poll::Ready(Told::Served(served));
     }
-    watched.poll_word(known, cx).map(Told::Word)
+    watched.poll_signal(known, cx).map(Told::Signal)
 }
 
 /// Runs the streams of an HTTP/2 connection as tasks that a shutdown waits for, and ends, and that end by themselves

@@ -21,11 +21,11 @@ use super::config::ServerConfig;
 /// Milliseconds of the server's life, coarse: as of the last look.
 type Tick = u32;
 
-/// What a connection is told. Ordered: a later word goes before an earlier one.
+/// What a connection is told. Ordered: a later signal goes before an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Word {
+pub(super) enum Signal {
     /// Nothing yet.
-    GoOn,
+    Continue,
     /// Finish what there is, take nothing new.
     Drain,
     /// It overran a limit.
@@ -38,8 +38,9 @@ pub(super) enum Word {
     Abort,
 }
 
-impl Word {
-    const ALL: [Self; 6] = [Self::GoOn, Self::Drain, Self::Overrun, Self::TooSlow, Self::Stuck, Self::Abort];
+impl Signal {
+    const ALL: [Self; 6] =
+        [Self::Continue, Self::Drain, Self::Overrun, Self::TooSlow, Self::Stuck, Self::Abort];
 }
 
 /// Where bytes of an HTTP/1.1 connection belong that came.
@@ -78,8 +79,8 @@ pub(super) struct Watched {
     half_closed: AtomicU32,
     /// Whom to tell of that end once the answer is written.
     reader: Mutex<Option<Waker>>,
-    word: AtomicU8,
-    /// Whom to wake for a word. Two tokens and a notify, asked with every poll, would take six locks per request.
+    signal: AtomicU8,
+    /// Whom to wake for a signal. Two tokens and a notify, asked with every poll, would take six locks per request.
     waker: Mutex<Option<Waker>>,
 }
 
@@ -109,7 +110,7 @@ impl Watch {
             now: AtomicU32::new(1),
             next: AtomicU64::new(0),
             connections: Mutex::default(),
-            standing: AtomicU8::new(Word::GoOn as u8),
+            standing: AtomicU8::new(Signal::Continue as u8),
             header_timeout: ticks(config.header_timeout),
             idle_timeout: ticks(config.idle_timeout),
             write_timeout: ticks(config.write_timeout),
@@ -143,21 +144,21 @@ impl Watch {
             cut_short: AtomicBool::new(false),
             half_closed: AtomicU32::new(0),
             reader: Mutex::new(None),
-            word: AtomicU8::new(Word::GoOn as u8),
+            signal: AtomicU8::new(Signal::Continue as u8),
             waker: Mutex::new(None),
         });
         self.connections.lock().insert(id, Arc::clone(&watched));
-        // After it can be found: whoever says a word to all either finds it, or said it before this.
-        watched.tell(Word::ALL[usize::from(self.standing.load(Ordering::SeqCst))]);
+        // After it can be found: whoever says a signal to all either finds it, or said it before this.
+        watched.tell(Signal::ALL[usize::from(self.standing.load(Ordering::SeqCst))]);
         watched
     }
 
     /// Tells all connections, and those to come.
-    pub(super) fn tell_all(&self, word: Word) {
-        self.standing.fetch_max(word as u8, Ordering::SeqCst);
+    pub(super) fn tell_all(&self, signal: Signal) {
+        self.standing.fetch_max(signal as u8, Ordering::SeqCst);
         let connections: Vec<_> = self.connections.lock().values().cloned().collect();
         for connection in connections {
-            connection.tell(word);
+            connection.tell(signal);
         }
     }
 
@@ -172,7 +173,7 @@ impl Watch {
             if watched.half_closed.load(Ordering::Relaxed) != 0
                 && waited(&watched.half_closed) >= self.half_close
             {
-                watched.tell(Word::Stuck);
+                watched.tell(Signal::Stuck);
                 continue;
             }
             let overrun = if watched.stuck.load(Ordering::Relaxed) != 0 {
@@ -186,7 +187,7 @@ impl Watch {
             };
             if let Some(limit) = overrun {
                 ended[limit] += 1;
-                watched.tell([Word::TooSlow, Word::Overrun, Word::Stuck][limit]);
+                watched.tell([Signal::TooSlow, Signal::Overrun, Signal::Stuck][limit]);
             }
         }
         ended
@@ -273,25 +274,25 @@ impl Watched {
         Busy(Arc::clone(self))
     }
 
-    fn tell(&self, word: Word) {
-        if self.word.fetch_max(word as u8, Ordering::SeqCst) < word as u8
+    fn tell(&self, signal: Signal) {
+        if self.signal.fetch_max(signal as u8, Ordering::SeqCst) < signal as u8
             && let Some(waker) = self.waker.lock().take()
         {
             waker.wake();
         }
     }
 
-    /// Ready with a word later than `known`.
-    pub(super) fn poll_word(&self, known: Word, cx: &mut Context<'_>) -> Poll<Word> {
+    /// Ready with a signal later than `known`.
+    pub(super) fn poll_signal(&self, known: Signal, cx: &mut Context<'_>) -> Poll<Signal> {
         {
             let mut waker = self.waker.lock();
             if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 *waker = Some(cx.waker().clone());
             }
         }
-        // Read after the waker is there: a word said in between wakes it.
-        let word = Word::ALL[usize::from(self.word.load(Ordering::SeqCst))];
-        if word > known { Poll::Ready(word) } else { Poll::Pending }
+        // Read after the waker is there: a signal said in between wakes it.
+        let signal = Signal::ALL[usize::from(self.signal.load(Ordering::SeqCst))];
+        if signal > known { Poll::Ready(signal) } else { Poll::Pending }
     }
 
     /// Forgets the connection.
@@ -375,7 +376,7 @@ mod tests {
         assert_eq!(after(&watch, Duration::from_millis(900)).await, [0, 0, 0]);
         slow.read();
         assert_eq!(after(&watch, Duration::from_millis(200)).await, [1, 0, 0]);
-        assert_eq!(std::future::poll_fn(|cx| slow.poll_word(Word::GoOn, cx)).await, Word::TooSlow);
+        assert_eq!(std::future::poll_fn(|cx| slow.poll_signal(Signal::Continue, cx)).await, Signal::TooSlow);
     }
 
     #[tokio::test(start_paused = true)]
@@ -398,17 +399,17 @@ mod tests {
         let there = watch.enter();
         let waiting = tokio::spawn({
             let there = Arc::clone(&there);
-            async move { std::future::poll_fn(|cx| there.poll_word(Word::GoOn, cx)).await }
+            async move { std::future::poll_fn(|cx| there.poll_signal(Signal::Continue, cx)).await }
         });
         tokio::task::yield_now().await;
-        watch.tell_all(Word::Drain);
-        assert_eq!(waiting.await.unwrap(), Word::Drain);
+        watch.tell_all(Signal::Drain);
+        assert_eq!(waiting.await.unwrap(), Signal::Drain);
         let later = watch.enter();
         let nobody = &mut Context::from_waker(Waker::noop());
-        assert_eq!(later.poll_word(Word::GoOn, nobody), Poll::Ready(Word::Drain));
-        assert_eq!(later.poll_word(Word::Drain, nobody), Poll::Pending, "it is said once");
-        watch.tell_all(Word::Abort);
-        assert_eq!(later.poll_word(Word::Drain, nobody), Poll::Ready(Word::Abort));
+        assert_eq!(later.poll_signal(Signal::Continue, nobody), Poll::Ready(Signal::Drain));
+        assert_eq!(later.poll_signal(Signal::Drain, nobody), Poll::Pending, "it is said once");
+        watch.tell_all(Signal::Abort);
+        assert_eq!(later.poll_signal(Signal::Drain, nobody), Poll::Ready(Signal::Abort));
     }
 
     #[tokio::test(start_paused = true)]
