@@ -24,9 +24,17 @@ async fn a_service_is_deployed_called_inspected_and_deleted() {
     let manifest = dir.path().join("hello.yaml");
     fs::write(&manifest, hello_manifest("hello", "", 0)).expect("written");
     let platform = PlatformProcess::start(&[manifest.to_str().expect("UTF-8")]);
+    let ready = async || {
+        let shown = admin(&platform, "GET", "/v1/services/default/hello", "").await.json();
+        let condition = &shown["conditions"][0];
+        assert_eq!(condition["type"], "Ready", "{shown}");
+        (condition["status"].clone(), condition["reason"].clone())
+    };
 
+    assert_eq!(ready().await, ("Unknown".into(), "NeverStarted".into()), "a deploy alone proves nothing");
     let answer = get(&platform, "hello", "/").await;
     assert_eq!((answer.status, answer.body.as_str()), (200, "hello from hello-00001\n"));
+    assert_eq!(ready().await, ("True".into(), "".into()), "an instance has started");
     assert!(answer.head.contains("x-request-id: "), "every answer has a request id: {}", answer.head);
 
     assert_eq!(admin(&platform, "GET", "/healthz", "").await.status, 200);

@@ -356,12 +356,17 @@ impl Control {
         self.revision_key(&record.namespace, &record.name, revision)
     }
 
-    /// `Ready` first, then `Active`.
+    /// `Ready` first, then `Active`. That a package could be prepared proves nothing: a revision is `Ready` once a start
+    /// has succeeded. It takes traffic before, or a revision that sleeps would never start.
     fn revision_conditions(&self, record: &ServiceRecord, revision: &RevisionRecord) -> Vec<Condition> {
         let status = self.key_of(record, &revision.name).and_then(|key| self.pool.status(key));
-        let blocked = self.live(&record.path()).and_then(|live| {
-            live.state.lock().observed.blocked.get(&revision.name).map(|blocked| blocked.message.clone())
+        let (blocked, started_before) = self.live(&record.path()).map_or((None, false), |live| {
+            let state = live.state.lock();
+            let blocked = state.observed.blocked.get(&revision.name).map(|blocked| blocked.message.clone());
+            (blocked, state.started.contains(&revision.name))
         });
+        let started =
+            started_before || status.as_ref().is_some_and(|status| status.started || status.ready > 0);
         let ready = match &revision.state {
             RevisionState::Pending => {
                 Condition::new("Ready", "Unknown", "Preparing", "its package is being prepared")
@@ -382,7 +387,13 @@ impl Control {
                         let message = format!("{failed} starts failed in a row: {}", error.chain());
                         Condition::new("Ready", "False", "StartFailed", message)
                     }
-                    (None, None) => Condition::new("Ready", "True", "", ""),
+                    (None, None) if started => Condition::new("Ready", "True", "", ""),
+                    (None, None) => Condition::new(
+                        "Ready",
+                        "Unknown",
+                        "NeverStarted",
+                        "no instance has started since the platform runs; the next request starts one",
+                    ),
                 }
             }
         };

@@ -45,6 +45,10 @@ async fn services_are_posted_listed_shown_and_deleted() {
     assert_eq!(none["services"].as_array().unwrap().len(), 0);
     let (status, shown) = world.call("GET", SERVICE, "").await;
     assert_eq!((status, &shown["latestReadyRevision"]), (200, &"hello-00001".into()));
+    let ready = &shown["conditions"][0];
+    assert_eq!((&ready["status"], &ready["reason"]), (&"Unknown".into(), &"NeverStarted".into()));
+    world.pool.succeed_starts("hello-00001");
+    let (_, shown) = world.call("GET", SERVICE, "").await;
     assert_eq!(
         shown["conditions"][0],
         serde_json::json!({"type": "Ready", "status": "True", "reason": "", "message": ""})

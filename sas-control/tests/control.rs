@@ -326,6 +326,34 @@ async fn a_revision_whose_instances_fail_to_start_says_so_in_its_condition() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_revision_is_ready_once_a_start_has_succeeded_and_not_before() {
+    let world = World::new().await;
+    world.deploy("one").await.unwrap();
+    let shown = |revision: usize| {
+        let view = world.control.view(&world.control.record("default", "hello").unwrap());
+        let of = &view.revisions[view.revisions.len() - revision].conditions[0];
+        (view.conditions[0].status, of.status, of.reason.clone())
+    };
+    let never = || "NeverStarted".to_owned();
+    assert_eq!(shown(1), ("Unknown", "Unknown", never()));
+    assert_eq!(
+        world.split(HOST),
+        [("hello-00001".to_owned(), 100)],
+        "it takes traffic, or would never start"
+    );
+    world.pool.succeed_starts("hello-00001");
+    assert_eq!(shown(1), ("True", "True", String::new()));
+
+    // The next revision has to prove itself; what is known of the first one outlives its registration.
+    world.deploy("two").await.unwrap();
+    eventually(|| world.pool.names() == ["hello-00002"]).await;
+    assert_eq!(shown(2), ("Unknown", "Unknown", never()));
+    assert_eq!(shown(1), ("Unknown", "True", String::new()));
+    world.pool.succeed_starts("hello-00002");
+    assert_eq!(shown(2), ("True", "True", String::new()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_shared_edition_refuses_tenants_on_less_isolation_than_it_asks_for() {
     let world = World::with(Arc::new(MemoryStore::default()), |config| {
         config.edition = Edition::shared(Isolation::Sandbox);

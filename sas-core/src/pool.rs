@@ -376,6 +376,8 @@ pub struct RevisionStatus {
     pub last_start_error: Option<Arc<Error>>,
     /// Starts that failed in a row.
     pub failed_starts: u32,
+    /// Whether an instance of it was ever ready since it was registered: what is shown before that as unknown.
+    pub started: bool,
 }
 
 /// Why a pool holds as many stems of a class as it does.

@@ -6,7 +6,7 @@ use sas_core::{Deployed, Instance, InstanceId, Load, RevisionKey, Usage};
 
 use crate::{
     effects::{Effects, Reading},
-    revision::{Ended, Link, PackedLink},
+    revision::{Ended, Link},
     rules::Rules,
     shard::Shard,
     state::State,
@@ -122,7 +122,7 @@ impl State {
         for ended in std::mem::take(&mut self.ended) {
             let revision = &mut self.revisions[ended.slot as usize];
             debug_assert!(matches!(revision.link.get(), Link::Ended(_)));
-            revision.link = PackedLink::ASLEEP;
+            revision.link.set(Link::Asleep);
             let key = RevisionKey::new(ended.slot << rules.ids.shard_bits | self.shard, revision.generation);
             let Some(deployed) = revision.deployed.clone() else { continue };
             visits.push(Visit { load: last(&ended, key, visited, now), deployed, samples: Vec::new() });

@@ -239,6 +239,7 @@ impl Pool for InstancePool {
         let state = self.shard(revision).state.lock();
         let slot = state.lookup(self.rules(), revision)?;
         let mut status = RevisionStatus::default();
+        status.started = state.revisions[slot as usize].link.started();
         let Some(a) = state.active(slot) else { return Some(status) };
         let active = &state.actives[a as usize];
         status.desired = active.decided;

@@ -18,28 +18,44 @@ pub(crate) enum Link {
     Ended(u32),
 }
 
-/// A link in 32 bits: a sleeping revision is to be small.
+/// A link in 32 bits, with whether an instance was ever ready: a sleeping revision is to be small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PackedLink(u32);
 
 impl PackedLink {
     const ENDED: u32 = 1 << 31;
-    pub(crate) const ASLEEP: Self = Self(u32::MAX);
+    const STARTED: u32 = 1 << 30;
+    const NOWHERE: u32 = !Self::STARTED;
+    /// Of a revision that has not started yet.
+    pub(crate) const ASLEEP: Self = Self(Self::NOWHERE);
 
-    pub(crate) fn new(link: Link) -> Self {
-        match link {
-            Link::Asleep => Self::ASLEEP,
-            Link::Active(at) => Self(at),
-            Link::Ended(at) => Self(at | Self::ENDED),
-        }
+    /// Changes where the rest is; whether it has started stays.
+    pub(crate) fn set(&mut self, link: Link) {
+        let packed = match link {
+            Link::Asleep => Self::NOWHERE,
+            Link::Active(at) => at,
+            Link::Ended(at) => at | Self::ENDED,
+        };
+        debug_assert_eq!(packed & Self::STARTED, 0, "fewer than 2^30 records");
+        self.0 = packed | (self.0 & Self::STARTED);
     }
 
     pub(crate) fn get(self) -> Link {
-        match self.0 {
-            u32::MAX => Link::Asleep,
+        match self.0 & !Self::STARTED {
+            Self::NOWHERE => Link::Asleep,
             at if at & Self::ENDED != 0 => Link::Ended(at & !Self::ENDED),
             at => Link::Active(at),
         }
+    }
+
+    /// Whether an instance was ever ready.
+    pub(crate) fn started(self) -> bool {
+        self.0 & Self::STARTED != 0
+    }
+
+    /// An instance is ready.
+    pub(crate) fn set_started(&mut self) {
+        self.0 |= Self::STARTED;
     }
 }
 
@@ -261,7 +277,13 @@ mod tests {
     #[test]
     fn links_survive_packing() {
         for link in [Link::Asleep, Link::Active(0), Link::Active(7), Link::Ended(0), Link::Ended(9)] {
-            assert_eq!(PackedLink::new(link).get(), link);
+            let mut packed = PackedLink::ASLEEP;
+            packed.set(link);
+            assert_eq!((packed.get(), packed.started()), (link, false));
+            packed.set_started();
+            assert_eq!((packed.get(), packed.started()), (link, true));
+            packed.set(Link::Asleep);
+            assert_eq!((packed.get(), packed.started()), (Link::Asleep, true));
         }
     }
 

@@ -127,7 +127,7 @@ impl State {
             self.actives.len() as u32 - 1
         });
         let revision = &mut self.revisions[slot as usize];
-        revision.link = PackedLink::new(Link::Active(a));
+        revision.link.set(Link::Active(a));
         let deployed = revision.deployed.as_ref().expect("a registered revision");
         let spec = &deployed.spec;
         let said = if spec.concurrency == 0 { u32::MAX } else { spec.concurrency };
@@ -160,7 +160,7 @@ impl State {
     pub(crate) fn take_ended(&mut self, at: u32) -> Ended {
         let ended = self.ended.swap_remove(at as usize);
         if let Some(moved) = self.ended.get(at as usize) {
-            self.revisions[moved.slot as usize].link = PackedLink::new(Link::Ended(at));
+            self.revisions[moved.slot as usize].link.set(Link::Ended(at));
         }
         ended
     }
@@ -193,7 +193,7 @@ impl State {
             } else {
                 Link::Asleep
             };
-            self.revisions[active.slot as usize].link = PackedLink::new(link);
+            self.revisions[active.slot as usize].link.set(link);
         }
         let listed = active.listed;
         active.reset();

@@ -283,6 +283,7 @@ async fn a_start_error_reaches_those_who_wait_and_opens_again_after_the_pause() 
     assert!(matches!(claim(&pool, key, SECOND).await, Err(ClaimError::Start { .. })));
     assert_eq!((begin.elapsed(), runtime.begun()), (Duration::ZERO, 3));
     assert_eq!(pool.status(key).unwrap().failed_starts, 3);
+    assert!(!pool.status(key).unwrap().started);
     assert!(pool.status(key).unwrap().last_start_error.is_some());
     // Then one claim tries again, and the pause doubles.
     tokio::time::sleep(retry_after + MS).await;
@@ -292,8 +293,17 @@ async fn a_start_error_reaches_those_who_wait_and_opens_again_after_the_pause() 
     // And when it works, all is forgotten.
     *runtime.rest.lock().unwrap() = Start::After(10 * MS);
     tokio::time::sleep(SECOND).await;
-    assert!(claim(&pool, key, SECOND).await.is_ok());
+    let lease = claim(&pool, key, SECOND).await.unwrap();
     assert_eq!(pool.status(key).unwrap().failed_starts, 0);
+    // That it worked once stays known while it sleeps, and is nothing that the next revision in its place inherits.
+    drop(lease);
+    pool.drain(key, SECOND).await;
+    let status = pool.status(key).unwrap();
+    assert_eq!((status.ready, status.starting, status.started), (0, 0, true));
+    pool.unregister(key);
+    let mut register = || pool.register(deployed(&runtime, "b", |_| {})).unwrap();
+    let next = std::iter::repeat_with(&mut register).take(1000).find(|next| next.slot() == key.slot());
+    assert!(!pool.status(next.expect("the place is taken again")).unwrap().started);
 }
 
 #[tokio::test(start_paused = true)]

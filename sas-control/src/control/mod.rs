@@ -10,7 +10,7 @@ mod steps;
 mod triggers;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -202,6 +202,8 @@ pub(crate) struct LiveState {
     artifacts: HashMap<String, Artifact>,
     /// Revisions whose answers are counted for a roll-out.
     counted: Vec<RevisionKey>,
+    /// Revisions that started while the pool held them and that it does not hold now.
+    pub(crate) started: HashSet<String>,
 }
 
 /// What a deploy did.
@@ -500,6 +502,7 @@ impl Live {
                 past: VecDeque::new(),
                 artifacts: HashMap::new(),
                 counted: Vec::new(),
+                started: HashSet::new(),
             }),
         }
     }
@@ -509,11 +512,14 @@ impl Live {
     }
 
     /// Notes that a registration is gone; the keys whose logs nobody will ask for any more.
-    fn retired(&self, key: RevisionKey) -> Vec<RevisionKey> {
+    fn retired(&self, key: RevisionKey, started: bool) -> Vec<RevisionKey> {
         let mut state = self.state.lock();
         let at = state.observed.registrations.iter().position(|registration| registration.key == key);
         if let Some(at) = at {
             let registration = state.observed.registrations.remove(at);
+            if started {
+                state.started.insert(registration.revision.clone());
+            }
             state.past.push_back((registration.revision, key));
         }
         let most = if state.record.is_some() { PAST_KEYS } else { 0 };

@@ -128,6 +128,7 @@ impl Control {
                 {
                     let mut state = live.state.lock();
                     state.artifacts.retain(|name, _| !revisions.contains(name));
+                    state.started.retain(|name| !revisions.contains(name));
                 }
                 self.drop_packages(packages).await;
                 Ok(())
@@ -316,8 +317,9 @@ impl Control {
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
+            let started = control.pool.status(key).is_some_and(|status| status.started);
             control.pool.unregister(key);
-            let forgotten = live.retired(key);
+            let forgotten = live.retired(key, started);
             for key in forgotten {
                 control.sinks.logs.forget(key);
                 control.sinks.decisions.forget(key);

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -31,6 +31,7 @@ pub(crate) struct RememberingPool {
     registered: Mutex<BTreeMap<RevisionKey, Arc<Deployed>>>,
     busy: Mutex<BTreeMap<RevisionKey, u32>>,
     start_errors: Mutex<BTreeMap<String, Arc<Error>>>,
+    started: Mutex<BTreeSet<RevisionKey>>,
     next: AtomicU32,
     pub(crate) drained: Mutex<Vec<String>>,
 }
@@ -54,6 +55,12 @@ impl RememberingPool {
     pub(crate) fn set_busy(&self, revision: &str, requests: u32) {
         let key = self.key(revision).expect("registered");
         self.busy.lock().insert(key, requests);
+    }
+
+    /// A start of the revision has succeeded; nothing of it runs now.
+    pub(crate) fn succeed_starts(&self, revision: &str) {
+        self.start_errors.lock().remove(revision);
+        self.started.lock().insert(self.key(revision).expect("registered"));
     }
 
     pub(crate) fn fail_starts(&self, revision: &str, error: Error) {
@@ -88,6 +95,7 @@ impl Pool for RememberingPool {
         let mut status = RevisionStatus::default();
         status.in_flight = self.busy.lock().get(&revision).copied().unwrap_or(0);
         status.last_start_error = self.start_errors.lock().get(deployed.name.revision()).cloned();
+        status.started = self.started.lock().contains(&revision);
         status.failed_starts = u32::from(status.last_start_error.is_some());
         Some(status)
     }

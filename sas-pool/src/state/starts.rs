@@ -221,6 +221,9 @@ impl State {
             self.tell_policy(rules, a, bytes, timings.ready);
         }
         let active = &mut self.actives[a as usize];
+        if !active.orphan {
+            self.revisions[active.slot as usize].link.set_started();
+        }
         active.failures = 0;
         active.error = None;
         if let Some(key) = active.retry.take() {
