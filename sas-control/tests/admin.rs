@@ -249,7 +249,7 @@ async fn logs_decisions_instances_and_usage_are_shown() {
     assert_eq!(world.call("GET", &format!("{SERVICE}/logs?tail=many"), "").await.0, 422);
     assert_eq!(world.call("GET", &format!("{SERVICE}/logs?revision=hello-9"), "").await.0, 404);
 
-    let mut decision = Decision::set(3, Reason::Panic);
+    let mut decision = Decision::set(3, Reason::Panic).because("orders");
     decision.clamps.insert(Clamps::MAX);
     decision.votes.push(Vote::new(Metric::Concurrency, Some(21.0), 7.0, Some(3)));
     let record = DecisionRecord::new(1, support::START, Load::idle(key), Some(0), decision);

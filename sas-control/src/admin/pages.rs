@@ -169,6 +169,9 @@ struct DecisionEntry {
     sequence: u64,
     elapsed: std::time::Duration,
     load: sas_core::Load,
+    /// What the host reported by name.
+    #[serde(skip_serializing_if = "sas_core::NamedValues::is_empty")]
+    named: sas_core::NamedValues,
     previous: Option<u32>,
     decision: VerdictEntry,
 }
@@ -184,6 +187,8 @@ struct VerdictEntry {
     proposed: Option<u32>,
     version: u32,
     votes: sas_core::Votes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Box<sas_core::Details>>,
 }
 
 impl From<Decision> for VerdictEntry {
@@ -196,6 +201,7 @@ impl From<Decision> for VerdictEntry {
             proposed: decision.proposed,
             version: decision.version,
             votes: decision.votes,
+            details: decision.details,
         }
     }
 }
@@ -210,6 +216,7 @@ impl DecisionsPage {
             sequence: record.sequence,
             elapsed: record.elapsed,
             load: record.load,
+            named: record.named,
             previous: record.previous,
             decision: record.decision.into(),
         };
