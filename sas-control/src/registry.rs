@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use sas_core::{Error, ErrorKind, Isolation, Result, Runtime, SpecErrors, TenantKey};
+use sas_core::{Error, ErrorKind, Isolation, Result, RevisionSpec, Runtime, Source, SpecErrors, TenantKey};
 
 /// For whom a platform is: a preset, not a code path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,52 @@ impl RuntimeRegistry {
         self.runtimes.values()
     }
 
+    /// The runtime that is to serve `spec` for `tenant`: the one that it names, or, where it names none, the one that
+    /// accepts it. It is asked what it accepts either way, and nothing is read from disk for that.
+    ///
+    /// # Errors
+    /// As [`RuntimeRegistry::runtime`]; and with the fields that stand against it, each with the runtime that says so,
+    /// when none accepts it (`Unsupported` for what needs a container, else `InvalidSpec`) or, with the remedy, when
+    /// several do.
+    pub fn choose(&self, spec: &RevisionSpec, tenant: TenantKey) -> Result<&Arc<dyn Runtime>> {
+        let needs_container = spec.container.is_some() || matches!(spec.source, Source::Image(_));
+        let kind = if needs_container { ErrorKind::Unsupported } else { ErrorKind::InvalidSpec };
+        let refuse = |message: String, errors| Error::new(kind, "deploy", message).with_source(errors);
+        if !spec.runtime.is_empty() {
+            let runtime = self.runtime(&spec.runtime, tenant)?;
+            return match runtime.accepts(spec) {
+                Ok(()) => Ok(runtime),
+                Err(errors) => Err(refuse(errors.to_string(), errors)),
+            };
+        }
+        let mut accepting = Vec::new();
+        let mut reasons = SpecErrors::default();
+        for (name, runtime) in &self.runtimes {
+            match runtime.accepts(spec) {
+                Ok(()) => accepting.push(*name),
+                Err(errors) => reasons.0.extend(errors.0.into_iter().map(|mut error| {
+                    error.problem = format!("{name} runtime: {}", error.problem);
+                    error
+                })),
+            }
+        }
+        match accepting.as_slice() {
+            [name] => self.runtime(name, tenant),
+            [] => {
+                if reasons.is_empty() {
+                    reasons.push("runtime", "", "this platform has no runtime");
+                }
+                Err(refuse(format!("no runtime of this platform accepts it: {reasons}"), reasons))
+            }
+            several => {
+                let mut errors = SpecErrors::default();
+                let problem = "several runtimes accept it: name one, in a manifest by sas.dev/runtime";
+                errors.push("runtime", several.join(", "), problem);
+                Err(refuse(errors.to_string(), errors))
+            }
+        }
+    }
+
     /// The runtime that `tenant` asks for by name.
     ///
     /// # Errors
@@ -86,5 +132,80 @@ impl RuntimeRegistry {
             ))),
             _ => Ok(runtime),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sas_core::ContainerSpec;
+    use sas_testkit::fake::FakeRuntime;
+
+    use super::*;
+
+    /// Takes packages whose file name ends with this, and everything that names it.
+    #[derive(Debug)]
+    struct Takes(&'static str, Arc<FakeRuntime>);
+
+    #[async_trait::async_trait]
+    impl Runtime for Takes {
+        fn name(&self) -> &'static str {
+            self.0
+        }
+        fn capabilities(&self) -> sas_core::Capabilities {
+            self.1.capabilities()
+        }
+        fn accepts(&self, spec: &RevisionSpec) -> std::result::Result<(), SpecErrors> {
+            let mut errors = spec.container_fields(self.0);
+            if spec.runtime != self.0 && !spec.source.has_extension(&[self.0, "any"]) {
+                errors.push("source", &spec.source, format!("not a .{}", self.0));
+            }
+            errors.into_result()
+        }
+        async fn prepare(&self, spec: &RevisionSpec) -> Result<sas_core::Artifact> {
+            self.1.prepare(spec).await
+        }
+        async fn start(&self, request: sas_core::StartRequest) -> Result<Arc<dyn sas_core::Instance>> {
+            self.1.start(request).await
+        }
+        async fn quiesce(&self) {}
+    }
+
+    fn chosen(runtime: &str, source: Source, container: bool) -> Result<&'static str> {
+        let runtimes =
+            ["jar", "wasm"].map(|name| Arc::new(Takes(name, FakeRuntime::new())) as Arc<dyn Runtime>);
+        let mut spec = RevisionSpec::new(runtime, source);
+        spec.container = container.then(|| {
+            let mut container = ContainerSpec::default();
+            container.working_dir = Some("/srv".to_owned());
+            Box::new(container)
+        });
+        RuntimeRegistry::new(Edition::dedicated(), runtimes)
+            .choose(&spec, TenantKey(1))
+            .map(|found| found.name())
+    }
+
+    #[test]
+    fn a_spec_goes_to_the_runtime_that_accepts_it_or_hears_from_each_why_not() {
+        let path = |path: &str| Source::Path(path.into());
+        assert_eq!(chosen("", path("a.wasm"), false).unwrap(), "wasm");
+        assert_eq!(chosen("", path("a.jar"), false).unwrap(), "jar");
+        assert_eq!(chosen("wasm", path("a.jar"), false).unwrap(), "wasm", "who names one gets it");
+
+        let none = chosen("", path("a.py"), false).unwrap_err();
+        let fields: Vec<_> =
+            none.fields().unwrap().0.iter().map(|e| (&*e.field, &*e.value, &*e.problem)).collect();
+        let expected =
+            [("source", "a.py", "jar runtime: not a .jar"), ("source", "a.py", "wasm runtime: not a .wasm")];
+        assert_eq!((none.kind, fields.as_slice()), (ErrorKind::InvalidSpec, expected.as_slice()));
+
+        let several = chosen("", path("a.any"), false).unwrap_err();
+        assert_eq!(several.fields().unwrap().0[0].value, "jar, wasm");
+
+        let image = chosen("", Source::Image("nginx".to_owned()), false).unwrap_err();
+        assert_eq!((image.kind, image.fields().unwrap().0.len()), (ErrorKind::Unsupported, 2));
+        let container = chosen("jar", path("a.jar"), true).unwrap_err();
+        assert_eq!(container.kind, ErrorKind::Unsupported, "the runtime says so, not the control plane");
+        assert_eq!(container.fields().unwrap().0[0].field, "container.working_dir");
+        assert_eq!(chosen("container", path("a.jar"), false).unwrap_err().kind, ErrorKind::Unsupported);
     }
 }

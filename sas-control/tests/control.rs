@@ -380,8 +380,9 @@ async fn an_image_is_refused_at_deploy_for_want_of_a_container_runtime() {
                 spec:\n      containers: [{image: nginx, tty: true}]\n";
     let error = world.control.deploy(World::service(text)).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unsupported);
-    assert!(error.message.contains("unsupported: container runtime"), "{error}");
+    assert!(error.message.contains("no runtime of this platform accepts it"), "{error}");
     let fields = std::error::Error::source(&error).unwrap().to_string();
+    assert!(fields.contains("process runtime: a package is needed"), "each says why: {fields}");
     assert!(
         fields.contains("spec.template.spec.containers[0].tty"),
         "all that is missing, at once: {fields}"

@@ -109,7 +109,7 @@ fn what_real_manifests_say_is_in_the_result() {
             Source::Image(serving["image"].as_str().expect("an image").to_owned()),
             "{file}"
         );
-        assert_eq!(service.spec.runtime, "container", "{file}");
+        assert_eq!(service.spec.runtime, "", "{file}: whichever accepts it");
         assert_eq!(
             u64::from(service.spec.concurrency),
             pod["containerConcurrency"].as_u64().unwrap_or(0),
@@ -241,7 +241,7 @@ fn every_field_that_is_known_arrives_where_it_belongs() {
     assert_eq!((service.namespace.as_str(), service.name.as_str()), ("store", "shop"));
     assert_eq!(service.revision.as_deref(), Some("shop-v1"));
     assert_eq!(spec.source, Source::Path("/srv/apps/shop v1.jar".into()));
-    assert_eq!(spec.runtime, "process");
+    assert_eq!(spec.runtime, "", "whichever accepts it");
     assert_eq!(spec.command, ["java", "-Xmx64m", "-jar", "app.jar"]);
     assert_eq!(
         (spec.args.as_slice(), spec.working_dir.as_deref()),
@@ -435,18 +435,16 @@ fn hints_name_the_field_that_was_meant() {
 }
 
 #[test]
-fn the_runtime_follows_from_the_package() {
-    for (package, runtime) in
-        [("a.wasm", "wasm"), ("a.WAT", "wasm"), ("a.jar", "process"), ("dir", "process")]
-    {
-        let text = GOOD.replace("file:///srv/apps/shop%20v1.jar", package);
-        assert_eq!(read(&text).unwrap().spec.runtime, runtime, "{package}");
+fn a_runtime_is_named_by_annotation_alone() {
+    let package = "file:///srv/apps/shop%20v1.jar";
+    for other in [package, "a.wasm", "dir"] {
+        assert_eq!(read(&GOOD.replace(package, other)).unwrap().spec.runtime, "", "{other}");
     }
     let text = GOOD.replace("sas.dev/java-options: -Xss1m", "sas.dev/runtime: microvm");
     assert_eq!(read(&text).unwrap().spec.runtime, "microvm");
     let text = GOOD.replace("sas.dev/package: file:///srv/apps/shop%20v1.jar", "sas.dev/function: resize");
     let spec = read(&text).unwrap().spec;
-    assert_eq!((spec.runtime.as_str(), spec.source), ("inline", Source::Function("resize".to_owned())));
+    assert_eq!((spec.runtime.as_str(), spec.source), ("", Source::Function("resize".to_owned())));
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl Control {
 
     pub(super) async fn deploy_inner(
         self: &Arc<Self>,
-        manifest: ServiceManifest,
+        mut manifest: ServiceManifest,
         keep: bool,
     ) -> Result<DeployOutcome> {
         self.open()?;
@@ -120,14 +120,17 @@ impl Control {
         self.check_scaling(&manifest.spec.scaling)?;
         let tenant = self.tenant(&manifest.namespace).await?;
         // The runtime first: an image where there are no containers is refused for that, not for its volumes.
-        if let Err(mut error) = self.runtimes.runtime(&manifest.spec.runtime, tenant) {
-            if !manifest.unsupported.is_empty() {
-                // All at once: what else would be missing.
-                let mut errors = fields_of(&error);
-                errors.0.extend(manifest.unsupported.0);
-                error.source = Some(Box::new(errors));
+        match self.runtimes.choose(&manifest.spec, tenant).map(|runtime| runtime.name()) {
+            Ok(name) => name.clone_into(&mut manifest.spec.runtime),
+            Err(mut error) => {
+                if !manifest.unsupported.is_empty() {
+                    // All at once: what else would be missing.
+                    let mut errors = fields_of(&error);
+                    errors.0.extend(manifest.unsupported.0);
+                    error.source = Some(Box::new(errors));
+                }
+                return Err(error);
             }
-            return Err(error);
         }
         if !manifest.unsupported.is_empty() {
             let message = manifest.unsupported.to_string();

@@ -18,7 +18,7 @@ use sas_core::{
     Artifact, ArtifactInfo, Body, CallTimings, Capabilities, Claim, Clock, Cx, Deployed, Error, ErrorKind,
     Handler, HostPattern, Instance, InstanceId, InstanceView, Isolation, Pool, Response, Result, RevisionKey,
     RevisionSpec, RevisionStatus, Route, RouteAction, RouteChange, RouteError, RouteQuery, RouteRule, Router,
-    Runtime, Source, StartRequest, Store, Timestamp, Waiting,
+    Runtime, Source, SpecErrors, StartRequest, Store, Timestamp, Waiting,
 };
 use sas_knative::manifest::{Manifest, ParseOptions, ServiceManifest, parse};
 use sas_testkit::fake::{FakeClock, FakeInvoker};
@@ -201,6 +201,13 @@ impl Runtime for PreparingRuntime {
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities::new(self.isolation)
+    }
+    fn accepts(&self, spec: &RevisionSpec) -> std::result::Result<(), SpecErrors> {
+        let mut errors = spec.container_fields(self.name());
+        if !matches!(spec.source, Source::Path(_) | Source::Bytes { .. }) {
+            errors.push("source", &spec.source, "a package is needed");
+        }
+        errors.into_result()
     }
     async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact> {
         let takes = *self.takes.lock();

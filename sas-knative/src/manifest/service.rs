@@ -228,7 +228,7 @@ pub(super) fn service(
     let container = std::mem::take(&mut pod.container);
     let image = container.image.clone();
     let source = annotations.source.clone().or_else(|| image.map(Source::Image));
-    let runtime = annotations.runtime(source.as_ref(), errors);
+    let runtime = annotations.runtime(errors);
     let mut revision = RevisionSpec::new(runtime, source.unwrap_or(Source::Image(String::new())));
     annotations.fill(&mut revision, &container, errors);
     fill(&mut revision, container, &pod, errors, &mut unsupported);
@@ -416,26 +416,15 @@ impl<'a> Annotations<'a> {
         })
     }
 
-    fn runtime(&self, source: Option<&Source>, errors: &mut SpecErrors) -> String {
+    /// The runtime that is asked for; empty: the one that accepts the spec.
+    fn runtime(&self, errors: &mut SpecErrors) -> String {
         if let Some((path, text)) = self.get(own::RUNTIME) {
             if !is_label(text) {
                 errors.push(path, text, "must name a runtime, such as process or wasm");
             }
             return text.to_owned();
         }
-        match source {
-            Some(Source::Path(path)) => {
-                let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-                if ["wasm", "wat"].iter().any(|wasm| extension.eq_ignore_ascii_case(wasm)) {
-                    "wasm"
-                } else {
-                    "process"
-                }
-            }
-            Some(Source::Function(_)) => "inline",
-            _ => "container",
-        }
-        .to_owned()
+        String::new()
     }
 
     /// What the annotations say about the revision.
