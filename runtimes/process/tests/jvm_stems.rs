@@ -269,8 +269,7 @@ async fn a_main_that_fails_or_returns_ends_the_same_in_a_stem() {
             assert_eq!(error.kind, ErrorKind::Crashed, "{error}");
             assert!(error.to_string().contains(&format!("status {code}")), "{error}");
         }
-        let tail =
-            |error: &sas_core::Error| error.to_string().split("its output").nth(1).unwrap().to_owned();
+        let tail = |error: &sas_core::Error| error.to_string().split("its output").nth(1).unwrap().to_owned();
         assert_eq!(tail(&cold), tail(&warm), "the stack trace too");
     }
     runtime.quiesce().await;
