@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{RevisionSpec, SpecErrors};
+use crate::{EnvValue, Probe, Resources, RevisionSpec, SpecErrors};
 
 /// What a revision asks of a container beyond its image ([`crate::Source::Image`]), its command, arguments,
 /// environment and resources, which every runtime understands.
@@ -30,10 +30,69 @@ pub struct ContainerSpec {
     /// As whom it runs, and what it may do.
     #[serde(skip_serializing_if = "SecurityContext::is_default")]
     pub security: SecurityContext,
-    /// Fields of a Pod that have no form of their own here, such as `initContainers` or `nodeSelector`: the text of
-    /// their JSON by their path within the Pod's spec. A runtime that does not know one of these refuses it.
+    /// Programs that run one after the other, each to its end, before the container starts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub init: Vec<Companion>,
+    /// Programs that run beside the container, in its network and with its volumes, as long as it runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sidecars: Vec<Companion>,
+    /// Names of the tenant's secrets that hold credentials of registries, in the form of Docker's `config.json`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pull_secrets: Vec<String>,
+    /// Fields of a Pod that have no form of their own here, such as `nodeSelector` or `lifecycle`: the text of their
+    /// value by their path within the Pod's spec. A runtime that does not know one of these refuses it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub other: BTreeMap<String, String>,
+}
+
+/// Another container of the same instance: one that prepares it, or one that runs beside it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct Companion {
+    /// Its name within the instance, for logs and messages.
+    pub name: String,
+    /// An OCI image reference.
+    pub image: String,
+    /// The program and its first arguments; empty: the image's entrypoint.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// Further arguments; empty, without a command: the image's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// The absolute path of the directory to start in; `None`: the image's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// Declared environment.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, EnvValue>,
+    /// Sets of variables whose names stand in a secret or a configuration map.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub env_from: Vec<EnvFrom>,
+    /// Which of the instance's volumes are mounted, and where.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    /// As whom it runs, and what it may do.
+    #[serde(skip_serializing_if = "SecurityContext::is_default")]
+    pub security: SecurityContext,
+    /// What it may use.
+    pub resources: Resources,
+    /// When it has come up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub startup: Option<Probe>,
+    /// When it is ready; the instance is when all its containers are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<Probe>,
+    /// When the instance must be replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<Probe>,
+}
+
+impl Companion {
+    /// The image's own program, called `name`.
+    pub fn new(name: impl Into<String>, image: impl Into<String>) -> Self {
+        Self { name: name.into(), image: image.into(), ..Self::default() }
+    }
 }
 
 /// Variables that come from a whole secret or configuration map.
@@ -94,6 +153,8 @@ pub enum VolumeSource {
         name: String,
         /// Keys and the relative paths of their files; empty: every key under its own name.
         items: Vec<(String, String)>,
+        /// The permission bits of the files; `None`: 0644.
+        mode: Option<u32>,
         /// Whether an instance starts without it when it is not there.
         optional: bool,
     },
@@ -103,9 +164,14 @@ pub enum VolumeSource {
         name: String,
         /// Keys and the relative paths of their files; empty: every key under its own name.
         items: Vec<(String, String)>,
+        /// The permission bits of the files; `None`: 0644.
+        mode: Option<u32>,
         /// Whether an instance starts without it when it is not there.
         optional: bool,
     },
+    /// Files of several secrets and configuration maps in one directory: [`VolumeSource::ConfigMap`] and
+    /// [`VolumeSource::Secret`], nothing else.
+    Projected(Vec<VolumeSource>),
     /// A volume that outlives the instance, by the name of its claim.
     Claim {
         /// The claim's name.
@@ -152,6 +218,12 @@ pub struct SecurityContext {
     /// Numeric group id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_as_group: Option<u32>,
+    /// The group that owns what is in volumes, which the program belongs to as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fs_group: Option<u32>,
+    /// Further groups that the program belongs to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub supplemental_groups: Vec<u32>,
     /// Whether a start as user 0 is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_as_non_root: Option<bool>,
@@ -204,6 +276,8 @@ impl RevisionSpec {
         for (field, value) in [
             ("run_as_user", security.run_as_user.map(|id| id.to_string())),
             ("run_as_group", security.run_as_group.map(|id| id.to_string())),
+            ("fs_group", security.fs_group.map(|id| id.to_string())),
+            ("supplemental_groups", ids(&security.supplemental_groups)),
             ("run_as_non_root", security.run_as_non_root.map(|on| on.to_string())),
             ("read_only_root_filesystem", security.read_only_root_filesystem.map(|on| on.to_string())),
             ("allow_privilege_escalation", security.allow_privilege_escalation.map(|on| on.to_string())),
@@ -215,11 +289,20 @@ impl RevisionSpec {
                 refuse(format!("container.security.{field}"), &value);
             }
         }
+        for (list, companions) in [("init", &container.init), ("sidecars", &container.sidecars)] {
+            for (at, companion) in companions.iter().enumerate() {
+                refuse(format!("container.{list}[{at}]"), &companion.image);
+            }
+        }
         for (path, json) in &container.other {
             refuse(format!("container.other[{path}]"), json);
         }
         errors
     }
+}
+
+fn ids(list: &[u32]) -> Option<String> {
+    some(&list.iter().map(u32::to_string).collect::<Vec<_>>())
 }
 
 fn some(list: &[String]) -> Option<String> {

@@ -65,7 +65,7 @@ pub use auth::{Authenticator, Denied, Principal};
 pub use blob::{Blob, BlobStore};
 pub use body::{Body, Request, Response};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
-pub use container::{ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};
+pub use container::{Companion, ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};
 pub use context::{Cx, IdempotencyKey, Payer, Purpose};
 pub use error::{BoxError, CallError, Error, ErrorKind, Result, Retry};
 pub use event::{

@@ -267,6 +267,20 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         errors.into_result()
     }
 
+    /// The spec with all names pinned that could mean something else tomorrow: an image's tag gets the digest that it
+    /// has at this moment. The control plane asks for a revision of an image when it is deployed and records the answer,
+    /// so that all its instances are the same. `tenant` is whose credentials are used. By default the spec as it is.
+    ///
+    /// **Cancel safety:** nothing is left.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such code, `InvalidSpec` when this tenant may not have it or it can never run,
+    /// `Unavailable` when who knows can't be asked now.
+    async fn pin(&self, spec: &RevisionSpec, tenant: TenantKey) -> Result<RevisionSpec> {
+        let _ = tenant;
+        Ok(spec.clone())
+    }
+
     /// Makes the code ready to start: fetch, verify, unpack, compile. Off the request path; idempotent and cached.
     ///
     /// **Cancel safety:** dropping the future leaves no half-made artifact behind.
@@ -336,6 +350,10 @@ impl<T: Runtime + ?Sized> Runtime for Arc<T> {
 
     fn accepts(&self, spec: &RevisionSpec) -> std::result::Result<(), SpecErrors> {
         (**self).accepts(spec)
+    }
+
+    async fn pin(&self, spec: &RevisionSpec, tenant: TenantKey) -> Result<RevisionSpec> {
+        (**self).pin(spec, tenant).await
     }
 
     async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact> {

@@ -321,6 +321,20 @@ pub trait SecretSource: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `NotFound` when there is none that this tenant may have. The error never holds a secret.
     async fn resolve(&self, reference: &str, tenant: TenantKey) -> crate::Result<Bytes>;
+
+    /// All keys of a secret or a configuration map with their values: `secret/name` or `configmap/name`. Asked for by
+    /// what wants all of one, such as a volume of a container. By default there is no way to know the keys.
+    ///
+    /// # Errors
+    /// As [`SecretSource::resolve`]; `Unsupported` for a source that knows single values only.
+    async fn entries(&self, reference: &str, tenant: TenantKey) -> crate::Result<BTreeMap<String, Bytes>> {
+        let _ = tenant;
+        let what = format!(
+            "{reference}: the platform's SecretSource lists no keys; name each key in `items`, or implement \
+             SecretSource::entries"
+        );
+        Err(crate::Error::new(crate::ErrorKind::Unsupported, "resolve", what))
+    }
 }
 
 /// A sink that drops everything.
@@ -407,5 +421,9 @@ impl<T: MeterSink + ?Sized> MeterSink for Arc<T> {
 impl<T: SecretSource + ?Sized> SecretSource for Arc<T> {
     async fn resolve(&self, reference: &str, tenant: TenantKey) -> crate::Result<Bytes> {
         (**self).resolve(reference, tenant).await
+    }
+
+    async fn entries(&self, reference: &str, tenant: TenantKey) -> crate::Result<BTreeMap<String, Bytes>> {
+        (**self).entries(reference, tenant).await
     }
 }

@@ -4,7 +4,9 @@ use super::{Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_ser
 use crate::package;
 use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord, sha256};
 use crate::roots::PackageRoots;
-use sas_core::{BlobStore as _, Error, ErrorKind, Principal, Result, RevisionSpec, Source, SpecErrors};
+use sas_core::{
+    BlobStore as _, Error, ErrorKind, Principal, Result, RevisionSpec, Source, SpecErrors, TenantKey,
+};
 use sas_knative::manifest::{Manifest, ServiceManifest, TrafficTarget, parse};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -122,26 +124,13 @@ impl Control {
         // The runtime first: an image where there are no containers is refused for that, not for its volumes.
         match self.runtimes.choose(&manifest.spec, tenant).map(|runtime| runtime.name()) {
             Ok(name) => name.clone_into(&mut manifest.spec.runtime),
-            Err(mut error) => {
-                if !manifest.unsupported.is_empty() {
-                    // All at once: what else would be missing.
-                    let mut errors = fields_of(&error);
-                    errors.0.extend(manifest.unsupported.0);
-                    error.source = Some(Box::new(errors));
-                }
-                return Err(error);
-            }
-        }
-        if !manifest.unsupported.is_empty() {
-            let message = manifest.unsupported.to_string();
-            return Err(
-                Error::new(ErrorKind::Unsupported, "deploy", message).with_source(manifest.unsupported)
-            );
+            Err(error) if keep => return Err(error),
+            Err(error) => return Err(in_manifest_terms(error, &manifest)),
         }
         self.check_data_plane(manifest.quota.is_some(), manifest.plan.is_some())?;
         let pinning = self.pins.pinning().await;
         let (spec, package) =
-            self.pin(&manifest.spec).await.map_err(|error| at_annotation(error, &manifest))?;
+            self.pin(&manifest.spec, tenant).await.map_err(|error| at_annotation(error, &manifest))?;
         if let Some(package) = &package {
             // Should the deploy be refused; else a record names it by the time that somebody looks.
             self.pins.suspect([package.clone()]);
@@ -246,8 +235,15 @@ impl Control {
     }
 
     /// The spec with its package pinned, and the package's digest.
-    pub(super) async fn pin(&self, spec: &RevisionSpec) -> Result<(RevisionSpec, Option<String>)> {
+    pub(super) async fn pin(
+        &self,
+        spec: &RevisionSpec,
+        tenant: TenantKey,
+    ) -> Result<(RevisionSpec, Option<String>)> {
         let mut spec = spec.clone();
+        if let Source::Image(_) = &spec.source {
+            spec = self.runtimes.runtime(&spec.runtime, tenant)?.pin(&spec, tenant).await?;
+        }
         if let Source::Path(path) = &spec.source {
             let absolute = std::path::absolute(path).map_err(|error| {
                 invalid("deploy", "sas.dev/package", path.display(), format!("is not a path: {error}"))
@@ -541,6 +537,20 @@ pub(super) fn at_annotation(error: Error, manifest: &ServiceManifest) -> Error {
     moved
 }
 
+/// What a runtime says of the fields of a spec, at the fields of the document that the spec was read from.
+fn in_manifest_terms(mut error: Error, manifest: &ServiceManifest) -> Error {
+    let mut errors = fields_of(&error);
+    if errors.0.iter().any(|error| error.field.starts_with("container.")) {
+        let before = errors.to_string();
+        for error in &mut errors.0 {
+            error.field = manifest.field_of(&error.field);
+        }
+        error.message = error.message.replace(&before, &errors.to_string());
+        error.source = Some(Box::new(errors));
+    }
+    error
+}
+
 /// The same error for whoever deployed a value of this library, and never saw a manifest.
 fn in_library_terms(error: Error) -> Error {
     let Some(fields) = error.fields() else { return error };
@@ -553,6 +563,7 @@ fn in_library_terms(error: Error) -> Error {
             "sas.dev/runtime" | "runtime" => "RevisionSpec.runtime".to_owned(),
             field => match field.strip_prefix("spec.template.spec.") {
                 Some(field) => format!("RevisionSpec.{field}"),
+                None if field.starts_with("container.") => format!("RevisionSpec.{field}"),
                 None => field.to_owned(),
             },
         };

@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use sas_core::{EnvValue, Probe, ProbeAction, Protocol, Resources, SpecErrors};
+use sas_core::{
+    EnvFrom, EnvValue, Mount, Probe, ProbeAction, Protocol, Resources, SecurityContext, SpecErrors, Volume,
+    VolumeSource,
+};
 
 use super::tree::{Fields, Node, join};
 use crate::quantity;
@@ -29,6 +32,33 @@ pub(super) struct Container {
     pub(super) readiness: Option<Probe>,
     pub(super) liveness: Option<Probe>,
     pub(super) startup: Option<Probe>,
+    pub(super) name: String,
+    pub(super) env_from: Vec<EnvFrom>,
+    pub(super) mounts: Vec<Mount>,
+    pub(super) security: SecurityContext,
+    /// What has no form of its own, by its path within the Pod's spec.
+    pub(super) other: BTreeMap<String, String>,
+}
+
+/// The path of the Pod's spec in a manifest.
+pub(super) const POD: &str = "spec.template.spec";
+
+/// Whether a field says nothing.
+pub(super) fn is_off(node: &Node) -> bool {
+    match node {
+        Node::Bool(false) => true,
+        Node::List(items) => items.is_empty(),
+        Node::Map(fields) => fields.is_empty(),
+        _ => false,
+    }
+}
+
+/// Keeps a field that has no form of its own, for the runtime to refuse.
+pub(super) fn keep(other: &mut BTreeMap<String, String>, path: &str, node: &Node) {
+    if !is_off(node) {
+        let path = path.strip_prefix(POD).and_then(|path| path.strip_prefix('.')).unwrap_or(path);
+        other.insert(path.to_owned(), node.shown());
+    }
 }
 
 /// A serving port.
@@ -38,19 +68,15 @@ pub(super) struct Port {
     pub(super) protocol: Protocol,
 }
 
-/// Reads a container. `unsupported` takes what only containers could do.
-pub(super) fn container(
-    path: String,
-    node: &Node,
-    errors: &mut SpecErrors,
-    unsupported: &mut SpecErrors,
-) -> Container {
+/// Reads a container. What has no form of its own goes to `other`.
+pub(super) fn container(path: String, node: &Node, errors: &mut SpecErrors) -> Container {
     let mut fields = Fields::new(path.clone(), node, errors);
     let mut out = Container { path, ..Container::default() };
-    if let Some(name) = fields.string("name", errors)
-        && !is_label(name)
-    {
-        errors.push(fields.at("name"), name, LABEL);
+    if let Some(name) = fields.string("name", errors) {
+        if !is_label(name) {
+            errors.push(fields.at("name"), name, LABEL);
+        }
+        name.clone_into(&mut out.name);
     }
     out.image =
         fields.string("image", errors).map(str::trim).filter(|image| !image.is_empty()).map(str::to_owned);
@@ -79,29 +105,334 @@ pub(super) fn container(
             *probe = read_probe(&path, node, name, serving, errors);
         }
     }
-    for name in [
-        "envFrom",
-        "volumeMounts",
-        "volumeDevices",
-        "securityContext",
-        "lifecycle",
-        "stdin",
-        "stdinOnce",
-        "tty",
-    ] {
+    let env_from = fields.list("envFrom", errors).unwrap_or_default();
+    out.env_from = env_from.into_iter().filter_map(|(at, item)| variables(at, item, errors)).collect();
+    let mounts = fields.list("volumeMounts", errors).unwrap_or_default();
+    for (at, item) in mounts {
+        if let Some(mount) = mount(at.clone(), item, &mut out.other, errors) {
+            if out.mounts.iter().any(|other| other.path == mount.path) {
+                errors.push(join(&at, "mountPath"), &mount.path, "is mounted twice");
+            }
+            out.mounts.push(mount);
+        }
+    }
+    let at = fields.at("securityContext");
+    if let Some(node) = fields.take("securityContext") {
+        out.security = security(at, node, &mut out.other, errors);
+    }
+    for name in ["volumeDevices", "lifecycle", "stdin", "stdinOnce", "tty"] {
         let path = fields.at(name);
         if let Some(node) = fields.take(name) {
-            let off =
-                matches!(node, Node::Bool(false)) || matches!(node, Node::List(items) if items.is_empty());
-            if !off && *node != Node::Map(Vec::new()) {
-                unsupported.push(path, node.shown(), "only containers have this; a package runs without it");
-            }
+            keep(&mut out.other, &path, node);
         }
     }
     // They are about pulling an image and about the words of a dead container; a package has neither.
     fields.ignore(&["imagePullPolicy", "terminationMessagePath", "terminationMessagePolicy"]);
     fields.finish(errors);
     out
+}
+
+/// An item of `envFrom`.
+fn variables(path: String, node: &Node, errors: &mut SpecErrors) -> Option<EnvFrom> {
+    let before = errors.0.len();
+    let mut fields = Fields::new(path.clone(), node, errors);
+    let prefix = fields.string("prefix", errors).unwrap_or_default().to_owned();
+    let mut found = Vec::new();
+    for (field, kind) in [("secretRef", "secret"), ("configMapRef", "configmap")] {
+        let at = fields.at(field);
+        let Some(node) = fields.take(field) else { continue };
+        let mut inner = Fields::new(at, node, errors);
+        let name = object_name(&mut inner, "name", errors);
+        let optional = inner.boolean("optional", errors).unwrap_or(false);
+        inner.finish(errors);
+        if let Some(name) = name {
+            let mut from = EnvFrom::new(format!("{kind}/{name}"));
+            (from.prefix, from.optional) = (prefix.clone(), optional);
+            found.push(from);
+        }
+    }
+    fields.finish(errors);
+    if errors.0.len() == before && found.len() != 1 {
+        errors.push(path, node.shown(), "must have one of secretRef and configMapRef");
+    }
+    if errors.0.len() > before { None } else { found.pop() }
+}
+
+/// The name of a secret or a configuration map, which becomes a part of a reference.
+fn object_name(fields: &mut Fields<'_>, field: &'static str, errors: &mut SpecErrors) -> Option<String> {
+    let name = required(fields, field, errors)?;
+    if name.contains('/') || name.chars().any(char::is_control) {
+        errors.push(fields.at(field), name, "must hold no slash and no control character");
+        return None;
+    }
+    Some(name.to_owned())
+}
+
+fn mount(
+    path: String,
+    node: &Node,
+    other: &mut BTreeMap<String, String>,
+    errors: &mut SpecErrors,
+) -> Option<Mount> {
+    let before = errors.0.len();
+    let mut fields = Fields::new(path, node, errors);
+    let volume = required(&mut fields, "name", errors);
+    let target = required(&mut fields, "mountPath", errors);
+    if let Some(target) = target
+        && (!target.starts_with('/') || target.contains(':') || target.split('/').any(|part| part == ".."))
+    {
+        errors.push(fields.at("mountPath"), target, "must be an absolute path without .. and :");
+    }
+    let sub_path = fields.string("subPath", errors).filter(|path| !path.is_empty()).map(str::to_owned);
+    if let Some(sub) = &sub_path
+        && !is_inside(sub)
+    {
+        errors.push(fields.at("subPath"), sub, "must be a relative path without ..");
+    }
+    let read_only = fields.boolean("readOnly", errors).unwrap_or(false);
+    for name in ["subPathExpr", "mountPropagation", "recursiveReadOnly"] {
+        let path = fields.at(name);
+        if let Some(node) = fields.take(name)
+            && node.text() != Some("None")
+            && node.text() != Some("Disabled")
+        {
+            keep(other, &path, node);
+        }
+    }
+    fields.finish(errors);
+    let (Some(volume), Some(target)) = (volume, target) else { return None };
+    let mut mount = Mount::new(volume, target);
+    (mount.sub_path, mount.read_only) = (sub_path, read_only);
+    (errors.0.len() == before).then_some(mount)
+}
+
+/// A relative path that stays below where it begins.
+fn is_inside(path: &str) -> bool {
+    !path.starts_with('/') && !path.split('/').any(|part| part == "..") && !path.contains('\0')
+}
+
+/// Of a container or of a Pod, which has some fields more and some less.
+pub(super) fn security(
+    path: String,
+    node: &Node,
+    other: &mut BTreeMap<String, String>,
+    errors: &mut SpecErrors,
+) -> SecurityContext {
+    const MOST: i128 = u32::MAX as i128 - 1;
+    let mut out = SecurityContext::default();
+    let mut fields = Fields::new(path, node, errors);
+    let mut id = |name: &'static str, fields: &mut Fields<'_>| {
+        fields.integer(name, 0..=MOST, errors).and_then(|id| u32::try_from(id).ok())
+    };
+    out.run_as_user = id("runAsUser", &mut fields);
+    out.run_as_group = id("runAsGroup", &mut fields);
+    out.fs_group = id("fsGroup", &mut fields);
+    let groups = fields.list("supplementalGroups", errors).unwrap_or_default();
+    for (at, item) in groups {
+        match item {
+            Node::Int(group) if (0..=MOST).contains(group) => {
+                out.supplemental_groups.push(u32::try_from(*group).unwrap_or_default());
+            }
+            other => errors.push(at, other.shown(), "must be a group's number"),
+        }
+    }
+    out.run_as_non_root = fields.boolean("runAsNonRoot", errors);
+    out.read_only_root_filesystem = fields.boolean("readOnlyRootFilesystem", errors);
+    out.allow_privilege_escalation = fields.boolean("allowPrivilegeEscalation", errors);
+    let at = fields.at("capabilities");
+    if let Some(node) = fields.take("capabilities") {
+        let mut inner = Fields::new(at, node, errors);
+        out.add_capabilities = inner.strings("add", errors).unwrap_or_default();
+        out.drop_capabilities = inner.strings("drop", errors).unwrap_or_default();
+        inner.finish(errors);
+    }
+    let at = fields.at("seccompProfile");
+    if let Some(node) = fields.take("seccompProfile") {
+        let mut inner = Fields::new(at, node, errors);
+        let kind = required(&mut inner, "type", errors).unwrap_or_default();
+        let local = inner.string("localhostProfile", errors);
+        out.seccomp_profile = match (kind, local) {
+            ("RuntimeDefault" | "Unconfined", None) => Some(kind.to_owned()),
+            ("Localhost", Some(local)) if is_inside(local) => Some(format!("Localhost/{local}")),
+            ("", _) => None,
+            _ => {
+                let problem = "must be RuntimeDefault, Unconfined, or Localhost with a localhostProfile";
+                errors.push(inner.at("type"), kind, problem);
+                None
+            }
+        };
+        inner.finish(errors);
+    }
+    for name in [
+        "appArmorProfile",
+        "fsGroupChangePolicy",
+        "privileged",
+        "procMount",
+        "seLinuxOptions",
+        "supplementalGroupsPolicy",
+        "sysctls",
+        "windowsOptions",
+    ] {
+        let path = fields.at(name);
+        if let Some(node) = fields.take(name) {
+            keep(other, &path, node);
+        }
+    }
+    fields.finish(errors);
+    out
+}
+
+/// The volumes of a Pod.
+pub(super) fn volumes(
+    items: &[(String, &Node)],
+    other: &mut BTreeMap<String, String>,
+    errors: &mut SpecErrors,
+) -> Vec<Volume> {
+    let mut volumes: Vec<Volume> = Vec::with_capacity(items.len());
+    for (at, item) in items {
+        let before = errors.0.len();
+        let mut fields = Fields::new(at.clone(), item, errors);
+        let name = required(&mut fields, "name", errors);
+        if let Some(name) = name {
+            if !is_label(name) {
+                errors.push(fields.at("name"), name, LABEL);
+            } else if volumes.iter().any(|volume| volume.name == name) {
+                errors.push(fields.at("name"), name, "is declared twice");
+            }
+        }
+        let mut sources = Vec::new();
+        let empty = fields.at("emptyDir");
+        // `emptyDir:` without a value is an empty directory too.
+        if item.get("emptyDir").is_some() {
+            let node = fields.take("emptyDir").unwrap_or(&Node::Null);
+            let mut inner = Fields::new(empty, node, errors);
+            let size_limit_bytes = amount(&mut inner, "sizeLimit", 1, errors);
+            let memory = match inner.string("medium", errors) {
+                None | Some("") => false,
+                Some("Memory") => true,
+                Some(medium) => {
+                    errors.push(inner.at("medium"), medium, "must be Memory, or be left out");
+                    false
+                }
+            };
+            inner.finish(errors);
+            sources.push(VolumeSource::EmptyDir { size_limit_bytes, memory });
+        }
+        for kind in ["configMap", "secret"] {
+            let at = fields.at(kind);
+            if let Some(node) = fields.take(kind) {
+                sources.extend(keys(kind, at, node, None, errors));
+            }
+        }
+        let at = fields.at("projected");
+        if let Some(node) = fields.take("projected") {
+            sources.extend(projected(at, node, other, errors));
+        }
+        let at = fields.at("persistentVolumeClaim");
+        if let Some(node) = fields.take("persistentVolumeClaim") {
+            let mut inner = Fields::new(at, node, errors);
+            let name = object_name(&mut inner, "claimName", errors);
+            let read_only = inner.boolean("readOnly", errors).unwrap_or(false);
+            inner.finish(errors);
+            sources.extend(name.map(|name| VolumeSource::Claim { name, read_only }));
+        }
+        // Every other kind is the name of its only field.
+        for (kind, node) in fields.rest() {
+            sources.push(VolumeSource::Other(format!("{kind}: {}", node.shown())));
+        }
+        if errors.0.len() > before {
+            continue;
+        }
+        match (name, sources.len()) {
+            (Some(name), 1) => volumes.extend(sources.pop().map(|source| Volume::new(name, source))),
+            (Some(name), 0) => {
+                errors.push(fields.path(), name, "has no source, such as emptyDir, secret or configMap")
+            }
+            (_, more) => errors.push(fields.path(), format!("{more} sources"), "a volume has one"),
+        }
+    }
+    volumes
+}
+
+/// A secret or a configuration map as files. `mode` is that of a projection around it.
+fn keys(
+    kind: &str,
+    path: String,
+    node: &Node,
+    mode: Option<u32>,
+    errors: &mut SpecErrors,
+) -> Option<VolumeSource> {
+    let before = errors.0.len();
+    let mut fields = Fields::new(path, node, errors);
+    // Alone a secret is called `secretName`, within a projection `name`.
+    let alone = kind == "secret" && mode.is_none() && fields.has("secretName");
+    let name = object_name(&mut fields, if alone { "secretName" } else { "name" }, errors);
+    let bits = |fields: &mut Fields<'_>, name: &'static str, errors: &mut SpecErrors| {
+        fields.integer(name, 0..=0o777, errors).and_then(|mode| u32::try_from(mode).ok())
+    };
+    let own = bits(&mut fields, "defaultMode", errors);
+    let optional = fields.boolean("optional", errors).unwrap_or(false);
+    let mut items = Vec::new();
+    for (at, item) in fields.list("items", errors).unwrap_or_default() {
+        let mut inner = Fields::new(at, item, errors);
+        let key = required(&mut inner, "key", errors);
+        let target = required(&mut inner, "path", errors);
+        let one = bits(&mut inner, "mode", errors);
+        if let Some(one) = one
+            && Some(one) != own.or(mode)
+        {
+            let problem = "all files of a volume have one mode here: set defaultMode";
+            errors.push(inner.at("mode"), format!("{one:o}"), problem);
+        }
+        if let Some(target) = target
+            && !is_inside(target)
+        {
+            errors.push(inner.at("path"), target, "must be a relative path without ..");
+        }
+        inner.finish(errors);
+        if let (Some(key), Some(target)) = (key, target) {
+            items.push((key.to_owned(), target.to_owned()));
+        }
+    }
+    fields.finish(errors);
+    if errors.0.len() > before {
+        return None;
+    }
+    let (name, mode) = (name?, own.or(mode));
+    Some(match kind {
+        "secret" => VolumeSource::Secret { name, items, mode, optional },
+        _ => VolumeSource::ConfigMap { name, items, mode, optional },
+    })
+}
+
+fn projected(
+    path: String,
+    node: &Node,
+    other: &mut BTreeMap<String, String>,
+    errors: &mut SpecErrors,
+) -> Option<VolumeSource> {
+    let before = errors.0.len();
+    let mut fields = Fields::new(path, node, errors);
+    let mode = fields.integer("defaultMode", 0..=0o777, errors).and_then(|mode| u32::try_from(mode).ok());
+    let mut sources = Vec::new();
+    for (at, item) in fields.list("sources", errors).unwrap_or_default() {
+        let mut inner = Fields::new(at, item, errors);
+        for kind in ["configMap", "secret"] {
+            let at = inner.at(kind);
+            if let Some(node) = inner.take(kind) {
+                sources.extend(keys(kind, at, node, Some(mode.unwrap_or(0o644)), errors));
+            }
+        }
+        for name in ["downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"] {
+            let at = inner.at(name);
+            if let Some(node) = inner.take(name) {
+                keep(other, &at, node);
+            }
+        }
+        inner.finish(errors);
+    }
+    fields.finish(errors);
+    (errors.0.len() == before).then_some(VolumeSource::Projected(sources))
 }
 
 /// What [`is_label`] asks for, for messages.

@@ -2,12 +2,15 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use sas_core::{Affinity, Principal, Quota, RevisionSpec, RolloutPlan, Source, SpecErrors};
+use sas_core::{
+    Affinity, Companion, ContainerSpec, Principal, Quota, RevisionSpec, RolloutPlan, SecurityContext, Source,
+    SpecErrors,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
     ParseOptions,
-    pod::{self, Container, LABEL, common, is_label},
+    pod::{self, Container, LABEL, POD, common, is_label},
     routing::Routing,
     tree::{Fields, Node, join},
     words,
@@ -58,8 +61,9 @@ pub struct ServiceManifest {
     pub rollout: Duration,
     /// How it moves, if not by time alone: in steps, and back when the new revision fails.
     pub plan: Option<RolloutPlan>,
-    /// Fields that only a container runtime could honour. Deploying refuses them.
-    pub unsupported: SpecErrors,
+    /// The index of the container that takes the requests, so that what a runtime says of the spec is told at the
+    /// field of the document ([`ServiceManifest::field_of`]).
+    pub serving: usize,
     /// Who deploys it, kept as the author of a new revision; no field of a document.
     pub author: Option<Principal>,
 }
@@ -84,8 +88,55 @@ impl ServiceManifest {
             traffic: None,
             rollout: Duration::ZERO,
             plan: None,
-            unsupported: SpecErrors::default(),
+            serving: 0,
             author: None,
+        }
+    }
+
+    /// The field of the document from which a field of [`RevisionSpec::container`] was read, such as
+    /// `spec.template.spec.volumes[0]` for `container.volumes[0]`. Other fields as they are.
+    #[must_use]
+    pub fn field_of(&self, field: &str) -> String {
+        let Some(rest) = field.strip_prefix("container.") else { return field.to_owned() };
+        let container = |at: usize, rest: &str| {
+            let name = match rest.split(['.', '[']).next().unwrap_or_default() {
+                "working_dir" => "workingDir",
+                "env_from" => "envFrom",
+                "mounts" => "volumeMounts",
+                "security" => "securityContext",
+                "startup" => "startupProbe",
+                "readiness" => "readinessProbe",
+                "liveness" => "livenessProbe",
+                other => other,
+            };
+            let after = match rest.find(['.', '[']).map_or("", |at| &rest[at..]) {
+                ".add_capabilities" => ".capabilities.add",
+                ".drop_capabilities" => ".capabilities.drop",
+                after => after,
+            };
+            format!("{POD}.containers[{at}].{name}{}", camel(after))
+        };
+        let companion = |list: &str| -> Option<(usize, &str)> {
+            let (at, rest) = rest.strip_prefix(list)?.strip_prefix('[')?.split_once(']')?;
+            Some((at.parse().ok()?, rest.strip_prefix('.').unwrap_or(rest)))
+        };
+        if let Some(path) = rest.strip_prefix("other[").and_then(|rest| rest.strip_suffix(']')) {
+            return format!("{POD}.{path}");
+        }
+        if let Some((at, rest)) = companion("init") {
+            let of = container(at, rest).replacen("containers", "initContainers", 1);
+            return of.trim_end_matches('.').to_owned();
+        }
+        if let Some((at, rest)) = companion("sidecars") {
+            let at = if at < self.serving { at } else { at + 1 };
+            return container(at, rest).trim_end_matches('.').to_owned();
+        }
+        match rest {
+            rest if rest.starts_with("volumes") => format!("{POD}.{}", camel(rest)),
+            rest if rest.starts_with("pull_secrets") => {
+                format!("{POD}.imagePullSecrets{}", &rest["pull_secrets".len()..])
+            }
+            rest => container(self.serving, rest),
         }
     }
 
@@ -123,6 +174,20 @@ impl ServiceManifest {
         }
         errors.into_result()
     }
+}
+
+/// `run_as_user` becomes `runAsUser`.
+fn camel(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    let mut upper = false;
+    for letter in name.chars() {
+        match letter {
+            '_' => upper = true,
+            letter if std::mem::take(&mut upper) => out.push(letter.to_ascii_uppercase()),
+            letter => out.push(letter),
+        }
+    }
+    out
 }
 
 const SERVICE_NAME: &str = "must be 1 to 63 lower-case letters, digits or dashes, begin with a letter and end with a letter or digit";
@@ -187,7 +252,6 @@ pub(super) fn service(
     let metadata = Metadata::read("metadata", fields.take("metadata").unwrap_or(&Node::Null), errors);
     let namespace = metadata.namespace.clone().unwrap_or_else(|| options.namespace.clone());
     service_name(&metadata, errors);
-    let mut unsupported = SpecErrors::default();
 
     let mut spec = Fields::new("spec", fields.take("spec").unwrap_or(&Node::Null), errors);
     fields.finish(errors);
@@ -215,7 +279,7 @@ pub(super) fn service(
     }
 
     let annotations = Annotations::new(&metadata, &template_metadata, errors);
-    let mut pod = Pod::read(template_spec, annotations.name_code(), errors, &mut unsupported);
+    let mut pod = Pod::read(template_spec, annotations.name_code(), errors);
     let traffic_path = spec.at("traffic");
     let targets = spec.list("traffic", errors);
     let traffic = targets.map(|items| traffic(&traffic_path, &items, metadata.name.as_deref(), errors));
@@ -231,7 +295,8 @@ pub(super) fn service(
     let runtime = annotations.runtime(errors);
     let mut revision = RevisionSpec::new(runtime, source.unwrap_or(Source::Image(String::new())));
     annotations.fill(&mut revision, &container, errors);
-    fill(&mut revision, container, &pod, errors, &mut unsupported);
+    let serving = pod.serving;
+    fill(&mut revision, container, pod, errors);
     match scaling_from_annotations(
         &template_metadata.annotations,
         revision.concurrency,
@@ -273,7 +338,7 @@ pub(super) fn service(
         traffic,
         rollout,
         plan,
-        unsupported,
+        serving,
         author: None,
     })
 }
@@ -512,6 +577,9 @@ fn package(field: &str, text: &str, errors: &mut SpecErrors) -> Option<Source> {
 /// `spec.template.spec`.
 struct Pod {
     container: Container,
+    serving: usize,
+    /// What the Pod says beside that container.
+    spec: ContainerSpec,
     concurrency: u32,
     timeout: Option<Duration>,
     response_start: Option<Duration>,
@@ -519,8 +587,9 @@ struct Pod {
 }
 
 impl Pod {
-    fn read(node: &Node, has_source: bool, errors: &mut SpecErrors, unsupported: &mut SpecErrors) -> Self {
-        let mut fields = Fields::new("spec.template.spec", node, errors);
+    fn read(node: &Node, has_source: bool, errors: &mut SpecErrors) -> Self {
+        let mut fields = Fields::new(POD, node, errors);
+        let mut spec = ContainerSpec::default();
         let concurrency = fields.integer("containerConcurrency", 0..=MAX_CONCURRENCY, errors).unwrap_or(0);
         let seconds = |name: &'static str, fields: &mut Fields<'_>, errors: &mut SpecErrors| {
             fields
@@ -546,7 +615,7 @@ impl Pod {
             .list("containers", errors)
             .unwrap_or_default()
             .into_iter()
-            .map(|(path, node)| pod::container(path, node, errors, unsupported))
+            .map(|(path, node)| pod::container(path, node, errors))
             .collect();
         if containers.is_empty() && !has_source {
             let problem = "missing: give one container with an image, or the annotation sas.dev/package";
@@ -564,16 +633,58 @@ impl Pod {
                 let problem = "missing: an image, or the annotation sas.dev/package";
                 errors.push(join(&container.path, "image"), "", problem);
             }
-            if at != serving {
-                unsupported.push(
-                    &container.path,
-                    container.image.as_deref().unwrap_or_default(),
-                    "sidecars need a container runtime",
-                );
+        }
+        let at = fields.at("volumes");
+        let volumes = fields.list("volumes", errors).unwrap_or_default();
+        spec.volumes = pod::volumes(&volumes, &mut spec.other, errors);
+        let init = fields.list("initContainers", errors).unwrap_or_default();
+        let mut init: Vec<Container> =
+            init.into_iter().map(|(path, node)| pod::container(path, node, errors)).collect();
+        let known: Vec<&str> = volumes.iter().filter_map(|(_, node)| node.get("name")?.text()).collect();
+        for container in containers.iter().chain(&init) {
+            for (index, mount) in container.mounts.iter().enumerate() {
+                if !known.contains(&mount.volume.as_str()) {
+                    let field = format!("{}.volumeMounts[{index}].name", container.path);
+                    errors.push(field, &mount.volume, format!("no volume of that name is in {at}"));
+                }
             }
         }
-        let container =
-            if containers.is_empty() { Container::default() } else { containers.swap_remove(serving) };
+        let at = fields.at("securityContext");
+        let common = fields
+            .take("securityContext")
+            .map(|node| pod::security(at, node, &mut spec.other, errors))
+            .unwrap_or_default();
+        for container in containers.iter_mut().chain(&mut init) {
+            inherit(&mut container.security, &common);
+            spec.other.append(&mut container.other);
+        }
+        for container in &init {
+            if container.image.is_none() {
+                errors.push(join(&container.path, "image"), "", "missing: an image");
+            }
+            if let Some(port) = container.port {
+                let field = join(&container.path, "ports");
+                errors.push(field, port.number, "an init container serves nothing; leave it out");
+            }
+            for (name, probe) in [
+                ("livenessProbe", &container.liveness),
+                ("readinessProbe", &container.readiness),
+                ("startupProbe", &container.startup),
+            ] {
+                if probe.is_some() {
+                    let problem = "an init container ends before anything is asked; leave it out";
+                    errors.push(join(&container.path, name), "", problem);
+                }
+            }
+        }
+        spec.init = init.into_iter().map(companion).collect();
+        let container = if containers.is_empty() { Container::default() } else { containers.remove(serving) };
+        spec.sidecars = containers.into_iter().map(companion).collect();
+        for (at, item) in fields.list("imagePullSecrets", errors).unwrap_or_default() {
+            let mut inner = Fields::new(at, item, errors);
+            spec.pull_secrets.extend(pod::required(&mut inner, "name", errors).map(str::to_owned));
+            inner.finish(errors);
+        }
         for name in [
             "affinity",
             "dnsConfig",
@@ -583,41 +694,26 @@ impl Pod {
             "hostNetwork",
             "hostPID",
             "hostUsers",
-            "initContainers",
             "nodeSelector",
             "priorityClassName",
             "runtimeClassName",
             "schedulerName",
-            "securityContext",
             "shareProcessNamespace",
             "tolerations",
             "topologySpreadConstraints",
-            "volumes",
         ] {
             let path = fields.at(name);
             if let Some(node) = fields.take(name) {
-                let off = matches!(node, Node::Bool(false))
-                    || matches!(node, Node::List(items) if items.is_empty())
-                    || matches!(node, Node::Map(fields) if fields.is_empty());
-                if !off {
-                    unsupported.push(
-                        path,
-                        node.shown(),
-                        "only containers have this; a package runs without it",
-                    );
-                }
+                pod::keep(&mut spec.other, &path, node);
             }
         }
-        // They are about a cluster's own services, accounts and registries; a package meets none of these.
-        fields.ignore(&[
-            "automountServiceAccountToken",
-            "enableServiceLinks",
-            "imagePullSecrets",
-            "serviceAccountName",
-        ]);
+        // They are about a cluster's own services and accounts; an instance meets none of these.
+        fields.ignore(&["automountServiceAccountToken", "enableServiceLinks", "serviceAccountName"]);
         fields.finish(errors);
         Self {
             container,
+            serving,
+            spec,
             concurrency: u32::try_from(concurrency).unwrap_or(0),
             timeout,
             response_start,
@@ -641,14 +737,38 @@ impl Pod {
     }
 }
 
+/// What a Pod says for all of its containers, where one says nothing else.
+fn inherit(security: &mut SecurityContext, common: &SecurityContext) {
+    security.run_as_user = security.run_as_user.or(common.run_as_user);
+    security.run_as_group = security.run_as_group.or(common.run_as_group);
+    security.run_as_non_root = security.run_as_non_root.or(common.run_as_non_root);
+    security.fs_group = common.fs_group;
+    security.supplemental_groups.clone_from(&common.supplemental_groups);
+    if security.seccomp_profile.is_none() {
+        security.seccomp_profile.clone_from(&common.seccomp_profile);
+    }
+}
+
+/// A container beside the one that takes the requests.
+fn companion(container: Container) -> Companion {
+    let mut out = Companion::new(container.name, container.image.unwrap_or_default());
+    out.command = container.command;
+    out.args = container.args;
+    out.working_dir = container.working_dir;
+    out.env = container.env;
+    out.env_from = container.env_from;
+    out.mounts = container.mounts;
+    out.security = container.security;
+    out.resources = container.resources;
+    out.startup = container.startup;
+    out.readiness = container.readiness;
+    out.liveness = container.liveness;
+    out
+}
+
 /// What the container says about the revision.
-fn fill(
-    spec: &mut RevisionSpec,
-    container: Container,
-    pod: &Pod,
-    errors: &mut SpecErrors,
-    unsupported: &mut SpecErrors,
-) {
+fn fill(spec: &mut RevisionSpec, container: Container, pod: Pod, errors: &mut SpecErrors) {
+    let mut own = pod.spec;
     spec.concurrency = pod.concurrency;
     if let Some(timeout) = pod.timeout {
         spec.timeouts.request = timeout;
@@ -662,15 +782,18 @@ fn fill(
     let image = matches!(spec.source, Source::Image(_));
     if let Some(dir) = container.working_dir {
         if dir.starts_with('/') {
-            let problem =
-                "an absolute path needs a container; for a package write it relative to the package's root";
-            unsupported.push(join(&container.path, "workingDir"), &dir, problem);
+            own.working_dir = Some(dir);
+        } else if matches!(&spec.source, Source::Image(name) if !name.is_empty()) {
+            errors.push(join(&container.path, "workingDir"), &dir, "must be an absolute path in the image");
         } else if dir.split('/').any(|part| part == "..") {
             errors.push(join(&container.path, "workingDir"), &dir, "must stay inside of the package");
         } else {
             spec.working_dir = Some(dir);
         }
     }
+    own.env_from = container.env_from;
+    own.mounts = container.mounts;
+    own.security = container.security;
     spec.env = container.env;
     if let Some(port) = container.port {
         spec.protocol = port.protocol;
@@ -686,8 +809,12 @@ fn fill(
         let tries = startup.period.max(Duration::from_secs(1)).saturating_mul(startup.failure_threshold);
         spec.timeouts.start = startup.initial_delay.saturating_add(tries).max(Duration::from_secs(1));
     }
-    spec.readiness = container.readiness.or(container.startup);
+    spec.startup = container.startup;
+    spec.readiness = container.readiness;
     spec.liveness = container.liveness;
+    if own != ContainerSpec::default() {
+        spec.container = Some(Box::new(own));
+    }
 }
 
 /// Checks `spec.traffic`, or the body of a change of traffic.

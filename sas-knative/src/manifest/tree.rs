@@ -223,6 +223,22 @@ impl<'a> Fields<'a> {
         (**node != Node::Null).then_some(*node)
     }
 
+    /// Whether the field is there.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.fields.iter().any(|(key, ..)| *key == name)
+    }
+
+    /// The fields that nobody has asked for, for a mapping whose names are not all known here.
+    pub(crate) fn rest(&mut self) -> Vec<(&'a str, &'a Node)> {
+        let unread = self.fields.iter_mut().filter(|(_, _, read)| !read);
+        unread
+            .map(|(key, node, read)| {
+                *read = true;
+                (*key, *node)
+            })
+            .collect()
+    }
+
     /// A field that is known and means nothing here.
     pub(crate) fn ignore(&mut self, names: &[&'static str]) {
         for name in names {
