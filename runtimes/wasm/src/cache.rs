@@ -16,7 +16,7 @@ use sas_core::{Error, ErrorKind, Result};
 use sha2::{Digest as _, Sha256};
 use wasmtime::{Engine, Module, component::Component};
 
-use crate::inspect::Kind;
+use crate::kind::Kind;
 
 /// What the compiler made.
 #[derive(Clone)]

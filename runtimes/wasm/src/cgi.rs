@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts, response};
 
-use crate::limits::{BadAnswer, Limit};
+use crate::ends::{BadAnswer, Limit};
 
 /// A head longer than this is refused.
 const LONGEST_HEAD: usize = 64 * 1024;

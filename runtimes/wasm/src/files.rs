@@ -20,10 +20,12 @@ use wasmtime_wasi::{
 
 use crate::{
     cgi::{Output, environment},
-    limits::{Limiter, Meter},
-    preview1::{CgiProgram, Stdin},
+    limits::Limiter,
+    preview1::CgiProgram,
     sandbox::{self, Limited, LogStreamOut, Sandbox},
+    stdin::Stdin,
     sync::{Lock, Shared},
+    usage::CallUsage,
 };
 
 /// What the host keeps for one CGI guest with folders.
@@ -36,13 +38,13 @@ pub(crate) struct FilesGuest {
 impl FilesGuest {
     pub(crate) fn new(
         sandbox: &Sandbox,
-        meter: Arc<Meter>,
+        usage: Arc<CallUsage>,
         request: http::request::Parts,
         body: Body,
         output: Shared<Output>,
     ) -> Self {
         let stdin = Stdin::new(body, &request.headers);
-        let variables = environment(sandbox.instance().declared(), &request, stdin.length);
+        let variables = environment(sandbox.instance.declared(), &request, stdin.length);
         let mut builder = sandbox.builder();
         for variable in variables.bytes.split(|byte| *byte == 0) {
             if let Some((name, value)) = String::from_utf8_lossy(variable).split_once('=') {
@@ -50,10 +52,10 @@ impl FilesGuest {
             }
         }
         builder
-            .stdin(Input(Arc::new(Lock::new(stdin.into_reading()))))
+            .stdin(Input(Arc::new(Lock::new(stdin))))
             .stdout(Answer(Arc::clone(&output)))
             .stderr(LogStreamOut(Arc::new(Lock::new(sandbox.lines(LogStream::Stderr)))));
-        Self { limiter: sandbox.limiter(meter), wasi: builder.build_p1(), output }
+        Self { limiter: sandbox.limiter(usage), wasi: builder.build_p1(), output }
     }
 }
 
@@ -80,13 +82,8 @@ pub(crate) async fn serve(program: Arc<CgiProgram<FilesGuest>>, guest: FilesGues
 }
 
 /// A request's body, read by whoever holds a handle of standard input.
-pub(crate) struct Reading {
-    pub(crate) body: Body,
-    pub(crate) piece: Bytes,
-}
-
 #[derive(Clone)]
-struct Input(Shared<Reading>);
+struct Input(Shared<Stdin>);
 
 impl IsTerminal for Input {
     fn is_terminal(&self) -> bool {

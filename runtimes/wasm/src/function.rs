@@ -1,29 +1,11 @@
-//! A function that can start: compiled, linked, with what its revision asked for.
+//! What a function was made with: what its revision asked for, and the host that it runs on.
 
 use std::{fmt, sync::Arc};
 
-use crate::{
-    admission::Admission,
-    cgi::Block,
-    files::FilesGuest,
-    host::Host,
-    http02::Linked,
-    inspect::Kind,
-    options::Options,
-    preview1::{CgiGuest, CgiProgram},
-};
+use crate::{admission::Admission, cgi::Block, host::Host, kind::Kind, options::Options};
 
-/// How a request reaches the code.
-pub(crate) enum Program {
-    Cgi(Arc<CgiProgram<CgiGuest>>),
-    /// With granted folders.
-    Files(Arc<CgiProgram<FilesGuest>>),
-    Http(Arc<Linked>),
-}
-
-/// What `prepare` makes.
+/// All of a function but its code.
 pub(crate) struct Function {
-    pub(crate) program: Program,
     pub(crate) kind: Kind,
     pub(crate) options: Arc<Options>,
     pub(crate) arguments: Arc<Block>,

@@ -1,4 +1,4 @@
-//! What all functions of a runtime share: the engine, its sandboxes, the ticks, the linkers.
+//! What all functions of a runtime share: the engine, its sandboxes, the ticks.
 
 use std::{
     num::NonZeroUsize,
@@ -13,11 +13,11 @@ use tokio::{
     sync::{Notify, futures::OwnedNotified},
     time::Instant,
 };
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, component};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::{
-    admission::Admission, budget::Budget, config::WasmConfig, files::FilesGuest, http02::HttpGuest,
-    metrics::Metrics, outbound::Outside, preview1::CgiGuest, ticker::Ticker,
+    admission::Admission, budget::Budget, config::WasmConfig, metrics::Metrics, outbound::Outside,
+    ticker::Ticker,
 };
 
 /// Core instances and tables per slot: components are made of several modules, and few of them have a memory.
@@ -29,102 +29,6 @@ const STACK: usize = 512 * 1024;
 /// Frames of a trap's backtrace that are kept.
 const FRAMES: usize = 8;
 
-/// An engine with its sandboxes and linkers.
-pub(crate) struct EngineContext {
-    pub(crate) engine: Engine,
-    pub(crate) admission: Arc<Admission>,
-    pub(crate) modules: wasmtime::Linker<CgiGuest>,
-    pub(crate) modules_with_files: wasmtime::Linker<FilesGuest>,
-    pub(crate) components: component::Linker<HttpGuest>,
-}
-
-impl std::fmt::Debug for EngineContext {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EngineContext").field("admission", &self.admission).finish_non_exhaustive()
-    }
-}
-
-impl EngineContext {
-    fn new(config: &WasmConfig) -> Result<Self> {
-        let failed = |what: &str, error: wasmtime::Error| {
-            Error::new(ErrorKind::Unexpected, "start wasm runtime", format!("{what}: {error:#}"))
-        };
-        let engine = Engine::new(&engine_config(config)).map_err(|error| {
-            let text = format!(
-                "{error:#}; each of {} slots reserves 4 GiB of address space: give less slots, or raise the limit of \
-                 virtual memory (ulimit -v)",
-                config.slots
-            );
-            Error::new(ErrorKind::Exhausted, "start wasm runtime", text)
-        })?;
-        let mut modules = wasmtime::Linker::new(&engine);
-        crate::preview1::add_to_linker(&mut modules).map_err(|error| failed("link preview 1", error))?;
-        let mut modules_with_files = wasmtime::Linker::new(&engine);
-        crate::files::add_to_linker(&mut modules_with_files)
-            .map_err(|error| failed("link preview 1 with files", error))?;
-        let mut components = component::Linker::new(&engine);
-        link_02(&mut components).map_err(|error| failed("link WASI 0.2", error))?;
-        if config.wasi_03 {
-            wasmtime_wasi::p3::add_to_linker(&mut components)
-                .and_then(|()| wasmtime_wasi_http::p3::add_to_linker(&mut components))
-                .map_err(|error| failed("link WASI 0.3", error))?;
-        }
-        Ok(Self {
-            engine,
-            admission: Arc::new(Admission::new(
-                config.slots,
-                config.tenant_slots.unwrap_or(config.slots - config.slots / 4),
-                config.queue,
-            )),
-            modules,
-            modules_with_files,
-            components,
-        })
-    }
-}
-
-fn link_02(linker: &mut component::Linker<HttpGuest>) -> wasmtime::Result<()> {
-    wasmtime_wasi::p2::add_to_linker_async(linker)?;
-    // Once more, straight to the table: the others' way to it goes through the WASI context, and most guests write
-    // their answer to a stream without ever needing one.
-    linker.allow_shadowing(true);
-    wasmtime_wasi_io::add_to_linker_async(linker)?;
-    linker.allow_shadowing(false);
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)
-}
-
-fn engine_config(config: &WasmConfig) -> Config {
-    let mut pool = PoolingAllocationConfig::new();
-    pool.total_memories(config.slots)
-        .total_stacks(config.slots.saturating_mul(2))
-        .total_component_instances(config.slots)
-        .total_core_instances(config.slots.saturating_mul(MODULES_PER_SLOT))
-        .total_tables(config.slots.saturating_mul(MODULES_PER_SLOT))
-        .max_core_instances_per_component(MOST_PARTS)
-        .max_memories_per_component(MOST_PARTS)
-        .max_tables_per_component(MOST_PARTS)
-        .max_memories_per_module(MOST_PARTS)
-        .max_tables_per_module(MOST_PARTS)
-        .max_memory_size(4 << 30)
-        .table_elements(config.ceiling.table_elements)
-        .linear_memory_keep_resident(config.keep_resident)
-        .table_keep_resident(config.keep_resident.min(64 * 1024))
-        .max_unused_warm_slots(config.slots.min(100));
-    let mut engine = Config::new();
-    engine
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
-        .epoch_interruption(true)
-        .max_wasm_stack(STACK)
-        // Each store of an engine with it keeps tables of tasks, which only WASI 0.3 has a use for.
-        .concurrency_support(config.wasi_03)
-        .wasm_component_model_async(config.wasi_03)
-        .wasm_backtrace_max_frames(NonZeroUsize::new(FRAMES))
-        // Frames are told by name or number: no map from code back to bytes, and none for system unwinders.
-        .generate_address_map(false)
-        .native_unwind_info(false);
-    engine
-}
-
 /// What all functions share.
 pub(crate) struct Host {
     pub(crate) config: WasmConfig,
@@ -132,7 +36,8 @@ pub(crate) struct Host {
     pub(crate) ticker: Arc<Ticker>,
     pub(crate) outside: Arc<Outside>,
     pub(crate) started: Instant,
-    pub(crate) context: EngineContext,
+    pub(crate) engine: Engine,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) budget: Arc<Budget>,
     stops: Arc<Notify>,
     gone: Notify,
@@ -147,8 +52,8 @@ impl std::fmt::Debug for Host {
 
 impl Host {
     pub(crate) fn new(config: WasmConfig) -> Result<Self> {
-        let context = EngineContext::new(&config)?;
-        let ticker = Ticker::start(&context.engine, config.tick).map_err(|error| {
+        let engine = engine(&config)?;
+        let ticker = Ticker::start(&engine, config.tick).map_err(|error| {
             Error::new(
                 ErrorKind::Exhausted,
                 "start wasm runtime",
@@ -159,10 +64,15 @@ impl Host {
             metrics: Metrics::new(&config.recorder),
             outside: Arc::new(Outside::new(&config.trusted_roots)),
             budget: Arc::new(Budget::new(config.memory_bytes)),
+            admission: Arc::new(Admission::new(
+                config.slots,
+                config.tenant_slots.unwrap_or(config.slots - config.slots / 4),
+                config.queue,
+            )),
             config,
             ticker: Arc::new(ticker),
             started: Instant::now(),
-            context,
+            engine,
             stops: Arc::default(),
             gone: Notify::new(),
             reaping: AtomicUsize::new(0),
@@ -216,4 +126,47 @@ impl Drop for Reaping {
         self.0.reaping.fetch_sub(1, Ordering::AcqRel);
         self.0.ended();
     }
+}
+
+fn engine(config: &WasmConfig) -> Result<Engine> {
+    Engine::new(&engine_config(config)).map_err(|error| {
+        let text = format!(
+            "{error:#}; each of {} slots reserves 4 GiB of address space: give less slots, or raise the limit of \
+             virtual memory (ulimit -v)",
+            config.slots
+        );
+        Error::new(ErrorKind::Exhausted, "start wasm runtime", text)
+    })
+}
+
+fn engine_config(config: &WasmConfig) -> Config {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_memories(config.slots)
+        .total_stacks(config.slots.saturating_mul(2))
+        .total_component_instances(config.slots)
+        .total_core_instances(config.slots.saturating_mul(MODULES_PER_SLOT))
+        .total_tables(config.slots.saturating_mul(MODULES_PER_SLOT))
+        .max_core_instances_per_component(MOST_PARTS)
+        .max_memories_per_component(MOST_PARTS)
+        .max_tables_per_component(MOST_PARTS)
+        .max_memories_per_module(MOST_PARTS)
+        .max_tables_per_module(MOST_PARTS)
+        .max_memory_size(4 << 30)
+        .table_elements(config.ceiling.table_elements)
+        .linear_memory_keep_resident(config.keep_resident)
+        .table_keep_resident(config.keep_resident.min(64 * 1024))
+        .max_unused_warm_slots(config.slots.min(100));
+    let mut engine = Config::new();
+    engine
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
+        .epoch_interruption(true)
+        .max_wasm_stack(STACK)
+        // Each store of an engine with it keeps tables of tasks, which only WASI 0.3 has a use for.
+        .concurrency_support(config.wasi_03)
+        .wasm_component_model_async(config.wasi_03)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(FRAMES))
+        // Frames are told by name or number: no map from code back to bytes, and none for system unwinders.
+        .generate_address_map(false)
+        .native_unwind_info(false);
+    engine
 }

@@ -22,8 +22,8 @@ use wasmtime_wasi_http::{
 };
 
 use crate::{
-    http02::{HttpGuest, Incoming, Reply},
-    limits::BadAnswer,
+    ends::BadAnswer,
+    http_guest::{HttpGuest, Incoming, Reply},
 };
 
 /// Serves one request, to the last byte of its answer.

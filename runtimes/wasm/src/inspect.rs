@@ -1,6 +1,6 @@
 //! What bytes are, and whether the compiler should see them at all.
 
-use sas_core::{Error, ErrorKind, Result};
+use sas_core::{Error, Result};
 use wasmparser::{
     ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, ComponentTypeRef,
     Parser, Payload,
@@ -8,35 +8,9 @@ use wasmparser::{
 
 use crate::{
     config::{CompileLimits, WasmConfig},
+    kind::{Kind, invalid},
     preview1,
 };
-
-/// What a function is made as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Kind {
-    /// A core module of WASI preview 1 that speaks CGI.
-    Cgi,
-    /// A component that exports `wasi:http/incoming-handler` of WASI 0.2.
-    Http02,
-    /// A component that exports `wasi:http/handler` of WASI 0.3.
-    Http03,
-}
-
-impl Kind {
-    /// The name as notes and metrics show it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Cgi => "cgi",
-            Self::Http02 => "wasi-http-0.2",
-            Self::Http03 => "wasi-http-0.3",
-        }
-    }
-}
-
-pub(crate) fn invalid(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidSpec, "prepare", message)
-}
 
 /// The binary form: text is assembled, everything else passes as it is.
 pub(crate) fn to_binary(name: &str, code: &[u8], limits: &CompileLimits) -> Result<Option<Vec<u8>>> {

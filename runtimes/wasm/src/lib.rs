@@ -24,39 +24,48 @@
 //! |---|---|
 //! | configuration, ceilings | [`WasmConfig`] |
 //! | options of a revision, `sas.dev/wasm-*` | [`options`] |
-//! | what ended a request | [`Limit`] |
-//! | what a request used | [`Meter`], in the extensions of its response |
+//! | what a request used | [`CallUsage`], in the extensions of its response |
 //! | metrics | [`metrics`] |
 
 mod admission;
 mod budget;
 mod cache;
 mod cgi;
+mod component;
 mod config;
+mod context;
+mod ends;
 mod files;
 mod function;
 mod host;
 mod http02;
 mod http03;
+mod http_guest;
 mod inspect;
 mod instance;
+mod kind;
+mod lifecycle;
 mod limits;
+mod linkers;
 mod logs;
 pub mod metrics;
 mod network;
 pub mod options;
 mod outbound;
 mod preview1;
+mod program;
+mod roots;
 mod run;
 mod runtime;
 mod sandbox;
+mod stdin;
 mod stint;
 mod sync;
 mod ticker;
+mod usage;
 
 pub use config::{CallLimits, Ceilings, CompileLimits, WasmConfig};
-pub use inspect::Kind;
-pub use instance::WasmInstance;
-pub use limits::{Limit, Meter};
+
 pub use network::{HostRule, Network, NotAHost, NotANetwork, is_public};
 pub use runtime::WasmRuntime;
+pub use usage::CallUsage;

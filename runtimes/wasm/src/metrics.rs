@@ -3,7 +3,7 @@
 use metrics::{Counter, Histogram, Unit};
 use sas_core::Recorder;
 
-use crate::limits::Meter;
+use crate::usage::CallUsage;
 
 /// Requests that a guest served to the end.
 pub const SERVED: &str = "sas_wasm_requests_total";
@@ -71,15 +71,15 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn served(&self, meter: &Meter) {
+    pub(crate) fn served(&self, usage: &CallUsage) {
         self.served.increment(1);
-        self.used(meter);
+        self.used(usage);
     }
 
-    pub(crate) fn ended(&self, reason: &str, meter: &Meter) {
+    pub(crate) fn ended(&self, reason: &str, usage: &CallUsage) {
         let at = REASONS.iter().position(|known| *known == reason).unwrap_or(REASONS.len() - 1);
         self.ended[at].increment(1);
-        self.used(meter);
+        self.used(usage);
     }
 
     pub(crate) fn waited(&self) {
@@ -87,8 +87,8 @@ impl Metrics {
     }
 
     #[allow(clippy::cast_precision_loss, reason = "a histogram's buckets are coarser than a float")]
-    fn used(&self, meter: &Meter) {
-        self.cpu.record(meter.cpu().as_secs_f64());
-        self.memory.record(meter.memory_high_water() as f64);
+    fn used(&self, usage: &CallUsage) {
+        self.cpu.record(usage.cpu().as_secs_f64());
+        self.memory.record(usage.memory_high_water() as f64);
     }
 }

@@ -23,7 +23,7 @@ use tokio_rustls::{
 };
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks, io::TokioIo};
 
-use crate::options::Options;
+use crate::{options::Options, roots::add_root};
 
 /// For each step of a call that the guest set no time for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -80,11 +80,6 @@ impl Outside {
         let found = self.names.addresses(host, port).await;
         found.map_err(|error| Error::DnsError { rcode: Some(error.to_string()), info_code: None })
     }
-}
-
-/// Takes a certificate in DER form for one of an authority.
-pub(crate) fn add_root(roots: &mut RootCertStore, der: &[u8]) -> std::result::Result<(), rustls::Error> {
-    roots.add(der.to_vec().into())
 }
 
 /// What stands between a guest and the network.

@@ -5,8 +5,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::{Buf, Bytes};
-use sas_core::{Body, Clock};
+use bytes::Buf;
+use sas_core::Clock;
 use tokio::time::Instant;
 use wasmtime::{
     Caller, Engine, Extern, ExternType, InstancePre, Linker, Memory, Module, ModuleExport, Result, Store,
@@ -15,11 +15,12 @@ use wasmtime::{
 
 use crate::{
     cgi::{Block, Output, environment},
-    inspect::invalid,
-    limits::{Exit, Limiter},
+    ends::Exit,
+    kind::invalid,
+    limits::Limiter,
     logs::Lines,
-    run::Work,
     sandbox::{self, Limited},
+    stdin::Stdin,
     sync::Shared,
 };
 
@@ -109,43 +110,6 @@ impl CgiGuest {
         kept.get_or_insert_with(|| {
             environment(declared.as_deref().unwrap_or_default(), request, stdin.length)
         })
-    }
-}
-
-/// The request's body as it comes in.
-pub(crate) struct Stdin {
-    body: Body,
-    piece: Bytes,
-    pub(crate) length: Option<u64>,
-}
-
-impl Stdin {
-    pub(crate) fn new(body: Body, headers: &http::HeaderMap) -> Self {
-        let declared =
-            headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        let length = declared.or_else(|| http_body::Body::size_hint(&body).exact());
-        Self { body, piece: Bytes::new(), length }
-    }
-
-    /// The same as something to read.
-    pub(crate) fn into_reading(self) -> crate::files::Reading {
-        crate::files::Reading { body: self.body, piece: self.piece }
-    }
-
-    /// Waits for more; an empty piece is the end.
-    pub(crate) async fn more(&mut self) -> Result<&mut Bytes, sas_core::BoxError> {
-        use http_body_util::BodyExt as _;
-        while self.piece.is_empty() {
-            match self.body.frame().await {
-                None => break,
-                Some(frame) => {
-                    if let Ok(data) = frame?.into_data() {
-                        self.piece = data;
-                    }
-                }
-            }
-        }
-        Ok(&mut self.piece)
     }
 }
 
@@ -274,7 +238,7 @@ fn now_ns(guest: &CgiGuest, clock: i32) -> Option<u64> {
     match clock {
         0 => u64::try_from(guest.clock.now().0).ok(),
         1 => u64::try_from(guest.started.elapsed().as_nanos()).ok(),
-        2 | 3 => Some(guest.limiter.meter.running_cpu_ns()),
+        2 | 3 => Some(guest.limiter.usage.running_cpu_ns()),
         _ => None,
     }
 }
@@ -576,19 +540,21 @@ pub(crate) fn provides(module: &str, name: &str) -> bool {
 }
 
 /// Serves one request in a fresh sandbox.
-pub(crate) fn serve(program: Arc<CgiProgram<CgiGuest>>, guest: CgiGuest) -> Work {
+pub(crate) fn serve(
+    program: Arc<CgiProgram<CgiGuest>>,
+    guest: CgiGuest,
+) -> impl Future<Output = Result<()>> + Send + 'static {
     // Made before the future, which holds no more of the guest than a pointer then.
     let mut store = sandbox::store(program.engine(), guest, |guest| &mut guest.limiter);
-    Box::pin(async move {
+    async move {
         let (start, memory) = program.instantiate(&mut store).await?;
         store.data_mut().memory = memory;
         match start.call_async(&mut store, ()).await {
             Err(error) if error.downcast_ref::<Exit>() != Some(&Exit(0)) => return Err(error),
             _ => {}
         }
-        store.data().output.lock().finish()?;
-        Ok(None)
-    })
+        store.data().output.lock().finish()
+    }
 }
 
 impl Limited for CgiGuest {

@@ -18,22 +18,22 @@ use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use crate::{
     admission::Place,
     cgi::Output,
-    http02::{Reply, Warm},
-    instance::{Entered, WasmInstance},
-    limits::{BadAnswer, Limit, Meter, call_error},
+    component::Work,
+    context::InstanceContext,
+    ends::{BadAnswer, Limit, call_error},
+    http_guest::Reply,
+    lifecycle::{Entered, Stream},
     sync::{Lock, Shared},
     ticker::Ticking,
+    usage::CallUsage,
 };
-
-/// A guest's work. It gives its sandbox back when that may serve again.
-pub(crate) type Work = Pin<Box<dyn Future<Output = wasmtime::Result<Option<Warm>>> + Send>>;
 
 /// A guest at work.
 pub(crate) struct Run {
     // First, so that the sandbox is gone before its place is given to another.
     work: Option<Work>,
     place: Option<Place>,
-    pub(crate) meter: Arc<Meter>,
+    pub(crate) usage: Arc<CallUsage>,
     deadline: Instant,
     timer: Option<Pin<Box<Sleep>>>,
     stop: Option<Pin<Box<OwnedNotified>>>,
@@ -45,7 +45,7 @@ impl Run {
     pub(crate) fn new(
         work: Work,
         place: Place,
-        meter: Arc<Meter>,
+        usage: Arc<CallUsage>,
         deadline: Instant,
         ticking: Ticking,
         entered: Entered,
@@ -53,7 +53,7 @@ impl Run {
         Self {
             work: Some(work),
             place: Some(place),
-            meter,
+            usage,
             deadline,
             timer: None,
             stop: None,
@@ -62,8 +62,8 @@ impl Run {
         }
     }
 
-    pub(crate) fn instance(&self) -> &Arc<WasmInstance> {
-        self.entered.instance()
+    fn instance(&self) -> &InstanceContext {
+        &self.entered.lifecycle().context
     }
 
     /// Lets the guest work until it is done, waits, or its time slice is over.
@@ -73,19 +73,19 @@ impl Run {
         let Some(work) = &mut self.work else {
             return Poll::Ready(Ok(()));
         };
-        if self.entered.instance().is_killed() {
+        if self.entered.lifecycle().context.is_killed() {
             return Poll::Ready(Err(self.end(&Limit::Stopped.into())));
         }
-        self.meter.enter();
+        self.usage.enter();
         let polled = work.as_mut().poll(cx);
-        let used = self.meter.leave();
-        self.entered.instance().add_cpu(used);
+        let used = self.usage.leave();
+        self.instance().add_cpu(used);
         match polled {
             Poll::Ready(Ok(warm)) => {
                 self.work = None;
-                self.entered.instance().function().host.metrics.served(&self.meter);
+                self.instance().function.host.metrics.served(&self.usage);
                 if let Some(warm) = warm {
-                    self.entered.instance().keep(warm, self.place.take());
+                    self.entered.lifecycle().keep(warm, self.place.take());
                 }
                 self.place = None;
                 Poll::Ready(Ok(()))
@@ -102,17 +102,17 @@ impl Run {
         if timer.as_mut().poll(cx).is_ready() {
             self.work = None;
             self.place = None;
-            self.entered.instance().function().host.metrics.ended("deadline", &self.meter);
+            self.instance().function.host.metrics.ended("deadline", &self.usage);
             return Poll::Ready(Err(Error::new(
                 ErrorKind::Timeout,
                 "call",
                 "the guest had not answered by the request's deadline (timeouts.request)",
             )));
         }
-        let instance = self.entered.instance();
-        let stop = self.stop.get_or_insert_with(|| Box::pin(instance.function().host.stops()));
+        let instance = &self.entered.lifecycle().context;
+        let stop = self.stop.get_or_insert_with(|| Box::pin(instance.function.host.stops()));
         while stop.as_mut().poll(cx).is_ready() {
-            stop.set(instance.function().host.stops());
+            stop.set(instance.function.host.stops());
         }
         // Asked after the wait began: a stop in between would go unheard.
         if instance.is_killed() {
@@ -125,7 +125,7 @@ impl Run {
         self.work = None;
         self.place = None;
         let (error, reason) = call_error(error);
-        self.entered.instance().function().host.metrics.ended(reason, &self.meter);
+        self.instance().function.host.metrics.ended(reason, &self.usage);
         error
     }
 }
@@ -183,8 +183,8 @@ pub(crate) async fn answer(mut run: Run, mut source: ResponseSource) -> Result<A
         }
     })
     .await?;
-    let limit = run.instance().function().options.limits.response_bytes;
-    let meter = Arc::clone(&run.meter);
+    let limit = run.instance().function.options.limits.response_bytes;
+    let usage = Arc::clone(&run.usage);
     let mut response = match head {
         Head::Nothing => return Err(run.end(&source.no_response())),
         Head::Cgi(head) => {
@@ -208,7 +208,7 @@ pub(crate) async fn answer(mut run: Run, mut source: ResponseSource) -> Result<A
             Response::from_parts(head, body)
         }
     };
-    response.extensions_mut().insert(meter);
+    response.extensions_mut().insert(usage);
     Ok(Answer::Http(response))
 }
 
@@ -289,9 +289,9 @@ struct Streaming {
 
 impl Streaming {
     fn new(run: Run, source: Source, limit: u64) -> Self {
-        let instance = Arc::clone(run.instance());
+        let life = Arc::clone(run.entered.lifecycle());
         let run = Arc::new(Lock::new(Some(run)));
-        instance.streams(&run);
+        life.add_stream(&run);
         Self { run, source, limit, sent: 0, done: false, ended: false }
     }
 
@@ -332,6 +332,13 @@ impl Streaming {
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(|error| broken(&error)))),
         }
+    }
+}
+
+impl Stream for Lock<Option<Run>> {
+    fn end(&self) {
+        let run = self.lock().take();
+        drop(run);
     }
 }
 

@@ -21,14 +21,17 @@ use crate::{
     admission::{Admission, RETRY_AFTER, Refusal, Who},
     cache::{Cache, Code, Key},
     cgi::Block,
+    component::Linked,
     config::WasmConfig,
-    function::{Function, Program},
-    host::{EngineContext, Host, MODULES_PER_SLOT},
-    http02::Linked,
-    inspect::{Kind, inspect, invalid, to_binary},
+    function::Function,
+    host::{Host, MODULES_PER_SLOT},
+    inspect::{inspect, to_binary},
     instance::WasmInstance,
+    kind::{Kind, invalid},
+    linkers::Linkers,
     options::Options,
     preview1::CgiProgram,
+    program::Program,
     sync::Lock,
 };
 
@@ -59,6 +62,7 @@ use crate::{
 #[derive(Debug)]
 pub struct WasmRuntime {
     host: Arc<Host>,
+    linkers: Linkers,
     cache: Option<Arc<Cache>>,
     compiling: Arc<Admission>,
     compiled: Lock<Known>,
@@ -107,7 +111,9 @@ impl WasmRuntime {
         let cache = config.cache_dir.as_deref().map(Cache::open).transpose()?.map(Arc::new);
         let parallel = config.compile.parallel;
         let compiling = Arc::new(Admission::new(parallel, parallel.saturating_sub(1), COMPILES_WAITING));
-        Ok(Self { host: Arc::new(Host::new(config)?), cache, compiling, compiled: Lock::default() })
+        let host = Arc::new(Host::new(config)?);
+        let linkers = Linkers::new(&host.engine, host.config.wasi_03)?;
+        Ok(Self { host, linkers, cache, compiling, compiled: Lock::default() })
     }
 
     /// The code of `kind`, from memory, from disk, or from the compiler.
@@ -123,7 +129,7 @@ impl WasmRuntime {
             )
         };
         let digest: [u8; 32] = Sha256::digest(&binary).into();
-        let engine = self.host.context.engine.clone();
+        let engine = self.host.engine.clone();
         let key = Key::new(&engine, kind, &digest);
         if let Some(known) = self.known(&key) {
             return Ok(known);
@@ -183,7 +189,7 @@ impl WasmRuntime {
         let compiled = self.compiled(kind, binary, tenant).await?;
         let mut notes = vec![format!("kind: {}", kind.as_str())];
         if let Code::Component(component) = &compiled.code {
-            let engine = &self.host.context.engine;
+            let engine = &self.host.engine;
             let calls = component
                 .component_type()
                 .imports(engine)
@@ -195,10 +201,10 @@ impl WasmRuntime {
                 ));
             }
         }
-        let function = self.link(kind, &compiled.code, options, spec)?;
+        let (function, program) = self.link(kind, &compiled.code, options, spec)?;
         let info =
             ArtifactInfo { digest: compiled.digest.clone(), bytes: compiled.code.size(), stem: None, notes };
-        Ok(Artifact::new(Prepared { function: Arc::new(function), _compiled: compiled }, info))
+        Ok(Artifact::new(Prepared { function: Arc::new(function), program, _compiled: compiled }, info))
     }
 
     fn known(&self, key: &Key) -> Option<Arc<Compiled>> {
@@ -207,8 +213,14 @@ impl WasmRuntime {
         Some(known)
     }
 
-    fn link(&self, kind: Kind, code: &Code, options: Options, spec: &RevisionSpec) -> Result<Function> {
-        let context = &self.host.context;
+    fn link(
+        &self,
+        kind: Kind,
+        code: &Code,
+        options: Options,
+        spec: &RevisionSpec,
+    ) -> Result<(Function, Program)> {
+        let linkers = &self.linkers;
         let options = Arc::new(options);
         let (program, needs) = match code {
             Code::Module(module) => {
@@ -220,28 +232,29 @@ impl WasmRuntime {
                     )));
                 }
                 let program = if options.directories.is_empty() {
-                    Program::Cgi(Arc::new(CgiProgram::link(&context.modules, module)?))
+                    Program::Cgi(Arc::new(CgiProgram::link(&linkers.modules, module)?))
                 } else {
-                    Program::Files(Arc::new(CgiProgram::link(&context.modules_with_files, module)?))
+                    Program::Files(Arc::new(CgiProgram::link(&linkers.modules_with_files, module)?))
                 };
                 (program, Some(module.resources_required()))
             }
             Code::Component(component) => {
-                let program = link_component(context, kind, component)?;
+                let program = link_component(linkers, kind, component)?;
                 (program, component.resources_required())
             }
         };
         let units = needs.map_or(Ok(1), |needs| units(&needs, &options))?;
-        Ok(Function {
-            program,
+        let admission = Arc::clone(&self.host.admission);
+        let function = Function {
             kind,
             options,
             arguments: Arc::new(arguments(spec)),
-            admission: Arc::clone(&context.admission),
-            units: units.min(context.admission.share()),
+            units: units.min(admission.share()),
+            admission,
             code_bytes: code.size(),
             host: Arc::clone(&self.host),
-        })
+        };
+        Ok((function, program))
     }
 }
 
@@ -267,11 +280,11 @@ fn units(needs: &wasmtime::ResourcesRequired, options: &Options) -> Result<u32> 
 }
 
 fn link_component(
-    context: &EngineContext,
+    linkers: &Linkers,
     kind: Kind,
     component: &wasmtime::component::Component,
 ) -> Result<Program> {
-    let pre = context
+    let pre = linkers
         .components
         .instantiate_pre(component)
         .map_err(|error| invalid(format!("source: the component does not fit WASI: {error:#}")))?;
@@ -424,9 +437,10 @@ impl Runtime for WasmRuntime {
     }
 }
 
-/// What an artifact holds: the function, and its place among the compiled code that is shared.
+/// What an artifact holds: the function with its code, and its place among the compiled code that is shared.
 struct Prepared {
     function: Arc<Function>,
+    program: Program,
     _compiled: Arc<Compiled>,
 }
 
@@ -434,5 +448,5 @@ fn start(request: &StartRequest) -> Result<Arc<dyn Instance>> {
     let prepared: &Prepared = request.deployed.artifact.downcast().ok_or_else(|| {
         Error::new(ErrorKind::InvalidSpec, "start", "the artifact was not prepared by the wasm runtime")
     })?;
-    Ok(WasmInstance::start(Arc::clone(&prepared.function), request))
+    Ok(Arc::new(WasmInstance::start(Arc::clone(&prepared.function), prepared.program.clone(), request)))
 }

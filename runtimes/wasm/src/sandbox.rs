@@ -1,8 +1,8 @@
-//! What all sandboxes of a request share: its instance, its id, its meter, and the WASI context made from them.
+//! What all kinds of sandboxes share: their instance, their request, and the WASI context made from them.
 
 use std::{
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,55 +18,50 @@ use wasmtime_wasi::{
 };
 
 use crate::{
-    instance::WasmInstance,
-    limits::{Limiter, Meter},
+    context::InstanceContext,
+    limits::Limiter,
     logs::Lines,
     sync::{Lock, Shared},
+    usage::CallUsage,
 };
 
 /// One request on one instance.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
-    /// Weak, because an instance may keep the sandbox.
-    instance: Weak<WasmInstance>,
+    pub(crate) instance: Arc<InstanceContext>,
     pub(crate) request: RequestId,
     stdout: Option<Shared<Lines>>,
     stderr: Option<Shared<Lines>>,
 }
 
 impl Sandbox {
-    pub(crate) fn new(instance: &Arc<WasmInstance>, request: RequestId) -> Self {
-        Self { instance: Arc::downgrade(instance), request, stdout: None, stderr: None }
-    }
-
-    pub(crate) fn instance(&self) -> Arc<WasmInstance> {
-        self.instance.upgrade().expect("a guest works inside of a call, which holds its instance")
+    pub(crate) fn new(instance: &Arc<InstanceContext>, request: RequestId) -> Self {
+        Self { instance: Arc::clone(instance), request, stdout: None, stderr: None }
     }
 
     /// The sandbox is kept and takes another request.
     pub(crate) fn next_request(&mut self, request: RequestId) {
         self.request = request;
-        let budget = self.instance().function().options.limits.log_bytes;
+        let budget = self.instance.function.options.limits.log_bytes;
         for lines in [&self.stdout, &self.stderr].into_iter().flatten() {
             lines.lock().next_request(request, budget);
         }
     }
 
-    pub(crate) fn limiter(&self, meter: Arc<Meter>) -> Limiter {
-        let instance = self.instance();
-        let function = instance.function();
+    pub(crate) fn limiter(&self, usage: Arc<CallUsage>) -> Limiter {
+        let function = &self.instance.function;
         let budget = Arc::clone(&function.host.budget);
-        Limiter::new(function.options.limits, budget, meter, Weak::clone(&self.instance))
+        Limiter::new(function.options.limits, budget, usage, Arc::clone(&self.instance))
     }
 
     pub(crate) fn lines(&self, stream: LogStream) -> Lines {
-        let instance = self.instance();
-        let function = instance.function();
+        let instance = &self.instance;
+        let function = &instance.function;
         Lines::new(
-            Arc::clone(instance.logs()),
+            Arc::clone(&instance.logs),
             Arc::clone(&function.host.config.clock),
-            instance.key(),
-            instance.revision(),
+            instance.id,
+            instance.revision,
             self.request,
             stream,
             function.options.limits.log_bytes,
@@ -79,7 +74,7 @@ impl Sandbox {
         let stderr = Arc::new(Lock::new(self.lines(LogStream::Stderr)));
         let mut builder = self.builder();
         builder.stdout(LogStreamOut(Arc::clone(&stdout))).stderr(LogStreamOut(Arc::clone(&stderr)));
-        for (name, value) in self.instance().declared() {
+        for (name, value) in self.instance.declared() {
             builder.env(name, value);
         }
         self.stdout = Some(stdout);
@@ -89,8 +84,7 @@ impl Sandbox {
 
     /// Arguments, clocks and granted folders; no network.
     pub(crate) fn builder(&self) -> WasiCtxBuilder {
-        let instance = self.instance();
-        let function = instance.function();
+        let function = &self.instance.function;
         let mut builder = WasiCtxBuilder::new();
         builder
             .allow_tcp(false)

@@ -6,7 +6,7 @@ use crate::support::{HELLO, PROBE, Stage, always, ask, call, cx, cx_within, fail
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, channel::Channel};
 use sas_core::{Body, BoxError, ErrorKind, LogStream, Retry};
-use sas_runtime_wasm::{CallLimits, Meter, WasmConfig};
+use sas_runtime_wasm::{CallLimits, CallUsage, WasmConfig};
 
 #[tokio::test]
 async fn a_module_in_text_answers() {
@@ -116,7 +116,7 @@ async fn a_body_larger_than_the_guests_memory_streams_both_ways() {
         }
     });
     let response = call(&*probe, post("/", Body::new(body)), &cx()).await.unwrap();
-    let meter = response.extensions().get::<std::sync::Arc<Meter>>().cloned().unwrap();
+    let meter = response.extensions().get::<std::sync::Arc<CallUsage>>().cloned().unwrap();
     let mut body = response.into_body();
     let mut at = 0;
     while let Some(frame) = body.frame().await {
@@ -160,7 +160,7 @@ async fn what_a_request_used_is_metered() {
     let stage = Stage::small();
     let probe = stage.instance(&spec(PROBE)).await;
     let response = call(&*probe, get("/grow"), &cx()).await.unwrap();
-    let meter = response.extensions().get::<std::sync::Arc<Meter>>().cloned().unwrap();
+    let meter = response.extensions().get::<std::sync::Arc<CallUsage>>().cloned().unwrap();
     text(response).await.unwrap();
     assert_eq!(meter.memory_high_water(), (4 + 256) * 65_536);
     assert!(meter.cpu() > Duration::ZERO);

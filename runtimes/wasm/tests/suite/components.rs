@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, channel::Channel};
 use sas_core::{Body, BoxError, EnvValue, ErrorKind, LogStream, RevisionSpec};
-use sas_runtime_wasm::{CallLimits, Meter, WasmConfig, options};
+use sas_runtime_wasm::{CallLimits, CallUsage, WasmConfig, options};
 
 use crate::support::{Stage, ask, bytes_spec, call, cx, fails, get, post, text};
 
@@ -45,7 +45,7 @@ async fn a_component_in_rust_reads_a_body_of_any_length_in_little_memory() {
     }
     let line = "a few words\n";
     let response = call(&*count, post("/", line.repeat(500_000)), &cx()).await.unwrap();
-    let meter = Arc::clone(response.extensions().get::<Arc<Meter>>().unwrap());
+    let meter = Arc::clone(response.extensions().get::<Arc<CallUsage>>().unwrap());
     assert_eq!(text(response).await.unwrap(), "500000 1500000 6000000\n");
     assert!(meter.memory_high_water() <= 1 << 20, "{} bytes", meter.memory_high_water());
 }
