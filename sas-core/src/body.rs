@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use crate::{BoxError, Lease, Outcome};
+use crate::BoxError;
 
 /// A request inside the platform.
 pub type Request = http::Request<Body>;
@@ -38,11 +38,9 @@ impl Inner {
     }
 }
 
-/// A streamed body, which may hold the [`Lease`] of the instance that produces it.
+/// The body of a request or a response: none, in memory, or a stream.
 ///
-/// The lease is given back with the last frame (or the first error, or when the body is dropped), so that a
-/// streamed answer keeps its concurrency slot exactly as long as the instance works on it. Empty and one-piece
-/// bodies allocate nothing. A body is `Sync`, so that requests and responses can travel in errors.
+/// Empty and one-piece bodies allocate nothing. A body is `Sync`, so that requests and responses can travel in errors.
 ///
 /// ```
 /// use sas_core::Body;
@@ -50,13 +48,12 @@ impl Inner {
 /// ```
 pub struct Body {
     inner: Inner,
-    hold: Option<Lease>,
 }
 
 impl Body {
     /// A body of no bytes.
     pub const fn empty() -> Self {
-        Self { inner: Inner::Empty, hold: None }
+        Self { inner: Inner::Empty }
     }
 
     /// A body that streams from `body`.
@@ -66,24 +63,7 @@ impl Body {
         B::Error: Into<BoxError>,
     {
         use http_body_util::BodyExt as _;
-        Self { inner: Inner::Stream(Mutex::new(Box::pin(body.map_err(Into::into)))), hold: None }
-    }
-
-    /// Makes the body keep `lease` until its last frame.
-    #[must_use]
-    pub fn with_lease(mut self, lease: Lease) -> Self {
-        self.hold = Some(lease);
-        self
-    }
-
-    /// The lease that the body holds, if it holds one and has not ended.
-    pub fn lease(&self) -> Option<&Lease> {
-        self.hold.as_ref()
-    }
-
-    /// Takes the lease out, for an owner that outlives the body (a spliced upgrade).
-    pub fn take_lease(&mut self) -> Option<Lease> {
-        self.hold.take()
+        Self { inner: Inner::Stream(Mutex::new(Box::pin(body.map_err(Into::into)))) }
     }
 
     /// Whether a second, identical attempt can be made with what this body still holds: true for bodies in memory.
@@ -103,15 +83,6 @@ impl Body {
         use http_body_util::BodyExt as _;
         Ok(http_body_util::Limited::new(self, limit).collect().await?.to_bytes())
     }
-
-    fn release(&mut self, outcome: Outcome) {
-        if let Some(mut lease) = self.hold.take() {
-            if outcome != Outcome::Ok {
-                lease.outcome = outcome;
-            }
-            drop(lease);
-        }
-    }
 }
 
 impl Default for Body {
@@ -123,7 +94,7 @@ impl Default for Body {
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
         let inner = if bytes.is_empty() { Inner::Empty } else { Inner::Full(bytes) };
-        Self { inner, hold: None }
+        Self { inner }
     }
 }
 
@@ -152,7 +123,7 @@ impl fmt::Debug for Body {
             Inner::Full(_) => "full",
             Inner::Stream(_) => "stream",
         };
-        f.debug_struct("Body").field("kind", &kind).field("lease", &self.hold.is_some()).finish()
+        f.debug_struct("Body").field("kind", &kind).finish()
     }
 }
 
@@ -164,32 +135,15 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = &mut *self;
-        let polled = match &mut this.inner {
+        match &mut self.inner {
             Inner::Empty => Poll::Ready(None),
             Inner::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
-                this.inner = Inner::Empty;
+                self.inner = Inner::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Inner::Stream(stream) => Inner::exclusive(stream).as_mut().poll_frame(cx),
-        };
-        match &polled {
-            Poll::Ready(None) => this.release(Outcome::Ok),
-            Poll::Ready(Some(Err(_))) => this.release(Outcome::Lost),
-            Poll::Ready(Some(Ok(_))) => {
-                let ended = match &mut this.inner {
-                    Inner::Empty => true,
-                    Inner::Full(_) => false,
-                    Inner::Stream(stream) => Inner::exclusive(stream).is_end_stream(),
-                };
-                if ended {
-                    this.release(Outcome::Ok);
-                }
-            }
-            Poll::Pending => {}
         }
-        polled
     }
 
     fn is_end_stream(&self) -> bool {

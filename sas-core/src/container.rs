@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EnvValue, Probe, Resources, RevisionSpec, SpecErrors};
+use crate::{EnvValue, Probe, Resources};
 
 /// What a revision asks of a container beyond its image ([`crate::Source::Image`]), its command, arguments,
 /// environment and resources, which every runtime understands.
 ///
 /// Manifests and hosts fill it in; a container runtime reads it. Runtimes that can't honour a field refuse the revision
-/// in [`crate::Runtime::accepts`], where [`RevisionSpec::container_fields`] names each one.
+/// in [`crate::Runtime::accepts`], where [`crate::RevisionSpec::container_fields`] names each one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
@@ -249,62 +249,4 @@ impl SecurityContext {
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
-}
-
-impl RevisionSpec {
-    /// What is set that only a container can be given, each as a mistake at its field. Runtimes that run no containers
-    /// begin their [`crate::Runtime::accepts`] with it; `runtime` is named in the message.
-    pub fn container_fields(&self, runtime: &str) -> SpecErrors {
-        let mut errors = SpecErrors::default();
-        let Some(container) = &self.container else { return errors };
-        let problem =
-            format!("only a container can be given this, and the {runtime} runtime runs none; leave it out");
-        let mut refuse = |field: String, value: &str| errors.push(field, value, &problem);
-        if let Some(dir) = &container.working_dir {
-            refuse("container.working_dir".into(), dir);
-        }
-        for (at, set) in container.env_from.iter().enumerate() {
-            refuse(format!("container.env_from[{at}]"), &set.reference);
-        }
-        for (at, volume) in container.volumes.iter().enumerate() {
-            refuse(format!("container.volumes[{at}]"), &volume.name);
-        }
-        for (at, mount) in container.mounts.iter().enumerate() {
-            refuse(format!("container.mounts[{at}]"), &mount.path);
-        }
-        let security = &container.security;
-        for (field, value) in [
-            ("run_as_user", security.run_as_user.map(|id| id.to_string())),
-            ("run_as_group", security.run_as_group.map(|id| id.to_string())),
-            ("fs_group", security.fs_group.map(|id| id.to_string())),
-            ("supplemental_groups", ids(&security.supplemental_groups)),
-            ("run_as_non_root", security.run_as_non_root.map(|on| on.to_string())),
-            ("read_only_root_filesystem", security.read_only_root_filesystem.map(|on| on.to_string())),
-            ("allow_privilege_escalation", security.allow_privilege_escalation.map(|on| on.to_string())),
-            ("add_capabilities", some(&security.add_capabilities)),
-            ("drop_capabilities", some(&security.drop_capabilities)),
-            ("seccomp_profile", security.seccomp_profile.clone()),
-        ] {
-            if let Some(value) = value {
-                refuse(format!("container.security.{field}"), &value);
-            }
-        }
-        for (list, companions) in [("init", &container.init), ("sidecars", &container.sidecars)] {
-            for (at, companion) in companions.iter().enumerate() {
-                refuse(format!("container.{list}[{at}]"), &companion.image);
-            }
-        }
-        for (path, json) in &container.other {
-            refuse(format!("container.other[{path}]"), json);
-        }
-        errors
-    }
-}
-
-fn ids(list: &[u32]) -> Option<String> {
-    some(&list.iter().map(u32::to_string).collect::<Vec<_>>())
-}
-
-fn some(list: &[String]) -> Option<String> {
-    (!list.is_empty()).then(|| list.join(", "))
 }

@@ -1,10 +1,10 @@
 //! One error type for backends; callers branch on its [`ErrorKind`] and [`Retry`], never on text.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Request;
+use crate::SpecErrors;
 
 /// Any error, boxed.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -127,7 +127,7 @@ impl Error {
     /// let error = Error::from(mistakes);
     /// assert_eq!(error.fields().map(|fields| fields.0[0].field.as_str()), Some("concurrency"));
     /// ```
-    pub fn fields(&self) -> Option<&crate::SpecErrors> {
+    pub fn fields(&self) -> Option<&SpecErrors> {
         let mut next = std::error::Error::source(self);
         while let Some(cause) = next {
             if let Some(fields) = cause.downcast_ref() {
@@ -140,7 +140,7 @@ impl Error {
 
     /// The message followed by those of all causes, for a log line or an answer.
     pub fn chain(&self) -> String {
-        use fmt::Write as _;
+        use std::fmt::Write as _;
         let mut text = self.to_string();
         let mut next = std::error::Error::source(self);
         while let Some(cause) = next {
@@ -154,49 +154,8 @@ impl Error {
 /// The result of a backend.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failed call. It hands the request back when nothing of it was sent, so that another instance can have it.
-#[derive(Debug)]
-pub struct CallError {
-    /// Why.
-    pub error: Error,
-    /// The request, whole, when no byte of it reached an instance.
-    pub unsent: Option<Box<Request>>,
-}
-
-impl CallError {
-    /// A call that failed after (a part of) the request may have been sent.
-    pub fn sent(error: Error) -> Self {
-        Self { error, unsent: None }
-    }
-
-    /// A call that failed before anything was sent.
-    pub fn unsent(error: Error, request: Request) -> Self {
-        Self { error, unsent: Some(Box::new(request)) }
-    }
-}
-
-impl fmt::Display for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
-    }
-}
-
-impl std::error::Error for CallError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        std::error::Error::source(&self.error)
-    }
-}
-
-/// The reason alone; a request that was handed back is dropped.
-impl From<CallError> for Error {
-    fn from(error: CallError) -> Self {
-        error.error
-    }
-}
-
-/// An error after which the request can't be had back.
-impl From<Error> for CallError {
-    fn from(error: Error) -> Self {
-        Self::sent(error)
+impl From<SpecErrors> for Error {
+    fn from(errors: SpecErrors) -> Self {
+        Self::new(ErrorKind::InvalidSpec, "validate", errors.to_string()).with_source(errors)
     }
 }

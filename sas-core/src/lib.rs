@@ -34,6 +34,7 @@ pub mod package;
 mod auth;
 mod blob;
 mod body;
+mod call;
 mod clock;
 mod container;
 mod context;
@@ -41,12 +42,16 @@ mod error;
 mod event;
 mod event_log;
 mod id;
+mod instance;
 mod invoke;
+mod load;
 mod memory;
 mod named_values;
 mod ownership;
 mod pool;
 mod pool_policy;
+mod probe;
+mod program;
 mod quota;
 mod recorder;
 mod rollout;
@@ -58,31 +63,39 @@ mod scalers;
 mod scaling_spec;
 mod sink;
 mod spec;
-mod start;
+mod spec_error;
 mod store;
 
 pub use auth::{Authenticator, Denied, Principal};
 pub use blob::{Blob, BlobStore};
 pub use body::{Body, Request, Response};
+pub use call::{Answer, Call, CallError, Io};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use container::{Companion, ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};
 pub use context::{Cx, IdempotencyKey, Payer, Purpose};
-pub use error::{BoxError, CallError, Error, ErrorKind, Result, Retry};
+pub use error::{BoxError, Error, ErrorKind, Result, Retry};
 pub use event::{
     Ack, AttributeValue, Event, EventError, EventPublisher, EventSink, Fires, Schedule, Slot, TriggerCx,
     TriggerSource, TriggerSpec, TriggerStatus, Triggers,
 };
 pub use event_log::{EventLog, LogEntry, StoreLog};
 pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
+pub use instance::{
+    Endpoint, ExecOutput, ExitReport, Instance, InstanceEvents, InstanceTarget, SocketSource, StartPhase,
+    StartTimings, Usage,
+};
 pub use invoke::{CallTimings, Handler, Invoker, Target};
+pub use load::Load;
 pub use memory::MemoryStore;
 pub use named_values::{NamedValues, NamedVote};
 pub use ownership::{Candidacy, Owned};
 pub use pool::{
-    CapacityReason, Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Load, Outcome, Pool,
+    CapacityReason, Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Outcome, Pool,
     PoolTotals, RevisionStatus, StemView, WaitList, Waiting,
 };
 pub use pool_policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, Pick, SlotView};
+pub use probe::{Probe, ProbeAction};
+pub use program::{EnvValue, Resources, Secret};
 pub use quota::{Quota, Quotas};
 pub use recorder::Recorder;
 pub use rollout::{AnswerCounter, AnswerCounts, RolloutPlan, RolloutProgress, RolloutState, RolloutStep};
@@ -91,23 +104,17 @@ pub use route::{
     RouteTarget, Router, Split, TAG_HEADER, ValueMatch,
 };
 pub use runtime::{
-    Answer, Artifact, ArtifactInfo, Call, Capabilities, Deployed, Endpoint, ExecOutput, ExitReport, Instance,
-    InstanceEvents, InstanceTarget, Io, Isolation, Runtime, SocketSource, Stem, StemClass, StemRequest,
-    Usage,
+    Artifact, ArtifactInfo, Capabilities, Deployed, Isolation, Runtime, StartRequest, Stem, StemClass,
+    StemRequest,
 };
-pub use scaler::{
-    Clamps, Decision, Details, Metric, Policy, Reason, ScaleInput, Scaler, Verdict, Vote, Votes,
-};
+pub use scaler::{Clamps, Decision, Details, Policy, Reason, ScaleInput, Scaler, Verdict, Vote, Votes};
 pub use scaler_options::ScalerOptions;
 pub use scalers::Scalers;
-pub use scaling_spec::{Aggregation, Fidelity, ScalingSpec};
+pub use scaling_spec::{Aggregation, Fidelity, Metric, ScalingSpec};
 pub use sink::{
     DecisionQuery, DecisionRecord, DecisionSink, LogLine, LogPage, LogQuery, LogRecord, LogSink, LogStream,
     MeterPhase, MeterSink, MeterTotals, NoSink, SecretSource, UsageQuery,
 };
-pub use spec::{
-    EnvValue, Probe, ProbeAction, Protocol, Resources, RevisionSpec, Secret, Source, SpecError, SpecErrors,
-    Timeouts,
-};
-pub use start::{StartPhase, StartRequest, StartTimings};
+pub use spec::{Protocol, RevisionSpec, Source, Timeouts};
+pub use spec_error::{SpecError, SpecErrors};
 pub use store::{Change, Commit, Entry, Guard, Store, StoreLimits, Version, Watched, Write, guard_failed};

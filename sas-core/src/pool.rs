@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
-    Cx, Deployed, Endpoint, Error, Instance, InstanceId, Result, RevisionKey, StartTimings, StemClass,
+    Cx, Deployed, Endpoint, Error, Instance, InstanceId, Load, Result, RevisionKey, StartTimings, StemClass,
     TenantKey, Timestamp, Usage,
 };
 
@@ -256,54 +256,6 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         if let State::Queued { list, ticket } = &self.0 {
             list.leave(*ticket);
-        }
-    }
-}
-
-/// What a revision was asked to do since the last visit. `None` means not measured, never zero.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Load {
-    /// Which revision.
-    pub revision: RevisionKey,
-    /// Mean number of requests in the revision (running and waiting), weighted by time, since the last visit.
-    pub concurrency: f64,
-    /// Requests that arrived since the last visit.
-    pub requests: u32,
-    /// Requests that wait for a slot now.
-    pub queued: u32,
-    /// Instances that can take requests now.
-    pub ready: u32,
-    /// Instances that are starting now.
-    pub starting: u32,
-    /// Mean CPU use per ready instance since the last visit, in cores.
-    pub cpu: Option<f64>,
-    /// Mean memory per ready instance, in bytes.
-    pub memory: Option<f64>,
-    /// Ready instances that `cpu` and `memory` say nothing about.
-    #[serde(default)]
-    pub unmeasured: u32,
-    /// What waits upstream of the revision's triggers.
-    pub backlog: Option<u64>,
-    /// A recent time from the decision to start until ready; `None`: none started yet.
-    pub start_time: Option<Duration>,
-}
-
-impl Load {
-    /// No load at all.
-    pub const fn idle(revision: RevisionKey) -> Self {
-        Self {
-            revision,
-            concurrency: 0.0,
-            requests: 0,
-            queued: 0,
-            ready: 0,
-            starting: 0,
-            cpu: None,
-            memory: None,
-            unmeasured: 0,
-            backlog: None,
-            start_time: None,
         }
     }
 }

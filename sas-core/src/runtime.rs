@@ -1,13 +1,14 @@
-//! Where code runs.
+//! Where code runs: the contract of a backend, and what the pool hands to it.
 
-use std::{any::Any, fmt, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::{
-    CallError, Cx, Error, InstanceId, Request, Response, Result, RevisionName, RevisionSpec, SpecErrors,
-    StartPhase, StartRequest, TenantKey, Timestamp,
+    EnvValue, Error, Instance, InstanceEvents, InstanceId, LogSink, Result, RevisionKey, RevisionName,
+    RevisionSpec, Secret, SpecErrors, TenantKey, Usage,
 };
 
 /// How strongly instances are kept apart, weakest first. `Shared` editions refuse less than they ask for.
@@ -138,89 +139,64 @@ impl Deployed {
     }
 }
 
-/// What an instance tells its owner, from whatever thread: no task waits on a quiet instance.
-///
-/// All methods return at once and never block; an implementation must bear late and repeated calls.
-pub trait InstanceEvents: fmt::Debug + Send + Sync + 'static {
-    /// A start came this far. The owner stamps the time.
-    fn phase(&self, id: InstanceId, phase: StartPhase);
-    /// A start goes on, and this is why it is not over yet: what it waits for, where the program listens instead, what
-    /// it has printed. Told now and then by runtimes that can look; the owner keeps the last word for those whose own
-    /// deadline comes before the end of the start.
-    fn waiting(&self, id: InstanceId, why: Arc<Error>) {
-        let _ = (id, why);
-    }
-    /// The instance (or stem) is gone. Told exactly once for each that started, whether it was asked to stop or not.
-    fn exited(&self, id: InstanceId, report: ExitReport);
-}
-
-/// How an instance ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// Everything that a start needs, so that backends keep no registry of their own.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct ExitReport {
-    /// Exit status, if it has one.
-    pub code: Option<i32>,
-    /// The signal that ended it, if one did.
-    pub signal: Option<i32>,
-    /// Whether it was killed for want of memory, as far as the runtime can tell.
-    pub out_of_memory: bool,
-    /// When.
-    pub at: Timestamp,
+pub struct StartRequest {
+    /// The id that the instance answers to.
+    pub id: InstanceId,
+    /// Of which revision.
+    pub revision: RevisionKey,
+    /// Its code, spec, name and tenant.
+    pub deployed: Arc<Deployed>,
+    /// The resolved secrets of the environment, by variable name.
+    pub secrets: Option<Arc<BTreeMap<String, Secret>>>,
+    /// Where its output goes.
+    pub logs: Arc<dyn LogSink>,
+    /// Whom it tells about its life.
+    pub events: Arc<dyn InstanceEvents>,
+    /// When the start is given up.
+    pub deadline: Instant,
 }
 
-impl ExitReport {
-    /// An end without status, such as that of a closure.
-    pub const fn at(at: Timestamp) -> Self {
-        Self { code: None, signal: None, out_of_memory: false, at }
+impl StartRequest {
+    /// A request without secrets.
+    pub fn new(
+        id: InstanceId,
+        revision: RevisionKey,
+        deployed: Arc<Deployed>,
+        logs: Arc<dyn LogSink>,
+        events: Arc<dyn InstanceEvents>,
+        deadline: Instant,
+    ) -> Self {
+        Self { id, revision, deployed, secrets: None, logs, events, deadline }
     }
 
-    /// With an exit status.
-    #[must_use]
-    pub const fn with_code(mut self, code: i32) -> Self {
-        self.code = Some(code);
-        self
+    /// The spec.
+    pub fn spec(&self) -> &Arc<RevisionSpec> {
+        &self.deployed.spec
     }
 
-    /// With the signal that ended it.
-    #[must_use]
-    pub const fn with_signal(mut self, signal: i32) -> Self {
-        self.signal = Some(signal);
-        self
+    /// The name.
+    pub fn name(&self) -> &RevisionName {
+        &self.deployed.name
     }
 
-    /// Killed for want of memory.
-    #[must_use]
-    pub const fn with_out_of_memory(mut self) -> Self {
-        self.out_of_memory = true;
-        self
+    /// The tenant.
+    pub fn tenant(&self) -> TenantKey {
+        self.deployed.tenant
     }
-}
 
-impl fmt::Display for ExitReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.out_of_memory, self.signal, self.code) {
-            (true, _, _) => f.write_str("killed for want of memory"),
-            (_, Some(signal), _) => write!(f, "killed by signal {signal}"),
-            (_, _, Some(code)) => write!(f, "exited with status {code}"),
-            _ => f.write_str("ended"),
-        }
-    }
-}
-
-/// What an instance has used since it started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Usage {
-    /// CPU time of all its threads and children, in nanoseconds.
-    pub cpu_ns: u64,
-    /// Memory in bytes now (the proportional share where that is known, else resident).
-    pub memory_bytes: u64,
-}
-
-impl Usage {
-    /// A sample.
-    pub const fn new(cpu_ns: u64, memory_bytes: u64) -> Self {
-        Self { cpu_ns, memory_bytes }
+    /// The declared environment with its secrets resolved, in the order of the names. A secret that was not
+    /// resolved is left out: the pool refuses such a start before a runtime sees it.
+    pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.deployed.spec.env.iter().filter_map(|(name, value)| {
+            let value = match value {
+                EnvValue::Literal(text) => text.as_str(),
+                EnvValue::Secret(_) => self.secrets.as_deref()?.get(name)?.expose(),
+            };
+            Some((name.as_str(), value))
+        })
     }
 }
 
@@ -326,17 +302,6 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// Makes the sockets by which an instance is reached that no address of the host's network leads to: one that has a
-/// network namespace of its own. A socket belongs to the namespace in which it was made.
-pub trait SocketSource: fmt::Debug + Send + Sync + 'static {
-    /// A TCP socket for addresses of the family of `to`: not connected yet, non-blocking. It may visit the namespace
-    /// for a fraction of a millisecond, and never waits for a peer.
-    ///
-    /// # Errors
-    /// Those of socket(2), or the namespace is gone with its instance.
-    fn tcp_socket(&self, to: &SocketAddr) -> std::io::Result<std::os::fd::OwnedFd>;
-}
-
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl<T: Runtime + ?Sized> Runtime for Arc<T> {
@@ -381,204 +346,6 @@ impl<T: Runtime + ?Sized> Runtime for Arc<T> {
     }
 }
 
-/// Where an instance listens.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Endpoint {
-    /// A TCP address.
-    Tcp(SocketAddr),
-    /// A host by its name, such as a Pod's in a cluster, and a TCP port. Whoever connects resolves the name, anew for
-    /// every connection, and tries its addresses in the order in which they come.
-    Host {
-        /// A DNS name, or the text of an IP address.
-        name: Arc<str>,
-        /// The TCP port.
-        port: u16,
-    },
-    /// A Unix socket.
-    Unix(Arc<Path>),
-    /// A TCP address that means something for sockets of this source only.
-    Within(SocketAddr, Arc<dyn SocketSource>),
-}
-
-impl PartialEq for Endpoint {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Tcp(one), Self::Tcp(other)) => one == other,
-            (Self::Host { name: one, port: at }, Self::Host { name: other, port: to }) => {
-                one == other && at == to
-            }
-            (Self::Unix(one), Self::Unix(other)) => one == other,
-            (Self::Within(one, here), Self::Within(other, there)) => one == other && Arc::ptr_eq(here, there),
-            _ => false,
-        }
-    }
-}
-
-impl Eq for Endpoint {}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Host { name, port } => write!(f, "{name}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Within(address, _) => write!(f, "{address} in a network of its own"),
-        }
-    }
-}
-
-/// Bytes both ways, after an upgrade.
-pub trait Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
-impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Io for T {}
-
-/// What an instance in this process answers.
-pub enum Answer {
-    /// A response.
-    Http(Response),
-    /// A switch of protocols.
-    Upgrade {
-        /// The head of the 101 answer.
-        head: http::Response<()>,
-        /// The instance's end of the connection.
-        io: Box<dyn Io>,
-    },
-}
-
-impl fmt::Debug for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Http(response) => f.debug_tuple("Http").field(response).finish(),
-            Self::Upgrade { head, .. } => f.debug_tuple("Upgrade").field(head).finish(),
-        }
-    }
-}
-
-/// How requests reach an instance. See [`Instance::target`].
-#[derive(Clone, Copy)]
-pub enum InstanceTarget<'a> {
-    /// It listens on a socket: the data plane owns the HTTP client, its connections and time-outs.
-    Endpoint(&'a Endpoint),
-    /// It is in this process (a closure, a WebAssembly guest) and is called.
-    Call(&'a dyn Call),
-}
-
-impl fmt::Debug for InstanceTarget<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Endpoint(endpoint) => f.debug_tuple("Endpoint").field(endpoint).finish(),
-            Self::Call(_) => f.write_str("Call"),
-        }
-    }
-}
-
-/// What answers requests within this process. The data plane calls it for each request that has a lease of the
-/// instance.
-#[async_trait]
-pub trait Call: Send + Sync {
-    /// Answers one request.
-    ///
-    /// **Cancel safety:** dropping the future (or the response's body) aborts the call.
-    ///
-    /// # Errors
-    /// `Crashed` when the instance ended or trapped; `Exhausted` when a limit of the call was met; `Timeout` at
-    /// `cx.deadline`. The request is handed back iff nothing of it was used.
-    async fn call(&self, request: Request, cx: &Cx) -> std::result::Result<Answer, CallError>;
-}
-
-/// What came of a command that was run within an instance. See [`Instance::exec`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ExecOutput {
-    /// Its exit status; `None` when a signal ended it.
-    pub code: Option<i32>,
-    /// The beginning of what it wrote to both streams, at most [`ExecOutput::MOST`] bytes.
-    pub output: Vec<u8>,
-}
-
-impl ExecOutput {
-    /// How many bytes of output are kept.
-    pub const MOST: usize = 4096;
-
-    /// The outcome of a command. Output beyond [`ExecOutput::MOST`] bytes is cut.
-    pub fn new(code: Option<i32>, mut output: Vec<u8>) -> Self {
-        output.truncate(Self::MOST);
-        Self { code, output }
-    }
-}
-
-/// A running copy of a revision.
-#[async_trait]
-pub trait Instance: fmt::Debug + Send + Sync + 'static {
-    /// The id from its [`StartRequest`].
-    fn id(&self) -> InstanceId;
-
-    /// How requests reach it: at a socket, or by a call in this process. Always the same.
-    fn target(&self) -> InstanceTarget<'_>;
-
-    /// Runs `command` where the instance runs, with its environment, working directory and limits, until it ends. For
-    /// probes of the kind [`crate::ProbeAction::Exec`]; gated by [`Capabilities::exec`].
-    ///
-    /// **Cancel safety:** dropping the future kills the command.
-    ///
-    /// # Errors
-    /// `Unsupported` unless gated in; `NotFound` when there is no such program; `Crashed` when the instance is gone.
-    async fn exec(&self, command: &[String]) -> Result<ExecOutput> {
-        let _ = command;
-        Err(Error::unsupported("exec"))
-    }
-
-    /// What it has used so far; `None`: not known. Cheap enough for once a second.
-    fn usage(&self) -> Option<Usage> {
-        None
-    }
-
-    /// Ends it: politely, then by force after `grace`. Idempotent; resolves when it is gone.
-    ///
-    /// **Cancel safety:** once polled, the stop goes on without the future.
-    ///
-    /// # Errors
-    /// `Unexpected` when it can't be made sure that it is gone.
-    async fn stop(&self, grace: Duration) -> Result<()>;
-
-    /// Takes it off the CPU. Gated by [`Capabilities::suspend`]. Idempotent.
-    ///
-    /// # Errors
-    /// `Unsupported` unless gated in; `Crashed` when it is gone.
-    async fn suspend(&self) -> Result<()> {
-        Err(Error::unsupported("suspend"))
-    }
-
-    /// Undoes [`Instance::suspend`]. Idempotent.
-    ///
-    /// # Errors
-    /// As `suspend`.
-    async fn resume(&self) -> Result<()> {
-        Err(Error::unsupported("resume"))
-    }
-}
-
-impl dyn Instance {
-    /// Where it listens; `None` when it is called.
-    pub fn endpoint(&self) -> Option<&Endpoint> {
-        match self.target() {
-            InstanceTarget::Endpoint(endpoint) => Some(endpoint),
-            InstanceTarget::Call(_) => None,
-        }
-    }
-
-    /// Calls it, when it is called at all.
-    ///
-    /// # Errors
-    /// As [`Call::call`]; `Unsupported`, with the request, when it listens on a socket instead.
-    pub async fn call(&self, request: Request, cx: &Cx) -> std::result::Result<Answer, CallError> {
-        match self.target() {
-            InstanceTarget::Call(callee) => callee.call(request, cx).await,
-            InstanceTarget::Endpoint(_) => Err(CallError::unsent(Error::unsupported("call"), request)),
-        }
-    }
-}
-
 /// What a stem can become: runtime, stack, size; for example `process/java17/256Mi`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -601,17 +368,12 @@ pub struct StemRequest {
     /// Whom to tell.
     pub events: Arc<dyn InstanceEvents>,
     /// When the boot is given up.
-    pub deadline: tokio::time::Instant,
+    pub deadline: Instant,
 }
 
 impl StemRequest {
     /// A request to boot a stem of `class`.
-    pub fn new(
-        id: InstanceId,
-        class: StemClass,
-        events: Arc<dyn InstanceEvents>,
-        deadline: tokio::time::Instant,
-    ) -> Self {
+    pub fn new(id: InstanceId, class: StemClass, events: Arc<dyn InstanceEvents>, deadline: Instant) -> Self {
         Self { id, class, events, deadline }
     }
 }

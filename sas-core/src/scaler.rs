@@ -6,29 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use smallvec::SmallVec;
 
-use crate::{Load, NamedValues, NamedVote, Resources, ScalingSpec, SpecErrors, Timestamp};
-
-/// What a scaler looks at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Metric {
-    /// Requests in the revision at once.
-    #[default]
-    Concurrency,
-    /// Requests per second.
-    Rps,
-    /// CPU per instance.
-    Cpu,
-    /// Memory per instance.
-    Memory,
-    /// What waits upstream.
-    Backlog,
-    /// A window of a schedule.
-    Schedule,
-    /// A forecast.
-    Forecast,
-}
+use crate::{Load, Metric, NamedValues, NamedVote, Resources, ScalingSpec, SpecErrors, Timestamp};
 
 /// All that a decision is made from. No clock, no I/O.
 #[derive(Clone, Copy, Debug)]

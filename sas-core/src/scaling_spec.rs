@@ -4,7 +4,29 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Metric, ScalerOptions, SpecErrors};
+use crate::{ScalerOptions, SpecErrors};
+
+/// What a scaler looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Metric {
+    /// Requests in the revision at once.
+    #[default]
+    Concurrency,
+    /// Requests per second.
+    Rps,
+    /// CPU per instance.
+    Cpu,
+    /// Memory per instance.
+    Memory,
+    /// What waits upstream.
+    Backlog,
+    /// A window of a schedule.
+    Schedule,
+    /// A forecast.
+    Forecast,
+}
 
 /// How closely scaling follows the algorithm that the default scaler and the rules of scaling to zero are made after.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -1,11 +1,11 @@
 //! What a revision is: immutable, versioned, the same whatever runtime serves it.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerSpec, ScalingSpec};
+use crate::{ContainerSpec, EnvValue, Probe, Resources, ScalingSpec, SpecErrors};
 
 /// Everything that decides how a revision runs, without its name, so that equal specs can be shared.
 ///
@@ -167,6 +167,62 @@ impl RevisionSpec {
         }
         errors.into_result()
     }
+
+    /// What is set that only a container can be given, each as a mistake at its field. Runtimes that run no containers
+    /// begin their [`crate::Runtime::accepts`] with it; `runtime` is named in the message.
+    pub fn container_fields(&self, runtime: &str) -> SpecErrors {
+        let mut errors = SpecErrors::default();
+        let Some(container) = &self.container else { return errors };
+        let problem =
+            format!("only a container can be given this, and the {runtime} runtime runs none; leave it out");
+        let mut refuse = |field: String, value: &str| errors.push(field, value, &problem);
+        if let Some(dir) = &container.working_dir {
+            refuse("container.working_dir".into(), dir);
+        }
+        for (at, set) in container.env_from.iter().enumerate() {
+            refuse(format!("container.env_from[{at}]"), &set.reference);
+        }
+        for (at, volume) in container.volumes.iter().enumerate() {
+            refuse(format!("container.volumes[{at}]"), &volume.name);
+        }
+        for (at, mount) in container.mounts.iter().enumerate() {
+            refuse(format!("container.mounts[{at}]"), &mount.path);
+        }
+        let security = &container.security;
+        for (field, value) in [
+            ("run_as_user", security.run_as_user.map(|id| id.to_string())),
+            ("run_as_group", security.run_as_group.map(|id| id.to_string())),
+            ("fs_group", security.fs_group.map(|id| id.to_string())),
+            ("supplemental_groups", ids(&security.supplemental_groups)),
+            ("run_as_non_root", security.run_as_non_root.map(|on| on.to_string())),
+            ("read_only_root_filesystem", security.read_only_root_filesystem.map(|on| on.to_string())),
+            ("allow_privilege_escalation", security.allow_privilege_escalation.map(|on| on.to_string())),
+            ("add_capabilities", some(&security.add_capabilities)),
+            ("drop_capabilities", some(&security.drop_capabilities)),
+            ("seccomp_profile", security.seccomp_profile.clone()),
+        ] {
+            if let Some(value) = value {
+                refuse(format!("container.security.{field}"), &value);
+            }
+        }
+        for (list, companions) in [("init", &container.init), ("sidecars", &container.sidecars)] {
+            for (at, companion) in companions.iter().enumerate() {
+                refuse(format!("container.{list}[{at}]"), &companion.image);
+            }
+        }
+        for (path, json) in &container.other {
+            refuse(format!("container.other[{path}]"), json);
+        }
+        errors
+    }
+}
+
+fn ids(list: &[u32]) -> Option<String> {
+    some(&list.iter().map(u32::to_string).collect::<Vec<_>>())
+}
+
+fn some(list: &[String]) -> Option<String> {
+    (!list.is_empty()).then(|| list.join(", "))
 }
 
 /// Where the code is.
@@ -229,39 +285,6 @@ mod byte_list {
     }
 }
 
-/// The value of an environment variable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum EnvValue {
-    /// The value itself.
-    Literal(String),
-    /// A reference that [`crate::SecretSource`] resolves at every start.
-    Secret(String),
-}
-
-/// A resolved secret. Its `Debug` never shows it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Arc<str>);
-
-impl Secret {
-    /// Wraps a value.
-    pub fn new(value: impl Into<Arc<str>>) -> Self {
-        Self(value.into())
-    }
-
-    /// The value, for the one place that hands it to an instance.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
-
 /// What an instance speaks on its port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -300,224 +323,5 @@ impl Default for Timeouts {
             start: Duration::from_secs(60),
             stop_grace: Duration::from_secs(10),
         }
-    }
-}
-
-/// What one instance may use; `None`: no limit, and for requests: unknown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[non_exhaustive]
-pub struct Resources {
-    /// Expected CPU use in thousandths of a core.
-    pub cpu_request_millis: Option<u32>,
-    /// Limit of CPU in thousandths of a core.
-    pub cpu_limit_millis: Option<u32>,
-    /// Expected memory in bytes, for budgets and for targets in percent.
-    pub memory_request_bytes: Option<u64>,
-    /// Limit of memory in bytes.
-    pub memory_limit_bytes: Option<u64>,
-}
-
-/// A health question to an instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Probe {
-    /// How it is asked.
-    pub action: ProbeAction,
-    /// Wait before the first question.
-    #[serde(default)]
-    pub initial_delay: Duration,
-    /// Time between two questions; zero: as often as makes sense (a few milliseconds while it starts).
-    #[serde(default)]
-    pub period: Duration,
-    /// How long one answer may take.
-    #[serde(default = "default_probe_timeout")]
-    pub timeout: Duration,
-    /// Answers in a row that count as success.
-    #[serde(default = "one")]
-    pub success_threshold: u32,
-    /// Failures in a row that count as failure.
-    #[serde(default = "three")]
-    pub failure_threshold: u32,
-}
-
-fn default_probe_timeout() -> Duration {
-    Duration::from_secs(1)
-}
-fn one() -> u32 {
-    1
-}
-fn three() -> u32 {
-    3
-}
-
-impl Probe {
-    /// A probe with Kubernetes' defaults, asked as often as makes sense.
-    pub fn new(action: ProbeAction) -> Self {
-        Self {
-            action,
-            initial_delay: Duration::ZERO,
-            period: Duration::ZERO,
-            timeout: default_probe_timeout(),
-            success_threshold: 1,
-            failure_threshold: 3,
-        }
-    }
-}
-
-impl Probe {
-    /// Checks every field, so that a probe that can be asked at all is known when it is deployed.
-    ///
-    /// # Errors
-    /// All mistakes at once, each with its field path.
-    pub fn validate(&self) -> Result<(), SpecErrors> {
-        let mut errors = SpecErrors::default();
-        if self.timeout.is_zero() {
-            errors.push("timeout", "0s", "longer than nothing");
-        }
-        for (name, threshold) in
-            [("success_threshold", self.success_threshold), ("failure_threshold", self.failure_threshold)]
-        {
-            if threshold == 0 {
-                errors.push(name, 0, "at least 1");
-            }
-        }
-        match &self.action {
-            ProbeAction::Http { path, headers, .. } => {
-                if path.parse::<http::uri::PathAndQuery>().is_err() || !path.starts_with('/') {
-                    errors.push("action.http.path", path, "a path that begins with / and has no blanks");
-                }
-                for (at, (name, value)) in headers.iter().enumerate() {
-                    if name.parse::<http::HeaderName>().is_err()
-                        || value.parse::<http::HeaderValue>().is_err()
-                    {
-                        let field = format!("action.http.headers[{at}]");
-                        errors.push(field, name, "a header name and a value of one line");
-                    }
-                }
-            }
-            ProbeAction::Exec { command } => {
-                if command.first().is_none_or(String::is_empty) {
-                    errors.push("action.exec.command", "", "the program that asks, and its arguments");
-                }
-                if command.iter().any(|word| word.contains('\0')) {
-                    errors.push("action.exec.command", "…", "words without NUL");
-                }
-            }
-            ProbeAction::Tcp { .. } | ProbeAction::Grpc { .. } => {}
-        }
-        let (ProbeAction::Tcp { port } | ProbeAction::Http { port, .. } | ProbeAction::Grpc { port, .. }) =
-            &self.action
-        else {
-            return errors.into_result();
-        };
-        if *port == Some(0) {
-            errors.push("action.port", 0, "1 to 65535, or leave it out for the instance's own");
-        }
-        errors.into_result()
-    }
-}
-
-/// How a probe asks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ProbeAction {
-    /// Connects.
-    Tcp {
-        /// Another port than the instance's.
-        port: Option<u16>,
-    },
-    /// `GET path`; 200 to 399 is success.
-    Http {
-        /// Path and query.
-        path: String,
-        /// Another port than the instance's.
-        port: Option<u16>,
-        /// Further headers.
-        headers: Vec<(String, String)>,
-    },
-    /// The gRPC health service.
-    Grpc {
-        /// Another port than the instance's.
-        port: Option<u16>,
-        /// The service asked about.
-        service: Option<String>,
-    },
-    /// Runs a command in the instance; status 0 is success.
-    Exec {
-        /// The command.
-        command: Vec<String>,
-    },
-}
-
-/// One mistake in what a user wrote.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SpecError {
-    /// Where, such as `spec.template.spec.containers[0].ports[0].containerPort`.
-    pub field: String,
-    /// What stands there.
-    pub value: String,
-    /// What should.
-    pub problem: String,
-}
-
-impl fmt::Display for SpecError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {:?}: {}", self.field, self.value, self.problem)
-    }
-}
-
-/// All mistakes that were found in one go.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct SpecErrors(pub Vec<SpecError>);
-
-impl SpecErrors {
-    /// Adds one: the field's path, its value, and what it should be.
-    pub fn push(&mut self, field: impl Into<String>, value: impl fmt::Display, problem: impl Into<String>) {
-        self.0.push(SpecError { field: field.into(), value: value.to_string(), problem: problem.into() });
-    }
-
-    /// Adds those of a part, with `prefix.` before their fields.
-    pub fn extend_under(&mut self, prefix: &str, errors: SpecErrors) {
-        self.0.extend(errors.0.into_iter().map(|mut error| {
-            error.field = format!("{prefix}.{}", error.field);
-            error
-        }));
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// `Ok` when there are none.
-    ///
-    /// # Errors
-    /// Itself, when there are some.
-    pub fn into_result(self) -> Result<(), Self> {
-        if self.0.is_empty() { Ok(()) } else { Err(self) }
-    }
-}
-
-impl fmt::Display for SpecErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, error) in self.0.iter().enumerate() {
-            if at > 0 {
-                f.write_str("\n")?;
-            }
-            error.fmt(f)?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for SpecErrors {}
-
-impl From<SpecErrors> for crate::Error {
-    fn from(errors: SpecErrors) -> Self {
-        crate::Error::new(crate::ErrorKind::InvalidSpec, "validate", errors.to_string()).with_source(errors)
     }
 }

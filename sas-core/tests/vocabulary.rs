@@ -1,7 +1,6 @@
 //! What the vocabulary promises.
 
 use std::{
-    future::poll_fn,
     pin::Pin,
     sync::{
         Arc,
@@ -12,86 +11,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::Body as _;
 use sas_core::{
-    Body, Claim, Clock, ContainerSpec, Error, ErrorKind, Event, Instance, InstanceId, InstanceTarget, Lease,
-    LeaseOwner, Mount, Outcome, Probe, ProbeAction, Resources, Result, Retry, RevisionKey, RevisionName,
-    RevisionSpec, ScalingSpec, Secret, Source, SpecErrors, SystemClock, TenantKey, Timeouts, Timestamp,
-    TokioClock, WaitList, Waiting,
+    Body, Claim, Clock, ContainerSpec, Error, ErrorKind, Event, Lease, Mount, Probe, ProbeAction, Resources,
+    Result, Retry, RevisionKey, RevisionName, RevisionSpec, ScalingSpec, Secret, Source, SpecErrors,
+    SystemClock, TenantKey, Timeouts, Timestamp, TokioClock, WaitList, Waiting,
 };
-
-#[derive(Debug)]
-struct Nothing;
-
-/// Nobody calls it.
-static NOWHERE: sas_core::Endpoint = sas_core::Endpoint::Tcp(std::net::SocketAddr::new(
-    std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
-    9,
-));
-
-#[async_trait::async_trait]
-impl Instance for Nothing {
-    fn id(&self) -> InstanceId {
-        InstanceId(7)
-    }
-    fn target(&self) -> InstanceTarget<'_> {
-        InstanceTarget::Endpoint(&NOWHERE)
-    }
-    async fn stop(&self, _: Duration) -> Result<()> {
-        Ok(())
-    }
-}
-
-#[derive(Default)]
-struct Owner {
-    ok: AtomicU32,
-    lost: AtomicU32,
-    other: AtomicU32,
-}
-
-impl LeaseOwner for Owner {
-    fn release(&self, _: u64, outcome: Outcome) {
-        let counter = match outcome {
-            Outcome::Ok => &self.ok,
-            Outcome::Lost => &self.lost,
-            _ => &self.other,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn lease(owner: &Arc<Owner>) -> Lease {
-    Lease::new(Arc::new(Nothing), Arc::clone(owner) as Arc<dyn LeaseOwner>, 1)
-}
-
-async fn next(body: &mut Body) -> Option<std::result::Result<Bytes, sas_core::BoxError>> {
-    poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx))
-        .await
-        .map(|frame| frame.map(|frame| frame.into_data().expect("data")))
-}
-
-#[tokio::test]
-async fn a_body_gives_its_lease_back_with_the_last_frame() {
-    let owner = Arc::new(Owner::default());
-    let mut lease = lease(&owner);
-    lease.outcome = Outcome::Ok;
-    let mut body = Body::from("abc").with_lease(lease);
-    assert!(body.lease().is_some());
-    assert_eq!(next(&mut body).await.expect("a frame").expect("data"), "abc");
-    assert_eq!(owner.ok.load(Ordering::Relaxed), 1);
-    assert!(next(&mut body).await.is_none());
-    drop(body);
-    assert_eq!(owner.ok.load(Ordering::Relaxed), 1, "given back once");
-}
-
-#[tokio::test]
-async fn a_body_that_breaks_says_that_the_instance_was_lost() {
-    let owner = Arc::new(Owner::default());
-    let broken = http_body_util::StreamBody::new(Broken);
-    let mut body = Body::new(broken).with_lease(lease(&owner));
-    assert!(next(&mut body).await.expect("an item").is_err());
-    assert_eq!(owner.lost.load(Ordering::Relaxed), 1);
-}
 
 struct Broken;
 
@@ -100,13 +24,6 @@ impl futures_util::Stream for Broken {
     fn poll_next(self: Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
         Poll::Ready(Some(Err(std::io::Error::other("reset"))))
     }
-}
-
-#[test]
-fn a_dropped_body_gives_its_lease_back() {
-    let owner = Arc::new(Owner::default());
-    drop(Body::from("abc").with_lease(lease(&owner)));
-    assert_eq!(owner.other.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]

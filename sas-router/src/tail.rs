@@ -25,7 +25,7 @@ pub(crate) struct Draft {
 pub(crate) struct Tail {
     pub(crate) permit: Option<Permit>,
     pub(crate) draft: Option<Box<Draft>>,
-    /// For streams that end in order when their instance drains.
+    /// Given back with the last byte, or when the body is dropped.
     pub(crate) lease: Option<Lease>,
 }
 

@@ -5,17 +5,18 @@ use std::{fmt, future::Future, marker::PhantomData, sync::Arc};
 use sas_core::{Cx, Request};
 
 use crate::{
-    InlineInstance, IntoReply,
     call::{self, CallFuture},
+    life::Life,
+    reply::IntoReply,
 };
 
 /// A registered closure. Cheap to clone; a clone keeps meaning this closure when its name is registered anew.
 #[derive(Clone)]
-pub struct Function(Arc<dyn Erased>);
+pub(crate) struct Function(Arc<dyn Erased>);
 
 /// A closure without its types. The whole call, with its deadline and its guards, is one boxed future.
 pub(crate) trait Erased: Send + Sync {
-    fn call<'a>(&'a self, instance: &'a InlineInstance, request: Request, cx: Cx) -> CallFuture<'a>;
+    fn call<'a>(&'a self, instance: &'a Life, request: Request, cx: Cx) -> CallFuture<'a>;
 }
 
 struct Closure<F, Fut>(F, PhantomData<fn() -> Fut>);
@@ -26,14 +27,14 @@ where
     Fut: Future + Send + 'static,
     Fut::Output: IntoReply,
 {
-    fn call<'a>(&'a self, instance: &'a InlineInstance, request: Request, cx: Cx) -> CallFuture<'a> {
+    fn call<'a>(&'a self, instance: &'a Life, request: Request, cx: Cx) -> CallFuture<'a> {
         Box::pin(call::run(instance, &self.0, request, cx))
     }
 }
 
 impl Function {
     /// Wraps a closure.
-    pub fn new<F, Fut>(function: F) -> Self
+    pub(crate) fn new<F, Fut>(function: F) -> Self
     where
         F: Fn(Request, Cx) -> Fut + Send + Sync + 'static,
         Fut: Future + Send + 'static,

@@ -1,13 +1,10 @@
 //! One call of a closure: deadline, panics, and the end of its instance.
 
 use std::{
-    collections::BTreeMap,
-    fmt,
     future::{Future, poll_fn},
     io,
     panic::AssertUnwindSafe,
     pin::{Pin, pin},
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -19,64 +16,15 @@ use sas_core::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::InlineInstance;
+use crate::{
+    life::{Kept, Life},
+    reply::IntoReply,
+};
 
 pub(crate) type CallFuture<'a> = Pin<Box<dyn Future<Output = Result<Answer, CallError>> + Send + 'a>>;
 
-/// What a function may return: a [`Response`], an [`Answer`] (for a switch of protocols), or a `Result` of one.
-///
-/// An `Err` is answered with status 500 and logged with its text; the caller does not get to see the text.
-pub trait IntoReply {
-    /// The answer, or the error that becomes a 500.
-    ///
-    /// # Errors
-    /// The function's own.
-    fn into_reply(self) -> Result<Answer, BoxError>;
-}
-
-impl IntoReply for Response {
-    fn into_reply(self) -> Result<Answer, BoxError> {
-        Ok(Answer::Http(self))
-    }
-}
-
-impl IntoReply for Answer {
-    fn into_reply(self) -> Result<Answer, BoxError> {
-        Ok(self)
-    }
-}
-
-impl<R: IntoReply, E: Into<BoxError>> IntoReply for Result<R, E> {
-    fn into_reply(self) -> Result<Answer, BoxError> {
-        self.map_err(Into::into)?.into_reply()
-    }
-}
-
-/// The declared environment of the revision with its secrets resolved. Found in the extensions of each request
-/// whose revision declares any.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Env(pub(crate) Arc<BTreeMap<String, String>>);
-
-impl Env {
-    /// The value of a variable.
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
-    }
-
-    /// All names, in order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
-    }
-}
-
-impl fmt::Debug for Env {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
-}
-
 pub(crate) async fn run<F, Fut>(
-    instance: &InlineInstance,
+    instance: &Life,
     function: &F,
     mut request: Request,
     cx: Cx,
@@ -183,28 +131,6 @@ struct Streamed {
     running: Kept,
 }
 
-/// The right to run of a call whose future has ended.
-pub(crate) struct Kept {
-    pub(crate) instance: Arc<InlineInstance>,
-    pub(crate) cut_off: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-}
-
-impl Kept {
-    /// Runs a poll of user code and sees to it that `task` wakes when the instance is cut; `None` when it was.
-    fn poll<T>(&mut self, task: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> T) -> Option<T> {
-        if self.cut_off.as_mut().is_some_and(|cut_off| cut_off.as_mut().poll(task).is_ready()) {
-            self.cut_off = None;
-        }
-        self.instance.poll_unless_cut(|| poll(task))
-    }
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        self.instance.leave();
-    }
-}
-
 impl http_body::Body for Streamed {
     type Data = Bytes;
     type Error = BoxError;
@@ -223,7 +149,7 @@ impl http_body::Body for Streamed {
             Some(Err(panic)) => {
                 let text = panic_text(&*panic);
                 let line = format!("the function's body panicked: {text}");
-                this.running.instance.log(None, LogStream::Stderr, &line);
+                this.running.instance.life().log(None, LogStream::Stderr, &line);
                 this.body = Body::empty();
                 let message = "the function panicked in the middle of its answer";
                 Poll::Ready(Some(Err(Error::new(ErrorKind::Crashed, "call", message).into())))

@@ -20,9 +20,10 @@
 mod artifact;
 mod call;
 mod instance;
+mod life;
+mod reply;
 mod runtime;
 
-pub use artifact::Function;
-pub use call::{Env, IntoReply};
-pub use instance::InlineInstance;
+pub use life::Env;
+pub use reply::IntoReply;
 pub use runtime::InlineRuntime;

@@ -10,7 +10,7 @@ use sas_core::{
 };
 use tokio_util::task::TaskTracker;
 
-use crate::{Function, InlineInstance, IntoReply};
+use crate::{artifact::Function, instance::InlineInstance, reply::IntoReply};
 
 /// Runs functions that the host registered by name.
 #[derive(Debug)]
@@ -171,6 +171,6 @@ impl InlineRuntime {
             return Err(Error::new(ErrorKind::InvalidSpec, "start", message));
         };
         let (clock, reapers) = (Arc::clone(&self.clock), self.reapers.clone());
-        Ok(InlineInstance::new(request, function.clone(), clock, reapers))
+        Ok(InlineInstance::start(request, function.clone(), clock, reapers))
     }
 }

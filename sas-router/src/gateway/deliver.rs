@@ -395,13 +395,13 @@ impl Gateway {
             idle: delivery.deployed.spec.timeouts.idle,
             sender: "instance",
         };
+        tail.lease = Some(lease);
         if !is_event_stream(&head.headers) {
             head.extensions.insert(WriteBy(delivery.cx.deadline));
-            return Body::new(Tailed::new(Timed::new(body, limits), tail, None)).with_lease(lease);
+            return Body::new(Tailed::new(Timed::new(body, limits), tail, None));
         }
         // An event stream has no end of its own, and may be ended between two events.
         limits.deadline = None;
-        tail.lease = Some(lease);
         let events = Events::new(delivery.connection.ending(), Arc::clone(&self.metrics));
         Body::new(Tailed::new(Timed::new(body, limits), tail, Some(events)))
     }
