@@ -1,13 +1,12 @@
-//! Events, where they come from and where they go.
+//! Events, and those who take them.
 
-use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
+use std::{any::Any, collections::BTreeMap, fmt};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 
-use crate::{Clock, Result, SpecErrors, Store, TenantKey, Timestamp};
+use crate::{Result, Timestamp};
 
 /// When something recurs; `sas-trigger`'s cron is one.
 pub trait Schedule: fmt::Debug + Send + Sync + 'static {
@@ -330,6 +329,12 @@ pub trait EventSink: fmt::Debug + Send + Sync + 'static {
     /// When it was neither delivered nor stored: the source must offer it again.
     async fn deliver(&self, slot: Slot, event: Event) -> Result<Ack>;
 
+    /// The most events that [`EventSink::deliver_batch`] makes one call of; 1: it delivers one by one, so that a source
+    /// gains nothing by collecting events.
+    fn batch_limit(&self) -> usize {
+        1
+    }
+
     /// Delivers several events that came together, in their order, with an answer for each: those that have `Ok` may be
     /// acknowledged upstream, the others are to be offered again. One that fails does not keep those behind it back.
     /// The first goes with `slot`; room for each further one is waited for, so a batch takes no more than its turn.
@@ -364,214 +369,4 @@ pub trait EventPublisher: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable` when nobody takes it now; `InvalidSpec` when it never can be.
     async fn publish(&self, event: Event) -> Result<()>;
-}
-
-/// What a trigger source gets to run with.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct TriggerCx {
-    /// A name that is unique among the platform's triggers and stable over restarts: its part of the store.
-    pub name: Arc<str>,
-    /// Where events go.
-    pub sink: Arc<dyn EventSink>,
-    /// What must outlive a restart, such as the last fire time. Keys start with `trigger/<name>/`.
-    pub store: Arc<dyn Store>,
-    /// Wall time.
-    pub clock: Arc<dyn Clock>,
-    /// When to end.
-    pub shutdown: CancellationToken,
-}
-
-impl TriggerCx {
-    /// A context.
-    pub fn new(
-        name: impl Into<Arc<str>>,
-        sink: Arc<dyn EventSink>,
-        store: Arc<dyn Store>,
-        clock: Arc<dyn Clock>,
-        shutdown: CancellationToken,
-    ) -> Self {
-        Self { name: name.into(), sink, store, clock, shutdown }
-    }
-}
-
-/// Where events come from: a timer, a queue, a topic.
-///
-/// # Contract
-/// - Takes a slot from [`EventSink::ready`] before it pulls from upstream, so that back-pressure reaches it.
-/// - Acknowledges upstream only after [`EventSink::deliver`] returned `Ok`: at least once.
-/// - Ends soon after `shutdown`, with what is under way acknowledged or left for the next run.
-#[async_trait]
-pub trait TriggerSource: fmt::Debug + Send + Sync + 'static {
-    /// What it is, such as `cron`.
-    fn kind(&self) -> &'static str;
-
-    /// Owns its loop until `shutdown`.
-    ///
-    /// **Cancel safety:** dropping the future is like a crash of the host: events may come again, none is lost.
-    ///
-    /// # Errors
-    /// When it can't go on; the platform starts it again with back-off.
-    async fn run(&self, cx: TriggerCx) -> Result<()>;
-
-    /// What waits upstream, for the scaler; `None` when it can't be known.
-    ///
-    /// # Errors
-    /// When upstream does not answer.
-    async fn backlog(&self) -> Result<Option<u64>> {
-        Ok(None)
-    }
-
-    /// When it fires after `now`, and when it fired last, for sources that follow a schedule.
-    fn fires(&self, now: Timestamp) -> Fires {
-        let _ = now;
-        Fires::default()
-    }
-}
-
-/// When a schedule fires. Jitter comes on top.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Fires {
-    /// The last fire that was made since the source runs; `None` before the first.
-    pub last: Option<Timestamp>,
-    /// The next one; `None` when there is none any more, or when it follows no schedule.
-    pub next: Option<Timestamp>,
-}
-
-impl Fires {
-    /// Last and next.
-    pub const fn new(last: Option<Timestamp>, next: Option<Timestamp>) -> Self {
-        Self { last, next }
-    }
-}
-
-/// A trigger as it is declared: what makes events, and where they go.
-///
-/// ```
-/// use sas_core::TriggerSpec;
-/// let spec = TriggerSpec::new("default/nightly", "cron", "default/report")
-///     .with_option("schedule", "0 2 * * *")
-///     .with_option("timezone", "Europe/Berlin");
-/// assert_eq!(spec.options["schedule"], "0 2 * * *");
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[non_exhaustive]
-pub struct TriggerSpec {
-    /// `namespace/name`, unique among the platform's triggers.
-    pub name: String,
-    /// Which kind of source, such as `cron` or `timer`.
-    pub kind: String,
-    /// The service that gets the events, as `namespace/service`.
-    pub target: String,
-    /// The path of the service that gets them, with its query.
-    #[serde(default = "root_path")]
-    pub path: String,
-    /// The tenant that causes the events, and pays for the calls; `None`: the owner of the target.
-    #[serde(default)]
-    pub tenant: Option<TenantKey>,
-    /// What the source's kind asks for, such as `schedule` or `misfire`; it validates them.
-    #[serde(default)]
-    pub options: BTreeMap<String, String>,
-    /// Extension attributes that every event gets.
-    #[serde(default)]
-    pub extensions: BTreeMap<String, String>,
-    /// The media type of `data`.
-    #[serde(default)]
-    pub content_type: Option<String>,
-    /// The data of every event, for sources that have none of their own.
-    #[serde(default)]
-    pub data: Vec<u8>,
-}
-
-fn root_path() -> String {
-    "/".to_owned()
-}
-
-impl TriggerSpec {
-    /// A trigger of `kind` that sends to `/` of `target`.
-    pub fn new(name: impl Into<String>, kind: impl Into<String>, target: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            kind: kind.into(),
-            target: target.into(),
-            path: root_path(),
-            tenant: None,
-            options: BTreeMap::new(),
-            extensions: BTreeMap::new(),
-            content_type: None,
-            data: Vec::new(),
-        }
-    }
-
-    /// With an option of its kind.
-    #[must_use]
-    pub fn with_option(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.options.insert(name.into(), value.into());
-        self
-    }
-}
-
-/// How a trigger is doing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct TriggerStatus {
-    /// Its name.
-    pub name: String,
-    /// Its kind.
-    pub kind: String,
-    /// Whether its source runs now; false while it waits to be started again.
-    pub running: bool,
-    /// How often its source failed and was started again.
-    pub restarts: u64,
-    /// The error of the last failure, until a run lasts.
-    pub last_error: Option<String>,
-    /// When it fired last, and fires next, where it follows a schedule.
-    #[serde(skip)]
-    pub fires: Fires,
-}
-
-impl TriggerStatus {
-    /// A trigger that runs and never failed.
-    pub fn new(name: impl Into<String>, kind: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            kind: kind.into(),
-            running: true,
-            restarts: 0,
-            last_error: None,
-            fires: Fires::default(),
-        }
-    }
-}
-
-/// Makes sources from their declarations and runs them; `sas-trigger`'s host is one.
-#[async_trait]
-pub trait Triggers: fmt::Debug + Send + Sync + 'static {
-    /// Checks a declaration without running it.
-    ///
-    /// # Errors
-    /// All mistakes at once; fields are named as in [`TriggerSpec`], such as `options.schedule`.
-    fn check(&self, spec: &TriggerSpec) -> std::result::Result<(), SpecErrors>;
-
-    /// Runs the trigger; one of the same name is stopped first, and what it remembers stays.
-    ///
-    /// **Cancel safety:** the old one may have been stopped without the new one running.
-    ///
-    /// # Errors
-    /// `InvalidSpec` as [`Triggers::check`]; `Unavailable` when the platform shuts down.
-    async fn apply(&self, spec: TriggerSpec) -> Result<()>;
-
-    /// Stops the trigger and keeps what it remembers, so that [`Triggers::apply`] goes on from there. Idempotent.
-    async fn pause(&self, name: &str);
-
-    /// Stops the trigger and forgets what it remembers. Idempotent.
-    ///
-    /// # Errors
-    /// `Unavailable` when the store fails; the trigger is stopped all the same.
-    async fn remove(&self, name: &str) -> Result<()>;
-
-    /// All triggers, by name.
-    fn status(&self) -> Vec<TriggerStatus>;
 }

@@ -65,6 +65,8 @@ mod sink;
 mod spec;
 mod spec_error;
 mod store;
+mod trigger;
+mod trigger_options;
 
 pub use auth::{Authenticator, Denied, Principal};
 pub use blob::{Blob, BlobStore};
@@ -74,10 +76,7 @@ pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use container::{Companion, ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};
 pub use context::{Cx, IdempotencyKey, Payer, Purpose};
 pub use error::{BoxError, Error, ErrorKind, Result, Retry};
-pub use event::{
-    Ack, AttributeValue, Event, EventError, EventPublisher, EventSink, Fires, Schedule, Slot, TriggerCx,
-    TriggerSource, TriggerSpec, TriggerStatus, Triggers,
-};
+pub use event::{Ack, AttributeValue, Event, EventError, EventPublisher, EventSink, Schedule, Slot};
 pub use event_log::{EventLog, LogEntry, StoreLog};
 pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use instance::{
@@ -118,3 +117,8 @@ pub use sink::{
 pub use spec::{Protocol, RevisionSpec, Source, Timeouts};
 pub use spec_error::{SpecError, SpecErrors};
 pub use store::{Change, Commit, Entry, Guard, Store, StoreLimits, Version, Watched, Write, guard_failed};
+pub use trigger::{
+    BrokerIngress, BrokerSpec, BrokerStatus, Fires, Redrive, Redriven, SinkSpec, TriggerCx, TriggerSecrets,
+    TriggerSource, TriggerSpec, TriggerStatus, Triggers,
+};
+pub use trigger_options::TriggerOptions;

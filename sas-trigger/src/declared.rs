@@ -2,14 +2,15 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use sas_core::{Recorder, SpecErrors, Timestamp, TriggerSource, TriggerSpec};
-use sas_knative::parse_duration;
+use sas_core::{Recorder, SpecErrors, Timestamp, TriggerOptions, TriggerSource, TriggerSpec};
 
 use crate::{
     cron::{CronOptions, CronSchedule, Dialect, Fold, Gap},
     delivery::{Backoff, DeadLetter, DeliveryConfig},
     every::Every,
+    filter::Filter,
     scheduled::{EventTemplate, Misfire, Overlap, SchedulePolicy, Scheduled},
+    transform::Transform,
 };
 
 /// What Knative's PingSource calls its events.
@@ -17,128 +18,209 @@ const PING: &str = "dev.knative.sources.ping";
 /// What a timer's events are called.
 const TIMER: &str = "dev.sas.timer";
 
-/// Options as they are read, each once.
-struct Options<'a> {
-    left: BTreeMap<&'a str, &'a str>,
-    known: Vec<&'static str>,
-    errors: SpecErrors,
+/// Where events go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// `namespace/service`.
+    Service(String),
+    /// `broker:namespace/name`.
+    Broker(String),
+    /// `sink:kind`.
+    Sink(String),
 }
 
-impl<'a> Options<'a> {
-    fn of(spec: &'a TriggerSpec) -> Self {
-        let left = spec.options.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        Self { left, known: Vec::new(), errors: SpecErrors::default() }
-    }
-
-    fn take(&mut self, name: &'static str) -> Option<&'a str> {
-        self.known.push(name);
-        self.left.remove(name)
-    }
-
-    /// One of several words.
-    fn word<T: Copy>(&mut self, name: &'static str, words: &[(&str, T)], default: T) -> T {
-        let Some(text) = self.take(name) else { return default };
-        match words.iter().find(|(word, _)| *word == text) {
-            Some((_, value)) => *value,
-            None => {
-                let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-                self.errors.push(
-                    format!("options.{name}"),
-                    text,
-                    format!("must be one of {}", words.join(", ")),
-                );
-                default
-            }
+impl Destination {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let path = |text: &str| text.split('/').count() == 2 && text.split('/').all(|part| !part.is_empty());
+        if let Some(kind) = text.strip_prefix("sink:") {
+            return (!kind.is_empty()).then(|| Self::Sink(kind.to_owned()));
         }
-    }
-
-    fn span(&mut self, name: &'static str, most: Duration, default: Duration) -> Duration {
-        let Some(text) = self.take(name) else { return default };
-        let parsed =
-            parse_duration(text).ok().and_then(|nanos| u64::try_from(nanos).ok()).map(Duration::from_nanos);
-        match parsed.filter(|span| *span <= most) {
-            Some(span) => span,
-            None => {
-                let problem = format!("must be a duration such as 10s, at most {}s", most.as_secs());
-                self.errors.push(format!("options.{name}"), text, problem);
-                default
-            }
+        match text.strip_prefix("broker:") {
+            Some(broker) => path(broker).then(|| Self::Broker(broker.to_owned())),
+            None => (path(text) && !text.contains(':')).then(|| Self::Service(text.to_owned())),
         }
-    }
-
-    fn number(&mut self, name: &'static str, range: std::ops::RangeInclusive<u32>, default: u32) -> u32 {
-        let Some(text) = self.take(name) else { return default };
-        match text.parse::<u32>().ok().filter(|number| range.contains(number)) {
-            Some(number) => number,
-            None => {
-                let problem = format!("must be a whole number from {} to {}", range.start(), range.end());
-                self.errors.push(format!("options.{name}"), text, problem);
-                default
-            }
-        }
-    }
-
-    fn finish(mut self) -> Result<(), SpecErrors> {
-        for (name, value) in &self.left {
-            let problem = format!("unknown option; known are {}", self.known.join(", "));
-            self.errors.push(format!("options.{name}"), value, problem);
-        }
-        self.errors.into_result()
     }
 }
 
-/// The options of the delivery, and the declaration without them.
-pub(crate) fn split(spec: &TriggerSpec, errors: &mut SpecErrors) -> (TriggerSpec, DeliveryConfig) {
+/// What a destination must look like.
+pub(crate) const DESTINATION: &str = "must be namespace/service, broker:namespace/name, or sink:kind";
+
+/// A declaration, taken apart.
+#[derive(Debug)]
+pub(crate) struct Declared {
+    /// What the source's kind reads.
+    pub(crate) own: TriggerSpec,
+    pub(crate) delivery: DeliveryConfig,
+    pub(crate) target: Option<Destination>,
+    pub(crate) sink_options: BTreeMap<String, String>,
+    /// A dead letter that is neither a service nor kept.
+    pub(crate) dead_letter: Option<Destination>,
+    pub(crate) letter_options: BTreeMap<String, String>,
+    pub(crate) reply: Option<Destination>,
+}
+
+/// The options of the delivery, and the declaration without them. `defaults` are those of the broker that it reads from.
+pub(crate) fn split(
+    spec: &TriggerSpec,
+    defaults: &BTreeMap<String, String>,
+    errors: &mut SpecErrors,
+) -> Declared {
     let mut config = DeliveryConfig::new(spec.name.as_str(), spec.target.as_str());
     if spec.name.split('/').filter(|part| !part.is_empty()).count() != 2 {
         errors.push("name", &spec.name, "must be namespace/name");
     }
-    if spec.target.split('/').filter(|part| !part.is_empty()).count() != 2 {
-        errors.push("target", &spec.target, "must be namespace/service");
+    let target = Destination::parse(&spec.target);
+    if target.is_none() {
+        errors.push("target", &spec.target, DESTINATION);
     }
     if !spec.path.starts_with('/') || spec.path.parse::<http::uri::PathAndQuery>().is_err() {
         errors.push("path", &spec.path, "must be the path of a URL, beginning with /");
     }
     config.path.clone_from(&spec.path);
     config.payer = spec.tenant.into();
-    let mut options = Options::of(spec);
+    let mut given = defaults.clone();
+    given.extend(spec.options.clone());
+    let mut below = |prefix: &str| {
+        let mut inside = BTreeMap::new();
+        given.retain(|name, value| match name.strip_prefix(prefix) {
+            Some(rest) => {
+                inside.insert(rest.to_owned(), std::mem::take(value));
+                false
+            }
+            None => true,
+        });
+        inside
+    };
+    let (sink_options, letter_options) = (below("sink."), below("dead-letter."));
+    for (options, prefix, wanted) in [
+        (&sink_options, "sink.", matches!(target, Some(Destination::Sink(_)))),
+        (
+            &letter_options,
+            "dead-letter.",
+            given.get("dead-letter").is_some_and(|letter| letter.starts_with("sink:")),
+        ),
+    ] {
+        if let (Some((name, value)), false) = (options.iter().next(), wanted) {
+            errors.push(
+                format!("options.{prefix}{name}"),
+                value,
+                "is only for a target sink:kind; leave it out",
+            );
+        }
+    }
+    let mut options = TriggerOptions::new(&given, "options.");
+    let (dead_letter, reply) = delivery(&mut options, &mut config);
+    if config.batch > 1 {
+        let reason = match (&target, &reply) {
+            (Some(Destination::Broker(_) | Destination::Sink(_)), _) => {
+                Some("is for targets that are services")
+            }
+            (_, Some(_)) => {
+                Some("and `reply` exclude each other: the answer to a batch names what failed of it")
+            }
+            _ if config.order_by.is_some() => Some("and `order-by` exclude each other"),
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            let given = config.batch.to_string();
+            options.wrong("batch", &given, reason);
+        }
+    }
+    errors.0.append(&mut options.errors.0);
+    let mut own = spec.clone();
+    own.options = options.rest();
+    Declared { own, delivery: config, target, sink_options, dead_letter, letter_options, reply }
+}
+
+/// Reads what the delivery is told; where dead letters and replies go.
+fn delivery(
+    options: &mut TriggerOptions<'_>,
+    config: &mut DeliveryConfig,
+) -> (Option<Destination>, Option<Destination>) {
+    const HOUR: Duration = Duration::from_secs(3600);
+    const DAY: Duration = Duration::from_secs(86_400);
+    let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     let retry = &mut config.retry;
-    retry.retries = options.number("retry", 0..=1000, retry.retries);
+    retry.retries = small(options.number("retry", 0..=1000, retry.retries.into()));
     retry.backoff = options.word(
         "backoff-policy",
         &[("linear", Backoff::Linear), ("exponential", Backoff::Exponential)],
         retry.backoff,
     );
-    retry.delay = options.span("backoff-delay", Duration::from_secs(3600), retry.delay);
-    retry.longest = retry.longest.max(retry.delay);
-    retry.timeout = options.span("timeout", Duration::from_secs(86_400), retry.timeout);
+    retry.delay = options.span("backoff-delay", HOUR, retry.delay);
+    retry.longest = options.span("backoff-longest", DAY, retry.longest.max(retry.delay));
+    retry.jitter = small(options.number("backoff-jitter", 0..=100, 0));
+    retry.timeout = options.span("timeout", DAY, retry.timeout);
     if retry.timeout.is_zero() {
-        options.errors.push("options.timeout", "0s", "must be longer than nothing");
+        options.wrong("timeout", "0s", "must be longer than nothing");
     }
+    if options.has("deadline") {
+        retry.deadline = Some(options.span("deadline", 30 * DAY, DAY)).filter(|deadline| !deadline.is_zero());
+        if retry.deadline.is_none() {
+            options.wrong("deadline", "0s", "must be longer than nothing");
+        }
+    }
+    config.concurrency = small(options.number("concurrency", 1..=10_000, 100)) as usize;
+    config.order_by = options.take("order-by").map(str::to_owned);
+    if let Some(name) = config.order_by.clone()
+        && (name.is_empty() || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()))
+    {
+        options.wrong("order-by", &name, "must be the name of an attribute, such as partitionkey or subject");
+    }
+    config.batch = small(options.number("batch", 1..=1000, 1)) as usize;
+    config.dedup.events = small(options.number("dedup-events", 0..=100_000, 1024)) as usize;
+    config.dedup.window = options.span("dedup-window", 7 * DAY, config.dedup.window);
+    config.circuit.failures = small(options.number("circuit-failures", 0..=10_000, 10));
+    config.circuit.longest = options.span("circuit-longest", HOUR, config.circuit.longest);
+    config.circuit.first = config.circuit.first.min(config.circuit.longest);
+    config.hops = u16::try_from(options.number("hops", 1..=255, 32)).unwrap_or(32);
+    let mut letters = None;
     match options.take("dead-letter") {
-        None => {}
+        None | Some("keep") => {}
         Some("none") => config.dead_letter = DeadLetter::None,
         Some("publish") => config.dead_letter = DeadLetter::Publish,
-        Some(service) if service.split('/').filter(|part| !part.is_empty()).count() == 2 => {
-            config.dead_letter = DeadLetter::Service(service.to_owned());
-        }
-        Some(other) => {
-            options.errors.push("options.dead-letter", other, "must be namespace/service, publish, or none")
-        }
+        Some(other) => match Destination::parse(other) {
+            Some(Destination::Service(service)) => config.dead_letter = DeadLetter::Service(service),
+            Some(way) => {
+                config.dead_letter = DeadLetter::Publish;
+                letters = Some(way);
+            }
+            None => {
+                let problem =
+                    "must be keep, none, publish, namespace/service, broker:namespace/name, or sink:kind";
+                options.wrong("dead-letter", other, problem);
+            }
+        },
+    }
+    let mut reply = None;
+    match options.take("reply") {
+        None | Some("none") => {}
+        Some(text) => match Destination::parse(text) {
+            Some(Destination::Sink(_)) | None => {
+                options.wrong("reply", text, "must be none, namespace/service or broker:namespace/name");
+            }
+            found => reply = found,
+        },
     }
     if let Some(text) = options.take("filter") {
-        match serde_json::from_str(text) {
-            Ok(filter) => config.filter = Some(filter),
-            Err(error) => options.errors.push("options.filter", text, format!("is not a filter: {error}")),
+        match serde_json::from_str::<Filter>(text).map_err(|error| error.to_string()) {
+            Ok(filter) => match filter.validate() {
+                Ok(()) => config.filter = Some(filter),
+                Err(wrong) => options.errors.extend_under("options", wrong),
+            },
+            Err(error) => options.wrong("filter", text, format!("is not a filter: {error}")),
         }
     }
-    errors.0.append(&mut options.errors.0);
-    let mut own = spec.clone();
-    own.options = options.left.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    (own, config)
+    if let Some(text) = options.take("transform") {
+        match Transform::parse(text) {
+            Ok(transform) => config.transform = Some(transform),
+            Err(wrong) => options.errors.extend_under("options", wrong),
+        }
+    }
+    (letters, reply)
 }
 
-fn policy(options: &mut Options<'_>) -> SchedulePolicy {
+fn policy(options: &mut TriggerOptions<'_>) -> SchedulePolicy {
     let mut policy = SchedulePolicy::default();
     if let Some(text) = options.take("misfire") {
         let many =
@@ -187,7 +269,7 @@ fn template(spec: &TriggerSpec, source: String, kind: &str, errors: &mut SpecErr
 
 /// Kind `cron`: `schedule`, `timezone`, `dialect`, `dst-gap`, `dst-fold`, and how it is kept.
 pub(crate) fn cron(spec: &TriggerSpec, recorder: &Recorder) -> Result<Arc<dyn TriggerSource>, SpecErrors> {
-    let mut options = Options::of(spec);
+    let mut options = TriggerOptions::new(&spec.options, "options.");
     let expression = options.take("schedule");
     let zone = options.take("timezone").unwrap_or("UTC");
     let mut reading = CronOptions::default();
@@ -230,9 +312,9 @@ pub(crate) fn cron(spec: &TriggerSpec, recorder: &Recorder) -> Result<Arc<dyn Tr
 
 /// Kind `timer`: `period`, and how it is kept.
 pub(crate) fn timer(spec: &TriggerSpec, recorder: &Recorder) -> Result<Arc<dyn TriggerSource>, SpecErrors> {
-    let mut options = Options::of(spec);
+    let mut options = TriggerOptions::new(&spec.options, "options.");
     let most = Duration::from_secs(366 * 86_400);
-    let given = options.left.contains_key("period");
+    let given = options.has("period");
     let period = options.span("period", most, Duration::ZERO);
     let schedule = Every::new(period);
     if schedule.is_none() && options.errors.is_empty() {

@@ -1,5 +1,7 @@
 //! Runs sources, starts them again when they fail, and joins them in the end.
 
+mod sleepers;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
@@ -15,25 +17,36 @@ use futures_util::{
 };
 use parking_lot::Mutex;
 use sas_core::{
-    Clock, Error, ErrorKind, EventPublisher, EventSink, Invoker, Recorder, Result, SpecErrors, Store,
-    SystemClock, TriggerCx, TriggerSource, TriggerSpec, TriggerStatus, Triggers,
+    BrokerSpec, BrokerStatus, Clock, Error, ErrorKind, Event, EventPublisher, EventSink, Invoker, Recorder,
+    Redrive, Redriven, Result, SecretSource, SinkSpec, SpecErrors, Store, SystemClock, Timestamp, TriggerCx,
+    TriggerSecrets, TriggerSource, TriggerSpec, TriggerStatus, Triggers,
 };
 use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    declared,
-    delivery::{Delivery, DeliveryConfig},
-    metrics::Metrics,
+    broker::{self, BrokerPublisher, BrokerSource, Brokers, Start},
+    declared::{self, DESTINATION, Declared, Destination},
+    delivery::{Delivery, DeliveryConfig, Way, letters},
+    filter::Filter,
+    metrics::{LAG, Labels, Metrics, OLDEST},
 };
+use sleepers::Sleepers;
 
 /// A run of this length was a good one: after it, the back-off starts from the beginning.
 const LASTED: Duration = Duration::from_secs(60);
-/// Entries of a trigger's memory that are removed in one go.
+/// Entries of a trigger's memory that are removed in one go, and dead letters that are read in one go.
 const PAGE: usize = 100;
+/// Dead letters that are delivered again in one go unless more or fewer are asked for.
+const REDRIVEN: usize = 1000;
 
 /// Makes a source of a declaration, or says what is wrong with it; fields as in [`TriggerSpec`].
 pub type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, SpecErrors> + Send + Sync;
+
+/// Makes a way out of the options that a trigger gives for it, or says what is wrong with them; fields begin with
+/// [`SinkSpec::place`]. It is given the secrets that it may read, to be asked before each connection.
+pub type SinkFactory =
+    dyn Fn(&SinkSpec, TriggerSecrets) -> Result<Arc<dyn EventPublisher>, SpecErrors> + Send + Sync;
 
 /// What a host works with.
 #[derive(Clone)]
@@ -54,6 +67,8 @@ pub struct TriggerHostConfig {
     pub recorder: Recorder,
     /// The way out of the platform for events that can't be delivered, for triggers with `dead-letter: publish`.
     pub publisher: Option<Arc<dyn EventPublisher>>,
+    /// What resolves the references to secrets in options of triggers and brokers.
+    pub secrets: Option<Arc<dyn SecretSource>>,
 }
 
 impl TriggerHostConfig {
@@ -68,6 +83,7 @@ impl TriggerHostConfig {
             longest_restart_delay: Duration::from_secs(30),
             recorder: Recorder::default(),
             publisher: None,
+            secrets: None,
         }
     }
 }
@@ -80,15 +96,20 @@ impl fmt::Debug for TriggerHostConfig {
 
 /// Runs trigger sources: those of one's own by [`TriggerHost::run`], declared ones as [`Triggers`].
 ///
-/// Knows the kinds `cron` and `timer`; [`TriggerHost::register_kind`] adds others.
+/// Knows the kinds `cron`, `timer` and `broker`; [`TriggerHost::register_kind`] adds others, and
+/// [`TriggerHost::register_sink`] ways out.
 pub struct TriggerHost {
     config: TriggerHostConfig,
     slots: Arc<Semaphore>,
     kinds: Mutex<HashMap<String, Arc<SourceFactory>>>,
+    sinks: Mutex<HashMap<String, Arc<SinkFactory>>>,
+    brokers: Arc<Brokers>,
     running: Mutex<BTreeMap<String, Running>>,
+    sleepers: Arc<Sleepers>,
     /// Declarations are changed one at a time.
     changing: tokio::sync::Mutex<()>,
     shutdown: CancellationToken,
+    labels: Labels,
     metrics: Metrics,
 }
 
@@ -100,11 +121,29 @@ impl fmt::Debug for TriggerHost {
 
 struct Running {
     source: Arc<dyn TriggerSource>,
-    /// The service that gets the events of a declared trigger.
-    target: Option<String>,
+    sink: Arc<dyn EventSink>,
+    declared: Option<Arc<OfDeclared>>,
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    /// `None`: it sleeps, or is paused.
+    task: Option<JoinHandle<()>>,
     status: Arc<Mutex<TriggerStatus>>,
+}
+
+/// What a declared trigger has beside its source.
+struct OfDeclared {
+    spec: TriggerSpec,
+    delivery: Arc<Delivery>,
+    /// The broker that it reads from, if it does.
+    broker: Option<String>,
+    sink_options: BTreeMap<String, String>,
+}
+
+/// A declaration, made.
+struct Made {
+    source: Arc<dyn TriggerSource>,
+    delivery: Delivery,
+    reads: Option<(String, Start)>,
+    sink_options: BTreeMap<String, String>,
 }
 
 impl TriggerHost {
@@ -113,28 +152,57 @@ impl TriggerHost {
         let slots = Arc::new(Semaphore::new(config.slots.clamp(1, Semaphore::MAX_PERMITS)));
         let metrics = Metrics::new(&config.recorder);
         let recorder = config.recorder.clone();
+        let brokers = Brokers::new(Arc::clone(&config.store), Arc::clone(&config.clock), metrics.clone());
+        let shutdown = CancellationToken::new();
+        let sleepers = Sleepers::new(
+            Arc::clone(&config.clock),
+            Arc::clone(&brokers),
+            (config.restart_delay, config.longest_restart_delay),
+            metrics.clone(),
+            shutdown.clone(),
+        );
         let host = Self {
             config,
             slots,
             kinds: Mutex::default(),
+            sinks: Mutex::default(),
+            brokers: Arc::clone(&brokers),
             running: Mutex::default(),
+            sleepers,
             changing: tokio::sync::Mutex::default(),
-            shutdown: CancellationToken::new(),
+            shutdown,
+            labels: Labels::default(),
             metrics,
         };
         let cron_recorder = recorder.clone();
         host.register_kind("cron", move |spec| declared::cron(spec, &cron_recorder));
         host.register_kind("timer", move |spec| declared::timer(spec, &recorder));
+        host.register_kind("broker", move |spec| {
+            let (name, _) = broker::options(spec)?;
+            Ok(Arc::new(BrokerSource::new("broker", Arc::clone(&brokers), name)))
+        });
         Arc::new(host)
     }
 
-    /// Makes declarations of `kind` known.
+    /// Makes declarations of `kind` known. Its options must not have the names of those of the delivery.
     pub fn register_kind(
         &self,
         kind: impl Into<String>,
         make: impl Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, SpecErrors> + Send + Sync + 'static,
     ) {
         self.kinds.lock().insert(kind.into(), Arc::new(make));
+    }
+
+    /// Makes ways out of `kind` known: the target `sink:kind` of triggers, and their dead letters.
+    pub fn register_sink(
+        &self,
+        kind: impl Into<String>,
+        make: impl Fn(&SinkSpec, TriggerSecrets) -> Result<Arc<dyn EventPublisher>, SpecErrors>
+        + Send
+        + Sync
+        + 'static,
+    ) {
+        self.sinks.lock().insert(kind.into(), Arc::new(make));
     }
 
     /// Runs a source that sends to `sink`, until [`Triggers::remove`] or the shutdown. One of the same name is stopped
@@ -148,19 +216,9 @@ impl TriggerHost {
         source: Arc<dyn TriggerSource>,
         sink: Arc<dyn EventSink>,
     ) -> Result<()> {
-        self.replace(name, None, source, sink).await
-    }
-
-    async fn replace(
-        &self,
-        name: &str,
-        target: Option<String>,
-        source: Arc<dyn TriggerSource>,
-        sink: Arc<dyn EventSink>,
-    ) -> Result<()> {
         let _changing = self.changing.lock().await;
         self.stop(name).await;
-        self.start(name, target, source, sink)
+        self.start(name, None, source, sink)
     }
 
     /// What waits upstream of the declared triggers, by the service (`namespace/name`) that gets their events: the sum
@@ -170,15 +228,18 @@ impl TriggerHost {
     ///
     /// **Cancel safety:** dropping the future drops the questions.
     pub async fn backlogs(&self, patience: Duration) -> BTreeMap<String, u64> {
-        let asked: Vec<(String, Arc<dyn TriggerSource>)> = self
+        let asked: Vec<(String, String, Arc<dyn TriggerSource>)> = self
             .running
             .lock()
-            .values()
-            .filter_map(|running| Some((running.target.clone()?, Arc::clone(&running.source))))
+            .iter()
+            .filter_map(|(name, running)| {
+                let declared = running.declared.as_ref().filter(|declared| !declared.spec.paused)?;
+                Some((name.clone(), declared.spec.target.clone(), Arc::clone(&running.source)))
+            })
             .collect();
         let mut answers: FuturesUnordered<_> = asked
             .into_iter()
-            .map(|(target, source)| async move {
+            .map(|(name, target, source)| async move {
                 let asked = AssertUnwindSafe(async { source.backlog().await }).catch_unwind();
                 let answer = match tokio::time::timeout(patience, asked).await {
                     Ok(Ok(Ok(known))) => Ok(known),
@@ -186,14 +247,19 @@ impl TriggerHost {
                     Ok(Err(_)) => Err("the source panicked".to_owned()),
                     Err(_) => Err(format!("no answer within {patience:?}")),
                 };
-                (target, answer)
+                (name, target, source.oldest(), answer)
             })
             .collect();
+        let now = self.config.clock.now();
         let mut sums: BTreeMap<String, Option<u64>> = BTreeMap::new();
-        while let Some((target, answer)) = answers.next().await {
+        let mut gauges: BTreeMap<String, (u64, Duration)> = BTreeMap::new();
+        while let Some((name, target, oldest, answer)) = answers.next().await {
             match answer {
                 Ok(None) => {}
                 Ok(Some(waiting)) => {
+                    let gauge = gauges.entry(self.labels.of(&name)).or_default();
+                    gauge.0 = gauge.0.saturating_add(waiting);
+                    gauge.1 = gauge.1.max(oldest.map_or(Duration::ZERO, |oldest| now.since(oldest)));
                     let sum = sums.entry(target).or_insert(Some(0));
                     *sum = sum.map(|sum| sum.saturating_add(waiting));
                 }
@@ -203,11 +269,17 @@ impl TriggerHost {
                 }
             }
         }
+        for (label, (waiting, age)) in gauges {
+            let labels = [("trigger", label.as_str())];
+            self.config.recorder.gauge(LAG, &labels).set(waiting as f64);
+            self.config.recorder.gauge(OLDEST, &labels).set(age.as_secs_f64());
+        }
         sums.into_iter().filter_map(|(target, sum)| Some((target, sum?))).collect()
     }
 
     /// A delivery to a service that shares the host's slots.
     pub fn delivery(&self, config: DeliveryConfig) -> Delivery {
+        let metrics = self.metrics.labelled(&self.config.recorder, &self.labels.of(&config.trigger));
         let delivery = Delivery::new(
             config,
             Arc::clone(&self.config.invoker),
@@ -215,17 +287,21 @@ impl TriggerHost {
             Arc::clone(&self.slots),
         )
         .with_clock(Arc::clone(&self.config.clock))
-        .with_recorder(&self.config.recorder);
+        .with_metrics(metrics);
         match &self.config.publisher {
             Some(publisher) => delivery.with_publisher(Arc::clone(publisher)),
             None => delivery,
         }
     }
 
+    fn secrets(&self, spec: &TriggerSpec) -> TriggerSecrets {
+        TriggerSecrets::new(self.config.secrets.clone(), spec.tenant)
+    }
+
     fn start(
         &self,
         name: &str,
-        target: Option<String>,
+        declared: Option<Arc<OfDeclared>>,
         source: Arc<dyn TriggerSource>,
         sink: Arc<dyn EventSink>,
     ) -> Result<()> {
@@ -234,33 +310,58 @@ impl TriggerHost {
         }
         let stop = self.shutdown.child_token();
         let status = Arc::new(Mutex::new(TriggerStatus::new(name, source.kind())));
-        let cx = TriggerCx::new(
-            name,
-            sink,
-            Arc::clone(&self.config.store),
-            Arc::clone(&self.config.clock),
-            stop.clone(),
-        );
-        let keeper = Keeper {
+        let paused = declared.as_ref().is_some_and(|declared| declared.spec.paused);
+        let mut running = Running {
             source: Arc::clone(&source),
-            cx,
+            sink: Arc::clone(&sink),
+            declared,
+            stop: stop.clone(),
+            task: None,
             status: Arc::clone(&status),
-            first_delay: self.config.restart_delay,
-            longest_delay: self.config.longest_restart_delay,
-            metrics: self.metrics.clone(),
         };
-        let task = tokio::spawn(keeper.keep());
-        self.running.lock().insert(name.to_owned(), Running { source, target, stop, task, status });
+        if paused {
+            let mut status = status.lock();
+            (status.paused, status.running) = (true, false);
+        } else {
+            let secrets = running
+                .declared
+                .as_ref()
+                .map_or_else(TriggerSecrets::default, |declared| self.secrets(&declared.spec));
+            let cx = TriggerCx::new(
+                name,
+                sink,
+                Arc::clone(&self.config.store),
+                Arc::clone(&self.config.clock),
+                stop,
+            )
+            .with_secrets(secrets);
+            if source.sleeps() {
+                self.sleepers.add(source, cx, status);
+            } else {
+                let keeper = Keeper {
+                    source,
+                    cx,
+                    status,
+                    first_delay: self.config.restart_delay,
+                    longest_delay: self.config.longest_restart_delay,
+                    metrics: self.metrics.clone(),
+                };
+                running.task = Some(tokio::spawn(keeper.keep()));
+            }
+        }
+        self.running.lock().insert(name.to_owned(), running);
         Ok(())
     }
 
-    async fn stop(&self, name: &str) {
-        let running = self.running.lock().remove(name);
-        if let Some(running) = running {
-            running.stop.cancel();
+    async fn stop(&self, name: &str) -> Option<Running> {
+        let mut running = self.running.lock().remove(name)?;
+        running.stop.cancel();
+        self.sleepers.remove(name).await;
+        if let Some(task) = running.task.take() {
             // Its only failure is a panic of the keeper's own, which has nothing left to do then.
-            let _ = running.task.await;
+            let _ = task.await;
         }
+        Some(running)
     }
 
     /// Stops all sources and waits for them until `deadline`; those that do not end by then are dropped, which is like a
@@ -269,23 +370,40 @@ impl TriggerHost {
         self.shutdown.cancel();
         let running = std::mem::take(&mut *self.running.lock());
         let mut late = Vec::new();
-        for (name, mut running) in running {
-            if tokio::time::timeout_at(deadline, &mut running.task).await.is_err() {
-                running.task.abort();
-                let _ = running.task.await;
+        for (name, running) in running {
+            let Some(mut task) = running.task else { continue };
+            if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+                task.abort();
+                let _ = task.await;
                 late.push(name);
             }
         }
+        late.extend(self.sleepers.shutdown(deadline).await);
+        late.sort_unstable();
         self.slots.close();
         late
     }
 
-    fn make(&self, spec: &TriggerSpec) -> Result<(Arc<dyn TriggerSource>, DeliveryConfig), SpecErrors> {
+    fn make(&self, spec: &TriggerSpec) -> Result<Made, SpecErrors> {
         let mut errors = SpecErrors::default();
-        let (own, delivery) = declared::split(spec, &mut errors);
+        let namespace = spec.name.split('/').next().unwrap_or_default();
+        let reads_of = (spec.kind == "broker").then(|| spec.options.get("broker")).flatten();
+        let reads_of = reads_of.map(|broker| match broker.contains('/') {
+            true => broker.clone(),
+            false => format!("{namespace}/{broker}"),
+        });
+        let defaults =
+            reads_of.as_ref().and_then(|broker| self.brokers.spec(broker)).map(|spec| spec.delivery);
+        let mut declared = declared::split(spec, &defaults.unwrap_or_default(), &mut errors);
+        if let (None, Some(broker), false) = (&declared.reply, &reads_of, spec.options.contains_key("reply"))
+            && declared.delivery.batch == 1
+        {
+            // As Knative has it: what a subscriber answers goes back to the broker.
+            declared.reply = Some(Destination::Broker(broker.clone()));
+        }
         let make = self.kinds.lock().get(&spec.kind).cloned();
         let made = match make {
-            Some(make) => match make(&own) {
+            Some(make) => match make(&declared.own) {
                 Ok(source) => Some(source),
                 Err(wrong) => {
                     errors.0.extend(wrong.0);
@@ -299,20 +417,124 @@ impl TriggerHost {
                 None
             }
         };
+        let reads = match spec.kind.as_str() {
+            "broker" => broker::options(&declared.own).ok(),
+            _ => None,
+        };
+        let Declared { delivery, target, sink_options, dead_letter, letter_options, reply, .. } = declared;
+        let mut way_out = |destination: Option<Destination>, options: &BTreeMap<String, String>, field| {
+            let destination =
+                destination.filter(|destination| !matches!(destination, Destination::Service(_)))?;
+            self.publisher(spec, &destination, options, field, &mut errors)
+        };
+        let to = way_out(target, &sink_options, "target");
+        let letters = way_out(dead_letter, &letter_options, "options.dead-letter");
+        let replies = match reply {
+            Some(Destination::Service(service)) => {
+                let mut config = DeliveryConfig::new(spec.name.as_str(), service);
+                config.payer = spec.tenant.into();
+                config.dead_letter = crate::DeadLetter::None;
+                Some(Arc::new(self.delivery(config)) as Arc<dyn EventPublisher>)
+            }
+            other => way_out(other, &BTreeMap::new(), "options.reply"),
+        };
         errors.into_result()?;
-        match made {
-            Some(source) => Ok((source, delivery)),
-            None => Err(SpecErrors::default()),
+        let Some(source) = made else { return Err(SpecErrors::default()) };
+        let mut delivery = self.delivery(delivery);
+        if let Some(to) = to {
+            delivery = delivery.with_target(to);
         }
+        if let Some(letters) = letters {
+            delivery = delivery.with_publisher(letters);
+        }
+        if let Some(replies) = replies {
+            delivery = delivery.with_reply(replies);
+        }
+        Ok(Made { source, delivery, reads, sink_options })
+    }
+
+    /// Who takes events for a broker or a sink.
+    fn publisher(
+        &self,
+        spec: &TriggerSpec,
+        destination: &Destination,
+        options: &BTreeMap<String, String>,
+        field: &'static str,
+        errors: &mut SpecErrors,
+    ) -> Option<Arc<dyn EventPublisher>> {
+        match destination {
+            Destination::Service(_) => None,
+            Destination::Broker(name) => {
+                if name.split('/').next() != spec.name.split('/').next() {
+                    errors.push(
+                        field,
+                        format!("broker:{name}"),
+                        "must be a broker of the trigger's own namespace",
+                    );
+                }
+                Some(Arc::new(BrokerPublisher { brokers: Arc::clone(&self.brokers), name: name.clone() }))
+            }
+            Destination::Sink(kind) => {
+                let make = self.sinks.lock().get(kind).cloned();
+                let Some(make) = make else {
+                    let mut kinds: Vec<String> = self.sinks.lock().keys().cloned().collect();
+                    kinds.sort_unstable();
+                    let known = if kinds.is_empty() { "none".to_owned() } else { kinds.join(", ") };
+                    errors.push(
+                        field,
+                        format!("sink:{kind}"),
+                        format!("sinks that this platform knows: {known}"),
+                    );
+                    return None;
+                };
+                let mut sink = SinkSpec::new(&spec.name, kind, options.clone());
+                if field == "options.dead-letter" {
+                    sink.place = "options.dead-letter.";
+                }
+                match make(&sink, self.secrets(spec)) {
+                    Ok(publisher) => Some(publisher),
+                    Err(wrong) => {
+                        errors.0.extend(wrong.0);
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    /// Applies a declaration while no other change is under way.
+    async fn apply_alone(&self, spec: TriggerSpec) -> Result<()> {
+        let made = self.make(&spec)?;
+        if let Some((broker, start)) = &made.reads {
+            self.brokers.enrol(&spec.name, broker, *start).await?;
+        }
+        let name = spec.name.clone();
+        self.stop(&name).await;
+        let delivery = Arc::new(made.delivery);
+        let declared = OfDeclared {
+            spec,
+            delivery: Arc::clone(&delivery),
+            broker: made.reads.map(|(broker, _)| broker),
+            sink_options: made.sink_options,
+        };
+        self.start(&name, Some(Arc::new(declared)), made.source, delivery)
+    }
+
+    fn declared(&self, name: &str) -> Result<Arc<OfDeclared>> {
+        let running = self.running.lock();
+        running
+            .get(name)
+            .and_then(|running| running.declared.clone())
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "trigger", format!("there is no trigger {name}")))
     }
 }
 
 #[async_trait]
 impl Triggers for TriggerHost {
     fn check(&self, spec: &TriggerSpec) -> std::result::Result<(), SpecErrors> {
-        let (source, _) = self.make(spec)?;
+        let made = self.make(spec)?;
         // Only when it is declared: one that is stored may have had its last fire.
-        if spec.kind == "cron" && source.fires(self.config.clock.now()).next.is_none() {
+        if spec.kind == "cron" && made.source.fires(self.config.clock.now()).next.is_none() {
             let mut errors = SpecErrors::default();
             let schedule = spec.options.get("schedule").map_or("", String::as_str);
             errors.push("options.schedule", schedule, "never fires: no such time is to come");
@@ -322,9 +544,8 @@ impl Triggers for TriggerHost {
     }
 
     async fn apply(&self, spec: TriggerSpec) -> Result<()> {
-        let (source, delivery) = self.make(&spec)?;
-        let sink = Arc::new(self.delivery(delivery));
-        self.replace(&spec.name, Some(spec.target), source, sink).await
+        let _changing = self.changing.lock().await;
+        self.apply_alone(spec).await
     }
 
     async fn pause(&self, name: &str) {
@@ -335,6 +556,7 @@ impl Triggers for TriggerHost {
     async fn remove(&self, name: &str) -> Result<()> {
         let _changing = self.changing.lock().await;
         self.stop(name).await;
+        self.brokers.forget(name).await?;
         let prefix = format!("trigger/{name}/");
         loop {
             let entries = self.config.store.list(&prefix, None, PAGE).await?;
@@ -354,9 +576,193 @@ impl Triggers for TriggerHost {
         let with_fires = running.values().map(|running| {
             let mut status = running.status.lock().clone();
             status.fires = running.source.fires(now);
+            status.oldest = running.source.oldest();
+            if let Some(declared) = &running.declared {
+                status.attempts = declared.delivery.attempts_made();
+                status.circuit_open = declared.delivery.is_circuit_open();
+            }
             status
         });
         with_fires.collect()
+    }
+
+    async fn replay(&self, name: &str, from: Timestamp) -> Result<()> {
+        let _changing = self.changing.lock().await;
+        let declared = self.declared(name)?;
+        let Some(broker) = &declared.broker else {
+            let message = format!("{name} does not read from a broker: what it delivered is not kept");
+            return Err(Error::new(ErrorKind::Unsupported, "replay", message));
+        };
+        let Some(stopped) = self.stop(name).await else { return Ok(()) };
+        let moved = self.brokers.seek(name, broker, Start::At(from)).await;
+        // The same events come again: a delivery that remembered them would leave them out.
+        let started = match self.make(&declared.spec) {
+            Ok(made) => {
+                let delivery = Arc::new(made.delivery);
+                let fresh = OfDeclared {
+                    spec: declared.spec.clone(),
+                    delivery: Arc::clone(&delivery),
+                    broker: declared.broker.clone(),
+                    sink_options: made.sink_options,
+                };
+                self.start(name, Some(Arc::new(fresh)), made.source, delivery)
+            }
+            Err(_) => self.start(name, Some(Arc::clone(&declared)), stopped.source, stopped.sink),
+        };
+        moved.and(started)
+    }
+
+    async fn redrive(&self, name: &str, redrive: &Redrive) -> Result<Redriven> {
+        let declared = self.declared(name)?;
+        let refused = |field: &str, value: &str, problem: String| {
+            let mut errors = SpecErrors::default();
+            errors.push(field, value, problem);
+            Error::new(ErrorKind::InvalidSpec, "redrive", errors.to_string()).with_source(errors)
+        };
+        let filter = match &redrive.filter {
+            None => None,
+            Some(value) => {
+                let filter: Filter = serde_json::from_value(value.clone()).map_err(|error| {
+                    refused("filter", &value.to_string(), format!("is not a filter: {error}"))
+                })?;
+                let invalid = |errors: SpecErrors| {
+                    Error::new(ErrorKind::InvalidSpec, "redrive", errors.to_string()).with_source(errors)
+                };
+                filter.validate().map_err(invalid)?;
+                Some(filter)
+            }
+        };
+        let way = match redrive.target.as_deref() {
+            None => None,
+            Some(text) => match Destination::parse(text) {
+                None => return Err(refused("target", text, DESTINATION.to_owned())),
+                Some(Destination::Service(service)) => {
+                    Some(Way::Service(Arc::from(service), declared.spec.path.clone()))
+                }
+                Some(other) => {
+                    let mut errors = SpecErrors::default();
+                    let (spec, options) = (&declared.spec, &declared.sink_options);
+                    let publisher = self.publisher(spec, &other, options, "target", &mut errors);
+                    match publisher {
+                        Some(publisher) if errors.is_empty() => Some(Way::Publisher(publisher)),
+                        _ => {
+                            let message = errors.to_string();
+                            return Err(
+                                Error::new(ErrorKind::InvalidSpec, "redrive", message).with_source(errors)
+                            );
+                        }
+                    }
+                }
+            },
+        };
+        let prefix = letters::prefix(name);
+        let most = redrive.most.unwrap_or(REDRIVEN);
+        let (mut redriven, mut after): (Redriven, Option<String>) = (Redriven::default(), None);
+        loop {
+            let entries = self.config.store.list(&prefix, after.as_deref(), PAGE).await?;
+            let last = entries.len() < PAGE;
+            for entry in entries {
+                after = Some(entry.key.clone());
+                if redriven.delivered + redriven.failed >= most {
+                    return Ok(redriven);
+                }
+                let Ok(letter) = serde_json::from_slice::<serde_json::Value>(&entry.value) else { continue };
+                let id = &entry.key[prefix.len()..];
+                if !redrive.letters.is_empty() && !redrive.letters.iter().any(|wanted| wanted == id)
+                    || redrive.reason.as_deref().is_some_and(|reason| letter["class"] != reason)
+                {
+                    continue;
+                }
+                let event = match letters::event_of(&letter) {
+                    Ok(event) => event,
+                    Err(error) => {
+                        redriven.failed += 1;
+                        redriven.last_error = Some(format!("{id}: {}", error.message));
+                        continue;
+                    }
+                };
+                if filter.as_ref().is_some_and(|filter| !filter.wants(&event)) {
+                    continue;
+                }
+                match declared.delivery.again(&event, way.as_ref()).await {
+                    Ok(()) => {
+                        self.config.store.delete(&entry.key, entry.version).await?;
+                        redriven.delivered += 1;
+                    }
+                    Err(reason) => {
+                        redriven.failed += 1;
+                        redriven.last_error = Some(reason);
+                    }
+                }
+            }
+            if last {
+                return Ok(redriven);
+            }
+        }
+    }
+
+    fn check_broker(&self, spec: &BrokerSpec) -> std::result::Result<(), SpecErrors> {
+        broker::check(spec)
+    }
+
+    async fn apply_broker(&self, spec: BrokerSpec) -> Result<()> {
+        broker::check(&spec)?;
+        let _changing = self.changing.lock().await;
+        let (name, delivery) = (spec.name.clone(), spec.delivery.clone());
+        let before = self.brokers.spec(&name).map(|spec| spec.delivery);
+        self.brokers.apply(spec).await?;
+        self.sleepers.changed();
+        if before.unwrap_or_default() == delivery {
+            return Ok(());
+        }
+        // Its triggers take over what it says of the delivery.
+        let readers: Vec<TriggerSpec> = {
+            let running = self.running.lock();
+            let declared = running.values().filter_map(|running| running.declared.as_ref());
+            declared
+                .filter(|declared| declared.broker.as_ref() == Some(&name))
+                .map(|declared| declared.spec.clone())
+                .collect()
+        };
+        for reader in readers {
+            self.apply_alone(reader).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_broker(&self, name: &str) -> Result<()> {
+        let _changing = self.changing.lock().await;
+        let reader = {
+            let running = self.running.lock();
+            let mut reading = running.iter().filter(|(_, running)| {
+                running.declared.as_ref().is_some_and(|declared| declared.broker.as_deref() == Some(name))
+            });
+            reading.next().map(|(reader, _)| reader.clone())
+        };
+        if let Some(reader) = reader {
+            let message = format!("trigger {reader} reads from broker {name}: delete it first");
+            return Err(Error::new(ErrorKind::Conflict, "broker", message));
+        }
+        self.brokers.remove(name).await
+    }
+
+    fn brokers(&self) -> Vec<BrokerStatus> {
+        let mut brokers = self.brokers.status();
+        brokers.retain(|broker| !broker.name.contains('~'));
+        let running = self.running.lock();
+        for running in running.values() {
+            let Some(of) = running.declared.as_ref().and_then(|declared| declared.broker.as_ref()) else {
+                continue;
+            };
+            if let Some(broker) = brokers.iter_mut().find(|broker| broker.name == *of) {
+                broker.readers += 1;
+            }
+        }
+        brokers
+    }
+
+    async fn accept(&self, broker: &str, events: Vec<Event>) -> Result<()> {
+        self.brokers.accept(broker, &events).await
     }
 }
 

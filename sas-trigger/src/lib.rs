@@ -28,7 +28,7 @@
 //! | take events out of the platform | [`Outbox`], [`Inbox`] |
 //! | run sources, one's own too | [`TriggerHost`] |
 
-pub mod cloudevents;
+mod broker;
 mod cron;
 mod declared;
 mod delivery;
@@ -39,13 +39,15 @@ pub mod metrics;
 mod outbox;
 mod scheduled;
 mod sources;
+mod transform;
 
-pub use cloudevents::to_request;
 pub use cron::{CronError, CronOptions, CronSchedule, Dialect, Fold, Gap};
-pub use delivery::{Backoff, DeadLetter, Delivery, DeliveryConfig, RetryPolicy};
+pub use delivery::{Backoff, CircuitPolicy, DeadLetter, Dedup, Delivery, DeliveryConfig, RetryPolicy};
 pub use every::Every;
 pub use filter::{Filter, cesql};
-pub use host::{SourceFactory, TriggerHost, TriggerHostConfig};
+pub use host::{SinkFactory, SourceFactory, TriggerHost, TriggerHostConfig};
 pub use outbox::{Inbox, Outbox, outbox};
+pub use sas_cloudevents::{self as cloudevents, to_request};
 pub use scheduled::{EventTemplate, Misfire, Overlap, SchedulePolicy, Scheduled, fire_id};
 pub use sources::{CronTrigger, TimerTrigger};
+pub use transform::Transform;

@@ -309,7 +309,16 @@ impl TriggerSource for Scheduled {
 
     async fn run(&self, cx: TriggerCx) -> Result<()> {
         let mut run = Run::load(self, &cx).await?;
-        run.drive().await
+        run.drive(false).await.map(drop)
+    }
+
+    fn sleeps(&self) -> bool {
+        true
+    }
+
+    async fn wake(&self, cx: &TriggerCx) -> Result<Option<Timestamp>> {
+        let mut run = Run::load(self, cx).await?;
+        run.drive(true).await
     }
 
     fn fires(&self, now: Timestamp) -> Fires {
@@ -364,14 +373,18 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn drive(&mut self) -> Result<()> {
+    /// Makes fires, until the shutdown or, with `idle`, until nothing is left to be done now: then, when something is.
+    async fn drive(&mut self, idle: bool) -> Result<Option<Timestamp>> {
         loop {
             self.look();
             self.start_due().await?;
+            if idle && self.running.is_empty() && self.refused == 0 && !self.has_due() {
+                return Ok(self.next());
+            }
             let nap = self.nap();
             tokio::select! {
                 biased;
-                () = self.cx.shutdown.cancelled() => return self.finish().await,
+                () = self.cx.shutdown.cancelled() => return self.finish().await.map(|()| None),
                 Some((at, result)) = self.under_way.next() => self.settled(at, result).await?,
                 () = tokio::time::sleep(nap) => {}
             }
@@ -466,15 +479,25 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Until the next fire is due, or until the clock should be asked again.
-    fn nap(&self) -> Duration {
+    fn has_due(&self) -> bool {
+        self.pending.first().is_some_and(|(due, _)| *due <= self.cx.clock.now())
+    }
+
+    /// When something is to be done next.
+    fn next(&self) -> Option<Timestamp> {
         let now = self.cx.clock.now();
         let waiting = self.pending.first().map(|(due, _)| *due).filter(|due| *due > now);
         let coming = self.source.schedule.next_after(self.seen.max(now)).filter(|_| self.has_room());
-        let next = match (waiting, coming) {
+        match (waiting, coming) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
-        };
+        }
+    }
+
+    /// Until the next fire is due, or until the clock should be asked again.
+    fn nap(&self) -> Duration {
+        let now = self.cx.clock.now();
+        let next = self.next();
         // A millisecond more than nothing: tokio's timers have that resolution, and an early wake-up would spin.
         next.map_or(NAP, |next| next.since(now).max(Duration::from_micros(100)).min(NAP))
     }

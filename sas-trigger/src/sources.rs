@@ -31,6 +31,14 @@ macro_rules! scheduled_source {
                 self.0.run(cx).await
             }
 
+            fn sleeps(&self) -> bool {
+                self.0.sleeps()
+            }
+
+            async fn wake(&self, cx: &TriggerCx) -> Result<Option<Timestamp>> {
+                self.0.wake(cx).await
+            }
+
             fn fires(&self, now: Timestamp) -> Fires {
                 self.0.fires(now)
             }

@@ -115,7 +115,7 @@ fn check_attributes(place: &str, expected: &BTreeMap<String, String>, errors: &m
     }
 }
 
-fn attribute(event: &Event, name: &str) -> Option<String> {
+pub(crate) fn attribute(event: &Event, name: &str) -> Option<String> {
     match cesql::attribute(event, name)? {
         cesql::Value::Boolean(value) => Some(value.to_string()),
         cesql::Value::Integer(value) => Some(value.to_string()),

@@ -179,7 +179,7 @@ pub struct ParseError {
 }
 
 /// The attribute of an event, as an expression sees it.
-pub(super) fn attribute(event: &Event, name: &str) -> Option<Value> {
+pub(crate) fn attribute(event: &Event, name: &str) -> Option<Value> {
     let text = |text: &str| Some(Value::String(text.to_owned()));
     match name {
         "id" => text(event.id()),
@@ -187,7 +187,7 @@ pub(super) fn attribute(event: &Event, name: &str) -> Option<Value> {
         "type" => text(event.kind()),
         "specversion" => text("1.0"),
         "subject" => text(event.subject()?),
-        "time" => Some(Value::String(crate::cloudevents::rfc3339(event.time()?)?)),
+        "time" => Some(Value::String(sas_cloudevents::rfc3339(event.time()?)?)),
         "dataschema" => text(event.data_schema()?),
         "datacontenttype" => text(event.data_content_type()?),
         extension => event.extensions().get(extension).cloned().map(Value::from),

@@ -1,3 +1,4 @@
+#![forbid(unsafe_code)]
 //! CloudEvents 1.0 on the wire: the HTTP binding in its three modes, both ways, and the JSON format.
 //!
 //! The crate `cloudevents-sdk` was weighed and left: its 0.9 has no batches, compares media types by case, takes empty
@@ -5,7 +6,7 @@
 //!
 //! ```
 //! use sas_core::Event;
-//! use sas_trigger::cloudevents::{self, Limits};
+//! use sas_cloudevents::{self as cloudevents, Limits};
 //!
 //! let event = Event::new("1", "/sensors", "reading").unwrap().with_data("application/json", "21.5").unwrap();
 //! let message = cloudevents::structured(&event);
@@ -21,7 +22,9 @@ mod json;
 use jiff::Timestamp as Instant;
 use sas_core::{Error, ErrorKind, EventError, Timestamp};
 
-pub use self::http::{Limits, Message, Mode, batched, binary, from_message, mode_of, structured, to_request};
+pub use self::http::{
+    Limits, Message, Mode, batched, binary, from_message, message_request, mode_of, structured, to_request,
+};
 pub use self::json::{from_json, from_json_batch, to_json, to_json_batch};
 
 /// Why a message is no CloudEvent.
@@ -38,11 +41,8 @@ pub struct DecodeError {
 }
 
 impl DecodeError {
-    pub(crate) fn new(
-        field: impl Into<String>,
-        value: impl Into<String>,
-        problem: impl Into<String>,
-    ) -> Self {
+    /// What is wrong with which field, for those who write a binding to another protocol.
+    pub fn new(field: impl Into<String>, value: impl Into<String>, problem: impl Into<String>) -> Self {
         Self { field: field.into(), value: value.into(), problem: problem.into() }
     }
 
@@ -71,7 +71,7 @@ fn is_json(kind: &str) -> bool {
     essence.split_once('/').is_some_and(|(_, subtype)| subtype == "json" || subtype.ends_with("+json"))
 }
 
-/// A time as CloudEvents write it; `None`: out of the range of the calendar.
-pub(crate) fn rfc3339(time: Timestamp) -> Option<String> {
+/// A time as CloudEvents write it, in RFC 3339; `None`: out of the range of the calendar.
+pub fn rfc3339(time: Timestamp) -> Option<String> {
     Instant::from_nanosecond(i128::from(time.0)).ok().map(|instant| instant.to_string())
 }

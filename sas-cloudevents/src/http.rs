@@ -213,7 +213,7 @@ fn json_message(kind: &'static str, document: String) -> Message {
 /// ```
 /// use sas_core::Event;
 /// let event = Event::new("1", "/sensors", "reading")?.with_data("text/plain", "21.5")?;
-/// let request = sas_trigger::to_request(&event, "/events").expect("a path");
+/// let request = sas_cloudevents::to_request(&event, "/events").expect("a path");
 /// assert_eq!(request.headers()["ce-id"], "1");
 /// assert_eq!(request.headers()["content-type"], "text/plain");
 /// # Ok::<(), sas_core::EventError>(())
@@ -222,7 +222,14 @@ fn json_message(kind: &'static str, document: String) -> Message {
 /// # Errors
 /// `InvalidSpec` when `path` is not the path of a URL.
 pub fn to_request(event: &Event, path: &str) -> Result<Request> {
-    let message = binary(event)?;
+    message_request(binary(event)?, path)
+}
+
+/// A `POST` of a message to `path`, such as of one that [`batched`] made.
+///
+/// # Errors
+/// `InvalidSpec` when `path` is not the path of a URL.
+pub fn message_request(message: Message, path: &str) -> Result<Request> {
     let mut request =
         http::Request::builder().method(Method::POST).uri(path).body(Body::from(message.body)).map_err(
             |error| Error::new(ErrorKind::InvalidSpec, "deliver", format!("path {path:?}: {error}")),

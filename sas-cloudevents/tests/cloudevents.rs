@@ -5,8 +5,8 @@ use std::{fs, path::PathBuf};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use proptest::prelude::*;
+use sas_cloudevents::{self as cloudevents, DecodeError, Limits, Mode};
 use sas_core::{AttributeValue, Event};
-use sas_trigger::cloudevents::{self, DecodeError, Limits, Mode};
 use serde_json::{Value, json};
 
 fn directory() -> PathBuf {
