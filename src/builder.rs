@@ -189,6 +189,7 @@ pub struct PlatformBuilder {
     secrets: Option<Arc<dyn SecretSource>>,
     wrap_invoker: Option<WrapInvoker>,
     edition: Edition,
+    machine: Option<Machine>,
     preset: Preset,
     fidelity: Option<Fidelity>,
     domain: String,
@@ -245,6 +246,7 @@ impl Default for PlatformBuilder {
             secrets: None,
             wrap_invoker: None,
             edition: Edition::dedicated(),
+            machine: None,
             preset: Preset::Default,
             fidelity: None,
             domain: "localhost".to_owned(),
@@ -457,6 +459,14 @@ impl PlatformBuilder {
         self
     }
 
+    /// What the platform may use of the machine, of which the preset takes its bounds. Without this, what
+    /// [`Machine::here`] finds.
+    #[must_use]
+    pub fn machine(mut self, machine: Machine) -> Self {
+        self.machine = Some(machine);
+        self
+    }
+
     /// How closely scaling follows Knative, whatever the preset says.
     #[must_use]
     pub fn fidelity(mut self, fidelity: Fidelity) -> Self {
@@ -632,7 +642,7 @@ impl PlatformBuilder {
             describe(&recorder);
         }
 
-        let mut pool_config = self.preset.pool(Machine::here());
+        let mut pool_config = self.preset.pool(self.machine.unwrap_or_else(Machine::here));
         for change in self.pool {
             change(&mut pool_config);
         }

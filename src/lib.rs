@@ -13,6 +13,7 @@ mod platform;
 mod preset;
 
 pub use builder::{BuildError, BuildPart, PlatformBuilder};
+pub use machine::Machine;
 pub use platform::{Platform, ShutdownReport};
 pub use preset::{Preset, UnknownPreset};
 

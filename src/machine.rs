@@ -2,20 +2,50 @@
 
 use std::path::{Path, PathBuf};
 
-/// Cores, memory and descriptors that this process may use.
+/// What a platform may use of the machine that it runs on; the bounds of its preset are shares of it. A host that keeps
+/// a part for itself, or a test that wants the same bounds everywhere, says so by
+/// [`PlatformBuilder::machine`](crate::PlatformBuilder::machine).
+///
+/// ```
+/// use sas::{Machine, prelude::*};
+/// let half = Machine::new(2).with_memory(4 << 30);
+/// let builder = Platform::builder().machine(half);
+/// # drop(builder);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Machine {
+#[non_exhaustive]
+pub struct Machine {
     /// Cores, as the scheduler and the control group's quota allow.
-    pub(crate) cores: u32,
+    pub cores: u32,
     /// Bytes; `None`: not known here, and nothing is bounded by it.
-    pub(crate) memory_bytes: Option<u64>,
+    pub memory_bytes: Option<u64>,
     /// Open files at once, up to the hard limit, which runtimes raise the soft one to; `None`: not bounded, or not known.
-    pub(crate) descriptors: Option<u64>,
+    pub descriptors: Option<u64>,
 }
 
 impl Machine {
-    /// Looks. Reads a handful of small files, where the system has them.
-    pub(crate) fn here() -> Self {
+    /// A machine of so many cores, whose memory and descriptors bound nothing.
+    pub const fn new(cores: u32) -> Self {
+        Self { cores, memory_bytes: None, descriptors: None }
+    }
+
+    /// With so many bytes of memory.
+    #[must_use]
+    pub const fn with_memory(mut self, bytes: u64) -> Self {
+        self.memory_bytes = Some(bytes);
+        self
+    }
+
+    /// With so many open files at once.
+    #[must_use]
+    pub const fn with_descriptors(mut self, descriptors: u64) -> Self {
+        self.descriptors = Some(descriptors);
+        self
+    }
+
+    /// What this process may use: the machine's, or what its control group leaves of it. Reads a handful of small
+    /// files, where the system has them.
+    pub fn here() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let read = |path: &Path| std::fs::read_to_string(path).ok();
         Self {

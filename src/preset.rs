@@ -87,6 +87,7 @@ impl Preset {
     /// The pool's configuration on this machine.
     pub(crate) fn pool(self, machine: Machine) -> PoolConfig {
         let mut pool = PoolConfig::default();
+        pool.gate.starts = machine.cores.saturating_add(1);
         pool.budget.assumed_memory_bytes = ASSUMED_BYTES;
         if let Some(memory) = machine.memory_bytes {
             pool.budget.memory_bytes = memory / 100 * MEMORY_PERCENT;

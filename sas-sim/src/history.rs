@@ -101,6 +101,30 @@ pub enum Fact {
         /// Which instance.
         instance: u64,
     },
+    /// An instance fails its liveness probe from now on.
+    Ill {
+        /// Which.
+        instance: u64,
+    },
+    /// The pool was told to replace an instance.
+    Recycled {
+        /// Which.
+        instance: u64,
+    },
+    /// What the tenant may use is being changed, or whether it was is not known: nothing certain holds.
+    QuotaUnsure,
+    /// What the tenant may use from now on; `None`: anything.
+    Quota(Option<QuotaSet>),
+    /// A message came to the queue.
+    Queued {
+        /// Which.
+        message: u64,
+    },
+    /// A message was taken off the queue: its delivery was acknowledged.
+    Acknowledged {
+        /// Which.
+        message: u64,
+    },
     /// From here on nobody sends anything but triggers.
     Quiet {
         /// Whether a timer has a service to call.
@@ -122,6 +146,18 @@ pub enum Fact {
         /// How many.
         count: u64,
     },
+}
+
+/// A quota that was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "a plain record")]
+pub struct QuotaSet {
+    /// Requests at once; 0: no limit.
+    pub concurrency: u32,
+    /// Requests a second; 0: no limit.
+    pub rate: u32,
+    /// Requests that may come at once after a quiet time.
+    pub burst: u32,
 }
 
 /// How a request ended for its client.

@@ -1,20 +1,17 @@
-//! One life of a host: the production parts, put together as the facade puts them together.
+//! One life of a host: a platform of the facade, with simulated parts.
 
 use std::{
     sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
-use sas_autoscale::{Driver, DriverConfig};
-use sas_control::{Control, ControlConfig, Recovery};
-use sas_core::{
-    Clock, EnvValue, Invoker, Pool, Result, RevisionKey, RevisionSpec, Runtime, Source, Store, Triggers,
-};
+use sas::{BuildError, Machine, Platform, Preset};
+use sas_autoscale::Driver;
+use sas_control::{Control, Recovery};
+use sas_core::{EnvValue, Pool, RevisionKey, RevisionSpec, Source};
 use sas_knative::manifest::ServiceManifest;
-use sas_pool::{InstancePool, PoolConfig};
-use sas_router::{Gateway, GatewayConfig, RouteTable};
-use sas_trigger::{TriggerHost, TriggerHostConfig};
-use tokio::{task::JoinHandle, time::Instant};
+use sas_pool::InstancePool;
+use sas_router::Gateway;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -27,26 +24,21 @@ use crate::{
     watch::{HostStore, Life, WatchedDecisions, WatchedInvoker, WatchedMeter, WatchedPool},
 };
 
+/// What every simulated host has: nothing of the machine that the simulator runs on shows in a history.
+const MACHINE: Machine = Machine::new(2).with_memory(8 << 30);
+
 /// Everything of one host life.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) life: Arc<Life>,
     pub(crate) runtime: Arc<SimRuntime>,
-    pub(crate) pool: Arc<WatchedPool>,
-    pub(crate) gateway: Arc<Gateway>,
-    pub(crate) control: Arc<Control>,
-    pub(crate) driver: Arc<Driver>,
-    /// What came back at its start.
-    pub(crate) recovery: Recovery,
-    triggers: Arc<TriggerHost>,
+    platform: Platform,
     /// Cancelled when the host is killed.
     pub(crate) lost: CancellationToken,
-    stop: CancellationToken,
-    driving: parking_lot::Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Host {
-    /// Puts a host together on `store` and brings back what is in it.
+    /// Builds a platform on `store`, which brings back what is in it.
     pub(crate) async fn boot(
         history: &Arc<History>,
         store: &Arc<SimStore>,
@@ -54,113 +46,74 @@ impl Host {
         draw: Draw,
         plant: Option<Plant>,
         epoch: u64,
-    ) -> Result<Arc<Self>> {
+    ) -> Result<Arc<Self>, BuildError> {
         let life = Life::new(Arc::clone(history), epoch, plant);
-        let clock: Arc<dyn Clock> = Arc::clone(clock) as _;
         let runtime =
-            Arc::new(SimRuntime::new(Arc::clone(history), Arc::clone(&clock), draw.clone(), plant, epoch));
-        let seed = draw.clone().next();
-        let store: Arc<dyn Store> = Arc::new(HostStore { inner: Arc::clone(store), life: Arc::clone(&life) });
-
-        let mut config = PoolConfig::seeded(seed);
-        config.shards = 4;
-        config.clock = Arc::clone(&clock);
-        config.meter = Some(Arc::new(WatchedMeter(Arc::clone(&life))));
-        config.backoff.longest = Duration::from_secs(10);
-        let pool = Arc::new(WatchedPool { inner: InstancePool::new(config), life: Arc::clone(&life) });
-
-        let router = Arc::new(RouteTable::new(seed));
-        let mut config = GatewayConfig::default();
-        config.seed = seed;
-        let gateway = Gateway::new(Arc::clone(&router) as _, Arc::clone(&pool) as Arc<dyn Pool>, config);
-
-        let invoker = Arc::new(WatchedInvoker {
-            inner: Arc::clone(&gateway) as Arc<dyn Invoker>,
-            life: Arc::clone(&life),
-        });
-        let mut config = TriggerHostConfig::new(invoker, Arc::clone(&store));
-        config.clock = Arc::clone(&clock);
-        let triggers = TriggerHost::new(config);
-
-        let mut config = ControlConfig::new(
-            store,
-            Arc::clone(&pool) as Arc<dyn Pool>,
-            router,
-            Arc::clone(&gateway) as Arc<dyn Invoker>,
-            vec![Arc::clone(&runtime) as Arc<dyn Runtime>],
-        );
-        config.triggers = Some(Arc::clone(&triggers) as Arc<dyn Triggers>);
-        config.clock = Arc::clone(&clock);
-        config.seed = seed;
-        let control = Control::new(config);
-
-        let mut config = DriverConfig::default();
-        config.clock = clock;
-        config.sink = Arc::new(WatchedDecisions(Arc::clone(&life)));
-        config.history = 4000;
-        let scalers = sas_autoscale::default_scalers();
-        let driver = Driver::new(Arc::clone(&pool) as Arc<dyn Pool>, scalers, config);
-
-        let stop = CancellationToken::new();
-        let driving = tokio::spawn({
-            let (driver, stop) = (Arc::clone(&driver), stop.clone());
-            async move { driver.run(stop).await }
-        });
-        let recovered = control.recover().await;
-        let (recovery, failed) = match recovered {
-            Ok(recovery) => (recovery, None),
-            Err(error) => (Recovery::default(), Some(error)),
-        };
-        let host = Arc::new(Self {
-            life,
-            runtime,
-            pool,
-            gateway,
-            control,
-            driver,
-            recovery,
-            triggers,
-            lost: CancellationToken::new(),
-            stop,
-            driving: parking_lot::Mutex::new(Some(driving)),
-        });
-        match failed {
-            None => Ok(host),
-            Some(error) => {
-                host.kill().await;
-                Err(error)
-            }
-        }
+            Arc::new(SimRuntime::new(Arc::clone(history), Arc::clone(clock) as _, draw.clone(), plant, epoch));
+        let (in_pool, in_triggers) = (Arc::clone(&life), Arc::clone(&life));
+        let built = Platform::builder()
+            // What works ahead of demand sleeps when it pleases; the promises about sleep are Knative's.
+            .preset(Preset::Knative)
+            .machine(MACHINE)
+            .seed(draw.clone().next())
+            .clock(Arc::clone(clock))
+            .runtime(Arc::clone(&runtime))
+            .store(HostStore { inner: Arc::clone(store), life: Arc::clone(&life) })
+            .configure_pool(|pool| {
+                pool.shards = 4;
+                pool.backoff.longest = Duration::from_secs(10);
+            })
+            .pool(|config| Arc::new(WatchedPool { inner: InstancePool::new(config), life: in_pool }))
+            .trigger_invoker(|inner| Arc::new(WatchedInvoker { inner, life: in_triggers }))
+            .decision_sink(WatchedDecisions(Arc::clone(&life)))
+            .meter_sink(WatchedMeter(Arc::clone(&life)))
+            .driver(|driver| driver.history = 4000)
+            .build()
+            .await;
+        let platform = built?;
+        Ok(Arc::new(Self { life, runtime, platform, lost: CancellationToken::new() }))
     }
 
     /// SIGKILL. What the parts still do is seen by nobody, and ends.
-    pub(crate) async fn kill(self: &Arc<Self>) {
+    pub(crate) async fn kill(&self) {
         self.runtime.kill_all();
         self.life.dead.store(true, SeqCst);
         self.lost.cancel();
-        self.end(Instant::now()).await;
+        self.platform.shutdown(Duration::ZERO).await;
     }
 
-    /// An orderly end, in the order of the facade.
-    pub(crate) async fn end(&self, deadline: Instant) {
-        self.triggers.shutdown(deadline).await;
-        self.gateway.shutdown(deadline).await;
-        self.stop.cancel();
-        let driving = self.driving.lock().take();
-        if let Some(driving) = driving {
-            let _ = driving.await;
-        }
-        self.control.shutdown(deadline).await;
-        self.pool.shutdown(deadline).await;
-        self.runtime.quiesce().await;
+    /// An orderly end within `limit`.
+    pub(crate) async fn end(&self, limit: Duration) {
+        self.platform.shutdown(limit).await;
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<dyn Pool> {
+        self.platform.pool()
+    }
+
+    pub(crate) fn gateway(&self) -> &Arc<Gateway> {
+        self.platform.gateway()
+    }
+
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        self.platform.control()
+    }
+
+    pub(crate) fn driver(&self) -> &Arc<Driver> {
+        self.platform.driver()
+    }
+
+    /// What came back at its start.
+    pub(crate) fn recovery(&self) -> &Recovery {
+        self.platform.recovery()
     }
 
     /// All revisions that are registered, with the names of their services.
     pub(crate) fn revisions(&self) -> Vec<(String, RevisionKey)> {
         let mut all = Vec::new();
-        for record in self.control.records() {
+        for record in self.control().records() {
             for revision in &record.revisions {
-                let key = self.control.revision_key("default", &record.name, &revision.name);
+                let key = self.control().revision_key("default", &record.name, &revision.name);
                 all.extend(key.map(|key| (record.name.clone(), key)));
             }
         }
@@ -169,9 +122,9 @@ impl Host {
 
     /// The keys of all revisions that are registered for a service.
     pub(crate) fn keys(&self, service: u32) -> Vec<RevisionKey> {
-        let Ok(record) = self.control.record("default", &name(service)) else { return Vec::new() };
+        let Ok(record) = self.control().record("default", &name(service)) else { return Vec::new() };
         let revisions = record.revisions.iter();
-        revisions.filter_map(|it| self.control.revision_key("default", &name(service), &it.name)).collect()
+        revisions.filter_map(|it| self.control().revision_key("default", &name(service), &it.name)).collect()
     }
 }
 

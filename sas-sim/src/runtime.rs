@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas_core::{
     Answer, Artifact, ArtifactInfo, Body, Call, CallError, Capabilities, Clock, Cx, EnvValue, Error,
-    ErrorKind, ExitReport, Instance, InstanceEvents, InstanceId, InstanceTarget, Isolation, Request,
+    ErrorKind, ExitReport, Instance, InstanceEvents, InstanceId, InstanceTarget, Isolation, Purpose, Request,
     Response, Result, Retry, RevisionSpec, Runtime, StartRequest,
 };
 use tokio::{sync::Notify, time::Instant};
@@ -30,6 +30,8 @@ use crate::{
 pub const REQUEST: &str = "x-sim-request";
 /// Variable with the concurrency that a deploy asked for.
 pub const LIMIT: &str = "SIM_LIMIT";
+/// Variable of a revision that answers with 500.
+pub const BAD: &str = "SIM_BAD";
 
 /// How long starts take, from measurements of real programs on two cores (milliseconds, exec to first answer):
 /// native 1, Node and Python about 50, Java hello 145 to 178, a Spring application 600 to 1,475.
@@ -144,12 +146,23 @@ impl SimRuntime {
 
     /// Kills the `index`-th of the running instances, counted around.
     pub fn kill(&self, index: u64) -> bool {
-        let victim = {
-            let live = self.shared.live.lock();
-            let count = live.len().max(1) as u64;
-            live.values().nth((index % count) as usize).and_then(Weak::upgrade)
-        };
-        victim.is_some_and(|victim| victim.end(true))
+        self.nth(index).is_some_and(|victim| victim.end(true))
+    }
+
+    /// From now on the `index`-th of the running instances, counted around, fails its probes: it answers them with 500,
+    /// or not at all. Requests it answers as before, so that only its probes can tell.
+    pub fn fall_ill(&self, index: u64, hangs: bool) -> bool {
+        let Some(instance) = self.nth(index) else { return false };
+        if instance.health.swap(if hangs { HANGS } else { FAILS }, SeqCst) == WELL {
+            self.shared.tell(Fact::Ill { instance: self.shared.number(instance.id) });
+        }
+        true
+    }
+
+    fn nth(&self, index: u64) -> Option<Arc<SimInstance>> {
+        let live = self.shared.live.lock();
+        let count = live.len().max(1) as u64;
+        live.values().nth((index % count) as usize).and_then(Weak::upgrade)
     }
 
     /// All instances die with their host, and nobody is left to be told.
@@ -209,6 +222,8 @@ impl Runtime for SimRuntime {
             this: this.clone(),
             id: request.id,
             limit: promised(&request),
+            bad: request.spec().env.contains_key(BAD),
+            health: AtomicU8::new(WELL),
             events: Arc::clone(&request.events),
             shared: Arc::clone(shared),
             gone: AtomicBool::new(false),
@@ -257,10 +272,18 @@ impl Drop for StartGuard<'_> {
     }
 }
 
+/// What an instance answers to probes.
+const WELL: u8 = 0;
+const FAILS: u8 = 1;
+const HANGS: u8 = 2;
+
 struct SimInstance {
     this: Weak<Self>,
     id: InstanceId,
     limit: u32,
+    /// Answers requests with 500.
+    bad: bool,
+    health: AtomicU8,
     events: Arc<dyn InstanceEvents>,
     shared: Arc<Shared>,
     gone: AtomicBool,
@@ -290,6 +313,22 @@ impl SimInstance {
         }
         self.events.exited(self.id, report);
         true
+    }
+
+    /// The answer to a probe.
+    async fn probed(&self, cx: &Cx) -> Result<Answer, CallError> {
+        let status = match self.health.load(SeqCst) {
+            WELL => http::StatusCode::OK,
+            FAILS => http::StatusCode::INTERNAL_SERVER_ERROR,
+            _ => {
+                tokio::time::sleep_until(cx.deadline).await;
+                let error = Error::new(ErrorKind::Timeout, "call", "simulated: it does not answer");
+                return Err(CallError::sent(error));
+            }
+        };
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = status;
+        Ok(Answer::Http(response))
     }
 
     async fn until(&self, condition: impl Fn() -> bool) {
@@ -329,10 +368,17 @@ impl Drop for SimInstance {
 impl Call for SimInstance {
     async fn call(&self, request: Request, cx: &Cx) -> Result<Answer, CallError> {
         if self.gone.load(SeqCst) || self.stopping.load(SeqCst) {
+            if cx.purpose == Purpose::Probe {
+                let error = Error::new(ErrorKind::Unavailable, "call", "simulated: it ends");
+                return Err(CallError::unsent(error, request));
+            }
             self.shared.tell(Fact::GivenBack { instance: self.shared.number(self.id) });
             let error = Error::new(ErrorKind::Unavailable, "call", "simulated: the instance is stopping")
                 .with_retry(Retry::AnotherInstance);
             return Err(CallError::unsent(error, request));
+        }
+        if cx.purpose == Purpose::Probe {
+            return self.probed(cx).await;
         }
         let at_once = self.calls.fetch_add(1, SeqCst) + 1;
         let mut call = Answering { instance: self, answered: false };
@@ -359,7 +405,13 @@ impl Call for SimInstance {
             () = self.until(|| self.gone.load(SeqCst)) => {
                 Err(CallError::sent(Error::new(ErrorKind::Crashed, "call", "simulated: the instance died")))
             }
-            () = tokio::time::sleep(time) => Ok(Answer::Http(Response::new(Body::from("done")))),
+            () = tokio::time::sleep(time) => {
+                let mut response = Response::new(Body::from("done"));
+                if self.bad {
+                    *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
+                }
+                Ok(Answer::Http(response))
+            }
             () = tokio::time::sleep_until(cx.deadline) => {
                 Err(CallError::sent(Error::new(ErrorKind::Timeout, "call", "simulated: too slow")))
             }

@@ -256,8 +256,8 @@ impl World {
         if let Ok(host) = &booted {
             let damaged = self.store.damaged().await;
             let mut durable = self.durable.lock();
-            let unnamed = durable.damaged(&damaged, &host.recovery);
-            let broken = unnamed.or_else(|| durable.came_back(&host.control));
+            let unnamed = durable.damaged(&damaged, host.recovery());
+            let broken = unnamed.or_else(|| durable.came_back(host.control()));
             self.late.lock().extend(broken.map(|message| Violation { invariant: "durable", message }));
         }
         *self.host.lock() = booted.ok();
@@ -386,7 +386,7 @@ impl World {
                     let done = tokio::select! {
                         biased;
                         () = host.lost.cancelled() => false,
-                        deployed = host.control.deploy(manifest) => deployed.is_ok(),
+                        deployed = host.control().deploy(manifest) => deployed.is_ok(),
                     };
                     world.changed(&host, "deploy", &name(service), done);
                     // The first service gets a timer, which wakes it all through the run.
@@ -395,7 +395,7 @@ impl World {
                         let done = tokio::select! {
                             biased;
                             () = host.lost.cancelled() => false,
-                            applied = host.control.apply_trigger(spec) => applied.is_ok(),
+                            applied = host.control().apply_trigger(spec) => applied.is_ok(),
                         };
                         world.history.tell(Fact::Control { what: "trigger".into(), done });
                     }
@@ -405,7 +405,7 @@ impl World {
                 let (world, service, percent) = (Arc::clone(self), *service, *percent);
                 actions.spawn(async move {
                     let Some(host) = world.host() else { return };
-                    let Ok(record) = host.control.record("default", &name(service)) else { return };
+                    let Ok(record) = host.control().record("default", &name(service)) else { return };
                     let names: Vec<&str> = record.revisions.iter().map(|it| it.name.as_str()).collect();
                     let [.., older, newer] = names[..] else { return };
                     let service = name(service);
@@ -416,7 +416,7 @@ impl World {
                     let done = tokio::select! {
                         biased;
                         () = host.lost.cancelled() => false,
-                        set = host.control.set_traffic("default", &service, targets) => set.is_ok(),
+                        set = host.control().set_traffic("default", &service, targets) => set.is_ok(),
                     };
                     world.changed(&host, "split", &service, done);
                 });
@@ -428,7 +428,7 @@ impl World {
                     let done = tokio::select! {
                         biased;
                         () = host.lost.cancelled() => false,
-                        deleted = host.control.delete("default", &service) => deleted.is_ok(),
+                        deleted = host.control().delete("default", &service) => deleted.is_ok(),
                     };
                     world.changed(&host, "delete", &service, done);
                 });
@@ -483,8 +483,8 @@ impl World {
             Action::Recycle { service } => {
                 if let Some(host) = self.host() {
                     for key in host.keys(*service) {
-                        if let Some(view) = host.pool.instances(key).first() {
-                            host.pool.recycle(key, view.id, Duration::from_secs(2));
+                        if let Some(view) = host.pool().instances(key).first() {
+                            host.pool().recycle(key, view.id, Duration::from_secs(2));
                         }
                     }
                 }
@@ -494,7 +494,7 @@ impl World {
 
     /// A change of a service was acknowledged, or its outcome is not known: a write may have been applied all the same.
     fn changed(&self, host: &Host, what: &str, service: &str, done: bool) {
-        self.durable.lock().changed(&host.control, service, done, what == "delete");
+        self.durable.lock().changed(host.control(), service, done, what == "delete");
         self.history.tell(Fact::Control { what: format!("{what} {service}"), done });
     }
 
@@ -518,7 +518,7 @@ impl World {
         let cx = Cx::new(TenantKey(1), RequestId(u128::from(number)), Instant::now() + DEADLINE);
         let target = Target::Service(format!("default/{}", name(service)).into());
         let invoked = async {
-            match host.gateway.invoke(target, request, &cx).await {
+            match host.gateway().invoke(target, request, &cx).await {
                 Ok(response) => {
                     let status = response.status().as_u16();
                     match response.into_body().collect(1 << 20).await {
@@ -554,19 +554,19 @@ impl World {
         for key in self.store.damaged().await {
             let done = if let Some(service) = key.strip_prefix("service/default/svc-") {
                 let service: u32 = service.parse().unwrap_or(0);
-                let deployed = host.control.deploy(manifest(service, 2, 3, 1_000_000)).await;
+                let deployed = host.control().deploy(manifest(service, 2, 3, 1_000_000)).await;
                 self.changed(host, "deploy", &name(service), deployed.is_ok());
                 deployed.map(drop)
             } else if key.starts_with("deadletter/") {
-                let told = host.control.dead_letters("default", "tick", usize::MAX).await;
+                let told = host.control().dead_letters("default", "tick", usize::MAX).await;
                 if !told.is_err_and(|error| error.message.contains(&key)) {
                     failed.push(format!("{key} is damaged, and whoever reads the dead letters is not told"));
                 }
-                host.control.discard_dead_letters("default", "tick").await.map(drop)
+                host.control().discard_dead_letters("default", "tick").await.map(drop)
             } else if key.starts_with("trigger") {
-                let gone = host.control.delete_trigger("default", "tick").await;
-                match gone.and(host.control.record("default", &name(0))) {
-                    Ok(_) => host.control.apply_trigger(tick()).await.map(drop),
+                let gone = host.control().delete_trigger("default", "tick").await;
+                match gone.and(host.control().record("default", &name(0))) {
+                    Ok(_) => host.control().apply_trigger(tick()).await.map(drop),
                     // Without its service nobody wants it back.
                     Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
                     Err(error) => Err(error),
@@ -610,12 +610,12 @@ impl World {
             broken("durable", message);
         }
 
-        for record in host.control.records() {
+        for record in host.control().records() {
             let Some(service) = record.name.strip_prefix("svc-").and_then(|number| number.parse().ok())
             else {
                 continue;
             };
-            let deployed = host.control.deploy(manifest(service, 2, 3, 1_000_000)).await;
+            let deployed = host.control().deploy(manifest(service, 2, 3, 1_000_000)).await;
             self.history
                 .tell(Fact::Control { what: format!("deploy {}", record.name), done: deployed.is_ok() });
             if let Err(error) = deployed {
@@ -625,7 +625,7 @@ impl World {
                 futures_like_join((0..4).map(|_| self.request(service, true, None)).collect()).await;
             if let Some(bad) = answers.iter().flatten().find(|answer| **answer != Answered::Status(200)) {
                 let keys = host.keys(service);
-                let states: Vec<_> = keys.iter().map(|key| host.pool.status(*key)).collect();
+                let states: Vec<_> = keys.iter().map(|key| host.pool().status(*key)).collect();
                 broken(
                     "no lost wake-up",
                     format!(
@@ -637,23 +637,23 @@ impl World {
         }
         // What is known of a tenant is written anew with the first deploy of its namespace.
         let mut damaged = self.store.damaged().await;
-        damaged.retain(|key| !key.starts_with("tenant/") || !host.control.records().is_empty());
+        damaged.retain(|key| !key.starts_with("tenant/") || !host.control().records().is_empty());
         if !damaged.is_empty() {
             broken("durable", format!("{damaged:?} are damaged still, though all was written anew"));
         }
         // The timer must be heard in five of its periods, if there is one and its service is there.
-        let target = host.control.record("default", &name(0)).is_ok();
+        let target = host.control().record("default", &name(0)).is_ok();
         // Times that were fired before the clock jumped back are not fired again.
         let back = Duration::from_millis(*self.back.lock());
         sleep(back).await;
         let expected =
-            target && host.control.trigger_status().iter().any(|status| status.name == "default/tick");
+            target && host.control().trigger_status().iter().any(|status| status.name == "default/tick");
         self.history.tell(Fact::Quiet { timer: expected });
         sleep(PERIOD * 5).await;
         self.history.tell(Fact::QuietEnds);
-        for status in host.control.trigger_status() {
+        for status in host.control().trigger_status() {
             let (namespace, trigger) = status.name.split_once('/').unwrap_or(("default", "tick"));
-            let _ = host.control.delete_trigger(namespace, trigger).await;
+            let _ = host.control().delete_trigger(namespace, trigger).await;
         }
         sleep(Duration::from_secs(60)).await;
         let live = host.runtime.live();
@@ -666,12 +666,11 @@ impl World {
         for message in replay::differences(&host, self.plant) {
             broken("decisions replay", message);
         }
-        self.durable.lock().wants(&host.control);
+        self.durable.lock().wants(host.control());
         drop(host);
         let host = self.host.lock().take();
         if let Some(host) = host {
-            let deadline = Instant::now() + Duration::from_secs(10);
-            if tokio::time::timeout(Duration::from_secs(30), host.end(deadline)).await.is_err() {
+            if tokio::time::timeout(Duration::from_secs(30), host.end(Duration::from_secs(10))).await.is_err() {
                 broken("no leaks", "the shutdown does not end".to_owned());
             }
             for message in leaks::after_shutdown(&host).await {
@@ -681,7 +680,7 @@ impl World {
         // What was wanted is what the store brings back.
         self.boot().await;
         if let Some(host) = self.host() {
-            host.end(Instant::now()).await;
+            host.end(Duration::ZERO).await;
         }
         self.host.lock().take();
         violations

@@ -10,7 +10,7 @@ use crate::host::Host;
 pub(crate) fn at_rest(host: &Host) -> Vec<String> {
     let mut seen = Vec::new();
     for (name, key) in host.revisions() {
-        if let Some(status) = host.pool.status(key)
+        if let Some(status) = host.pool().status(key)
             && (status.queued, status.in_flight) != (0, 0)
         {
             seen.push(format!("{name} at rest has {status:?}"));

@@ -46,10 +46,10 @@ impl View {
         for service in 0..3 {
             let Some(host) = host else { break };
             for key in host.keys(service) {
-                let (Some(status), Some(deployed)) = (host.pool.status(key), host.pool.deployed(key)) else {
+                let (Some(status), Some(deployed)) = (host.pool().status(key), host.pool().deployed(key)) else {
                     continue;
                 };
-                let instances = host.pool.instances(key);
+                let instances = host.pool().instances(key);
                 let ready = instances.iter().filter(|it| it.state == InstanceState::Ready && !it.ejected);
                 let view = RevisionView {
                     max: deployed.spec.scaling.max,

@@ -8,8 +8,8 @@ use crate::{Plant, host::Host};
 pub(crate) fn differences(host: &Host, plant: Option<Plant>) -> Vec<String> {
     let mut seen = Vec::new();
     for (name, key) in host.revisions() {
-        let Some(mut stretch) = host.driver.stretch(key) else { continue };
-        let Some(scaler) = host.driver.scaler(&stretch.checkpoint.scaler) else { continue };
+        let Some(mut stretch) = host.driver().stretch(key) else { continue };
+        let Some(scaler) = host.driver().scaler(&stretch.checkpoint.scaler) else { continue };
         if plant == Some(Plant::RewritesHistory)
             && let Some(last) = stretch.records.last_mut()
         {
