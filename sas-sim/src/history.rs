@@ -124,6 +124,8 @@ pub enum Fact {
     Acknowledged {
         /// Which.
         message: u64,
+        /// Whether its target is said to have answered; else it went to the dead letters, or came twice.
+        executed: bool,
     },
     /// From here on nobody sends anything but triggers.
     Quiet {

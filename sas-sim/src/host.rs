@@ -6,12 +6,15 @@ use std::{
 };
 
 use sas::{BuildError, Machine, Platform, Preset};
-use sas_autoscale::Driver;
+use sas_autoscale::{BacklogSpec, Driver, Options, ScheduleWindow};
 use sas_control::{Control, Recovery};
-use sas_core::{EnvValue, Pool, RevisionKey, RevisionSpec, Source};
+use sas_core::{
+    EnvValue, Pool, Probe, ProbeAction, Quotas as _, RevisionKey, RevisionSpec, RolloutPlan, Source,
+    TenantKey,
+};
 use sas_knative::manifest::ServiceManifest;
 use sas_pool::InstancePool;
-use sas_router::Gateway;
+use sas_router::{Admission, AdmissionConfig, Gateway};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -19,7 +22,9 @@ use crate::{
     clock::SimClock,
     draw::Draw,
     history::History,
-    runtime::{LIMIT, SimRuntime},
+    plan::Special,
+    queue::{self, QueueSource, SimQueue},
+    runtime::{BAD, LIMIT, SimRuntime},
     store::SimStore,
     watch::{HostStore, Life, WatchedDecisions, WatchedInvoker, WatchedMeter, WatchedPool},
 };
@@ -27,11 +32,21 @@ use crate::{
 /// What every simulated host has: nothing of the machine that the simulator runs on shows in a history.
 const MACHINE: Machine = Machine::new(2).with_memory(8 << 30);
 
+/// How long an instance may take to end after it was asked to.
+pub(crate) const STOP_GRACE: Duration = Duration::from_secs(5);
+/// The liveness probe of every revision.
+pub(crate) const PROBE_PERIOD: Duration = Duration::from_secs(2);
+/// How long one answer may take.
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Failures in a row.
+pub(crate) const PROBE_FAILURES: u32 = 2;
+
 /// Everything of one host life.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) life: Arc<Life>,
     pub(crate) runtime: Arc<SimRuntime>,
+    admission: Arc<Admission>,
     platform: Platform,
     /// Cancelled when the host is killed.
     pub(crate) lost: CancellationToken,
@@ -43,14 +58,22 @@ impl Host {
         history: &Arc<History>,
         store: &Arc<SimStore>,
         clock: &Arc<SimClock>,
+        queue: &Arc<SimQueue>,
         draw: Draw,
         plant: Option<Plant>,
         epoch: u64,
     ) -> Result<Arc<Self>, BuildError> {
         let life = Life::new(Arc::clone(history), epoch, plant);
-        let runtime =
-            Arc::new(SimRuntime::new(Arc::clone(history), Arc::clone(clock) as _, draw.clone(), plant, epoch));
+        let runtime = Arc::new(SimRuntime::new(
+            Arc::clone(history),
+            Arc::clone(clock) as _,
+            draw.clone(),
+            plant,
+            epoch,
+        ));
         let (in_pool, in_triggers) = (Arc::clone(&life), Arc::clone(&life));
+        let admission = Admission::new(AdmissionConfig::default());
+        let (in_gateway, queue) = (Arc::clone(&admission), Arc::clone(queue));
         let built = Platform::builder()
             // What works ahead of demand sleeps when it pleases; the promises about sleep are Knative's.
             .preset(Preset::Knative)
@@ -64,6 +87,8 @@ impl Host {
                 pool.backoff.longest = Duration::from_secs(10);
             })
             .pool(|config| Arc::new(WatchedPool { inner: InstancePool::new(config), life: in_pool }))
+            .gateway(|gateway| gateway.admission = in_gateway)
+            .trigger_kind(queue::KIND, move |_| Ok(Arc::new(QueueSource(Arc::clone(&queue)))))
             .trigger_invoker(|inner| Arc::new(WatchedInvoker { inner, life: in_triggers }))
             .decision_sink(WatchedDecisions(Arc::clone(&life)))
             .meter_sink(WatchedMeter(Arc::clone(&life)))
@@ -71,7 +96,7 @@ impl Host {
             .build()
             .await;
         let platform = built?;
-        Ok(Arc::new(Self { life, runtime, platform, lost: CancellationToken::new() }))
+        Ok(Arc::new(Self { life, runtime, admission, platform, lost: CancellationToken::new() }))
     }
 
     /// SIGKILL. What the parts still do is seen by nobody, and ends.
@@ -85,6 +110,11 @@ impl Host {
     /// An orderly end within `limit`.
     pub(crate) async fn end(&self, limit: Duration) {
         self.platform.shutdown(limit).await;
+    }
+
+    /// The planted bug: what the tenant may use is forgotten where it is to hold.
+    pub(crate) fn forget_quota(&self) {
+        self.admission.set_tenant(TenantKey(1), None);
     }
 
     pub(crate) fn pool(&self) -> &Arc<dyn Pool> {
@@ -140,10 +170,44 @@ pub(crate) fn manifest(service: u32, concurrency: u32, max: u32, version: u64) -
     spec.env.insert(LIMIT.into(), EnvValue::Literal(concurrency.to_string()));
     spec.env.insert("VERSION".into(), EnvValue::Literal(version.to_string()));
     spec.timeouts.start = Duration::from_secs(10);
-    spec.timeouts.stop_grace = Duration::from_secs(5);
+    spec.timeouts.stop_grace = STOP_GRACE;
     spec.timeouts.request = Duration::from_secs(60);
     spec.scaling.max = max;
     spec.scaling.stable_window = Duration::from_secs(10);
     spec.scaling.scale_to_zero_grace = Duration::from_secs(2);
+    let mut probe =
+        Probe::new(ProbeAction::Http { path: "/healthz".into(), port: None, headers: Vec::new() });
+    (probe.period, probe.timeout, probe.failure_threshold) = (PROBE_PERIOD, PROBE_TIMEOUT, PROBE_FAILURES);
+    spec.liveness = Some(probe);
     ServiceManifest::new("default", name(service), spec)
+}
+
+/// The same with what is special about it.
+pub(crate) fn special(service: u32, special: Special, version: u64) -> ServiceManifest {
+    let mut manifest = manifest(service, 2, 5, version);
+    match special {
+        Special::Backlog => {
+            let scaling = &mut manifest.spec.scaling;
+            scaling.scaler = "backlog".to_owned();
+            let options = Options { backlog: Some(BacklogSpec::default()), ..Options::default() };
+            scaling.options = options.into();
+        }
+        Special::Scheduled => {
+            let scaling = &mut manifest.spec.scaling;
+            scaling.scaler = "scheduled".to_owned();
+            let window = ScheduleWindow::floor("*/20 * * * * *", Duration::from_secs(5), 2);
+            scaling.options = Options { schedule: vec![window], ..Options::default() }.into();
+        }
+        Special::Rollout { bad } => {
+            let mut plan = RolloutPlan::default();
+            plan.steps = vec![20, 100];
+            plan.hold = Duration::from_secs(5);
+            plan.min_requests = 3;
+            manifest.plan = Some(plan);
+            if bad {
+                manifest.spec.env.insert(BAD.into(), EnvValue::Literal("yes".into()));
+            }
+        }
+    }
+    manifest
 }

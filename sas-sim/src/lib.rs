@@ -2,9 +2,10 @@
 //! Runs a whole platform in virtual time, breaks it, and looks whether it keeps its promises.
 //!
 //! One seed gives one plan: deploys, traffic and faults over forty seconds (the safety phase). Then the faults end and
-//! everything must serve, settle and sleep (the liveness phase). Router, pool, scalers, triggers and control plane
-//! are the production crates; instances, the store's medium, the wall clock and the clients are simulated. The same
-//! seed gives the same history, down to its hash.
+//! everything must serve, settle and sleep (the liveness phase). The platform is built by the facade, as a host builds
+//! it, so that what is tested is what runs: quotas, health checks, reports of backlogs, schedules and roll-outs too.
+//! Instances, the store's medium, the wall clock, a queue upstream and the clients are simulated, and given to the
+//! builder as its parts. The same seed gives the same history, down to its hash.
 //!
 //! ```
 //! let outcome = sas_sim::run_seed(7, None);
@@ -19,6 +20,7 @@ mod host;
 pub mod invariants;
 mod overload;
 pub mod plan;
+mod queue;
 pub mod runtime;
 mod shrink;
 pub mod store;
@@ -62,11 +64,15 @@ pub enum Plant {
     SwallowsEvents,
     /// The decisions that are kept are not those that were made.
     RewritesHistory,
+    /// Quotas that were acknowledged hold nobody.
+    ForgetsQuotas,
+    /// Instances that were found ill are not replaced.
+    KeepsTheIll,
 }
 
 impl Plant {
     /// All of them, with the invariant that each breaks.
-    pub const ALL: [(Self, &'static str); 12] = [
+    pub const ALL: [(Self, &'static str); 14] = [
         (Self::LosesAnswers, "one answer"),
         (Self::RaisesLimits, "limits"),
         (Self::LosesWakeups, "no lost wake-up"),
@@ -79,5 +85,7 @@ impl Plant {
         (Self::AcknowledgesLostWrites, "durable"),
         (Self::SwallowsEvents, "triggers fire"),
         (Self::RewritesHistory, "decisions replay"),
+        (Self::ForgetsQuotas, "quotas"),
+        (Self::KeepsTheIll, "health"),
     ];
 }

@@ -90,6 +90,49 @@ pub enum Action {
         /// Which of those of the service, counted around.
         service: u32,
     },
+    /// Deploys a revision that scales or comes in otherwise than by its traffic at once.
+    DeployAs {
+        /// Of which service.
+        service: u32,
+        /// How.
+        special: Special,
+    },
+    /// The tenant may use no more than this from now on; 0 limits nothing.
+    Quota {
+        /// Requests at once.
+        concurrency: u32,
+        /// Requests a second.
+        rate: u32,
+        /// Requests that may come at once after a quiet time, at least 1.
+        burst: u32,
+    },
+    /// An instance fails its liveness probe from now on.
+    FallIll {
+        /// Which of those that run, counted around.
+        index: u64,
+        /// Whether it does not answer at all, instead of with an error.
+        hangs: bool,
+    },
+    /// Messages come to the queue that a trigger of the first service reads.
+    Enqueue {
+        /// How many.
+        messages: u32,
+    },
+}
+
+/// What is special about a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "the runner has to take every kind")]
+pub enum Special {
+    /// It is scaled by what waits in the queue.
+    Backlog,
+    /// It has instances by the clock: two, for five of every twenty seconds.
+    Scheduled,
+    /// Its share of the traffic grows in steps, as long as its answers are good.
+    Rollout {
+        /// Whether they are not.
+        bad: bool,
+    },
 }
 
 impl Action {
@@ -109,6 +152,8 @@ impl Action {
             Self::SlowStore(_) => "store slow",
             Self::ExitsTwice => "exits told twice",
             Self::Recycle { .. } => "instance recycled",
+            Self::FallIll { .. } => "instance fell ill",
+            Self::DeployAs { special: Special::Rollout { bad: true }, .. } => "bad revision rolled out",
             _ => return None,
         })
     }
@@ -164,6 +209,30 @@ pub fn plan(seed: u64) -> Vec<Step> {
     if draw.chance(0.25) && !dies {
         let action = Action::TornWrite { write: draw.below(24), percent: draw.below(100) as u32 };
         steps.push(Step { at: Duration::ZERO, action });
+    }
+    // What more than traffic decides about instances: quotas, probes, queues, schedules, answers.
+    let mut draw = Draw::new(seed).fork(5);
+    let deployed = steps.iter().filter_map(|step| match step.action {
+        Action::Deploy { service, .. } => Some(service + 1),
+        _ => None,
+    });
+    let services = u64::from(deployed.max().unwrap_or(1));
+    for _ in 0..draw.below(5) {
+        let at = Duration::from_secs(1) + draw.between(Duration::ZERO, SAFETY - Duration::from_secs(4));
+        let service = draw.below(services) as u32;
+        let action = match draw.below(8) {
+            0 | 1 => Action::Quota {
+                concurrency: *draw.pick(&[0, 1, 3, 8]).unwrap_or(&0),
+                rate: *draw.pick(&[0, 1, 5]).unwrap_or(&0),
+                burst: 1 + draw.below(5) as u32,
+            },
+            2..5 => Action::FallIll { index: draw.below(64), hangs: draw.chance(0.5) },
+            5 => Action::Enqueue { messages: 1 + draw.below(40) as u32 },
+            6 => Action::DeployAs { service, special: Special::Rollout { bad: draw.chance(0.5) } },
+            _ if draw.chance(0.5) => Action::DeployAs { service, special: Special::Scheduled },
+            _ => Action::DeployAs { service: 0, special: Special::Backlog },
+        };
+        steps.push(Step { at, action });
     }
     steps.sort_by_key(|step| step.at);
     steps

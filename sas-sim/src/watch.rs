@@ -206,7 +206,14 @@ impl Pool for WatchedPool {
     }
 
     fn recycle(&self, revision: RevisionKey, instance: InstanceId, grace: Duration) -> bool {
-        self.inner.recycle(revision, instance, grace)
+        if self.life.plant == Some(Plant::KeepsTheIll) {
+            return true;
+        }
+        let recycled = self.inner.recycle(revision, instance, grace);
+        if recycled {
+            self.life.tell(Fact::Recycled { instance: (self.life.epoch << 48) ^ instance.0 });
+        }
+        recycled
     }
 
     fn take_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {

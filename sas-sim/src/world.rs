@@ -4,10 +4,9 @@ use std::{collections::BTreeMap, fmt, panic::AssertUnwindSafe, sync::Arc, time::
 
 use parking_lot::Mutex;
 use sas_core::{
-    Body, Cx, ErrorKind, Invoker as _, Pool as _, Request, RequestId, Target, TenantKey, Timestamp,
-    TriggerSpec,
+    Body, Cx, ErrorKind, Invoker as _, Payer, Quota, Request, RequestId, Target, Timestamp, TriggerSpec,
 };
-use sas_knative::manifest::TrafficTarget;
+use sas_knative::manifest::{ServiceManifest, TrafficTarget};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 
@@ -15,10 +14,11 @@ use crate::{
     Plant,
     clock::SimClock,
     draw::Draw,
-    history::{Answered, Fact, History},
-    host::{Host, manifest, name},
+    history::{Answered, Fact, History, QuotaSet},
+    host::{Host, manifest, name, special},
     invariants::{Invariant, View, durable::Durable, leaks, replay},
     plan::{Action, SAFETY, Step, plan, with_crash},
+    queue::{self, SimQueue},
     runtime::{REQUEST, StartFault},
     store::{Applied, SimStore},
 };
@@ -196,6 +196,7 @@ struct World {
     history: Arc<History>,
     store: Arc<SimStore>,
     clock: Arc<SimClock>,
+    queue: Arc<SimQueue>,
     host: Mutex<Option<Arc<Host>>>,
     clients: TaskTracker,
     next: Mutex<u64>,
@@ -219,11 +220,13 @@ impl World {
         let lies = plant == Some(Plant::AcknowledgesLostWrites);
         let clients = TaskTracker::new();
         clients.close();
+        let history: Arc<History> = Arc::default();
         Arc::new(Self {
             seed,
             tell,
             plant,
-            history: Arc::default(),
+            queue: Arc::new(SimQueue::new(Arc::clone(&history))),
+            history,
             store: Arc::new(if lies { SimStore::lying() } else { SimStore::default() }),
             clock: Arc::new(SimClock::new(Timestamp::from_secs(1_767_571_200), drift)),
             host: Mutex::new(None),
@@ -251,10 +254,14 @@ impl World {
             *epoch
         };
         let draw = Draw::new(self.seed).fork(100 + epoch);
-        let booted = Host::boot(&self.history, &self.store, &self.clock, draw, self.plant, epoch).await;
+        let (history, plant) = (&self.history, self.plant);
+        let booted = Host::boot(history, &self.store, &self.clock, &self.queue, draw, plant, epoch).await;
         self.history.tell(Fact::Control { what: "boot".into(), done: booted.is_ok() });
         if let Ok(host) = &booted {
             let damaged = self.store.damaged().await;
+            if damaged.iter().any(|key| key.starts_with("quota/") || key.starts_with("tenant/")) {
+                self.history.tell(Fact::QuotaUnsure);
+            }
             let mut durable = self.durable.lock();
             let unnamed = durable.damaged(&damaged, host.recovery());
             let broken = unnamed.or_else(|| durable.came_back(host.control()));
@@ -379,28 +386,31 @@ impl World {
                     *versions += 1;
                     *versions
                 };
-                let (world, manifest) = (Arc::clone(self), manifest(*service, *concurrency, *max, version));
-                let service = *service;
+                self.deploy(*service, manifest(*service, *concurrency, *max, version), actions);
+            }
+            Action::DeployAs { service, special: kind } => {
+                let version = {
+                    let mut versions = self.versions.lock();
+                    *versions += 1;
+                    *versions
+                };
+                self.deploy(*service, special(*service, *kind, version), actions);
+            }
+            Action::Quota { concurrency, rate, burst } => {
+                let set = QuotaSet { concurrency: *concurrency, rate: *rate, burst: *burst };
+                let world = Arc::clone(self);
                 actions.spawn(async move {
-                    let Some(host) = world.host() else { return };
-                    let done = tokio::select! {
-                        biased;
-                        () = host.lost.cancelled() => false,
-                        deployed = host.control().deploy(manifest) => deployed.is_ok(),
-                    };
-                    world.changed(&host, "deploy", &name(service), done);
-                    // The first service gets a timer, which wakes it all through the run.
-                    if service == 0 && done {
-                        let spec = tick();
-                        let done = tokio::select! {
-                            biased;
-                            () = host.lost.cancelled() => false,
-                            applied = host.control().apply_trigger(spec) => applied.is_ok(),
-                        };
-                        world.history.tell(Fact::Control { what: "trigger".into(), done });
+                    if let Some(host) = world.host() {
+                        world.limit(&host, Some(set)).await;
                     }
                 });
             }
+            Action::FallIll { index, hangs } => {
+                if let Some(host) = self.host() {
+                    host.runtime.fall_ill(*index, *hangs);
+                }
+            }
+            Action::Enqueue { messages } => self.queue.push(*messages),
             Action::Split { service, percent } => {
                 let (world, service, percent) = (Arc::clone(self), *service, *percent);
                 actions.spawn(async move {
@@ -492,6 +502,50 @@ impl World {
         }
     }
 
+    fn deploy(self: &Arc<Self>, service: u32, manifest: ServiceManifest, actions: &TaskTracker) {
+        let world = Arc::clone(self);
+        actions.spawn(async move {
+            let Some(host) = world.host() else { return };
+            let done = tokio::select! {
+                biased;
+                () = host.lost.cancelled() => false,
+                deployed = host.control().deploy(manifest) => deployed.is_ok(),
+            };
+            world.changed(&host, "deploy", &name(service), done);
+            // The first service gets a timer, which wakes it all through the run, and reads the queue.
+            if service == 0 && done {
+                for spec in [tick(), work()] {
+                    let done = tokio::select! {
+                        biased;
+                        () = host.lost.cancelled() => false,
+                        applied = host.control().apply_trigger(spec) => applied.is_ok(),
+                    };
+                    world.history.tell(Fact::Control { what: "trigger".into(), done });
+                }
+            }
+        });
+    }
+
+    /// Changes what the tenant may use. Until it is acknowledged nothing certain holds, and afterwards if it is not.
+    async fn limit(&self, host: &Host, set: Option<QuotaSet>) -> bool {
+        self.history.tell(Fact::QuotaUnsure);
+        let quota = set.map(|set| {
+            let quota =
+                if set.rate > 0 { Quota::rate(f64::from(set.rate), set.burst) } else { Quota::UNLIMITED };
+            if set.concurrency > 0 { quota.with_concurrency(set.concurrency) } else { quota }
+        });
+        let done = tokio::select! {
+            biased;
+            () = host.lost.cancelled() => false,
+            done = host.control().set_tenant_quota("default", quota) => done.is_ok(),
+        };
+        if self.plant == Some(Plant::ForgetsQuotas) {
+            host.forget_quota();
+        }
+        self.history.tell(if done { Fact::Quota(set) } else { Fact::QuotaUnsure });
+        done
+    }
+
     /// A change of a service was acknowledged, or its outcome is not known: a write may have been applied all the same.
     fn changed(&self, host: &Host, what: &str, service: &str, done: bool) {
         self.durable.lock().changed(host.control(), service, done, what == "delete");
@@ -515,7 +569,7 @@ impl World {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = if idempotent { http::Method::GET } else { http::Method::POST };
         request.headers_mut().insert(REQUEST, http::HeaderValue::from(number));
-        let cx = Cx::new(TenantKey(1), RequestId(u128::from(number)), Instant::now() + DEADLINE);
+        let cx = Cx::new(Payer::Owner, RequestId(u128::from(number)), Instant::now() + DEADLINE);
         let target = Target::Service(format!("default/{}", name(service)).into());
         let invoked = async {
             match host.gateway().invoke(target, request, &cx).await {
@@ -557,16 +611,22 @@ impl World {
                 let deployed = host.control().deploy(manifest(service, 2, 3, 1_000_000)).await;
                 self.changed(host, "deploy", &name(service), deployed.is_ok());
                 deployed.map(drop)
+            } else if key.starts_with("quota/") {
+                host.control().set_tenant_quota("default", None).await
             } else if key.starts_with("deadletter/") {
-                let told = host.control().dead_letters("default", "tick", usize::MAX).await;
+                let trigger = trigger_of(&key).name;
+                let trigger = trigger.trim_start_matches("default/");
+                let told = host.control().dead_letters("default", trigger, usize::MAX).await;
                 if !told.is_err_and(|error| error.message.contains(&key)) {
                     failed.push(format!("{key} is damaged, and whoever reads the dead letters is not told"));
                 }
-                host.control().discard_dead_letters("default", "tick").await.map(drop)
+                host.control().discard_dead_letters("default", trigger).await.map(drop)
             } else if key.starts_with("trigger") {
-                let gone = host.control().delete_trigger("default", "tick").await;
+                let spec = trigger_of(&key);
+                let trigger = spec.name.trim_start_matches("default/");
+                let gone = host.control().delete_trigger("default", trigger).await;
                 match gone.and(host.control().record("default", &name(0))) {
-                    Ok(_) => host.control().apply_trigger(tick()).await.map(drop),
+                    Ok(_) => host.control().apply_trigger(spec).await.map(drop),
                     // Without its service nobody wants it back.
                     Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
                     Err(error) => Err(error),
@@ -608,6 +668,9 @@ impl World {
         sleep(Duration::from_secs(30)).await;
         for message in self.repair(&host).await {
             broken("durable", message);
+        }
+        if !self.limit(&host, None).await {
+            broken("quotas", "after the faults a quota can't be taken away".to_owned());
         }
 
         for record in host.control().records() {
@@ -651,6 +714,12 @@ impl World {
         self.history.tell(Fact::Quiet { timer: expected });
         sleep(PERIOD * 5).await;
         self.history.tell(Fact::QuietEnds);
+        let reads =
+            target && host.control().trigger_status().iter().any(|status| status.name == "default/work");
+        if reads && self.queue.len() > 0 {
+            let left = self.queue.len();
+            broken("messages arrive", format!("{left} messages wait still, and their service is there"));
+        }
         for status in host.control().trigger_status() {
             let (namespace, trigger) = status.name.split_once('/').unwrap_or(("default", "tick"));
             let _ = host.control().delete_trigger(namespace, trigger).await;
@@ -670,7 +739,8 @@ impl World {
         drop(host);
         let host = self.host.lock().take();
         if let Some(host) = host {
-            if tokio::time::timeout(Duration::from_secs(30), host.end(Duration::from_secs(10))).await.is_err() {
+            if tokio::time::timeout(Duration::from_secs(30), host.end(Duration::from_secs(10))).await.is_err()
+            {
                 broken("no leaks", "the shutdown does not end".to_owned());
             }
             for message in leaks::after_shutdown(&host).await {
@@ -685,6 +755,16 @@ impl World {
         self.host.lock().take();
         violations
     }
+}
+
+/// What brings messages of the queue to the first service.
+fn work() -> TriggerSpec {
+    TriggerSpec::new("default/work", queue::KIND, format!("default/{}", name(0)))
+}
+
+/// The trigger whose key in the store this is.
+fn trigger_of(key: &str) -> TriggerSpec {
+    if key.split('/').any(|part| part == "work") { work() } else { tick() }
 }
 
 /// The timer of the first service.

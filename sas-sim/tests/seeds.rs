@@ -92,7 +92,7 @@ fn the_host_may_die_at_any_write() {
 fn plans_hold_every_kind_of_fault() {
     let kinds: std::collections::BTreeSet<_> =
         (0..300).flat_map(plan::plan).filter_map(|step| step.action.fault()).collect();
-    assert_eq!(kinds.len(), 13, "{kinds:?}");
+    assert_eq!(kinds.len(), 15, "{kinds:?}");
 }
 
 /// Bugs that the simulator found, with the seed that found them.

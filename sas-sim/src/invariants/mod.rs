@@ -3,11 +3,14 @@
 mod desired_reached;
 pub(crate) mod durable;
 mod executed_once;
+mod health;
 pub(crate) mod leaks;
 mod limits;
 mod lost_wakeups;
 mod metering;
 mod one_answer;
+mod queue;
+mod quotas;
 mod reasons;
 pub(crate) mod replay;
 mod requests;
@@ -46,7 +49,8 @@ impl View {
         for service in 0..3 {
             let Some(host) = host else { break };
             for key in host.keys(service) {
-                let (Some(status), Some(deployed)) = (host.pool().status(key), host.pool().deployed(key)) else {
+                let (Some(status), Some(deployed)) = (host.pool().status(key), host.pool().deployed(key))
+                else {
                     continue;
                 };
                 let instances = host.pool().instances(key);
@@ -89,5 +93,8 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::<desired_reached::DesiredReached>::default(),
         Box::<reasons::Reasons>::default(),
         Box::<triggers::TriggersFire>::default(),
+        Box::<quotas::Quotas>::default(),
+        Box::<health::Health>::default(),
+        Box::<queue::MessagesArrive>::default(),
     ]
 }

@@ -12,6 +12,8 @@ const LATEST: Duration = Duration::from_secs(31);
 pub(crate) struct OneAnswer {
     waiting: BTreeMap<u64, Duration>,
     answered: BTreeMap<u64, Answered>,
+    /// Whether there ever was a quota to refuse requests by.
+    limited: bool,
 }
 
 impl Invariant for OneAnswer {
@@ -35,13 +37,15 @@ impl Invariant for OneAnswer {
                     let good = matches!(answer, Answered::Status(200) | Answered::Left);
                     // A service that was deployed with the first request is not there yet: that is an answer, too.
                     let early = matches!(answer, Answered::Error("not_found") | Answered::Status(404));
-                    if !view.faulty && !good && !early {
+                    let refused = self.limited && matches!(answer, Answered::Error("exhausted"));
+                    if !view.faulty && !good && !early && !refused {
                         return Err(format!(
                             "without any fault request {request} was answered with {answer:?}"
                         ));
                     }
                     self.answered.insert(*request, answer.clone());
                 }
+                Fact::QuotaUnsure => self.limited = true,
                 _ => {}
             }
         }
