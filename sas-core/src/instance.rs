@@ -202,6 +202,8 @@ pub struct ExitReport {
     pub signal: Option<i32>,
     /// Whether it was killed for want of memory, as far as the runtime can tell.
     pub out_of_memory: bool,
+    /// Which ceiling it met, with its value and the setting that changes it; `None` when it met none that is known.
+    pub reason: Option<Arc<str>>,
     /// When.
     pub at: Timestamp,
 }
@@ -209,7 +211,7 @@ pub struct ExitReport {
 impl ExitReport {
     /// An end without status, such as that of a closure.
     pub const fn at(at: Timestamp) -> Self {
-        Self { code: None, signal: None, out_of_memory: false, at }
+        Self { code: None, signal: None, out_of_memory: false, reason: None, at }
     }
 
     /// With an exit status.
@@ -232,6 +234,13 @@ impl ExitReport {
         self.out_of_memory = true;
         self
     }
+
+    /// With the ceiling that it met.
+    #[must_use]
+    pub fn with_reason(mut self, reason: impl Into<Arc<str>>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
 }
 
 impl fmt::Display for ExitReport {
@@ -241,6 +250,10 @@ impl fmt::Display for ExitReport {
             (_, Some(signal), _) => write!(f, "killed by signal {signal}"),
             (_, _, Some(code)) => write!(f, "exited with status {code}"),
             _ => f.write_str("ended"),
+        }?;
+        match &self.reason {
+            Some(reason) => write!(f, " ({reason})"),
+            None => Ok(()),
         }
     }
 }

@@ -1,8 +1,12 @@
 //! Control groups: limits of CPU, memory and processes for an instance as a whole, where this host may make groups.
 //!
 //! Version 2 is used where its `cpu` and `memory` controllers can be had, else version 1, else neither, which is said
-//! in the notes of what is prepared and in the runtime's capabilities. A group is made for instances with a limit only.
+//! in the notes of what is prepared and in the runtime's capabilities. Every instance with a limit gets a group, which
+//! by default is every instance; a few groups with the limits that were asked for last are kept ready.
 //! The groups of a run are listed in its directory, so that whoever finds the run dead can remove them.
+//!
+//! In version 1 a thread can join a group by itself, and what it spawns is born there: nothing runs outside for a moment,
+//! and the kernel waits for nobody. In version 2 a process is moved after its spawn.
 
 use std::{
     fs, io,
@@ -55,6 +59,16 @@ impl Limits {
     }
 }
 
+/// Groups that are kept ready.
+const READY: usize = 2;
+
+/// Groups with the limits that were asked for last.
+#[derive(Debug, Default)]
+struct Stock {
+    limits: Limits,
+    waiting: Vec<Vec<PathBuf>>,
+}
+
 /// Where groups can be made: one directory per hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
@@ -71,6 +85,7 @@ struct Groups {
     /// The directories of this run, in the order of [`Place`].
     bases: Place,
     next_name: AtomicU64,
+    ready: Mutex<Stock>,
     unused: Mutex<Vec<Vec<PathBuf>>>,
     /// Could not be removed so far.
     stuck: Mutex<Vec<Vec<PathBuf>>>,
@@ -81,6 +96,7 @@ struct Groups {
 #[derive(Debug)]
 pub struct Cgroup {
     dirs: Vec<PathBuf>,
+    limits: Limits,
     groups: Arc<Groups>,
 }
 
@@ -111,6 +127,7 @@ impl Cgroups {
             Arc::new(Groups {
                 bases,
                 next_name: AtomicU64::new(0),
+                ready: Mutex::default(),
                 unused: Mutex::default(),
                 stuck: Mutex::default(),
                 run: Arc::clone(run),
@@ -144,15 +161,56 @@ impl Cgroups {
         if !limits.any() {
             return Ok(None);
         }
-        let name = groups.next_name.fetch_add(1, Ordering::Relaxed).to_string();
-        let place = groups.bases.join(&name);
-        let mut group = Cgroup { dirs: Vec::new(), groups: Arc::clone(groups) };
-        for dir in place.dirs() {
-            fs::create_dir(dir)?;
-            group.dirs.push(dir.to_path_buf());
+        let waiting = {
+            let mut ready = groups.ready.lock();
+            if ready.limits == *limits { ready.waiting.pop() } else { None }
+        };
+        let dirs = match waiting {
+            Some(dirs) => dirs,
+            None => groups.make(limits)?,
+        };
+        Ok(Some(Cgroup { dirs, limits: *limits, groups: Arc::clone(groups) }))
+    }
+
+    /// Makes groups with these limits ready, and gives up what waits with others. Blocks.
+    pub fn fill(&self, limits: &Limits) {
+        let Ok(groups) = &self.0 else { return };
+        if !limits.any() {
+            return;
         }
-        place.limit(limits)?;
-        Ok(Some(group))
+        let other = {
+            let mut ready = groups.ready.lock();
+            if ready.limits == *limits {
+                Vec::new()
+            } else {
+                ready.limits = *limits;
+                std::mem::take(&mut ready.waiting)
+            }
+        };
+        if !other.is_empty() {
+            groups.unused.lock().extend(other);
+            groups.run.wake_sweeper();
+        }
+        while groups.ready.lock().waiting.len() < READY {
+            // The next start makes its own, and says what is wrong.
+            let Ok(dirs) = groups.make(limits) else { return };
+            let mut ready = groups.ready.lock();
+            if ready.limits == *limits {
+                ready.waiting.push(dirs);
+            } else {
+                drop(ready);
+                groups.unused.lock().push(dirs);
+                return;
+            }
+        }
+    }
+
+    /// Gives up what waits. Blocks not at all: [`remove_unused`](Self::remove_unused) does.
+    pub fn close(&self) {
+        if let Ok(groups) = &self.0 {
+            let waiting = std::mem::take(&mut groups.ready.lock().waiting);
+            groups.unused.lock().extend(waiting);
+        }
     }
 
     /// Whether groups wait for [`Cgroups::remove_unused`].
@@ -168,6 +226,28 @@ impl Cgroups {
         for dirs in all {
             if !dirs.iter().all(|dir| remove_group(dir, 50)) {
                 groups.stuck.lock().push(dirs);
+            }
+        }
+    }
+}
+
+impl Groups {
+    /// The directories of a group with these limits; none of them stays when one can't be had.
+    fn make(&self, limits: &Limits) -> io::Result<Vec<PathBuf>> {
+        let name = self.next_name.fetch_add(1, Ordering::Relaxed).to_string();
+        let place = self.bases.join(&name);
+        let mut dirs = Vec::new();
+        let made = place.dirs().into_iter().try_for_each(|dir| {
+            fs::create_dir(dir)?;
+            dirs.push(dir.to_path_buf());
+            Ok(())
+        });
+        match made.and_then(|()| place.limit(limits)) {
+            Ok(()) => Ok(dirs),
+            Err(error) => {
+                self.unused.lock().push(dirs);
+                self.run.wake_sweeper();
+                Err(error)
             }
         }
     }
@@ -216,6 +296,45 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Takes the calling thread in, so that what it spawns is born in the group. False where that can't be done, and the
+    /// process is to be [`add`](Self::add)ed.
+    ///
+    /// # Errors
+    /// Those of the control group file system.
+    pub fn join(&self) -> io::Result<bool> {
+        // The thread counts until it ends: with a limit of one there would be no room for what it spawns.
+        if matches!(self.groups.bases, Place::Two(_)) || self.limits.processes.is_some_and(|most| most < 2) {
+            return Ok(false);
+        }
+        for dir in &self.dirs {
+            fs::write(dir.join("tasks"), "0")?;
+        }
+        Ok(true)
+    }
+
+    /// Ends every process in it, whatever group, session or parent it has taken.
+    pub fn kill(&self) {
+        for dir in &self.dirs {
+            if fs::write(dir.join("cgroup.kill"), "1").is_err() {
+                kill_all(dir);
+            }
+        }
+    }
+
+    /// What it is held to.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// How often it was refused another process or thread.
+    pub fn refused_processes(&self) -> u64 {
+        let count = |dir: &PathBuf| -> Option<u64> {
+            let text = fs::read_to_string(dir.join("pids.events")).ok()?;
+            text.lines().find_map(|line| line.strip_prefix("max ")?.trim().parse().ok())
+        };
+        self.dirs.iter().filter_map(count).max().unwrap_or(0)
     }
 
     /// Whether the kernel has killed something in it for want of memory.
@@ -357,6 +476,24 @@ fn here() -> Result<Place, String> {
     }
 }
 
+/// The memory that this host may use: the machine's, or what its control group or one above it leaves of it. Bytes.
+pub fn memory_here() -> Option<u64> {
+    let read = |path: &Path| fs::read_to_string(path).ok();
+    let total = read(Path::new("/proc/meminfo")).and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    });
+    let own = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let mounts = Mounts::parse(&read(Path::new("/proc/self/mountinfo")).unwrap_or_default(), &own);
+    let above = |dir: Option<PathBuf>, file: &str| -> Vec<u64> {
+        let dir = dir.unwrap_or_default();
+        dir.ancestors().filter_map(|dir| read(&dir.join(file))?.trim().parse().ok()).collect()
+    };
+    let mut all = above(mounts.two, "memory.max");
+    all.extend(above(mounts.memory, "memory.limit_in_bytes"));
+    all.into_iter().chain(total).min()
+}
+
 fn under(dir: &Path) -> Result<Place, String> {
     if has_controllers(dir) {
         return Ok(Place::Two(dir.to_path_buf()));
@@ -443,6 +580,20 @@ fn remove_base(base: &Path) -> bool {
     remove_group(base, 1)
 }
 
+/// Ends what is in a group of version 1, until nothing is: who forks meanwhile is found by the next look.
+fn kill_all(dir: &Path) {
+    for _ in 0..16 {
+        let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        let mut found = false;
+        for pid in text.lines().filter_map(|pid| pid.parse().ok().and_then(Pid::from_raw)) {
+            found |= kill_process(pid, Signal::KILL).is_ok();
+        }
+        if !found {
+            return;
+        }
+    }
+}
+
 /// Ends what is in a group and removes it; false when it does not go.
 #[allow(
     clippy::disallowed_methods,
@@ -453,10 +604,8 @@ fn remove_group(dir: &Path, rounds: u32) -> bool {
         if round > 0 {
             std::thread::sleep(Duration::from_millis(2));
         }
-        for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
-            if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
+        if fs::write(dir.join("cgroup.kill"), "1").is_err() {
+            kill_all(dir);
         }
         match fs::remove_dir(dir) {
             Ok(()) => return true,

@@ -122,6 +122,12 @@ pub struct JailConfig {
     pub open_files: u64,
     /// Processes and threads of each tenant, in all its instances; used with user ids. Default 32768.
     pub processes: u64,
+    /// Bytes of memory of each instance that has no limit of its own. `None`, the default: half of what the host may use
+    /// (the machine's, or its control group's limit), so that one instance never takes the machine. Held by control
+    /// groups; without them each process is bounded by an rlimit on its data.
+    pub instance_memory: Option<u64>,
+    /// Processes and threads of each instance that has no limit of its own. Default 1024. Held by control groups only.
+    pub instance_processes: u64,
     /// Files and directories that instances may read beside the system's own.
     pub readable: Vec<PathBuf>,
 }
@@ -141,6 +147,8 @@ impl Default for JailConfig {
             disk_bytes: 512 << 20,
             open_files: 65_536,
             processes: 32_768,
+            instance_memory: None,
+            instance_processes: 1024,
             readable: Vec::new(),
         }
     }
@@ -162,8 +170,12 @@ impl JailConfig {
         if self.disk_bytes < 1 << 20 {
             return wrong(format!("jail.disk_bytes: {}: at least 1048576", self.disk_bytes));
         }
-        for (field, value, least) in [("open_files", self.open_files, 64), ("processes", self.processes, 16)]
-        {
+        for (field, value, least) in [
+            ("open_files", self.open_files, 64),
+            ("processes", self.processes, 16),
+            ("instance_processes", self.instance_processes, 2),
+            ("instance_memory", self.instance_memory.unwrap_or(u64::MAX), 16 << 20),
+        ] {
             if value < least {
                 return wrong(format!("jail.{field}: {value}: at least {least}"));
             }
