@@ -18,7 +18,11 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -28,7 +32,10 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal},
 };
 
-use crate::network::Network;
+use crate::{
+    network::Network,
+    rules::{Places, Right, Rules},
+};
 
 /// Where a cell keeps its own things: on the tmpfs that replaces `/run`.
 const OWN: &str = "/run/sas";
@@ -43,22 +50,40 @@ const HOLDER: &str = "trap '' HUP INT TERM; read -r how; \
     env --ignore-signal=CHLD true && exec env --ignore-signal=CHLD cat <&3; \
     cat <&3 & wait $!";
 
+/// The same without a shell, where the kernel lets the host mount `/proc` for it.
+const QUICK_HOLDER: [&str; 5] = [
+    "--ignore-signal=HUP",
+    "--ignore-signal=INT",
+    "--ignore-signal=TERM",
+    "--ignore-signal=CHLD",
+    "/bin/cat",
+];
+
+/// What a program may write to in a cell beside its package.
+const OWN_PLACES: [&str; 4] = [HOME, "/tmp", "/var/tmp", "/dev/shm"];
+
 /// Directories that hold sockets and files of others, and are empty in a cell.
 const COVERED: [&str; 6] = ["/run", "/tmp", "/var/tmp", "/dev/shm", "/root", "/home"];
 
 /// How the mounts of cells are made; the same for all cells of a host.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Layout {
     /// What instances may read beside the system's files.
     pub(crate) readable: Vec<PathBuf>,
     pub(crate) disk_bytes: u64,
     /// Empty directories in a cell, none below another.
     covered: Vec<PathBuf>,
+    /// Those of them in which the host's own directories are: what is shown there is for the instance.
+    shown: Vec<PathBuf>,
+    /// The TCP ports that instances may connect to by default, where they share the host's network.
+    ports: Vec<u16>,
+    /// Whether [`QUICK_HOLDER`] can hold a cell, once that was seen.
+    quick: AtomicBool,
 }
 
 impl Layout {
     /// `roots` are directories of the host's own, such as the package store.
-    pub(crate) fn new(roots: &[PathBuf], readable: Vec<PathBuf>, disk_bytes: u64) -> Self {
+    pub(crate) fn new(roots: &[PathBuf], readable: Vec<PathBuf>, disk_bytes: u64, ports: Vec<u16>) -> Self {
         let mut all: Vec<PathBuf> = COVERED.iter().map(PathBuf::from).collect();
         all.extend(roots.iter().cloned());
         all.extend(roots.iter().chain(&readable).filter_map(|path| gate(path)));
@@ -74,11 +99,30 @@ impl Layout {
                 covered.push(path);
             }
         }
-        Self { readable, disk_bytes, covered }
+        let roots: Vec<PathBuf> = roots.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
+        let shown = covered.iter().filter(|dir| roots.iter().any(|root| root.starts_with(dir)));
+        let shown = shown.cloned().collect();
+        Self { readable, disk_bytes, covered, shown, ports, quick: AtomicBool::new(false) }
     }
 
     fn covers(&self, path: &Path) -> bool {
         self.covered.iter().any(|dir| path.starts_with(dir))
+    }
+
+    /// Whether the rules of every cell let its program at a path that it is shown.
+    pub(crate) fn allows(&self, path: &Path) -> bool {
+        self.shown.iter().any(|dir| path.starts_with(dir))
+    }
+
+    /// What every program of a cell may do. What it may write to as well is a matter of its user: the directories in
+    /// which things are shown are not its own.
+    pub(crate) fn rules(&self, own_network: bool) -> Result<Rules, landlock::RulesetError> {
+        let own = ["/run/sas/passwd", "/run/sas/group"].map(Path::new);
+        Rules::new(own_network)?
+            .add_places(&Places::of_system(&self.readable))?
+            .add(self.shown.iter().map(PathBuf::as_path), Right::All)?
+            .add(OWN_PLACES.map(Path::new), Right::All)?
+            .add(own, Right::Read)
     }
 }
 
@@ -89,6 +133,8 @@ pub(crate) struct View {
     pub(crate) package: Option<PathBuf>,
     /// There as they are.
     pub(crate) bound: Vec<PathBuf>,
+    /// There to be read.
+    pub(crate) readable: Vec<PathBuf>,
     /// Whether more is shown later, to a program that runs already.
     pub(crate) more: bool,
 }
@@ -101,6 +147,46 @@ pub struct Cell {
     /// The host's end of the pipe.
     _alive: OwnedFd,
     network: Option<Arc<Network>>,
+    /// What its program may do unless it asks for other ports; until its start.
+    rules: Option<Rules>,
+    /// The user of its program.
+    user: Option<u32>,
+}
+
+/// A way into a cell that somebody else keeps: for commands that run beside its program.
+#[derive(Debug)]
+pub struct Entrance {
+    pidfd: OwnedFd,
+    own_network: bool,
+    user: Option<u32>,
+}
+
+impl Entrance {
+    /// The user of the program that runs there.
+    pub(crate) fn user(&self) -> Option<u32> {
+        self.user
+    }
+
+    pub(crate) fn own_network(&self) -> bool {
+        self.own_network
+    }
+
+    /// Takes the calling thread, and what it spawns from now on, into the cell.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        enter(self.pidfd.as_fd(), self.own_network)
+    }
+}
+
+fn enter(pidfd: BorrowedFd<'_>, own_network: bool) -> io::Result<()> {
+    let mut spaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
+    if own_network {
+        spaces |= CloneFlags::CLONE_NEWNET;
+    }
+    unshare(CloneFlags::CLONE_FS)?;
+    Ok(setns(pidfd, spaces)?)
 }
 
 impl Cell {
@@ -108,6 +194,7 @@ impl Cell {
     pub(crate) fn make(layout: &Layout, network: bool) -> io::Result<Self> {
         let (reader, mut writer) = io::pipe()?;
         let (mut answer, told) = io::pipe()?;
+        let mut rules = None;
         let holder = std::thread::scope(|scope| {
             let made = std::thread::Builder::new().name("sas-cell".into()).spawn_scoped(scope, || {
                 let mut spaces = CloneFlags::CLONE_NEWNS
@@ -117,31 +204,50 @@ impl Cell {
                 if network {
                     spaces |= CloneFlags::CLONE_NEWNET;
                 }
-                // From here on the thread has a table of descriptors of its own: what it closes stays open in the host.
-                unshare(CloneFlags::CLONE_FILES | spaces)?;
-                close_fds::CloseFdsBuilder::new().cloexecfrom(3);
+                unshare(CloneFlags::CLONE_FS | spaces)?;
                 if network {
                     crate::network::bring_lo_up()?;
                 }
                 mount_all(layout)?;
-                let child = Command::new("/bin/sh")
-                    .args(["-c", HOLDER, "sas-cell"])
+                // Their descriptor is the host's, so they are made before the thread has a table of its own.
+                let made = layout.rules(network).map_err(io::Error::other)?;
+                rules = Some(made.add_ports(&[0], &layout.ports).map_err(io::Error::other)?);
+                // From here on what it closes stays open in the host.
+                unshare(CloneFlags::CLONE_FILES)?;
+                close_fds::CloseFdsBuilder::new().cloexecfrom(3);
+                let quick = layout.quick.load(Ordering::Relaxed);
+                let mut command = if quick { Command::new("/usr/bin/env") } else { Command::new("/bin/sh") };
+                if quick {
+                    command.args(QUICK_HOLDER).stdout(Stdio::null());
+                } else {
+                    command
+                        .args(["-c", HOLDER, "sas-cell"])
+                        .stdout(Stdio::from(told.try_clone()?))
+                        .env_clear();
+                }
+                let child = command
                     .env_clear()
                     .current_dir("/")
                     .stdin(Stdio::from(reader.try_clone()?))
-                    .stdout(Stdio::from(told.try_clone()?))
                     .stderr(Stdio::null())
                     .process_group(0)
                     .spawn()?;
                 let holder = Pid::from_child(&child);
-                Ok::<_, io::Error>((holder, mount_proc(holder).is_ok()))
+                Ok::<_, io::Error>((holder, mount_proc(holder).is_ok(), quick))
             })?;
             made.join().map_err(|_panic| io::Error::other("the thread ended"))?
         });
         drop((reader, told));
-        let (holder, ready) = holder?;
+        let (holder, ready, quick) = holder?;
         let pidfd = rustix::process::pidfd_open(holder, PidfdFlags::NONBLOCK)?;
-        if !ready {
+        if quick {
+            if !ready {
+                layout.quick.store(false, Ordering::Relaxed);
+                let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+                let _ = rustix::process::waitpid(Some(holder), rustix::process::WaitOptions::empty());
+                return Err(io::Error::other("/proc could not be mounted in it"));
+            }
+        } else if !ready {
             writer.write_all(b"mount\n")?;
             let mut word = [0u8; 6];
             if answer.read_exact(&mut word).is_err() {
@@ -152,12 +258,13 @@ impl Cell {
             }
         } else {
             writer.write_all(b"ready\n")?;
+            layout.quick.store(can_ignore_signals(), Ordering::Relaxed);
         }
         let network = match network {
             true => Some(Network::of(pidfd.try_clone()?)),
             false => None,
         };
-        Ok(Self { holder: Some(holder), pidfd, _alive: OwnedFd::from(writer), network })
+        Ok(Self { holder: Some(holder), pidfd, _alive: OwnedFd::from(writer), network, rules, user: None })
     }
 
     /// Its network, where it has one of its own.
@@ -192,17 +299,39 @@ impl Cell {
         }
     }
 
+    /// A way in for others, that does not keep it.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn entrance(&self) -> io::Result<Entrance> {
+        Ok(Entrance { pidfd: self.pidfd.try_clone()?, own_network: self.network.is_some(), user: self.user })
+    }
+
+    /// Whether the program's disk is full.
+    pub fn is_full(&self) -> bool {
+        let Some(holder) = self.holder else { return false };
+        let disk = format!("/proc/{}/root{OWN}/tmp", holder.as_raw_pid());
+        rustix::fs::statvfs(disk).is_ok_and(|disk| disk.f_bavail == 0)
+    }
+
+    /// The rules that were made with it.
+    pub(crate) fn rules(&self) -> Option<&Rules> {
+        self.rules.as_ref()
+    }
+
+    /// They are in force.
+    pub(crate) fn forget_rules(&mut self) {
+        self.rules = None;
+    }
+
+    /// Whose program it holds.
+    pub(crate) fn belongs_to(&mut self, user: Option<u32>) {
+        self.user = user;
+    }
+
     /// Takes the calling thread, and what it spawns from now on, into the cell.
     pub(crate) fn enter(&self) -> io::Result<()> {
-        let mut spaces = CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWPID
-            | CloneFlags::CLONE_NEWIPC
-            | CloneFlags::CLONE_NEWUTS;
-        if self.network.is_some() {
-            spaces |= CloneFlags::CLONE_NEWNET;
-        }
-        unshare(CloneFlags::CLONE_FS)?;
-        Ok(setns(&self.pidfd, spaces)?)
+        enter(self.pidfd.as_fd(), self.network.is_some())
     }
 
     /// Shows more files to a program that runs in it already, the last.
@@ -228,6 +357,18 @@ impl Drop for Cell {
             });
         }
     }
+}
+
+/// Whether this machine's `env` can have a program ignore signals (coreutils 8.31).
+fn can_ignore_signals() -> bool {
+    let tried = Command::new("/usr/bin/env")
+        .args(["--ignore-signal=CHLD", "/bin/cat"])
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    tried.is_ok_and(|status| status.success())
 }
 
 fn at(error: impl Into<io::Error>, what: &str, path: &Path) -> io::Error {
@@ -379,12 +520,26 @@ pub(crate) fn show(layout: &Layout, view: &View, user: Option<u32>) -> io::Resul
             bind(&on_host(path), path)?;
         }
     }
+    for path in view.readable.iter().filter(|path| layout.covers(path)) {
+        if on_host(path).exists() {
+            bind(&on_host(path), path)?;
+            let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+            rustix::mount::mount_remount(path.as_path(), flags, c"")
+                .map_err(|error| at(error, "read-only", path))?;
+        }
+    }
     if !view.more {
         // From here on nothing in the cell leads to the host's own directories.
         // It is covered, not unmounted: that would wait for the whole kernel, for milliseconds.
         tmpfs(&own.join("host"), "mode=000,size=4k")?;
     }
     Ok(())
+}
+
+/// Whoever has just taken a cell starts a program now: the next cell is not made beside that, on the same cores.
+#[allow(clippy::disallowed_methods, reason = "a thread of its own, that ends when it is done")]
+fn rest() {
+    std::thread::sleep(Duration::from_millis(5));
 }
 
 /// Cells that wait to be used.
@@ -433,6 +588,7 @@ impl Ready {
         }
         let this = Arc::clone(self);
         let filling = std::thread::Builder::new().name("sas-cells".into()).spawn(move || {
+            rest();
             loop {
                 let made = Cell::make(&this.layout, network);
                 let mut stock = this.waiting[usize::from(network)].lock();

@@ -12,38 +12,18 @@ use std::{
     sync::Arc,
 };
 
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, NetPort, PathBeneath, PathFd,
-    Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, Scope,
-};
 use nix::sched::{CloneFlags, unshare};
 use parking_lot::Mutex;
 use rustix::thread::CapabilitySet;
 use sas_core::{Error, ErrorKind, Result, TenantKey};
 
 use crate::{
-    cell::{self, Cell, Layout, Ready, View},
+    cell::{self, Cell, Entrance, Layout, Ready, View},
+    cgroup::Cgroup,
     config::{Egress, JailConfig, JailLevel},
+    rules::{self, Places, Right, Rules},
     seccomp::Filters,
 };
-
-/// The newest landlock whose rights are used. Older kernels give what they have, which the report says.
-const NEWEST: ABI = ABI::V6;
-
-/// What programs of any kind read.
-const SYSTEM: [&str; 12] =
-    ["/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/etc", "/opt", "/nix", "/sys", "/proc"];
-const DEVICES: [&str; 9] = [
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/ptmx",
-    "/dev/pts",
-    "/dev/fd",
-];
 
 /// A means by which an instance is jailed, and why this machine lacks it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,7 +128,18 @@ pub struct Jail<'a> {
     jails: &'a Jails,
     request: JailRequest,
     user: Option<u32>,
-    cell: Option<Cell>,
+    place: Place<'a>,
+}
+
+/// The namespaces of a program.
+#[derive(Debug)]
+enum Place<'a> {
+    /// The host's.
+    Host,
+    /// Its own.
+    Own(Cell),
+    /// Those of a program that runs already.
+    Beside(&'a Entrance),
 }
 
 /// The jails of a host.
@@ -159,6 +150,8 @@ pub struct Jails {
     root: bool,
     filters: Option<Filters>,
     ready: Arc<Ready>,
+    /// What every program outside of a cell reads.
+    places: Places,
     users: Mutex<Users>,
 }
 
@@ -189,7 +182,13 @@ impl Jails {
             .collect();
         readable.sort();
         readable.dedup();
-        let layout = Layout::new(roots, readable, config.disk_bytes);
+        let ports = match &config.egress {
+            Egress::Allowed => config.egress_ports.clone(),
+            Egress::Ports(ports) => ports.clone(),
+            Egress::Denied => Vec::new(),
+        };
+        let places = Places::of_system(&readable);
+        let layout = Layout::new(roots, readable, config.disk_bytes, ports);
         let root = rustix::thread::capabilities(None).is_ok_and(|own| {
             own.effective.contains(
                 CapabilitySet::SYS_ADMIN
@@ -212,18 +211,9 @@ impl Jails {
                 let missing = if root { probe_spaces(network) } else { Some(not_root()) };
                 tell(name, missing);
             }
-            let abi = |missing: bool, least: &str| {
-                missing.then(|| format!("the kernel has no landlock of {least}"))
-            };
-            tell(
-                FILES,
-                abi(!has_landlock(|rules| rules.handle_access(AccessFs::from_all(ABI::V1))), "Linux 5.13"),
-            );
-            tell(
-                PORTS,
-                abi(!has_landlock(|rules| rules.handle_access(AccessNet::from_all(ABI::V4))), "Linux 6.7"),
-            );
-            tell(SIGNALS, abi(!has_landlock(|rules| rules.scope(Scope::from_all(ABI::V6))), "Linux 6.12"));
+            for (name, missing) in [FILES, PORTS, SIGNALS].into_iter().zip(rules::missing()) {
+                tell(name, missing);
+            }
             let no_filter = match &filters {
                 Err(error) => Some(error.to_string()),
                 Ok(_) if !Path::new("/proc/sys/kernel/seccomp").exists() => {
@@ -238,6 +228,7 @@ impl Jails {
             root: root && report.has(USERS) && config.level != JailLevel::None,
             filters: filters.ok().filter(|_| report.has(CALLS)),
             ready: Ready::new(layout, config.ready),
+            places,
             users: Mutex::default(),
             config,
             report,
@@ -380,7 +371,8 @@ impl Jails {
     /// Those of the mounts. Nothing is needed, and nothing done, where the program has no cell.
     pub fn show(&self, cell: Option<&Cell>, package: &Path, readable: &[PathBuf]) -> io::Result<()> {
         let Some(cell) = cell else { return Ok(()) };
-        let view = View { package: Some(package.to_path_buf()), bound: readable.to_vec(), more: false };
+        let view =
+            View { package: Some(package.to_path_buf()), readable: readable.to_vec(), ..View::default() };
         cell.show(self.ready.layout(), &view)
     }
 
@@ -399,7 +391,7 @@ impl Jails {
         }
         if request.level == JailLevel::None || self.config.level == JailLevel::None {
             let request = JailRequest { level: JailLevel::None, ..request };
-            return Ok(Jail { jails: self, request, user: None, cell: None });
+            return Ok(Jail { jails: self, request, user: None, place: Place::Host });
         }
         // Without mounts of its own another user would not find its package.
         let user =
@@ -417,11 +409,17 @@ impl Jails {
                 Error::new(ErrorKind::Exhausted, "start", format!("namespaces for the instance: {error}"))
                     .with_source(error)
             })?;
-            Some(made)
+            Place::Own(made)
         } else {
-            None
+            Place::Host
         };
-        Ok(Jail { jails: self, request, user, cell })
+        Ok(Jail { jails: self, request, user, place: cell })
+    }
+
+    /// A place in the namespaces of a program that runs already, with its user and what it may do: for commands that
+    /// belong to it. What runs there ends with it.
+    pub fn beside<'a>(&'a self, entrance: &'a Entrance, request: JailRequest) -> Jail<'a> {
+        Jail { jails: self, request, user: entrance.user(), place: Place::Beside(entrance) }
     }
 }
 
@@ -473,21 +471,17 @@ fn own(dir: &Path, user: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn has_landlock(ask: impl FnOnce(Ruleset) -> std::result::Result<Ruleset, landlock::RulesetError>) -> bool {
-    ask(Ruleset::default().set_compatibility(CompatLevel::HardRequirement)).and_then(Ruleset::create).is_ok()
-}
-
 impl Jail<'_> {
     /// Whether the program gets a view of its package of its own, at the package's own path.
     pub fn has_view(&self) -> bool {
-        self.cell.is_some()
+        !matches!(self.place, Place::Host)
     }
 
     /// Variables that say where its own places are, where it has some.
     pub fn environment(&self) -> BTreeMap<&'static str, &'static str> {
-        match self.cell {
-            Some(_) => [("HOME", cell::HOME), ("TMPDIR", "/tmp")].into(),
-            None => BTreeMap::new(),
+        match self.place {
+            Place::Host => BTreeMap::new(),
+            _ => [("HOME", cell::HOME), ("TMPDIR", "/tmp")].into(),
         }
     }
 
@@ -503,12 +497,32 @@ impl Jail<'_> {
         self,
         spawn: impl FnOnce() -> io::Result<T> + Send,
     ) -> io::Result<(T, Option<Cell>)> {
-        let Self { jails, request, user, cell } = self;
+        self.spawn_in(None, spawn).map(|(spawned, cell, _)| (spawned, cell))
+    }
+
+    /// As [`spawn`](Self::spawn), in a control group. Says also whether what was spawned is in it, or is to be
+    /// [`add`](Cgroup::add)ed.
+    ///
+    /// # Errors
+    /// As [`spawn`](Self::spawn), and those of the group.
+    pub fn spawn_in<T: Send>(
+        self,
+        group: Option<&Cgroup>,
+        spawn: impl FnOnce() -> io::Result<T> + Send,
+    ) -> io::Result<(T, Option<Cell>, bool)> {
+        let Self { jails, request, user, mut place } = self;
         let dumpable = user.and_then(|_| rustix::process::dumpable_behavior().ok());
+        if let Place::Own(cell) = &mut place {
+            cell.belongs_to(user);
+        }
         let spawned = std::thread::scope(|scope| {
             let jailed = std::thread::Builder::new().name("sas-jail".into()).spawn_scoped(scope, || {
-                jail(jails, &request, user, cell.as_ref())?;
-                spawn()
+                let joined = match group {
+                    Some(group) => group.join().map_err(|error| failed("control group", error))?,
+                    None => false,
+                };
+                jail(jails, &request, user, &place)?;
+                Ok((spawn()?, joined))
             })?;
             jailed.join().map_err(|_panic| io::Error::other("the thread that spawns ended"))?
         });
@@ -516,7 +530,14 @@ impl Jail<'_> {
         if let Some(dumpable) = dumpable {
             let _ = rustix::process::set_dumpable_behavior(dumpable);
         }
-        Ok((spawned?, cell))
+        let cell = match place {
+            Place::Own(mut cell) => {
+                cell.forget_rules();
+                Some(cell)
+            }
+            _ => None,
+        };
+        spawned.map(|(spawned, joined)| (spawned, cell, joined))
     }
 }
 
@@ -525,24 +546,29 @@ fn failed(what: &str, error: impl fmt::Display) -> io::Error {
 }
 
 /// Jails the calling thread for good.
-fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, cell: Option<&Cell>) -> io::Result<()> {
-    if let Some(cell) = cell {
-        cell.enter().map_err(|error| failed("namespaces", error))?;
+fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, place: &Place<'_>) -> io::Result<()> {
+    match place {
+        Place::Host => Ok(()),
+        Place::Own(cell) => cell.enter(),
+        Place::Beside(entrance) => entrance.enter(),
     }
+    .map_err(|error| failed("namespaces", error))?;
     unshare(CloneFlags::CLONE_FILES).map_err(|error| failed("descriptors", error))?;
     close_fds::CloseFdsBuilder::new().cloexecfrom(3);
     if request.level == JailLevel::None {
         return Ok(());
     }
-    if cell.is_some() {
-        let bound = request.data.iter().chain(&request.readable).cloned().collect();
-        let view = View { package: request.package.clone(), bound, more: request.later.is_some() };
+    if let Place::Own(_) = place {
+        let view = View {
+            package: request.package.clone(),
+            bound: request.data.clone(),
+            readable: request.readable.clone(),
+            more: request.later.is_some(),
+        };
         cell::show(jails.ready.layout(), &view, user)
             .map_err(|error| io::Error::new(error.kind(), format!("the jail: view: {error}")))?;
     }
-    let own_network = cell.is_some_and(|cell| cell.network().is_some());
-    let rules =
-        rules(jails, request, cell.is_some(), own_network).map_err(|error| failed("landlock", error))?;
+    let rules = rules(jails, request, place).map_err(|error| failed("landlock", error))?;
     rustix::thread::set_no_new_privs(true).map_err(|error| failed("no_new_privs", error))?;
     if let Some(user) = user {
         let group = rustix::fs::Gid::from_raw(*jails.config.uids.start());
@@ -561,83 +587,44 @@ fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, cell: Option<&C
         },
     )
     .map_err(|error| failed("capabilities", error))?;
-    rules.restrict_self().map_err(|error| failed("landlock", error))?;
+    rules.restrict().map_err(|error| failed("landlock", error))?;
     if let Some(filters) = &jails.filters {
         filters.apply().map_err(|error| failed("seccomp", error))?;
     }
     Ok(())
 }
 
-/// What landlock lets it do.
+/// What landlock lets it do. A cell has most of it already, for who connects to where everybody may.
 fn rules(
     jails: &Jails,
     request: &JailRequest,
-    view: bool,
-    own_network: bool,
-) -> std::result::Result<landlock::RulesetCreated, landlock::RulesetError> {
-    let mut rules =
-        Ruleset::default().handle_access(AccessFs::from_all(NEWEST))?.scope(Scope::from_all(NEWEST))?;
-    if !own_network {
-        rules = rules.handle_access(AccessNet::from_all(NEWEST))?;
-    }
-    let mut rules = rules.create()?;
-    let read = AccessFs::from_read(NEWEST);
-    let all = AccessFs::from_all(NEWEST);
-    for path in SYSTEM {
-        rules = allow(rules, Path::new(path), read)?;
-    }
-    for path in DEVICES {
-        rules = allow(rules, Path::new(path), read | AccessFs::WriteFile | AccessFs::IoctlDev)?;
-    }
-    for path in jails.ready.layout().readable.iter().chain(&request.readable) {
-        rules = allow(rules, path, read)?;
-    }
-    for path in request.data.iter().chain(&request.writable) {
-        rules = allow(rules, path, all)?;
-    }
-    if let Some(packages) = &request.later {
-        // In a cell it is empty but for what is shown; a rule for what a mount covers would not hold.
-        if view {
-            let _ = fs::create_dir_all(packages);
-        }
-        rules = allow(rules, packages, if view { all } else { read })?;
-    }
-    if let Some(package) = &request.package {
-        rules = allow(rules, package, if view { all } else { read })?;
-    }
-    if view {
-        for path in [cell::HOME, "/tmp", "/var/tmp", "/dev/shm"] {
-            rules = allow(rules, Path::new(path), all)?;
-        }
-        for path in ["/run/sas/passwd", "/run/sas/group"] {
-            rules = allow(rules, Path::new(path), read)?;
-        }
-    }
-    if !own_network {
+    place: &Place<'_>,
+) -> std::result::Result<Rules, landlock::RulesetError> {
+    let (out, default): (&[u16], bool) = match &request.egress {
+        Egress::Allowed => (&jails.config.egress_ports, jails.config.egress == Egress::Allowed),
+        Egress::Ports(ports) => (ports, false),
+        Egress::Denied => (&[], false),
+    };
+    let layout = jails.ready.layout();
+    let prepared = match place {
+        Place::Own(cell) if default => cell.rules().and_then(|rules| rules.try_clone().ok()),
+        _ => None,
+    };
+    let rules = match (place, prepared) {
+        // Its `/proc` was mounted after the rules were made.
+        (_, Some(prepared)) => prepared.add([Path::new("/proc")], Right::Read)?,
         // Port 0 is any port of the range for outgoing connections, in which no instance is given one.
-        for port in request.ports.iter().copied().chain([0]) {
-            rules = rules.add_rule(NetPort::new(port, AccessNet::BindTcp))?;
-        }
-        let out: &[u16] = match &request.egress {
-            Egress::Allowed => &jails.config.egress_ports,
-            Egress::Ports(ports) => ports,
-            Egress::Denied => &[],
-        };
-        for port in out.iter().chain(&request.ports) {
-            rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
-        }
-    }
-    Ok(rules)
-}
-
-/// A rule for what is there; nothing for what is not.
-fn allow(
-    rules: landlock::RulesetCreated,
-    path: &Path,
-    access: BitFlags<AccessFs>,
-) -> std::result::Result<landlock::RulesetCreated, landlock::RulesetError> {
-    let Ok(metadata) = fs::metadata(path) else { return Ok(rules) };
-    let Ok(fd) = PathFd::new(path) else { return Ok(rules) };
-    let access = if metadata.is_dir() { access } else { access & AccessFs::from_file(NEWEST) };
-    rules.add_rule(PathBeneath::new(fd, access))
+        (Place::Host, None) => Rules::new(false)?.add_places(&jails.places)?.add_ports(&[0], out)?,
+        (Place::Own(cell), None) => layout.rules(cell.network().is_some())?.add_ports(&[0], out)?,
+        (Place::Beside(entrance), None) => layout.rules(entrance.own_network())?.add_ports(&[0], out)?,
+    };
+    let rules = rules.add_ports(&request.ports, &request.ports)?;
+    let in_cell = !matches!(place, Place::Host);
+    let known = |path: &&Path| !(in_cell && layout.allows(path));
+    let all = request.data.iter().chain(&request.writable).map(PathBuf::as_path).filter(known);
+    let read = request.readable.iter().map(PathBuf::as_path).filter(known);
+    let read = read.filter(|path| !rules::is_systems(path));
+    let packages = request.later.iter().chain(&request.package).map(PathBuf::as_path).filter(known);
+    let right = if in_cell { Right::All } else { Right::Read };
+    rules.add(all, Right::All)?.add(read, Right::Read)?.add(packages, right)
 }
