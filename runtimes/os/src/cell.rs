@@ -116,9 +116,9 @@ impl Layout {
 
     /// What every program of a cell may do. What it may write to as well is a matter of its user: the directories in
     /// which things are shown are not its own.
-    pub(crate) fn rules(&self, own_network: bool) -> Result<Rules, landlock::RulesetError> {
+    pub(crate) fn rules(&self, own_network: bool, signals: bool) -> Result<Rules, landlock::RulesetError> {
         let own = ["/run/sas/passwd", "/run/sas/group"].map(Path::new);
-        Rules::new(own_network)?
+        Rules::new(own_network, signals)?
             .add_places(&Places::of_system(&self.readable))?
             .add(self.shown.iter().map(PathBuf::as_path), Right::All)?
             .add(OWN_PLACES.map(Path::new), Right::All)?
@@ -137,6 +137,8 @@ pub(crate) struct View {
     pub(crate) readable: Vec<PathBuf>,
     /// Whether more is shown later, to a program that runs already.
     pub(crate) more: bool,
+    /// Bytes that may be written, where it is not what the layout says.
+    pub(crate) disk_bytes: Option<u64>,
 }
 
 /// One set of namespaces, for one instance. Everything in it ends when this is dropped.
@@ -210,7 +212,7 @@ impl Cell {
                 }
                 mount_all(layout)?;
                 // Their descriptor is the host's, so they are made before the thread has a table of its own.
-                let made = layout.rules(network).map_err(io::Error::other)?;
+                let made = layout.rules(network, true).map_err(io::Error::other)?;
                 rules = Some(made.add_ports(&[0], &layout.ports).map_err(io::Error::other)?);
                 // From here on what it closes stays open in the host.
                 unshare(CloneFlags::CLONE_FILES)?;
@@ -500,6 +502,14 @@ pub(crate) fn show(layout: &Layout, view: &View, user: Option<u32>) -> io::Resul
         };
         append("passwd", format!("app:x:{user}:{user}:app:{HOME}:/bin/sh\n"))?;
         append("group", format!("app:x:{user}:\n"))?;
+    }
+    if let Some(size) = view.disk_bytes.filter(|size| *size != layout.disk_bytes) {
+        let data = std::ffi::CString::new(format!("size={size}"))?;
+        for disk in ["/run", "/dev/shm"].map(Path::new).into_iter().filter(|disk| disk.exists()) {
+            let flags = MountFlags::NOSUID | MountFlags::NODEV;
+            rustix::mount::mount_remount(disk, flags, data.as_c_str())
+                .map_err(|error| at(error, "size of", disk))?;
+        }
     }
     if let Some(package) = &view.package {
         make_dirs(package)?;

@@ -96,7 +96,7 @@ struct Groups {
 #[derive(Debug)]
 pub struct Cgroup {
     dirs: Vec<PathBuf>,
-    limits: Limits,
+    limits: Mutex<Limits>,
     groups: Arc<Groups>,
 }
 
@@ -169,7 +169,15 @@ impl Cgroups {
             Some(dirs) => dirs,
             None => groups.make(limits)?,
         };
-        Ok(Some(Cgroup { dirs, limits: *limits, groups: Arc::clone(groups) }))
+        Ok(Some(Cgroup { dirs, limits: Mutex::new(*limits), groups: Arc::clone(groups) }))
+    }
+
+    /// Whether groups with these limits are to be made ready.
+    pub fn wants(&self, limits: &Limits) -> bool {
+        self.0.as_ref().is_ok_and(|groups| {
+            let ready = groups.ready.lock();
+            limits.any() && (ready.limits != *limits || ready.waiting.len() < READY)
+        })
     }
 
     /// Makes groups with these limits ready, and gives up what waits with others. Blocks.
@@ -305,7 +313,8 @@ impl Cgroup {
     /// Those of the control group file system.
     pub fn join(&self) -> io::Result<bool> {
         // The thread counts until it ends: with a limit of one there would be no room for what it spawns.
-        if matches!(self.groups.bases, Place::Two(_)) || self.limits.processes.is_some_and(|most| most < 2) {
+        if matches!(self.groups.bases, Place::Two(_)) || self.limits().processes.is_some_and(|most| most < 2)
+        {
             return Ok(false);
         }
         for dir in &self.dirs {
@@ -323,9 +332,24 @@ impl Cgroup {
         }
     }
 
+    /// Holds it to other limits.
+    ///
+    /// # Errors
+    /// Those of the control group file system: a limit that the kernel does not take, say.
+    pub fn set(&self, limits: &Limits) -> io::Result<()> {
+        let mut held = self.limits.lock();
+        if *held != *limits
+            && let Some(name) = self.dirs.first().and_then(|dir| dir.file_name()?.to_str())
+        {
+            self.groups.bases.join(name).limit(limits)?;
+            *held = *limits;
+        }
+        Ok(())
+    }
+
     /// What it is held to.
-    pub fn limits(&self) -> &Limits {
-        &self.limits
+    pub fn limits(&self) -> Limits {
+        *self.limits.lock()
     }
 
     /// How often it was refused another process or thread.

@@ -2,8 +2,8 @@
 //!
 //! It is `/bin/sh` with the script below, reading a pipe whose only other end the host holds. The host writes
 //! `+ <group>` and `- <group>`; when the pipe ends, however the host died, the guardian kills the groups that are left,
-//! and every process whose standard input is the run's marker file: those that had left their group, and the one that
-//! was spawned in the instant in which the host died.
+//! and every process that has the run's mark or whose standard input is its marker file: those that had left their group,
+//! and the one that was spawned in the instant in which the host died.
 
 use std::{
     collections::BTreeSet,
@@ -16,6 +16,8 @@ use std::{
 use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags};
 use sas_core::{Error, ErrorKind, Result};
+
+use crate::strays::Marks;
 
 const SCRIPT: &str = r#"
 trap '' HUP INT QUIT TERM
@@ -32,6 +34,9 @@ for round in 1 2 3; do
   for process in /proc/[0-9]*; do
     if [ "$process/fd/0" -ef "$1" ]; then kill -s KILL "${process#/proc/}"; fi
   done
+  for limits in $(grep -ls "^Max realtime timeout .* $2[0-9]* " /proc/[0-9]*/limits); do
+    process=${limits#/proc/}; kill -s KILL "${process%/limits}"
+  done
 done
 "#;
 
@@ -39,6 +44,7 @@ done
 #[derive(Debug)]
 pub struct Guardian {
     marker: PathBuf,
+    mark: String,
     state: Mutex<State>,
 }
 
@@ -56,10 +62,11 @@ impl Guardian {
     ///
     /// # Errors
     /// `Unavailable` when `/bin/sh` can't be started.
-    pub fn start(marker: &Path) -> Result<(Self, OwnedFd)> {
-        let (pipe, pid, pidfd) = spawn(marker)?;
+    pub fn start(marker: &Path, marks: &Marks) -> Result<(Self, OwnedFd)> {
+        let mark = marks.prefix();
+        let (pipe, pid, pidfd) = spawn(marker, &mark)?;
         let state = State { groups: BTreeSet::new(), backlog: Vec::new(), pipe, pid };
-        Ok((Self { marker: marker.to_path_buf(), state: Mutex::new(state) }, pidfd))
+        Ok((Self { marker: marker.to_path_buf(), mark, state: Mutex::new(state) }, pidfd))
     }
 
     /// Has a process group killed when the host dies.
@@ -92,7 +99,7 @@ impl Guardian {
     pub fn restart(&self) -> Result<OwnedFd> {
         let mut state = self.state.lock();
         let _ = rustix::process::waitpid(Some(state.pid), rustix::process::WaitOptions::NOHANG);
-        let (pipe, pid, pidfd) = spawn(&self.marker)?;
+        let (pipe, pid, pidfd) = spawn(&self.marker, &self.mark)?;
         state.pipe = pipe;
         state.pid = pid;
         state.backlog.clear();
@@ -131,7 +138,7 @@ impl Drop for Guardian {
     }
 }
 
-fn spawn(marker: &Path) -> Result<(OwnedFd, Pid, OwnedFd)> {
+fn spawn(marker: &Path, mark: &str) -> Result<(OwnedFd, Pid, OwnedFd)> {
     let failed = |error: io::Error| {
         Error::new(
             ErrorKind::Unavailable,
@@ -148,6 +155,7 @@ fn spawn(marker: &Path) -> Result<(OwnedFd, Pid, OwnedFd)> {
         .arg(SCRIPT)
         .arg("sas-guardian")
         .arg(marker)
+        .arg(mark)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(reader))

@@ -97,6 +97,8 @@ pub struct JailRequest {
     /// For a program that learns later what it is to serve: the directory with the packages one of which it is shown
     /// by [`Jails::show`].
     pub later: Option<PathBuf>,
+    /// Bytes that it may write, where it is not [`JailConfig::disk_bytes`].
+    pub disk_bytes: Option<u64>,
     /// Whether it may be put into namespaces; a process that numbers processes for the host may not.
     pub namespaces: bool,
     /// Whether it gets a network of its own though others of its level do not.
@@ -116,6 +118,7 @@ impl JailRequest {
             data: Vec::new(),
             readable: Vec::new(),
             writable: Vec::new(),
+            disk_bytes: None,
             namespaces: true,
             own_network: false,
         }
@@ -564,6 +567,7 @@ fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, place: &Place<'
             bound: request.data.clone(),
             readable: request.readable.clone(),
             more: request.later.is_some(),
+            disk_bytes: request.disk_bytes,
         };
         cell::show(jails.ready.layout(), &view, user)
             .map_err(|error| io::Error::new(error.kind(), format!("the jail: view: {error}")))?;
@@ -614,9 +618,12 @@ fn rules(
         // Its `/proc` was mounted after the rules were made.
         (_, Some(prepared)) => prepared.add([Path::new("/proc")], Right::Read)?,
         // Port 0 is any port of the range for outgoing connections, in which no instance is given one.
-        (Place::Host, None) => Rules::new(false)?.add_places(&jails.places)?.add_ports(&[0], out)?,
-        (Place::Own(cell), None) => layout.rules(cell.network().is_some())?.add_ports(&[0], out)?,
-        (Place::Beside(entrance), None) => layout.rules(entrance.own_network())?.add_ports(&[0], out)?,
+        (Place::Host, None) => Rules::new(false, true)?.add_places(&jails.places)?.add_ports(&[0], out)?,
+        (Place::Own(cell), None) => layout.rules(cell.network().is_some(), true)?.add_ports(&[0], out)?,
+        // Whom it may signal its namespace says: the program that it belongs to.
+        (Place::Beside(entrance), None) => {
+            layout.rules(entrance.own_network(), false)?.add_ports(&[0], out)?
+        }
     };
     let rules = rules.add_ports(&request.ports, &request.ports)?;
     let in_cell = !matches!(place, Place::Host);

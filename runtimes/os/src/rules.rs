@@ -100,10 +100,10 @@ fn open(path: &Path, right: Right) -> Option<(PathFd, BitFlags<AccessFs>)> {
 }
 
 impl Rules {
-    /// Nothing is allowed yet. TCP ports are bounded where the network is shared.
-    pub(crate) fn new(own_network: bool) -> Result<Self, RulesetError> {
-        let mut rules =
-            Ruleset::default().handle_access(AccessFs::from_all(NEWEST))?.scope(Scope::from_all(NEWEST))?;
+    /// Nothing is allowed yet. TCP ports are bounded where the network is shared; signals, where no namespace does it.
+    pub(crate) fn new(own_network: bool, signals: bool) -> Result<Self, RulesetError> {
+        let scope = if signals { Scope::from_all(NEWEST) } else { Scope::AbstractUnixSocket.into() };
+        let mut rules = Ruleset::default().handle_access(AccessFs::from_all(NEWEST))?.scope(scope)?;
         if !own_network {
             rules = rules.handle_access(AccessNet::from_all(NEWEST))?;
         }

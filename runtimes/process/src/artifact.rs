@@ -239,7 +239,7 @@ async fn stem_plan(
     flags: &[String],
 ) -> Result<std::result::Result<StemPlan, String>> {
     let use_of = artifact.options.java_stem;
-    let asked = [options::JAIL, options::EGRESS, options::DATA]
+    let asked = [options::JAIL, options::EGRESS, options::DATA, options::DISK]
         .into_iter()
         .find(|name| spec.options.contains_key(*name));
     if artifact.level == JailLevel::Strict {
@@ -336,7 +336,22 @@ impl ProcessArtifact {
         jail.readable.extend(installed);
         jail.readable.retain(|path| !path.starts_with(self.package.dir()));
         jail.namespaces = self.zygote.is_none();
+        jail.disk_bytes = self.options.disk_bytes;
         jail
+    }
+
+    /// What an instance of it is held to: what it asks for, else the ceilings of the host.
+    pub(crate) fn ceilings(&self, engine: &Engine) -> Limits {
+        Limits {
+            memory_bytes: self.limits.memory_bytes.or(engine.ceilings.memory_bytes),
+            processes: self.limits.processes.or(engine.ceilings.processes),
+            cpu_millis: self.limits.cpu_millis,
+        }
+    }
+
+    /// Bytes that an instance of it may write to its own directories.
+    pub(crate) fn disk_bytes(&self, engine: &Engine) -> u64 {
+        self.options.disk_bytes.unwrap_or(engine.config.jail.disk_bytes)
     }
 
     /// The directory of its service that stays, when it asks for one.
@@ -355,7 +370,9 @@ impl ProcessArtifact {
     /// The limits of each process. A group bounds memory better: it counts what is used, and of all together.
     pub(crate) fn rlimits(&self, engine: &Engine) -> Vec<(Resource, u64)> {
         let mut rlimits = self.options.rlimits.clone();
-        if let (Some(bytes), true) = (self.limits.memory_bytes, engine.cgroups.missing().is_some()) {
+        if let (Some(bytes), true) = (self.ceilings(engine).memory_bytes, engine.cgroups.missing().is_some())
+            && !rlimits.iter().any(|(said, _)| *said == Resource::Data)
+        {
             rlimits.push((Resource::Data, bytes));
         }
         if self.level != JailLevel::None {
@@ -371,7 +388,7 @@ impl ProcessArtifact {
             if engine.jails.has_namespaces() && self.zygote.is_none() {
                 ceiling(Resource::Nproc, jail.processes);
             } else {
-                ceiling(Resource::Fsize, jail.disk_bytes);
+                ceiling(Resource::Fsize, self.disk_bytes(engine));
             }
         }
         rlimits

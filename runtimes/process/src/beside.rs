@@ -1,22 +1,18 @@
 //! Commands that run beside a program, as probes do.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
 use rustix::process::Resource;
 use sas_core::{Error, ErrorKind, ExecOutput, Result};
-use sas_runtime_os::{cgroup::Limits, jail::JailRequest};
+use sas_runtime_os::cgroup::Limits;
 
 use crate::{
-    engine::Engine,
-    spawn::{self, Environment, Plan},
+    engine::{Engine, Proc},
+    spawn::{self, Placed, Plan},
 };
 
-/// What a command beside an instance runs with: the same environment, directory, limits of each process, and a jail of
-/// its own that is made like the instance's: it reaches the instance's port, and sees neither its processes nor what it
-/// wrote.
+/// What a command beside an instance runs with: the instance's environment, directory and limits, in its namespaces and
+/// control group, as its user. So it sees its processes and what it wrote, reaches its port, and ends with it.
 #[derive(Clone, Debug)]
 pub(crate) struct Beside {
     pub(crate) engine: Arc<Engine>,
@@ -25,22 +21,19 @@ pub(crate) struct Beside {
 
 #[derive(Debug)]
 struct With {
-    env: Environment,
-    cwd: PathBuf,
+    proc: Arc<Proc>,
+    placed: Placed,
     rlimits: Vec<(Resource, u64)>,
-    jail: JailRequest,
 }
 
 impl Beside {
     pub(crate) fn new(
         engine: &Arc<Engine>,
-        env: &Environment,
-        cwd: &Path,
+        proc: &Arc<Proc>,
+        placed: Placed,
         rlimits: &[(Resource, u64)],
-        jail: &JailRequest,
     ) -> Self {
-        let (env, cwd) = (env.clone(), cwd.to_owned());
-        let with = With { env, cwd, rlimits: rlimits.to_vec(), jail: jail.clone() };
+        let with = With { proc: Arc::clone(proc), placed, rlimits: rlimits.to_vec() };
         Self { engine: Arc::clone(engine), with: Arc::new(with) }
     }
 
@@ -50,19 +43,20 @@ impl Beside {
             return Err(Error::new(ErrorKind::InvalidSpec, "exec", "command: name a program"));
         };
         let program = self.find(name).ok_or_else(|| {
-            let path = self.with.env.0.get("PATH").map(String::as_str).unwrap_or_default();
+            let path = self.with.placed.env.0.get("PATH").map(String::as_str).unwrap_or_default();
             Error::new(ErrorKind::NotFound, "exec", format!("{name}: no such program in {path}"))
         })?;
         let plan = Plan {
             program,
-            args: args.iter().map(|arg| self.with.env.expand(arg)).collect(),
-            env: self.with.env.clone(),
-            cwd: self.with.cwd.clone(),
+            args: args.iter().map(|arg| self.with.placed.env.expand(arg)).collect(),
+            env: self.with.placed.env.clone(),
+            cwd: self.with.placed.cwd.clone(),
             stdin: None,
             rlimits: self.with.rlimits.clone(),
             limits: Limits::default(),
             logs: None,
-            jail: self.with.jail.clone(),
+            jail: self.with.placed.jail.clone(),
+            beside: Some(Arc::clone(&self.with.proc)),
         };
         let spawned = spawn::spawn(&self.engine, plan).await?;
         let report = spawned.proc().exited().await;
@@ -72,9 +66,11 @@ impl Beside {
     /// A name is looked for in `PATH`, a path from the working directory on.
     fn find(&self, name: &str) -> Option<PathBuf> {
         if name.contains('/') {
-            return Some(self.with.cwd.join(name)).filter(|path| path.is_file());
+            return Some(self.with.placed.cwd.join(name)).filter(|path| path.is_file());
         }
-        let path = self.with.env.0.get("PATH")?;
-        std::env::split_paths(path).map(|dir| self.with.cwd.join(dir).join(name)).find(|path| path.is_file())
+        let path = self.with.placed.env.0.get("PATH")?;
+        std::env::split_paths(path)
+            .map(|dir| self.with.placed.cwd.join(dir).join(name))
+            .find(|path| path.is_file())
     }
 }

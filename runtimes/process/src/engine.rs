@@ -29,11 +29,14 @@ use tokio::{
 
 use sas_runtime_os::{
     cell::Cell,
-    cgroup::{Cgroup, Cgroups, Run},
+    cell::Entrance,
+    cgroup::{Cgroup, Cgroups, Limits, Run},
     guardian::Guardian,
     jail::Jails,
     network::Network,
     ports::{Port, Ports, locks_dir},
+    strays::{Mark, Marks, Orphans},
+    view,
 };
 
 use crate::{
@@ -42,12 +45,20 @@ use crate::{
     logs::{LastWords, LogPipe, LogTarget, Next},
     metrics::Metrics,
     package::store::{Discard, Package, Store},
+    spawn::Placed,
 };
 
 /// Bytes read of one pipe before others have their turn.
 const TURN_BYTES: usize = 64 * 1024;
 /// Bytes read of a pipe after the exit of its process.
 const LAST_BYTES: usize = 1 << 20;
+
+/// Between two looks at disks, and at orphans where the host is process 1.
+const LOOK: Duration = Duration::from_secs(2);
+/// By how much the disk as a whole must have filled for its instances to be looked at.
+const WORTH_A_LOOK: u64 = 1 << 20;
+/// No instance is held to less by default, however small the machine.
+const LEAST_MEMORY: u64 = 64 << 20;
 
 const GUARDIAN: u64 = 0;
 const EXIT: u64 = 0;
@@ -66,6 +77,8 @@ pub(crate) struct Proc {
     changed: Notify,
     /// Descends from a zygote that is its parent, so that its status is not ours to collect.
     adopted: bool,
+    /// By which its processes are found wherever they go, where no namespace holds them.
+    mark: Option<Mark>,
 }
 
 #[derive(Debug, Default)]
@@ -84,11 +97,22 @@ struct State {
     /// Its own directories, removed after it.
     dirs: Vec<Discard>,
     /// What holds it to its limits.
-    group: Option<Cgroup>,
+    group: Option<Arc<Cgroup>>,
+    /// What it may write to its directories, where nothing but a look from time to time bounds it.
+    disk: Option<Disk>,
+    /// Why it is ended by force.
+    why: Option<Arc<str>>,
     /// The namespaces that it runs in. They end with it, and nothing in them stays.
     cell: Option<Cell>,
     /// How it ended, while its cell has not yet.
     report: Option<ExitReport>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Disk {
+    ceiling: u64,
+    /// What its copy of the package takes.
+    copied: u64,
 }
 
 impl Proc {
@@ -140,10 +164,28 @@ impl Proc {
         if state.exit.is_none() {
             // Under the lock, so that the number is still this process's.
             let entered = group.add(self.pid);
-            state.group = Some(group);
+            state.group = Some(Arc::new(group));
             entered?;
         }
         Ok(())
+    }
+
+    /// It was born in `group`.
+    pub(crate) fn born_in(&self, group: Cgroup) {
+        let mut state = self.state.lock();
+        if state.exit.is_none() {
+            state.group = Some(Arc::new(group));
+        }
+    }
+
+    /// What holds it to its limits.
+    pub(crate) fn group(&self) -> Option<Arc<Cgroup>> {
+        self.state.lock().group.clone()
+    }
+
+    /// A way into its namespaces, where it has some.
+    pub(crate) fn entrance(&self) -> std::io::Result<Option<Entrance>> {
+        self.state.lock().cell.as_ref().map(Cell::entrance).transpose()
     }
 
     /// Shows a package to a program that was started without, in its cell. Blocks for some mounts.
@@ -175,6 +217,11 @@ impl Proc {
 
     pub(crate) fn pid_for_limits(&self) -> Option<Pid> {
         self.state.lock().exit.is_none().then_some(self.pid)
+    }
+
+    /// The ceiling that it has met, as far as that is known, and how it is changed.
+    pub(crate) fn ceiling(&self) -> Option<String> {
+        self.group().and_then(|group| refused_processes(&group))
     }
 
     pub(crate) fn last_words(&self) -> Option<String> {
@@ -228,6 +275,17 @@ impl Proc {
     }
 }
 
+fn refused_processes(group: &Cgroup) -> Option<String> {
+    let (most, refused) = (group.limits().processes?, group.refused_processes());
+    (refused > 0).then(|| {
+        format!(
+            "it was refused a process or thread {refused} times, at its ceiling of {most}: {}, or jail.instance_processes of \
+             the host",
+            crate::options::PIDS_MAX
+        )
+    })
+}
+
 fn signal_group(group: Pid, signal: Signal) {
     // Only ESRCH is possible for our own children: gone is what is wanted.
     let _ = rustix::process::kill_process_group(group, signal);
@@ -238,6 +296,8 @@ fn signal_group(group: Pid, signal: Signal) {
 pub(crate) struct Spawned {
     proc: Option<Arc<Proc>>,
     engine: Arc<Engine>,
+    /// Where it found its places, when it was spawned by a plan.
+    pub(crate) placed: Option<Placed>,
 }
 
 impl Spawned {
@@ -276,6 +336,11 @@ pub(crate) struct Engine {
     pub(crate) store: Store,
     pub(crate) ports: Arc<Ports>,
     pub(crate) cgroups: Cgroups,
+    /// What instances without limits of their own are held to.
+    pub(crate) ceilings: Limits,
+    marks: Marks,
+    /// Instances whose disk is looked at.
+    watched: AtomicUsize,
     pub(crate) jails: Jails,
     pub(crate) guardian: Guardian,
     pub(crate) metrics: Metrics,
@@ -301,14 +366,28 @@ impl Engine {
             Error::new(ErrorKind::Unavailable, "open", format!("epoll: {error}")).with_source(error)
         };
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
-        let (guardian, pidfd) = Guardian::start(&store.run_dir().join("stdin"))?;
+        let marks = Marks::open(store.run_dir()).map_err(|error| {
+            Error::new(ErrorKind::Unavailable, "open", format!("{}: {error}", store.run_dir().display()))
+                .with_source(error)
+        })?;
+        let (guardian, pidfd) = Guardian::start(&store.run_dir().join("stdin"), &marks)?;
         epoll::add(&poll, &pidfd, epoll::EventData::new_u64(GUARDIAN), epoll::EventFlags::IN)
             .map_err(failed)?;
         let run: Arc<dyn Run> = Arc::new(store.clone());
+        let cgroups = Cgroups::open(&config.cgroups, &run);
+        let half = || sas_runtime_os::cgroup::memory_here().map(|bytes| (bytes / 2).max(LEAST_MEMORY));
+        let ceilings = Limits {
+            memory_bytes: config.jail.instance_memory.or_else(half),
+            processes: cgroups.missing_pids().is_none().then_some(config.jail.instance_processes),
+            cpu_millis: None,
+        };
         Ok(Arc::new(Self {
             ports: Ports::new(config.ports.clone(), &locks_dir(&store.root().join("ports")))?,
             jails: open_jails(&config, &store)?,
-            cgroups: Cgroups::open(&config.cgroups, &run),
+            cgroups,
+            ceilings,
+            marks,
+            watched: AtomicUsize::new(0),
             metrics: Metrics::new(&config.recorder),
             stems: Stems::default(),
             config,
@@ -351,7 +430,12 @@ impl Engine {
     pub(crate) fn adopt(self: &Arc<Self>, new: NewProc) -> Result<Spawned> {
         let now = Instant::now();
         let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+        let mark = new.cell.is_none().then(|| self.marks.next());
+        if let Some(Err(error)) = mark.map(|mark| mark.put(new.pid)) {
+            tracing::warn!(%error, "a process could not be marked: what leaves its group and session would outlive it");
+        }
         let proc = Arc::new(Proc {
+            mark,
             token,
             pid: new.pid,
             pidfd: new.pidfd,
@@ -370,7 +454,7 @@ impl Engine {
         });
         self.guardian.watch(new.pid);
         self.procs.lock().insert(token, Arc::clone(&proc));
-        let spawned = Spawned { proc: Some(Arc::clone(&proc)), engine: Arc::clone(self) };
+        let spawned = Spawned { proc: Some(Arc::clone(&proc)), engine: Arc::clone(self), placed: None };
         let failed = |error: rustix::io::Errno| {
             Error::new(ErrorKind::Exhausted, "start", format!("watch the process: {error}"))
                 .with_source(error)
@@ -451,6 +535,7 @@ impl Engine {
             self.stop(&proc, Duration::ZERO);
         }
         self.jails.close();
+        self.cgroups.close();
         self.wake.notify_one();
     }
 
@@ -480,7 +565,55 @@ impl Engine {
         }
     }
 
-    fn dispatch(&self, data: u64) {
+    /// Watches what an instance writes, where nothing else bounds it.
+    pub(crate) fn bound_disk(&self, proc: &Proc, ceiling: u64, copied: u64) {
+        let mut state = proc.state.lock();
+        if state.exit.is_none() && state.cell.is_none() {
+            state.disk = Some(Disk { ceiling, copied });
+            self.watched.fetch_add(1, Ordering::AcqRel);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Looks at what instances have written, unless the disk as a whole is hardly fuller than at its emptiest since the
+    /// last look. Blocks on the disk.
+    fn look_at_disks(&self, emptiest: &Mutex<Option<u64>>) {
+        let Ok(disk) = rustix::fs::statvfs(self.store.run_dir()) else { return };
+        let used = disk.f_blocks.saturating_sub(disk.f_bfree).saturating_mul(disk.f_frsize);
+        {
+            let mut emptiest = emptiest.lock();
+            let before = *emptiest.get_or_insert(used);
+            if used.saturating_sub(before) < WORTH_A_LOOK {
+                *emptiest = Some(before.min(used));
+                return;
+            }
+            *emptiest = Some(used);
+        }
+        let all: Vec<Arc<Proc>> = self.procs.lock().values().cloned().collect();
+        for proc in all {
+            let looked = {
+                let state = proc.state.lock();
+                let dirs: Vec<PathBuf> = state.dirs.iter().map(|dir| dir.path().to_path_buf()).collect();
+                state.disk.filter(|_| state.exit.is_none()).map(|disk| (disk, dirs))
+            };
+            let Some((Disk { ceiling, copied }, dirs)) = looked else { continue };
+            let written: u64 = dirs.iter().map(|dir| view::bytes(dir)).sum();
+            let written = written + view::unlinked_bytes(proc.pid(), self.store.run_dir());
+            if written.saturating_sub(copied) > ceiling {
+                let why = format!(
+                    "it had written {} bytes to its own directories, and may write {ceiling}: {}, or jail.disk_bytes of \
+                     the host",
+                    written - copied,
+                    crate::options::DISK
+                );
+                tracing::warn!(pid = proc.pid(), why, "an instance is stopped");
+                proc.state.lock().why = Some(why.into());
+                self.stop(&proc, Duration::ZERO);
+            }
+        }
+    }
+
+    fn dispatch(self: &Arc<Self>, data: u64) {
         if data == GUARDIAN {
             self.guardian_died();
             return;
@@ -548,14 +681,16 @@ impl Engine {
     }
 
     /// Collects the status of a process that has exited. Its group goes with it.
-    fn reap(&self, proc: &Proc) {
+    fn reap(self: &Arc<Self>, proc: &Arc<Proc>) {
         use std::os::fd::AsFd as _;
         let mut state = proc.state.lock();
         if state.exit.is_some() {
             return;
         }
         if state.report.is_some() {
-            self.after_cell(proc, state);
+            if state.cell.is_some() {
+                self.after_cell(proc, state);
+            }
             return;
         }
         // While the leader is a zombie its number is reserved, so the group that we kill is its own.
@@ -592,6 +727,9 @@ impl Engine {
             Ok(None) | Err(_) => {}
         }
         let _ = epoll::delete(&self.poll, &proc.pidfd);
+        if let Some(reason) = self.reason(&state, &report) {
+            report = report.with_reason(reason);
+        }
         state.report = Some(report);
         if let Some(cell) = &state.cell {
             // Whatever left its group, session or parent ends with the namespace that it can't leave.
@@ -600,7 +738,47 @@ impl Engine {
                 return;
             }
         }
-        self.after_cell(proc, state);
+        let whole = state.group.clone();
+        let Some(mark) = proc.mark.filter(|_| state.cell.is_none()) else {
+            self.after_cell(proc, state);
+            return;
+        };
+        drop(state);
+        // Whoever left its group and its session is found by control group or mark, where blocking is allowed.
+        let (engine, proc) = (Arc::clone(self), Arc::clone(proc));
+        tokio::task::spawn_blocking(move || {
+            match whole {
+                Some(group) => group.kill(),
+                None => {
+                    mark.kill();
+                }
+            }
+            engine.after_cell(&proc, proc.state.lock());
+            engine.wake.notify_one();
+        });
+    }
+
+    /// Which ceiling an instance has met that ended, as far as that is known.
+    fn reason(&self, state: &State, report: &ExitReport) -> Option<Arc<str>> {
+        if state.why.is_some() {
+            return state.why.clone();
+        }
+        if report.out_of_memory {
+            let most = state.group.as_ref().and_then(|group| group.limits().memory_bytes)?;
+            let how = "resources.limits.memory, or jail.instance_memory of the host";
+            return Some(format!("its ceiling is {most} bytes: {how}").into());
+        }
+        if state.forced || state.ending || report.code == Some(0) {
+            return None;
+        }
+        let disk = format!("{}, or jail.disk_bytes of the host", crate::options::DISK);
+        if report.signal == Some(Signal::XFSZ.as_raw()) {
+            return Some(format!("a file would have grown beyond its ceiling: {disk}").into());
+        }
+        if state.cell.as_ref().is_some_and(Cell::is_full) {
+            return Some(format!("its disk was full: {disk}").into());
+        }
+        state.group.as_ref().and_then(|group| refused_processes(group)).map(Into::into)
     }
 
     /// Tells the end of a process, as soon as nothing of it is left.
@@ -635,6 +813,9 @@ impl Engine {
             state.dirs.clear();
             state.group = None;
             state.cell = None;
+            if state.disk.take().is_some() {
+                self.watched.fetch_sub(1, Ordering::AcqRel);
+            }
             (state.told.take(), state.ending)
         };
         self.procs.lock().remove(&proc.token);
@@ -736,7 +917,26 @@ fn kernel_oom_kills() -> u64 {
 }
 
 async fn run(engine: Arc<Engine>, poll: AsyncFd<Arc<OwnedFd>>) {
+    let began = Instant::now();
+    let (emptiest, orphans) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(Orphans::default())));
+    let mut next_look = began;
     loop {
+        let looks = Orphans::are_ours() || engine.watched.load(Ordering::Acquire) > 0;
+        if looks && next_look <= Instant::now() {
+            next_look = Instant::now() + LOOK;
+            let (engine, emptiest, orphans) =
+                (Arc::clone(&engine), Arc::clone(&emptiest), Arc::clone(&orphans));
+            tokio::task::spawn_blocking(move || {
+                if engine.watched.load(Ordering::Acquire) > 0 {
+                    engine.look_at_disks(&emptiest);
+                }
+                if Orphans::are_ours() {
+                    let mut own: Vec<i32> = engine.procs.lock().values().map(|proc| proc.pid()).collect();
+                    own.push(engine.guardian.pid());
+                    orphans.lock().collect(began.elapsed(), |pid| own.contains(&pid));
+                }
+            });
+        }
         let next = engine.fire(Instant::now());
         if engine.any_unused() {
             engine.sweep();
@@ -749,6 +949,7 @@ async fn run(engine: Arc<Engine>, poll: AsyncFd<Arc<OwnedFd>>) {
         let backlog = !engine.guardian.flush();
         let far = Instant::now() + Duration::from_secs(3600);
         let until = if backlog { Instant::now() + Duration::from_millis(5) } else { next.unwrap_or(far) };
+        let until = if looks { until.min(next_look) } else { until };
         tokio::select! {
             biased;
             ready = poll.readable() => {

@@ -15,6 +15,10 @@ fn with_output(mut message: String, probe: Option<ProbeFailure>, proc: &Proc) ->
     if let Some(probe) = probe {
         message.push_str(&format!("; the probe that failed: {probe}"));
     }
+    // Who has ended has said so already.
+    if let Some(ceiling) = proc.ceiling().filter(|_| proc.exit().is_none()) {
+        message.push_str(&format!("; {ceiling}"));
+    }
     if let Some(words) = proc.last_words() {
         message.push_str("; its output: ");
         message.push_str(&words);

@@ -9,7 +9,7 @@ use std::{
 
 use parking_lot::Mutex;
 use sas_core::{Endpoint, Error, ErrorKind, Instance, Result, Retry, StartPhase, StartRequest};
-use sas_runtime_os::cgroup::Limits;
+use sas_runtime_os::JailLevel;
 use tokio::time::Instant;
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     logs::LogTarget,
     options,
     ready::{self, Quickest},
-    spawn::{self, Environment, Plan},
+    spawn::{self, Environment, Placed, Plan},
 };
 
 /// The port of an instance that has a network of its own and insists on none.
@@ -58,7 +58,7 @@ pub(crate) async fn start(
     let (program, args) = artifact.command();
     let args = args.iter().map(|arg| env.expand(arg)).collect();
     let rlimits = artifact.rlimits(engine);
-    let limits = artifact.limits;
+    let limits = artifact.ceilings(engine);
     let logs = log_target(&request);
     let cwd = artifact.launch.cwd.clone();
     let mut jail = artifact.jail(engine, Some(request.tenant()), address.port());
@@ -66,12 +66,12 @@ pub(crate) async fn start(
         env.0.insert(options::DATA_DIR.to_owned(), data.display().to_string());
         jail.data.push(data);
     }
-    let beside = Beside::new(engine, &env, &artifact.launch.cwd, &rlimits, &jail);
-    let spawned = match (&artifact.zygote, stdin) {
+    let mut spawned = match (&artifact.zygote, stdin) {
         (Some(zygote), Some(listener)) => {
             let mut bare = Environment::default();
             bare.0.insert("PATH".into(), engine.config.path.clone());
             bare.0.insert("LANG".into(), LANG.to_owned());
+            let placed = Placed { env: env.clone(), cwd: cwd.clone(), jail: jail.clone(), copied: 0 };
             let boot = || Plan {
                 program,
                 args,
@@ -79,11 +79,12 @@ pub(crate) async fn start(
                 cwd,
                 stdin: None,
                 rlimits: Vec::new(),
-                limits: Limits::default(),
+                limits,
                 logs: None,
                 jail,
+                beside: None,
             };
-            let forked = tokio::select! {
+            let mut forked = tokio::select! {
                 biased;
                 forked = zygote.fork(boot, listener, &env, logs) => forked?,
                 () = tokio::time::sleep_until(request.deadline) => {
@@ -95,15 +96,23 @@ pub(crate) async fn start(
                 }
             };
             spawn::limit(engine, forked.proc(), &rlimits, &limits)?;
+            forked.placed = Some(placed);
             forked
         }
         (_, stdin) => {
-            let plan = Plan { program, args, env, cwd, stdin, rlimits, limits, logs: Some(logs), jail };
+            let rlimits = rlimits.clone();
+            let logs = Some(logs);
+            let plan = Plan { program, args, env, cwd, stdin, rlimits, limits, logs, jail, beside: None };
             spawn::spawn(engine, plan).await?
         }
     };
     spawned.proc().hold(port, &artifact.package);
     spawned.proc().hold_dir(home.into_dir());
+    let placed = spawned.placed.take().expect("both ways to spawn say where");
+    if artifact.level != JailLevel::None {
+        engine.bound_disk(spawned.proc(), artifact.disk_bytes(engine), placed.copied);
+    }
+    let beside = Beside::new(engine, spawned.proc(), placed, &rlimits);
     request.events.phase(request.id, StartPhase::Spawned);
     if inherited {
         // Whoever connects now is served as soon as the program accepts: the kernel holds the line.

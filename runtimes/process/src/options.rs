@@ -21,6 +21,9 @@ pub const JAVA_STEM: &str = "sas.dev/java-stem";
 /// The most processes and threads that an instance may have at a time; needs control groups.
 pub const PIDS_MAX: &str = "sas.dev/pids-max";
 
+/// The most bytes that an instance may write to its own view of the disk, its home and `/tmp` together.
+pub const DISK: &str = "sas.dev/disk-bytes";
+
 /// `basic` or `strict`: how much of the machine is kept from the instances; at least the host's own level.
 pub const JAIL: &str = "sas.dev/jail";
 /// `allow`, `deny`, or TCP ports separated by commas: where the instances may connect to.
@@ -39,7 +42,8 @@ const RLIMITS: [(&str, Resource); 5] = [
 ];
 
 /// Options that begin like this are this runtime's, and must be known to it.
-const OURS: [&str; 8] = [
+const OURS: [&str; 9] = [
+    "sas.dev/disk",
     "sas.dev/pids",
     "sas.dev/listen",
     "sas.dev/zygote",
@@ -66,6 +70,7 @@ pub(crate) struct Options {
     pub(crate) java_archive: Option<bool>,
     pub(crate) java_stem: StemUse,
     pub(crate) pids_max: Option<u64>,
+    pub(crate) disk_bytes: Option<u64>,
     pub(crate) rlimits: Vec<(Resource, u64)>,
     pub(crate) jail: Option<JailLevel>,
     pub(crate) egress: Option<Egress>,
@@ -109,6 +114,10 @@ impl Options {
                     Err(_) => errors.push(field(), value, "allow, deny, or TCP ports separated by commas"),
                 },
                 DATA => parsed.data = flag(&mut errors).unwrap_or(false),
+                DISK => match value.parse::<u64>() {
+                    Ok(most) if most >= 1 << 20 => parsed.disk_bytes = Some(most),
+                    _ => errors.push(field(), value, "a whole number of bytes from 1048576"),
+                },
                 PIDS_MAX => match value.parse::<u64>() {
                     Ok(most) if most > 0 => parsed.pids_max = Some(most),
                     _ => errors.push(field(), value, "a whole number from 1"),
@@ -124,7 +133,7 @@ impl Options {
                         field(),
                         value,
                         format!(
-                            "the process runtime knows {LISTEN_FD}, {ZYGOTE}, {PIDS_MAX}, {JAIL}, {EGRESS}, {DATA}, {JAVA_OPTIONS}, \
+                            "the process runtime knows {LISTEN_FD}, {ZYGOTE}, {PIDS_MAX}, {DISK}, {JAIL}, {EGRESS}, {DATA}, {JAVA_OPTIONS}, \
                              {JAVA_ARCHIVE}, {JAVA_STEM} and {}",
                             RLIMITS.map(|(name, _)| name).join(", ")
                         ),

@@ -20,7 +20,7 @@ use sas_core::{Error, ErrorKind, Result, Retry, StartRequest};
 use sas_runtime_os::{JailLevel, cgroup::Limits, jail::JailRequest};
 
 use crate::{
-    engine::{Engine, NewProc, Spawned},
+    engine::{Engine, NewProc, Proc, Spawned},
     home,
     logs::LogTarget,
     package::{detect::Launch, store::Discard},
@@ -41,6 +41,18 @@ pub(crate) struct Plan {
     pub(crate) logs: Option<LogTarget>,
     /// What is kept from it.
     pub(crate) jail: JailRequest,
+    /// Whose namespaces, places and control group it shares: a command that belongs to an instance.
+    pub(crate) beside: Option<Arc<Proc>>,
+}
+
+/// Where a program found its places.
+#[derive(Clone, Debug)]
+pub(crate) struct Placed {
+    pub(crate) env: Environment,
+    pub(crate) cwd: PathBuf,
+    pub(crate) jail: JailRequest,
+    /// What its copy of the package takes of the disk, where it has one.
+    pub(crate) copied: u64,
 }
 
 /// Variables of a process. Holds secrets: no `Debug`.
@@ -140,7 +152,7 @@ pub(crate) async fn spawn(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
 /// Limits a process that runs already.
 pub(crate) fn limit(
     engine: &Arc<Engine>,
-    proc: &crate::engine::Proc,
+    proc: &Proc,
     rlimits: &[(Resource, u64)],
     limits: &Limits,
 ) -> Result<()> {
@@ -162,19 +174,25 @@ fn not_limited(error: rustix::io::Errno) -> Error {
 }
 
 /// Puts a process into a group of its own, where there are groups and limits.
-fn hold(engine: &Arc<Engine>, proc: &crate::engine::Proc, limits: &Limits) -> Result<()> {
-    let held = engine.cgroups.make(limits).and_then(|group| group.map_or(Ok(()), |group| proc.enter(group)));
-    held.map_err(|error| {
-        Error::new(
-            ErrorKind::Unavailable,
-            "start",
-            format!(
-                "resources: the limits could not be set by a control group: {error}; a limit may be below what the \
-                 kernel takes, else set ProcessConfig::cgroups to Off to go without"
-            ),
-        )
-        .with_source(error)
-    })
+fn hold(engine: &Arc<Engine>, proc: &Proc, limits: &Limits) -> Result<()> {
+    let held = match proc.group() {
+        // A stem is in one already.
+        Some(group) => group.set(limits),
+        None => engine.cgroups.make(limits).and_then(|group| group.map_or(Ok(()), |group| proc.enter(group))),
+    };
+    held.map_err(no_group)
+}
+
+fn no_group(error: io::Error) -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        "start",
+        format!(
+            "resources: the limits could not be set by a control group: {error}; a limit may be below what the \
+             kernel takes, else set ProcessConfig::cgroups to Off to go without"
+        ),
+    )
+    .with_source(error)
 }
 
 /// Names the places of its own that a program has in a cell; what somebody declared stays.
@@ -192,7 +210,7 @@ pub(crate) fn own_places(env: &mut Environment, run: &Path) {
 
 /// Where a program finds its own places: in its cell, or, where there are none, in directories of the run, among them a
 /// copy of its package.
-fn place(engine: &Engine, plan: &mut Plan, jail: &mut JailRequest) -> Result<Option<Discard>> {
+fn place(engine: &Engine, plan: &mut Plan, jail: &mut JailRequest) -> Result<Option<(Discard, u64)>> {
     if jail.level == JailLevel::None {
         return Ok(None);
     }
@@ -207,7 +225,7 @@ fn place(engine: &Engine, plan: &mut Plan, jail: &mut JailRequest) -> Result<Opt
     }
     let Some(package) = jail.package.clone().filter(|_| !cells && jail.namespaces) else { return Ok(None) };
     let copy = engine.store.discard(engine.store.temporary("view"));
-    sas_runtime_os::view::copy(&package, copy.path()).map_err(|error| {
+    let copied = sas_runtime_os::view::copy(&package, copy.path()).map_err(|error| {
         let what = format!("a copy of the package for the instance: {}: {error}", copy.path().display());
         Error::new(ErrorKind::Exhausted, "start", what).with_source(error)
     })?;
@@ -221,7 +239,7 @@ fn place(engine: &Engine, plan: &mut Plan, jail: &mut JailRequest) -> Result<Opt
         }
     }
     jail.writable.push(copy.path().to_path_buf());
-    Ok(Some(copy))
+    Ok(Some((copy, copied)))
 }
 
 fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
@@ -229,7 +247,20 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
         return Err(Error::new(ErrorKind::Unavailable, "start", "the process runtime was closed"));
     }
     let mut jail = plan.jail.clone();
-    let copy = place(engine, &mut plan, &mut jail)?;
+    let (copy, copied) = match &plan.beside {
+        Some(_) => None,
+        None => place(engine, &mut plan, &mut jail)?,
+    }
+    .unzip();
+    let gone = |error: io::Error| {
+        Error::new(ErrorKind::Crashed, "exec", format!("the instance is gone: {error}")).with_source(error)
+    };
+    let entrance = plan.beside.as_ref().map(|proc| proc.entrance()).transpose().map_err(gone)?.flatten();
+    let shared = plan.beside.as_ref().and_then(|proc| proc.group());
+    let group = match &plan.beside {
+        Some(_) => None,
+        None => engine.cgroups.make(&plan.limits).map_err(no_group)?,
+    };
     let stdin = plan.stdin.take();
     let failed = |error: io::Error| {
         let program = plan.program.display();
@@ -287,10 +318,19 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
             })?)
         }
     };
-    let jail = engine.jails.enter(jail)?;
+    let placed = Placed {
+        env: plan.env.clone(),
+        cwd: plan.cwd.clone(),
+        jail: jail.clone(),
+        copied: copied.unwrap_or(0),
+    };
+    let jail = match &entrance {
+        Some(entrance) => engine.jails.beside(entrance, jail),
+        None => engine.jails.enter(jail)?,
+    };
     // The thread that spawns has a table of descriptors of its own, in which these are copied.
-    let (spawned, cell) = jail
-        .spawn(|| {
+    let (spawned, cell, born_in) = jail
+        .spawn_in(group.as_ref().or(shared.as_deref()), || {
             Command::new(&plan.program)
                 .args(&plan.args)
                 .env_clear()
@@ -317,7 +357,7 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
             return Err(failed(error.into()));
         }
     };
-    let spawned = engine.adopt(NewProc {
+    let mut spawned = engine.adopt(NewProc {
         pid,
         pidfd,
         stdout: Some(stdout),
@@ -326,11 +366,21 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
         adopted: false,
         cell,
     })?;
-    limited.map_err(not_limited)?;
+    spawned.placed = Some(placed);
     if let Some(copy) = copy {
         spawned.proc().hold_dir(copy);
     }
-    hold(engine, spawned.proc(), &plan.limits)?;
+    limited.map_err(not_limited)?;
+    match (group, shared) {
+        (Some(group), _) if born_in => spawned.proc().born_in(group),
+        (Some(group), _) => spawned.proc().enter(group).map_err(no_group)?,
+        (None, Some(shared)) if !born_in => shared.add(pid).map_err(no_group)?,
+        (None, _) => {}
+    }
+    if engine.cgroups.wants(&plan.limits) {
+        let (engine, limits) = (Arc::clone(engine), plan.limits);
+        tokio::task::spawn_blocking(move || engine.cgroups.fill(&limits));
+    }
     Ok(spawned)
 }
 

@@ -10,7 +10,7 @@ use sas_core::{Endpoint, EnvValue, Error, ErrorKind, Result, RevisionSpec};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use sas_runtime_os::{Egress, JailLevel, cgroup::Limits};
+use sas_runtime_os::{Egress, JailLevel};
 
 use crate::{
     artifact::ProcessArtifact,
@@ -100,7 +100,6 @@ pub(crate) async fn make(
     // It is asked from here, whatever its instances may reach.
     jail.level = jail.level.min(JailLevel::Basic);
     jail.egress = Egress::default();
-    let beside = Beside::new(engine, &env, &launch.cwd, &[], &jail);
     let plan = Plan {
         jail,
         program: jdk.java.clone(),
@@ -109,10 +108,13 @@ pub(crate) async fn make(
         cwd: launch.cwd.clone(),
         stdin: None,
         rlimits: Vec::new(),
-        limits: Limits::default(),
+        limits: artifact.ceilings(engine),
         logs: None,
+        beside: None,
     };
-    let spawned = spawn::spawn(engine, plan).await?;
+    let mut spawned = spawn::spawn(engine, plan).await?;
+    let placed = spawned.placed.take().expect("a plan says where");
+    let beside = Beside::new(engine, spawned.proc(), placed, &[]);
     let number = port.number();
     spawned.proc().hold(Some(port), package);
     spawned.proc().hold_dir(home.into_dir());

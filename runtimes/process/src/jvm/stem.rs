@@ -27,7 +27,7 @@ use super::{
     jdk::{Jdk, TOOL_TIMEOUT},
     tool,
 };
-use sas_runtime_os::{cgroup::Limits, jail::JailRequest, ports::Port};
+use sas_runtime_os::{JailLevel, jail::JailRequest, ports::Port};
 
 use crate::{
     artifact::{ProcessArtifact, StemPlan},
@@ -38,7 +38,7 @@ use crate::{
     instance::ProcessInstance,
     launch::{log_target, until_ready},
     package::{archive::disk, store::Discard},
-    spawn::{self, Environment, Plan},
+    spawn::{self, Environment, Placed, Plan},
 };
 
 /// The Java side, compiled: `java/README.md` says how. A JRE is enough to run it.
@@ -180,7 +180,8 @@ impl Stems {
             cwd: cwd.path().to_path_buf(),
             stdin: Some(OwnedFd::from(theirs)),
             rlimits: Vec::new(),
-            limits: Limits::default(),
+            limits: engine.ceilings,
+            beside: None,
             logs: None,
         };
         let spawned = spawn::spawn(engine, plan).await?;
@@ -347,14 +348,17 @@ impl Stem for JvmStem {
         mirror(&artifact.launch.cwd, cwd.path())?;
         proc.hold_dir(cwd);
         let rlimits = artifact.rlimits(&engine);
-        let beside = Beside::new(
-            &engine,
-            &env,
-            &artifact.launch.cwd,
-            &rlimits,
-            &artifact.jail(&engine, Some(request.tenant()), number),
-        );
-        spawn::limit(&engine, proc, &rlimits, &artifact.limits)?;
+        let placed = Placed {
+            env: env.clone(),
+            cwd: artifact.launch.cwd.clone(),
+            jail: artifact.jail(&engine, Some(request.tenant()), number),
+            copied: 0,
+        };
+        let beside = Beside::new(&engine, proc, placed, &rlimits);
+        if artifact.level != JailLevel::None {
+            engine.bound_disk(proc, artifact.disk_bytes(&engine), 0);
+        }
+        spawn::limit(&engine, proc, &rlimits, &artifact.ceilings(&engine))?;
         let args: Vec<String> = artifact.launch.args.iter().map(|arg| env.expand(arg)).collect();
         let message = message(&env, plan, &artifact.launch.cwd, &args);
         request.events.phase(request.id, StartPhase::Spawned);

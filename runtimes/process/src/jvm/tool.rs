@@ -30,6 +30,7 @@ pub(crate) async fn run(
         stdin: None,
         rlimits: Vec::new(),
         limits: Limits::default(),
+        beside: None,
         logs: None,
         // The host's own tools, on the host's own files.
         jail: JailRequest::new(JailLevel::None, None),

@@ -580,7 +580,8 @@ fn sweep_dead_runs(runs: &Path) {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         };
         if free {
-            let killed = sas_runtime_os::strays::kill(&run.join("stdin"));
+            let killed =
+                sas_runtime_os::strays::kill(&run.join("stdin")) + sas_runtime_os::strays::kill_run(&run);
             if killed > 0 {
                 tracing::warn!(run = %run.display(), killed, "ended processes that a dead host had left");
             }
