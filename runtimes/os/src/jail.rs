@@ -23,6 +23,7 @@ use crate::{
     config::{Egress, JailConfig, JailLevel},
     rules::{self, Places, Right, Rules},
     seccomp::Filters,
+    strays::Signature,
 };
 
 /// A means by which an instance is jailed, and why this machine lacks it.
@@ -292,6 +293,11 @@ impl Jails {
         }
         let what = format!("jail: strict: this machine gives {}; set it to basic", missing.join(", "));
         Err(Error::new(ErrorKind::Unsupported, "jail", what))
+    }
+
+    /// How processes outside of cells are known to be jailed.
+    pub fn signature(&self) -> Option<Signature> {
+        Signature::of(self.filters.as_ref().map_or(0, Filters::count))
     }
 
     /// Keeps cells ready from now on.

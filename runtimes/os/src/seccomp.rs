@@ -157,6 +157,11 @@ impl Filters {
         Ok(Self([by_number(), by_argument]))
     }
 
+    /// How many there are.
+    pub(crate) const fn count(&self) -> u32 {
+        self.0.len() as u32
+    }
+
     /// Puts the calling thread, and what it spawns, under the filters, for good.
     pub(crate) fn apply(&self) -> std::result::Result<(), seccompiler::Error> {
         self.0.iter().try_for_each(|filter| seccompiler::apply_filter(filter))

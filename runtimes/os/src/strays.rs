@@ -34,6 +34,30 @@ pub struct Marks {
     given: AtomicU64,
 }
 
+/// How processes of a jail are told from all others: the filters of system calls that it adds to the host's.
+///
+/// What a program has started in the instant between its own start and its mark has no mark. It is among the processes
+/// that are younger than the program, and, as long as one program is started at a time, the only one that is jailed and
+/// not marked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signature(u32);
+
+impl Signature {
+    /// Of jails that add so many filters. `None` where the kernel does not count them (before Linux 5.9).
+    pub fn of(added: u32) -> Option<Self> {
+        let own = field(&fs::read_to_string("/proc/self/status").ok()?, "Seccomp_filters:")?;
+        (added > 0).then_some(Self(own + added))
+    }
+
+    fn is_on(self, status: &str) -> bool {
+        field(status, "NoNewPrivs:") == Some(1) && field(status, "Seccomp_filters:") >= Some(self.0)
+    }
+}
+
+fn field(status: &str, name: &str) -> Option<u32> {
+    status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+}
+
 /// The mark of one instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(u64);
@@ -68,21 +92,46 @@ fn prefix(run: u64) -> String {
 }
 
 impl Mark {
-    /// Marks a process and what it has started so far. One that has ended is left alone.
+    /// Marks a process that was started just now, and what it has started so far: its descendants, and what is jailed
+    /// like it, younger, and not marked. One that has ended is left alone.
     ///
     /// # Errors
     /// Those of prlimit(2).
-    pub fn put(self, pid: Pid) -> rustix::io::Result<()> {
+    pub fn put(self, pid: Pid, signature: Option<Signature>) -> rustix::io::Result<()> {
         let mut all = vec![pid.as_raw_pid()];
         let mut at = 0;
-        while let Some(pid) = all.get(at).copied() {
-            if let Some(pid) = Pid::from_raw(pid) {
-                crate::limits::set(pid, &[(Resource::Rttime, self.0)])?;
+        loop {
+            while let Some(pid) = all.get(at).copied() {
+                if let Some(pid) = Pid::from_raw(pid) {
+                    crate::limits::set(pid, &[(Resource::Rttime, self.0)])?;
+                }
+                all.extend(
+                    crate::usage::children(pid)
+                        .into_iter()
+                        .filter(|child| !all.contains(child))
+                        .collect::<Vec<_>>(),
+                );
+                at += 1;
             }
-            all.extend(crate::usage::children(pid));
-            at += 1;
+            if let Some(signature) = signature {
+                all.extend(
+                    younger(pid.as_raw_pid())
+                        .into_iter()
+                        .filter(|pid| {
+                            let read = |file: &str| {
+                                fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default()
+                            };
+                            !all.contains(pid)
+                                && signature.is_on(&read("status"))
+                                && mark_of(&read("limits")).is_none()
+                        })
+                        .collect::<Vec<_>>(),
+                );
+            }
+            if at == all.len() {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Ends every process that has it. Returns how many there were. Blocks on `/proc`.
@@ -100,6 +149,21 @@ pub fn kill_run(run: &Path) -> usize {
     }
 }
 
+/// Processes that were started after one. Where numbers have gone round meanwhile, all of them.
+fn younger(than: i32) -> Vec<i32> {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let last = load.split_whitespace().last().and_then(|last| last.parse::<i32>().ok()).unwrap_or(0);
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all = entries.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()));
+    all.filter(|pid| last < than || *pid > than).collect()
+}
+
+/// The mark in a text of limits.
+fn mark_of(limits: &str) -> Option<&str> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max realtime timeout"))?;
+    line.split_whitespace().nth(1).filter(|hard| hard.len() == 19 && hard.starts_with('4'))
+}
+
 /// The processes whose mark begins with `digits`.
 fn marked(digits: &str) -> Vec<Pid> {
     let mut found = Vec::new();
@@ -108,11 +172,7 @@ fn marked(digits: &str) -> Vec<Pid> {
             continue;
         };
         let Ok(limits) = fs::read_to_string(entry.path().join("limits")) else { continue };
-        let hard = limits
-            .lines()
-            .find_map(|line| line.strip_prefix("Max realtime timeout"))
-            .and_then(|line| line.split_whitespace().nth(1));
-        if hard.is_some_and(|hard| hard.len() == 19 && hard.starts_with(digits)) {
+        if mark_of(&limits).is_some_and(|mark| mark.starts_with(digits)) {
             found.extend(Pid::from_raw(pid));
         }
     }
@@ -124,9 +184,16 @@ fn is_zombie(pid: Pid) -> bool {
         .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "where blocking is allowed: the killed end when they are scheduled"
+)]
 fn kill_marked(digits: &str) -> usize {
     let mut killed = 0;
-    for round in 0..16 {
+    for round in 0..500 {
+        if round > 2 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let found: Vec<Pid> = marked(digits).into_iter().filter(|pid| !is_zombie(*pid)).collect();
         if found.is_empty() {
             break;
@@ -135,7 +202,7 @@ fn kill_marked(digits: &str) -> usize {
         let signal = if round == 0 { Signal::STOP } else { Signal::KILL };
         for pid in found {
             let sent = kill_process(pid, signal).is_ok();
-            killed += usize::from(sent && signal == Signal::KILL);
+            killed += usize::from(sent && round == 1);
         }
     }
     killed
@@ -228,7 +295,7 @@ mod tests {
                 .stdin(Stdio::null())
                 .spawn()
                 .unwrap();
-            mark.put(Pid::from_child(&child)).unwrap();
+            mark.put(Pid::from_child(&child), None).unwrap();
             child
         };
         let (mut first, mut second) = (start(one), start(two));

@@ -35,7 +35,7 @@ use sas_runtime_os::{
     jail::Jails,
     network::Network,
     ports::{Port, Ports, locks_dir},
-    strays::{Mark, Marks, Orphans},
+    strays::{Mark, Marks, Orphans, Signature},
     view,
 };
 
@@ -183,6 +183,11 @@ impl Proc {
         self.state.lock().group.clone()
     }
 
+    /// By which its processes are found.
+    pub(crate) fn mark(&self) -> Option<Mark> {
+        self.mark
+    }
+
     /// A way into its namespaces, where it has some.
     pub(crate) fn entrance(&self) -> std::io::Result<Option<Entrance>> {
         self.state.lock().cell.as_ref().map(Cell::entrance).transpose()
@@ -328,6 +333,7 @@ pub(crate) struct NewProc {
     pub(crate) logs: Option<LogTarget>,
     pub(crate) adopted: bool,
     pub(crate) cell: Option<Cell>,
+    pub(crate) mark: Option<Mark>,
 }
 
 #[derive(Debug)]
@@ -339,6 +345,9 @@ pub(crate) struct Engine {
     /// What instances without limits of their own are held to.
     pub(crate) ceilings: Limits,
     marks: Marks,
+    signature: Option<Signature>,
+    /// One program is started at a time where it is found by its mark only.
+    pub(crate) one_start: Mutex<()>,
     /// Instances whose disk is looked at.
     watched: AtomicUsize,
     pub(crate) jails: Jails,
@@ -374,6 +383,8 @@ impl Engine {
         epoll::add(&poll, &pidfd, epoll::EventData::new_u64(GUARDIAN), epoll::EventFlags::IN)
             .map_err(failed)?;
         let run: Arc<dyn Run> = Arc::new(store.clone());
+        let jails = open_jails(&config, &store)?;
+        let signature = jails.signature();
         let cgroups = Cgroups::open(&config.cgroups, &run);
         let half = || sas_runtime_os::cgroup::memory_here().map(|bytes| (bytes / 2).max(LEAST_MEMORY));
         let ceilings = Limits {
@@ -383,10 +394,12 @@ impl Engine {
         };
         Ok(Arc::new(Self {
             ports: Ports::new(config.ports.clone(), &locks_dir(&store.root().join("ports")))?,
-            jails: open_jails(&config, &store)?,
+            jails,
             cgroups,
             ceilings,
             marks,
+            signature,
+            one_start: Mutex::new(()),
             watched: AtomicUsize::new(0),
             metrics: Metrics::new(&config.recorder),
             stems: Stems::default(),
@@ -430,12 +443,8 @@ impl Engine {
     pub(crate) fn adopt(self: &Arc<Self>, new: NewProc) -> Result<Spawned> {
         let now = Instant::now();
         let token = self.next_token.fetch_add(1, Ordering::Relaxed);
-        let mark = new.cell.is_none().then(|| self.marks.next());
-        if let Some(Err(error)) = mark.map(|mark| mark.put(new.pid)) {
-            tracing::warn!(%error, "a process could not be marked: what leaves its group and session would outlive it");
-        }
         let proc = Arc::new(Proc {
-            mark,
+            mark: new.mark,
             token,
             pid: new.pid,
             pidfd: new.pidfd,
@@ -562,6 +571,18 @@ impl Engine {
                 // No other error is possible with a descriptor of our own.
                 Ok(_) | Err(_) => return events.iter().map(|event| event.data.u64()).collect(),
             }
+        }
+    }
+
+    /// A mark for a new instance.
+    pub(crate) fn mark(&self) -> Mark {
+        self.marks.next()
+    }
+
+    /// Marks a process and what it has started so far.
+    pub(crate) fn put_mark(&self, mark: Mark, pid: Pid) {
+        if let Err(error) = mark.put(pid, self.signature) {
+            tracing::warn!(%error, "a process could not be marked: what leaves its group and session would outlive it");
         }
     }
 

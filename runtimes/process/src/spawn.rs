@@ -328,6 +328,12 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
         Some(entrance) => engine.jails.beside(entrance, jail),
         None => engine.jails.enter(jail)?,
     };
+    // A command that belongs to an instance goes by its mark, and ends nobody when it ends.
+    let mark = match &plan.beside {
+        Some(proc) => proc.mark(),
+        None => (!jail.has_view()).then(|| engine.mark()),
+    };
+    let turn = mark.map(|_| engine.one_start.lock());
     // The thread that spawns has a table of descriptors of its own, in which these are copied.
     let (spawned, cell, born_in) = jail
         .spawn_in(group.as_ref().or(shared.as_deref()), || {
@@ -342,9 +348,15 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
                 .process_group(0)
                 .spawn()
                 .map(|child| Pid::from_child(&child))
-                .map(|pid| (pid, sas_runtime_os::limits::set(pid, &plan.rlimits)))
+                .map(|pid| {
+                    if let Some(mark) = mark {
+                        engine.put_mark(mark, pid);
+                    }
+                    (pid, sas_runtime_os::limits::set(pid, &plan.rlimits))
+                })
         })
         .map_err(failed)?;
+    drop(turn);
     // Our copies of the child's ends go here, the listening socket too: it is the program's alone.
     drop((stdin, stdout_of_child, stderr_of_child));
     let (pid, limited) = spawned;
@@ -365,6 +377,7 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
         logs: plan.logs,
         adopted: false,
         cell,
+        mark: mark.filter(|_| plan.beside.is_none()),
     })?;
     spawned.placed = Some(placed);
     if let Some(copy) = copy {

@@ -244,6 +244,9 @@ fn adopt(
     })?;
     // Also by us: between its fork and its own call it would still be in the zygote's group.
     let _ = rustix::process::setpgid(Some(pid), Some(pid));
+    // Until now it had the zygote's.
+    let mark = engine.mark();
+    engine.put_mark(mark, pid);
     engine.adopt(NewProc {
         pid,
         pidfd,
@@ -252,5 +255,6 @@ fn adopt(
         logs: Some(logs),
         adopted: true,
         cell: None,
+        mark: Some(mark),
     })
 }

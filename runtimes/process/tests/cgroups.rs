@@ -32,15 +32,13 @@ fn bases(store: &std::path::Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Groups that something runs in: others are kept ready.
 fn groups_in(bases: &[PathBuf]) -> usize {
-    let directories = |base: &PathBuf| {
-        std::fs::read_dir(base)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .count()
+    let inhabited = |entry: &std::fs::DirEntry| {
+        std::fs::read_to_string(entry.path().join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty())
     };
+    let directories =
+        |base: &PathBuf| std::fs::read_dir(base).into_iter().flatten().flatten().filter(inhabited).count();
     bases.iter().map(directories).sum()
 }
 
@@ -73,6 +71,10 @@ async fn an_instance_that_takes_more_memory_than_its_limit_is_ended_and_its_exit
     eventually("it is ended", || !greedy.events.exits().is_empty()).await;
     let report = greedy.events.exits().remove(0).1;
     assert!(report.out_of_memory, "{report:?}");
+    assert!(
+        report.to_string().contains("67108864") && report.to_string().contains("resources.limits.memory"),
+        "{report}"
+    );
     assert_eq!(fetch(&modest.instance, "/grow/8").await.unwrap(), "grown", "the other serves on");
 }
 
@@ -110,13 +112,76 @@ async fn an_instance_has_no_more_processes_than_it_may() {
     assert!(children > 0, "some it may have");
 }
 
+/// A runtime whose instances are held to little unless they say otherwise.
+fn with_ceilings(set: impl FnOnce(&mut ProcessConfig)) -> Option<(tempfile::TempDir, Arc<ProcessRuntime>)> {
+    drop(with_groups()?);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = ProcessConfig::in_store(dir.path().join("store"));
+    set(&mut config);
+    Some((dir, Arc::new(ProcessRuntime::new(config).unwrap())))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_without_limits_is_held_to_the_hosts_ceilings() {
+    let Some((dir, runtime)) = with_ceilings(|config| config.jail.instance_memory = Some(64 << 20)) else {
+        return;
+    };
+    let started = start(&runtime, app(&[])).await.unwrap();
+    let most = |file: &str| {
+        let of = |base: &PathBuf| {
+            let entries = std::fs::read_dir(base).into_iter().flatten().flatten();
+            entries
+                .filter_map(|entry| std::fs::read_to_string(entry.path().join(file)).ok())
+                .collect::<Vec<_>>()
+        };
+        bases(dir.path()).iter().flat_map(of).find_map(|text| text.trim().parse::<u64>().ok())
+    };
+    assert_eq!(most("pids.max").unwrap_or(1024), 1024, "where the controller is there");
+    assert_eq!(most("memory.max").or_else(|| most("memory.limit_in_bytes")), Some(64 << 20));
+    let _ = fetch(&started.instance, "/grow/200").await;
+    eventually("it is ended", || !started.events.exits().is_empty()).await;
+    let report = started.events.exits().remove(0).1.to_string();
+    assert!(report.contains("want of memory") && report.contains("jail.instance_memory"), "{report}");
+    // One that asks for more gets it.
+    let mut spec = app(&[]);
+    spec.resources.memory_limit_bytes = Some(512 << 20);
+    let started = start(&runtime, spec).await.unwrap();
+    assert_eq!(fetch(&started.instance, "/grow/200").await.unwrap(), "grown");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_fails_at_the_ceiling_of_processes_says_so() {
+    let Some((_dir, runtime)) = with_ceilings(|config| config.jail.instance_processes = 8) else { return };
+    let text = "#!/bin/sh\nfor n in 1 2 3 4 5 6 7 8 9 10; do sleep 30 & done\nexit 1\n";
+    let source = sas_core::Source::Bytes { name: "app".into(), bytes: text.into() };
+    let spec = sas_core::RevisionSpec::new("process", source);
+    let deployed = prepare(&runtime, spec).await.unwrap();
+    let error = start_deployed(&runtime, &deployed, 1).await.err().unwrap().to_string();
+    if runtime.capabilities().limits && !std::path::Path::new("/sys/fs/cgroup").join("pids").exists() {
+        let two = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+        if !two.contains("pids") {
+            support::skipped("the controller pids is not there");
+            return;
+        }
+    }
+    assert!(error.contains("sas.dev/pids-max") && error.contains("ceiling of 8"), "{error}");
+    runtime.quiesce().await;
+    assert_eq!(runtime.processes(), 0);
+}
+
+/// One more start after others, from groups that were kept ready.
+async fn deployed_again(runtime: &Arc<ProcessRuntime>) -> support::Started {
+    start(runtime, app(&[])).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_goes_with_its_instance_and_with_it_whoever_has_left_its_process_group() {
     let Some((dir, runtime)) = with_groups() else { return };
     let bases = bases(dir.path());
     assert!(!bases.is_empty());
     let plain = start(&runtime, app(&[])).await.unwrap();
-    assert_eq!(groups_in(&bases), 0, "an instance without limits has no group");
+    assert_eq!(groups_in(&bases), bases.len(), "an instance without limits is held to the host's");
+    plain.instance.stop(Duration::from_secs(5)).await.unwrap();
     let mut spec = app(&[]);
     spec.resources.memory_limit_bytes = Some(64 << 20);
     let started = start(&runtime, spec).await.unwrap();
@@ -127,7 +192,7 @@ async fn a_group_goes_with_its_instance_and_with_it_whoever_has_left_its_process
     runtime.quiesce().await;
     assert_eq!(groups_in(&bases), 0);
     assert!(!runs(daemon), "a session of its own does not save it");
-    drop((plain, started, runtime));
+    drop((plain, started, deployed_again(&runtime).await, runtime));
     eventually("the run's directories go with the host", || !bases.iter().any(|base| base.exists())).await;
 }
 

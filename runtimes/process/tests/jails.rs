@@ -200,3 +200,162 @@ async fn a_service_may_ask_for_more_than_the_host_gives_and_never_for_less() {
         assert!(strict.unwrap_err().to_string().contains("strict"));
     }
 }
+
+/// Runs a test of this file again as an ordinary user; true for that run, and for one that was begun by such a user.
+fn as_an_ordinary_user(test: &str) -> bool {
+    if !rustix::process::geteuid().is_root() {
+        return true;
+    }
+    use std::os::unix::fs::PermissionsExt as _;
+    if support::missing("setpriv") {
+        return false;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let copy = dir.path().join("test");
+    // By another process: one that this one starts meanwhile would hold the copy open for writing.
+    let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .arg(&copy)
+        .args(["--exact", test, "--nocapture"])
+        .env("TMPDIR", dir.path())
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let told =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "as an ordinary user: {told}");
+    false
+}
+
+/// Serves, with something done before.
+fn serving(before: &str) -> RevisionSpec {
+    script(&format!(
+        "#!/bin/sh\n{before}\nexec python3 -m http.server --bind 127.0.0.1 --directory . \"$PORT\" 2>/dev/null\n"
+    ))
+}
+
+fn sleeping(mark: &str) -> usize {
+    let line = |entry: std::fs::DirEntry| std::fs::read(entry.path().join("cmdline")).ok();
+    let all = std::fs::read_dir("/proc").unwrap().flatten().filter_map(line);
+    all.filter(|line| line.split(|byte| *byte == 0).any(|word| word == mark.as_bytes())).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_namespaces_whoever_leaves_its_group_still_ends_with_its_instance() {
+    if support::missing("python3")
+        || !as_an_ordinary_user("without_namespaces_whoever_leaves_its_group_still_ends_with_its_instance")
+    {
+        return;
+    }
+    let Some((_dir, runtime)) = at(JailLevel::Basic) else { return };
+    // A session of its own with other standard input and no environment, by a double fork.
+    let mark = |n: u32| format!("8700{n}.{}", std::process::id());
+    let leaves =
+        |mark: &str| format!("(setsid sh -c 'env -i sleep {mark} & exit' </dev/null >/dev/null 2>&1 &)");
+    let (one, two) = (
+        start(&runtime, serving(&leaves(&mark(3)))).await.unwrap(),
+        start(&runtime, serving(&leaves(&mark(4)))).await.unwrap(),
+    );
+    support::eventually("both have left", || sleeping(&mark(3)) == 1 && sleeping(&mark(4)) == 1).await;
+    one.instance.stop(Duration::from_secs(5)).await.unwrap();
+    assert_eq!((sleeping(&mark(3)), sleeping(&mark(4))), (0, 1), "what is told to be gone is gone");
+    let failed = script(&format!("#!/bin/sh\n{}\nexit 3\n", leaves(&mark(5))));
+    assert!(start(&runtime, failed).await.is_err());
+    assert_eq!(sleeping(&mark(5)), 0, "nor does a start that failed leave anything");
+    let guardian = runtime.guardian_pid();
+    assert!(support::runs(guardian));
+    drop((two, runtime));
+    support::eventually("the host's end", || sleeping(&mark(4)) == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_sized_disk_an_instance_that_writes_too_much_is_stopped_with_the_reason() {
+    if support::missing("python3")
+        || !as_an_ordinary_user(
+            "without_a_sized_disk_an_instance_that_writes_too_much_is_stopped_with_the_reason",
+        )
+    {
+        return;
+    }
+    let Some((_dir, runtime)) = at(JailLevel::Basic) else { return };
+    let mut spec = serving(
+        "(sleep 1; for n in 1 2 3 4 5 6 7 8; do head -c 1000000 /dev/zero > \"$HOME/$n\"; done; sleep 60) &",
+    );
+    spec.options.insert("sas.dev/disk-bytes".into(), (4 << 20).to_string());
+    let started = start(&runtime, spec).await.unwrap();
+    support::eventually("it is stopped", || !started.events.exits().is_empty()).await;
+    let report = started.events.exits().remove(0).1.to_string();
+    assert!(report.contains("sas.dev/disk-bytes") && report.contains("4194304"), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_whose_disk_is_full_says_so_when_it_ends() {
+    let Some((_dir, runtime)) = at(JailLevel::Basic) else { return };
+    let mut spec = script("#!/bin/sh\nhead -c 9000000 /dev/zero > \"$HOME/big\" || exit 4\nexec sleep 60\n");
+    spec.options.insert("sas.dev/disk-bytes".into(), (2 << 20).to_string());
+    let error = start(&runtime, spec).await.err().unwrap().to_string();
+    assert!(error.contains("sas.dev/disk-bytes"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_runs_inside_its_instance() {
+    if support::missing("python3") {
+        return;
+    }
+    for level in [JailLevel::Basic, JailLevel::Strict] {
+        let Some((_dir, runtime)) = at(level) else { continue };
+        let started =
+            start(&runtime, serving("echo mine > \"$HOME/written\"; echo beside > changed")).await.unwrap();
+        let run = async |text: &str| {
+            let ran = started.instance.exec(&["sh".into(), "-c".into(), text.into()]).await.unwrap();
+            (ran.code, String::from_utf8_lossy(&ran.output).into_owned())
+        };
+        let (code, said) = run("cat $HOME/written changed; id -u; ls -d /proc/[0-9]*; \
+             python3 -c 'import os, urllib.request as u; \
+             print(u.urlopen(\"http://127.0.0.1:\" + os.environ[\"PORT\"] + \"/changed\").read())'")
+        .await;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.starts_with("mine | beside | "), "it sees what the instance wrote: {said}");
+        assert!(said.contains("b'beside"), "and reaches its port: {said}");
+        if rustix::process::geteuid().is_root() {
+            let user: u32 = said.split(" | ").nth(2).unwrap().parse().unwrap();
+            assert!(user >= 1_900_000_000, "as its user: {said}");
+            assert!(
+                said.split(" | ").filter(|line| line.starts_with("/proc/")).count() < 12,
+                "among its processes: {said}"
+            );
+            // Its own signals reach the instance, and nobody else.
+            let (code, said) = run("kill -0 2 || kill -0 3 || kill -0 4").await;
+            assert_eq!(code, Some(0), "{said}");
+        }
+        let sleeps = ["sleep".to_owned(), "87006.5".to_owned()];
+        let (instance, other) = (Arc::clone(&started.instance), Arc::clone(&started.instance));
+        let running = tokio::spawn(async move { instance.exec(&sleeps).await });
+        support::eventually("the command runs", || sleeping("87006.5") == 1).await;
+        if rustix::process::geteuid().is_root() {
+            other.stop(Duration::from_secs(5)).await.unwrap();
+            support::eventually("the command ends with its instance", || sleeping("87006.5") == 0).await;
+        }
+        running.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ordinary_users_commands_run_in_their_instances_places() {
+    if !support::missing("python3")
+        && as_an_ordinary_user("an_ordinary_users_commands_run_in_their_instances_places")
+    {
+        let Some((_dir, runtime)) = at(JailLevel::Basic) else { return };
+        let started =
+            start(&runtime, serving("echo mine > \"$HOME/written\"; echo beside > changed")).await.unwrap();
+        let ran = started
+            .instance
+            .exec(&["sh".into(), "-c".into(), "cat $HOME/written changed".into()])
+            .await
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&ran.output), "mine | beside");
+    }
+}
