@@ -26,7 +26,9 @@ use sas_router::UnixServer;
 use sas_router::{
     Admission, AdmissionConfig, Gateway, GatewayConfig, HealthChecks, RouteTable, Server, ServerConfig,
 };
-use sas_trigger::{CronSchedule, TriggerHost, TriggerHostConfig};
+#[cfg(feature = "cron")]
+use sas_trigger::CronSchedule;
+use sas_trigger::{TriggerHost, TriggerHostConfig};
 use tokio::time::MissedTickBehavior;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -102,6 +104,7 @@ pub enum BuildError {
 }
 
 /// How scaling schedules are read: as cron expressions, in UTC unless a zone is given.
+#[cfg(feature = "cron")]
 fn cron(expression: &str, zone: Option<&str>) -> Result<Arc<dyn Schedule>, Error> {
     match CronSchedule::new(expression, zone.unwrap_or("UTC")) {
         // One that never came would scale nothing, and nobody would notice.
@@ -114,6 +117,13 @@ fn cron(expression: &str, zone: Option<&str>) -> Result<Arc<dyn Schedule>, Error
             Err(Error::new(ErrorKind::InvalidSpec, "schedule", error.to_string()).with_source(error))
         }
     }
+}
+
+/// Without the feature `cron` no schedule can be read.
+#[cfg(not(feature = "cron"))]
+fn cron(expression: &str, _: Option<&str>) -> Result<Arc<dyn Schedule>, Error> {
+    let message = format!("{expression}: this platform was built without the feature cron");
+    Err(Error::new(ErrorKind::Unsupported, "schedule", message))
 }
 
 /// The store that a platform opened by itself, and closes.
@@ -153,7 +163,7 @@ fn part(part: BuildPart) -> impl Fn(Error) -> BuildError {
 /// | state | [`store`](Self::store), [`state_dir`](Self::state_dir) | in memory |
 /// | code packages | [`packages`](Self::packages) | in the state directory; without one, where they were deployed from |
 /// | how many instances | [`scaler`](Self::scaler) | those of `sas-autoscale` |
-/// | declared triggers | [`trigger_kind`](Self::trigger_kind) | `cron`, `timer` |
+/// | declared triggers | [`trigger_kind`](Self::trigger_kind) | `cron` (with the feature), `timer` |
 /// | output of instances | [`log_sink`](Self::log_sink) | [`LogBuffer`] |
 /// | scaling decisions | [`decision_sink`](Self::decision_sink) | [`DecisionLog`] |
 /// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`] |

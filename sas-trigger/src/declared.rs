@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sas_core::{Recorder, SpecErrors, Timestamp, TriggerOptions, TriggerSource, TriggerSpec};
 
+#[cfg(feature = "cron")]
+use crate::cron::{CronOptions, CronSchedule, Dialect, Fold, Gap};
 use crate::{
-    cron::{CronOptions, CronSchedule, Dialect, Fold, Gap},
     delivery::{Backoff, DeadLetter, DeliveryConfig},
     every::Every,
     filter::Filter,
@@ -14,6 +15,7 @@ use crate::{
 };
 
 /// What Knative's PingSource calls its events.
+#[cfg(feature = "cron")]
 const PING: &str = "dev.knative.sources.ping";
 /// What a timer's events are called.
 const TIMER: &str = "dev.sas.timer";
@@ -268,6 +270,7 @@ fn template(spec: &TriggerSpec, source: String, kind: &str, errors: &mut SpecErr
 }
 
 /// Kind `cron`: `schedule`, `timezone`, `dialect`, `dst-gap`, `dst-fold`, and how it is kept.
+#[cfg(feature = "cron")]
 pub(crate) fn cron(spec: &TriggerSpec, recorder: &Recorder) -> Result<Arc<dyn TriggerSource>, SpecErrors> {
     let mut options = TriggerOptions::new(&spec.options, "options.");
     let expression = options.take("schedule");
@@ -308,6 +311,21 @@ pub(crate) fn cron(spec: &TriggerSpec, recorder: &Recorder) -> Result<Arc<dyn Tr
         }
         None => Err(SpecErrors::default()),
     }
+}
+
+/// Kind `cron`, which this build can't read.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cron"))]
+pub(crate) fn cron(spec: &TriggerSpec, _: &Recorder) -> Result<Arc<dyn TriggerSource>, SpecErrors> {
+    let mut errors = SpecErrors::default();
+    errors.push(
+        "kind",
+        &spec.kind,
+        "this platform was built without the feature cron; build it with, or use timer",
+    );
+    Err(errors)
 }
 
 /// Kind `timer`: `period`, and how it is kept.

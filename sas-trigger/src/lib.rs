@@ -29,6 +29,7 @@
 //! | run sources, one's own too | [`TriggerHost`] |
 
 mod broker;
+#[cfg(feature = "cron")]
 mod cron;
 mod declared;
 mod delivery;
@@ -41,6 +42,7 @@ mod scheduled;
 mod sources;
 mod transform;
 
+#[cfg(feature = "cron")]
 pub use cron::{CronError, CronOptions, CronSchedule, Dialect, Fold, Gap};
 pub use delivery::{Backoff, CircuitPolicy, DeadLetter, Dedup, Delivery, DeliveryConfig, RetryPolicy};
 pub use every::Every;
@@ -49,5 +51,7 @@ pub use host::{SinkFactory, SourceFactory, TriggerHost, TriggerHostConfig};
 pub use outbox::{Inbox, Outbox, outbox};
 pub use sas_cloudevents::{self as cloudevents, to_request};
 pub use scheduled::{EventTemplate, Misfire, Overlap, SchedulePolicy, Scheduled, fire_id};
-pub use sources::{CronTrigger, TimerTrigger};
+#[cfg(feature = "cron")]
+pub use sources::CronTrigger;
+pub use sources::TimerTrigger;
 pub use transform::Transform;

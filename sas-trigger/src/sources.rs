@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sas_core::{Error, ErrorKind, Fires, Recorder, Result, Timestamp, TriggerCx, TriggerSource};
 
+#[cfg(feature = "cron")]
+use crate::cron::CronSchedule;
 use crate::{
-    cron::CronSchedule,
     every::Every,
     scheduled::{EventTemplate, SchedulePolicy, Scheduled},
 };
@@ -57,9 +58,11 @@ macro_rules! scheduled_source {
 /// # drop(trigger);
 /// # Ok::<(), sas_trigger::CronError>(())
 /// ```
+#[cfg(feature = "cron")]
 #[derive(Debug)]
 pub struct CronTrigger(Scheduled);
 
+#[cfg(feature = "cron")]
 impl CronTrigger {
     /// A trigger that fires by `schedule`.
     pub fn new(schedule: CronSchedule, policy: SchedulePolicy, template: EventTemplate) -> Self {
@@ -67,6 +70,7 @@ impl CronTrigger {
     }
 }
 
+#[cfg(feature = "cron")]
 scheduled_source!(CronTrigger);
 
 /// Fires periodically, on a grid that is the same after a restart.

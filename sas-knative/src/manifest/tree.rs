@@ -165,6 +165,13 @@ pub(crate) fn documents(text: &str) -> Result<Vec<Node>, SpecErrors> {
         let problem = format!("manifests of one call have at most {INPUT_LIMIT} bytes");
         return Err(fail("$", format!("{} bytes", text.len()), problem));
     }
+    let documents = read(text).map_err(|(at, problem)| fail("$", at, problem))?;
+    Ok(documents.into_iter().filter(|document| *document != Node::Null).collect())
+}
+
+/// All documents, or where one is wrong and why.
+#[cfg(feature = "yaml")]
+fn read(text: &str) -> Result<Vec<Node>, (String, String)> {
     let mut options = serde_saphyr::Options::default();
     options.strict_booleans = true;
     options.with_snippet = false;
@@ -174,13 +181,40 @@ pub(crate) fn documents(text: &str) -> Result<Vec<Node>, SpecErrors> {
     budget.max_events = 4 * NODE_LIMIT;
     budget.max_aliases = 1_000;
     options.budget = Some(budget);
-    let documents = serde_saphyr::from_multiple_with_options::<Node>(text, options).map_err(|error| {
+    serde_saphyr::from_multiple_with_options::<Node>(text, options).map_err(|error| {
         let at = error
             .location()
             .map_or(String::new(), |at| format!("line {}, column {}", at.line(), at.column()));
-        fail("$", at, format!("not YAML: {error}"))
-    })?;
-    Ok(documents.into_iter().filter(|document| *document != Node::Null).collect())
+        (at, format!("not YAML: {error}"))
+    })
+}
+
+/// All documents, or where one is wrong and why. The parser itself refuses what nests deeper than 128.
+#[cfg(not(feature = "yaml"))]
+fn read(text: &str) -> Result<Vec<Node>, (String, String)> {
+    fn nodes(node: &Node, depth: usize) -> Option<usize> {
+        if depth > DEPTH_LIMIT {
+            return None;
+        }
+        match node {
+            Node::List(items) => items.iter().try_fold(1, |sum, item| Some(sum + nodes(item, depth + 1)?)),
+            Node::Map(fields) => {
+                fields.iter().try_fold(1, |sum, (_, field)| Some(sum + nodes(field, depth + 1)?))
+            }
+            _ => Some(1),
+        }
+    }
+    let documents: Vec<Node> =
+        serde_json::Deserializer::from_str(text).into_iter().collect::<Result<_, _>>().map_err(|error| {
+            let at = format!("line {}, column {}", error.line(), error.column());
+            (at, format!("not JSON: {error} (this platform was built without the feature manifests, which reads YAML)"))
+        })?;
+    match documents.iter().try_fold(0, |sum, document| Some(sum + nodes(document, 1)?)) {
+        Some(sum) if sum <= NODE_LIMIT => Ok(documents),
+        _ => {
+            Err((String::new(), format!("more than {NODE_LIMIT} nodes, or nested deeper than {DEPTH_LIMIT}")))
+        }
+    }
 }
 
 /// Reads the fields of a mapping, each once; what was not read at the end is unknown.
