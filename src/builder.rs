@@ -16,8 +16,8 @@ use sas_control::{
 use sas_core::{
     AnswerCounter, Authenticator, BlobStore, Clock, DecisionSink, Error, ErrorKind, EventPublisher, Fidelity,
     Handler, Invoker, LogSink, MemoryStore, MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime,
-    Scaler, Scalers, Schedule, SecretSource, SpecErrors, Store, SystemClock, Timestamp, TriggerSource,
-    TriggerSpec, Triggers,
+    Scaler, Scalers, Schedule, SecretSource, SpecErrors, Store, SystemClock, TriggerSource, TriggerSpec,
+    Triggers,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
@@ -108,7 +108,7 @@ pub enum BuildError {
 fn cron(expression: &str, zone: Option<&str>) -> Result<Arc<dyn Schedule>, Error> {
     match CronSchedule::new(expression, zone.unwrap_or("UTC")) {
         // One that never came would scale nothing, and nobody would notice.
-        Ok(schedule) if schedule.next_after(Timestamp(0)).is_none() => {
+        Ok(schedule) if schedule.next_after(sas_core::Timestamp(0)).is_none() => {
             let message = format!("{expression}: never fires: there is no such time");
             Err(Error::new(ErrorKind::InvalidSpec, "schedule", message))
         }
