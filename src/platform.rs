@@ -80,7 +80,7 @@ impl Platform {
         &self.parts.gateway
     }
 
-    /// Services and revisions.
+    /// The control plane: services, revisions and their traffic.
     pub fn control(&self) -> &Arc<Control> {
         &self.parts.control
     }
@@ -90,7 +90,7 @@ impl Platform {
         &self.parts.admin
     }
 
-    /// Instances.
+    /// The pool that holds the instances.
     pub fn pool(&self) -> &Arc<dyn Pool> {
         &self.parts.pool
     }

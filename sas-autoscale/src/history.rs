@@ -11,9 +11,9 @@ use crate::govern::Governor;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Checkpoint {
-    /// The scaler.
+    /// The name of the scaler that decided.
     pub scaler: String,
-    /// Its version.
+    /// The version of that scaler's state.
     pub version: u32,
     /// Its state of the revision; `None`: it had none yet.
     pub state: Option<serde_json::Value>,
@@ -27,7 +27,7 @@ pub struct Checkpoint {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stretch {
-    /// The configuration.
+    /// The configuration by which was decided.
     pub spec: ScalingSpec,
     /// Requests at once per instance; 0: unlimited.
     pub concurrency: u32,

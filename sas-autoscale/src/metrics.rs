@@ -6,7 +6,7 @@ use sas_core::Recorder;
 pub const DECISIONS: &str = "sas_autoscale_decisions_total";
 /// Decisions that changed the number of instances, by `direction` (`up`, `down`).
 pub const CHANGES: &str = "sas_autoscale_changes_total";
-/// Panics of scalers.
+/// Counts panics of scalers, after each of which a revision keeps what it has.
 pub const SCALER_FAILURES: &str = "sas_autoscale_scaler_failures_total";
 /// Revisions that no scaler can serve: their spec names none that there is, or is not valid for it.
 pub const UNSERVED: &str = "sas_autoscale_unserved_total";

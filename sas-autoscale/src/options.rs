@@ -78,7 +78,7 @@ pub enum MetricTarget {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct MetricSpec {
-    /// Which.
+    /// The metric that this target is about.
     pub metric: Metric,
     /// What one instance should carry; `None`: what the spec says elsewhere (`target`, `backlog.target`), and for
     /// schedules and forecasts nothing.
@@ -156,10 +156,10 @@ pub enum ScalingPolicy {
 pub struct ScalingRules {
     /// A step is only taken when everything recommended in this time agrees; at most an hour.
     pub stabilization_window: Duration,
-    /// Which policy decides.
+    /// Which of the policies decides where several of them answer.
     #[serde(default)]
     pub select: SelectPolicy,
-    /// The policies.
+    /// The policies, each a bound on the change within its period.
     pub policies: Vec<ScalingPolicy>,
 }
 
@@ -184,7 +184,7 @@ pub struct ResourceSpec {
     /// Upwards. What is not given is as in Kubernetes' defaults, here and downwards.
     #[serde(deserialize_with = "rules_up")]
     pub scale_up: ScalingRules,
-    /// Downwards.
+    /// The rules for having fewer instances.
     #[serde(deserialize_with = "rules_down")]
     pub scale_down: ScalingRules,
 }

@@ -54,7 +54,7 @@ impl Default for Limits {
 pub struct Message {
     /// The headers that say what it is, `content-type` among them.
     pub headers: HeaderMap,
-    /// The body.
+    /// The body of the message.
     pub body: Bytes,
 }
 

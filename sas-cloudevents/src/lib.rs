@@ -36,7 +36,7 @@ pub struct DecodeError {
     pub field: String,
     /// What stands there, cut to its first letters.
     pub value: String,
-    /// What should.
+    /// What should stand there instead.
     pub problem: String,
 }
 

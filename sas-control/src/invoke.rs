@@ -23,13 +23,13 @@ pub(crate) const BODY_LIMIT: usize = 1 << 20;
 pub struct TestRun {
     /// The revision; `None`: the latest one that is ready.
     pub revision: Option<String>,
-    /// The method.
+    /// The method of the test request.
     pub method: Method,
-    /// Path and query.
+    /// The path and the query of the test request.
     pub path: String,
-    /// Headers.
+    /// The headers of the test request.
     pub headers: HeaderMap,
-    /// The body.
+    /// The whole body of the test request.
     pub body: Bytes,
     /// How long it may take in all.
     pub timeout: Duration,
@@ -59,15 +59,15 @@ pub struct TestReport {
     pub request: RequestId,
     /// The instance that answered, where it is known.
     pub instance: Option<InstanceId>,
-    /// The status.
+    /// The status of the answer.
     pub status: StatusCode,
-    /// The headers.
+    /// The headers of the answer.
     pub headers: HeaderMap,
     /// The body, at most 1 MiB of it.
     pub body: Bytes,
     /// Whether the body went on.
     pub truncated: bool,
-    /// The phases.
+    /// How long each phase of the call took.
     pub phases: Phases,
 }
 

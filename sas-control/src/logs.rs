@@ -13,7 +13,7 @@ use sas_core::{LogLine, LogPage, LogQuery, LogRecord, LogSink, Result, RevisionK
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogLimits {
-    /// Lines per revision.
+    /// How many lines are kept for each revision.
     pub lines: usize,
     /// Bytes of text per revision.
     pub bytes: usize,

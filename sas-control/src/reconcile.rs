@@ -29,7 +29,7 @@ pub struct Blocked {
     pub message: String,
     /// Attempts that failed in a row.
     pub failures: u32,
-    /// Not before this.
+    /// The next step is not due before this time.
     pub until: Timestamp,
 }
 
@@ -46,9 +46,9 @@ impl Blocked {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Registration {
-    /// Its name.
+    /// The name of the revision.
     pub revision: String,
-    /// Its key.
+    /// The pool's key of the revision.
     pub key: RevisionKey,
     /// Whether it was registered to take traffic; else for test runs, without a minimum of instances.
     pub routable: bool,
@@ -65,7 +65,7 @@ impl Registration {
     }
 }
 
-/// A step.
+/// One step that brings what is observed nearer to what is desired.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Command {
@@ -108,7 +108,7 @@ pub enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GcLimits {
-    /// Younger ones stay.
+    /// Revisions that were made less than this ago are kept.
     pub retain_since_create: Duration,
     /// Those that had traffic within this time stay.
     pub retain_since_last_active: Duration,

@@ -22,11 +22,11 @@ const FORMAT: u16 = 1;
 pub struct ServiceRecord {
     /// The version of this format.
     pub format: u16,
-    /// Its namespace.
+    /// The namespace that it is in.
     pub namespace: String,
-    /// Its name.
+    /// The name within the namespace.
     pub name: String,
-    /// Whose it is.
+    /// The tenant whose it is, who pays for it.
     pub tenant: TenantKey,
     /// Counts the changes of the desired state from 1.
     pub generation: u64,
@@ -111,7 +111,7 @@ pub struct RevisionRecord {
     pub labels: BTreeMap<String, String>,
     /// Annotations of the template.
     pub annotations: BTreeMap<String, String>,
-    /// How it runs.
+    /// How instances of the revision run.
     #[serde(deserialize_with = "spec_of_any_age")]
     pub spec: Arc<RevisionSpec>,
     /// How far it has come.
@@ -168,11 +168,11 @@ pub enum RevisionState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Field {
-    /// Where.
+    /// The path of the field with the mistake.
     pub field: String,
-    /// What stands there.
+    /// The value that stands in that field.
     pub value: String,
-    /// What should.
+    /// What should stand there instead.
     pub problem: String,
 }
 
@@ -186,9 +186,9 @@ impl From<&SpecError> for Field {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Share {
-    /// Which revision.
+    /// The name of the revision that gets this share.
     pub revision: String,
-    /// In percent.
+    /// The share of the traffic, in percent.
     pub percent: u32,
     /// The tag, if it has one.
     pub tag: Option<String>,
@@ -222,7 +222,7 @@ impl ServiceRecord {
         }
     }
 
-    /// `namespace/name`.
+    /// The key by which it is found, as `namespace/name`.
     pub fn path(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }

@@ -21,7 +21,7 @@ pub struct Condition {
     pub kind: &'static str,
     /// `True`, `False` or `Unknown`.
     pub status: &'static str,
-    /// One word.
+    /// One word for programs, such as `ProgressDeadlineExceeded`.
     pub reason: String,
     /// What it is, for a human.
     pub message: String,
@@ -48,7 +48,7 @@ pub struct InstancesView {
     pub draining: u32,
     /// Requests that wait for one.
     pub queued: u32,
-    /// Requests that run.
+    /// How many requests are on its instances now.
     pub in_flight: u32,
 }
 
@@ -57,9 +57,9 @@ pub struct InstancesView {
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct TrafficView {
-    /// Which revision.
+    /// The name of the revision that gets this share.
     pub revision_name: String,
-    /// In percent.
+    /// The share of the traffic, in percent.
     pub percent: u32,
     /// Whether it is meant for the latest revision, whichever that is.
     pub latest_revision: bool,
@@ -163,12 +163,12 @@ pub struct MissingView {
     pub message: String,
 }
 
-/// A revision.
+/// A revision as the admin API shows it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct RevisionView {
-    /// Its name.
+    /// The name within its namespace.
     pub name: String,
     /// The service's generation that made it.
     pub generation: u64,
@@ -184,7 +184,7 @@ pub struct RevisionView {
     pub runtime: String,
     /// Its share of the traffic now, in percent.
     pub percent: u32,
-    /// Its tags.
+    /// The tags of the routes that lead to it.
     pub tags: Vec<String>,
     /// Instances: the last decision, and what they do.
     pub instances: Option<InstancesView>,
@@ -196,14 +196,14 @@ pub struct RevisionView {
     pub conditions: Vec<Condition>,
 }
 
-/// A service.
+/// A service as the admin API shows it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct ServiceView {
-    /// Its namespace.
+    /// The namespace that the service is in.
     pub namespace: String,
-    /// Its name.
+    /// The name within its namespace.
     pub name: String,
     /// The host it answers at.
     pub host: String,
@@ -217,19 +217,19 @@ pub struct ServiceView {
     pub labels: BTreeMap<String, String>,
     /// Annotations of the manifest.
     pub annotations: BTreeMap<String, String>,
-    /// The youngest revision.
+    /// The youngest revision, ready or not; `None`: none was made.
     pub latest_created_revision: Option<String>,
     /// The youngest revision that is ready.
     pub latest_ready_revision: Option<String>,
     /// Where the traffic is to go.
     pub spec: Vec<TrafficTarget>,
-    /// Where it goes.
+    /// Where requests go, and in which shares.
     pub traffic: Vec<TrafficView>,
     /// What its requests may use; `null`: what all services may.
     pub quota: Option<Quota>,
     /// The roll-out that is under way or was stopped; `null`: none.
     pub rollout: Option<RolloutView>,
-    /// How it is.
+    /// How the service is, one condition for each question.
     pub conditions: Vec<Condition>,
     /// Its revisions, youngest first.
     pub revisions: Vec<RevisionView>,

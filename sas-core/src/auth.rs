@@ -33,7 +33,7 @@ impl Principal {
         Self::new("host")
     }
 
-    /// The name.
+    /// The name under which the principal is known, for records and logs.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -49,7 +49,7 @@ impl fmt::Debug for Answer {
 /// A failed call. It hands the request back when nothing of it was sent, so that another instance can have it.
 #[derive(Debug)]
 pub struct CallError {
-    /// Why.
+    /// Why the call has failed.
     pub error: Error,
     /// The request, whole, when no byte of it reached an instance.
     pub unsent: Option<Box<Request>>,

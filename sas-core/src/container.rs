@@ -63,7 +63,7 @@ pub struct Companion {
     /// The absolute path of the directory to start in; `None`: the image's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
-    /// Declared environment.
+    /// The declared environment, by the names of the variables.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, EnvValue>,
     /// Sets of variables whose names stand in a secret or a configuration map.
@@ -188,7 +188,7 @@ pub enum VolumeSource {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Mount {
-    /// The [`Volume`]'s name.
+    /// The name of the [`Volume`] that is mounted.
     pub volume: String,
     /// The absolute path in the container.
     pub path: String,
@@ -212,10 +212,10 @@ impl Mount {
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct SecurityContext {
-    /// Numeric user id.
+    /// The numeric id of the user as whom it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_as_user: Option<u32>,
-    /// Numeric group id.
+    /// The numeric id of the group as which it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_as_group: Option<u32>,
     /// The group that owns what is in volumes, which the program belongs to as well.

@@ -109,13 +109,13 @@ impl fmt::Display for IdempotencyKey {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Cx {
-    /// Who pays.
+    /// The tenant and the service that pay for the call.
     pub payer: Payer,
     /// When the caller stops waiting, for the whole call.
     pub deadline: Instant,
     /// The id that ties answer, logs and access log together.
     pub request: RequestId,
-    /// Why.
+    /// Why the call is made, which decides metering and waking.
     pub purpose: Purpose,
     /// 0 is ordinary; higher goes first where requests wait for the same thing.
     pub priority: u8,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::SpecErrors;
 
-/// Any error, boxed.
+/// An error of any type in a box, which can be sent between threads.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What went wrong, coarsely.
@@ -76,13 +76,13 @@ pub enum Retry {
 pub struct Error {
     /// What went wrong, coarsely.
     pub kind: ErrorKind,
-    /// What may help.
+    /// Whether trying again may help, and how.
     pub retry: Retry,
     /// The contract method or step that failed, such as `start` or `prepare`.
     pub operation: &'static str,
     /// What, where and what to do about it, for a human. Never holds a secret.
     pub message: String,
-    /// The cause.
+    /// The error that caused this one, if there was one.
     #[source]
     pub source: Option<BoxError>,
 }

@@ -111,11 +111,11 @@ impl PartialEq<&str> for AttributeValue {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{attribute}: {value:?}: {problem}")]
 pub struct EventError {
-    /// Which attribute.
+    /// The name of the attribute that is wrong.
     pub attribute: String,
-    /// What stands there.
+    /// The value that stands there.
     pub value: String,
-    /// What should.
+    /// What should stand there instead.
     pub problem: &'static str,
 }
 
@@ -251,7 +251,7 @@ impl Event {
     pub fn id(&self) -> &str {
         &self.id
     }
-    /// Where it happened.
+    /// The attribute `source`: where it happened.
     pub fn source(&self) -> &str {
         &self.source
     }
@@ -259,11 +259,11 @@ impl Event {
     pub fn kind(&self) -> &str {
         &self.kind
     }
-    /// About what.
+    /// The attribute `subject`: what the event is about.
     pub fn subject(&self) -> Option<&str> {
         self.subject.as_deref()
     }
-    /// When.
+    /// The attribute `time`: when it happened.
     pub fn time(&self) -> Option<Timestamp> {
         self.time
     }
@@ -275,11 +275,11 @@ impl Event {
     pub fn data_content_type(&self) -> Option<&str> {
         self.data_content_type.as_deref()
     }
-    /// Extension attributes.
+    /// The extension attributes, by their names.
     pub fn extensions(&self) -> &BTreeMap<String, AttributeValue> {
         &self.extensions
     }
-    /// The data.
+    /// The data of the event, as bytes; empty for none.
     pub fn data(&self) -> &Bytes {
         &self.data
     }

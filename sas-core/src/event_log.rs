@@ -12,7 +12,7 @@ use crate::{Commit, Error, ErrorKind, Result, Store, Version};
 pub struct LogEntry {
     /// Its place in the stream, from 1 on, without gaps.
     pub position: u64,
-    /// What was appended.
+    /// The bytes that were appended.
     pub value: Bytes,
 }
 

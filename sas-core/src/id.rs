@@ -17,7 +17,7 @@ impl RevisionKey {
         Self((generation as u64) << 32 | slot as u64)
     }
 
-    /// The slot.
+    /// The slot of the registry, which is given again after the revision is gone.
     #[allow(clippy::cast_possible_truncation, reason = "the low word is the slot")]
     pub const fn slot(self) -> u32 {
         self.0 as u32
@@ -107,27 +107,27 @@ impl RevisionName {
         Self { text: Arc::from(format!("{namespace}/{service}/{revision}")), service_at, revision_at }
     }
 
-    /// The namespace.
+    /// The namespace that the service is in.
     pub fn namespace(&self) -> &str {
         &self.text[..usize::from(self.service_at) - 1]
     }
 
-    /// The service.
+    /// The name of the service within its namespace.
     pub fn service(&self) -> &str {
         &self.text[usize::from(self.service_at)..usize::from(self.revision_at) - 1]
     }
 
-    /// The revision.
+    /// The name of the revision within its service.
     pub fn revision(&self) -> &str {
         &self.text[usize::from(self.revision_at)..]
     }
 
-    /// `namespace/service`.
+    /// The service with its namespace, as `namespace/service`.
     pub fn service_path(&self) -> &str {
         &self.text[..usize::from(self.revision_at) - 1]
     }
 
-    /// `namespace/service/revision`.
+    /// The whole name, as `namespace/service/revision`.
     pub fn as_str(&self) -> &str {
         &self.text
     }

@@ -204,7 +204,7 @@ pub struct ExitReport {
     pub out_of_memory: bool,
     /// Which ceiling it met, with its value and the setting that changes it; `None` when it met none that is known.
     pub reason: Option<Arc<str>>,
-    /// When.
+    /// The time at which it ended.
     pub at: Timestamp,
 }
 
@@ -269,7 +269,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// A sample.
+    /// A sample of CPU time in nanoseconds and memory in bytes.
     pub const fn new(cpu_ns: u64, memory_bytes: u64) -> Self {
         Self { cpu_ns, memory_bytes }
     }

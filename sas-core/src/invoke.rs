@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{CallError, Cx, InstanceId, Request, Response, RevisionKey, StartTimings};
 
-/// What to call.
+/// What an [`Invoker`] calls: a service, or one revision of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Target {
@@ -36,7 +36,7 @@ pub trait Invoker: fmt::Debug + Send + Sync + 'static {
 #[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct CallTimings {
-    /// Which instance answered.
+    /// The instance that answered; `None` when none did.
     pub instance: Option<InstanceId>,
     /// Whether the request waited for an instance to start.
     pub cold: bool,

@@ -10,7 +10,7 @@ use crate::RevisionKey;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Load {
-    /// Which revision.
+    /// The revision that was measured.
     pub revision: RevisionKey,
     /// Mean number of requests in the revision (running and waiting), weighted by time, since the last visit.
     pub concurrency: f64,

@@ -19,7 +19,7 @@ pub struct NamedValues(Option<Box<BTreeMap<String, f64>>>);
 pub(crate) static NO_VALUES: NamedValues = NamedValues::NONE;
 
 impl NamedValues {
-    /// None.
+    /// No values at all.
     pub const NONE: Self = Self(None);
 
     /// The value of `name`; `None`: it was not measured.
@@ -47,7 +47,7 @@ impl NamedValues {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct NamedVote {
-    /// Its name.
+    /// The name of the measurement.
     pub name: String,
     /// Its value; `None`: not measured.
     pub value: Option<f64>,
@@ -58,7 +58,7 @@ pub struct NamedVote {
 }
 
 impl NamedVote {
-    /// A vote.
+    /// What the measurement `name` wants, from its value and its target.
     pub fn new(name: impl Into<String>, value: Option<f64>, target: f64, desired: Option<u32>) -> Self {
         Self { name: name.into(), value, target, desired }
     }

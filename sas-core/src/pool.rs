@@ -22,9 +22,9 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Claim {
-    /// Of which revision.
+    /// The revision whose instance is wanted.
     pub revision: RevisionKey,
-    /// Who asks.
+    /// The tenant on whose behalf is asked, for fairness and budgets.
     pub tenant: TenantKey,
     /// Callers with the same value want the same instance, if that is possible.
     pub affinity: Option<u64>,
@@ -41,7 +41,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// An ordinary claim.
+    /// An ordinary claim: metered, of priority 0, and it may wake the revision.
     pub const fn new(revision: RevisionKey, tenant: TenantKey) -> Self {
         Self {
             revision,
@@ -211,7 +211,7 @@ enum State {
 }
 
 impl Waiting {
-    /// Decided already.
+    /// A wait that is over already.
     pub fn ready(result: Result<Lease, ClaimError>) -> Self {
         Self(State::Ready(result))
     }
@@ -281,11 +281,11 @@ pub enum InstanceState {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct InstanceView {
-    /// Its id.
+    /// The id of the instance.
     pub id: InstanceId,
-    /// What it does.
+    /// What the instance is doing now.
     pub state: InstanceState,
-    /// Leases out.
+    /// How many leases of it are out.
     pub in_flight: u32,
     /// Leases at most; `u32::MAX`: unlimited.
     pub limit: u32,
@@ -320,9 +320,9 @@ pub struct RevisionStatus {
     pub starting: u32,
     /// Instances on their way out.
     pub draining: u32,
-    /// Requests that wait.
+    /// How many requests wait for a slot.
     pub queued: u32,
-    /// Requests on instances.
+    /// How many requests are on instances.
     pub in_flight: u32,
     /// The error of the last start, until one succeeds.
     pub last_start_error: Option<Arc<Error>>,
@@ -355,11 +355,11 @@ pub enum CapacityReason {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct StemView {
-    /// The class.
+    /// The class of these stems.
     pub class: StemClass,
     /// Stems that are held.
     pub ready: u32,
-    /// Stems that boot.
+    /// How many stems are booting now.
     pub booting: u32,
     /// How many are to be held.
     pub size: u32,
@@ -371,7 +371,7 @@ pub struct StemView {
     pub decided_at: Timestamp,
     /// Bytes that one counts with.
     pub memory_bytes: u64,
-    /// Stems that booted.
+    /// How many stems have booted since the pool began.
     pub booted: u64,
     /// Starts that took one.
     pub used: u64,
@@ -379,7 +379,7 @@ pub struct StemView {
     pub missed: u64,
     /// Stems that ended without being used.
     pub wasted: u64,
-    /// Boots that failed.
+    /// How many boots have failed since the pool began.
     pub failed: u64,
 }
 

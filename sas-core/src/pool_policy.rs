@@ -8,9 +8,9 @@ use crate::{Claim, InstanceId, RevisionKey, Timestamp};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SlotView {
-    /// Its id.
+    /// The id of the instance.
     pub id: InstanceId,
-    /// Leases out.
+    /// How many leases of it are out.
     pub in_flight: u32,
     /// Leases at most; `u32::MAX`: unlimited.
     pub limit: u32,
@@ -36,7 +36,7 @@ impl SlotView {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Pick<'a> {
-    /// Who asks.
+    /// The claim that a slot is picked for.
     pub claim: &'a Claim,
     /// Uniform, and seeded by the pool: the only randomness that a balancer has.
     pub draw: u64,
@@ -64,7 +64,7 @@ pub trait Balancer: fmt::Debug + Send + Sync + 'static {
 pub struct CapacityInput {
     /// The end of the slot.
     pub now: Timestamp,
-    /// Its length.
+    /// The length of the slot of time that has just ended.
     pub slot: Duration,
     /// Stems taken in it, those that were missing included.
     pub taken: u32,
@@ -72,7 +72,7 @@ pub struct CapacityInput {
     pub missed: u32,
     /// Stems that are ready at its end: what nobody took.
     pub ready: u32,
-    /// Stems that boot.
+    /// How many stems are booting now.
     pub booting: u32,
     /// How long one boots.
     pub boot_time: Duration,

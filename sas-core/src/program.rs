@@ -20,7 +20,7 @@ pub enum EnvValue {
 pub struct Secret(Arc<str>);
 
 impl Secret {
-    /// Wraps a value.
+    /// A secret with this value.
     pub fn new(value: impl Into<Arc<str>>) -> Self {
         Self(value.into())
     }

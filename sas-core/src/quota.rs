@@ -29,7 +29,7 @@ impl Default for Quota {
 }
 
 impl Quota {
-    /// No limit.
+    /// A quota without any limit.
     pub const UNLIMITED: Self = Self { rate: f64::INFINITY, burst: u32::MAX, concurrency: u32::MAX };
 
     /// At most `rate` requests per second, of which `burst` may come at once.

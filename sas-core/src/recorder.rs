@@ -34,17 +34,17 @@ impl Recorder {
         }
     }
 
-    /// Registers a counter.
+    /// The counter `name` with these labels, registered if it is new.
     pub fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
         self.with(|recorder| recorder.register_counter(&key(name, labels), &METADATA))
     }
 
-    /// Registers a gauge.
+    /// The gauge `name` with these labels, registered if it is new.
     pub fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
         self.with(|recorder| recorder.register_gauge(&key(name, labels), &METADATA))
     }
 
-    /// Registers a histogram.
+    /// The histogram `name` with these labels, registered if it is new.
     pub fn histogram(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
         self.with(|recorder| recorder.register_histogram(&key(name, labels), &METADATA))
     }

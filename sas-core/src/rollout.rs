@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{RevisionKey, SpecErrors, Timestamp};
 
-/// How traffic moves.
+/// How traffic moves to a new revision, step by step: a deployer gives it, the control plane follows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
@@ -65,7 +65,7 @@ impl RolloutPlan {
 /// Answers of a revision, and how many of them were failures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnswerCounts {
-    /// Requests.
+    /// How many requests were answered.
     pub requests: u64,
     /// Of these, failed: a status of 500 or more, or no answer of an instance at all.
     pub errors: u64,
@@ -163,7 +163,7 @@ impl RolloutProgress {
         self.state
     }
 
-    /// What it follows.
+    /// The plan that the roll-out follows.
     pub fn plan(&self) -> &RolloutPlan {
         &self.plan
     }

@@ -9,7 +9,7 @@ use crate::{Result, RevisionKey, TenantKey};
 /// What a route is looked up by. Borrowed from the request: routing allocates nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct RouteQuery<'a> {
-    /// The method.
+    /// The method of the request.
     pub method: &'a http::Method,
     /// The host without port, as sent; compared without case.
     pub host: &'a str,
@@ -17,7 +17,7 @@ pub struct RouteQuery<'a> {
     pub path: &'a str,
     /// The query, without `?`.
     pub query: Option<&'a str>,
-    /// The headers.
+    /// The headers of the request.
     pub headers: &'a http::HeaderMap,
 }
 
@@ -40,9 +40,9 @@ pub enum Route {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RouteTarget {
-    /// Which.
+    /// The revision that the request goes to.
     pub revision: RevisionKey,
-    /// Whose.
+    /// The tenant whose route it is.
     pub tenant: TenantKey,
     /// Requests with the same value want the same instance.
     pub affinity: Option<u64>,
@@ -71,7 +71,7 @@ impl RouteTarget {
     }
 }
 
-/// Why nothing answers.
+/// Why a [`Router`] has no revision for a request; the gateway turns it into the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RouteError {
@@ -128,7 +128,7 @@ pub struct RouteMatch {
     pub methods: Vec<String>,
     /// Headers, by lower-case name.
     pub headers: Vec<(String, ValueMatch)>,
-    /// Query parameters.
+    /// The query parameters that must be there, with their values.
     pub query: Vec<(String, ValueMatch)>,
 }
 
@@ -136,7 +136,7 @@ pub struct RouteMatch {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Split {
-    /// Of which revision.
+    /// The revision that gets this share.
     pub revision: RevisionKey,
     /// In percent. The weights of a rule add up to 100.
     pub weight: u32,
@@ -186,11 +186,11 @@ pub enum Affinity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RouteRule {
-    /// For which requests.
+    /// The requests that the rule is for.
     pub matches: RouteMatch,
-    /// What happens.
+    /// What happens with the requests that match.
     pub action: RouteAction,
-    /// Who pays.
+    /// The tenant who pays for what goes this way.
     pub tenant: TenantKey,
     /// For the whole request.
     pub timeout: Duration,

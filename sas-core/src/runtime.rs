@@ -34,11 +34,11 @@ pub enum Isolation {
 pub struct Capabilities {
     /// What keeps instances apart.
     pub isolation: Isolation,
-    /// [`Instance::suspend`] and [`Instance::resume`].
+    /// Instances can be taken off the CPU: [`Instance::suspend`] and [`Instance::resume`] work.
     pub suspend: bool,
-    /// [`Runtime::start_stem`].
+    /// Stems can be booted: [`Runtime::start_stem`] works.
     pub stems: bool,
-    /// [`Instance::usage`] says something.
+    /// [`Instance::usage`] tells what instances have used.
     pub usage: bool,
     /// [`Instance::exec`] runs commands, so that probes may be commands.
     pub exec: bool,
@@ -118,9 +118,9 @@ pub struct Deployed {
     pub runtime: Arc<dyn Runtime>,
     /// What that runtime's [`Runtime::prepare`] made of the code.
     pub artifact: Artifact,
-    /// How it runs.
+    /// How instances of the revision run.
     pub spec: Arc<RevisionSpec>,
-    /// Its name.
+    /// The name of the revision, for logs and errors.
     pub name: RevisionName,
     /// The tenant whose it is.
     pub tenant: TenantKey,
@@ -145,7 +145,7 @@ impl Deployed {
 pub struct StartRequest {
     /// The id that the instance answers to.
     pub id: InstanceId,
-    /// Of which revision.
+    /// The revision that the instance is of.
     pub revision: RevisionKey,
     /// Its code, spec, name and tenant.
     pub deployed: Arc<Deployed>,
@@ -172,17 +172,17 @@ impl StartRequest {
         Self { id, revision, deployed, secrets: None, logs, events, deadline }
     }
 
-    /// The spec.
+    /// How the instance is to run.
     pub fn spec(&self) -> &Arc<RevisionSpec> {
         &self.deployed.spec
     }
 
-    /// The name.
+    /// The name of the revision, for logs and errors.
     pub fn name(&self) -> &RevisionName {
         &self.deployed.name
     }
 
-    /// The tenant.
+    /// The tenant whose revision it is.
     pub fn tenant(&self) -> TenantKey {
         self.deployed.tenant
     }
@@ -365,7 +365,7 @@ pub struct StemRequest {
     pub id: InstanceId,
     /// What it is to be.
     pub class: StemClass,
-    /// Whom to tell.
+    /// Who is told of the stem's life.
     pub events: Arc<dyn InstanceEvents>,
     /// When the boot is given up.
     pub deadline: Instant,

@@ -15,7 +15,7 @@ pub struct ScaleInput<'a> {
     /// The row of the revision in the scaler's state: dense, given by the driver, reused after
     /// [`Scaler::retire`].
     pub row: u32,
-    /// When.
+    /// The time at which is decided.
     pub now: Timestamp,
     /// How long `load` was measured: since the input before this one, or one tick for the first.
     pub elapsed: Duration,
@@ -23,9 +23,9 @@ pub struct ScaleInput<'a> {
     pub concurrency: u32,
     /// What one instance may use, for targets in percent; `None`: not known.
     pub resources: Option<&'a Resources>,
-    /// The revision's configuration.
+    /// The scaling configuration of the revision.
     pub spec: &'a ScalingSpec,
-    /// What was measured.
+    /// The load that was measured since the last decision.
     pub load: &'a Load,
     /// What the host measured beyond the load, by name.
     pub named: &'a NamedValues,
@@ -70,7 +70,7 @@ impl<'a> ScaleInput<'a> {
     }
 }
 
-/// What to do.
+/// What a [`Decision`] says to do with the number of instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -80,7 +80,7 @@ pub enum Verdict {
     Set(u32),
 }
 
-/// Why.
+/// Why a [`Decision`] says what it says, for operators and records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -127,15 +127,15 @@ impl Clamps {
     pub const UP_RATE: Self = Self(1);
     /// `max_scale_down_rate` held it up.
     pub const DOWN_RATE: Self = Self(1 << 1);
-    /// `activation` raised it.
+    /// The bound `activation` has raised the number.
     pub const ACTIVATION: Self = Self(1 << 2);
     /// `scale_down_delay` held it up.
     pub const DELAY: Self = Self(1 << 3);
-    /// `min` raised it.
+    /// The bound `min` has raised the number.
     pub const MIN: Self = Self(1 << 4);
     /// `max` held it down.
     pub const MAX: Self = Self(1 << 5);
-    /// `initial` raised it.
+    /// The bound `initial` has raised the number.
     pub const INITIAL: Self = Self(1 << 6);
     /// A running panic held it up.
     pub const PANIC: Self = Self(1 << 7);
@@ -175,7 +175,7 @@ impl Clamps {
         (Self::RESTART, "restart"),
     ];
 
-    /// Adds `other`.
+    /// Adds the bounds of `other` to these.
     pub fn insert(&mut self, other: Self) {
         self.0 |= other.0;
     }
@@ -201,7 +201,7 @@ impl fmt::Debug for Clamps {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Vote {
-    /// Which.
+    /// The metric that votes.
     pub metric: Metric,
     /// Its value over the window; `None`: not measured.
     pub value: Option<f64>,
@@ -212,7 +212,7 @@ pub struct Vote {
 }
 
 impl Vote {
-    /// A vote.
+    /// What `metric` wants, from its value and its target.
     #[inline]
     pub const fn new(metric: Metric, value: Option<f64>, target: f64, desired: Option<u32>) -> Self {
         Self { metric, value, target, desired }
@@ -225,7 +225,7 @@ impl Vote {
 pub struct Votes(SmallVec<[Vote; 2]>);
 
 impl Votes {
-    /// None.
+    /// No votes yet.
     pub const fn new() -> Self {
         Self(SmallVec::new_const())
     }
@@ -236,7 +236,7 @@ impl Votes {
         Self(SmallVec::from_buf([first, second]))
     }
 
-    /// Adds one.
+    /// Adds the vote of one metric.
     #[inline]
     pub fn push(&mut self, vote: Vote) {
         self.0.push(vote);
@@ -274,11 +274,11 @@ impl<'a> IntoIterator for &'a Votes {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Decision {
-    /// What to do.
+    /// What to do with the number of instances.
     pub verdict: Verdict,
-    /// Why.
+    /// Why this was decided, for operators and records.
     pub reason: Reason,
-    /// Which bounds acted.
+    /// The bounds that changed the number.
     pub clamps: Clamps,
     /// Requests that could still burst in before capacity is short; negative: it is short.
     pub excess_burst: i32,
@@ -326,7 +326,7 @@ impl Decision {
         Self::new(Verdict::Hold, reason)
     }
 
-    /// Have `desired` instances.
+    /// A decision to have `desired` instances.
     #[inline]
     pub const fn set(desired: u32, reason: Reason) -> Self {
         Self::new(Verdict::Set(desired), reason)

@@ -44,7 +44,7 @@ pub struct ScalerOptions {
 }
 
 impl ScalerOptions {
-    /// None.
+    /// No options at all.
     pub const fn new() -> Self {
         Self { values: BTreeMap::new(), read: OnceLock::new() }
     }

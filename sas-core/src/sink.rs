@@ -70,7 +70,7 @@ pub struct LogLine {
     pub sequence: u64,
     /// When it was written.
     pub at: Timestamp,
-    /// Who wrote it.
+    /// The instance that wrote the line.
     #[serde(serialize_with = "as_text")]
     pub instance: InstanceId,
     /// For which request, where that is known.
@@ -104,7 +104,7 @@ fn as_text<S: serde::Serializer>(instance: &InstanceId, serializer: S) -> Result
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogPage {
-    /// Oldest first.
+    /// The lines, the oldest first.
     pub lines: Vec<LogLine>,
     /// Lines of the revisions asked for that are no longer kept.
     pub dropped: u64,
@@ -151,12 +151,12 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
 pub struct DecisionRecord {
     /// Counts the decisions of a revision from 1.
     pub sequence: u64,
-    /// When.
+    /// The time at which was decided.
     pub at: Timestamp,
     /// How long `load` was measured.
     #[serde(default = "one_second")]
     pub elapsed: Duration,
-    /// What was measured.
+    /// The load that was measured and decided by.
     pub load: Load,
     /// What the host measured by name.
     #[serde(default, skip_serializing_if = "NamedValues::is_empty")]
@@ -178,7 +178,7 @@ impl DecisionRecord {
     }
 }
 
-/// Takes every decision.
+/// Takes every decision that changes a revision's instances; the driver and the pool call it, hosts may implement it.
 pub trait DecisionSink: fmt::Debug + Send + Sync + 'static {
     /// One decision. Returns at once.
     fn decided(&self, revision: RevisionKey, record: &DecisionRecord);
@@ -228,7 +228,7 @@ pub enum MeterPhase {
 pub struct MeterTotals {
     /// On their way up.
     pub starting_ns: u128,
-    /// As stems.
+    /// Nanoseconds that instances existed as stems.
     pub pooled_ns: u128,
     /// Ready, without a request.
     pub idle_ns: u128,
@@ -236,7 +236,7 @@ pub struct MeterTotals {
     pub busy_ns: u128,
     /// On their way out.
     pub draining_ns: u128,
-    /// Requests answered.
+    /// How many requests were answered.
     pub requests: u64,
 }
 
@@ -246,7 +246,7 @@ impl MeterTotals {
         self.starting_ns + self.pooled_ns + self.idle_ns + self.busy_ns + self.draining_ns
     }
 
-    /// Adds another total.
+    /// Adds the figures of another total to these.
     pub fn add_all(&mut self, other: &Self) {
         self.starting_ns += other.starting_ns;
         self.pooled_ns += other.pooled_ns;

@@ -28,12 +28,12 @@ pub struct RevisionSpec {
     /// accepts it ([`crate::Runtime::accepts`]), and records the one that does.
     #[serde(default)]
     pub runtime: String,
-    /// The code.
+    /// Where the code comes from.
     pub source: Source,
     /// The program and its first arguments; empty: the runtime finds out.
     #[serde(default)]
     pub command: Vec<String>,
-    /// Further arguments.
+    /// Further arguments, after those of the command.
     #[serde(default)]
     pub args: Vec<String>,
     /// Directory to start in, relative to the package's root.
@@ -45,7 +45,7 @@ pub struct RevisionSpec {
     /// The port that the program insists on; `None`: it takes the one in `PORT`.
     #[serde(default)]
     pub port: Option<u16>,
-    /// What it speaks.
+    /// The protocol that the program speaks on its port.
     #[serde(default)]
     pub protocol: Protocol,
     /// Requests at once per instance, a hard limit; 0: unlimited.

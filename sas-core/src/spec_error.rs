@@ -9,9 +9,9 @@ use serde::Serialize;
 pub struct SpecError {
     /// Where, such as `spec.template.spec.containers[0].ports[0].containerPort`.
     pub field: String,
-    /// What stands there.
+    /// The value that stands in that field.
     pub value: String,
-    /// What should.
+    /// What should stand there instead.
     pub problem: String,
 }
 

@@ -13,21 +13,21 @@ use crate::{Error, ErrorKind, Result};
 #[serde(transparent)]
 pub struct Version(pub u64);
 
-/// A stored value.
+/// A value as the store holds it, with its key and version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its key.
+    /// The key that the value stands under.
     pub key: String,
     /// The version of its last write.
     pub version: Version,
-    /// The value.
+    /// The bytes of the value.
     pub value: Bytes,
 }
 
 /// A write or a deletion, as the history tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// The key.
+    /// The key that it is about.
     pub key: String,
     /// The version of the commit that made the change. All changes of one commit share it.
     pub version: Version,
@@ -38,7 +38,7 @@ pub struct Change {
 /// What a commit expects of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guard {
-    /// The key.
+    /// The key that it is about.
     pub key: String,
     /// The version that the key must have; `None`: it must be absent.
     pub expected: Option<Version>,
@@ -47,7 +47,7 @@ pub struct Guard {
 /// What a commit does to one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
-    /// The key.
+    /// The key that it is about.
     pub key: String,
     /// The new value; `None` deletes. Deleting a key that is absent does nothing.
     pub value: Option<Bytes>,
@@ -91,7 +91,7 @@ impl Commit {
         self
     }
 
-    /// Writes a value.
+    /// Adds a write of `value` under `key`.
     #[must_use]
     pub fn put(mut self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
         self.writes.push(Write { key: key.into(), value: Some(value.into()) });
@@ -188,7 +188,7 @@ impl StoreLimits {
     }
 }
 
-/// What [`Store::watch`] saw.
+/// What [`Store::watch`] saw: changes, or that the caller has to list again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, reason = "a watch either goes on or begins again")]
 pub enum Watched {

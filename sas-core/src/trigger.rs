@@ -17,21 +17,21 @@ use crate::{
 pub struct TriggerCx {
     /// A name that is unique among the platform's triggers and stable over restarts: its part of the store.
     pub name: Arc<str>,
-    /// Where events go.
+    /// The sink that the source delivers its events to.
     pub sink: Arc<dyn EventSink>,
     /// What must outlive a restart, such as the last fire time. Keys start with `trigger/<name>/`.
     pub store: Arc<dyn Store>,
-    /// Wall time.
+    /// The clock that the source reads.
     pub clock: Arc<dyn Clock>,
     /// Resolves the references to secrets in the trigger's options. Ask before each connection, so that a secret that was
     /// replaced counts without a restart.
     pub secrets: TriggerSecrets,
-    /// When to end.
+    /// The source ends its run in order when this is cancelled.
     pub shutdown: CancellationToken,
 }
 
 impl TriggerCx {
-    /// A context.
+    /// The context of a run of a source.
     pub fn new(
         name: impl Into<Arc<str>>,
         sink: Arc<dyn EventSink>,
@@ -153,7 +153,7 @@ pub struct Fires {
 }
 
 impl Fires {
-    /// Last and next.
+    /// The last fire and the next one, as far as they are known.
     pub const fn new(last: Option<Timestamp>, next: Option<Timestamp>) -> Self {
         Self { last, next }
     }
@@ -236,9 +236,9 @@ impl TriggerSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct TriggerStatus {
-    /// Its name.
+    /// The name of the trigger, as `namespace/name`.
     pub name: String,
-    /// Its kind.
+    /// The kind of the source, by which its factory is found.
     pub kind: String,
     /// Whether its source runs now; false while it waits to be started again, or is paused.
     pub running: bool,
@@ -472,7 +472,7 @@ pub enum BrokerIngress {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct BrokerStatus {
-    /// Its name.
+    /// The name of the trigger, as `namespace/name`.
     pub name: String,
     /// Events that it holds, those among them that every trigger has taken.
     pub held: u64,

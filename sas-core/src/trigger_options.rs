@@ -67,7 +67,7 @@ impl<'a> TriggerOptions<'a> {
         text.split(',').map(str::trim).filter(|word| !word.is_empty()).collect()
     }
 
-    /// `true` or `false`.
+    /// Reads an option that is `true` or `false`.
     pub fn flag(&mut self, name: &'static str, default: bool) -> bool {
         self.word(name, &[("true", true), ("false", false)], default)
     }

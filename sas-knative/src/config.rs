@@ -37,7 +37,7 @@ pub struct AutoscalerConfig {
     pub allow_zero_initial_scale: bool,
     /// Instances of a new revision.
     pub initial_scale: i32,
-    /// Least instances.
+    /// The least instances of a revision that says nothing else.
     pub min_scale: i32,
     /// Most instances; 0: unlimited.
     pub max_scale: i32,

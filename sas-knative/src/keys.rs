@@ -3,9 +3,9 @@
 //! Knative's are lists: each name is followed by its older alias where there is one, and the first that is present
 //! counts. Those of this platform begin with [`own::PREFIX`].
 
-/// Which autoscaler.
+/// Names the autoscaler that decides.
 pub const CLASS: &[&str] = &["autoscaling.knative.dev/class"];
-/// Which metric.
+/// Names the metric that the target is about.
 pub const METRIC: &[&str] = &["autoscaling.knative.dev/metric"];
 /// What one instance should carry.
 pub const TARGET: &[&str] = &["autoscaling.knative.dev/target"];
@@ -17,7 +17,7 @@ pub const TARGET_UTILIZATION: &[&str] = &[
 /// Requests beyond capacity that must find room.
 pub const TARGET_BURST_CAPACITY: &[&str] =
     &["autoscaling.knative.dev/target-burst-capacity", "autoscaling.knative.dev/targetBurstCapacity"];
-/// The stable window.
+/// The length of the stable window, such as `60s`.
 pub const WINDOW: &[&str] = &["autoscaling.knative.dev/window"];
 /// The share of the stable window that shows a panic.
 pub const PANIC_WINDOW_PERCENTAGE: &[&str] =
@@ -27,9 +27,9 @@ pub const PANIC_THRESHOLD_PERCENTAGE: &[&str] = &[
     "autoscaling.knative.dev/panic-threshold-percentage",
     "autoscaling.knative.dev/panicThresholdPercentage",
 ];
-/// Least instances.
+/// The least instances that a revision keeps.
 pub const MIN_SCALE: &[&str] = &["autoscaling.knative.dev/min-scale", "autoscaling.knative.dev/minScale"];
-/// Most instances.
+/// The most instances that a revision may have; `0` is unlimited.
 pub const MAX_SCALE: &[&str] = &["autoscaling.knative.dev/max-scale", "autoscaling.knative.dev/maxScale"];
 /// Instances of a new revision.
 pub const INITIAL_SCALE: &[&str] =
@@ -71,9 +71,9 @@ pub mod own {
     pub const PACKAGE: &str = "sas.dev/package";
     /// A function that the host registered.
     pub const FUNCTION: &str = "sas.dev/function";
-    /// The start command.
+    /// The command that starts the program of a package.
     pub const COMMAND: &str = "sas.dev/command";
-    /// The runtime's name.
+    /// The name of the runtime that serves the revision.
     pub const RUNTIME: &str = "sas.dev/runtime";
     /// The port that the program insists on.
     pub const PORT: &str = "sas.dev/port";
@@ -92,11 +92,11 @@ pub mod own {
     pub const PLACEHOLDER: &str = "sas.dev/placeholder";
     /// Paths whose requests start no instance.
     pub const NO_WAKE: &str = "sas.dev/no-wake";
-    /// Requests per second.
+    /// The requests per second that a service may have in the long run.
     pub const QUOTA_RATE: &str = "sas.dev/quota-rate";
     /// Requests at once after a quiet stretch.
     pub const QUOTA_BURST: &str = "sas.dev/quota-burst";
-    /// Requests at once.
+    /// The requests that a service may have at once.
     pub const QUOTA_CONCURRENCY: &str = "sas.dev/quota-concurrency";
     /// The shares in which traffic moves to a new revision.
     pub const ROLLOUT_STEPS: &str = "sas.dev/rollout-steps";

@@ -32,7 +32,7 @@ pub enum Reachability {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Resolved {
-    /// The class.
+    /// The autoscaler's class that decides, such as `kpa.autoscaling.knative.dev`.
     pub class: String,
     /// The metric; empty for classes that are not Knative's and name none.
     pub metric: String,

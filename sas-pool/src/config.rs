@@ -274,7 +274,7 @@ pub struct BackoffConfig {
     pub attempts: u32,
     /// The pause after the first failure; each further one doubles it.
     pub initial: Duration,
-    /// The longest pause.
+    /// The pause between two starts never grows beyond this.
     pub longest: Duration,
     /// An instance that dies within this time of being ready, without a good answer, counts as a failed start.
     pub settle: Duration,
@@ -306,7 +306,7 @@ pub struct OutlierConfig {
     pub failures: u32,
     /// How long it is left out the first time; the n-th time n times as long.
     pub ejection: Duration,
-    /// The longest.
+    /// An instance is kept idle for no longer than this.
     pub longest: Duration,
     /// At most this share of a revision's instances is out at a time, in percent; the last one never is.
     pub max_ejected_percent: u32,
@@ -362,7 +362,7 @@ pub enum IdleRule {
 }
 
 impl IdleRule {
-    /// As `policy` says.
+    /// Idle instances are kept as long as `policy` says.
     pub fn policy(policy: impl KeepAlivePolicy) -> Self {
         Self::Policy(KeepAliveRule(Mutex::new(Box::new(policy))))
     }
@@ -445,7 +445,7 @@ impl Default for AutomaticStems {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StemClassConfig {
-    /// Who boots them.
+    /// The runtime that boots these stems.
     pub runtime: Arc<dyn sas_core::Runtime>,
     /// The least to hold, as far as memory goes.
     pub min: u32,

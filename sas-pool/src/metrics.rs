@@ -7,7 +7,7 @@ use crate::sync::{AtomicU64, Ordering};
 
 /// Instances that became ready, by `from` (`cold`, `stem`).
 pub const STARTS: &str = "sas_pool_starts_total";
-/// Starts that failed.
+/// Counts starts of instances that failed.
 pub const START_FAILURES: &str = "sas_pool_start_failures_total";
 /// From the decision to start an instance until it was ready, in seconds.
 pub const START_SECONDS: &str = "sas_pool_start_seconds";

@@ -21,15 +21,15 @@ pub enum End {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct AccessRecord {
-    /// The request's id.
+    /// The id of the request, as in logs and answers.
     pub id: RequestId,
-    /// The method.
+    /// The method of the request.
     pub method: Method,
     /// The host that was asked for.
     pub host: String,
     /// The path, without its query: queries hold secrets too often.
     pub path: String,
-    /// The status.
+    /// The status that the client got.
     pub status: StatusCode,
     /// Why the platform answered itself; `None`: an instance answered.
     pub reason: Option<&'static str>,
@@ -37,7 +37,7 @@ pub struct AccessRecord {
     pub tenant: Option<TenantKey>,
     /// Which revision; `None`: as above.
     pub revision: Option<RevisionKey>,
-    /// Its name.
+    /// The name of the revision that answered; `None` where no route was found.
     pub name: Option<RevisionName>,
     /// Instance, cold or warm, and the phases, when an instance answered.
     pub timings: Option<CallTimings>,
@@ -47,11 +47,12 @@ pub struct AccessRecord {
     pub bytes_out: u64,
     /// From arrival to the last byte.
     pub duration: Duration,
-    /// How it ended.
+    /// How the answer's body ended.
     pub end: End,
 }
 
-/// Takes access records.
+/// Takes one record for each request that the gateway has answered; hosts implement it and give it to the gateway's
+/// configuration.
 pub trait AccessLog: fmt::Debug + Send + Sync + 'static {
     /// One request is over. Returns at once; one that can't keep up drops and counts.
     fn record(&self, record: &AccessRecord);

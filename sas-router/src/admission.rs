@@ -79,7 +79,7 @@ pub struct Refusal {
     pub retry_after: Duration,
 }
 
-/// Configuration of [`Admission`].
+/// The quotas that [`Admission`] begins with, and its clock and metrics.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct AdmissionConfig {
@@ -187,7 +187,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// With these quotas.
+    /// An admission that begins with the quotas of `config`.
     pub fn new(config: AdmissionConfig) -> Arc<Self> {
         let limits = config.per_tenant != Quota::UNLIMITED || config.per_service != Quota::UNLIMITED;
         Arc::new(Self {

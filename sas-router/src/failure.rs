@@ -17,7 +17,7 @@ pub const REQUEST_ID: http::HeaderName = http::HeaderName::from_static("x-reques
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Failure {
-    /// The status.
+    /// The status that the client gets.
     pub status: StatusCode,
     /// Which part of the platform says so: `ingress`, `router`, `admission`, `pool`, `runtime`, `instance` or
     /// `hook`.
@@ -33,7 +33,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure.
+    /// A failure of `component` for `reason`, with a text for people.
     pub fn new(
         status: StatusCode,
         component: &'static str,

@@ -11,14 +11,14 @@ use crate::{ClientConnection, Failure};
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct HookCx<'a> {
-    /// The request's id.
+    /// The id of the request, as in logs and answers.
     pub id: RequestId,
     /// The connection it came over.
     pub connection: &'a ClientConnection,
 }
 
 impl<'a> HookCx<'a> {
-    /// A context.
+    /// The context of a request on `connection`.
     pub const fn new(id: RequestId, connection: &'a ClientConnection) -> Self {
         Self { id, connection }
     }

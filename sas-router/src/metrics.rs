@@ -13,7 +13,7 @@ pub const REFUSALS: &str = "sas_router_refusals_total";
 pub const SECONDS: &str = "sas_router_request_seconds";
 /// Second and later attempts.
 pub const RETRIES: &str = "sas_router_retries_total";
-/// Connections taken.
+/// Counts the connections that were accepted.
 pub const CONNECTIONS: &str = "sas_router_connections_total";
 /// Connections that overran a limit, by `limit` (`head`, `idle`, `write`).
 pub const OVERRUNS: &str = "sas_router_overruns_total";

@@ -19,7 +19,7 @@ impl Draw {
         Self(mixed.next())
     }
 
-    /// 64 uniform bits.
+    /// Draws 64 uniform bits.
     #[allow(clippy::should_implement_trait, reason = "an endless stream is no iterator here")]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -55,7 +55,7 @@ impl Draw {
         mean.mul_f64((-(1.0 - self.unit()).ln()).min(20.0))
     }
 
-    /// One of several.
+    /// Draws one of several, each as likely as the others; `None` of none.
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
         from.get(self.below(from.len() as u64) as usize)
     }

@@ -200,7 +200,7 @@ impl History {
         Self { began: Instant::now(), inner: Mutex::new(inner) }
     }
 
-    /// Something happened now.
+    /// Records that something happened at this moment.
     pub fn tell(&self, fact: Fact) {
         use fmt::Write as _;
         struct Fnv(u64);
@@ -228,12 +228,12 @@ impl History {
         self.inner.lock().hash
     }
 
-    /// How much happened.
+    /// How many facts were recorded in all.
     pub fn len(&self) -> u64 {
         self.inner.lock().seen
     }
 
-    /// Whether nothing happened.
+    /// Whether no fact was recorded at all.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -26,7 +26,7 @@ use crate::{draw::Draw, timed::Timed, what_if::load::poisson};
 pub struct Asked {
     /// Who owns it; tenants share by weight.
     pub tenant: u32,
-    /// Requests a second.
+    /// How many requests a second arrive.
     pub rate: f64,
     /// Instances at most; 0: as many as the platform gives.
     pub max: u32,
@@ -36,7 +36,7 @@ pub struct Asked {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Overload {
-    /// The services.
+    /// The services that are asked, each with its rate.
     pub services: Vec<Asked>,
     /// Instances at most in all.
     pub instances: u32,
@@ -77,7 +77,7 @@ impl Overload {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Got {
-    /// Requests that arrived.
+    /// How many requests arrived at the gateway.
     pub arrived: u64,
     /// Requests that were served.
     pub served: u64,

@@ -170,7 +170,7 @@ impl Action {
 pub struct Step {
     /// When, from the beginning.
     pub at: Duration,
-    /// What.
+    /// What happens in this step.
     pub action: Action,
 }
 

@@ -48,7 +48,7 @@ pub enum StartFault {
     Die(Duration),
 }
 
-/// What instances do.
+/// A runtime whose instances live in virtual time and do what the plan of a run says.
 pub struct SimRuntime {
     shared: Arc<Shared>,
 }

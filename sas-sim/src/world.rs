@@ -29,7 +29,7 @@ use crate::{
 pub struct Violation {
     /// Which invariant says so.
     pub invariant: &'static str,
-    /// What it saw.
+    /// What the invariant saw, for whoever reads the report.
     pub message: String,
 }
 
@@ -41,7 +41,7 @@ pub struct Outcome {
     pub seed: u64,
     /// The bug that was planted.
     pub plant: Option<Plant>,
-    /// The plan.
+    /// The steps of the run, in the order of their times.
     pub steps: Vec<Step>,
     /// Hash of the history.
     pub hash: u64,

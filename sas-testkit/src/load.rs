@@ -29,12 +29,12 @@ impl Arrivals {
         }
     }
 
-    /// All at once.
+    /// All requests at once, at the beginning.
     pub fn burst(requests: usize) -> Self {
         Self(vec![Duration::ZERO; requests])
     }
 
-    /// How many.
+    /// How many requests there are.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -44,7 +44,7 @@ impl Arrivals {
         self.0.is_empty()
     }
 
-    /// The times.
+    /// The times of the requests, from the beginning, in order.
     pub fn times(&self) -> &[Duration] {
         &self.0
     }
@@ -107,7 +107,7 @@ impl Ledger {
 /// server that stalls, can't hide what its clients would have waited.
 #[derive(Debug)]
 pub struct LoadReport {
-    /// Who got what.
+    /// What each request was answered.
     pub ledger: Ledger,
     /// Microseconds from the intended time to the answer.
     pub latency: Histogram<u64>,

@@ -18,7 +18,7 @@ pub enum Outcome {
 pub struct Checked {
     /// The sentence of the contract that it proves.
     pub name: &'static str,
-    /// How it ended.
+    /// How the check ended: passed, failed or skipped.
     pub outcome: Outcome,
     /// How long it took, in tokio's time.
     pub took: Duration,

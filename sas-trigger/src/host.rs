@@ -55,7 +55,7 @@ pub struct TriggerHostConfig {
     pub invoker: Arc<dyn Invoker>,
     /// What must outlive a restart.
     pub store: Arc<dyn Store>,
-    /// Wall time.
+    /// The clock that schedules follow.
     pub clock: Arc<dyn Clock>,
     /// Events under way at once, over all triggers.
     pub slots: usize,
@@ -63,7 +63,7 @@ pub struct TriggerHostConfig {
     pub restart_delay: Duration,
     /// The longest such wait.
     pub longest_restart_delay: Duration,
-    /// Where metrics go.
+    /// The recorder that metrics of triggers go to.
     pub recorder: Recorder,
     /// The way out of the platform for events that can't be delivered, for triggers with `dead-letter: publish`.
     pub publisher: Option<Arc<dyn EventPublisher>>,

@@ -94,15 +94,15 @@ impl Default for SchedulePolicy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EventTemplate {
-    /// The attribute `source`.
+    /// The attribute `source` of each event.
     pub source: String,
-    /// The attribute `type`.
+    /// The attribute `type` of each event.
     pub kind: String,
     /// The media type of the data.
     pub content_type: Option<String>,
-    /// The data.
+    /// The data of each event; empty for none.
     pub data: Bytes,
-    /// Extension attributes.
+    /// The extension attributes of each event, by name.
     pub extensions: BTreeMap<String, String>,
 }
 

@@ -30,7 +30,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Means {
-    /// What it is.
+    /// The name of the means, as the table in SECURITY.md has it.
     pub name: &'static str,
     /// Why there is none; `None`: there is.
     pub missing: Option<String>,
@@ -251,7 +251,7 @@ impl Jails {
         &self.report
     }
 
-    /// The configuration.
+    /// The configuration that this jail was made with.
     pub fn config(&self) -> &JailConfig {
         &self.config
     }

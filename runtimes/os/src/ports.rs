@@ -41,7 +41,7 @@ pub struct Port {
 }
 
 impl Port {
-    /// Its number.
+    /// The number of the port.
     pub const fn number(&self) -> u16 {
         self.number
     }

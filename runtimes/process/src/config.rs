@@ -89,7 +89,7 @@ pub struct ProcessConfig {
     /// The ports that instances are given. Default 20000 to 29999: below the range from which Linux takes the ports of
     /// outgoing connections, so that none of these takes an instance's port.
     pub ports: RangeInclusive<u16>,
-    /// Bounds on output.
+    /// The bounds on what instances print.
     pub logs: LogLimits,
     /// How limits of CPU and memory are enforced.
     pub cgroups: ControlGroups,
@@ -98,11 +98,11 @@ pub struct ProcessConfig {
     /// Where the directories are that services ask for by [`crate::options::DATA`]: `<namespace>/<service>` below it.
     /// `None`: `data` in the store. A host that keeps state gives one beside it.
     pub data: Option<PathBuf>,
-    /// Java.
+    /// How Java programs are run and their stems made.
     pub java: JavaConfig,
     /// Where stamps come from.
     pub clock: Arc<dyn Clock>,
-    /// Where metrics go.
+    /// The recorder that the runtime's metrics go to.
     pub recorder: Recorder,
 }
 

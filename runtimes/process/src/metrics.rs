@@ -3,17 +3,17 @@
 use metrics::{Counter, Gauge, Histogram, Unit};
 use sas_core::Recorder;
 
-/// Processes spawned.
+/// Counts the processes that were spawned.
 pub const SPAWNED: &str = "sas_process_spawned_total";
-/// Processes that ended.
+/// Counts the processes that have ended.
 pub const EXITED: &str = "sas_process_exited_total";
 /// Processes that had to be killed after their grace.
 pub const FORCED: &str = "sas_process_forced_total";
-/// Processes that live.
+/// The number of processes that live now.
 pub const PROCESSES: &str = "sas_process_processes";
 /// Times that an instance's output was not read because it wrote too fast.
 pub const LOG_PAUSED: &str = "sas_process_log_paused_total";
-/// JVM stems booted.
+/// Counts the JVM stems that were booted.
 pub const STEMS: &str = "sas_process_stems_booted_total";
 /// Seconds from the spawn until an instance was ready.
 pub const READY_SECONDS: &str = "sas_process_ready_seconds";

@@ -57,7 +57,7 @@ pub struct WasmConfig {
     pub keep_resident: usize,
     /// Wall time, for guests and for the stamps of their logs.
     pub clock: Arc<dyn Clock>,
-    /// Where metrics go.
+    /// The recorder that the runtime's metrics go to.
     pub recorder: Recorder,
 }
 
@@ -89,7 +89,7 @@ impl Default for WasmConfig {
     }
 }
 
-/// Bounds of compilation.
+/// What one function may cost to compile: part of [`WasmConfig`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompileLimits {
     /// Bytes of a module, component or text.

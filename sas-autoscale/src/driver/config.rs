@@ -20,11 +20,11 @@ pub struct DriverConfig {
     pub measurement_age: Duration,
     /// Revisions at most with reported measurements.
     pub measured_revisions: usize,
-    /// Wall time.
+    /// The clock that stamps decisions.
     pub clock: Arc<dyn Clock>,
     /// Who is told of every decision.
     pub sink: Arc<dyn DecisionSink>,
-    /// Where metrics go.
+    /// The recorder that the driver's metrics go to.
     pub recorder: Recorder,
 }
 

@@ -88,7 +88,7 @@ pub struct Averages {
 /// What a tick decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scaled {
-    /// Instances.
+    /// How many instances there should be.
     pub desired: i32,
     /// Requests that could still burst in; negative: capacity is short.
     pub excess_burst: i32,
@@ -96,7 +96,7 @@ pub struct Scaled {
     pub stable_wants: i32,
     /// What the panic window alone asks for, before any limit.
     pub panic_wants: i32,
-    /// Which limits acted.
+    /// The limits that changed the answer.
     pub clamps: sas_core::Clamps,
     /// Whether the panic window, or a panic that still holds, gave the number.
     pub by_panic: bool,
@@ -135,7 +135,7 @@ impl Decider {
         }
     }
 
-    /// Whether it panics.
+    /// Whether the revision is in panic mode now.
     pub const fn is_panicking(&self) -> bool {
         self.panic_since.is_some()
     }

@@ -20,7 +20,7 @@ pub enum Activity {
     Inactive,
 }
 
-/// Where requests go.
+/// Whether requests go through the activator, or straight to the instances.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -50,7 +50,7 @@ pub enum ActivityReason {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LifecycleSpec {
-    /// Least instances.
+    /// The least instances while the revision is active.
     pub min: i32,
     /// Most instances; 0: unlimited.
     pub max: i32,
@@ -60,7 +60,7 @@ pub struct LifecycleSpec {
     pub reachable: bool,
     /// Whether it may sleep.
     pub scale_to_zero: bool,
-    /// The stable window.
+    /// The length of the stable window, in nanoseconds.
     pub stable_window: Nanos,
     /// How long a first instance may take.
     pub activation_timeout: Nanos,
@@ -106,7 +106,7 @@ pub struct ScaleCall {
     pub desired: i32,
     /// Instances asked for so far.
     pub replicas: i32,
-    /// The condition.
+    /// The condition `Active` as it is after this step.
     pub activity: Activity,
     /// How long it has been so.
     pub activity_age: Nanos,
@@ -136,7 +136,7 @@ impl ScaleCall {
     }
 }
 
-/// What it says.
+/// What one step of the life cycle answers to the driver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ScaleAnswer {
@@ -268,13 +268,13 @@ pub struct Lifecycle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Observed {
-    /// When.
+    /// The time at which was looked, in nanoseconds.
     pub now: Nanos,
     /// The decision; -1: none yet.
     pub desired: i32,
     /// Its excess burst capacity.
     pub excess_burst: i32,
-    /// Ready instances.
+    /// How many instances are ready to serve.
     pub ready: i32,
     /// Whether the activator answers for the revision's address.
     pub probe_ok: bool,
@@ -307,7 +307,7 @@ impl Lifecycle {
         (self.activity, self.reason)
     }
 
-    /// Where requests go.
+    /// Where requests go as of the last step.
     pub const fn mode(&self) -> Mode {
         self.mode
     }
@@ -317,7 +317,7 @@ impl Lifecycle {
         self.initialized
     }
 
-    /// Instances asked for.
+    /// How many instances were asked for in the last step.
     pub const fn replicas(&self) -> i32 {
         self.replicas
     }
@@ -330,7 +330,7 @@ impl Lifecycle {
         self.route(now, 0);
     }
 
-    /// Any later one.
+    /// Takes any step but the first, from what was seen.
     pub fn reconcile(&mut self, spec: &LifecycleSpec, seen: &Observed) -> ScaleAnswer {
         let answer = scale(
             spec,

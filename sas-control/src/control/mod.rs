@@ -65,9 +65,9 @@ const RECOVERIES: usize = 8;
 pub struct ControlConfig {
     /// Where the desired state is.
     pub store: Arc<dyn Store>,
-    /// Where instances are.
+    /// The pool that holds the instances.
     pub pool: Arc<dyn Pool>,
-    /// Who routes.
+    /// The router whose routes lead to revisions.
     pub router: Arc<dyn Router>,
     /// Who calls, for test runs.
     pub invoker: Arc<dyn Invoker>,
@@ -85,7 +85,7 @@ pub struct ControlConfig {
     pub scalers: Option<Scalers>,
     /// Who counts answers; without it, roll-outs that look at errors are refused.
     pub answers: Option<Arc<dyn AnswerCounter>>,
-    /// Wall time.
+    /// The clock that stamps records and conditions.
     pub clock: Arc<dyn Clock>,
     /// Services answer at `name.namespace.domain`.
     pub domain: String,
@@ -104,7 +104,7 @@ pub struct ControlConfig {
     pub decisions: Arc<dyn DecisionSink>,
     /// Where readings of what was used go. What it can read back is shown by the admin API.
     pub meter: Arc<dyn MeterSink>,
-    /// Where metrics go.
+    /// The recorder that the control plane's metrics go to.
     pub recorder: Recorder,
     /// Seed of the ids of test runs.
     pub seed: u64,

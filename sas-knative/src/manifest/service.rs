@@ -31,11 +31,11 @@ const MAX_TIMEOUT_SECONDS: i128 = 86_400;
 pub struct ServiceManifest {
     /// `metadata.namespace`, or the default one.
     pub namespace: String,
-    /// `metadata.name`.
+    /// The service's name, from `metadata.name`.
     pub name: String,
-    /// `metadata.labels`.
+    /// The service's labels, from `metadata.labels`.
     pub labels: BTreeMap<String, String>,
-    /// `metadata.annotations`.
+    /// The service's annotations, from `metadata.annotations`.
     pub annotations: BTreeMap<String, String>,
     /// Whether the service answers only at its internal host.
     pub cluster_local: bool,
@@ -49,9 +49,9 @@ pub struct ServiceManifest {
     pub quota: Option<Quota>,
     /// `spec.template.metadata.name`: the name of the revision, where it is given.
     pub revision: Option<String>,
-    /// `spec.template.metadata.labels`.
+    /// The revision's labels, from `spec.template.metadata.labels`.
     pub template_labels: BTreeMap<String, String>,
-    /// `spec.template.metadata.annotations`.
+    /// The revision's annotations, from `spec.template.metadata.annotations`.
     pub template_annotations: BTreeMap<String, String>,
     /// What the revision is.
     pub spec: RevisionSpec,

@@ -6,7 +6,7 @@ use super::within;
 /// Always the same size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Static {
-    /// Stems to hold.
+    /// How many stems are held at any time.
     pub size: u32,
 }
 

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ReadOut {
-    /// Slots seen.
+    /// How many slots of time the policy has seen.
     pub slots: u64,
-    /// Stems asked for.
+    /// How many stems were asked for in these slots.
     pub taken: u64,
     /// Starts that found no stem.
     pub missed: u64,
@@ -64,7 +64,7 @@ impl<P> Metered<P> {
         self.read_out
     }
 
-    /// The policy inside.
+    /// The policy whose decisions are read out.
     pub fn policy(&self) -> &P {
         &self.policy
     }

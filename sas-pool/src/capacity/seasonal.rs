@@ -100,7 +100,7 @@ impl Seasonal {
         self.model.as_ref().map(|model| (model.next.forecast, model.next.scale))
     }
 
-    /// Bytes of state.
+    /// How many bytes the state of the forecast takes.
     pub fn bytes(&self) -> usize {
         size_of::<Self>() + self.model.as_ref().map_or(0, |model| model.bytes())
     }

@@ -15,7 +15,7 @@ pub struct Function {
     pub id: String,
     /// How many functions of the population it stands for.
     pub weight: f64,
-    /// Its calls.
+    /// How often the function was called in the whole trace.
     pub total: u64,
     /// How many minutes were watched.
     pub minutes: u32,

@@ -174,7 +174,7 @@ impl KeepAliveTotals {
         self.waste
     }
 
-    /// Calls replayed, unweighted.
+    /// How many calls were replayed, each counted once whatever its weight.
     pub fn calls(&self) -> u64 {
         self.calls
     }
@@ -200,11 +200,11 @@ impl KeepAliveTotals {
 /// How a capacity law fared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CapacityScore {
-    /// Slots scored.
+    /// How many slots of time were scored.
     pub slots: u64,
     /// Stems asked for in them.
     pub demand: u64,
-    /// Of these, missing.
+    /// How many of the stems asked for were not there.
     pub missed: u64,
     /// Stems that nobody took, summed over the slots.
     pub over: u64,

@@ -32,7 +32,7 @@ pub struct GatewayConfig {
     /// Decides request ids and spans. Two gateways of one platform need different seeds. 0: no seed, and the ids
     /// differ with each start.
     pub seed: u64,
-    /// Where metrics go.
+    /// The recorder that the gateway's metrics go to.
     pub recorder: Recorder,
     /// Hosts that end in a dot and this are only reachable through [`sas_core::Invoker`]. `svc`.
     pub internal_suffix: String,

@@ -104,7 +104,7 @@ impl Gateway {
         self.tallies.watch(revision)
     }
 
-    /// Stops counting.
+    /// Stops counting the answers of a revision.
     pub fn unwatch(&self, revision: RevisionKey) {
         self.tallies.unwatch(revision);
     }

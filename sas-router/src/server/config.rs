@@ -36,7 +36,7 @@ pub struct ServerConfig {
     /// Encrypts every connection; `None`: plain text.
     #[cfg(feature = "tls")]
     pub tls: Option<super::Tls>,
-    /// Where metrics go.
+    /// The recorder that the listener's metrics go to.
     pub recorder: Recorder,
 }
 

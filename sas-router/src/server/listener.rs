@@ -76,12 +76,12 @@ impl UnixServer {
         Ok(Self { path, file, shared })
     }
 
-    /// The socket.
+    /// The path of the socket's file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// As [`crate::Server::shutdown`].
+    /// Ends the listener in order, as [`crate::Server::shutdown`] does.
     pub async fn shutdown(&self, deadline: Instant) {
         self.shared.ending.run(deadline).await;
     }

@@ -142,7 +142,7 @@ impl Server {
         Ok(Self { local, shared })
     }
 
-    /// Where it listens.
+    /// The address on which it listens, with the port that it was given.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }

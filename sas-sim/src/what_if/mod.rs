@@ -67,7 +67,7 @@ impl Setup {
     }
 }
 
-/// How it went.
+/// How one replay went, in figures that can be compared between configurations.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Summary {
@@ -81,9 +81,9 @@ pub struct Summary {
     pub waits: Vec<u64>,
     /// Instance-seconds in which at least one request ran.
     pub busy_seconds: f64,
-    /// Instance-seconds in all.
+    /// The instance-seconds of all revisions together.
     pub instance_seconds: f64,
-    /// Starts of instances.
+    /// How many instances were started.
     pub starts: u64,
     /// Instances that were stopped.
     pub stops: u64,

@@ -98,15 +98,15 @@ impl EventSink for FakeEventSink {
 /// One invocation as it came.
 #[derive(Clone, Debug)]
 pub struct Invocation {
-    /// What was called.
+    /// The target that was called.
     pub target: Target,
-    /// Why.
+    /// The purpose that the call was made for.
     pub purpose: Purpose,
-    /// With which context.
+    /// The context that came with the call.
     pub cx: Cx,
     /// With which method, path and headers.
     pub head: http::Request<()>,
-    /// With which body.
+    /// The whole body of the request.
     pub body: bytes::Bytes,
 }
 

@@ -216,7 +216,7 @@ impl FakeRuntime {
         self.shared.started.load(SeqCst)
     }
 
-    /// Starts under way.
+    /// How many starts are under way now.
     pub fn starting(&self) -> u32 {
         self.shared.starting.load(SeqCst)
     }

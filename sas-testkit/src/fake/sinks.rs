@@ -10,17 +10,17 @@ use sas_core::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "a record of exactly what the trait passes")]
 pub struct Line {
-    /// Of which instance.
+    /// The instance that printed the line.
     pub instance: InstanceId,
-    /// Of which revision.
+    /// The revision of that instance.
     pub revision: RevisionKey,
     /// Of which request, where that is known.
     pub request: Option<RequestId>,
-    /// When.
+    /// The time that the runtime stamped.
     pub at: Timestamp,
-    /// On which stream.
+    /// The stream that it was printed to.
     pub stream: LogStream,
-    /// The line.
+    /// The bytes of the line, without its end.
     pub line: Vec<u8>,
 }
 
@@ -42,7 +42,7 @@ impl LogSink for RecordingLogs {
     }
 }
 
-/// What instances told.
+/// Records what instances tell their owner, for tests of runtimes.
 #[derive(Debug, Default)]
 pub struct RecordingEvents {
     phases: Mutex<Vec<(InstanceId, StartPhase)>>,
@@ -105,7 +105,7 @@ impl RecordingMeter {
         self.readings.lock().iter().filter(|(of, ..)| *of == instance).map(|(.., ns)| ns).sum()
     }
 
-    /// Requests so far.
+    /// How many requests were metered so far.
     pub fn requests_total(&self) -> u64 {
         *self.requests.lock()
     }

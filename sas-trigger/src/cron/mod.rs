@@ -82,7 +82,7 @@ impl CronOptions {
 pub struct CronError {
     /// Which part: `expression`, `second`, `minute`, `hour`, `day of month`, `month`, `day of week`, `year` or `timezone`.
     pub part: &'static str,
-    /// What stands there.
+    /// The part of the expression, or the zone, that is wrong.
     pub value: String,
     /// What is wrong with it.
     pub problem: String,

@@ -75,13 +75,13 @@ impl Default for DeadLetter {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DeliveryConfig {
-    /// The trigger's name.
+    /// The name of the trigger, in metrics and dead letters.
     pub trigger: Arc<str>,
     /// The service, as `namespace/service`; with [`Delivery::with_target`], what that is called.
     pub target: Arc<str>,
     /// The path of the service, with its query.
     pub path: String,
-    /// Who pays.
+    /// The tenant and service that pay for the calls.
     pub payer: Payer,
     /// Which events are wanted; `None`: all.
     pub filter: Option<Filter>,

@@ -21,9 +21,9 @@ pub struct RetryPolicy {
     pub retries: u32,
     /// How they are spaced.
     pub backoff: Backoff,
-    /// The first wait.
+    /// How long the first retry waits.
     pub delay: Duration,
-    /// The longest wait.
+    /// No retry waits for longer than this.
     pub longest: Duration,
     /// By how many percent at most a wait is made shorter, by an amount that event and attempt decide, so that events
     /// that failed together do not come again together. 0 to 100.

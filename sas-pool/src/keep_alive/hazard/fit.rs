@@ -9,7 +9,7 @@ use crate::trace::Function;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Fit {
-    /// How many trees.
+    /// How many trees are fitted, one after the other.
     pub trees: u32,
     /// The share of a Newton step that each tree takes.
     pub rate: f64,

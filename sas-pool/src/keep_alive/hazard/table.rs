@@ -54,7 +54,7 @@ impl HazardTable {
         self.bias
     }
 
-    /// Its trees.
+    /// The fitted trees, in the order in which their answers are added up.
     pub fn trees(&self) -> &[Tree] {
         &self.trees
     }

@@ -131,7 +131,7 @@ impl From<AttributeValue> for Value {
 /// What came of an evaluation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Evaluation {
-    /// The value.
+    /// The value that the expression has, also beside an error.
     pub value: Value,
     /// The first error; `None`: there was none.
     pub error: Option<EvaluationError>,
