@@ -22,11 +22,11 @@ use sas::{
     core::{
         Artifact, Blob, BlobStore, Capabilities, Claim, Clock, Commit, Decision, DecisionQuery,
         DecisionRecord, DecisionSink, Deployed, Entry, EnvValue, Event, Instance, InstanceId, InstanceView,
-        Lease, Load, LogQuery, LogRecord, LogSink, MemoryStore, MeterPhase, MeterSink, Pool, PoolTotals,
-        Result, RevisionKey, RevisionStatus, Route, RouteChange, RouteError, RouteQuery, Router, Runtime,
-        ScaleInput, Scaler, ScalingSpec, SecretSource, SpecErrors, StartRequest, Stem, StemRequest, StemView,
-        Store, StoreLimits, SystemClock, Timestamp, TriggerCx, TriggerSource, TriggerSpec, UsageQuery,
-        Version, Waiting, Watched,
+        Lease, Load, LogQuery, LogRecord, LogSink, MemoryStore, MeterPhase, MeterSink, Pool, PoolBudget,
+        PoolTotals, Result, RevisionKey, RevisionStatus, Route, RouteChange, RouteError, RouteQuery, Router,
+        Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource, SpecErrors, StartRequest, Stem, StemRequest,
+        StemView, Store, StoreLimits, SystemClock, Timestamp, TriggerCx, TriggerSource, TriggerSpec,
+        UsageQuery, Version, Waiting, Watched,
     },
     http,
     inline::InlineRuntime,
@@ -101,6 +101,12 @@ impl Pool for Counted<Arc<InstancePool>> {
     }
     fn totals(&self) -> PoolTotals {
         self.part.totals()
+    }
+    fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {
+        self.part.instance(revision, id)
+    }
+    fn set_budget(&self, budget: PoolBudget) -> Result<()> {
+        self.part.set_budget(budget)
     }
     async fn drain(&self, revision: RevisionKey, grace: Duration) {
         self.part.drain(revision, grace).await;

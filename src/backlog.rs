@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use sas_autoscale::{Driver, Measurement};
+use sas_autoscale::Measurement;
 use sas_control::Control;
 use sas_core::{Clock, Result, RevisionKey};
 use sas_trigger::TriggerHost;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+
+use crate::engines::PlatformEngines;
 
 /// How often sources are asked, and how long one may take to answer.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -17,7 +19,7 @@ const PERIOD: Duration = Duration::from_secs(2);
 pub(crate) async fn report(
     triggers: Arc<TriggerHost>,
     control: Arc<Control>,
-    driver: Arc<Driver>,
+    engines: Arc<PlatformEngines>,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) {
@@ -43,7 +45,9 @@ pub(crate) async fn report(
             for (key, percent) in shares {
                 let share = (u128::from(waiting) * u128::from(percent)).div_ceil(100);
                 let backlog = Measurement::Backlog(u64::try_from(share).unwrap_or(u64::MAX));
-                if let Err(error) = driver.report(key, backlog) {
+                if let Some(driver) = engines.driver_of(key)
+                    && let Err(error) = driver.report(key, backlog)
+                {
                     tracing::warn!(%service, error = %error, "its backlog was not taken");
                 }
             }

@@ -9,32 +9,30 @@ use std::{
     time::Duration,
 };
 
-use sas_autoscale::{Driver, DriverConfig, ScheduleParser};
+use sas_autoscale::{DriverConfig, ScheduleParser};
 use sas_control::{
-    Admin, Control, ControlConfig, DecisionLog, Edition, LogBuffer, Meter, PackageDir, PackageRoots, Recovery,
+    Admin, Control, ControlConfig, DecisionLog, Engines, LogBuffer, Meter, PackageDir, PackageRoots,
 };
 use sas_core::{
-    AnswerCounter, Authenticator, BlobStore, Clock, DecisionSink, Error, ErrorKind, EventPublisher, Fidelity,
-    Handler, Invoker, LogSink, MemoryStore, MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime,
-    Scaler, Scalers, Schedule, SecretSource, SpecErrors, Store, SystemClock, TriggerSource, TriggerSpec,
-    Triggers,
+    AnswerCounter, Authenticator, BlobStore, Clock, DataPlane, DecisionSink, EngineFactory, EngineKey,
+    EngineSpec, Error, ErrorKind, EventPublisher, Fidelity, Handler, Invoker, LogSink, MemoryStore,
+    MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime, Scaler, Scalers, Schedule, SecretSource,
+    SpecErrors, Store, SystemClock, TriggerSource, TriggerSpec, Triggers,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
 #[cfg(unix)]
 use sas_router::UnixServer;
-use sas_router::{
-    Admission, AdmissionConfig, Gateway, GatewayConfig, HealthChecks, RouteTable, Server, ServerConfig,
-};
+use sas_router::{Admission, AdmissionConfig, Gateway, GatewayConfig, RouteTable, Server, ServerConfig};
 #[cfg(feature = "cron")]
 use sas_trigger::CronSchedule;
 use sas_trigger::{TriggerHost, TriggerHostConfig};
-use tokio::time::MissedTickBehavior;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     access::Access,
     backlog,
+    engines::{ConfigurePool, MakePool, PlatformEngines, Template},
     machine::Machine,
     platform::{Parts, Platform},
     preset::Preset,
@@ -48,6 +46,8 @@ type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, Spec
 pub enum BuildPart {
     /// The pool.
     Pool,
+    /// The engines, of [`PlatformBuilder::engine`].
+    Engines,
     /// The scaling driver.
     Driver,
     /// The quota of a tenant, of [`PlatformBuilder::tenant_quota`].
@@ -68,6 +68,7 @@ impl fmt::Display for BuildPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Pool => "pool",
+            Self::Engines => "engines",
             Self::Driver => "driver",
             Self::TenantQuota => "tenant quota",
             Self::StateDirectory => "state directory",
@@ -148,6 +149,10 @@ async fn open_state(dir: &Path) -> Result<Arc<OwnStore>, Error> {
     Err(Error::new(ErrorKind::Unsupported, "state directory", message))
 }
 
+fn invalid(part: BuildPart) -> impl Fn(SpecErrors) -> BuildError {
+    move |errors| BuildError::Config { part, errors }
+}
+
 fn part(part: BuildPart) -> impl Fn(Error) -> BuildError {
     move |error| BuildError::Part { part, error }
 }
@@ -159,6 +164,7 @@ fn part(part: BuildPart) -> impl Fn(Error) -> BuildError {
 /// |---|---|---|
 /// | where code runs | [`runtime`](Self::runtime) | none: add at least one |
 /// | instances | [`pool`](Self::pool) | [`InstancePool`], as the preset says |
+/// | engines | [`engine`](Self::engine) | one, for all namespaces |
 /// | routes | [`router`](Self::router) | [`RouteTable`] |
 /// | state | [`store`](Self::store), [`state_dir`](Self::state_dir) | in memory |
 /// | code packages | [`packages`](Self::packages) | in the state directory; without one, where they were deployed from |
@@ -187,6 +193,7 @@ pub struct PlatformBuilder {
     scalers: Vec<Arc<dyn Scaler>>,
     kinds: Vec<(String, Box<SourceFactory>)>,
     make_pool: MakePool,
+    engines: Vec<EngineSpec>,
     router: Option<Arc<dyn Router>>,
     store: Option<Arc<dyn Store>>,
     state: Option<PathBuf>,
@@ -198,7 +205,6 @@ pub struct PlatformBuilder {
     meter: Arc<dyn MeterSink>,
     secrets: Option<Arc<dyn SecretSource>>,
     wrap_invoker: Option<WrapInvoker>,
-    edition: Edition,
     machine: Option<Machine>,
     preset: Preset,
     fidelity: Option<Fidelity>,
@@ -220,8 +226,6 @@ pub struct PlatformBuilder {
 }
 
 type MetricsText = Box<dyn Fn() -> String + Send + Sync>;
-type ConfigurePool = Box<dyn FnOnce(&mut PoolConfig) + Send>;
-type MakePool = Box<dyn FnOnce(PoolConfig) -> Arc<dyn Pool> + Send>;
 type WrapInvoker = Box<dyn FnOnce(Arc<dyn Invoker>) -> Arc<dyn Invoker> + Send>;
 
 impl fmt::Debug for PlatformBuilder {
@@ -244,6 +248,7 @@ impl Default for PlatformBuilder {
             scalers: Vec::new(),
             kinds: Vec::new(),
             make_pool: Box::new(|config| InstancePool::new(config)),
+            engines: Vec::new(),
             router: None,
             store: None,
             state: None,
@@ -255,7 +260,6 @@ impl Default for PlatformBuilder {
             meter: Arc::new(Meter::default()),
             secrets: None,
             wrap_invoker: None,
-            edition: Edition::dedicated(),
             machine: None,
             preset: Preset::Default,
             fidelity: None,
@@ -330,24 +334,25 @@ impl PlatformBuilder {
         self
     }
 
-    /// Replaces the pool, or wraps the default one. `make` is called by [`PlatformBuilder::build`] with the
+    /// Replaces the pool, or wraps the default one. `make` is called once for each engine that is built, with the
     /// configuration as preset and builder leave it: its bounds, and the platform's clock, sinks, recorder, secrets and
-    /// seed, which are also for a pool of one's own to use.
+    /// seed, which are also for a pool of one's own to use. A pool of one's own counts generations of its keys from
+    /// [`sas_core::EngineKey::first_generation`] of the engine in the configuration.
     ///
     /// ```
     /// use sas::{pool::InstancePool, prelude::*};
     /// let builder = Platform::builder().pool(|config| InstancePool::new(config));
     /// ```
     #[must_use]
-    pub fn pool<P: Pool>(mut self, make: impl FnOnce(PoolConfig) -> Arc<P> + Send + 'static) -> Self {
-        self.make_pool = Box::new(|config| make(config));
+    pub fn pool<P: Pool>(mut self, make: impl Fn(PoolConfig) -> Arc<P> + Send + Sync + 'static) -> Self {
+        self.make_pool = Box::new(move |config| make(config));
         self
     }
 
-    /// Changes the pool's configuration after the preset has filled it in. Clock, sinks, recorder, secrets and seed are
-    /// set by the builder.
+    /// Changes the configuration of each engine's pool after the preset has filled it in. Clock, sinks, recorder, secrets
+    /// and seed are set by the builder.
     #[must_use]
-    pub fn configure_pool(mut self, change: impl FnOnce(&mut PoolConfig) + Send + 'static) -> Self {
+    pub fn configure_pool(mut self, change: impl Fn(&mut PoolConfig) + Send + Sync + 'static) -> Self {
         self.pool.push(Box::new(change));
         self
     }
@@ -455,10 +460,24 @@ impl PlatformBuilder {
         self
     }
 
-    /// For whom the platform is: [`Edition::dedicated`] or [`Edition::shared`].
+    /// Declares an engine: for whom it is, which namespaces are on it, what is set aside for it. One named
+    /// [`sas_core::DEFAULT_ENGINE`] says it of the engine that has all other namespaces, which is dedicated to one owner
+    /// unless this is called. A later one of the same name replaces an earlier one.
+    ///
+    /// ```
+    /// use sas::{core::{DEFAULT_ENGINE, Isolation}, prelude::*};
+    /// let mut payments = EngineSpec::new("payments", EngineKind::Dedicated);
+    /// payments.namespaces.push("payments".to_owned());
+    /// payments.reserved.instances = Some(50);
+    /// let builder = Platform::builder()
+    ///     .engine(EngineSpec::new(DEFAULT_ENGINE, EngineKind::shared(Isolation::Container)))
+    ///     .engine(payments);
+    /// # drop(builder);
+    /// ```
     #[must_use]
-    pub fn edition(mut self, edition: Edition) -> Self {
-        self.edition = edition;
+    pub fn engine(mut self, spec: EngineSpec) -> Self {
+        self.engines.retain(|other| other.name != spec.name);
+        self.engines.push(spec);
         self
     }
 
@@ -652,18 +671,6 @@ impl PlatformBuilder {
             describe(&recorder);
         }
 
-        let mut pool_config = self.preset.pool(self.machine.unwrap_or_else(Machine::here));
-        for change in self.pool {
-            change(&mut pool_config);
-        }
-        pool_config.seed = self.seed;
-        pool_config.clock = Arc::clone(&self.clock);
-        pool_config.logs = Arc::clone(&self.logs);
-        pool_config.meter = Some(Arc::clone(&self.meter));
-        pool_config.secrets = self.secrets.or(pool_config.secrets);
-        pool_config.recorder = recorder.clone();
-        pool_config.validate().map_err(|errors| BuildError::Config { part: BuildPart::Pool, errors })?;
-
         for quota in self.tenant_quotas.values() {
             quota.validate().map_err(|errors| BuildError::Config { part: BuildPart::TenantQuota, errors })?;
         }
@@ -683,7 +690,38 @@ impl PlatformBuilder {
             (None, None) => (Arc::new(MemoryStore::default()), None),
         };
 
-        let pool = (self.make_pool)(pool_config);
+        let mut scalers = self.scalers;
+        scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
+        let scalers = Scalers::new(scalers);
+        let mut driver = self.driver;
+        driver.clock = Arc::clone(&self.clock);
+        driver.sink = Arc::clone(&self.decisions);
+        let stop = CancellationToken::new();
+        let template = Template {
+            preset: self.preset,
+            machine: self.machine.unwrap_or_else(Machine::here),
+            configure: self.pool,
+            make_pool: self.make_pool,
+            seed: self.seed,
+            clock: Arc::clone(&self.clock),
+            logs: Arc::clone(&self.logs),
+            meter: Arc::clone(&self.meter),
+            secrets: self.secrets,
+            recorder: recorder.clone(),
+            runtimes: self.runtimes.clone(),
+            scalers: scalers.clone(),
+            driver,
+            stop: stop.clone(),
+        };
+        let factory = PlatformEngines::new(template, &self.engines);
+        // Each mistake with its field, before anything is built.
+        for spec in &self.engines {
+            factory.config(EngineKey::FIRST, spec).map_err(invalid(BuildPart::Engines))?;
+        }
+        factory.config(EngineKey::FIRST, &EngineSpec::default()).map_err(invalid(BuildPart::Pool))?;
+        let building = Engines::build(Arc::clone(&factory) as Arc<dyn EngineFactory>, self.engines);
+        let engines = building.await.map_err(part(BuildPart::Engines))?;
+        let pool = Arc::clone(&engines) as Arc<dyn Pool>;
         let router = self.router.unwrap_or_else(|| Arc::new(RouteTable::new(self.seed)));
         let mut gateway_config = self.gateway;
         gateway_config.seed = self.seed;
@@ -709,23 +747,13 @@ impl PlatformBuilder {
             triggers.register_kind(kind, make);
         }
 
-        let mut scalers = self.scalers;
-        scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
-        let scalers = Scalers::new(scalers);
-
-        let mut control_config = ControlConfig::new(
-            Arc::clone(&store),
-            Arc::clone(&pool),
-            router,
-            Arc::clone(&gateway) as Arc<dyn Invoker>,
-            self.runtimes.clone(),
-        );
-        control_config.edition = self.edition;
+        let mut plane = DataPlane::new(router, Arc::clone(&gateway) as Arc<dyn Invoker>);
+        plane.quotas = Some(admission as Arc<dyn Quotas>);
+        plane.answers = Some(Arc::clone(&gateway) as Arc<dyn AnswerCounter>);
+        let mut control_config = ControlConfig::new(Arc::clone(&store), engines, plane);
         control_config.triggers = Some(Arc::clone(&triggers) as Arc<dyn Triggers>);
-        control_config.quotas = Some(admission as Arc<dyn Quotas>);
         control_config.tenant_quotas = self.tenant_quotas;
-        control_config.scalers = Some(scalers.clone());
-        control_config.answers = Some(Arc::clone(&gateway) as Arc<dyn AnswerCounter>);
+        control_config.scalers = Some(scalers);
         control_config.clock = Arc::clone(&self.clock);
         control_config.domain = self.domain;
         control_config.packages = self
@@ -739,12 +767,6 @@ impl PlatformBuilder {
         control_config.recorder = recorder.clone();
         control_config.seed = self.seed;
         let control = Control::new(control_config);
-
-        let mut driver_config = self.driver;
-        driver_config.clock = Arc::clone(&self.clock);
-        driver_config.sink = self.decisions;
-        driver_config.recorder = recorder.clone();
-        let driver = Driver::new(Arc::clone(&pool), scalers, driver_config);
 
         let roots = self.access.package_roots(self.package_roots.take(), self.admin);
         let keys = self
@@ -764,19 +786,18 @@ impl PlatformBuilder {
             keys,
             control,
             triggers,
-            driver,
+            factory,
             clock: self.clock,
             gateway,
             pool,
             runtimes: self.runtimes,
             own_store,
-            recovery: Recovery::default(),
             ingress: None,
             admin_server: None,
             #[cfg(unix)]
             admin_socket: None,
             tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
+            stop,
         };
         let mut server_config = self.server;
         server_config.recorder = recorder;
@@ -786,30 +807,6 @@ impl PlatformBuilder {
                 Platform::new(parts).shutdown(Duration::from_secs(1)).await;
                 Err(error)
             }
-        }
-    }
-}
-
-/// Asks the instances of active revisions that have a liveness probe, once a second.
-async fn check_health(driver: Arc<Driver>, mut checks: HealthChecks, stop: CancellationToken) {
-    let mut every = tokio::time::interval(Duration::from_secs(1));
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            _ = every.tick() => {}
-        }
-        let mut revisions = Vec::new();
-        driver.visit_active(|key, deployed| {
-            if deployed.spec.liveness.is_some() {
-                revisions.push(key);
-            }
-        });
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            _ = checks.round(&revisions) => {}
         }
     }
 }
@@ -838,15 +835,11 @@ impl Parts {
         }
         #[cfg(not(unix))]
         let _ = socket;
-        self.recovery = self.control.recover().await.map_err(part(BuildPart::Recovery))?;
-        let (driver, stop) = (Arc::clone(&self.driver), self.stop.clone());
-        self.tasks.spawn(async move { driver.run(stop).await });
-        let checks = HealthChecks::new(Arc::clone(&self.pool));
-        self.tasks.spawn(check_health(Arc::clone(&self.driver), checks, self.stop.clone()));
+        self.control.recover().await.map_err(part(BuildPart::Recovery))?;
         self.tasks.spawn(backlog::report(
             Arc::clone(&self.triggers),
             Arc::clone(&self.control),
-            Arc::clone(&self.driver),
+            Arc::clone(&self.factory),
             Arc::clone(&self.clock),
             self.stop.clone(),
         ));

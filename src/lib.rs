@@ -8,6 +8,7 @@
 mod access;
 mod backlog;
 mod builder;
+mod engines;
 mod machine;
 mod platform;
 mod preset;
@@ -37,10 +38,9 @@ pub use sas_trigger as trigger;
 /// What most programs need.
 pub mod prelude {
     pub use crate::{Platform, PlatformBuilder, Preset, ShutdownReport};
-    pub use sas_control::Edition;
     pub use sas_core::{
-        Body, Cx, Error, ErrorKind, Fidelity, Handler, Invoker, Purpose, Quota, Request, RequestId, Response,
-        RevisionSpec, Source, Target, TenantKey,
+        Body, Cx, EngineKind, EngineSpec, Error, ErrorKind, Fidelity, Handler, Invoker, Purpose, Quota,
+        Request, RequestId, Response, RevisionSpec, Source, Target, TenantKey,
     };
     pub use sas_knative::manifest::ServiceManifest;
     #[cfg(feature = "inline")]

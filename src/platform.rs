@@ -3,10 +3,10 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use sas_autoscale::{Driver, Measurement};
-use sas_control::{Admin, Applied, Control, DeployOutcome, Recovery};
+use sas_control::{Admin, Applied, Control, DeployOutcome, Engines, Recovery};
 use sas_core::{
     CallError, Clock, Cx, DecisionQuery, Error, ErrorKind, Invoker as _, LogQuery, Payer, Pool, Request,
-    Response, Result, RevisionSpec, Runtime, Source, Target, UsageQuery,
+    Response, Result, RevisionKey, RevisionSpec, Runtime, Source, Target, UsageQuery,
 };
 use sas_knative::manifest::{Manifest, parse};
 #[cfg(unix)]
@@ -16,7 +16,7 @@ use sas_trigger::TriggerHost;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{PlatformBuilder, access::Keys, backlog::shares, builder::OwnStore};
+use crate::{PlatformBuilder, access::Keys, backlog::shares, builder::OwnStore, engines::PlatformEngines};
 
 /// [`Platform::call`] is held to the service's own `timeouts.request`, however long; this only has to be longer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -26,7 +26,7 @@ pub(crate) struct Parts {
     pub(crate) keys: Keys,
     pub(crate) control: Arc<Control>,
     pub(crate) triggers: Arc<TriggerHost>,
-    pub(crate) driver: Arc<Driver>,
+    pub(crate) factory: Arc<PlatformEngines>,
     /// Wall time, by which shares of the traffic move.
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) gateway: Arc<Gateway>,
@@ -38,7 +38,6 @@ pub(crate) struct Parts {
         expect(dead_code, reason = "without it no platform opens a store by itself")
     )]
     pub(crate) own_store: Option<Arc<OwnStore>>,
-    pub(crate) recovery: Recovery,
     pub(crate) ingress: Option<Server>,
     pub(crate) admin_server: Option<Server>,
     #[cfg(unix)]
@@ -95,14 +94,25 @@ impl Platform {
         &self.parts.pool
     }
 
-    /// What came back at the start, and what did not, with the reason.
-    pub fn recovery(&self) -> &Recovery {
-        &self.parts.recovery
+    /// What came back at the start, and what of the rest is still missing: as [`Control::recovery`].
+    pub fn recovery(&self) -> Recovery {
+        self.parts.control.recovery()
     }
 
-    /// The scaling driver, with the history of its decisions.
-    pub fn driver(&self) -> &Arc<Driver> {
-        &self.parts.driver
+    /// The engines.
+    pub fn engines(&self) -> &Arc<Engines> {
+        self.parts.control.engines()
+    }
+
+    /// The scaling driver of the default engine, with the history of its decisions.
+    pub fn driver(&self) -> Arc<Driver> {
+        let key = self.engines().default_key();
+        self.parts.factory.driver(key).expect("the default engine is driven as long as it is there")
+    }
+
+    /// The scaling driver of the engine that a revision runs on.
+    pub fn driver_of(&self, revision: RevisionKey) -> Option<Arc<Driver>> {
+        self.parts.factory.driver_of(revision)
     }
 
     /// Triggers: declared ones come with manifests, those of one's own run by [`TriggerHost::run`].
@@ -216,7 +226,9 @@ impl Platform {
         }
         for (revision, percent) in shares {
             let share = value * f64::from(percent) / 100.0;
-            parts.driver.report(revision, Measurement::Named(name.to_owned(), share))?;
+            if let Some(driver) = self.driver_of(revision) {
+                driver.report(revision, Measurement::Named(name.to_owned(), share))?;
+            }
         }
         Ok(())
     }

@@ -8,12 +8,15 @@
 //! ```
 //! use std::sync::Arc;
 //! use sas_control::Control;
-//! # use sas_control::ControlConfig;
+//! # use sas_control::{ControlConfig, Engines};
 //! # use sas_core::*;
 //! # async fn example(
 //! #     pool: Arc<dyn Pool>, router: Arc<dyn Router>, gateway: Arc<dyn Invoker>, runtimes: Vec<Arc<dyn Runtime>>,
 //! # ) -> Result<()> {
-//! let config = ControlConfig::new(Arc::new(MemoryStore::default()), pool, router, gateway, runtimes);
+//! let engine = Engine::new(EngineKey::FIRST, pool, runtimes);
+//! let engines = Engines::single(engine, EngineSpec::default());
+//! let plane = DataPlane::new(router, gateway);
+//! let config = ControlConfig::new(Arc::new(MemoryStore::default()), engines, plane);
 //! let control = Control::new(config);
 //! control.recover().await?;
 //!
@@ -43,11 +46,12 @@
 //! | deploy, split traffic, roll back, delete, test | [`Control`] |
 //! | serve all of it as JSON over HTTP | [`Admin`] |
 //! | keep logs, decisions and meter readings | [`LogBuffer`], [`DecisionLog`], [`Meter`] |
-//! | say for whom the platform is | [`Edition`] |
+//! | have several engines, each for somebody | [`Engines`], [`sas_core::EngineSpec`] |
 
 mod admin;
 mod control;
 mod decisions;
+mod engine;
 mod invoke;
 mod logs;
 mod meter;
@@ -64,6 +68,7 @@ mod view;
 pub use admin::{Admin, PeerAuthenticator, TokenAuthenticator};
 pub use control::{Applied, Control, ControlConfig, DeployOutcome, Recovery, RolloutAction};
 pub use decisions::DecisionLog;
+pub use engine::Engines;
 pub use invoke::{Phases, TestReport, TestRun};
 pub use logs::{LogBuffer, LogLimits};
 pub use meter::Meter;
@@ -71,7 +76,7 @@ pub use package::PackageDir;
 pub use private::private_dir;
 pub use reconcile::{Blocked, Command, GcLimits, Observed, Registration, Rules, reconcile};
 pub use record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};
-pub use registry::{Edition, RuntimeRegistry};
+pub use registry::RuntimeRegistry;
 pub use roots::PackageRoots;
 pub use view::{
     Condition, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutStage, RolloutView,

@@ -4,8 +4,10 @@ mod support;
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
-use sas_control::{Edition, RevisionState, TestRun};
-use sas_core::{Error, ErrorKind, Isolation, MemoryStore, Purpose, RevisionSpec, Store, Target};
+use sas_control::{RevisionState, TestRun};
+use sas_core::{
+    EngineKind, EngineSpec, Error, ErrorKind, Isolation, MemoryStore, Purpose, RevisionSpec, Store, Target,
+};
 use sas_knative::manifest::{ServiceManifest, TrafficTarget};
 use support::{PreparingRuntime, World, eventually};
 
@@ -354,22 +356,18 @@ async fn a_revision_is_ready_once_a_start_has_succeeded_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_shared_edition_refuses_tenants_on_less_isolation_than_it_asks_for() {
-    let world = World::with(Arc::new(MemoryStore::default()), |config| {
-        config.edition = Edition::shared(Isolation::Sandbox);
-    })
-    .await;
+async fn a_shared_engine_refuses_tenants_on_less_isolation_than_it_asks_for() {
+    let on = |runtime| {
+        let engine = EngineSpec::new("default", EngineKind::shared(Isolation::Sandbox));
+        World::on(engine, Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap(), runtime, |_| {})
+    };
+    let world = on(PreparingRuntime::new(Isolation::Process)).await;
     let error = world.deploy("one").await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unsupported);
     assert!(error.message.contains("isolation"), "{error}");
     assert!(world.control.records().is_empty(), "nothing half done");
 
-    let dir = tempfile::tempdir().unwrap();
-    let strong = PreparingRuntime::new(Isolation::MicroVm);
-    let world = World::build(Arc::new(MemoryStore::default()), dir, strong, |config| {
-        config.edition = Edition::shared(Isolation::Sandbox);
-    })
-    .await;
+    let world = on(PreparingRuntime::new(Isolation::MicroVm)).await;
     world.deploy("one").await.unwrap();
 }
 

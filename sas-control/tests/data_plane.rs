@@ -66,8 +66,8 @@ impl DataPlane {
 fn with(plane: &Arc<DataPlane>) -> impl FnOnce(&mut ControlConfig) + use<> {
     let plane = Arc::clone(plane);
     move |config| {
-        config.quotas = Some(Arc::clone(&plane) as _);
-        config.answers = Some(plane as _);
+        config.plane.quotas = Some(Arc::clone(&plane) as _);
+        config.plane.answers = Some(plane as _);
     }
 }
 

@@ -27,6 +27,58 @@ impl RevisionKey {
     pub const fn generation(self) -> u32 {
         (self.0 >> 32) as u32
     }
+
+    /// The place of the engine that it runs on: see [`EngineKey::place`].
+    pub const fn place(self) -> usize {
+        (self.generation() >> EngineKey::GENERATION_BITS) as usize % EngineKey::PLACES
+    }
+}
+
+/// An engine of a platform, numbered as it was built. Keys of revisions and ids of instances carry its place in their
+/// generations, so that those of several engines of a process are never mistaken for each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EngineKey(u16);
+
+impl EngineKey {
+    /// The first engine of a platform, and the only one of most. Its pool counts generations from zero.
+    pub const FIRST: Self = Self(0);
+    /// Engines that may be there at a time.
+    pub const PLACES: usize = 32;
+    /// Engines that a process may build in its life.
+    pub const MOST: u16 = 8192;
+    const GENERATION_BITS: u32 = 26;
+    /// Generations between two engines that have the same place one after the other.
+    const LIFE_BITS: u32 = 18;
+
+    /// The engine that is built as number `number`, from 0; `None` from [`EngineKey::MOST`] on.
+    pub const fn new(number: u16) -> Option<Self> {
+        if number < Self::MOST { Some(Self(number)) } else { None }
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+
+    /// Its place among those that are there at a time, below [`EngineKey::PLACES`].
+    pub const fn place(self) -> usize {
+        self.0 as usize % Self::PLACES
+    }
+
+    /// The generation from which its pool counts those of revisions and instances. Engines that have a place one after
+    /// the other begin far apart, so that an old key names nothing of the new one.
+    #[allow(clippy::cast_possible_truncation, reason = "a place is below 32")]
+    pub const fn first_generation(self) -> u32 {
+        let life = self.0 as u32 / Self::PLACES as u32;
+        (self.place() as u32) << Self::GENERATION_BITS | life << Self::LIFE_BITS
+    }
+
+    /// The last generation of its place: a slot that has reached it is not used again.
+    #[allow(clippy::cast_possible_truncation, reason = "a place is below 32")]
+    pub const fn last_generation(self) -> u32 {
+        (self.place() as u32) << Self::GENERATION_BITS | ((1 << Self::GENERATION_BITS) - 1)
+    }
 }
 
 /// A tenant, interned by the control plane: whose a revision is, and who pays for what.
@@ -148,5 +200,27 @@ impl fmt::Debug for RevisionName {
 impl Serialize for RevisionName {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_have_generations_of_their_own() {
+        let keys: Vec<EngineKey> = (0..EngineKey::MOST).filter_map(EngineKey::new).collect();
+        assert_eq!((keys.len(), EngineKey::new(EngineKey::MOST)), (usize::from(EngineKey::MOST), None));
+        assert_eq!(EngineKey::FIRST.first_generation(), 0);
+        for key in &keys {
+            let (first, last) = (key.first_generation(), key.last_generation());
+            assert!(first < last && last >> 31 == 0, "{key:?}");
+            for generation in [first, first + 1, last] {
+                assert_eq!(RevisionKey::new(u32::MAX, generation).place(), key.place(), "{key:?}");
+            }
+        }
+        let mut firsts: Vec<u32> = keys.iter().map(|key| key.first_generation()).collect();
+        firsts.sort_unstable();
+        assert!(firsts.windows(2).all(|pair| pair[1] - pair[0] >= 1 << 18), "no two begin near each other");
     }
 }

@@ -38,6 +38,7 @@ mod call;
 mod clock;
 mod container;
 mod context;
+mod engine;
 mod error;
 mod event;
 mod event_log;
@@ -75,10 +76,11 @@ pub use call::{Answer, Call, CallError, Io};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use container::{Companion, ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};
 pub use context::{Cx, IdempotencyKey, Payer, Purpose};
+pub use engine::{DEFAULT_ENGINE, DataPlane, Engine, EngineFactory, EngineKind, EngineSpec, Reserved};
 pub use error::{BoxError, Error, ErrorKind, Result, Retry};
 pub use event::{Ack, AttributeValue, Event, EventError, EventPublisher, EventSink, Schedule, Slot};
 pub use event_log::{EventLog, LogEntry, StoreLog};
-pub use id::{InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
+pub use id::{EngineKey, InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use instance::{
     Endpoint, ExecOutput, ExitReport, Instance, InstanceEvents, InstanceTarget, SocketSource, StartPhase,
     StartTimings, Usage,
@@ -90,7 +92,7 @@ pub use named_values::{NamedValues, NamedVote};
 pub use ownership::{Candidacy, Owned};
 pub use pool::{
     CapacityReason, Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Outcome, Pool,
-    PoolTotals, RevisionStatus, StemView, WaitList, Waiting,
+    PoolBudget, PoolTotals, RevisionStatus, StemView, WaitList, Waiting,
 };
 pub use pool_policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, Pick, SlotView};
 pub use probe::{Probe, ProbeAction};

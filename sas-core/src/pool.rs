@@ -424,6 +424,16 @@ pub struct PoolTotals {
     pub wake_aheads_wasted: u64,
 }
 
+/// What the instances and stems of a pool may use in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PoolBudget {
+    /// Instances at once; `None`: no bound.
+    pub instances: Option<u32>,
+    /// Bytes that instances and stems may count with; `None`: no bound.
+    pub memory_bytes: Option<u64>,
+}
+
 /// Holds the instances of all revisions and gives out their slots.
 ///
 /// # Contract
@@ -527,6 +537,16 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         PoolTotals::default()
     }
 
+    /// Changes what the pool may use from now on. What it has beyond that is not stopped for it: nothing more starts until
+    /// enough has ended.
+    ///
+    /// # Errors
+    /// `Unsupported` by a pool without budgets.
+    fn set_budget(&self, budget: PoolBudget) -> Result<()> {
+        let _ = budget;
+        Err(Error::unsupported("changing the budget of the pool"))
+    }
+
     /// Stops all instances of a revision, each after its leases came back or after `grace`; resolves when they are
     /// gone. The revision stays registered and wakes again on the next claim.
     async fn drain(&self, revision: RevisionKey, grace: Duration);
@@ -597,6 +617,10 @@ impl<T: Pool + ?Sized> Pool for Arc<T> {
 
     fn totals(&self) -> PoolTotals {
         (**self).totals()
+    }
+
+    fn set_budget(&self, budget: PoolBudget) -> Result<()> {
+        (**self).set_budget(budget)
     }
 
     async fn drain(&self, revision: RevisionKey, grace: Duration) {

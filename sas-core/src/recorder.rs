@@ -17,18 +17,30 @@ type Shared = Arc<dyn metrics::Recorder + Send + Sync>;
 /// recorder.counter("sas_example_total", &[("reason", "demo")]).increment(1);
 /// ```
 #[derive(Clone, Default)]
-pub struct Recorder(Option<Shared>);
+pub struct Recorder {
+    recorder: Option<Shared>,
+    /// What all metrics are labelled with, before their own labels.
+    labels: Arc<[Label]>,
+}
 
 const METADATA: Metadata<'static> = Metadata::new("sas", Level::INFO, None);
 
 impl Recorder {
     /// Metrics go to `recorder`.
     pub fn new(recorder: Shared) -> Self {
-        Self(Some(recorder))
+        Self { recorder: Some(recorder), labels: Arc::default() }
+    }
+
+    /// The same recorder, where all that is registered through it has one more label, such as the engine that it is of.
+    #[must_use]
+    pub fn labelled(&self, name: &'static str, value: &str) -> Self {
+        let more = Label::new(name, value.to_owned());
+        let labels = self.labels.iter().cloned().chain([more]).collect();
+        Self { recorder: self.recorder.clone(), labels }
     }
 
     fn with<T>(&self, f: impl FnOnce(&dyn metrics::Recorder) -> T) -> T {
-        match &self.0 {
+        match &self.recorder {
             Some(recorder) => f(&**recorder),
             None => metrics::with_recorder(f),
         }
@@ -36,17 +48,25 @@ impl Recorder {
 
     /// The counter `name` with these labels, registered if it is new.
     pub fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
-        self.with(|recorder| recorder.register_counter(&key(name, labels), &METADATA))
+        self.with(|recorder| recorder.register_counter(&self.key(name, labels), &METADATA))
     }
 
     /// The gauge `name` with these labels, registered if it is new.
     pub fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
-        self.with(|recorder| recorder.register_gauge(&key(name, labels), &METADATA))
+        self.with(|recorder| recorder.register_gauge(&self.key(name, labels), &METADATA))
     }
 
     /// The histogram `name` with these labels, registered if it is new.
     pub fn histogram(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
-        self.with(|recorder| recorder.register_histogram(&key(name, labels), &METADATA))
+        self.with(|recorder| recorder.register_histogram(&self.key(name, labels), &METADATA))
+    }
+
+    fn key(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+        if labels.is_empty() && self.labels.is_empty() {
+            return Key::from_static_name(name);
+        }
+        let own = labels.iter().map(|(k, v)| Label::new(*k, (*v).to_owned()));
+        Key::from_parts(name, self.labels.iter().cloned().chain(own).collect::<Vec<_>>())
     }
 
     /// Describes a counter, for exporters.
@@ -75,16 +95,8 @@ impl Recorder {
     }
 }
 
-fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
-    if labels.is_empty() {
-        return Key::from_static_name(name);
-    }
-    let labels: Vec<Label> = labels.iter().map(|(k, v)| Label::new(*k, (*v).to_owned())).collect();
-    Key::from_parts(name, labels)
-}
-
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Recorder(injected)" } else { "Recorder(global)" })
+        f.write_str(if self.recorder.is_some() { "Recorder(injected)" } else { "Recorder(global)" })
     }
 }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use sas_core::{
-    Balancer, CapacityPolicy, Clock, KeepAlivePolicy, LogSink, MeterSink, NoSink, Recorder, SecretSource,
-    SpecErrors, StemClass, SystemClock, TenantKey,
+    Balancer, CapacityPolicy, Clock, EngineKey, KeepAlivePolicy, LogSink, MeterSink, NoSink, Recorder,
+    SecretSource, SpecErrors, StemClass, SystemClock, TenantKey,
 };
 
 use crate::{balance::PowerOfTwo, sync::Mutex};
@@ -26,6 +26,9 @@ pub struct PoolConfig {
     /// Into how many shards the state is cut: a power of two, at most 4,096. More shards, less contention and a
     /// little more work per tick of the scaler.
     pub shards: u32,
+    /// The engine whose pool it is: the keys and ids that it gives out are of its place. The first unless a platform has
+    /// several.
+    pub engine: EngineKey,
     /// Where all of the pool's randomness comes from. The same seed, inputs and single-threaded runtime give the same
     /// history.
     pub seed: u64,
@@ -69,6 +72,7 @@ impl Default for PoolConfig {
     fn default() -> Self {
         Self {
             shards: 64,
+            engine: EngineKey::FIRST,
             seed: 0,
             max_revisions: 16 << 20,
             balancer: Arc::new(PowerOfTwo),

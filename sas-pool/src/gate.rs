@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use sas_core::{InstanceId, PoolTotals, TenantKey};
+use sas_core::{InstanceId, PoolBudget, PoolTotals, TenantKey};
 
 use crate::config::{BudgetConfig, GateConfig, TenantShare};
 
@@ -100,6 +100,14 @@ impl Gate {
             shortage: None,
             pumping: false,
         }
+    }
+
+    /// Changes the bounds, and gives them back in full.
+    pub(crate) fn set_budget(&mut self, budget: PoolBudget) -> BudgetConfig {
+        self.budget.instances = budget.instances.unwrap_or(u32::MAX);
+        self.budget.memory_bytes = budget.memory_bytes.unwrap_or(u64::MAX);
+        self.shortage = None;
+        self.budget
     }
 
     /// Puts a start in line.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sas_core::{Instance, InstanceId, MeterPhase, StartTimings, Usage};
+use sas_core::{EngineKey, Instance, InstanceId, MeterPhase, StartTimings, Usage};
 
 use crate::balance::Outliers;
 
@@ -140,14 +140,23 @@ impl Meter {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IdLayout {
     pub(crate) shard_bits: u32,
+    /// The generations of the engine whose pool it is: a slot that has reached the last is not used again.
+    pub(crate) first: u32,
+    pub(crate) last: u32,
 }
 
 /// The bit of a token that says that its request counts for scaling.
 pub(crate) const METERED: u64 = 1 << 63;
-/// The last generation of a slot, which is then retired: no id is ever used twice.
-pub(crate) const LAST_GENERATION: u32 = u32::MAX >> 1;
 
 impl IdLayout {
+    pub(crate) const fn new(shards: u32, engine: EngineKey) -> Self {
+        Self {
+            shard_bits: shards.trailing_zeros(),
+            first: engine.first_generation(),
+            last: engine.last_generation(),
+        }
+    }
+
     pub(crate) fn id(self, shard: u32, slot: u32, generation: u32) -> InstanceId {
         InstanceId(u64::from(generation) << 32 | u64::from(slot << self.shard_bits | shard))
     }
@@ -161,7 +170,7 @@ impl IdLayout {
     }
 
     pub(crate) fn generation(id: InstanceId) -> u32 {
-        (id.0 >> 32) as u32 & LAST_GENERATION
+        ((id.0 & !METERED) >> 32) as u32
     }
 }
 
@@ -184,7 +193,7 @@ mod tests {
 
     #[test]
     fn ids_say_where_the_instance_is() {
-        let layout = IdLayout { shard_bits: 6 };
+        let layout = IdLayout::new(64, EngineKey::FIRST);
         let id = layout.id(63, 1234, 7);
         assert_eq!((layout.shard(id), layout.slot(id), IdLayout::generation(id)), (63, 1234, 7));
     }

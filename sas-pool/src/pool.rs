@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sas_core::{
     Claim, ClaimError, Cx, Deployed, Error, ErrorKind, Instance, InstanceId, InstanceState, InstanceView,
-    Lease, Load, Pool, PoolTotals, Result, RevisionKey, RevisionStatus, StemView, Waiting,
+    Lease, Load, Pool, PoolBudget, PoolTotals, Result, RevisionKey, RevisionStatus, StemView, Waiting,
 };
 use tokio::time::Instant;
 
@@ -276,6 +276,12 @@ impl Pool for InstancePool {
 
     fn totals(&self) -> PoolTotals {
         self.rules().totals()
+    }
+
+    fn set_budget(&self, budget: PoolBudget) -> Result<()> {
+        self.rules().set_budget(budget);
+        self.shared().pump();
+        Ok(())
     }
 
     async fn drain(&self, revision: RevisionKey, grace: Duration) {

@@ -3,7 +3,9 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use sas_core::{Balancer, ClaimError, Deployed, Isolation, KeepAlivePolicy, PoolTotals, RevisionSpec};
+use sas_core::{
+    Balancer, ClaimError, Deployed, Isolation, KeepAlivePolicy, PoolBudget, PoolTotals, RevisionSpec,
+};
 
 use crate::{
     bounds::Bounds,
@@ -41,6 +43,8 @@ pub(crate) struct Rules {
     pub(crate) gate: Mutex<Gate>,
     /// Whether somebody waits for a budget: read at every release.
     short: AtomicBool,
+    /// Whether there is a budget: read at every start.
+    limited: AtomicBool,
     pub(crate) bounds: Mutex<Bounds>,
 }
 
@@ -60,13 +64,14 @@ impl Rules {
             idle,
             policy,
             resolution,
-            ids: IdLayout { shard_bits: config.shards.trailing_zeros() },
+            ids: IdLayout::new(config.shards, config.engine),
             metering: config.meter.is_some(),
             metrics: Metrics::new(&config.recorder),
             balancers,
             clock: PoolClock::start(),
             gate: Mutex::new(gate),
             short: AtomicBool::new(false),
+            limited: AtomicBool::new(config.budget.is_limited()),
             bounds: Mutex::new(Bounds::default()),
             config,
         }
@@ -108,7 +113,15 @@ impl Rules {
 
     /// Whether starts of this kind pass the gate at all.
     pub(crate) fn is_gated(&self, cpu_bound: bool) -> bool {
-        cpu_bound || self.config.budget.is_limited()
+        cpu_bound || self.limited.load(Ordering::Relaxed)
+    }
+
+    /// Changes what all may use. The caller lets those begin for whom there is room now.
+    pub(crate) fn set_budget(&self, budget: PoolBudget) {
+        let mut gate = self.gate.lock();
+        let budget = gate.set_budget(budget);
+        // Instances that began while there was none hold no part of it.
+        self.limited.store(budget.is_limited(), Ordering::Relaxed);
     }
 
     /// What an instance counts with in the budget of memory: what its spec says, else what instances of the revision

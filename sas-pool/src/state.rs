@@ -31,7 +31,7 @@ use crate::{
     draw,
     effects::{Candidate, Effects, Freeze, Holds, Plan, Reading, Started, Stop},
     gate::Shortage,
-    instance::{IdLayout, InstanceSlot, LAST_GENERATION, METERED, Meter, Phase},
+    instance::{IdLayout, InstanceSlot, METERED, Meter, Phase},
     queue::{Grant, Place, Waiter},
     revision::{Active, Ended, Link, PackedLink, RevisionKey0, RevisionSlot},
     rules::{Idle, Rules},
@@ -230,8 +230,11 @@ impl State {
                 slot
             }
             None => {
-                let revision =
-                    RevisionSlot { deployed: Some(deployed), generation: 0, link: PackedLink::ASLEEP };
+                let revision = RevisionSlot {
+                    deployed: Some(deployed),
+                    generation: rules.ids.first,
+                    link: PackedLink::ASLEEP,
+                };
                 self.revisions.push(revision);
                 self.revisions.len() as u32 - 1
             }
@@ -344,7 +347,7 @@ impl State {
         let revision = &mut self.revisions[slot as usize];
         fx.forgotten = revision.deployed.take();
         revision.link = PackedLink::ASLEEP;
-        if revision.generation < u32::MAX {
+        if revision.generation < rules.ids.last {
             revision.generation += 1;
             self.free_revisions.push(slot);
         }

@@ -537,7 +537,7 @@ impl Shelf {
                 break;
             }
             self.ids += 1;
-            let id = InstanceId(u64::from(self.ids));
+            let id = InstanceId(u64::from(rules.ids.first) << 32 | u64::from(self.ids));
             class.booting.insert(id);
             self.booting += 1;
             boots.push(Boot { id, class: name.clone(), config: class.config.clone() });

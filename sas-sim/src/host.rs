@@ -86,7 +86,9 @@ impl Host {
                 pool.shards = 4;
                 pool.backoff.longest = Duration::from_secs(10);
             })
-            .pool(|config| Arc::new(WatchedPool { inner: InstancePool::new(config), life: in_pool }))
+            .pool(move |config| {
+                Arc::new(WatchedPool { inner: InstancePool::new(config), life: Arc::clone(&in_pool) })
+            })
             .gateway(|gateway| gateway.admission = in_gateway)
             .trigger_kind(queue::KIND, move |_| Ok(Arc::new(QueueSource(Arc::clone(&queue)))))
             .trigger_invoker(|inner| Arc::new(WatchedInvoker { inner, life: in_triggers }))
@@ -129,12 +131,12 @@ impl Host {
         self.platform.control()
     }
 
-    pub(crate) fn driver(&self) -> &Arc<Driver> {
+    pub(crate) fn driver(&self) -> Arc<Driver> {
         self.platform.driver()
     }
 
     /// What came back at its start.
-    pub(crate) fn recovery(&self) -> &Recovery {
+    pub(crate) fn recovery(&self) -> Recovery {
         self.platform.recovery()
     }
 

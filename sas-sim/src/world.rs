@@ -263,7 +263,7 @@ impl World {
                 self.history.tell(Fact::QuotaUnsure);
             }
             let mut durable = self.durable.lock();
-            let unnamed = durable.damaged(&damaged, host.recovery());
+            let unnamed = durable.damaged(&damaged, &host.recovery());
             let broken = unnamed.or_else(|| durable.came_back(host.control()));
             self.late.lock().extend(broken.map(|message| Violation { invariant: "durable", message }));
         }

@@ -538,7 +538,7 @@ impl Admin {
     }
 
     fn runtimes(&self) -> Response {
-        json_response(StatusCode::OK, &RuntimesPage::from(self.control.runtimes()))
+        json_response(StatusCode::OK, &RuntimesPage::from(&*self.control.runtimes()))
     }
 
     async fn usage(&self) -> Answer {

@@ -148,7 +148,7 @@ impl From<&RuntimeRegistry> for RuntimesPage {
             }
         };
         let runtimes = registry.runtimes().map(|runtime| entry(runtime.as_ref())).collect();
-        Self { edition: registry.edition().name, runtimes }
+        Self { edition: registry.kind().as_str(), runtimes }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_service, refused};
 use crate::package;
 use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord, sha256};
+use crate::registry::RuntimeRegistry;
 use crate::roots::PackageRoots;
 use sas_core::{
     BlobStore as _, Error, ErrorKind, Principal, Result, RevisionSpec, Source, SpecErrors, TenantKey,
@@ -122,15 +123,18 @@ impl Control {
         self.check_scaling(&manifest.spec.scaling)?;
         let tenant = self.tenant(&manifest.namespace).await?;
         // The runtime first: an image where there are no containers is refused for that, not for its volumes.
-        match self.runtimes.choose(&manifest.spec, tenant).map(|runtime| runtime.name()) {
+        let running = self.engines.of(&manifest.namespace);
+        match running.runtimes.choose(&manifest.spec, tenant).map(|runtime| runtime.name()) {
             Ok(name) => name.clone_into(&mut manifest.spec.runtime),
             Err(error) if keep => return Err(error),
             Err(error) => return Err(in_manifest_terms(error, &manifest)),
         }
         self.check_data_plane(manifest.quota.is_some(), manifest.plan.is_some())?;
         let pinning = self.pins.pinning().await;
-        let (spec, package) =
-            self.pin(&manifest.spec, tenant).await.map_err(|error| at_annotation(error, &manifest))?;
+        let (spec, package) = self
+            .pin(&manifest.spec, &running.runtimes, tenant)
+            .await
+            .map_err(|error| at_annotation(error, &manifest))?;
         if let Some(package) = &package {
             // Should the deploy be refused; else a record names it by the time that somebody looks.
             self.pins.suspect([package.clone()]);
@@ -140,7 +144,7 @@ impl Control {
         let changing = self.change(&path).await;
         let before = self.live(&path).and_then(|live| live.record());
         if before.is_none()
-            && let Some(most) = self.runtimes.edition().services_per_tenant
+            && let Some(most) = running.runtimes.kind().services_per_tenant()
             && !tenant.is_host()
             && self.records().iter().filter(|record| record.tenant == tenant).count() >= most
         {
@@ -238,11 +242,12 @@ impl Control {
     pub(super) async fn pin(
         &self,
         spec: &RevisionSpec,
+        runtimes: &RuntimeRegistry,
         tenant: TenantKey,
     ) -> Result<(RevisionSpec, Option<String>)> {
         let mut spec = spec.clone();
         if let Source::Image(_) = &spec.source {
-            spec = self.runtimes.runtime(&spec.runtime, tenant)?.pin(&spec, tenant).await?;
+            spec = runtimes.runtime(&spec.runtime, tenant)?.pin(&spec, tenant).await?;
         }
         if let Source::Path(path) = &spec.source {
             let absolute = std::path::absolute(path).map_err(|error| {

@@ -17,22 +17,23 @@ use std::{
 
 use parking_lot::Mutex;
 use sas_core::{
-    AnswerCounter, Artifact, BlobStore, Clock, DecisionQuery, DecisionSink, Error, ErrorKind, Invoker,
-    LogQuery, LogSink, MeterSink, MeterTotals, Pool, Quota, Quotas, Recorder, RequestId, Result, RevisionKey,
-    Router, Runtime, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers, UsageQuery,
-    Version,
+    AnswerCounter, Artifact, BlobStore, Clock, DataPlane, DecisionQuery, DecisionSink, Error, ErrorKind,
+    Invoker, LogQuery, LogSink, MeterSink, MeterTotals, Pool, Quota, Recorder, RequestId, Result,
+    RevisionKey, Router, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers,
+    UsageQuery, Version,
 };
 use sas_knative::manifest::ParseOptions;
 use tokio::time::Instant;
 
 use crate::{
     decisions::DecisionLog,
+    engine::Engines,
     logs::LogBuffer,
     meter::Meter,
     metrics::Metrics,
     reconcile::{Observed, Rules},
     record::ServiceRecord,
-    registry::{Edition, RuntimeRegistry},
+    registry::RuntimeRegistry,
 };
 use parts::{DamagedKeys, Lifecycle, Names, Pins, RequestIds, Services, Sinks, TenantQuotas, Tenants, Turns};
 use recovered::RecoveryReport;
@@ -65,26 +66,16 @@ const RECOVERIES: usize = 8;
 pub struct ControlConfig {
     /// Where the desired state is.
     pub store: Arc<dyn Store>,
-    /// The pool that holds the instances.
-    pub pool: Arc<dyn Pool>,
-    /// The router whose routes lead to revisions.
-    pub router: Arc<dyn Router>,
-    /// Who calls, for test runs.
-    pub invoker: Arc<dyn Invoker>,
-    /// What can run code.
-    pub runtimes: Vec<Arc<dyn Runtime>>,
-    /// For whom the platform is.
-    pub edition: Edition,
+    /// Where instances are, and what can run code.
+    pub engines: Arc<Engines>,
+    /// What requests come in through.
+    pub plane: DataPlane,
     /// Who runs triggers; without it, manifests of triggers are refused.
     pub triggers: Option<Arc<dyn Triggers>>,
-    /// Who holds requests to quotas; without it, manifests with quotas are refused.
-    pub quotas: Option<Arc<dyn Quotas>>,
     /// What the tenants of these namespaces may use, unless they are given another quota by the admin API.
     pub tenant_quotas: BTreeMap<String, Quota>,
     /// The scalers of the platform: a spec that none of them serves is refused. Without them, scalers are not checked here.
     pub scalers: Option<Scalers>,
-    /// Who counts answers; without it, roll-outs that look at errors are refused.
-    pub answers: Option<Arc<dyn AnswerCounter>>,
     /// The clock that stamps records and conditions.
     pub clock: Arc<dyn Clock>,
     /// Services answer at `name.namespace.domain`.
@@ -111,26 +102,15 @@ pub struct ControlConfig {
 }
 
 impl ControlConfig {
-    /// A dedicated platform on the system's clock, at `localhost`, that keeps no packages.
-    pub fn new(
-        store: Arc<dyn Store>,
-        pool: Arc<dyn Pool>,
-        router: Arc<dyn Router>,
-        invoker: Arc<dyn Invoker>,
-        runtimes: Vec<Arc<dyn Runtime>>,
-    ) -> Self {
+    /// A platform on the system's clock, at `localhost`, that keeps no packages.
+    pub fn new(store: Arc<dyn Store>, engines: Arc<Engines>, plane: DataPlane) -> Self {
         Self {
             store,
-            pool,
-            router,
-            invoker,
-            runtimes,
-            edition: Edition::default(),
+            engines,
+            plane,
             triggers: None,
-            quotas: None,
             tenant_quotas: BTreeMap::new(),
             scalers: None,
-            answers: None,
             clock: Arc::new(SystemClock),
             domain: "localhost".to_owned(),
             packages: None,
@@ -150,10 +130,11 @@ impl ControlConfig {
 #[derive(Debug)]
 pub struct Control {
     pub(crate) store: Arc<dyn Store>,
+    engines: Arc<Engines>,
+    /// The same, as who only asks for instances sees them.
     pub(crate) pool: Arc<dyn Pool>,
     router: Arc<dyn Router>,
     pub(crate) invoker: Arc<dyn Invoker>,
-    pub(crate) runtimes: RuntimeRegistry,
     triggers: Option<Arc<dyn Triggers>>,
     answers: Option<Arc<dyn AnswerCounter>>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -279,12 +260,12 @@ impl Control {
         manifests.scalers = config.scalers.or(manifests.scalers);
         let control = Arc::new(Self {
             store: config.store,
-            pool: config.pool,
-            router: config.router,
-            invoker: config.invoker,
-            runtimes: RuntimeRegistry::new(config.edition, config.runtimes),
+            pool: Arc::clone(&config.engines) as _,
+            engines: config.engines,
+            router: config.plane.router,
+            invoker: config.plane.invoker,
             triggers: config.triggers,
-            answers: config.answers,
+            answers: config.plane.answers,
             clock: config.clock,
             manifests,
             rules,
@@ -299,7 +280,7 @@ impl Control {
             damaged: DamagedKeys::default(),
             unreadable: Names::default(),
             tenants: Tenants::default(),
-            tenant_quotas: TenantQuotas::new(config.tenant_quotas, config.quotas),
+            tenant_quotas: TenantQuotas::new(config.tenant_quotas, config.plane.quotas),
             pins: Pins::new(config.packages),
             recovery_report: RecoveryReport::default(),
             crossing: triggers::Crossing::default(),
@@ -310,9 +291,14 @@ impl Control {
         control
     }
 
-    /// The runtimes and the edition.
-    pub fn runtimes(&self) -> &RuntimeRegistry {
-        &self.runtimes
+    /// The runtimes of the default engine, and for whom it is.
+    pub fn runtimes(&self) -> Arc<RuntimeRegistry> {
+        Arc::clone(&self.engines.default_engine().runtimes)
+    }
+
+    /// The engines of the platform.
+    pub fn engines(&self) -> &Arc<Engines> {
+        &self.engines
     }
 
     /// What manifests mean here beyond what they say.

@@ -213,7 +213,8 @@ impl Control {
         revision: &str,
     ) -> Result<Artifact> {
         let found = found(record, revision)?;
-        let runtime = self.runtimes.runtime(&found.spec.runtime, record.tenant)?;
+        let running = self.engines.of(&record.namespace);
+        let runtime = running.runtimes.runtime(&found.spec.runtime, record.tenant)?;
         if let Some(artifact) = live.state.lock().artifacts.get(revision).cloned() {
             return Ok(artifact);
         }
@@ -241,7 +242,8 @@ impl Control {
         routable: bool,
     ) -> Result<(RevisionKey, Artifact)> {
         let found = found(record, revision)?;
-        let runtime = self.runtimes.runtime(&found.spec.runtime, record.tenant)?;
+        let running = self.engines.of(&record.namespace);
+        let runtime = running.runtimes.runtime(&found.spec.runtime, record.tenant)?;
         let artifact = self.artifact(live, record, revision).await?;
         let spec = if routable || found.spec.scaling.min == 0 {
             Arc::clone(&found.spec)
@@ -251,13 +253,14 @@ impl Control {
             spec.scaling.min = 0;
             Arc::new(spec)
         };
-        let key = self.pool.register(Arc::new(Deployed::new(
+        let deployed = Arc::new(Deployed::new(
             Arc::clone(runtime),
             artifact.clone(),
             spec,
             RevisionName::new(&record.namespace, &record.name, revision),
             record.tenant,
-        )))?;
+        ));
+        let key = self.engines.register_on(&running, deployed)?;
         let registration = Registration::new(revision, key, routable, self.clock.now());
         live.state.lock().observed.registrations.push(registration);
         Ok((key, artifact))

@@ -13,12 +13,13 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use sas_control::{Admin, Control, ControlConfig, TokenAuthenticator};
+use sas_control::{Admin, Control, ControlConfig, Engines, TokenAuthenticator};
 use sas_core::{
-    Artifact, ArtifactInfo, Body, CallTimings, Capabilities, Claim, Clock, Cx, Deployed, Error, ErrorKind,
-    Handler, HostPattern, Instance, InstanceId, InstanceView, Isolation, Pool, Response, Result, RevisionKey,
-    RevisionSpec, RevisionStatus, Route, RouteAction, RouteChange, RouteError, RouteQuery, RouteRule, Router,
-    Runtime, Source, SpecErrors, StartRequest, Store, Timestamp, Waiting,
+    Artifact, ArtifactInfo, Body, CallTimings, Capabilities, Claim, Clock, Cx, DataPlane, Deployed, Engine,
+    EngineKey, EngineSpec, Error, ErrorKind, Handler, HostPattern, Instance, InstanceId, InstanceView,
+    Isolation, Pool, Response, Result, RevisionKey, RevisionSpec, RevisionStatus, Route, RouteAction,
+    RouteChange, RouteError, RouteQuery, RouteRule, Router, Runtime, Source, SpecErrors, StartRequest, Store,
+    Timestamp, Waiting,
 };
 use sas_knative::manifest::{Manifest, ParseOptions, ServiceManifest, parse};
 use sas_testkit::fake::{FakeClock, FakeInvoker};
@@ -278,6 +279,17 @@ impl World {
         runtime: Arc<PreparingRuntime>,
         change: impl FnOnce(&mut ControlConfig),
     ) -> Self {
+        Self::on(EngineSpec::default(), store, dir, runtime, change).await
+    }
+
+    /// The same on an engine of its own kind.
+    pub(crate) async fn on(
+        engine: EngineSpec,
+        store: Arc<dyn Store>,
+        dir: tempfile::TempDir,
+        runtime: Arc<PreparingRuntime>,
+        change: impl FnOnce(&mut ControlConfig),
+    ) -> Self {
         let pool = Arc::new(RememberingPool::default());
         let router = Arc::new(RememberingRouter::default());
         let invoker = FakeInvoker::new(|invocation| {
@@ -294,13 +306,13 @@ impl World {
             Ok(response)
         });
         let clock = FakeClock::starting_at(START);
-        let mut config = ControlConfig::new(
-            Arc::clone(&store),
+        let parts = Engine::new(
+            EngineKey::FIRST,
             Arc::clone(&pool) as _,
-            Arc::clone(&router) as _,
-            Arc::clone(&invoker) as _,
             vec![Arc::clone(&runtime) as Arc<dyn Runtime>],
         );
+        let plane = DataPlane::new(Arc::clone(&router) as _, Arc::clone(&invoker) as _);
+        let mut config = ControlConfig::new(Arc::clone(&store), Engines::single(parts, engine), plane);
         config.clock = Arc::new(clock.clone()) as Arc<dyn Clock>;
         config.domain = "example.org".to_owned();
         let logs = Arc::new(sas_control::LogBuffer::default());

@@ -107,7 +107,7 @@ impl State {
                     match phase {
                         Phase::Draining => self.stop(rules, i, None, now, fx),
                         Phase::Gone => {
-                            self.free_instance(i);
+                            self.free_instance(rules, i);
                             self.rest(now, a, fx);
                         }
                         _ => {}

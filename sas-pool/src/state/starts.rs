@@ -48,7 +48,8 @@ impl State {
                 if u64::from(i) >= 1 << (32 - rules.ids.shard_bits) {
                     return None;
                 }
-                self.instances.push(InstanceSlot::default());
+                let generation = rules.ids.first;
+                self.instances.push(InstanceSlot { generation, ..InstanceSlot::default() });
                 i
             }
         };

@@ -222,15 +222,15 @@ impl State {
         instance.phase = Phase::Gone;
         fx.dropped.extend(instance.instance.take());
         if instance.in_flight == 0 {
-            self.free_instance(i);
+            self.free_instance(rules, i);
         }
     }
 
-    pub(crate) fn free_instance(&mut self, i: u32) {
+    pub(crate) fn free_instance(&mut self, rules: &Rules, i: u32) {
         let instance = &mut self.instances[i as usize];
         let generation = instance.generation;
         *instance = InstanceSlot { generation, ..InstanceSlot::default() };
-        if generation < LAST_GENERATION {
+        if generation < rules.ids.last {
             self.free_instances.push(i);
         }
     }
