@@ -9,7 +9,7 @@
 //!
 //! The admin API wants `Authorization: Bearer TOKEN`, with the token of `SAS_ADMIN_TOKEN`, or else of the file that the
 //! JSON line names; a new token in that file counts at once. A Unix socket has mode 0600, and wants no token unless
-//! there is one in `SAS_ADMIN_TOKEN`.
+//! there is one in `SAS_ADMIN_TOKEN`. `platform --openapi` writes the description of the admin API to stdout.
 
 use std::{
     env::VarError,
@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--jail none|basic|strict] [--package-root DIR]... MANIFEST...";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--jail none|basic|strict] [--package-root DIR]... MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -47,6 +47,7 @@ struct Options {
     token_file: Option<PathBuf>,
     admin_hosts: Vec<String>,
     open_metrics: bool,
+    require_if_match: bool,
     jail: String,
     manifests: Vec<PathBuf>,
 }
@@ -64,6 +65,7 @@ impl Options {
             token_file: None,
             admin_hosts: Vec::new(),
             open_metrics: false,
+            require_if_match: false,
             jail: "basic".to_owned(),
             manifests: Vec::new(),
         };
@@ -88,6 +90,7 @@ impl Options {
                 "--admin-host" => options.admin_hosts.push(value()?),
                 "--jail" => options.jail = value()?,
                 "--open-metrics" => options.open_metrics = true,
+                "--require-if-match" => options.require_if_match = true,
                 "--domain" => options.domain = value()?,
                 "--preset" => {
                     options.preset = value()?.parse().map_err(|error| format!("--preset {error}"))?;
@@ -136,6 +139,9 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     }
     if options.open_metrics {
         builder = builder.open_metrics();
+    }
+    if options.require_if_match {
+        builder = builder.require_conditions();
     }
     if !options.package_roots.is_empty() {
         // The manifests of the command line name packages of their own directories.
@@ -222,6 +228,10 @@ fn log() {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    if std::env::args().skip(1).eq(["--openapi"]) {
+        let written = writeln!(std::io::stdout(), "{}", sas::control::Admin::openapi());
+        return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     log();
     let outcome = match Options::parse(std::env::args().skip(1)) {
         Ok(options) => run(options).await,

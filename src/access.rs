@@ -22,6 +22,7 @@ pub(crate) struct Access {
     pub(crate) hosts: Vec<String>,
     pub(crate) origins: Vec<String>,
     pub(crate) open_metrics: bool,
+    pub(crate) require_conditions: bool,
     /// Where the admin API listens on a Unix socket.
     pub(crate) socket: Option<PathBuf>,
 }
@@ -123,6 +124,9 @@ impl Access {
         }
         for origin in self.origins {
             admin = admin.with_origin(origin);
+        }
+        if self.require_conditions {
+            admin = admin.with_required_conditions();
         }
         if self.open_metrics { admin.with_open_metrics() } else { admin }
     }

@@ -576,6 +576,14 @@ impl PlatformBuilder {
         self
     }
 
+    /// Refuses changes of services at the admin API, with 428, that do not say what they have seen: without `If-Match`,
+    /// or `If-None-Match: *` for a new one.
+    #[must_use]
+    pub fn require_conditions(mut self) -> Self {
+        self.access.require_conditions = true;
+        self
+    }
+
     /// Gives `/metrics` to whoever asks, as scrapers without a token need it.
     #[must_use]
     pub fn open_metrics(mut self) -> Self {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use sas_core::{AnswerCounts, ErrorKind, Principal, Quota, RevisionKey, TriggerStatus};
 use sas_knative::manifest::TrafficTarget;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
     control::Control,
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// A condition, as Kubernetes writes them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[non_exhaustive]
 pub struct Condition {
     /// What it is about.
@@ -34,7 +35,7 @@ impl Condition {
 }
 
 /// The instances of a revision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct InstancesView {
@@ -53,7 +54,7 @@ pub struct InstancesView {
 }
 
 /// A part of a service's traffic, as it goes now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct TrafficView {
@@ -70,7 +71,7 @@ pub struct TrafficView {
 }
 
 /// How far a roll-out is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum RolloutStage {
@@ -83,7 +84,7 @@ pub enum RolloutStage {
 }
 
 /// Answers that were counted of the two revisions of a roll-out.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
 #[non_exhaustive]
 pub struct RolloutAnswers {
     /// Of the revision that the traffic comes from.
@@ -93,7 +94,7 @@ pub struct RolloutAnswers {
 }
 
 /// A roll-out that is under way, done, or stopped.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct RolloutView {
@@ -130,29 +131,42 @@ pub struct RolloutView {
 }
 
 /// A trigger and how it is doing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct TriggerView {
-    /// As the trigger's host tells it.
-    #[serde(flatten)]
-    pub status: TriggerStatus,
+    /// Its name, as `namespace/name`.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// Whether its source runs now; false while it waits to be started again.
+    pub running: bool,
+    /// How often its source failed and was started again.
+    pub restarts: u64,
+    /// The error of the last failure, until a run lasts.
+    pub last_error: Option<String>,
     /// When it fired last since the platform runs, in RFC 3339; `null`: not yet, or it follows no schedule.
-    #[serde(rename = "lastFire")]
     pub last_fire: Option<String>,
     /// When it fires next, jitter apart, in RFC 3339; `null`: never again, or it follows no schedule.
-    #[serde(rename = "nextFire")]
     pub next_fire: Option<String>,
 }
 
 impl From<TriggerStatus> for TriggerView {
     fn from(status: TriggerStatus) -> Self {
-        let (last_fire, next_fire) = (status.fires.last.map(rfc3339), status.fires.next.map(rfc3339));
-        Self { status, last_fire, next_fire }
+        Self {
+            last_fire: status.fires.last.map(rfc3339),
+            next_fire: status.fires.next.map(rfc3339),
+            name: status.name,
+            kind: status.kind,
+            running: status.running,
+            restarts: status.restarts,
+            last_error: status.last_error,
+        }
     }
 }
 
 /// Something that the last start could not bring back.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[non_exhaustive]
 pub struct MissingView {
     /// `Service namespace/name`, or another kind.
@@ -164,7 +178,7 @@ pub struct MissingView {
 }
 
 /// A revision as the admin API shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct RevisionView {
@@ -191,13 +205,14 @@ pub struct RevisionView {
     /// What the runtime has to say.
     pub notes: Vec<String>,
     /// Who deployed it, where that is known.
+    #[schema(value_type = Option<String>)]
     pub author: Option<Principal>,
     /// Whether it can serve.
     pub conditions: Vec<Condition>,
 }
 
 /// A service as the admin API shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct ServiceView {
@@ -210,6 +225,7 @@ pub struct ServiceView {
     /// Counts the changes of what is wanted.
     pub generation: u64,
     /// Who asked for the last change, where that is known.
+    #[schema(value_type = Option<String>)]
     pub changed_by: Option<Principal>,
     /// When it was first deployed, in RFC 3339.
     pub created_at: String,

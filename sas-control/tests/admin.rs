@@ -277,7 +277,7 @@ async fn logs_decisions_instances_and_usage_are_shown() {
     world.meter().phase(InstanceId(1), key, tenant, MeterPhase::Busy, 5);
     let (_, usage) = world.call("GET", "/v1/usage", "").await;
     assert_eq!(
-        (&usage["tenants"][0]["namespace"], &usage["tenants"][0]["totals"]["busy_ns"]),
+        (&usage["tenants"][0]["namespace"], &usage["tenants"][0]["totals"]["busyNs"]),
         (&"default".into(), &5.into())
     );
 }

@@ -260,6 +260,7 @@ impl fmt::Display for ExitReport {
 
 /// What an instance has used since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct Usage {
     /// CPU time of all its threads and children, in nanoseconds.

@@ -69,7 +69,7 @@ mod store;
 mod trigger;
 mod trigger_options;
 
-pub use auth::{Authenticator, Denied, Principal};
+pub use auth::{Authenticator, Denied, Principal, Scope};
 pub use blob::{Blob, BlobStore};
 pub use body::{Body, Request, Response};
 pub use call::{Answer, Call, CallError, Io};

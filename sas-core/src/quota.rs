@@ -8,10 +8,12 @@ use crate::{SpecErrors, TenantKey};
 
 /// What a tenant or a service may use.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Quota {
     /// Requests per second in the long run; `f64::INFINITY`: no limit. Written as `null` then.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<f64>, minimum = 0.0))]
     #[serde(with = "unlimited_rate", skip_serializing_if = "is_infinite")]
     pub rate: f64,
     /// Requests that may come at once when it was quiet before; at least 1.

@@ -64,6 +64,7 @@ impl RolloutPlan {
 
 /// Answers of a revision, and how many of them were failures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AnswerCounts {
     /// How many requests were answered.
     pub requests: u64,

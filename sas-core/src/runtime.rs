@@ -13,6 +13,7 @@ use crate::{
 
 /// How strongly instances are kept apart, weakest first. `Shared` editions refuse less than they ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Isolation {

@@ -10,6 +10,7 @@ use crate::{Decision, InstanceId, Load, NamedValues, RequestId, RevisionKey, Ten
 
 /// Which stream a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum LogStream {

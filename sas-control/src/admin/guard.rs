@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, StatusCode, header, request::Parts};
 
-use super::{answer::Failure, token::bearer};
+use super::{problem::Failure, token::bearer};
 
 /// Names and origins that are let in beside those of this machine's loopback.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +76,21 @@ impl Guard {
         }
         Ok(())
     }
+}
+
+/// Refuses credentials in the URL, whoever sends them beside it: URLs are written to logs and histories.
+pub(super) fn check_query(head: &Parts) -> Result<(), Failure> {
+    let names =
+        head.uri.query().unwrap_or_default().split('&').map(|pair| pair.split('=').next().unwrap_or(pair));
+    for name in names {
+        let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy().to_ascii_lowercase();
+        if matches!(name.as_str(), "token" | "access_token" | "authorization" | "api_key" | "apikey") {
+            let message = "a token in a URL is refused, since URLs are written to logs; send it in the Authorization \
+                           header, and replace this one";
+            return Err(Failure::new(StatusCode::BAD_REQUEST, "token_in_url", message));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a body that a web page can send without asking first (as text, as a form, or without a type), unless the

@@ -1,49 +1,109 @@
 //! `POST /v1/services/{namespace}/{name}/invoke`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
+use axum::{Json, extract::State};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use http::{HeaderName, HeaderValue, Method, StatusCode};
-use sas_core::{Response, SpecErrors};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use http::{HeaderName, HeaderValue, Method};
+use sas_core::SpecErrors;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use super::answer::{Failure, json_response};
-use crate::{
-    control::Control,
-    invoke::{TestReport, TestRun},
+use super::{
+    Api,
+    extract::{Path, Sent, ServicePath},
+    problem::Failure,
 };
+use crate::invoke::{TestReport, TestRun};
 
 /// The longest test run: ten minutes.
 const LONGEST: u64 = 600_000;
 
-#[derive(Deserialize, Default)]
+/// What a test run sends, and to which revision.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-struct Asked {
+pub(super) struct Asked {
+    /// The revision; the latest one that is ready unless it is given.
     revision: Option<String>,
+    /// `GET` unless it is given.
     method: Option<String>,
+    /// Path and query; `/` unless it is given.
     path: Option<String>,
+    #[schema(nullable = false)]
     headers: BTreeMap<String, String>,
+    /// The body as text.
     body: Option<String>,
+    /// The body in base64, instead of `body`.
     body_base64: Option<String>,
+    /// How long it may take in all; a minute unless it is given.
+    #[schema(minimum = 1, maximum = 600000)]
     timeout_ms: Option<u64>,
 }
 
-pub(super) async fn answer(
-    control: &Arc<Control>,
-    namespace: &str,
-    name: &str,
-    body: &[u8],
-) -> Result<Response, Failure> {
-    let run = read(body)?;
-    let report = control.invoke(namespace, name, run).await?;
-    Ok(json_response(StatusCode::OK, &describe(&report)))
+/// How a test run went.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Report {
+    revision: String,
+    request_id: String,
+    instance: Option<String>,
+    /// The status of the service's answer.
+    status: u16,
+    /// Names and values.
+    headers: Vec<(String, String)>,
+    /// The body, if it is text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<String>,
+    /// The body in base64, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_base64: Option<String>,
+    /// Whether the body went on after 1 MiB.
+    truncated: bool,
+    /// Whether an instance was started for it.
+    cold: bool,
+    phases: PhasesView,
 }
 
-fn read(body: &[u8]) -> Result<TestRun, SpecErrors> {
+/// The phases of a test run in milliseconds. Those of a cold start are `null` in a warm one.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct PhasesView {
+    prepared_ms: f64,
+    queued_ms: f64,
+    gated_ms: Option<f64>,
+    spawned_ms: Option<f64>,
+    listening_ms: Option<f64>,
+    ready_ms: Option<f64>,
+    first_byte_ms: f64,
+    total_ms: f64,
+}
+
+/// Sends a request to a revision, whatever traffic it gets, and tells the phases of its cold start. It is neither
+/// metered nor counted for scaling.
+#[utoipa::path(post, path = "/v1/services/{namespace}/{name}/invoke", tag = "services", params(ServicePath),
+    security(("token" = ["invoke"])), request_body = Option<Asked>,
+    responses(
+        (status = 200, body = Report, description = "The service answered, with any status"),
+        (status = 502, body = super::problem::Problem, content_type = "application/problem+json",
+            description = "The instance could not be started, or broke off"),
+        (status = 504, body = super::problem::Problem, content_type = "application/problem+json",
+            description = "There was no answer in time"),
+    ))]
+pub(super) async fn invoke(
+    State(api): State<Api>,
+    Path(at): Path<ServicePath>,
+    body: Sent,
+) -> Result<Json<Report>, Failure> {
+    api.control.record(&at.namespace, &at.name)?;
+    let run = read(&body)?;
+    let report = api.control.invoke(&at.namespace, &at.name, run).await?;
+    Ok(Json(describe(&report)))
+}
+
+fn read(body: &Sent) -> Result<TestRun, SpecErrors> {
     let mut errors = SpecErrors::default();
     let mut run = TestRun::default();
-    let asked: Asked = super::object(body).unwrap_or_else(|problem| {
+    let asked: Asked = body.object().unwrap_or_else(|problem| {
         errors.push("$", "", format!("not a test run: {problem}"));
         Asked::default()
     });
@@ -94,35 +154,31 @@ pub(super) fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-fn describe(report: &TestReport) -> Value {
+fn describe(report: &TestReport) -> Report {
     let phases = &report.phases;
-    let headers: Vec<(String, String)> = report
-        .headers
-        .iter()
-        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
-        .collect();
-    let mut value = json!({
-        "revision": report.revision,
-        "requestId": report.request,
-        "instance": report.instance.map(|instance| instance.to_string()),
-        "status": report.status.as_u16(),
-        "headers": headers,
-        "truncated": report.truncated,
-        "cold": phases.cold,
-        "phases": {
-            "preparedMs": millis(phases.prepared),
-            "queuedMs": millis(phases.queued),
-            "gatedMs": phases.gated.map(millis),
-            "spawnedMs": phases.spawned.map(millis),
-            "listeningMs": phases.listening.map(millis),
-            "readyMs": phases.ready.map(millis),
-            "firstByteMs": millis(phases.first_byte),
-            "totalMs": millis(phases.total),
+    let headers = report.headers.iter();
+    let text = std::str::from_utf8(&report.body).ok();
+    Report {
+        revision: report.revision.clone(),
+        request_id: report.request.to_string(),
+        instance: report.instance.map(|instance| instance.to_string()),
+        status: report.status.as_u16(),
+        headers: headers
+            .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            .collect(),
+        body: text.map(str::to_owned),
+        body_base64: text.is_none().then(|| BASE64.encode(&report.body)),
+        truncated: report.truncated,
+        cold: phases.cold,
+        phases: PhasesView {
+            prepared_ms: millis(phases.prepared),
+            queued_ms: millis(phases.queued),
+            gated_ms: phases.gated.map(millis),
+            spawned_ms: phases.spawned.map(millis),
+            listening_ms: phases.listening.map(millis),
+            ready_ms: phases.ready.map(millis),
+            first_byte_ms: millis(phases.first_byte),
+            total_ms: millis(phases.total),
         },
-    });
-    match std::str::from_utf8(&report.body) {
-        Ok(text) => value["body"] = json!(text),
-        Err(_) => value["bodyBase64"] = json!(BASE64.encode(&report.body)),
     }
-    value
 }

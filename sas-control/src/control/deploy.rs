@@ -1,6 +1,8 @@
 //! What people ask for: deploy, traffic, roll back, delete.
 
-use super::{Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_service, refused};
+use super::{
+    Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_service, precondition, refused,
+};
 use crate::package;
 use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord, sha256};
 use crate::registry::RuntimeRegistry;
@@ -420,6 +422,7 @@ impl Control {
             let state = live.state.lock();
             (state.record.clone().ok_or_else(|| no_service(&path))?, state.version)
         };
+        precondition::check(&path, Some(version))?;
         self.stale_after_write.add(&path);
         self.store.delete(&key, version).await?;
         self.stale_after_write.remove(&path);

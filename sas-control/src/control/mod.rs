@@ -2,6 +2,7 @@
 
 mod deploy;
 mod parts;
+mod precondition;
 mod quotas;
 mod recover;
 mod recovered;
@@ -38,6 +39,7 @@ use crate::{
 use parts::{DamagedKeys, Lifecycle, Names, Pins, RequestIds, Services, Sinks, TenantQuotas, Tenants, Turns};
 use recovered::RecoveryReport;
 
+pub(crate) use precondition::{Expected, PRECONDITION, expecting};
 pub use rollout::RolloutAction;
 
 /// Where services are in the store.
@@ -357,6 +359,13 @@ impl Control {
         self.live(&path).and_then(|live| live.record()).ok_or_else(|| no_service(&path))
     }
 
+    /// The version that a service is stored with: of the last change of what is wanted. `None` when there is none.
+    pub fn version(&self, namespace: &str, name: &str) -> Option<Version> {
+        let live = self.live(&format!("{namespace}/{name}"))?;
+        let state = live.state.lock();
+        state.record.is_some().then_some(state.version)
+    }
+
     /// All services, by namespace and name.
     pub fn records(&self) -> Vec<Arc<ServiceRecord>> {
         self.services.records()
@@ -403,6 +412,7 @@ impl Control {
             (Some(live), false) => Some(live.state.lock().version),
             _ => self.damaged.version(&key),
         };
+        precondition::check(path, expected)?;
         let value = record.encode()?;
         // Until it returns, also when nobody waits any more, nobody knows whether it was done.
         self.stale_after_write.add(path);

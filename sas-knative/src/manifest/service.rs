@@ -208,6 +208,7 @@ fn revision_rule(service: &str) -> String {
 
 /// A line of `spec.traffic`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct TrafficTarget {

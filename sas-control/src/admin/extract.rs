@@ -1,0 +1,290 @@
+//! What handlers take from a request, each with an answer that says what is wrong with it.
+
+use axum::extract::{FromRequest, FromRequestParts, Request, rejection::PathRejection};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header, request::Parts};
+use sas_core::{Body, Principal, Version};
+use serde::{Deserialize, de::DeserializeOwned};
+use utoipa::IntoParams;
+
+use super::problem::Failure;
+use crate::control::Expected;
+
+/// Most bytes of a request's body, packages apart.
+pub(super) const BODY_LIMIT: usize = 5 << 20;
+
+/// Who asks. The authenticator has found it out before any handler runs.
+pub(super) struct Caller(pub(super) Principal);
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let found = parts.extensions.get::<Principal>().cloned();
+        found.map(Self).ok_or_else(|| Failure::forbidden("it is not known who asks"))
+    }
+}
+
+/// The parameters of the path.
+pub(super) struct Path<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let read = axum::extract::Path::<T>::from_request_parts(parts, state).await;
+        read.map(|axum::extract::Path(found)| Self(found)).map_err(|error: PathRejection| {
+            Failure::new(StatusCode::BAD_REQUEST, "bad_request", error.body_text())
+        })
+    }
+}
+
+/// The parameters after the `?`. One that the route does not know is refused: a filter that is misspelt would be no
+/// filter.
+pub(super) struct Query<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let read = axum::extract::Query::<T>::from_request_parts(parts, state).await;
+        read.map(|axum::extract::Query(found)| Self(found)).map_err(|error| {
+            let said = error.body_text();
+            let problem = said.strip_prefix("Failed to deserialize query string: ").unwrap_or(&said);
+            let (field, problem) = problem.split_once(": ").unwrap_or(("query", problem));
+            Failure::field(field, "", problem)
+        })
+    }
+}
+
+/// The whole body, at most [`BODY_LIMIT`] bytes of it.
+pub(super) struct Sent(pub(super) Bytes);
+
+impl<S: Sync> FromRequest<S> for Sent {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
+        let body = Body::new(request.into_body());
+        body.collect(BODY_LIMIT).await.map(Self).map_err(|error| {
+            if error.to_string().contains("length limit") {
+                too_large(BODY_LIMIT as u64)
+            } else {
+                Failure::new(StatusCode::BAD_REQUEST, "bad_request", format!("the body broke off: {error}"))
+            }
+        })
+    }
+}
+
+pub(super) fn too_large(most: u64) -> Failure {
+    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", format!("the body has more than {most} bytes"))
+}
+
+impl Sent {
+    pub(super) fn text(&self) -> Result<&str, Failure> {
+        std::str::from_utf8(&self.0)
+            .map_err(|_| Failure::new(StatusCode::BAD_REQUEST, "bad_request", "the body must be UTF-8"))
+    }
+
+    /// A JSON object; nothing stands for an empty one.
+    pub(super) fn object<T: DeserializeOwned + Default>(&self) -> Result<T, String> {
+        match self.0.trim_ascii() {
+            [] => Ok(T::default()),
+            text @ [b'{', ..] => serde_json::from_slice(text).map_err(|error| error.to_string()),
+            _ => Err("must be a JSON object".to_owned()),
+        }
+    }
+}
+
+/// What the client has seen of what it changes: `If-Match` and `If-None-Match`.
+#[derive(Debug)]
+pub(super) struct Seen(pub(super) Expected);
+
+impl<S: Sync> FromRequestParts<S> for Seen {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        Self::of(&parts.headers)
+    }
+}
+
+impl Seen {
+    fn of(headers: &HeaderMap) -> Result<Self, Failure> {
+        let single = |name: http::HeaderName| {
+            let mut values = headers.get_all(&name).iter();
+            match (values.next(), values.next()) {
+                (None, _) => Ok(None),
+                (Some(value), None) => Ok(Some(value.to_str().unwrap_or_default().trim())),
+                _ => Err(wrong_tag(name, "several")),
+            }
+        };
+        let expected = match (single(header::IF_MATCH)?, single(header::IF_NONE_MATCH)?) {
+            (None, None) => Expected::Anything,
+            (Some("*"), None) => Expected::Present,
+            (None, Some("*")) => Expected::Absent,
+            (Some(tag), None) => {
+                Expected::At(version_of(tag).ok_or_else(|| wrong_tag(header::IF_MATCH, tag))?)
+            }
+            (_, Some(tag)) => return Err(wrong_tag(header::IF_NONE_MATCH, tag)),
+        };
+        Ok(Self(expected))
+    }
+
+    pub(super) fn is_anything(&self) -> bool {
+        matches!(self.0, Expected::Anything)
+    }
+}
+
+fn wrong_tag(header: http::HeaderName, value: &str) -> Failure {
+    Failure::field(
+        header.as_str(),
+        value,
+        "must be one entity tag as an answer's ETag has it, or * (of If-None-Match with a change: only *)",
+    )
+}
+
+/// The tag of a representation: the version of what is stored, which conditional writes look at, and a digest of what is
+/// shown, since that also says how things are now.
+pub(super) fn entity_tag(version: Version, shown: &[u8]) -> String {
+    format!("\"{}.{}\"", version.0, &crate::record::sha256(&[shown])["sha256:".len()..][..16])
+}
+
+fn version_of(tag: &str) -> Option<Version> {
+    let text = tag.strip_prefix('"')?.strip_suffix('"')?;
+    let digits = text.split_once('.').map_or(text, |(version, _)| version);
+    digits.parse().ok().map(Version)
+}
+
+/// A service, by its path.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct ServicePath {
+    /// The namespace, which is the tenant.
+    pub(super) namespace: String,
+    /// The name of the service or trigger.
+    pub(super) name: String,
+}
+
+/// How much of a list is asked for.
+pub(super) fn page_size(limit: Option<u32>, default: usize, most: usize) -> Result<usize, Failure> {
+    match limit {
+        None => Ok(default),
+        Some(0) => Err(Failure::field("limit", 0, format!("must be 1 to {most}"))),
+        Some(limit) => Ok((limit as usize).min(most)),
+    }
+}
+
+/// Where a list goes on: opaque to clients.
+pub(super) fn cursor(last: &str) -> String {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    URL_SAFE_NO_PAD.encode(format!("1{last}"))
+}
+
+/// What stood last on the page before.
+pub(super) fn after(cursor: Option<&str>) -> Result<Option<String>, Failure> {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    let Some(cursor) = cursor else { return Ok(None) };
+    let read = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    match read.as_deref().and_then(|text| text.strip_prefix('1')) {
+        Some(last) => Ok(Some(last.to_owned())),
+        None => {
+            let problem = "must be what `continue` of the page before says; begin again without it";
+            Err(Failure::field("continue", cursor, problem))
+        }
+    }
+}
+
+/// Which labels a thing must have: `app=shop,tier!=web,canary,!old`, all of them.
+#[derive(Debug, Default)]
+pub(super) struct LabelSelector(Vec<Requirement>);
+
+#[derive(Debug)]
+enum Requirement {
+    Is(String, String),
+    IsNot(String, String),
+    Has(String),
+    HasNot(String),
+}
+
+impl LabelSelector {
+    pub(super) fn parse(text: Option<&str>) -> Result<Self, Failure> {
+        let mut requirements = Vec::new();
+        for part in text.unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let found = if let Some((key, value)) = part.split_once("!=") {
+                Requirement::IsNot(key.trim().to_owned(), value.trim().to_owned())
+            } else if let Some((key, value)) = part.split_once('=') {
+                let value = value.strip_prefix('=').unwrap_or(value);
+                Requirement::Is(key.trim().to_owned(), value.trim().to_owned())
+            } else if let Some(key) = part.strip_prefix('!') {
+                Requirement::HasNot(key.trim().to_owned())
+            } else {
+                Requirement::Has(part.to_owned())
+            };
+            let (Requirement::Is(key, _)
+            | Requirement::IsNot(key, _)
+            | Requirement::Has(key)
+            | Requirement::HasNot(key)) = &found;
+            if key.is_empty() || key.contains(['=', '!', ' ', '(', ')']) {
+                let problem = "must be like app=shop,tier!=web,canary,!old";
+                return Err(Failure::field("labels", part, problem));
+            }
+            requirements.push(found);
+        }
+        Ok(Self(requirements))
+    }
+
+    pub(super) fn matches(&self, labels: &std::collections::BTreeMap<String, String>) -> bool {
+        self.0.iter().all(|requirement| match requirement {
+            Requirement::Is(key, value) => labels.get(key) == Some(value),
+            Requirement::IsNot(key, value) => labels.get(key) != Some(value),
+            Requirement::Has(key) => labels.contains_key(key),
+            Requirement::HasNot(key) => !labels.contains_key(key),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_give_the_version_back_whatever_was_shown() {
+        let tag = entity_tag(Version(17), b"shown");
+        assert_eq!(version_of(&tag), Some(Version(17)));
+        assert_ne!(tag, entity_tag(Version(17), b"shown otherwise"));
+        for wrong in ["17", "\"\"", "W/\"17.a\"", "\"x.1\"", "\"17"] {
+            assert_eq!(version_of(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn labels_are_selected_as_kubernetes_does_by_equality() {
+        let labels = [("app", "shop"), ("tier", "web")];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        for (text, matches) in [
+            ("", true),
+            ("app=shop", true),
+            ("app==shop,tier=web", true),
+            ("app=bank", false),
+            ("app!=bank", true),
+            ("other!=x", true),
+            ("tier!=web", false),
+            ("app", true),
+            ("canary", false),
+            ("!canary,app", true),
+            ("!app", false),
+        ] {
+            let selector = LabelSelector::parse(Some(text)).expect(text);
+            assert_eq!(selector.matches(&labels), matches, "{text}");
+        }
+        for wrong in ["=x", "!", "a in (b)", "!=x"] {
+            assert!(LabelSelector::parse(Some(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_cursor_is_what_a_page_gave_or_refused() {
+        assert_eq!(after(Some(&cursor("default/hello"))).expect("ours"), Some("default/hello".to_owned()));
+        assert_eq!(after(None).expect("the first page"), None);
+        assert!(after(Some("hello")).is_err());
+    }
+}

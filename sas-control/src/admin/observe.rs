@@ -1,0 +1,441 @@
+//! What services do and did: instances, decisions, logs, usage.
+
+use std::collections::BTreeMap;
+
+use axum::{Json, extract::State};
+use sas_core::{
+    Decision, DecisionRecord, InstanceState, InstanceView, LogLine, LogPage, LogStream, MeterTotals,
+    RevisionKey, StartTimings, Timestamp, Usage,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    Api,
+    extract::{Caller, Path, Query, ServicePath, page_size},
+    problem::Failure,
+    services::no_revision,
+    test_run::millis,
+};
+use crate::{record::ServiceRecord, stamp::rfc3339};
+
+/// Lines or decisions that are given unless more or less are asked for.
+pub(super) const TAIL: usize = 100;
+/// Lines or decisions that are given at most.
+pub(super) const MOST: usize = 10_000;
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+/// Of which revision.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct OfRevision {
+    /// Of this revision only.
+    revision: Option<String>,
+}
+
+/// Which decisions.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct DecisionsQuery {
+    /// Of this revision only.
+    revision: Option<String>,
+    /// At most so many, the last ones; 100 without it.
+    #[param(minimum = 1, maximum = 10000)]
+    limit: Option<u32>,
+}
+
+/// Which lines.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct LogsQuery {
+    /// Of this revision only.
+    revision: Option<String>,
+    /// At most so many, the last ones; 100 without it.
+    #[param(minimum = 1, maximum = 10000)]
+    tail: Option<u32>,
+    /// With a sequence above this one.
+    after: Option<u64>,
+}
+
+/// `GET /v1/services/<namespace>/<name>/instances`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct InstancesPage {
+    pub(super) instances: Vec<InstanceEntry>,
+}
+
+/// An instance.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct InstanceEntry {
+    id: String,
+    revision: String,
+    state: InstanceState,
+    in_flight: u32,
+    /// `null`: unlimited.
+    limit: Option<u32>,
+    age_ms: u64,
+    endpoint: Option<String>,
+    usage: Option<Usage>,
+    ejected: bool,
+    /// `null` while it starts.
+    start: Option<StartEntry>,
+}
+
+/// How an instance started.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct StartEntry {
+    gated_ms: f64,
+    spawned_ms: Option<f64>,
+    listening_ms: Option<f64>,
+    ready_ms: f64,
+    from_stem: bool,
+}
+
+impl InstanceEntry {
+    pub(super) fn new(revision: &str, view: &InstanceView) -> Self {
+        Self {
+            id: view.id.to_string(),
+            revision: revision.to_owned(),
+            state: view.state,
+            in_flight: view.in_flight,
+            limit: (view.limit != u32::MAX).then_some(view.limit),
+            age_ms: u64::try_from(view.age.as_millis()).unwrap_or(u64::MAX),
+            endpoint: view.endpoint.as_ref().map(ToString::to_string),
+            usage: view.usage,
+            ejected: view.ejected,
+            start: view.start.as_ref().map(StartEntry::from),
+        }
+    }
+}
+
+impl From<&StartTimings> for StartEntry {
+    fn from(start: &StartTimings) -> Self {
+        Self {
+            gated_ms: millis(start.gated),
+            spawned_ms: start.spawned.map(millis),
+            listening_ms: start.listening.map(millis),
+            ready_ms: millis(start.ready),
+            from_stem: start.from_stem,
+        }
+    }
+}
+
+/// `GET /v1/services/<namespace>/<name>/logs`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct LogsPage {
+    lines: Vec<LogEntry>,
+    dropped: u64,
+}
+
+/// A line.
+#[derive(Debug, Serialize, ToSchema)]
+struct LogEntry {
+    sequence: u64,
+    /// In RFC 3339.
+    at: String,
+    instance: String,
+    request: Option<String>,
+    stream: LogStream,
+    line: String,
+}
+
+impl From<LogPage> for LogsPage {
+    fn from(page: LogPage) -> Self {
+        Self { lines: page.lines.into_iter().map(LogEntry::from).collect(), dropped: page.dropped }
+    }
+}
+
+impl From<LogLine> for LogEntry {
+    fn from(line: LogLine) -> Self {
+        Self {
+            sequence: line.sequence,
+            at: rfc3339(line.at),
+            instance: line.instance.to_string(),
+            request: line.request.map(|request| request.to_string()),
+            stream: line.stream,
+            line: line.line,
+        }
+    }
+}
+
+/// `GET /v1/services/<namespace>/<name>/decisions`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct DecisionsPage {
+    decisions: Vec<DecisionEntry>,
+}
+
+/// A decision with all that it was made from. The names of its record's fields, as replay reads them.
+#[derive(Debug, Serialize, ToSchema)]
+struct DecisionEntry {
+    #[serde(skip)]
+    made: Timestamp,
+    revision: String,
+    /// In RFC 3339.
+    at: String,
+    sequence: u64,
+    #[schema(value_type = Object)]
+    elapsed: std::time::Duration,
+    #[schema(value_type = Object)]
+    load: sas_core::Load,
+    /// What the host reported by name.
+    #[schema(value_type = Object)]
+    #[serde(skip_serializing_if = "sas_core::NamedValues::is_empty")]
+    named: sas_core::NamedValues,
+    previous: Option<u32>,
+    decision: VerdictEntry,
+}
+
+/// What was decided, and why.
+#[derive(Debug, Serialize, ToSchema)]
+struct VerdictEntry {
+    #[schema(value_type = Value)]
+    verdict: sas_core::Verdict,
+    #[schema(value_type = Value)]
+    reason: sas_core::Reason,
+    /// By name: the number of the set means nothing to a reader.
+    clamps: Vec<&'static str>,
+    excess_burst: i32,
+    proposed: Option<u32>,
+    version: u32,
+    #[schema(value_type = Vec<Object>)]
+    votes: sas_core::Votes,
+    #[schema(value_type = Object)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Box<sas_core::Details>>,
+}
+
+impl From<Decision> for VerdictEntry {
+    fn from(decision: Decision) -> Self {
+        Self {
+            verdict: decision.verdict,
+            reason: decision.reason,
+            clamps: decision.clamps.names().collect(),
+            excess_burst: decision.excess_burst,
+            proposed: decision.proposed,
+            version: decision.version,
+            votes: decision.votes,
+            details: decision.details,
+        }
+    }
+}
+
+impl DecisionsPage {
+    /// The last `most` of these, oldest first.
+    pub(super) fn last(records: Vec<(String, DecisionRecord)>, most: usize) -> Self {
+        let entry = |(revision, record): (String, DecisionRecord)| DecisionEntry {
+            made: record.at,
+            revision,
+            at: rfc3339(record.at),
+            sequence: record.sequence,
+            elapsed: record.elapsed,
+            load: record.load,
+            named: record.named,
+            previous: record.previous,
+            decision: record.decision.into(),
+        };
+        let mut decisions: Vec<DecisionEntry> = records.into_iter().map(entry).collect();
+        decisions.sort_by_key(|entry| entry.made);
+        let skip = decisions.len().saturating_sub(most);
+        decisions.drain(..skip);
+        Self { decisions }
+    }
+}
+
+/// What each revision used since the platform runs.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ServiceUsage {
+    usage: Vec<RevisionUsage>,
+    /// Their sum, with what those used that are gone; absent when one revision is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<UsageTotals>,
+}
+
+/// What a revision used, however often it was registered.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct RevisionUsage {
+    revision: String,
+    totals: UsageTotals,
+}
+
+/// Use of instances, in nanoseconds per phase, and requests.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct UsageTotals {
+    /// On their way up.
+    starting_ns: u64,
+    /// As stems.
+    pooled_ns: u64,
+    /// Ready, without a request.
+    idle_ns: u64,
+    /// With at least one request.
+    busy_ns: u64,
+    /// On their way out.
+    draining_ns: u64,
+    /// Requests answered.
+    requests: u64,
+}
+
+impl From<&MeterTotals> for UsageTotals {
+    fn from(totals: &MeterTotals) -> Self {
+        // 584 years fit.
+        let short = |ns: u128| u64::try_from(ns).unwrap_or(u64::MAX);
+        Self {
+            starting_ns: short(totals.starting_ns),
+            pooled_ns: short(totals.pooled_ns),
+            idle_ns: short(totals.idle_ns),
+            busy_ns: short(totals.busy_ns),
+            draining_ns: short(totals.draining_ns),
+            requests: totals.requests,
+        }
+    }
+}
+
+/// What tenants used since the platform runs.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct UsagePage {
+    tenants: Vec<TenantUsage>,
+}
+
+/// What a tenant used.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TenantUsage {
+    /// Its namespace; `null` when it is not known any more.
+    namespace: Option<String>,
+    totals: UsageTotals,
+}
+
+/// Lists the instances of a service.
+#[utoipa::path(get, path = "/v1/services/{namespace}/{name}/instances", tag = "observe",
+    params(ServicePath, OfRevision), security(("token" = ["read"])),
+    responses((status = 200, body = InstancesPage, description = "Its instances")))]
+pub(super) async fn instances(
+    State(api): State<Api>,
+    Path(at): Path<ServicePath>,
+    Query(query): Query<OfRevision>,
+) -> Answer<InstancesPage> {
+    let record = api.control.record(&at.namespace, &at.name)?;
+    let mut instances = Vec::new();
+    for (revision, key) in api.keys(&record, query.revision.as_deref())? {
+        let views = api.control.pool.instances(key);
+        instances.extend(views.iter().map(|view| InstanceEntry::new(&revision, view)));
+    }
+    Ok(Json(InstancesPage { instances }))
+}
+
+/// Lists the last scaling decisions of a service, oldest first, each with its inputs, votes and reason.
+#[utoipa::path(get, path = "/v1/services/{namespace}/{name}/decisions", tag = "observe",
+    params(ServicePath, DecisionsQuery), security(("token" = ["read"])),
+    responses((status = 200, body = DecisionsPage, description = "Its last decisions")))]
+pub(super) async fn decisions(
+    State(api): State<Api>,
+    Path(at): Path<ServicePath>,
+    Query(query): Query<DecisionsQuery>,
+) -> Answer<DecisionsPage> {
+    let most = page_size(query.limit, TAIL, MOST)?;
+    let record = api.control.record(&at.namespace, &at.name)?;
+    let mut records = Vec::new();
+    for (revision, key) in api.all_keys(&record, query.revision.as_deref())? {
+        let last = api.control.decisions()?.last_decisions(key, most).await?;
+        records.extend(last.into_iter().map(|record| (revision.clone(), record)));
+    }
+    Ok(Json(DecisionsPage::last(records, most)))
+}
+
+/// Gives the last lines that the instances of a service wrote.
+#[utoipa::path(get, path = "/v1/services/{namespace}/{name}/logs", tag = "observe",
+    params(ServicePath, LogsQuery), security(("token" = ["read"])),
+    responses((status = 200, body = LogsPage, description = "Its last lines, oldest first")))]
+pub(super) async fn logs(
+    State(api): State<Api>,
+    Path(at): Path<ServicePath>,
+    Query(query): Query<LogsQuery>,
+) -> Answer<LogsPage> {
+    let most = page_size(query.tail, TAIL, MOST)?;
+    let record = api.control.record(&at.namespace, &at.name)?;
+    let keys = api.all_keys(&record, query.revision.as_deref())?;
+    let keys: Vec<RevisionKey> = keys.into_iter().map(|(_, key)| key).collect();
+    let page = api.control.logs()?.lines(&keys, most, query.after.unwrap_or(0)).await?;
+    Ok(Json(LogsPage::from(page)))
+}
+
+/// Tells what the revisions of a service used.
+#[utoipa::path(get, path = "/v1/services/{namespace}/{name}/usage", tag = "observe",
+    params(ServicePath, OfRevision), security(("token" = ["read"])),
+    responses((status = 200, body = ServiceUsage, description = "What they used")))]
+pub(super) async fn service_usage(
+    State(api): State<Api>,
+    Path(at): Path<ServicePath>,
+    Query(query): Query<OfRevision>,
+) -> Answer<ServiceUsage> {
+    let record = api.control.record(&at.namespace, &at.name)?;
+    let mut revisions: BTreeMap<String, MeterTotals> = BTreeMap::new();
+    for (revision, key) in api.all_keys(&record, query.revision.as_deref())? {
+        let used = api.control.usage()?.revision_usage(key).await?;
+        revisions.entry(revision).or_default().add_all(&used);
+    }
+    let total = query.revision.is_none().then(|| {
+        let live = api.control.live(&record.path());
+        let mut total = live.map(|live| live.state.lock().retired_usage).unwrap_or_default();
+        revisions.values().for_each(|totals| total.add_all(totals));
+        UsageTotals::from(&total)
+    });
+    let usage = revisions
+        .iter()
+        .map(|(revision, totals)| RevisionUsage { revision: revision.clone(), totals: totals.into() });
+    Ok(Json(ServiceUsage { usage: usage.collect(), total }))
+}
+
+/// Tells what tenants used; those who are held to a namespace see their own.
+#[utoipa::path(get, path = "/v1/usage", tag = "observe", security(("token" = ["read"])),
+    responses((status = 200, body = UsagePage, description = "What tenants used")))]
+pub(super) async fn usage(State(api): State<Api>, Caller(caller): Caller) -> Answer<UsagePage> {
+    let used = api.control.usage()?.tenant_usage().await?;
+    let tenants = used.into_iter().map(|(tenant, totals)| TenantUsage {
+        namespace: api.control.namespace_of(tenant),
+        totals: (&totals).into(),
+    });
+    let seen = tenants.filter(|used| match &used.namespace {
+        Some(namespace) => caller.reaches(namespace),
+        None => caller.tenant().is_none(),
+    });
+    Ok(Json(UsagePage { tenants: seen.collect() }))
+}
+
+impl Api {
+    /// Revisions with their keys: those that run, or the one that is asked for.
+    fn keys(
+        &self,
+        record: &ServiceRecord,
+        asked: Option<&str>,
+    ) -> Result<Vec<(String, RevisionKey)>, Failure> {
+        if let Some(asked) = asked
+            && record.revision(asked).is_none()
+        {
+            return Err(no_revision(record, asked));
+        }
+        let Some(live) = self.control.live(&record.path()) else { return Ok(Vec::new()) };
+        let state = live.state.lock();
+        let running = state.observed.registrations.iter().map(|r| (r.revision.clone(), r.key));
+        Ok(running.filter(|(revision, _)| asked.is_none_or(|asked| asked == revision)).collect())
+    }
+
+    /// The same with earlier registrations, for what was logged and decided then.
+    fn all_keys(
+        &self,
+        record: &ServiceRecord,
+        asked: Option<&str>,
+    ) -> Result<Vec<(String, RevisionKey)>, Failure> {
+        let mut keys = self.keys(record, asked)?;
+        if let Some(live) = self.control.live(&record.path()) {
+            let state = live.state.lock();
+            let past = state.past.iter();
+            keys.extend(past.filter(|(revision, _)| asked.is_none_or(|asked| asked == revision)).cloned());
+        }
+        Ok(keys)
+    }
+}
