@@ -101,8 +101,8 @@ pub use quota::{Quota, Quotas};
 pub use recorder::Recorder;
 pub use rollout::{AnswerCounter, AnswerCounts, RolloutPlan, RolloutProgress, RolloutState, RolloutStep};
 pub use route::{
-    Affinity, HostPattern, Route, RouteAction, RouteChange, RouteError, RouteMatch, RouteQuery, RouteRule,
-    RouteTarget, Router, Split, TAG_HEADER, ValueMatch,
+    Affinity, HostPattern, RemoteTarget, Route, RouteAction, RouteChange, RouteError, RouteMatch, RouteQuery,
+    RouteRule, RouteTarget, Router, Split, TAG_HEADER, ValueMatch,
 };
 pub use runtime::{
     Artifact, ArtifactInfo, Capabilities, Deployed, Isolation, Runtime, StartRequest, Stem, StemClass,

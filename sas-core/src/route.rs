@@ -34,6 +34,27 @@ pub enum Route {
         /// The `Location`.
         location: String,
     },
+    /// To another host of the platform, which answers it.
+    Remote(RemoteTarget),
+}
+
+/// The host that gets a request, and what the route says about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RemoteTarget {
+    /// The host, by the name that the data plane knows it by.
+    pub peer: Arc<str>,
+    /// The tenant whose the service is.
+    pub tenant: TenantKey,
+    /// For the whole request.
+    pub timeout: Duration,
+}
+
+impl RemoteTarget {
+    /// To `peer`, within `timeout`.
+    pub const fn new(peer: Arc<str>, tenant: TenantKey, timeout: Duration) -> Self {
+        Self { peer, tenant, timeout }
+    }
 }
 
 /// The revision that gets a request, and what the route says about it.
@@ -165,6 +186,12 @@ pub enum RouteAction {
         status: u16,
         /// The location.
         location: String,
+    },
+    /// Passes requests on to another host of the platform, which routes them itself. One that was passed on already is
+    /// refused with 508.
+    Remote {
+        /// The host, by the name that the data plane knows it by; not empty.
+        peer: String,
     },
 }
 

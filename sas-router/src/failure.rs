@@ -19,8 +19,8 @@ pub const REQUEST_ID: http::HeaderName = http::HeaderName::from_static("x-reques
 pub struct Failure {
     /// The status that the client gets.
     pub status: StatusCode,
-    /// Which part of the platform says so: `ingress`, `router`, `admission`, `pool`, `runtime`, `instance` or
-    /// `hook`.
+    /// Which part of the platform says so: `ingress`, `router`, `admission`, `pool`, `runtime`, `instance`,
+    /// `peer` or `hook`.
     pub component: &'static str,
     /// Why, as one stable word in snake case.
     pub reason: &'static str,
@@ -118,6 +118,24 @@ impl Failure {
         failure.close = component == "ingress";
         if let Retry::After(after) = error.retry {
             failure.retry_after = Some(after);
+        }
+        failure
+    }
+
+    /// Another host did not answer.
+    pub(crate) fn from_peer(error: &Error, unsent: bool) -> Self {
+        let mut failure = Self::from_call(error);
+        if failure.component == "instance" {
+            failure.component = "peer";
+            match (unsent, error.kind) {
+                (true, _) => {
+                    failure.status = StatusCode::SERVICE_UNAVAILABLE;
+                    failure.reason = "unreachable";
+                    failure.retry_after = Some(Duration::from_secs(1));
+                }
+                (false, ErrorKind::Crashed) => failure.reason = "lost",
+                _ => {}
+            }
         }
         failure
     }

@@ -45,6 +45,7 @@ mod identity;
 mod interim;
 mod matching;
 pub mod metrics;
+mod peer;
 mod retry;
 mod rule;
 mod seed;
@@ -68,6 +69,7 @@ pub use gateway::{Gateway, GatewayConfig, ServerTiming};
 pub use health::HealthChecks;
 pub use hook::{Hook, HookCx, Step};
 pub use host::host_of;
+pub use peer::Peers;
 pub use retry::RetryPolicy;
 #[cfg(feature = "tls")]
 pub use server::Tls;

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderName, StatusCode};
 use sas_core::{
-    Affinity, Error, ErrorKind, HostPattern, Result, RevisionKey, Route, RouteAction, RouteError, RouteMatch,
-    RouteQuery, RouteRule, RouteTarget, TenantKey,
+    Affinity, Error, ErrorKind, HostPattern, RemoteTarget, Result, RevisionKey, Route, RouteAction,
+    RouteError, RouteMatch, RouteQuery, RouteRule, RouteTarget, TenantKey,
 };
 
 use crate::{
@@ -45,6 +45,7 @@ enum Action {
     One(RevisionKey),
     Deal(Deal),
     Redirect { status: StatusCode, location: Box<str> },
+    Remote(Arc<str>),
 }
 
 #[derive(Debug)]
@@ -196,6 +197,10 @@ impl Rule {
                 let status = StatusCode::from_u16(*status).expect("one of four valid codes");
                 Action::Redirect { status, location: location.as_str().into() }
             }
+            RouteAction::Remote { peer } if peer.is_empty() => {
+                return bad("action.remote.peer", String::new(), "the name of a host");
+            }
+            RouteAction::Remote { peer } => Action::Remote(peer.as_str().into()),
             _ => return bad("action", "?".into(), "an action that this version knows"),
         };
         Ok(Self {
@@ -226,6 +231,9 @@ impl Rule {
                 let location =
                     location.replace("{path}", query.path).replace("{query}", query.query.unwrap_or(""));
                 return Ok(Route::Redirect { status: *status, location });
+            }
+            Action::Remote(peer) => {
+                return Ok(Route::Remote(RemoteTarget::new(Arc::clone(peer), self.tenant, self.timeout)));
             }
         };
         let value = match &self.affinity {

@@ -62,6 +62,7 @@ pub async fn suite<G>(builder: impl AsyncFn() -> (G, Subject)) -> Report {
             "weights that do not add up to 100 are refused with the host" => bad_weights,
             "a change is all or nothing" => all_or_nothing,
             "a redirect fills in path and query" => redirect,
+            "a route may lead to another host, for whom tenant and time-out are handed on" => remote,
             "affinity is the same for the same header or cookie" => affinity,
             "tenant, time-out, waking and fallback of the rule are handed on" => handed_on,
             "a host that is set again has only its new rules" => replaced,
@@ -427,6 +428,29 @@ async fn replaced(subject: &Subject) -> Verdict {
     set(&*router, exact("a.test"), vec![to(3).under("/y")])?;
     Ask::new("a.test", "/y").reaches(&*router, 3)?;
     Ask::new("a.test", "/x").fails(&*router, RouteError::NoRoute)
+}
+
+async fn remote(subject: &Subject) -> Verdict {
+    let router = (subject.make)();
+    let mut there =
+        RouteRule::new(TenantKey(9), RouteAction::Remote { peer: "host-b".to_owned() }).under("/there");
+    there.timeout = Duration::from_secs(7);
+    set(&*router, exact("a.test"), vec![to(1), there])?;
+    Ask::new("a.test", "/").reaches(&*router, 1)?;
+    match Ask::new("a.test", "/there/x").route(&*router) {
+        Ok(Route::Remote(remote)) => {
+            ensure!(&*remote.peer == "host-b", "the rule names host-b, the route {}", remote.peer);
+            ensure!(remote.tenant == TenantKey(9), "the rule's tenant is 9, the route's {:?}", remote.tenant);
+            let timeout = Duration::from_secs(7);
+            ensure!(remote.timeout == timeout, "the rule says {timeout:?}, the route {:?}", remote.timeout);
+        }
+        other => return Err(Stop::fail(format!("the rule leads to host-b, the route is {other:?}"))),
+    }
+    let nowhere = RouteRule::new(TenantKey(9), RouteAction::Remote { peer: String::new() });
+    let refused = router.apply(vec![RouteChange::Set { host: exact("a.test"), rules: vec![nowhere] }]);
+    let kind = refused.err().map(|error| error.kind);
+    ensure!(kind == Some(ErrorKind::InvalidSpec), "a host without a name is no InvalidSpec, but {kind:?}");
+    Ask::new("a.test", "/").reaches(&*router, 1)
 }
 
 async fn removed(subject: &Subject) -> Verdict {

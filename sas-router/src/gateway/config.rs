@@ -8,6 +8,7 @@ use crate::{
     access::AccessLog,
     admission::{Admission, AdmissionConfig},
     hook::Hook,
+    peer::Peers,
     retry::RetryPolicy,
     upstream::UpstreamConfig,
 };
@@ -49,6 +50,9 @@ pub struct GatewayConfig {
     pub upstream: UpstreamConfig,
     /// Quotas and the budget of bytes. Keep a clone to change quotas later.
     pub admission: Arc<Admission>,
+    /// The other hosts of the platform, to which routes may lead; `None`: there are none, and such a route is answered with
+    /// 503.
+    pub peers: Option<Arc<Peers>>,
     /// Code of the host that sees every request from outside, in this order.
     pub hooks: Vec<Arc<dyn Hook>>,
     /// Takes a record of every request from outside; `None`: no records are made.
@@ -73,6 +77,7 @@ impl Default for GatewayConfig {
             max_uri_bytes: 16 * 1024,
             upstream: UpstreamConfig::default(),
             admission: Admission::new(AdmissionConfig::default()),
+            peers: None,
             hooks: Vec::new(),
             access: None,
             placeholder: bytes::Bytes::from_static(PLACEHOLDER.as_bytes()),

@@ -21,6 +21,7 @@ use crate::{
     forward,
     framing::{self, Measured},
     interim::Interim,
+    peer::{self, Peer},
     retry::is_idempotent,
     stall::WriteBy,
     tail::Tail,
@@ -34,7 +35,10 @@ const POOL_GRACE: Duration = Duration::from_millis(100);
 /// What a request needs on its way besides itself.
 pub(super) struct Delivery<'a> {
     pub(super) target: &'a RouteTarget,
-    pub(super) deployed: &'a Deployed,
+    /// How whoever gets it is spoken to.
+    pub(super) manner: Manner,
+    /// The host that gets it instead of an instance of this one.
+    pub(super) peer: Option<&'a Arc<Peer>>,
     pub(super) cx: &'a Cx,
     pub(super) arrived: Instant,
     pub(super) connection: &'a Arc<ClientConnection>,
@@ -46,6 +50,31 @@ pub(super) struct Delivery<'a> {
     pub(super) tail: &'a mut Tail,
 }
 
+/// How whoever answers a request is spoken to, and how long it may be quiet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    protocol: Protocol,
+    response_start: Duration,
+    idle: Duration,
+}
+
+impl Manner {
+    pub(super) fn of(deployed: &Deployed) -> Self {
+        let timeouts = &deployed.spec.timeouts;
+        Self {
+            protocol: deployed.spec.protocol,
+            response_start: timeouts.response_start,
+            idle: timeouts.idle,
+        }
+    }
+
+    /// Of another host, which holds its instances to their own limits.
+    pub(super) const fn of_peer(protocol: Protocol) -> Self {
+        const LONG: Duration = Duration::from_secs(30 * 24 * 3600);
+        Self { protocol, response_start: LONG, idle: LONG }
+    }
+}
+
 /// Why a request got no answer from an instance, with the request when no byte of it reached one.
 #[derive(Debug)]
 pub(super) struct Refused {
@@ -54,7 +83,7 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    fn new(failure: Failure, unsent: Option<Box<Request>>) -> Box<Self> {
+    pub(super) fn new(failure: Failure, unsent: Option<Box<Request>>) -> Box<Self> {
         Box::new(Self { failure, unsent })
     }
 }
@@ -125,7 +154,7 @@ impl Gateway {
         mut request: Request,
         delivery: &mut Delivery<'_>,
     ) -> Result<Response, Box<Refused>> {
-        let (cx, deployed, arrived) = (delivery.cx, delivery.deployed, delivery.arrived);
+        let (cx, manner, arrived) = (delivery.cx, delivery.manner, delivery.arrived);
         let mut claim = claim(delivery.target, cx);
         claim.bytes = http_body::Body::size_hint(request.body())
             .upper()
@@ -135,15 +164,19 @@ impl Gateway {
         let mut on_upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
         let mut attempt = 1;
         loop {
-            let Claimed { mut lease, at, cold } = match self.claim(&claim, cx).await {
+            let claimed = match delivery.peer {
+                Some(peer) => Ok(Claimed { lease: peer::lease(peer), at: Instant::now(), cold: false }),
+                None => self.claim(&claim, cx).await,
+            };
+            let Claimed { mut lease, at, cold } = match claimed {
                 Ok(claimed) => claimed,
                 Err(failure) => return Err(Refused::new(failure, Some(Box::new(request)))),
             };
             let instance = lease.instance.id();
-            let last = attempt >= self.config.retry.attempts;
+            let last = attempt >= self.config.retry.attempts || delivery.peer.is_some();
             let copy = if last || upgrading { None } else { Copy::of(&request) };
             let careful = copy.is_none();
-            let by = cx.deadline.min(at + deployed.spec.timeouts.response_start);
+            let by = cx.deadline.min(at + manner.response_start);
             // Pinned here, so that the limit does not move a future of kilobytes.
             let called = {
                 let call = pin!(self.call(&lease, request, delivery, careful, upgrading));
@@ -195,7 +228,11 @@ impl Gateway {
                 }
                 Err(unsent) => {
                     self.tallies.count(claim.revision, true);
-                    return Err(Refused::new(Failure::from_call(&error.error), unsent));
+                    let failure = match delivery.peer {
+                        Some(_) => Failure::from_peer(&error.error, unsent.is_some()),
+                        None => Failure::from_call(&error.error),
+                    };
+                    return Err(Refused::new(failure, unsent));
                 }
             }
         }
@@ -238,14 +275,14 @@ impl Gateway {
         careful: bool,
         upgrading: bool,
     ) -> Result<(Answered, Option<Arc<Progress>>), CallError> {
-        let (cx, deployed) = (delivery.cx, delivery.deployed);
+        let (cx, protocol) = (delivery.cx, delivery.manner.protocol);
+        let protocol = if delivery.peer.is_some() && upgrading { Protocol::Http1 } else { protocol };
         let endpoint = match lease.instance.target() {
             InstanceTarget::Endpoint(endpoint) => endpoint,
             InstanceTarget::Call(callee) => {
                 return callee.call(request, cx).await.map(|answer| (Answered::Inside(answer), None));
             }
         };
-        let protocol = deployed.spec.protocol;
         if let Err(error) = address(&mut request, endpoint, protocol) {
             return Err(CallError::unsent(error, request));
         }
@@ -390,11 +427,8 @@ impl Gateway {
         B: http_body::Body<Data = bytes::Bytes, Error = BoxError> + Send + Unpin + 'static,
     {
         lease.outcome = outcome(head.status);
-        let mut limits = Limits {
-            deadline: Some(delivery.cx.deadline),
-            idle: delivery.deployed.spec.timeouts.idle,
-            sender: "instance",
-        };
+        let mut limits =
+            Limits { deadline: Some(delivery.cx.deadline), idle: delivery.manner.idle, sender: "instance" };
         tail.lease = Some(lease);
         if !is_event_stream(&head.headers) {
             head.extensions.insert(WriteBy(delivery.cx.deadline));

@@ -12,13 +12,13 @@ use async_trait::async_trait;
 use http::{HeaderValue, Method, Response as HttpResponse, StatusCode, Version, header, header::Entry};
 use sas_core::{
     AnswerCounter, AnswerCounts, Body, CallError, CallTimings, Cx, Deployed, Error, ErrorKind, Handler,
-    Invoker, Pool, Purpose, Request, RequestId, Response, RevisionKey, Route, RouteError, RouteQuery,
-    RouteTarget, Router, Target,
+    Invoker, Payer, Pool, Purpose, RemoteTarget, Request, RequestId, Response, RevisionKey, Route,
+    RouteError, RouteQuery, RouteTarget, Router, Target,
 };
 use tokio::time::Instant;
 
 pub use self::config::{GatewayConfig, ServerTiming};
-use self::deliver::{Delivery, Refused};
+use self::deliver::{Delivery, Manner, Refused};
 use crate::{
     access::{AccessRecord, End},
     admission::Refusal,
@@ -29,6 +29,7 @@ use crate::{
     host_of, identity,
     identity::IdSource,
     metrics::GatewayMetrics,
+    peer::{self, Marked},
     retry::RetryBudget,
     tail::{Draft, Tail},
     tally::{Tallies, Tally},
@@ -133,6 +134,7 @@ impl Gateway {
         arrived: Instant,
         connection: &Arc<ClientConnection>,
         tail: &mut Tail,
+        marked: Option<&Marked>,
     ) -> Result<Response, Failure> {
         vet::vet(&mut request, self.config.max_uri_bytes)?;
         for hook in &self.config.hooks {
@@ -143,12 +145,23 @@ impl Gateway {
         }
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).and_then(host_of);
         let host = host.ok_or_else(|| Failure::malformed("missing_host", "a request has a Host header"))?;
-        if self.is_internal(host) {
+        if marked.is_none() && self.is_internal(host) {
             return Err(Failure::from_route(RouteError::NoRoute, host));
         }
         let mut target = match self.route(&request, host)? {
             Route::To(target) => target,
             Route::Redirect { status, location } => return redirect(status, &location),
+            Route::Remote(remote) => {
+                if let Some(marked) = marked {
+                    return Err(passed_on_twice(&format!("{} passed it on to this host", marked.from)));
+                }
+                if let Some(draft) = &mut tail.draft {
+                    draft.record.tenant = Some(remote.tenant);
+                }
+                let cx = Cx::new(Payer::Owner, id, arrived + remote.timeout);
+                let passed = self.pass_on(request, &remote, &cx, arrived, connection, tail).await;
+                return passed.map_err(|refused| refused.failure);
+            }
             _ => return Err(Failure::from_route(RouteError::NoRoute, host)),
         };
         let mut deployed = self.deployed(target.revision)?;
@@ -157,20 +170,30 @@ impl Gateway {
             draft.record.revision = Some(target.revision);
             draft.record.name = Some(deployed.name.clone());
         }
-        tail.permit = Some(self.admit(&request, &target, &deployed, arrived)?);
+        let mut cx = Cx::new(target.tenant, id, arrived + target.timeout);
+        if let Some(marked) = marked {
+            target.tenant = marked.payer.tenant(target.tenant);
+            cx.payer = Payer::Tenant(target.tenant);
+            cx.purpose = marked.purpose;
+            cx.deadline = cx.deadline.min(arrived + marked.left.min(target.timeout));
+            target.wakes &= marked.purpose.wakes();
+        }
+        if cx.purpose.metered() {
+            tail.permit = Some(self.admit(&request, &target, &deployed, arrived)?);
+        }
         let head_only = *request.method() == Method::HEAD;
         let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
         let asked = request.headers().contains_key(&ASK_TIMING);
         let browses = target.placeholder && wants_page(&request);
-        self.prepare(&mut request, id, connection);
-        let cx = Cx::new(target.tenant, id, arrived + target.timeout);
+        self.prepare(&mut request, id, connection, marked.is_some());
         if browses && let Some(page) = self.placeholder(&target, &cx) {
             return Ok(page);
         }
         let mut response = loop {
             let mut delivery = Delivery {
                 target: &target,
-                deployed: &deployed,
+                manner: Manner::of(&deployed),
+                peer: None,
                 cx: &cx,
                 arrived,
                 connection,
@@ -202,6 +225,53 @@ impl Gateway {
             add_server_timing(&mut response);
         }
         Ok(response)
+    }
+
+    /// Passes a request on to another host, which admits, routes and meters it itself.
+    async fn pass_on(
+        &self,
+        mut request: Request,
+        remote: &RemoteTarget,
+        cx: &Cx,
+        arrived: Instant,
+        connection: &Arc<ClientConnection>,
+        tail: &mut Tail,
+    ) -> Result<Response, Box<Refused>> {
+        let unknown = |why: String| {
+            Failure::new(StatusCode::SERVICE_UNAVAILABLE, "router", "no_such_peer", why)
+                .after(std::time::Duration::from_secs(1))
+        };
+        let unsent = |failure, request| Refused::new(failure, Some(Box::new(request)));
+        let Some(peers) = &self.config.peers else {
+            let why =
+                format!("the route leads to the host {}, and this gateway knows no others", remote.peer);
+            return Err(unsent(unknown(why), request));
+        };
+        if peers.has_passed(request.headers()) {
+            return Err(unsent(passed_on_twice("it passed this host before"), request));
+        }
+        let Some(peer) = peers.get(&remote.peer) else {
+            let why = format!("the route leads to the host {}, which is not there now", remote.peer);
+            return Err(unsent(unknown(why), request));
+        };
+        let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
+        self.prepare(&mut request, cx.request, connection, false);
+        peers.sign(&mut request, &peer, cx);
+        // The key of no revision: nothing is counted for one here.
+        let mut target = RouteTarget::new(RevisionKey(u64::MAX), remote.tenant);
+        target.timeout = remote.timeout;
+        let mut delivery = Delivery {
+            target: &target,
+            manner: Manner::of_peer(peer.protocol),
+            peer: Some(&peer),
+            cx,
+            arrived,
+            connection,
+            head_only: *request.method() == Method::HEAD,
+            interim,
+            tail,
+        };
+        self.deliver(request, &mut delivery).await
     }
 
     fn deployed(&self, revision: RevisionKey) -> Result<Arc<Deployed>, Failure> {
@@ -259,7 +329,7 @@ impl Gateway {
     }
 
     /// Makes the head of a request fit for an instance.
-    fn prepare(&self, request: &mut Request, id: RequestId, connection: &ClientConnection) {
+    fn prepare(&self, request: &mut Request, id: RequestId, connection: &ClientConnection, marked: bool) {
         let upgrade = forward::wants_upgrade(request.headers())
             && request.extensions().get::<hyper::upgrade::OnUpgrade>().is_some();
         let headers = request.headers_mut();
@@ -267,9 +337,21 @@ impl Gateway {
         // The ingress answers 100 itself, as soon as an instance takes the body.
         headers.remove(header::EXPECT);
         headers.remove(&ASK_TIMING);
-        forward::stamp(headers, connection.origin(), self.config.trust_forwarded);
+        headers.remove(&peer::MARK);
+        forward::stamp(headers, connection.origin(), self.config.trust_forwarded || marked);
         identity::trace(headers, id);
         headers.insert(REQUEST_ID, request_id_value(id));
+    }
+
+    /// Names what a call does to whoever is called.
+    #[allow(clippy::unused_self, reason = "beside the other steps of a request")]
+    fn give_key(&self, request: &mut Request, cx: &Cx) {
+        if let Some(key) = cx.idempotency
+            && let Entry::Vacant(header) = request.headers_mut().entry(IDEMPOTENCY_KEY)
+            && let Ok(value) = HeaderValue::try_from(format!("\"{key}\""))
+        {
+            header.insert(value);
+        }
     }
 
     fn is_internal(&self, host: &str) -> bool {
@@ -279,8 +361,9 @@ impl Gateway {
         host[split..].eq_ignore_ascii_case(suffix) && (split == 0 || host[split - 1] == b'.')
     }
 
-    fn arrival_id(&self, request: &Request) -> RequestId {
-        let given = self.config.trust_forwarded.then(|| request.headers().get(REQUEST_ID)).flatten();
+    fn arrival_id(&self, request: &Request, marked: bool) -> RequestId {
+        let given =
+            (self.config.trust_forwarded || marked).then(|| request.headers().get(REQUEST_ID)).flatten();
         given.and_then(identity::parse_request_id).unwrap_or_else(|| self.ids.next())
     }
 
@@ -326,21 +409,23 @@ impl AnswerCounter for Gateway {
 impl Handler for Gateway {
     async fn handle(&self, mut request: Request) -> Response {
         let arrived = Instant::now();
-        let id = self.arrival_id(&request);
+        let marked = self.config.peers.as_ref().and_then(|peers| peers.take(&mut request));
+        let id = self.arrival_id(&request, marked.is_some());
         let connection = request.extensions_mut().remove::<Arc<ClientConnection>>();
         let connection = connection.unwrap_or_else(|| Arc::clone(&self.embedded));
         let mut tail = Tail::default();
         tail.draft = self.draft(&request, id, arrived);
-        let mut response = match self.serve(request, id, arrived, &connection, &mut tail).await {
-            Ok(response) => response,
-            Err(failure) => {
-                self.metrics.refused(&failure);
-                if let Some(draft) = &mut tail.draft {
-                    draft.record.reason = Some(failure.reason);
+        let mut response =
+            match self.serve(request, id, arrived, &connection, &mut tail, marked.as_ref()).await {
+                Ok(response) => response,
+                Err(failure) => {
+                    self.metrics.refused(&failure);
+                    if let Some(draft) = &mut tail.draft {
+                        draft.record.reason = Some(failure.reason);
+                    }
+                    failure.into_response(id)
                 }
-                failure.into_response(id)
-            }
-        };
+            };
         for hook in self.config.hooks.iter().rev() {
             hook.on_response(&mut response, &HookCx::new(id, &connection));
         }
@@ -381,6 +466,20 @@ impl Invoker for Gateway {
                         return redirected
                             .map_err(|failure| CallError::unsent(failure.into_error(), request));
                     }
+                    Ok(Route::Remote(remote)) => {
+                        let mut cx = *cx;
+                        cx.deadline = cx.deadline.min(arrived + remote.timeout);
+                        self.give_key(&mut request, &cx);
+                        let connection = request.extensions_mut().remove::<Arc<ClientConnection>>();
+                        let connection = connection.unwrap_or_else(|| Arc::clone(&self.embedded));
+                        let mut tail = Tail::default();
+                        let passed =
+                            self.pass_on(request, &remote, &cx, arrived, &connection, &mut tail).await;
+                        return passed.map_err(|refused| {
+                            let Refused { failure, unsent } = *refused;
+                            CallError { error: failure.into_error(), unsent }
+                        });
+                    }
                     Ok(_) => return not_found(format!("{path}: no route that this version knows"), request),
                     Err(failure) => return Err(CallError::unsent(failure.into_error(), request)),
                 }
@@ -415,16 +514,12 @@ impl Invoker for Gateway {
                 Err(failure) => return Err(CallError::unsent(failure.into_error(), request)),
             }
         }
-        self.prepare(&mut request, cx.request, &connection);
-        if let Some(key) = cx.idempotency
-            && let Entry::Vacant(header) = request.headers_mut().entry(IDEMPOTENCY_KEY)
-            && let Ok(value) = HeaderValue::try_from(format!("\"{key}\""))
-        {
-            header.insert(value);
-        }
+        self.prepare(&mut request, cx.request, &connection, false);
+        self.give_key(&mut request, &cx);
         let mut delivery = Delivery {
             target: &to,
-            deployed: &deployed,
+            manner: Manner::of(&deployed),
+            peer: None,
             cx: &cx,
             arrived,
             connection: &connection,
@@ -437,6 +532,14 @@ impl Invoker for Gateway {
             CallError { error: failure.into_error(), unsent }
         })
     }
+}
+
+/// A request that went from host to host and would go on.
+fn passed_on_twice(why: &str) -> Failure {
+    let text = format!(
+        "the route of this host leads to another one, and {why}: two hosts take each other for the owner"
+    );
+    Failure::new(StatusCode::LOOP_DETECTED, "router", "loop", text)
 }
 
 /// Whether a person looks at the answer.

@@ -1,0 +1,388 @@
+//! Other hosts of the same platform: requests whose route leads there are passed on, once, marked and signed.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use hmac::{Hmac, Mac as _};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use parking_lot::RwLock;
+use sas_core::{
+    Clock, Cx, Endpoint, Error, ErrorKind, Instance, InstanceId, InstanceTarget, Lease, LeaseOwner, Outcome,
+    Payer, Protocol, Purpose, Request, Result, SystemClock, TenantKey, Timestamp,
+};
+use sha2::Sha256;
+
+/// What a host that passes a request on says about it to the next one.
+pub(crate) const MARK: HeaderName = HeaderName::from_static("x-sas-hop");
+/// RFC 8586: the hosts that a request passed. Nobody takes it out, so that a circle ends also where marks are not believed.
+pub(crate) const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+
+/// How far the clocks of two hosts may be apart, and how old a mark may be, before it is not believed.
+const FRESH: Duration = Duration::from_secs(60);
+/// A key that is shorter can be guessed.
+const LEAST_KEY_BYTES: usize = 32;
+
+/// The other hosts of a platform: where each is reached, and the key by which they know each other.
+///
+/// A route with [`sas_core::RouteAction::Remote`] names one. The gateway passes such a request on over one hop: body,
+/// trailers and upgrades stream through, and what is left of its time goes along. It carries a mark that is signed with
+/// the key of all hosts (HMAC-SHA-256 over the hop, the time and the head), by which the next host knows that it comes from
+/// a host and not from a client. A marked request is never passed on again: it is answered with 508. Marks that clients send
+/// are taken out.
+///
+/// ```
+/// use sas_core::Endpoint;
+/// use sas_router::{GatewayConfig, Peers};
+/// let peers = Peers::new("host-a", b"a key of 32 bytes or more, shared")?;
+/// peers.set("host-b", Endpoint::Tcp("192.0.2.7:8080".parse()?));
+/// let mut config = GatewayConfig::default();
+/// config.peers = Some(peers);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Peers {
+    name: String,
+    key: Hmac<Sha256>,
+    clock: Arc<dyn Clock>,
+    known: RwLock<HashMap<String, Arc<Peer>>>,
+    next: AtomicU64,
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peers")
+            .field("name", &self.name)
+            .field("known", &self.names())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Another host, as the upstream client sees it.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    id: InstanceId,
+    name: String,
+    endpoint: Endpoint,
+    /// How it is spoken to. Upgrades go over HTTP/1.1 whatever this says.
+    pub(crate) protocol: Protocol,
+}
+
+#[async_trait]
+impl Instance for Peer {
+    fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    fn target(&self) -> InstanceTarget<'_> {
+        InstanceTarget::Endpoint(&self.endpoint)
+    }
+
+    async fn stop(&self, _grace: Duration) -> Result<()> {
+        Err(Error::unsupported("stopping another host"))
+    }
+}
+
+/// A lease of another host holds nothing here.
+struct Nobody;
+
+impl LeaseOwner for Nobody {
+    fn release(&self, _token: u64, _outcome: Outcome) {}
+}
+
+/// Ids of peers, which no instance has: pools give out none with the top bit.
+const PEER: u64 = 1 << 63;
+
+impl Peers {
+    /// Knows nobody yet. `name` is this host's own, as the others' routes say it; `key` is the same on all hosts.
+    ///
+    /// # Errors
+    /// `InvalidSpec` for a name that no header can carry, or a key of less than 32 bytes.
+    pub fn new(name: impl Into<String>, key: &[u8]) -> Result<Arc<Self>> {
+        Self::with_clock(name, key, Arc::new(SystemClock))
+    }
+
+    /// The same on a clock of the caller's.
+    ///
+    /// # Errors
+    /// As [`Peers::new`].
+    pub fn with_clock(name: impl Into<String>, key: &[u8], clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
+        let name = name.into();
+        let invalid = |message: String| Error::new(ErrorKind::InvalidSpec, "peers", message);
+        let sound = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+        if name.is_empty() || name.len() > 253 || !name.bytes().all(sound) {
+            let message =
+                format!("name: {name:?}: must be 1 to 253 letters, digits, dashes, dots or underscores");
+            return Err(invalid(message));
+        }
+        if key.len() < LEAST_KEY_BYTES {
+            let message =
+                format!("key: {} bytes: must be at least {LEAST_KEY_BYTES} random bytes", key.len());
+            return Err(invalid(message));
+        }
+        let key = Hmac::new_from_slice(key).map_err(|error| invalid(format!("key: {error}")))?;
+        Ok(Arc::new(Self { name, key, clock, known: RwLock::default(), next: AtomicU64::new(PEER) }))
+    }
+
+    /// This host's own name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// From now on the peer is reached there, over HTTP/1.1.
+    pub fn set(&self, name: impl Into<String>, endpoint: Endpoint) {
+        self.set_over(name, endpoint, Protocol::Http1);
+    }
+
+    /// From now on the peer is reached there, over this protocol; upgrades go over HTTP/1.1 all the same.
+    pub fn set_over(&self, name: impl Into<String>, endpoint: Endpoint, protocol: Protocol) {
+        let name = name.into();
+        // A new id with every place, so that no connection to the old one is used.
+        let id = InstanceId(self.next.fetch_add(1, Ordering::Relaxed));
+        let peer = Arc::new(Peer { id, name: name.clone(), endpoint, protocol });
+        self.known.write().insert(name, peer);
+    }
+
+    /// Forgets a peer: requests to it are answered with 503.
+    pub fn remove(&self, name: &str) {
+        self.known.write().remove(name);
+    }
+
+    /// The peers that are known, in order.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.known.read().keys().cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<Peer>> {
+        self.known.read().get(name).cloned()
+    }
+
+    /// Whether the request passed this host before, by what every host says of itself and nobody takes out.
+    pub(crate) fn has_passed(&self, headers: &HeaderMap) -> bool {
+        let lists = headers.get_all(CDN_LOOP).iter().filter_map(|value| value.to_str().ok());
+        lists.flat_map(|list| list.split(',')).any(|hop| {
+            let hop = hop.split(';').next().unwrap_or_default().trim();
+            hop.strip_prefix("sas-").is_some_and(|name| name == self.name)
+        })
+    }
+
+    /// Signs a request for `peer`, and says that it was here.
+    pub(crate) fn sign(&self, request: &mut Request, peer: &Peer, cx: &Cx) {
+        let left = cx.deadline.saturating_duration_since(tokio::time::Instant::now());
+        let hop = Hop {
+            from: &self.name,
+            to: &peer.name,
+            at: self.clock.now(),
+            left,
+            payer: match cx.payer {
+                Payer::Tenant(tenant) => Some(tenant),
+                _ => None,
+            },
+            purpose: cx.purpose,
+        };
+        let said = hop.to_string();
+        let signature = self.signature(&said, request).finalize().into_bytes();
+        let mut text = said;
+        text.push_str(" s=");
+        for byte in signature {
+            text.push_str(&format!("{byte:02x}"));
+        }
+        let mark = HeaderValue::try_from(text).expect("names, digits and spaces");
+        let passed = HeaderValue::try_from(format!("sas-{}", self.name)).expect("a name that was checked");
+        let headers = request.headers_mut();
+        headers.insert(MARK, mark);
+        headers.append(CDN_LOOP, passed);
+    }
+
+    /// Takes the mark off a request. `Some` when it is a peer's, for this host, fresh and signed with the key of all.
+    pub(crate) fn take(&self, request: &mut Request) -> Option<Marked> {
+        let marks = request.headers().get_all(MARK).iter().count();
+        let mark = request.headers_mut().remove(MARK).filter(|_| marks == 1)?;
+        let (said, signature) = mark.to_str().ok()?.rsplit_once(" s=")?;
+        let mut given = [0_u8; 32];
+        if signature.len() != 2 * given.len() || !signature.is_ascii() {
+            return None;
+        }
+        for (at, byte) in given.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&signature[2 * at..2 * at + 2], 16).ok()?;
+        }
+        // In constant time.
+        self.signature(said, request).verify_slice(&given).ok()?;
+        let hop = Hop::parse(said)?;
+        let now = self.clock.now();
+        let apart = now.since(hop.at).max(hop.at.since(now));
+        (hop.to == self.name && apart <= FRESH).then(|| Marked {
+            from: hop.from.to_owned(),
+            left: hop.left,
+            payer: hop.payer.map_or(Payer::Owner, Payer::Tenant),
+            purpose: hop.purpose,
+        })
+    }
+
+    /// Of the hop and of the head that decides where the request goes and who asks.
+    fn signature(&self, hop: &str, request: &Request) -> Hmac<Sha256> {
+        let mut mac = self.key.clone();
+        let header = |name: &HeaderName| request.headers().get(name).map_or(&b""[..], HeaderValue::as_bytes);
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        let method = request.method().as_str();
+        // Over HTTP/2 the host stands in the target.
+        let authority = request.uri().authority().map(|authority| authority.as_str().as_bytes());
+        let host = authority.unwrap_or_else(|| header(&header::HOST));
+        let id = header(&crate::REQUEST_ID);
+        for part in [hop.as_bytes(), method.as_bytes(), host, path.as_bytes(), id] {
+            // With lengths, so that nothing moves from one part to the next.
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part);
+        }
+        mac
+    }
+}
+
+/// A lease for a call of another host.
+pub(crate) fn lease(peer: &Arc<Peer>) -> Lease {
+    Lease::new(Arc::clone(peer) as Arc<dyn Instance>, Arc::new(Nobody), 0)
+}
+
+/// What a request says that another host passed on.
+#[derive(Clone, Debug)]
+pub(crate) struct Marked {
+    pub(crate) from: String,
+    /// What was left of its time when it was passed on.
+    pub(crate) left: Duration,
+    pub(crate) payer: Payer,
+    pub(crate) purpose: Purpose,
+}
+
+/// One hop, as it is written in a mark.
+#[derive(Debug)]
+struct Hop<'a> {
+    from: &'a str,
+    to: &'a str,
+    at: Timestamp,
+    left: Duration,
+    payer: Option<TenantKey>,
+    purpose: Purpose,
+}
+
+const PURPOSES: [(Purpose, &str); 5] = [
+    (Purpose::Traffic, "traffic"),
+    (Purpose::Event, "event"),
+    (Purpose::Workflow, "workflow"),
+    (Purpose::Test, "test"),
+    (Purpose::Probe, "probe"),
+];
+
+impl fmt::Display for Hop<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let purpose =
+            PURPOSES.iter().find(|(purpose, _)| *purpose == self.purpose).map_or("traffic", |p| p.1);
+        let payer = self.payer.map_or_else(|| "owner".to_owned(), |payer| payer.0.to_string());
+        let (from, to, at) = (self.from, self.to, self.at.0);
+        write!(f, "v1 {from} {to} {at} {} {payer} {purpose}", self.left.as_millis())
+    }
+}
+
+impl<'a> Hop<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let mut parts = text.split(' ');
+        if parts.next()? != "v1" {
+            return None;
+        }
+        let (from, to) = (parts.next()?, parts.next()?);
+        let at = Timestamp(parts.next()?.parse().ok()?);
+        let left = Duration::from_millis(parts.next()?.parse().ok()?);
+        let payer = match parts.next()? {
+            "owner" => None,
+            number => Some(TenantKey(number.parse().ok()?)),
+        };
+        let word = parts.next()?;
+        let purpose = PURPOSES.iter().find(|(_, name)| *name == word)?.0;
+        parts.next().is_none().then_some(Self { from, to, at, left, payer, purpose })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sas_core::{Body, RequestId};
+    use sas_testkit::fake::FakeClock;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+    fn marked(clock: &FakeClock) -> (Arc<Peers>, Request) {
+        let peers = |name: &str| Peers::with_clock(name, KEY, Arc::new(clock.clone())).unwrap();
+        let (a, b) = (peers("a"), peers("b"));
+        a.set("b", Endpoint::Tcp("192.0.2.1:80".parse().unwrap()));
+        let mut request = http::Request::get("/x?y=1").header("host", "s.test").body(Body::empty()).unwrap();
+        let mut cx =
+            Cx::new(Payer::Tenant(TenantKey(7)), RequestId(1), Instant::now() + Duration::from_secs(9));
+        cx.purpose = Purpose::Event;
+        a.sign(&mut request, &a.get("b").unwrap(), &cx);
+        (b, request)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mark_says_what_goes_along_and_is_taken_off() {
+        let (b, mut request) = marked(&FakeClock::starting_at(Timestamp(1_000_000)));
+        let mark = b.take(&mut request).expect("it is sound");
+        assert_eq!((mark.from.as_str(), mark.left), ("a", Duration::from_secs(9)));
+        assert_eq!((mark.payer, mark.purpose), (Payer::Tenant(TenantKey(7)), Purpose::Event));
+        assert!(!request.headers().contains_key(MARK));
+        assert!(b.take(&mut request).is_none(), "once");
+        assert!(!b.has_passed(request.headers()), "it was at a only");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_of_a_marked_request_can_be_changed_and_no_mark_used_elsewhere_or_later() {
+        let changes: [(&str, fn(&mut Request)); 7] = [
+            ("path", |r| *r.uri_mut() = "/other".parse().unwrap()),
+            ("method", |r| *r.method_mut() = http::Method::DELETE),
+            ("host", |r| drop(r.headers_mut().insert("host", HeaderValue::from_static("t.test")))),
+            ("id", |r| drop(r.headers_mut().insert("x-request-id", HeaderValue::from_static("1")))),
+            ("twice", |r| {
+                let mark = r.headers()[MARK].clone();
+                r.headers_mut().append(MARK, mark);
+            }),
+            ("payer", |r| {
+                let mark = r.headers()[MARK].to_str().unwrap().replace(" 7 ", " 8 ");
+                r.headers_mut().insert(MARK, mark.parse().unwrap());
+            }),
+            ("none", |r| {
+                drop(r.headers_mut().insert(MARK, HeaderValue::from_static("v1 a b 1 1 owner traffic")))
+            }),
+        ];
+        for (what, change) in changes {
+            let (b, mut request) = marked(&FakeClock::starting_at(Timestamp(1_000_000)));
+            change(&mut request);
+            assert!(b.take(&mut request).is_none(), "{what}");
+            assert!(!request.headers().contains_key(MARK), "{what}: taken off all the same");
+        }
+        let clock = FakeClock::starting_at(Timestamp(1_000_000));
+        let (_, mut request) = marked(&clock);
+        let c = Peers::with_clock("c", KEY, Arc::new(clock.clone())).unwrap();
+        assert!(c.take(&mut request).is_none(), "it was for b");
+        let (_, mut request) = marked(&clock);
+        let other = Peers::with_clock("b", &[1; 32], Arc::new(clock.clone())).unwrap();
+        assert!(other.take(&mut request).is_none(), "another key");
+        let (b, mut request) = marked(&clock);
+        clock.jump_forward(FRESH + Duration::from_secs(1));
+        assert!(b.take(&mut request).is_none(), "too old");
+    }
+
+    #[test]
+    fn keys_that_can_be_guessed_and_names_that_can_not_be_sent_are_refused() {
+        assert!(Peers::new("a", b"short").unwrap_err().message.contains("at least 32"));
+        assert!(Peers::new("a b", KEY).is_err());
+        assert!(!format!("{:?}", Peers::new("a", KEY).unwrap()).contains("0123"), "the key is not shown");
+    }
+}

@@ -1,0 +1,235 @@
+//! Two hosts of one platform on loopback: what one is asked for and the other serves.
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use http_body_util::{BodyExt as _, channel::Channel};
+use sas_core::{
+    Body, BoxError, Cx, Endpoint, Invoker as _, Payer, Protocol, RequestId, RouteAction, RouteRule, Target,
+    TenantKey,
+};
+use sas_router::{AdmissionConfig, GatewayConfig, Peers, ServerConfig};
+use support::*;
+use tokio_tungstenite::tungstenite::Message;
+
+const KEY: &[u8] = b"the key that all hosts of a test have";
+
+async fn host(name: &str, key: &[u8]) -> (Platform, Arc<Peers>) {
+    let peers = Peers::new(name, key).unwrap();
+    let mut config = GatewayConfig::default();
+    config.peers = Some(Arc::clone(&peers));
+    (Platform::with(spec(), config, ServerConfig::default()).await, peers)
+}
+
+/// Host `a` passes the service on to host `b`, which serves it.
+async fn pair(protocol: Protocol) -> (Platform, Platform) {
+    let ((a, to_b), (b, _)) = (host("a", KEY).await, host("b", KEY).await);
+    to_b.set_over("b", Endpoint::Tcp(b.address()), protocol);
+    lead(&a, "b");
+    (a, b)
+}
+
+fn lead(from: &Platform, peer: &str) {
+    for host in [HOST, "hello.default.svc"] {
+        let rule = RouteRule::new(TenantKey(1), RouteAction::Remote { peer: peer.to_owned() });
+        set(&from.table, host, vec![rule]);
+    }
+}
+
+#[tokio::test]
+async fn a_request_goes_one_hop_and_is_the_same_request() {
+    for protocol in [Protocol::Http1, Protocol::H2c] {
+        let (a, b) = pair(protocol).await;
+        b.pool.add_inside(
+            b.revision,
+            handler(|request| async move {
+                let seen = |name: &str| {
+                    let value = request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+                    value.unwrap_or_else(|| "-".to_owned())
+                };
+                let line = format!(
+                    "{} {} {} {} {} {} {}",
+                    request.method(),
+                    request.uri().path_and_query().unwrap(),
+                    seen("host"),
+                    seen("x-forwarded-for"),
+                    seen("x-sas-hop"),
+                    seen("cdn-loop"),
+                    seen("x-request-id"),
+                );
+                text(201, line)
+            }),
+        );
+        let mut client = Client::connect(a.address()).await;
+        for round in 0..2 {
+            let mut request = request("PUT", "/x?y=1", "body");
+            // What a client says of hops is not believed and does not reach anybody.
+            request.headers_mut().insert("x-sas-hop", "v1 a b 1 1 owner traffic s=00".parse().unwrap());
+            let response = client.send(request).await;
+            assert_eq!(response.status(), 201, "{protocol:?}, round {round}");
+            let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+            let seen = read(response).await;
+            // From the client over host a, which b believes; one id all the way.
+            let expected = format!("PUT /x?y=1 {HOST} 127.0.0.1, 127.0.0.1 - sas-a {id}");
+            assert_eq!(seen, expected, "{protocol:?}, round {round}");
+        }
+        b.pool.until_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn bodies_stream_through_both_ways() {
+    for protocol in [Protocol::Http1, Protocol::H2c] {
+        let (a, b) = pair(protocol).await;
+        // Answers each piece of the request before the next one is sent.
+        b.pool.add_inside(
+            b.revision,
+            handler(|request| async move {
+                let (mut sender, body) = Channel::<Bytes, BoxError>::new(1);
+                let mut upload = request.into_body();
+                tokio::spawn(async move {
+                    while let Some(Ok(frame)) = upload.frame().await {
+                        if let Ok(data) = frame.into_data()
+                            && sender.send_data(data).await.is_err()
+                        {
+                            return;
+                        }
+                    }
+                });
+                sas_core::Response::new(Body::new(body))
+            }),
+        );
+        let mut client = Client::connect(a.address()).await;
+        let (mut sender, body) = Channel::<Bytes, BoxError>::new(1);
+        let sending = client.send(request("POST", "/", Body::new(body)));
+        let (response, first) = tokio::join!(sending, sender.send_data(Bytes::from_static(b"piece 0")));
+        first.unwrap();
+        let mut download = response.into_body();
+        for piece in 0..5 {
+            let mut got = Vec::new();
+            let expected = format!("piece {piece}");
+            while got.len() < expected.len() {
+                let frame = tokio::time::timeout(Duration::from_secs(20), download.frame()).await;
+                got.extend(frame.expect("in time").unwrap().unwrap().into_data().unwrap());
+            }
+            assert_eq!(got, expected.as_bytes(), "{protocol:?}");
+            if piece < 4 {
+                sender.send_data(Bytes::from(format!("piece {}", piece + 1))).await.unwrap();
+            }
+        }
+        drop(sender);
+        assert!(download.frame().await.is_none(), "{protocol:?}: it ends");
+        b.pool.until_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_goes_through_over_any_protocol_of_the_peer() {
+    for protocol in [Protocol::Http1, Protocol::H2c] {
+        let (a, b) = pair(protocol).await;
+        let (address, mut endings) = echo("b: ").await;
+        b.pool.add_at(b.revision, address);
+        let stream = tokio::net::TcpStream::connect(a.address()).await.unwrap();
+        let (mut socket, _) =
+            tokio_tungstenite::client_async(format!("ws://{HOST}/chat"), stream).await.unwrap();
+        for round in 0..3 {
+            socket.send(Message::text(format!("{round}"))).await.unwrap();
+            assert_eq!(socket.next().await.unwrap().unwrap(), Message::text(format!("b: {round}")));
+        }
+        socket.close(None).await.unwrap();
+        endings.recv().await.unwrap();
+        b.pool.until_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn a_circle_ends_with_508_also_where_the_keys_differ() {
+    for key in [KEY, b"some other key that is as long as it is".as_slice()] {
+        let ((a, to_b), (b, to_a)) = (host("a", KEY).await, host("b", key).await);
+        to_b.set("b", Endpoint::Tcp(b.address()));
+        to_a.set("a", Endpoint::Tcp(a.address()));
+        lead(&a, "b");
+        lead(&b, "a");
+        let mut client = Client::connect(a.address()).await;
+        let response = client.send(get("/")).await;
+        assert_eq!(response.status(), 508);
+        let said = json(response).await;
+        assert_eq!((&said["component"], &said["reason"]), (&"router".into(), &"loop".into()));
+    }
+}
+
+#[tokio::test]
+async fn what_is_left_of_the_time_goes_along() {
+    let (a, b) = pair(Protocol::Http1).await;
+    let mut rule = RouteRule::new(TenantKey(1), RouteAction::Remote { peer: "b".to_owned() });
+    rule.timeout = Duration::from_millis(300);
+    set(&a.table, HOST, vec![rule]);
+    // Its own route gives it 300 s.
+    b.pool.add_inside(b.revision, handler(|_| std::future::pending()));
+    let mut client = Client::connect(a.address()).await;
+    let response = client.send(get("/")).await;
+    assert_eq!(response.status(), 504);
+    b.pool.until_idle().await;
+}
+
+#[tokio::test]
+async fn calls_of_the_platform_go_along_and_are_admitted_where_they_are_served() {
+    let quotas = |rate: f64| {
+        let mut admission = AdmissionConfig::default();
+        admission.per_tenant = sas_core::Quota::rate(rate, 1);
+        sas_router::Admission::new(admission)
+    };
+    let peers = Peers::new("a", KEY).unwrap();
+    let mut config = GatewayConfig::default();
+    config.peers = Some(Arc::clone(&peers));
+    // Nothing is let in here that is served here.
+    config.admission = quotas(0.0);
+    let a = Platform::with(spec(), config, ServerConfig::default()).await;
+    let mut config = GatewayConfig::default();
+    config.peers = Some(Peers::new("b", KEY).unwrap());
+    config.admission = quotas(0.001);
+    let b = Platform::with(spec(), config, ServerConfig::default()).await;
+    b.pool.add_inside(b.revision, handler(|_| async { text(200, "served") }));
+    peers.set("b", Endpoint::Tcp(b.address()));
+    lead(&a, "b");
+    let call = async |payer| {
+        let cx = Cx::new(payer, RequestId(7), deadline());
+        let answer = a.gateway.invoke(Target::Service("default/hello".into()), get("/"), &cx).await;
+        answer.map(|response| response.status().as_u16()).map_err(|error| error.error.message)
+    };
+    assert_eq!(call(Payer::Owner).await, Ok(200));
+    assert_eq!(call(Payer::Owner).await, Ok(429), "the owner's quota is used up, at b");
+    assert_eq!(call(Payer::Tenant(TenantKey(5))).await, Ok(200), "another one pays, also at b");
+    // From outside nobody gets at names of the inside.
+    let mut client = Client::connect(b.address()).await;
+    let mut inside = get("/");
+    inside.headers_mut().insert("host", "hello.default.svc".parse().unwrap());
+    assert_eq!(client.send(inside).await.status(), 404);
+}
+
+#[tokio::test]
+async fn a_host_that_is_not_there_is_said() {
+    let (a, peers) = host("a", KEY).await;
+    lead(&a, "b");
+    let mut client = Client::connect(a.address()).await;
+    let reason = async |client: &mut Client| {
+        let response = client.send(get("/")).await;
+        let status = response.status().as_u16();
+        (status, json(response).await["reason"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(reason(&mut client).await, (503, "no_such_peer".to_owned()));
+    let nobody = tokio::net::TcpListener::bind(loopback()).await.unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    peers.set("b", Endpoint::Tcp(address));
+    assert_eq!(reason(&mut client).await, (503, "unreachable".to_owned()));
+    let (b, _) = host("b", KEY).await;
+    b.pool.add_inside(b.revision, handler(|_| async { text(200, "b") }));
+    peers.set("b", Endpoint::Tcp(b.address()));
+    assert_eq!(client.send(get("/")).await.status(), 200, "it is back, elsewhere");
+    peers.remove("b");
+    assert_eq!(reason(&mut client).await, (503, "no_such_peer".to_owned()));
+}
