@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use sas_autoscale::kpa::{Kpa, KpaColumns};
+use sas_autoscale::{Kpa, KpaColumns};
 use sas_core::{Aggregation, Decision, Load, RevisionKey, ScaleInput, Scaler, ScalingSpec, Timestamp};
 use tokio::time::Instant;
 

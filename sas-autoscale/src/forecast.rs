@@ -28,20 +28,8 @@ const VALUE_MAX: f64 = 1e12;
 /// Demand per slot with a season: Holt and Winters' additive smoothing, with the variance of its own error.
 ///
 /// Needs one whole season before it says anything.
-///
-/// ```
-/// use sas_autoscale::Seasonal;
-/// let mut model = Seasonal::new(4);
-/// for _ in 0..20 {
-///     for demand in [0.0, 0.0, 10.0, 0.0] {
-///         model.observe(demand);
-///     }
-/// }
-/// assert!(model.expect(3).unwrap() > 9.0, "the peak comes in three slots");
-/// assert!(model.expect(1).unwrap() < 1.0);
-/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Seasonal {
+pub(crate) struct Seasonal {
     length: u32,
     season: Vec<f64>,
     level: f64,
@@ -53,7 +41,7 @@ pub struct Seasonal {
 
 impl Seasonal {
     /// A model of `length` slots per season.
-    pub fn new(length: u32) -> Self {
+    pub(crate) fn new(length: u32) -> Self {
         Self { length: length.max(2), ..Self::default() }
     }
 
@@ -67,7 +55,7 @@ impl Seasonal {
     }
 
     /// The demand of the next slot. What is no measurement counts as none.
-    pub fn observe(&mut self, demand: f64) {
+    pub(crate) fn observe(&mut self, demand: f64) {
         let demand = if demand.is_finite() { demand.clamp(0.0, VALUE_MAX) } else { 0.0 };
         let length = u64::from(self.slots());
         if self.observed < length {
@@ -94,7 +82,7 @@ impl Seasonal {
     }
 
     /// The demand `ahead` slots after the last one that was observed; `None` before the first season is over.
-    pub fn expect(&self, ahead: u32) -> Option<f64> {
+    pub(crate) fn expect(&self, ahead: u32) -> Option<f64> {
         if self.observed < u64::from(self.slots()) || ahead == 0 {
             return None;
         }
@@ -103,14 +91,14 @@ impl Seasonal {
     }
 
     /// The standard deviation of its error one slot ahead.
-    pub fn deviation(&self) -> f64 {
+    pub(crate) fn deviation(&self) -> f64 {
         self.variance.max(0.0).sqrt()
     }
 }
 
 /// The slots of a revision on the wall clock, and what the model says of the next ones.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Forecaster {
+pub(crate) struct Forecaster {
     model: Seasonal,
     slot: Option<i64>,
     weighted: f64,
@@ -124,7 +112,7 @@ impl Forecaster {
     }
 
     /// Takes the demand of a tick.
-    pub fn observe(&mut self, spec: &ForecastSpec, now: Timestamp, demand: f64, elapsed: Duration) {
+    pub(crate) fn observe(&mut self, spec: &ForecastSpec, now: Timestamp, demand: f64, elapsed: Duration) {
         if self.model.length != spec.season.max(2) {
             *self = Self { model: Seasonal::new(spec.season), ..Self::default() };
         }
@@ -150,7 +138,13 @@ impl Forecaster {
     }
 
     /// The highest demand, head-room included, between `now` and `lead` later; 0 when it is noise for `target`.
-    pub fn demand(&self, spec: &ForecastSpec, now: Timestamp, lead: Duration, target: f64) -> Option<f64> {
+    pub(crate) fn demand(
+        &self,
+        spec: &ForecastSpec,
+        now: Timestamp,
+        lead: Duration,
+        target: f64,
+    ) -> Option<f64> {
         let current = self.slot?;
         let last = Self::slot_of(spec, now + lead).min(current.saturating_add(i64::from(spec.season)));
         let mut highest: f64 = 0.0;
@@ -165,7 +159,13 @@ impl Forecaster {
     }
 
     /// When to look again while the revision sleeps: `lead` before the next slot in which somebody is expected.
-    pub fn next_peak(&self, spec: &ForecastSpec, now: Timestamp, lead: Duration, target: f64) -> Timestamp {
+    pub(crate) fn next_peak(
+        &self,
+        spec: &ForecastSpec,
+        now: Timestamp,
+        lead: Duration,
+        target: f64,
+    ) -> Timestamp {
         let current = Self::slot_of(spec, now);
         let observed = self.slot.unwrap_or(current);
         let length = i64::try_from(spec.slot.as_nanos()).unwrap_or(i64::MAX);

@@ -8,7 +8,7 @@ mod driver;
 mod forecast;
 mod govern;
 mod history;
-pub mod kpa;
+mod kpa;
 pub mod metrics;
 mod options;
 mod replay;
@@ -22,21 +22,16 @@ use std::sync::Arc;
 pub use backlog::{Backlog, BacklogState};
 pub use combined::{Combined, CombinedState};
 pub use driver::{Driver, DriverConfig, Measurement};
-pub use forecast::{Forecast, ForecastState, Forecaster, Seasonal};
-pub use govern::Governor;
+pub use forecast::{Forecast, ForecastState};
 pub use history::{Checkpoint, Stretch};
-pub use kpa::{Kpa, KpaColumns};
+pub use kpa::{Kpa, KpaColumns, KpaState};
 pub use options::{
     BacklogSpec, Combine, CustomMetric, Fallback, FallbackBehavior, ForecastSpec, MetricSpec, MetricTarget,
     Options, ResourceSpec, ScalingPolicy, ScalingRules, ScheduleWindow, SelectPolicy,
 };
 pub use replay::{ReplayError, replay, simulate, what_if};
-pub use resource::{InstanceMetrics, Resource, ResourceState, replicas_of};
-pub use scheduled::{ScheduleParser, Scheduled, ScheduledState, WindowBounds, Windows};
-pub use window::{MaxWindow, Nanos, Window};
-
-/// One second in the unit of [`Nanos`].
-pub const SECOND_NS: Nanos = window::SECOND;
+pub use resource::{Resource, ResourceState};
+pub use scheduled::{ScheduleParser, Scheduled, ScheduledState};
 
 /// All scalers that need nothing of the host; `combined` then refuses schedules.
 pub fn default_scalers() -> Vec<Arc<dyn sas_core::Scaler>> {
@@ -63,3 +58,7 @@ fn metric_scalers() -> Vec<Arc<dyn sas_core::Scaler>> {
         Arc::new(Forecast),
     ]
 }
+
+#[cfg(test)]
+#[path = "../tests/unit/mod.rs"]
+mod unit;

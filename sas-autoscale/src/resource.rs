@@ -28,7 +28,7 @@ pub struct ResourceState {
 
 /// A metric over the instances of a revision.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct InstanceMetrics {
+pub(crate) struct InstanceMetrics {
     /// Mean over those that were measured, as a multiple of the target.
     pub ratio: f64,
     /// Ready instances that were measured.
@@ -46,15 +46,7 @@ pub struct InstanceMetrics {
 ///
 /// Within the tolerance nothing changes. When it would shrink, what is not known counts as busy; when it would grow,
 /// as idle, and so do instances that are not ready; when that turns the direction round, nothing changes.
-///
-/// ```
-/// use sas_autoscale::{InstanceMetrics, replicas_of};
-/// let metrics =
-///     InstanceMetrics { ratio: 1.5, measured: 4, missing: 0, unready: 0, missing_counts_as: 1.25 };
-/// assert_eq!(replicas_of(&metrics, 4, 0.1), Some(6));
-/// assert_eq!(replicas_of(&InstanceMetrics { unready: 2, ..metrics }, 6, 0.1), Some(6), "two more are coming");
-/// ```
-pub fn replicas_of(metrics: &InstanceMetrics, current: u32, tolerance: f64) -> Option<u32> {
+pub(crate) fn replicas_of(metrics: &InstanceMetrics, current: u32, tolerance: f64) -> Option<u32> {
     let &InstanceMetrics { ratio, measured, missing, unready, missing_counts_as } = metrics;
     if measured == 0 || !ratio.is_finite() || ratio < 0.0 {
         return None;

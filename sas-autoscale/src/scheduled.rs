@@ -48,7 +48,7 @@ impl fmt::Debug for ScheduleParser {
 
 /// Which windows are open, remembered from one change to the next.
 #[derive(Clone, Default, Serialize, Deserialize)]
-pub struct Windows {
+pub(crate) struct Windows {
     open: Vec<Opening>,
     /// The schedules, read once; after a restore once more.
     #[serde(skip)]
@@ -72,7 +72,7 @@ struct Opening {
 
 /// What the open windows say together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WindowBounds {
+pub(crate) struct WindowBounds {
     /// The highest floor of the open windows.
     pub min: Option<u32>,
     /// The highest ceiling of the open windows that have one.
@@ -81,14 +81,14 @@ pub struct WindowBounds {
 
 impl WindowBounds {
     /// `desired` within them; the floor wins over the ceiling.
-    pub fn clamp(&self, desired: u32) -> u32 {
+    pub(crate) fn clamp(&self, desired: u32) -> u32 {
         desired.min(self.max.unwrap_or(u32::MAX)).max(self.min.unwrap_or(0))
     }
 }
 
 impl Windows {
     /// The bounds of `windows` at `now`.
-    pub fn bounds(
+    pub(crate) fn bounds(
         &mut self,
         parser: &ScheduleParser,
         windows: &[ScheduleWindow],
@@ -115,7 +115,7 @@ impl Windows {
     }
 
     /// When the next of `windows` with a floor opens.
-    pub fn next_floor(&self, windows: &[ScheduleWindow], now: Timestamp) -> Option<Timestamp> {
+    pub(crate) fn next_floor(&self, windows: &[ScheduleWindow], now: Timestamp) -> Option<Timestamp> {
         windows
             .iter()
             .zip(&self.schedules)

@@ -4,7 +4,7 @@ use sas_core::Aggregation;
 use serde::{Deserialize, Serialize};
 
 /// Nanoseconds; as a point in time since the Unix epoch.
-pub type Nanos = i64;
+pub(crate) type Nanos = i64;
 
 pub(crate) const SECOND: Nanos = 1_000_000_000;
 
@@ -24,19 +24,8 @@ fn round6(value: f64) -> f64 {
 }
 
 /// Knative's metric window: a ring of buckets, one per second (or other granularity). Samples of one bucket add up.
-///
-/// ```
-/// use sas_autoscale::{SECOND_NS, Window};
-/// use sas_core::Aggregation;
-///
-/// let mut window = Window::new(60 * SECOND_NS, SECOND_NS, Aggregation::Linear);
-/// window.record(100 * SECOND_NS, 4.0);
-/// window.record(101 * SECOND_NS, 6.0);
-/// assert_eq!(window.average(101 * SECOND_NS), 5.0, "a young window averages over its filled part");
-/// assert_eq!(window.average(103 * SECOND_NS), 5.0, "seconds without news do not drag the mean down");
-/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Window {
+pub(crate) struct Window {
     buckets: Vec<f64>,
     window: Nanos,
     granularity: Nanos,
@@ -49,7 +38,7 @@ pub struct Window {
 impl Window {
     /// An empty window. Both lengths are taken as at least one nanosecond, the window as at least one bucket and at
     /// most a day of them.
-    pub fn new(window: Nanos, granularity: Nanos, aggregation: Aggregation) -> Self {
+    pub(crate) fn new(window: Nanos, granularity: Nanos, aggregation: Aggregation) -> Self {
         let granularity = granularity.max(1);
         let window = window.clamp(1, granularity.saturating_mul(86_400));
         Self {
@@ -104,7 +93,7 @@ impl Window {
     }
 
     /// The length in nanoseconds.
-    pub const fn length(&self) -> Nanos {
+    pub(crate) const fn length(&self) -> Nanos {
         self.window
     }
 
@@ -119,7 +108,7 @@ impl Window {
     }
 
     /// Adds `value` to the bucket of `at`. A sample older than the window is dropped.
-    pub fn record(&mut self, at: Nanos, value: f64) {
+    pub(crate) fn record(&mut self, at: Nanos, value: f64) {
         let bucket_time = truncate(at, self.granularity);
         if self.last_write != Some(bucket_time) {
             if self.last_write.is_some_and(|last| bucket_time.saturating_add(self.window) <= last) {
@@ -152,12 +141,12 @@ impl Window {
     }
 
     /// Whether nothing was recorded for longer than the window.
-    pub fn is_empty(&self, now: Nanos) -> bool {
+    pub(crate) fn is_empty(&self, now: Nanos) -> bool {
         self.last_write.is_none_or(|last| truncate(now, self.granularity).saturating_sub(last) > self.window)
     }
 
     /// The average at `now`; 0 without data.
-    pub fn average(&self, now: Nanos) -> f64 {
+    pub(crate) fn average(&self, now: Nanos) -> f64 {
         match self.aggregation {
             Aggregation::WeightedExponential => self.weighted(now),
             _ => self.linear(now),
@@ -208,7 +197,7 @@ impl Window {
     }
 
     /// Changes the length at `now`. What is known of a partly filled window is lost: it counts as full from then on.
-    pub fn resize(&mut self, now: Nanos, window: Nanos) {
+    pub(crate) fn resize(&mut self, now: Nanos, window: Nanos) {
         let window = window.clamp(1, self.granularity.saturating_mul(86_400));
         if window == self.window {
             return;
@@ -263,7 +252,7 @@ pub(crate) fn weights(count: usize) -> Vec<f64> {
 
 /// The maximum over the last buckets, counted from the newest that was recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MaxWindow {
+pub(crate) struct MaxWindow {
     maxima: Vec<i32>,
     granularity_seconds: i64,
     newest: Option<i64>,
@@ -271,7 +260,7 @@ pub struct MaxWindow {
 
 impl MaxWindow {
     /// A window over `duration` in buckets of `granularity`, at most a day of seconds.
-    pub fn new(duration: Nanos, granularity: Nanos) -> Self {
+    pub(crate) fn new(duration: Nanos, granularity: Nanos) -> Self {
         let granularity = granularity.max(SECOND);
         let duration = duration.clamp(1, granularity.saturating_mul(86_400));
         Self {
@@ -314,7 +303,7 @@ impl MaxWindow {
     }
 
     /// Records `value` at `now`. A record older than the newest counts for the newest.
-    pub fn record(&mut self, now: Nanos, value: i32) {
+    pub(crate) fn record(&mut self, now: Nanos, value: i32) {
         let index = now.div_euclid(SECOND) / self.granularity_seconds;
         let count = self.maxima.len() as i64;
         let newest = match self.newest {
@@ -337,7 +326,7 @@ impl MaxWindow {
     }
 
     /// The maximum; 0 before any record.
-    pub fn current(&self) -> i32 {
+    pub(crate) fn current(&self) -> i32 {
         if self.newest.is_none() {
             return 0;
         }

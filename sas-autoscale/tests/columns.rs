@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
-use sas_autoscale::kpa::{Kpa, KpaColumns};
+use sas_autoscale::{Kpa, KpaColumns};
 use sas_core::{
     Aggregation, Decision, Fidelity, Load, Metric, RevisionKey, ScaleInput, Scaler, ScalingSpec, Timestamp,
 };

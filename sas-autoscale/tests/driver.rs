@@ -11,8 +11,8 @@ use std::{
 };
 
 use sas_autoscale::{
-    Backlog, BacklogSpec, Combined, CustomMetric, Driver, DriverConfig, Measurement, Options,
-    default_scalers, kpa::Kpa, replay, what_if,
+    Backlog, BacklogSpec, Combined, CustomMetric, Driver, DriverConfig, Kpa, Measurement, Options,
+    default_scalers, replay, what_if,
 };
 use sas_core::{
     Clamps, Decision, DecisionRecord, DecisionSink, Fidelity, Policy, Reason, RevisionKey, ScaleInput,
@@ -267,7 +267,7 @@ struct Fragile {
 }
 
 impl Policy for Fragile {
-    type State = sas_autoscale::kpa::KpaState;
+    type State = sas_autoscale::KpaState;
     fn name(&self) -> &'static str {
         "fragile"
     }

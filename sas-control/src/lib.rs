@@ -2,7 +2,7 @@
 //! The control plane of the `sas` serverless SDK: services, revisions, traffic, manifests, stores, test runs, logs,
 //! and an admin API over all of it.
 //!
-//! What is wanted is stored first, by compare-and-swap, and then done: [`reconcile`] is a pure function from what is
+//! What is wanted is stored first, by compare-and-swap, and then done: `reconcile` is a pure function from what is
 //! wanted and what runs to the next steps, so a crash between two steps is mended by asking again.
 //!
 //! ```
@@ -74,7 +74,7 @@ pub use logs::{LogBuffer, LogLimits};
 pub use meter::Meter;
 pub use package::PackageDir;
 pub use private::private_dir;
-pub use reconcile::{Blocked, Command, GcLimits, Observed, Registration, Rules, reconcile};
+pub use reconcile::{GcLimits, Rules};
 pub use record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};
 pub use registry::RuntimeRegistry;
 pub use roots::PackageRoots;

@@ -10,7 +10,7 @@ use crate::record::{RevisionState, ServiceRecord, Share};
 /// What runs of one service.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct Observed {
+pub(crate) struct Observed {
     /// Its revisions in the pool.
     pub registrations: Vec<Registration>,
     /// Its hosts in the router, with their rules.
@@ -24,7 +24,7 @@ pub struct Observed {
 /// Why a revision that is ready does not run, and when it is tried again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Blocked {
+pub(crate) struct Blocked {
     /// The error of the last attempt.
     pub message: String,
     /// Attempts that failed in a row.
@@ -45,7 +45,7 @@ impl Blocked {
 /// A revision that the pool holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Registration {
+pub(crate) struct Registration {
     /// The name of the revision.
     pub revision: String,
     /// The pool's key of the revision.
@@ -60,7 +60,7 @@ pub struct Registration {
 
 impl Registration {
     /// A registration that was just made.
-    pub fn new(revision: impl Into<String>, key: RevisionKey, routable: bool, now: Timestamp) -> Self {
+    pub(crate) fn new(revision: impl Into<String>, key: RevisionKey, routable: bool, now: Timestamp) -> Self {
         Self { revision: revision.into(), key, routable, retiring: false, last_used: now }
     }
 }
@@ -68,7 +68,7 @@ impl Registration {
 /// One step that brings what is observed nearer to what is desired.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum Command {
+pub(crate) enum Command {
     /// Prepare the revision and register it with the pool to take traffic.
     Start {
         /// Which.
@@ -174,7 +174,7 @@ impl Rules {
 /// - The same input gives the same commands; doing them and asking again comes to an end.
 /// - Steps that depend on others come later: [`Command::Route`] only when all revisions it names run,
 ///   [`Command::Retire`] only when the routes are as they should be.
-pub fn reconcile(
+pub(crate) fn reconcile(
     desired: Option<&ServiceRecord>,
     observed: &Observed,
     now: Timestamp,
@@ -395,3 +395,6 @@ fn collectable(
     }
     old
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! Who may come in: quotas per tenant and service, and one budget of bytes for the whole host.
 //!
-//! The arithmetic ([`TokenBucket`]) is pure and takes `now`; [`Admission`] holds the states and gives out permits.
+//! The arithmetic (`TokenBucket`) is pure and takes `now`; [`Admission`] holds the states and gives out permits.
 
 use std::{
     collections::HashMap,
@@ -17,27 +17,15 @@ use sas_core::{Quota, Quotas, TenantKey};
 use tokio::time::Instant;
 
 /// Requests that are still to be had. Pure: state, quota and `now` decide.
-///
-/// ```
-/// use sas_core::Quota;
-/// use sas_router::TokenBucket;
-/// use std::time::Duration;
-/// use tokio::time::Instant;
-/// let (quota, now) = (Quota::rate(2.0, 1), Instant::now());
-/// let mut bucket = TokenBucket::full(&quota, now);
-/// assert_eq!(bucket.take(&quota, now), Ok(()));
-/// assert_eq!(bucket.take(&quota, now), Err(Duration::from_millis(500)));
-/// assert_eq!(bucket.take(&quota, now + Duration::from_millis(500)), Ok(()));
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TokenBucket {
+pub(crate) struct TokenBucket {
     tokens: f64,
     at: Instant,
 }
 
 impl TokenBucket {
     /// A bucket of somebody who was quiet before.
-    pub fn full(quota: &Quota, now: Instant) -> Self {
+    pub(crate) fn full(quota: &Quota, now: Instant) -> Self {
         Self { tokens: f64::from(quota.burst.max(1)), at: now }
     }
 
@@ -45,7 +33,7 @@ impl TokenBucket {
     ///
     /// # Errors
     /// How long to wait until there is one.
-    pub fn take(&mut self, quota: &Quota, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn take(&mut self, quota: &Quota, now: Instant) -> Result<(), Duration> {
         if !quota.limits_rate() {
             return Ok(());
         }

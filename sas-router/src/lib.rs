@@ -62,7 +62,7 @@ mod upstream;
 mod websocket;
 
 pub use access::{AccessLog, AccessRecord, End, TracingAccessLog};
-pub use admission::{Admission, AdmissionConfig, Permit, Refusal, TokenBucket};
+pub use admission::{Admission, AdmissionConfig, Permit, Refusal};
 pub use connection::ClientConnection;
 pub use failure::{Failure, REQUEST_ID};
 pub use gateway::{Gateway, GatewayConfig, ServerTiming};

@@ -7,7 +7,7 @@ use crate::window::{MaxWindow, Nanos, SECOND};
 /// What the decider works with. Durations are signed nanoseconds, since the algorithm does not refuse negative ones.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct DeciderSpec {
+pub(crate) struct DeciderSpec {
     /// At most this many times the ready instances in one decision.
     pub max_scale_up_rate: f64,
     /// At least one in this many of the ready instances stays in one decision.
@@ -36,7 +36,7 @@ pub struct DeciderSpec {
 
 impl DeciderSpec {
     /// The algorithm's defaults around a target: what one instance should carry with and without utilisation.
-    pub const fn for_target(target_value: f64, total_value: f64) -> Self {
+    pub(crate) const fn for_target(target_value: f64, total_value: f64) -> Self {
         Self {
             max_scale_up_rate: 1000.0,
             max_scale_down_rate: 2.0,
@@ -59,7 +59,7 @@ pub(super) const DELAY_GRANULARITY: Nanos = 2 * SECOND;
 
 /// What a decider remembers of its revision between ticks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Decider {
+pub(crate) struct Decider {
     pub(crate) panic_since: Option<Nanos>,
     pub(crate) max_panic_pods: i32,
     pub(crate) delay: Option<MaxWindow>,
@@ -67,18 +67,20 @@ pub struct Decider {
 
 /// How many instances are ready, when somebody knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ready {
+pub(crate) enum Ready {
     /// So many.
     Count(i32),
     /// There is no such revision in the instance listing: counts as none.
+    #[cfg(test)]
     NotFound,
     /// The count failed: nothing is decided.
+    #[cfg(test)]
     Unknown,
 }
 
 /// The two averages of a tick.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Averages {
+pub(crate) struct Averages {
     /// Over the stable window.
     pub stable: f64,
     /// Over the panic window.
@@ -87,7 +89,7 @@ pub struct Averages {
 
 /// What a tick decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Scaled {
+pub(crate) struct Scaled {
     /// How many instances there should be.
     pub desired: i32,
     /// Requests that could still burst in; negative: capacity is short.
@@ -122,9 +124,10 @@ pub(crate) const fn int(value: f64) -> i32 {
 impl Decider {
     /// The decider of a revision that has `ready` instances now: with more than one it starts in panic, so that a
     /// restart takes none away before a window was seen.
-    pub fn new(spec: &DeciderSpec, now: Nanos, ready: Ready) -> Self {
+    pub(crate) fn new(spec: &DeciderSpec, now: Nanos, ready: Ready) -> Self {
         let ready = match ready {
             Ready::Count(count) => count,
+            #[cfg(test)]
             Ready::NotFound | Ready::Unknown => 0,
         };
         Self {
@@ -136,18 +139,20 @@ impl Decider {
     }
 
     /// Whether the revision is in panic mode now.
-    pub const fn is_panicking(&self) -> bool {
+    pub(crate) const fn is_panicking(&self) -> bool {
         self.panic_since.is_some()
     }
 
     /// The highest number of this panic.
-    pub const fn max_panic_pods(&self) -> i32 {
+    #[cfg(test)]
+    pub(crate) const fn max_panic_pods(&self) -> i32 {
         self.max_panic_pods
     }
 
     /// Decides. `None` when the count or the averages are not to be had: the last decision stays, and nothing
     /// changes here.
-    pub fn scale(
+    #[cfg(test)]
+    pub(crate) fn scale(
         &mut self,
         spec: &DeciderSpec,
         now: Nanos,

@@ -10,7 +10,7 @@ use crate::window::{Nanos, SECOND};
 /// The condition `Active` of a revision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Activity {
+pub(crate) enum Activity {
     /// Instances are on their way.
     #[default]
     Activating,
@@ -23,7 +23,7 @@ pub enum Activity {
 /// Whether requests go through the activator, or straight to the instances.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Through the activator, which can hold them.
     #[default]
     Proxy,
@@ -34,7 +34,7 @@ pub enum Mode {
 /// Why the condition is what it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ActivityReason {
+pub(crate) enum ActivityReason {
     /// It is active.
     #[default]
     None,
@@ -49,7 +49,7 @@ pub enum ActivityReason {
 /// What of the configuration the reconciler needs. Times in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct LifecycleSpec {
+pub(crate) struct LifecycleSpec {
     /// The least instances while the revision is active.
     pub min: i32,
     /// Most instances; 0: unlimited.
@@ -74,7 +74,7 @@ pub struct LifecycleSpec {
 
 impl LifecycleSpec {
     /// The part of a spec.
-    pub fn from_scaling(spec: &ScalingSpec) -> Self {
+    pub(crate) fn from_scaling(spec: &ScalingSpec) -> Self {
         let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
         let count = |scale: u32| i32::try_from(scale).unwrap_or(i32::MAX);
         Self {
@@ -92,7 +92,7 @@ impl LifecycleSpec {
     }
 
     /// Ready instances that make a revision active.
-    pub fn active_threshold(&self, initialized: bool) -> i32 {
+    pub(crate) fn active_threshold(&self, initialized: bool) -> i32 {
         let min = if self.reachable { self.min } else { 0 };
         if initialized { min.max(1) } else { min.max(self.initial) }
     }
@@ -101,7 +101,7 @@ impl LifecycleSpec {
 /// What one call of the reconciler's `scale` looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct ScaleCall {
+pub(crate) struct ScaleCall {
     /// The decision; -1: none yet.
     pub desired: i32,
     /// Instances asked for so far.
@@ -122,7 +122,8 @@ pub struct ScaleCall {
 
 impl ScaleCall {
     /// A call for a revision that has just begun.
-    pub const fn new(desired: i32, replicas: i32) -> Self {
+    #[cfg(test)]
+    pub(crate) const fn new(desired: i32, replicas: i32) -> Self {
         Self {
             desired,
             replicas,
@@ -139,7 +140,7 @@ impl ScaleCall {
 /// What one step of the life cycle answers to the driver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct ScaleAnswer {
+pub(crate) struct ScaleAnswer {
     /// Instances that are wanted; -1: nobody knows.
     pub want: i32,
     /// Instances to ask for now; `None`: leave what was asked for.
@@ -156,7 +157,7 @@ pub struct ScaleAnswer {
 const REENQUEUE_AFTER_INACTIVE: Nanos = 3 * SECOND;
 
 /// Bounds, then scale to zero.
-pub fn scale(spec: &LifecycleSpec, call: &ScaleCall) -> ScaleAnswer {
+pub(crate) fn scale(spec: &LifecycleSpec, call: &ScaleCall) -> ScaleAnswer {
     let mut answer = ScaleAnswer::default();
     if call.desired < 0 && call.activity != Activity::Activating {
         answer.want = call.desired;
@@ -237,23 +238,9 @@ fn to_zero(spec: &LifecycleSpec, call: &ScaleCall, desired: i32, answer: &mut Sc
     }
 }
 
-/// How many activators a revision gets.
-pub fn num_activators(
-    ready: i32,
-    total_value: f64,
-    target_burst_capacity: f64,
-    activator_capacity: f64,
-) -> i32 {
-    if target_burst_capacity == 0.0 {
-        return 2;
-    }
-    let capacity = f64::from(ready) * total_value + target_burst_capacity.max(0.0);
-    super::decider::int((capacity / activator_capacity).ceil().max(2.0))
-}
-
 /// The state of one revision in the reconciler.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lifecycle {
+pub(crate) struct Lifecycle {
     activity: Activity,
     reason: ActivityReason,
     since: Nanos,
@@ -267,7 +254,7 @@ pub struct Lifecycle {
 /// What one reconcile looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Observed {
+pub(crate) struct Observed {
     /// The time at which was looked, in nanoseconds.
     pub now: Nanos,
     /// The decision; -1: none yet.
@@ -282,14 +269,14 @@ pub struct Observed {
 
 impl Observed {
     /// What is seen where every request passes the gateway, which always answers.
-    pub const fn new(now: Nanos, desired: i32, excess_burst: i32, ready: i32) -> Self {
+    pub(crate) const fn new(now: Nanos, desired: i32, excess_burst: i32, ready: i32) -> Self {
         Self { now, desired, excess_burst, ready, probe_ok: true }
     }
 }
 
 impl Lifecycle {
     /// A revision that was created at `now` with `replicas` asked for.
-    pub const fn new(now: Nanos, replicas: i32) -> Self {
+    pub(crate) const fn new(now: Nanos, replicas: i32) -> Self {
         Self {
             activity: Activity::Activating,
             reason: ActivityReason::Queued,
@@ -303,27 +290,28 @@ impl Lifecycle {
     }
 
     /// The condition and its reason.
-    pub const fn activity(&self) -> (Activity, ActivityReason) {
+    pub(crate) const fn activity(&self) -> (Activity, ActivityReason) {
         (self.activity, self.reason)
     }
 
     /// Where requests go as of the last step.
-    pub const fn mode(&self) -> Mode {
+    #[cfg(test)]
+    pub(crate) const fn mode(&self) -> Mode {
         self.mode
     }
 
     /// Whether the initial scale was reached once.
-    pub const fn is_initialized(&self) -> bool {
+    pub(crate) const fn is_initialized(&self) -> bool {
         self.initialized
     }
 
     /// How many instances were asked for in the last step.
-    pub const fn replicas(&self) -> i32 {
+    pub(crate) const fn replicas(&self) -> i32 {
         self.replicas
     }
 
     /// The first reconcile, in which the private service is made: nothing is scaled.
-    pub fn create(&mut self, spec: &LifecycleSpec, now: Nanos) {
+    pub(crate) fn create(&mut self, spec: &LifecycleSpec, now: Nanos) {
         self.mode = Mode::Proxy;
         self.condition(spec, now, -1, 0);
         self.named = true;
@@ -331,7 +319,7 @@ impl Lifecycle {
     }
 
     /// Takes any step but the first, from what was seen.
-    pub fn reconcile(&mut self, spec: &LifecycleSpec, seen: &Observed) -> ScaleAnswer {
+    pub(crate) fn reconcile(&mut self, spec: &LifecycleSpec, seen: &Observed) -> ScaleAnswer {
         let answer = scale(
             spec,
             &ScaleCall {

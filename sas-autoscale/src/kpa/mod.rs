@@ -1,5 +1,5 @@
-//! Knative's pod autoscaler. A platform takes [`Kpa`] or [`KpaColumns`]; [`Decider`], [`Lifecycle`] and [`crate::Window`]
-//! are the parts that they follow Knative with, public for who replays Knative's own decisions: the vectors do.
+//! Knative's pod autoscaler. A platform takes [`Kpa`] or [`KpaColumns`]; the decider, the life cycle and the windows are
+//! the parts that they follow Knative with.
 
 mod columns;
 mod decider;
@@ -7,9 +7,9 @@ mod lifecycle;
 mod policy;
 
 pub use columns::KpaColumns;
-pub use decider::{Averages, Decider, DeciderSpec, Ready, Scaled};
-pub use lifecycle::{
-    Activity, ActivityReason, Lifecycle, LifecycleSpec, Mode, Observed, ScaleAnswer, ScaleCall,
-    num_activators, scale,
-};
+#[cfg(test)]
+pub(crate) use decider::{Averages, Decider, DeciderSpec, Ready, Scaled};
+#[cfg(test)]
+pub(crate) use lifecycle::{Activity, Mode, ScaleAnswer, ScaleCall, scale};
+pub(crate) use lifecycle::{ActivityReason, Lifecycle, LifecycleSpec, Observed};
 pub use policy::{Kpa, KpaState};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sas_autoscale::{
-    Governor,
+use crate::{
+    govern::Governor,
     kpa::{Activity, Kpa, KpaState, LifecycleSpec, ScaleCall, scale},
 };
 use sas_core::{

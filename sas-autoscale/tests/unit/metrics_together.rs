@@ -2,14 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::{ToSpan as _, tz::TimeZone};
-use sas_autoscale::{
-    Backlog, Combined, InstanceMetrics, Resource, ScheduleParser, Scheduled, WindowBounds, replicas_of,
+use crate::{
+    Backlog, Combined, Resource, ScheduleParser, Scheduled, resource::InstanceMetrics, resource::replicas_of,
+    scheduled::WindowBounds,
 };
-use sas_autoscale::{
+use crate::{
     BacklogSpec, Combine, CustomMetric, Fallback, FallbackBehavior, MetricSpec, MetricTarget, Options,
     ResourceSpec, ScalingPolicy, ScalingRules, ScheduleWindow, SelectPolicy,
 };
+use jiff::{ToSpan as _, tz::TimeZone};
 use sas_core::{
     Clamps, Decision, Load, Metric, NamedValues, NamedVote, Policy, Reason, Resources, RevisionKey,
     ScaleInput, ScalingSpec, Schedule, Timestamp, Verdict,

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::{Command, Observed, Registration, Rules, reconcile};
+use crate::{RevisionState, ServiceRecord};
 use proptest::prelude::*;
-use sas_control::{Command, Observed, Registration, RevisionState, Rules, ServiceRecord, reconcile};
 use sas_core::{HostPattern, RevisionKey, RouteAction, RouteChange, Timestamp};
 use sas_knative::manifest::TrafficTarget;
 use serde_json::json;

@@ -98,6 +98,20 @@ pub fn sample_size(instances: u32) -> u32 {
     (population * SIGNIFICANT / (population + SIGNIFICANT - 1.0)).ceil() as u32
 }
 
+/// How many activators a revision gets.
+pub fn num_activators(
+    ready: i32,
+    total_value: f64,
+    target_burst_capacity: f64,
+    activator_capacity: f64,
+) -> i32 {
+    if target_burst_capacity == 0.0 {
+        return 2;
+    }
+    let capacity = f64::from(ready) * total_value + target_burst_capacity.max(0.0);
+    (capacity / activator_capacity).ceil().max(2.0) as i32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

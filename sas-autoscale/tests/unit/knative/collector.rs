@@ -1,9 +1,11 @@
 //! From samples to decisions as Knative wires them: four windows, a decider, and who is told about what.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses a part")]
 
-use sas_autoscale::{
-    Nanos, SECOND_NS, Window,
+use crate::{
     kpa::{Averages, Decider, DeciderSpec, Ready, Scaled},
+    window::Nanos,
+    window::SECOND as SECOND_NS,
+    window::Window,
 };
 use sas_core::Aggregation;
 

@@ -2,19 +2,20 @@
 //!
 //! `SAS_VECTORS_DIR` names a directory with a `kpa` folder of further cases of the same shapes.
 
-mod knative;
-
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use knative::{
+use super::knative::{
     Breaker, Collector, MultiScaler, Picker, RequestStats, Stat, activator_subset, assign_slice, capacity,
+    num_activators,
 };
-use sas_autoscale::{
-    MaxWindow, SECOND_NS, Window,
+use crate::{
     kpa::{
         Activity, ActivityReason, Averages, Decider, DeciderSpec, Lifecycle, LifecycleSpec, Mode, Observed,
-        Ready, ScaleCall, num_activators, scale,
+        Ready, ScaleCall, scale,
     },
+    window::MaxWindow,
+    window::SECOND as SECOND_NS,
+    window::Window,
 };
 use sas_core::{Aggregation, ScalingSpec};
 use sas_knative::{AutoscalerConfig, Reachability, Resolved, resolve, validate_annotations};
@@ -583,7 +584,7 @@ fn every_life_is_knatives() {
                 "no_sks" => {
                     life.create(&spec, now);
                     activators = 2;
-                    let mut answer = sas_autoscale::kpa::ScaleAnswer::default();
+                    let mut answer = crate::kpa::ScaleAnswer::default();
                     answer.want = -1;
                     answer
                 }

@@ -1,12 +1,11 @@
 //! Edge cases of Knative by their names in its specification, on top of the vectors.
 
-#[path = "knative/collector.rs"]
-mod collector;
-
-use collector::MultiScaler;
-use sas_autoscale::{
-    MaxWindow, SECOND_NS, Window,
+use super::knative::MultiScaler;
+use crate::{
     kpa::{Averages, Decider, DeciderSpec, Ready},
+    window::MaxWindow,
+    window::SECOND as SECOND_NS,
+    window::Window,
 };
 use sas_core::Aggregation;
 

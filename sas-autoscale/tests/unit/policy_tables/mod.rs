@@ -4,15 +4,15 @@ mod forecast;
 
 use std::{sync::Arc, time::Duration};
 
-use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
-use sas_autoscale::{
+use crate::{
     Combine, ForecastSpec, MetricSpec, MetricTarget, Options, ResourceSpec, ScalingPolicy, ScalingRules,
     ScheduleWindow, SelectPolicy,
 };
-use sas_autoscale::{
-    Combined, Forecast, ForecastState, Forecaster, Governor, InstanceMetrics, Kpa, Resource, ScheduleParser,
-    Seasonal, replicas_of,
+use crate::{
+    Combined, Forecast, ForecastState, Kpa, Resource, ScheduleParser, forecast::Forecaster,
+    forecast::Seasonal, govern::Governor, resource::InstanceMetrics, resource::replicas_of,
 };
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use sas_core::{
     Clamps, Decision, Load, Metric, Policy, Reason, Resources, RevisionKey, ScaleInput, ScalingSpec,
     Schedule, Timestamp,
@@ -139,7 +139,6 @@ impl NaiveMoves {
                         let limit = at_start(*period) as f64 * share;
                         if sign > 0 { limit.max(0.0).ceil() as i64 } else { limit as i64 }
                     }
-                    _ => unreachable!("there are two kinds"),
                 })
                 .collect()
         };

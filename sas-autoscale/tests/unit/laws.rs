@@ -1,18 +1,15 @@
 //! What holds for every scaler on any trace.
 //!
-//! `SAS_TRACES=1000000 cargo test --release -p sas-autoscale --test laws` is the long run; without the variable a
+//! `SAS_TRACES=1000000 cargo test --release -p sas-autoscale --lib laws` is the long run; without the variable a
 //! short one is made.
-
-#[path = "knative/collector.rs"]
-mod collector;
 
 use std::{sync::Arc, time::Duration};
 
-use collector::MultiScaler;
+use super::knative::MultiScaler;
+use crate::{BacklogSpec, Combine, Fallback, ForecastSpec, MetricSpec, MetricTarget, Options};
+use crate::{default_scalers, govern::Governor, window::Window};
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
-use sas_autoscale::{BacklogSpec, Combine, Fallback, ForecastSpec, MetricSpec, MetricTarget, Options};
-use sas_autoscale::{Governor, Window, default_scalers};
 use sas_core::{
     Aggregation, Clamps, Decision, Fidelity, Load, Metric, RevisionKey, ScaleInput, Scaler, ScalingSpec,
     Timestamp, Verdict,
@@ -164,21 +161,21 @@ proptest! {
     /// With all else equal, more load on every tick never asks for less in the end.
     #[test]
     fn the_kpa_is_monotone_in_load(samples in prop::collection::vec(0.0..500.0_f64, 1..80), more in 1.0..5.0_f64) {
-        let spec = sas_autoscale::kpa::DeciderSpec::for_target(7.0, 10.0);
-        let second = sas_autoscale::SECOND_NS;
+        let spec = crate::kpa::DeciderSpec::for_target(7.0, 10.0);
+        let second = crate::window::SECOND;
         let run = |factor: f64| {
             let mut windows = [60, 6].map(|length| Window::new(length * second, second, Aggregation::Linear));
-            let mut scaler = MultiScaler::new(&spec, 0, sas_autoscale::kpa::Ready::Count(5));
+            let mut scaler = MultiScaler::new(&spec, 0, crate::kpa::Ready::Count(5));
             for (at, sample) in samples.iter().enumerate() {
                 let now = (1_700_000_000 + at as i64) * second;
                 for window in &mut windows {
                     window.record(now, sample * factor);
                 }
-                let averages = sas_autoscale::kpa::Averages {
+                let averages = crate::kpa::Averages {
                     stable: windows[0].average(now),
                     panic: windows[1].average(now),
                 };
-                scaler.tick(&spec, now, sas_autoscale::kpa::Ready::Count(5), Some(averages));
+                scaler.tick(&spec, now, crate::kpa::Ready::Count(5), Some(averages));
             }
             scaler.desired()
         };
@@ -191,7 +188,7 @@ proptest! {
         samples in prop::collection::vec((0_i64..200, 0.0..1e6_f64), 1..120),
         weighted: bool,
     ) {
-        let second = sas_autoscale::SECOND_NS;
+        let second = crate::window::SECOND;
         let aggregation = if weighted { Aggregation::WeightedExponential } else { Aggregation::Linear };
         let mut window = Window::new(10 * second, second, aggregation);
         let mut sum = 0.0;

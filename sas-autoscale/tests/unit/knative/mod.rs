@@ -17,4 +17,4 @@ pub use balance::Picker;
 pub use breaker::Breaker;
 pub use collector::{Collector, MultiScaler, Stat};
 pub use request_stats::RequestStats;
-pub use subset::{activator_subset, assign_slice, capacity};
+pub use subset::{activator_subset, assign_slice, capacity, num_activators};
