@@ -20,6 +20,7 @@ mod host;
 pub mod invariants;
 mod overload;
 pub mod plan;
+mod pool_day;
 mod queue;
 pub mod runtime;
 mod shrink;
@@ -31,6 +32,7 @@ mod what_if;
 mod world;
 
 pub use overload::{Asked, Got, Overload, overload};
+pub use pool_day::{Minute, PoolDay, pool_day};
 pub use shrink::shrink;
 pub use storm::storm;
 pub use what_if::{Setup, Summary, what_if, what_if_watched};

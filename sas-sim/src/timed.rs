@@ -15,7 +15,8 @@ use parking_lot::Mutex;
 use sas_core::{
     Answer, Artifact, ArtifactInfo, Body, Call, CallError, Capabilities, Cx, Error, ErrorKind, ExitReport,
     Instance, InstanceEvents, InstanceId, InstanceTarget, Isolation, MeterPhase, MeterSink, Request,
-    Response, Result, RevisionKey, RevisionSpec, Runtime, StartRequest, TenantKey, Timestamp,
+    Response, Result, RevisionKey, RevisionSpec, Runtime, StartRequest, Stem, StemClass, StemRequest,
+    TenantKey, Timestamp,
 };
 use tokio::time::Instant;
 
@@ -62,10 +63,12 @@ impl MeterSink for Counted {
 }
 
 /// Starts take half to one and a half of a mean; calls, where any are made, are spread exponentially.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Timed {
     start: Duration,
     spread: bool,
+    /// How long a stem takes on average to become an instance; `None`: there are no stems.
+    specialize: Option<Duration>,
     service: Duration,
     draw: Arc<Mutex<Draw>>,
     pub(crate) counted: Arc<Counted>,
@@ -73,7 +76,48 @@ pub(crate) struct Timed {
 
 impl Timed {
     pub(crate) fn new(start: Duration, service: Duration, draw: Draw) -> Self {
-        Self { start, spread: true, service, draw: Arc::new(Mutex::new(draw)), counted: Arc::default() }
+        Self {
+            start,
+            spread: true,
+            specialize: None,
+            service,
+            draw: Arc::new(Mutex::new(draw)),
+            counted: Arc::default(),
+        }
+    }
+
+    /// Its code can come from stems, which become an instance in this time on average. Starts burn CPU then, as those do
+    /// for which stems are worth their memory.
+    pub(crate) fn with_stems(self, specialize: Duration) -> Self {
+        Self { specialize: Some(specialize), ..self }
+    }
+
+    /// Waits for as long as a start of this mean takes.
+    async fn take(&self, mean: Duration, deadline: Instant) -> Result<()> {
+        let time = match self.spread {
+            true => self.draw.lock().between(mean / 2, mean + mean / 2),
+            false => mean,
+        };
+        if Instant::now() + time > deadline {
+            tokio::time::sleep_until(deadline).await;
+            return Err(Error::new(ErrorKind::Timeout, "start", "longer than the start's deadline"));
+        }
+        tokio::time::sleep(time).await;
+        Ok(())
+    }
+
+    fn runs(&self, request: StartRequest) -> Arc<dyn Instance> {
+        let now = self.counted.live.fetch_add(1, Relaxed) + 1;
+        self.counted.peak.fetch_max(now, Relaxed);
+        self.counted.starts.fetch_add(1, Relaxed);
+        Arc::new(Running {
+            id: request.id,
+            service: self.service,
+            draw: Arc::clone(&self.draw),
+            events: request.events,
+            counted: Arc::clone(&self.counted),
+            gone: AtomicBool::new(false),
+        })
     }
 
     /// Starts take exactly this long, and calls no time.
@@ -151,35 +195,47 @@ impl Runtime for Timed {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(Isolation::MicroVm)
+        let mut capabilities = Capabilities::new(Isolation::MicroVm);
+        capabilities.stems = self.specialize.is_some();
+        capabilities.cpu_bound_start = capabilities.stems;
+        capabilities
     }
 
     async fn prepare(&self, _: &RevisionSpec) -> Result<Artifact> {
-        Ok(Artifact::new((), ArtifactInfo::default()))
+        let stem = self.specialize.map(|_| StemClass("timed".into()));
+        Ok(Artifact::new((), ArtifactInfo { stem, ..ArtifactInfo::default() }))
     }
 
     async fn start(&self, request: StartRequest) -> Result<Arc<dyn Instance>> {
-        let time = match self.spread {
-            true => self.draw.lock().between(self.start / 2, self.start + self.start / 2),
-            false => self.start,
-        };
-        if Instant::now() + time > request.deadline {
-            tokio::time::sleep_until(request.deadline).await;
-            return Err(Error::new(ErrorKind::Timeout, "start", "longer than the start's deadline"));
-        }
-        tokio::time::sleep(time).await;
-        let now = self.counted.live.fetch_add(1, Relaxed) + 1;
-        self.counted.peak.fetch_max(now, Relaxed);
-        self.counted.starts.fetch_add(1, Relaxed);
-        Ok(Arc::new(Running {
-            id: request.id,
-            service: self.service,
-            draw: Arc::clone(&self.draw),
-            events: request.events,
-            counted: Arc::clone(&self.counted),
-            gone: AtomicBool::new(false),
-        }))
+        self.take(self.start, request.deadline).await?;
+        Ok(self.runs(request))
+    }
+
+    async fn start_stem(&self, request: StemRequest) -> Result<Box<dyn Stem>> {
+        self.take(self.start, request.deadline).await?;
+        Ok(Box::new(Booted { runtime: self.clone(), id: request.id, events: request.events }))
     }
 
     async fn quiesce(&self) {}
+}
+
+/// A stem.
+#[derive(Debug)]
+struct Booted {
+    runtime: Timed,
+    id: InstanceId,
+    events: Arc<dyn InstanceEvents>,
+}
+
+#[async_trait]
+impl Stem for Booted {
+    async fn specialize(self: Box<Self>, request: StartRequest) -> Result<Arc<dyn Instance>> {
+        self.runtime.take(self.runtime.specialize.unwrap_or_default(), request.deadline).await?;
+        Ok(self.runtime.runs(request))
+    }
+
+    async fn stop(self: Box<Self>) -> Result<()> {
+        self.events.exited(self.id, ExitReport::at(Timestamp(0)));
+        Ok(())
+    }
 }
