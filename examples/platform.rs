@@ -164,6 +164,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         let mut config = ProcessConfig::default();
         if let Some(state) = &options.state {
             config.store = state.join("unpacked");
+            config.keep_packages = Duration::from_secs(600);
         }
         config.recorder = recorder.clone();
         config.data =

@@ -131,3 +131,48 @@ impl Access {
         if self.open_metrics { admin.with_open_metrics() } else { admin }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(
+        set: impl FnOnce(&mut Access),
+        told: Option<PackageRoots>,
+        address: Option<&str>,
+    ) -> PackageRoots {
+        let mut access = Access::default();
+        set(&mut access);
+        access.package_roots(told, address.map(|address| address.parse().unwrap()))
+    }
+
+    #[test]
+    fn packages_of_the_host_are_for_the_operator_of_an_api_that_only_this_machine_reaches() {
+        let nothing = |_: &mut Access| {};
+        let socket = |access: &mut Access| access.socket = Some("/run/admin".into());
+        let own = |access: &mut Access| access.authenticator = Some(Arc::new(Closed));
+        for here in ["127.0.0.1:8081", "[::1]:8081"] {
+            assert_eq!(chosen(nothing, None, Some(here)), PackageRoots::any(), "{here}");
+            assert_eq!(chosen(own, None, Some(here)), PackageRoots::none(), "whom it lets in is not known");
+        }
+        assert_eq!(chosen(socket, None, None), PackageRoots::any());
+        for elsewhere in ["0.0.0.0:8081", "[::]:8081", "192.0.2.7:8081"] {
+            assert_eq!(chosen(nothing, None, Some(elsewhere)), PackageRoots::none(), "{elsewhere}");
+            assert_eq!(
+                chosen(socket, None, Some(elsewhere)),
+                PackageRoots::none(),
+                "{elsewhere}, and a socket"
+            );
+        }
+        assert_eq!(chosen(nothing, None, None), PackageRoots::none(), "mounted in somebody's server");
+    }
+
+    #[test]
+    fn what_was_told_holds_everywhere() {
+        let told = PackageRoots::none().with("/srv/packages");
+        for address in [None, Some("127.0.0.1:8081"), Some("0.0.0.0:8081")] {
+            assert_eq!(chosen(|_| {}, Some(told.clone()), address), told);
+            assert_eq!(chosen(|_| {}, Some(PackageRoots::none()), address), PackageRoots::none());
+        }
+    }
+}

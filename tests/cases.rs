@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -32,25 +33,62 @@ fn ports() -> (u16, u16) {
     (one.local_addr().unwrap().port(), two.local_addr().unwrap().port())
 }
 
+/// A program of an ordinary user, with copies of what it needs where that user may read; `None` where the tests have
+/// no root to give up, or nothing to do it with.
+#[allow(clippy::print_stdout, reason = "the test's output says what was skipped")]
+fn ordinary(platform: &Path, cases: &Path) -> Option<(tempfile::TempDir, Command, PathBuf, PathBuf)> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let root =
+        std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    if !root || !has("setpriv") {
+        println!("skipped: to run as another user takes root and setpriv");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    for from in [platform, cases] {
+        // By another process: one that this one starts meanwhile would hold the program open for writing.
+        let copied = Command::new("cp").arg("-r").arg(from).arg(dir.path()).status().unwrap();
+        assert!(copied.success());
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--", "sh"]);
+    command.env("TMPDIR", dir.path()).env("HOME", dir.path()).current_dir(dir.path());
+    let (platform, cases) = (dir.path().join("platform"), dir.path().join("cases"));
+    Some((dir, command, platform, cases))
+}
+
 /// Runs the case whose directory begins with `number`.
+fn run(number: &str, tools: &[&str]) {
+    run_by(number, tools, false);
+}
+
 #[allow(clippy::disallowed_methods, reason = "it waits for a real program, outside of any runtime")]
 #[allow(clippy::print_stdout, reason = "the test's output says what was skipped and what a case found")]
-fn run(number: &str, tools: &[&str]) {
+fn run_by(number: &str, tools: &[&str], as_ordinary: bool) {
     let missing: Vec<&str> =
         ["sh", "curl", "python3"].iter().chain(tools).copied().filter(|tool| !has(tool)).collect();
     if !missing.is_empty() {
         println!("skipped: case {number} needs {}", missing.join(", "));
         return;
     }
-    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    // Some count processes of the whole machine: they must not meet themselves.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = (number == "05-").then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner));
+    let (mut platform, mut cases) = (platform(), Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases"));
+    let (mut command, mut _copies) = (Command::new("sh"), None);
+    if as_ordinary {
+        let Some((dir, by, its_platform, its_cases)) = ordinary(&platform, &cases) else { return };
+        (command, platform, cases, _copies) = (by, its_platform, its_cases, Some(dir));
+    }
     let found = std::fs::read_dir(&cases).unwrap().flatten().map(|entry| entry.path());
     let mut found = found.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(number));
     let case = found.next().unwrap_or_else(|| panic!("no case {number} in {}", cases.display()));
     let (port, admin) = ports();
     let output = tempfile::tempfile().unwrap();
-    let mut child = Command::new("sh")
+    let mut child = command
         .arg(case.join("run.sh"))
-        .env("PLATFORM", platform())
+        .env("PLATFORM", &platform)
         .env("PORT", port.to_string())
         .env("ADMIN", admin.to_string())
         .env("SAS_ADMIN_TOKEN", "case-token-0123456789abcdef")
@@ -91,12 +129,20 @@ macro_rules! cases {
         })*
 
         #[test]
+        fn no_process_outlives_its_instance_for_an_ordinary_user_either() {
+            run_by("05-", &["node", "bash"], true);
+        }
+
+        #[test]
         fn every_case_has_a_test_and_every_test_a_line_in_the_table() {
             let tests = [$(($number, stringify!($name)),)* ("40-", "real_frameworks_start_without_a_command")];
             let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
             let table = std::fs::read_to_string(cases.join("README.md")).unwrap();
             for entry in std::fs::read_dir(&cases).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
                 let case = entry.file_name().into_string().unwrap();
+                if case == "raw" {
+                    continue;
+                }
                 let test = tests.iter().find(|(number, _)| case.starts_with(number));
                 let (_, test) = test.unwrap_or_else(|| panic!("{case} has no test"));
                 assert!(table.contains(&case) && table.contains(test), "{case} ({test}) is not in its README's table");

@@ -424,3 +424,44 @@ async fn a_revision_that_can_not_start_counts_as_failing() {
     platform.gateway.unwatch_answers(platform.revision);
     assert_eq!(platform.gateway.answers(platform.revision), None);
 }
+
+#[tokio::test]
+async fn a_clients_idempotency_key_reaches_the_instance_as_it_was_sent() {
+    use sas_core::{Cx, IdempotencyKey, Invoker as _, RequestId};
+    let platform = with(GatewayConfig::default()).await;
+    let echo = handler(|request: Request| async move {
+        let all: Vec<&str> = request
+            .headers()
+            .get_all("idempotency-key")
+            .iter()
+            .map(|value| value.to_str().unwrap_or("not ASCII"))
+            .collect();
+        text(200, all.join(" and "))
+    });
+    platform.pool.add_inside(platform.revision, Arc::clone(&echo));
+    let outside = instance(echo).await;
+    platform.pool.add_at(platform.revision, outside.local_addr());
+    let mut client = Client::connect(platform.address()).await;
+    // By turns in this process and over a connection; also spelt as no structured field, and none at all.
+    for sent in ["\"8e03978e-40d5\"", "\"8e03978e-40d5\"", "bare words", "bare words", "", ""] {
+        let mut request = get("/");
+        if !sent.is_empty() {
+            request.headers_mut().insert("Idempotency-Key", sent.parse().unwrap());
+        }
+        assert_eq!(read(client.send(request).await).await, sent);
+    }
+    // A key of the platform's own gives way to one that is there.
+    let target = sas_core::Target::Revision(platform.revision);
+    let cx = Cx::new(TenantKey(1), RequestId(7), deadline()).with_idempotency(IdempotencyKey(1));
+    for (sent, expected) in [("\"mine\"", "\"mine\"".to_owned()), ("", format!("\"{}\"", IdempotencyKey(1)))]
+    {
+        let mut request = get("/");
+        if !sent.is_empty() {
+            request.headers_mut().insert("Idempotency-Key", sent.parse().unwrap());
+        }
+        assert_eq!(
+            read(platform.gateway.invoke(target.clone(), request, &cx).await.unwrap()).await,
+            expected
+        );
+    }
+}

@@ -1,5 +1,5 @@
-//! RFC 9113 and RFC 7541, section by section, in raw frames: what must be taken, what must be ignored, what ends its
-//! stream, and what ends the connection, with the error codes that the specification names.
+//! RFC 9113 and RFC 7541 in raw frames, as far as h2spec (`h2spec.rs`) does not ask: what must be taken, what must be
+//! ignored, what ends its stream, and what ends the connection, with the error codes that the specification names.
 
 #[path = "support/frames.rs"]
 mod frames;
@@ -249,42 +249,10 @@ async fn section_4_frames() {
     };
     let big = padded(16_000);
     assert!(big.len() < 16_384);
-    let mut reserved = ask(1);
-    reserved[5] |= 0x80;
     all(vec![
-        ("4.1 a frame of an unknown type", frame(0x16, 0, 0, b"anything"), Must::Ignore),
         ("4.1 an unknown type on a stream", frame(0xfa, 0xff, 7, b"anything"), Must::Ignore),
-        ("4.1 unknown flags", frame(PING, 0x16, 0, b"sentinel"), Must::Ignore),
-        ("4.1 the reserved bit", reserved, Must::Answer(1)),
         ("4.2 a large header block in one frame", raw(1, &big), Must::Answer(1)),
-        (
-            "4.2 a DATA frame of the largest size",
-            [begins(1, &[]), frame(DATA, END_STREAM, 1, &[0; 16_384])].concat(),
-            Must::Answer(1),
-        ),
-        (
-            "4.2 a DATA frame beyond it",
-            [begins(1, &[]), frame(DATA, END_STREAM, 1, &[0; 16_385])].concat(),
-            Must::EndStream(SIZE),
-        ),
-        ("4.2 a HEADERS frame beyond it", raw(1, &[0; 16_385]), Must::EndConnection(SIZE)),
         ("4.2 a SETTINGS frame beyond it", frame(SETTINGS, 0, 0, &[0; 16_386]), Must::EndConnection(SIZE)),
-        ("4.3 a header block that is no HPACK", raw(1, &[0xff; 20]), Must::EndConnection(HPACK)),
-        (
-            "4.3 a priority within a header block",
-            [frame(HEADERS, END_STREAM, 1, &block(&GET)), frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 9])].concat(),
-            Must::EndConnection(ENDS),
-        ),
-        (
-            "4.3 the headers of another stream within a header block",
-            [frame(HEADERS, END_STREAM, 1, &block(&GET)), ask(3)].concat(),
-            Must::EndConnection(ENDS),
-        ),
-        (
-            "5.5 an unknown type within a header block",
-            [frame(HEADERS, END_STREAM, 1, &block(&GET)), frame(0x16, 0, 0, &[])].concat(),
-            Must::EndConnection(ENDS),
-        ),
     ])
     .await;
 }
@@ -293,22 +261,7 @@ async fn section_4_frames() {
 async fn section_5_1_states_of_streams() {
     let cancel = 8_u32.to_be_bytes();
     all(vec![
-        ("idle: DATA", frame(DATA, END_STREAM, 1, b"x"), Must::EndConnection(ENDS)),
-        ("idle: RST_STREAM", frame(RST_STREAM, 0, 1, &cancel), Must::EndConnection(ENDS)),
-        ("idle: WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 9]), Must::EndConnection(ENDS)),
-        ("idle: CONTINUATION", frame(CONTINUATION, END_HEADERS, 1, &block(&GET)), Must::EndConnection(ENDS)),
         ("idle: PRIORITY", frame(PRIORITY, 0, 9, &[0, 0, 0, 0, 1]), Must::Ignore),
-        (
-            "half closed: CONTINUATION",
-            [ask(1), frame(CONTINUATION, END_HEADERS, 1, &block(&GET))].concat(),
-            Must::EndConnection(CLOSED),
-        ),
-        (
-            "closed by a reset: CONTINUATION",
-            [begins(1, &[]), frame(RST_STREAM, 0, 1, &cancel), frame(CONTINUATION, END_HEADERS, 1, &[])]
-                .concat(),
-            Must::EndConnection(CLOSED),
-        ),
         (
             "closed by a reset: another request is served",
             [begins(1, &[]), frame(RST_STREAM, 0, 1, &cancel), ask(3)].concat(),
@@ -325,33 +278,9 @@ async fn section_5_1_states_of_streams() {
             .concat(),
             Must::Ignore,
         ),
-        ("5.1.1 a number of the server's", ask(2), Must::EndConnection(ENDS)),
-        ("5.1.1 a number that falls", [begins(5, &[]), ask(3)].concat(), Must::EndConnection(CLOSED)),
         ("5.1.1 numbers with gaps", ask(101), Must::Answer(101)),
-        ("5.4.1 a PING of seven bytes", frame(PING, 0, 0, &[0; 7]), Must::EndConnection(SIZE)),
     ])
     .await;
-    // What comes after the end of the request's half, with the request still running: an error of the stream.
-    let platform = Platform::start().await;
-    platform.pool.add_inside(platform.revision, handler(|_| std::future::pending()));
-    for (what, late) in
-        [("half closed: DATA", frame(DATA, END_STREAM, 1, b"late")), ("half closed: HEADERS", ask(1))]
-    {
-        judge(platform.address(), what, &[ask(1), late].concat(), Must::EndStream(CLOSED)).await;
-    }
-    platform.pool.until_idle().await;
-}
-
-#[tokio::test]
-async fn section_5_1_2_more_streams_than_are_allowed() {
-    let mut config = sas_router::ServerConfig::default();
-    config.max_streams = 4;
-    let platform = Platform::with(spec(), sas_router::GatewayConfig::default(), config).await;
-    platform.pool.add_inside(platform.revision, handler(|_| std::future::pending()));
-    let many: Vec<u8> = (0..5).flat_map(|n| ask(2 * n + 1)).collect();
-    let codes = &[REFUSED_STREAM, PROTOCOL_ERROR, ENHANCE_YOUR_CALM];
-    judge(platform.address(), "the fifth of four", &many, Must::EndStream(codes)).await;
-    platform.pool.until_idle().await;
 }
 
 #[tokio::test]
@@ -360,41 +289,21 @@ async fn section_6_1_to_6_4_data_headers_priority_reset() {
     let padded_headers = [&[4][..], &block(&GET), &[0; 4]].concat();
     let prioritized = [&[0, 0, 0, 0, 16][..], &block(&GET)].concat();
     all(vec![
-        ("6.1 DATA on stream 0", frame(DATA, END_STREAM, 0, b"x"), Must::EndConnection(ENDS)),
-        (
-            "6.1 padding that is longer than the frame",
-            [begins(1, &[]), frame(DATA, END_STREAM | PADDED, 1, b"\x09abc")].concat(),
-            Must::EndConnection(ENDS),
-        ),
         (
             "6.1 padded DATA",
             [begins(1, &[("content-length", "2")]), frame(DATA, END_STREAM | PADDED, 1, b"\x03ab\0\0\0")]
                 .concat(),
             Must::Answer(1),
         ),
-        ("6.2 HEADERS on stream 0", raw(0, &block(&GET)), Must::EndConnection(ENDS)),
         (
             "6.2 padded HEADERS",
             frame(HEADERS, END_STREAM | END_HEADERS | PADDED, 1, &padded_headers),
             Must::Answer(1),
         ),
         (
-            "6.2 padding that is longer than the block",
-            frame(HEADERS, END_STREAM | END_HEADERS | PADDED, 1, &[200, 0x82]),
-            Must::EndConnection(ENDS),
-        ),
-        (
             "6.2 HEADERS with a priority",
             frame(HEADERS, END_STREAM | END_HEADERS | PRIORITIZED, 1, &prioritized),
             Must::Answer(1),
-        ),
-        ("6.3 PRIORITY on stream 0", frame(PRIORITY, 0, 0, &[0, 0, 0, 0, 1]), Must::EndConnection(ENDS)),
-        ("6.3 PRIORITY of four bytes", frame(PRIORITY, 0, 1, &[0; 4]), Must::EndStream(SIZE)),
-        ("6.4 RST_STREAM on stream 0", frame(RST_STREAM, 0, 0, &cancel), Must::EndConnection(ENDS)),
-        (
-            "6.4 RST_STREAM of three bytes",
-            [begins(1, &[]), frame(RST_STREAM, 0, 1, &cancel[1..])].concat(),
-            Must::EndConnection(SIZE),
         ),
         (
             "7 RST_STREAM with an unknown code",
@@ -407,91 +316,23 @@ async fn section_6_1_to_6_4_data_headers_priority_reset() {
 
 #[tokio::test]
 async fn section_6_5_settings() {
-    all(vec![
-        (
-            "6.5 an acknowledgement with a payload",
-            frame(SETTINGS, ACK, 0, &[0; 6]),
-            Must::EndConnection(SIZE),
-        ),
-        ("6.5 SETTINGS on a stream", frame(SETTINGS, 0, 1, &[]), Must::EndConnection(ENDS)),
-        (
-            "6.5 a length that is no multiple of six",
-            frame(SETTINGS, 0, 0, &[0; 8]),
-            Must::EndConnection(SIZE),
-        ),
-        ("6.5.2 ENABLE_PUSH of 2", setting(2, 2), Must::EndConnection(ENDS)),
-        ("6.5.2 a window beyond 2^31 - 1", setting(4, 0x8000_0000), Must::EndConnection(FLOW)),
-        ("6.5.2 a frame size below 2^14", setting(5, 16_383), Must::EndConnection(ENDS)),
-        ("6.5.2 a frame size beyond 2^24 - 1", setting(5, 16_777_216), Must::EndConnection(ENDS)),
-        ("6.5.2 an unknown setting", [setting(0xff, 7), ask(1)].concat(), Must::Answer(1)),
-        ("6.5.2 no table for header compression", [setting(1, 0), ask(1)].concat(), Must::Answer(1)),
-    ])
-    .await;
+    all(vec![("6.5.2 no table for header compression", [setting(1, 0), ask(1)].concat(), Must::Answer(1))])
+        .await;
 }
 
 #[tokio::test]
-async fn section_6_5_3_each_settings_frame_is_acknowledged() {
-    let platform = served().await;
-    let mut peer = Peer::greet(platform.address()).await;
-    peer.say(&[setting(4, 100), setting(4, 200)].concat()).await;
-    let mut acknowledged = 0;
-    while acknowledged < 3 {
-        match peer.next().await {
-            Said::Settings { ack: true } => acknowledged += 1,
-            Said::Settings { ack: false } | Said::Window => {}
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-#[tokio::test]
-async fn section_6_6_to_6_8_push_ping_goaway() {
-    all(vec![
-        (
-            "6.6 a promise of the client's",
-            frame(PUSH_PROMISE, END_HEADERS, 1, &[0, 0, 0, 2]),
-            Must::EndConnection(ENDS),
-        ),
-        ("6.7 an answer to no ping", frame(PING, ACK, 0, b"whatever"), Must::Ignore),
-        ("6.7 PING on a stream", frame(PING, 0, 1, &[0; 8]), Must::EndConnection(ENDS)),
-        ("6.7 PING of six bytes", frame(PING, 0, 0, &[0; 6]), Must::EndConnection(SIZE)),
-        ("6.8 GOAWAY on a stream", frame(GOAWAY, 0, 1, &[0; 8]), Must::EndConnection(ENDS)),
-        (
-            "6.8 a client that goes away still gets its answers",
-            [ask(1), frame(GOAWAY, 0, 0, &[0; 8])].concat(),
-            Must::Answer(1),
-        ),
-    ])
+async fn section_6_8_goaway() {
+    all(vec![(
+        "6.8 a client that goes away still gets its answers",
+        [ask(1), frame(GOAWAY, 0, 0, &[0; 8])].concat(),
+        Must::Answer(1),
+    )])
     .await;
-    let platform = served().await;
-    let mut peer = Peer::greet(platform.address()).await;
-    peer.say(&frame(PING, 0, 0, b"answerme")).await;
-    assert_eq!(peer.verdict().await, Said::Pong(b"answerme".to_vec()));
 }
 
 #[tokio::test]
 async fn section_6_9_flow_control() {
     let update = |stream: u32, by: u32| frame(WINDOW_UPDATE, 0, stream, &by.to_be_bytes());
-    all(vec![
-        ("6.9 an update of the connection by nothing", update(0, 0), Must::EndConnection(ENDS)),
-        (
-            "6.9 an update of a stream by nothing",
-            [begins(1, &[]), update(1, 0)].concat(),
-            Must::EndStream(ENDS),
-        ),
-        ("6.9 an update of three bytes", frame(WINDOW_UPDATE, 0, 0, &[0; 3]), Must::EndConnection(SIZE)),
-        (
-            "6.9.1 a connection's window beyond 2^31 - 1",
-            [update(0, 0x7fff_ffff), update(0, 0x7fff_ffff)].concat(),
-            Must::EndConnection(FLOW),
-        ),
-        (
-            "6.9.1 a stream's window beyond 2^31 - 1",
-            [begins(1, &[]), update(1, 0x7fff_ffff), update(1, 0x7fff_ffff)].concat(),
-            Must::EndStream(FLOW),
-        ),
-    ])
-    .await;
     let platform = served().await;
     // A window of one byte: one byte comes, and after an update the next ones.
     let mut peer = Peer::greet_with(platform.address(), &setting(4, 1)).await;
@@ -536,55 +377,10 @@ async fn section_6_9_flow_control() {
 }
 
 #[tokio::test]
-async fn section_6_10_continuation() {
-    let whole = block(&GET);
-    let (one, rest) = whole.split_at(7);
-    let (two, three) = rest.split_at(9);
-    all(vec![
-        (
-            "a header block in three pieces",
-            [
-                frame(HEADERS, END_STREAM, 1, one),
-                frame(CONTINUATION, 0, 1, two),
-                frame(CONTINUATION, END_HEADERS, 1, three),
-            ]
-            .concat(),
-            Must::Answer(1),
-        ),
-        (
-            "a continuation on stream 0",
-            [frame(HEADERS, END_STREAM, 1, one), frame(CONTINUATION, END_HEADERS, 0, rest)].concat(),
-            Must::EndConnection(ENDS),
-        ),
-        (
-            "a continuation of another stream",
-            [frame(HEADERS, END_STREAM, 1, one), frame(CONTINUATION, END_HEADERS, 3, rest)].concat(),
-            Must::EndConnection(ENDS),
-        ),
-        (
-            "DATA before the continuation",
-            [frame(HEADERS, 0, 1, one), frame(DATA, END_STREAM, 1, b"x")].concat(),
-            Must::EndConnection(ENDS),
-        ),
-        (
-            "a continuation after DATA",
-            [begins(1, &[]), frame(DATA, 0, 1, b"x"), frame(CONTINUATION, END_HEADERS, 1, rest)].concat(),
-            Must::EndConnection(ENDS),
-        ),
-    ])
-    .await;
-}
-
-#[tokio::test]
 async fn section_8_1_messages() {
     let length = |said: &'static str| begins(1, &[("content-length", said)]);
     let trailers = |fields: &[(&str, &str)]| frame(HEADERS, END_STREAM | END_HEADERS, 1, &block(fields));
     all(vec![
-        (
-            "8.1 trailers that do not end the stream",
-            [begins(1, &[]), frame(HEADERS, END_HEADERS, 1, &block(&[("x-a", "b")]))].concat(),
-            Must::EndStream(ENDS),
-        ),
         (
             "8.1 trailers",
             [begins(1, &[]), frame(DATA, 0, 1, b"x"), trailers(&[("x-a", "b")])].concat(),
@@ -597,18 +393,8 @@ async fn section_8_1_messages() {
             Must::Answer(1),
         ),
         (
-            "8.1.1 less than the length",
-            [length("5"), frame(DATA, END_STREAM, 1, b"x")].concat(),
-            Must::EndStream(ENDS),
-        ),
-        (
             "8.1.1 more than the length",
             [length("1"), frame(DATA, END_STREAM, 1, b"xyz")].concat(),
-            Must::EndStream(ENDS),
-        ),
-        (
-            "8.1.1 more than the length, in two frames",
-            [length("3"), frame(DATA, 0, 1, b"xy"), frame(DATA, END_STREAM, 1, b"xy")].concat(),
             Must::EndStream(ENDS),
         ),
         (
@@ -648,30 +434,18 @@ async fn section_8_2_and_8_3_fields() {
     };
     let with_path = |path: &'static str| raw(1, &block(&[GET[0], GET[1], (":path", path), GET[3]]));
     all(vec![
-        ("8.2 a name in upper case", asks(1, &[("X-Test", "ok")]), Must::EndStream(ENDS)),
         ("8.2 a name with a space", asks(1, &[("x test", "ok")]), Must::EndStream(ENDS)),
         ("8.2 a name of nothing", asks(1, &[("", "ok")]), Must::EndStream(ENDS)),
         ("8.2 a line break in a value", asks(1, &[("x-test", "a\r\nb: c")]), Must::EndStream(ENDS)),
         ("8.2 a NUL in a value", asks(1, &[("x-test", "a\0b")]), Must::EndStream(ENDS)),
-        ("8.2.2 connection", asks(1, &[("connection", "keep-alive")]), Must::EndStream(ENDS)),
         ("8.2.2 proxy-connection", asks(1, &[("proxy-connection", "keep-alive")]), Must::EndStream(ENDS)),
         ("8.2.2 keep-alive", asks(1, &[("keep-alive", "timeout=5")]), Must::EndStream(ENDS)),
         ("8.2.2 transfer-encoding", asks(1, &[("transfer-encoding", "chunked")]), Must::EndStream(ENDS)),
         ("8.2.2 upgrade", asks(1, &[("upgrade", "websocket")]), Must::EndStream(ENDS)),
-        ("8.2.2 te of anything else", asks(1, &[("te", "trailers, deflate")]), Must::EndStream(ENDS)),
         ("8.2.2 te of trailers", asks(1, &[("te", "trailers")]), Must::Answer(1)),
         ("8.2.3 a cookie in pieces", asks(1, &[("cookie", "a=b"), ("cookie", "c=d")]), Must::Answer(1)),
-        ("8.3 an unknown pseudo-header", asks(1, &[(":test", "ok")]), Must::EndStream(ENDS)),
-        ("8.3 a pseudo-header of responses", asks(1, &[(":status", "200")]), Must::EndStream(ENDS)),
-        ("8.3 a pseudo-header after others", asks(1, &[("x-a", "b"), (":path", "/")]), Must::EndStream(ENDS)),
-        ("8.3.1 no :method", without(0), Must::EndStream(ENDS)),
-        ("8.3.1 no :scheme", without(1), Must::EndStream(ENDS)),
         ("8.3.1 no :path", without(2), Must::Refuse),
         ("8.3.1 no authority and no host", without(3), Must::Refuse),
-        ("8.3.1 :method twice", twice(0), Must::EndStream(ENDS)),
-        ("8.3.1 :scheme twice", twice(1), Must::EndStream(ENDS)),
-        ("8.3.1 :path twice", twice(2), Must::EndStream(ENDS)),
-        ("8.3.1 an empty :path", with_path(""), Must::Refuse),
         ("8.3.1 a :path without a slash", with_path("index.html"), Must::Refuse),
         ("8.3.1 a line break in :path", with_path("/ HTTP/1.1\r\nx: y"), Must::Refuse),
         (
@@ -692,41 +466,18 @@ async fn hpack_as_rfc_7541_has_it() {
     let from_table = frame(HEADERS, END_STREAM | END_HEADERS, 3, &[0x82, 0x86, 0x84, 0xbe]);
     all(vec![
         ("2.3 both tables are used", raw(1, &indexed), Must::Answer(1)),
-        ("2.3.3 an index beyond both tables", literal(&[0xff, 0x80, 0x01]), Must::EndConnection(HPACK)),
         ("2.3.3 an index that nobody made", literal(&[0xbe]), Must::EndConnection(HPACK)),
         (
             "4.2 a table size that is within the limit",
             raw(1, &[&[0x20][..], &block(&GET)].concat()),
             Must::Answer(1),
         ),
-        ("4.2 a table size after fields", literal(&[0x20]), Must::EndConnection(HPACK)),
         ("5.1 an integer without end", literal(&[0xff; 12]), Must::EndConnection(HPACK)),
         // The name 'x' in Huffman code is 7 bits; then padding that is wrong in each way.
-        (
-            "5.2 Huffman padding of a whole byte",
-            literal(&[0x00, 0x01, b'x', 0x82, 0xf3, 0xff]),
-            Must::EndConnection(HPACK),
-        ),
-        (
-            "5.2 Huffman padding of zeros",
-            literal(&[0x00, 0x01, b'x', 0x81, 0xf2]),
-            Must::EndConnection(HPACK),
-        ),
-        (
-            "5.2 the end of a string within Huffman code",
-            literal(&[0x00, 0x01, b'x', 0x84, 0xff, 0xff, 0xff, 0xff]),
-            Must::EndConnection(HPACK),
-        ),
         ("5.2 a Huffman-coded value", literal(&[0x00, 0x01, b'x', 0x81, 0xf3]), Must::Answer(1)),
         (
             "5.2 a string that is longer than its block",
             literal(&[0x00, 0x7f, b'x']),
-            Must::EndConnection(HPACK),
-        ),
-        ("6.1 an index of zero", literal(&[0x80]), Must::EndConnection(HPACK)),
-        (
-            "6.3 a table size beyond the limit",
-            raw(1, &[&[0x3f, 0xe2, 0x1f][..], &block(&GET)].concat()),
             Must::EndConnection(HPACK),
         ),
     ])

@@ -75,7 +75,12 @@ fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
     let target = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
     let path = target.join("examples").join(name);
-    assert!(path.exists(), "{} is built by `cargo test`", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: `cargo test` of the package builds it; with `--test` alone, `cargo build --example {name}` first, \
+         with the same features",
+        path.display()
+    );
     path
 }
 

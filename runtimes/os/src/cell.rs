@@ -127,7 +127,7 @@ impl Layout {
 }
 
 /// The view of the disk that one program gets.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
     /// Written to over itself: what is there stays as it is, and changes go with the cell.
     pub(crate) package: Option<PathBuf>,
@@ -139,6 +139,32 @@ pub(crate) struct View {
     pub(crate) more: bool,
     /// Bytes that may be written, where it is not what the layout says.
     pub(crate) disk_bytes: Option<u64>,
+}
+
+/// A view, for whom, and of which very directories.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shown {
+    view: View,
+    user: Option<u32>,
+    /// Device, inode and last change of each. One that is made anew at the same path is another.
+    of: Vec<Option<(u64, u64, i64, i64)>>,
+}
+
+impl Shown {
+    pub(crate) fn new(view: View, user: Option<u32>) -> Self {
+        use std::os::unix::fs::MetadataExt as _;
+        let id = |path: &PathBuf| {
+            let metadata = fs::metadata(path).ok()?;
+            Some((metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
+        };
+        let of = view.package.iter().chain(&view.readable).map(id).collect();
+        Self { view, user, of }
+    }
+
+    /// Whether a cell can show it before it is asked for: nothing comes later, and nothing in it outlives the instance.
+    fn can_wait(&self) -> bool {
+        self.view.package.is_some() && self.view.bound.is_empty() && !self.view.more
+    }
 }
 
 /// One set of namespaces, for one instance. Everything in it ends when this is dropped.
@@ -153,6 +179,8 @@ pub struct Cell {
     rules: Option<Rules>,
     /// The user of its program.
     user: Option<u32>,
+    /// Whether its program's files are there already.
+    shown: bool,
 }
 
 /// A way into a cell that somebody else keeps: for commands that run beside its program.
@@ -266,7 +294,15 @@ impl Cell {
             true => Some(Network::of(pidfd.try_clone()?)),
             false => None,
         };
-        Ok(Self { holder: Some(holder), pidfd, _alive: OwnedFd::from(writer), network, rules, user: None })
+        Ok(Self {
+            holder: Some(holder),
+            pidfd,
+            _alive: OwnedFd::from(writer),
+            network,
+            rules,
+            user: None,
+            shown: false,
+        })
     }
 
     /// Its network, where it has one of its own.
@@ -326,6 +362,11 @@ impl Cell {
         self.rules = None;
     }
 
+    /// Whether the program's files are there already.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.shown
+    }
+
     /// Whose program it holds.
     pub(crate) fn belongs_to(&mut self, user: Option<u32>) {
         self.user = user;
@@ -337,12 +378,12 @@ impl Cell {
     }
 
     /// Shows more files to a program that runs in it already, the last.
-    pub(crate) fn show(&self, layout: &Layout, view: &View) -> io::Result<()> {
+    pub(crate) fn show(&self, layout: &Layout, view: &View, user: Option<u32>) -> io::Result<()> {
         std::thread::scope(|scope| {
             let showing = std::thread::Builder::new().name("sas-show".into()).spawn_scoped(scope, || {
                 unshare(CloneFlags::CLONE_FS)?;
                 setns(&self.pidfd, CloneFlags::CLONE_NEWNS)?;
-                show(layout, view, None)
+                show(layout, view, user)
             })?;
             showing.join().map_err(|_panic| io::Error::other("the thread ended"))?
         })
@@ -564,6 +605,9 @@ pub(crate) struct Ready {
 #[derive(Debug, Default)]
 struct Stock {
     cells: Vec<Cell>,
+    /// With the files of the program that was started last: who starts one often starts another.
+    shown: Vec<Cell>,
+    last: Option<Shown>,
     filling: bool,
     closed: bool,
 }
@@ -577,9 +621,17 @@ impl Ready {
         &self.layout
     }
 
-    /// A cell; made now when none is ready.
-    pub(crate) fn take(self: &Arc<Self>, network: bool) -> io::Result<Cell> {
-        let ready = self.waiting[usize::from(network)].lock().cells.pop();
+    /// A cell for a program that is to see this, best one that shows it already; made now when none is ready.
+    pub(crate) fn take(self: &Arc<Self>, network: bool, view: Shown) -> io::Result<Cell> {
+        let (ready, _other) = {
+            let mut stock = self.waiting[usize::from(network)].lock();
+            if stock.last.as_ref() == Some(&view) {
+                (stock.shown.pop().or_else(|| stock.cells.pop()), Vec::new())
+            } else {
+                stock.last = Some(view);
+                (stock.cells.pop(), std::mem::take(&mut stock.shown))
+            }
+        };
         self.fill(network);
         match ready {
             Some(cell) => Ok(cell),
@@ -587,11 +639,23 @@ impl Ready {
         }
     }
 
+    /// What is missing in the stock: a cell, perhaps one that shows something.
+    fn missing(&self, stock: &Stock) -> Option<Option<Shown>> {
+        if stock.closed {
+            return None;
+        }
+        if stock.cells.len() < self.wanted {
+            return Some(None);
+        }
+        let last = stock.last.as_ref().filter(|last| last.can_wait());
+        last.filter(|_| stock.shown.len() < self.wanted).cloned().map(Some)
+    }
+
     /// Makes what is missing, on a thread that ends when it is done.
     pub(crate) fn fill(self: &Arc<Self>, network: bool) {
         {
             let mut stock = self.waiting[usize::from(network)].lock();
-            if stock.filling || stock.closed || stock.cells.len() >= self.wanted {
+            if stock.filling || self.missing(&stock).is_none() {
                 return;
             }
             stock.filling = true;
@@ -600,10 +664,26 @@ impl Ready {
         let filling = std::thread::Builder::new().name("sas-cells".into()).spawn(move || {
             rest();
             loop {
-                let made = Cell::make(&this.layout, network);
+                let missing = {
+                    let mut stock = this.waiting[usize::from(network)].lock();
+                    let missing = this.missing(&stock);
+                    stock.filling = missing.is_some();
+                    missing
+                };
+                let Some(view) = missing else { return };
+                let made = Cell::make(&this.layout, network).and_then(|mut cell| {
+                    if let Some(Shown { view, user, .. }) = &view {
+                        cell.show(&this.layout, view, *user)?;
+                        cell.shown = true;
+                    }
+                    Ok(cell)
+                });
                 let mut stock = this.waiting[usize::from(network)].lock();
                 match made {
-                    Ok(cell) if !stock.closed => stock.cells.push(cell),
+                    Ok(_) if stock.closed => {}
+                    Ok(cell) if !cell.shown => stock.cells.push(cell),
+                    Ok(cell) if stock.last == view => stock.shown.push(cell),
+                    // Something else was started meanwhile.
                     Ok(_) => {}
                     // The next start makes its own, and says what is wrong.
                     Err(error) => {
@@ -611,10 +691,6 @@ impl Ready {
                         stock.filling = false;
                         return;
                     }
-                }
-                if stock.closed || stock.cells.len() >= this.wanted {
-                    stock.filling = false;
-                    return;
                 }
             }
         });
@@ -629,6 +705,7 @@ impl Ready {
             let mut stock = stock.lock();
             stock.closed = true;
             stock.cells.clear();
+            stock.shown.clear();
         }
     }
 }

@@ -18,11 +18,11 @@ use rustix::thread::CapabilitySet;
 use sas_core::{Error, ErrorKind, Result, TenantKey};
 
 use crate::{
-    cell::{self, Cell, Entrance, Layout, Ready, View},
+    cell::{self, Cell, Entrance, Layout, Ready, Shown, View},
     cgroup::Cgroup,
     config::{Egress, JailConfig, JailLevel},
     rules::{self, Places, Right, Rules},
-    seccomp::Filters,
+    seccomp::Filter,
     strays::Signature,
 };
 
@@ -152,7 +152,7 @@ pub struct Jails {
     config: JailConfig,
     report: JailReport,
     root: bool,
-    filters: Option<Filters>,
+    filter: Option<Filter>,
     ready: Arc<Ready>,
     /// What every program outside of a cell reads.
     places: Places,
@@ -203,7 +203,7 @@ impl Jails {
                     | CapabilitySet::DAC_OVERRIDE,
             )
         });
-        let filters = Filters::new();
+        let filter = Filter::new();
         let mut means = Vec::new();
         let mut tell = |name, missing: Option<String>| means.push(Means { name, missing });
         if config.level == JailLevel::None {
@@ -218,7 +218,7 @@ impl Jails {
             for (name, missing) in [FILES, PORTS, SIGNALS].into_iter().zip(rules::missing()) {
                 tell(name, missing);
             }
-            let no_filter = match &filters {
+            let no_filter = match &filter {
                 Err(error) => Some(error.to_string()),
                 Ok(_) if !Path::new("/proc/sys/kernel/seccomp").exists() => {
                     Some("the kernel has no seccomp filters".to_owned())
@@ -230,7 +230,7 @@ impl Jails {
         let report = JailReport { level: config.level, means };
         let this = Self {
             root: root && report.has(USERS) && config.level != JailLevel::None,
-            filters: filters.ok().filter(|_| report.has(CALLS)),
+            filter: filter.ok().filter(|_| report.has(CALLS)),
             ready: Ready::new(layout, config.ready),
             places,
             users: Mutex::default(),
@@ -297,7 +297,7 @@ impl Jails {
 
     /// How processes outside of cells are known to be jailed.
     pub fn signature(&self) -> Option<Signature> {
-        Signature::of(self.filters.as_ref().map_or(0, Filters::count))
+        Signature::of(u32::from(self.filter.is_some()))
     }
 
     /// Keeps cells ready from now on.
@@ -382,7 +382,7 @@ impl Jails {
         let Some(cell) = cell else { return Ok(()) };
         let view =
             View { package: Some(package.to_path_buf()), readable: readable.to_vec(), ..View::default() };
-        cell.show(self.ready.layout(), &view)
+        cell.show(self.ready.layout(), &view, None)
     }
 
     /// A place for one program. Takes a cell where there are any.
@@ -414,10 +414,13 @@ impl Jails {
             }
         }
         let cell = if self.has_namespaces() && request.namespaces {
-            let made = self.ready.take(self.has_own_network(&request)).map_err(|error| {
-                Error::new(ErrorKind::Exhausted, "start", format!("namespaces for the instance: {error}"))
-                    .with_source(error)
-            })?;
+            let made = self
+                .ready
+                .take(self.has_own_network(&request), Shown::new(view(&request), user))
+                .map_err(|error| {
+                    Error::new(ErrorKind::Exhausted, "start", format!("namespaces for the instance: {error}"))
+                        .with_source(error)
+                })?;
             Place::Own(made)
         } else {
             Place::Host
@@ -554,6 +557,17 @@ fn failed(what: &str, error: impl fmt::Display) -> io::Error {
     io::Error::other(format!("the jail: {what}: {error}"))
 }
 
+/// What it is to see.
+fn view(request: &JailRequest) -> View {
+    View {
+        package: request.package.clone(),
+        bound: request.data.clone(),
+        readable: request.readable.clone(),
+        more: request.later.is_some(),
+        disk_bytes: request.disk_bytes,
+    }
+}
+
 /// Jails the calling thread for good.
 fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, place: &Place<'_>) -> io::Result<()> {
     match place {
@@ -567,15 +581,10 @@ fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, place: &Place<'
     if request.level == JailLevel::None {
         return Ok(());
     }
-    if let Place::Own(_) = place {
-        let view = View {
-            package: request.package.clone(),
-            bound: request.data.clone(),
-            readable: request.readable.clone(),
-            more: request.later.is_some(),
-            disk_bytes: request.disk_bytes,
-        };
-        cell::show(jails.ready.layout(), &view, user)
+    if let Place::Own(cell) = place
+        && !cell.is_shown()
+    {
+        cell::show(jails.ready.layout(), &view(request), user)
             .map_err(|error| io::Error::new(error.kind(), format!("the jail: view: {error}")))?;
     }
     let rules = rules(jails, request, place).map_err(|error| failed("landlock", error))?;
@@ -598,8 +607,8 @@ fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, place: &Place<'
     )
     .map_err(|error| failed("capabilities", error))?;
     rules.restrict().map_err(|error| failed("landlock", error))?;
-    if let Some(filters) = &jails.filters {
-        filters.apply().map_err(|error| failed("seccomp", error))?;
+    if let Some(filter) = &jails.filter {
+        filter.apply().map_err(|error| failed("seccomp", error))?;
     }
     Ok(())
 }

@@ -4,14 +4,9 @@
 //! list of what is allowed would refuse what tomorrow's runtimes call. Refused calls answer `EPERM`, `clone3` answers
 //! `ENOSYS`, upon which every libc takes `clone`, whose flags a filter can see.
 
-use std::collections::BTreeMap;
-
 use nix::libc;
 use sas_core::{Error, ErrorKind, Result};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, sock_filter,
-};
+use seccompiler::{BpfProgram, sock_filter};
 
 const REFUSED: &[libc::c_long] = &[
     // Mounts and namespaces.
@@ -81,29 +76,55 @@ const NEW_NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWCGROUP,
 ];
 
-/// Refuses whole calls. The kernel tries a filter with every call when it is put on, which for a list that is searched
-/// from its beginning takes a millisecond of each start; so this one is searched by ranges.
-fn by_number() -> BpfProgram {
+/// One program: the kernel translates each that is put on, and tries it with every call, which is most of what it costs a
+/// start. For the same reason whole calls are searched by ranges, not from the beginning of a list.
+fn program(arch: u32) -> BpfProgram {
     let statement = |code, k| sock_filter { code, jt: 0, jf: 0, k };
+    let jump = |code, k, jt, jf| sock_filter { code, jt, jf, k };
     let (load, result, allow) = (0x20, 0x06, 0x7fff_0000);
-    let (equal, greater, at_least) = (0x15, 0x25, 0x35);
+    let (equal, greater, at_least, any_bit) = (0x15, 0x25, 0x35, 0x45);
     let refuse = |errno: i32| statement(result, 0x0005_0000 | errno as u32);
-    let mut numbers: Vec<u32> = REFUSED.iter().chain(&[libc::SYS_clone3]).map(|call| *call as u32).collect();
-    numbers.sort_unstable();
-    let mut program = vec![statement(load, 0)];
+    // Where `struct seccomp_data` has the number, the architecture, and the low half of an argument.
+    let (number, architecture) = (0, 4);
+    let argument = |at: u32| 16 + 8 * at + if cfg!(target_endian = "big") { 4 } else { 0 };
+    let mut program = vec![
+        statement(load, architecture),
+        jump(equal, arch, 1, 0),
+        // The calls of another architecture have other numbers: SECCOMP_RET_KILL_PROCESS.
+        statement(result, 0x8000_0000),
+        statement(load, number),
+    ];
     if cfg!(target_arch = "x86_64") {
         // The calls of the x32 ABI have this bit, and are the same calls by other numbers.
-        program.push(sock_filter { code: at_least, jt: 0, jf: 1, k: 0x4000_0000 });
-        program.push(refuse(libc::ENOSYS));
+        program.extend([jump(at_least, 0x4000_0000, 0, 1), refuse(libc::ENOSYS)]);
     }
+    let spaces = NEW_NAMESPACES.iter().fold(0, |all, one| all | *one) as u32;
+    let families = [libc::AF_ALG, libc::AF_VSOCK, libc::AF_PACKET].map(|family| (equal, family as u32));
+    // Typing into a terminal that somebody else reads.
+    let typing = [(equal, libc::TIOCSTI as u32)];
+    for (call, at, refused) in [
+        (libc::SYS_clone, 0, &[(any_bit, spaces)][..]),
+        (libc::SYS_socket, 0, &families),
+        (libc::SYS_ioctl, 1, &typing),
+    ] {
+        let count = refused.len() as u8;
+        program.push(jump(equal, call as u32, 0, count + 3));
+        program.push(statement(load, argument(at)));
+        for (left, (test, value)) in (1..=count).rev().zip(refused) {
+            program.push(jump(*test, *value, left, 0));
+        }
+        program.extend([statement(result, allow), refuse(libc::EPERM)]);
+    }
+    let mut numbers: Vec<u32> = REFUSED.iter().chain(&[libc::SYS_clone3]).map(|call| *call as u32).collect();
+    numbers.sort_unstable();
     for range in numbers.chunks(8) {
         let last = range.last().copied().unwrap_or_default();
         // Above all of the range: past it and its answers.
-        program.push(sock_filter { code: greater, jt: range.len() as u8 + 3, jf: 0, k: last });
+        program.push(jump(greater, last, range.len() as u8 + 3, 0));
         for (at, number) in range.iter().enumerate() {
             let to_refusal = (range.len() - at) as u8;
-            let jump = if *number == libc::SYS_clone3 as u32 { to_refusal + 1 } else { to_refusal };
-            program.push(sock_filter { code: equal, jt: jump, jf: 0, k: *number });
+            let to = if *number == libc::SYS_clone3 as u32 { to_refusal + 1 } else { to_refusal };
+            program.push(jump(equal, *number, to, 0));
         }
         program.extend([statement(result, allow), refuse(libc::EPERM), refuse(libc::ENOSYS)]);
     }
@@ -111,59 +132,37 @@ fn by_number() -> BpfProgram {
     program
 }
 
-/// The compiled filters of a host.
+/// The filter of a host.
 #[derive(Clone)]
-pub(crate) struct Filters([BpfProgram; 2]);
+pub(crate) struct Filter(BpfProgram);
 
-impl std::fmt::Debug for Filters {
+impl std::fmt::Debug for Filter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Filters({} instructions)", self.0[0].len() + self.0[1].len())
+        write!(f, "Filter({} instructions)", self.0.len())
     }
 }
 
-impl Filters {
-    /// Compiles them.
+impl Filter {
+    /// Makes it.
     ///
     /// # Errors
-    /// `Unsupported` on an architecture that the compiler does not know.
+    /// `Unsupported` on an architecture whose calls it does not know.
     pub(crate) fn new() -> Result<Self> {
-        let failed = |error: seccompiler::BackendError| {
-            Error::new(ErrorKind::Unsupported, "seccomp", format!("the filter of system calls: {error}"))
-                .with_source(error)
+        // AUDIT_ARCH_* of linux/audit.h.
+        let arch = match std::env::consts::ARCH {
+            "x86_64" => 0xc000_003e,
+            "aarch64" => 0xc000_00b7,
+            "riscv64" => 0xc000_00f3,
+            other => {
+                let what = format!("the filter of system calls: none for {other}");
+                return Err(Error::new(ErrorKind::Unsupported, "seccomp", what));
+            }
         };
-        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(failed)?;
-        let one = |argument, op, value| -> std::result::Result<SeccompRule, seccompiler::BackendError> {
-            SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value)?])
-        };
-        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-        let clones = NEW_NAMESPACES
-            .iter()
-            .map(|flag| one(0, SeccompCmpOp::MaskedEq(*flag as u64), *flag as u64))
-            .collect::<std::result::Result<_, _>>()
-            .map_err(failed)?;
-        rules.insert(libc::SYS_clone, clones);
-        let families = [libc::AF_ALG, libc::AF_VSOCK, libc::AF_PACKET]
-            .iter()
-            .map(|family| one(0, SeccompCmpOp::Eq, *family as u64))
-            .collect::<std::result::Result<_, _>>()
-            .map_err(failed)?;
-        rules.insert(libc::SYS_socket, families);
-        // Typing into a terminal that somebody else reads.
-        rules.insert(libc::SYS_ioctl, vec![one(1, SeccompCmpOp::Eq, libc::TIOCSTI).map_err(failed)?]);
-        let by_argument =
-            SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32), arch)
-                .and_then(TryInto::try_into)
-                .map_err(failed)?;
-        Ok(Self([by_number(), by_argument]))
+        Ok(Self(program(arch)))
     }
 
-    /// How many there are.
-    pub(crate) const fn count(&self) -> u32 {
-        self.0.len() as u32
-    }
-
-    /// Puts the calling thread, and what it spawns, under the filters, for good.
+    /// Puts the calling thread, and what it spawns, under the filter, for good.
     pub(crate) fn apply(&self) -> std::result::Result<(), seccompiler::Error> {
-        self.0.iter().try_for_each(|filter| seccompiler::apply_filter(filter))
+        seccompiler::apply_filter(&self.0)
     }
 }

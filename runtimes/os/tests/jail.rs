@@ -147,6 +147,37 @@ fn a_jailed_program_has_a_user_and_files_of_its_own() {
 }
 
 #[test]
+fn every_instance_begins_with_what_was_deployed_also_from_a_cell_that_waited_for_it() {
+    if !is_root() {
+        return;
+    }
+    let host = host(JailLevel::Basic);
+    for round in 0..6 {
+        let told = host.run(
+            host.request(JailLevel::Basic),
+            "cat config.ini; ls sub; id -un; ls $HOME /tmp; echo x > config.ini; echo x > sub/new; echo x > $HOME/x; echo x > /tmp/x; \
+             ls /run/sas/host && echo HOST",
+        );
+        assert!(
+            told.starts_with("as deployed\napp\n") && !told.contains("HOST") && !told.contains('x'),
+            "{round}: {told}"
+        );
+        pause();
+    }
+    // Made anew at the same path it is another package.
+    fs::remove_dir_all(&host.package).unwrap();
+    fs::create_dir_all(&host.package).unwrap();
+    fs::write(host.package.join("config.ini"), "deployed again\n").unwrap();
+    host.jails.grant(&host.package).unwrap();
+    assert_eq!(host.run(host.request(JailLevel::Basic), "cat config.ini"), "deployed again\n");
+    // And another tenant's cell is another one.
+    let mut other = host.request(JailLevel::Basic);
+    other.tenant = Some(TenantKey(8));
+    let user = host.jails.config().uids.start() + 2;
+    assert_eq!(host.run(other, "id -u"), format!("{user}\n"));
+}
+
+#[test]
 fn a_jailed_program_has_no_way_to_the_host() {
     if !is_root() {
         return;
@@ -429,7 +460,7 @@ fn levels_cost_this_much() {
 
 #[allow(clippy::disallowed_methods, reason = "cells are made meanwhile, as between two starts")]
 fn pause() {
-    std::thread::sleep(Duration::from_millis(4));
+    std::thread::sleep(Duration::from_millis(25));
 }
 
 #[test]

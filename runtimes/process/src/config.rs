@@ -79,8 +79,13 @@ impl Default for JavaConfig {
 #[non_exhaustive]
 pub struct ProcessConfig {
     /// Where packages are unpacked to. Several hosts may share it. Default: `sas-packages-<uid>` in the directory for
-    /// temporary files; give a lasting one, and packages are found again after a restart.
+    /// temporary files; give a lasting one and [`keep_packages`](Self::keep_packages), and packages are found again
+    /// after a restart.
     pub store: PathBuf,
+    /// How long an unpacked package stays that nothing uses any more. Default none at all, as fits a store that goes with
+    /// the host. A host with a lasting store gives minutes: what was in use when it ended is then found by its next
+    /// start, which would else unpack it again, and goes when it is not used for as long there.
+    pub keep_packages: Duration,
     /// What a package may take.
     pub limits: PackageLimits,
     /// The instances' `PATH`, and where commands and interpreters are looked for. The host's own `PATH` is not
@@ -159,6 +164,7 @@ impl Default for ProcessConfig {
         let user = rustix::process::geteuid().as_raw();
         Self {
             store: std::env::temp_dir().join(format!("sas-packages-{user}")),
+            keep_packages: Duration::ZERO,
             limits: PackageLimits::default(),
             path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
             ports: 20_000..=29_999,
@@ -177,6 +183,7 @@ impl fmt::Debug for ProcessConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ProcessConfig")
             .field("store", &self.store)
+            .field("keep_packages", &self.keep_packages)
             .field("limits", &self.limits)
             .field("path", &self.path)
             .field("ports", &self.ports)

@@ -971,6 +971,10 @@ async fn run(engine: Arc<Engine>, poll: AsyncFd<Arc<OwnedFd>>) {
         let far = Instant::now() + Duration::from_secs(3600);
         let until = if backlog { Instant::now() + Duration::from_millis(5) } else { next.unwrap_or(far) };
         let until = if looks { until.min(next_look) } else { until };
+        let until = match engine.store.next_unused() {
+            Some(at) => until.min(at.max(Instant::now() + Duration::from_millis(10))),
+            None => until,
+        };
         tokio::select! {
             biased;
             ready = poll.readable() => {

@@ -41,7 +41,7 @@ impl ProcessRuntime {
         // Its instances get limits of their own.
         sas_runtime_os::limits::raise_open_files();
         crate::metrics::describe(&config.recorder);
-        let store = Store::open(&config.store, config.limits, &config.path)?;
+        let store = Store::open(&config.store, config.limits, config.keep_packages, &config.path)?;
         Ok(Self { engine: Engine::new(Arc::new(config), store)? })
     }
 

@@ -22,6 +22,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -29,7 +30,7 @@ use rustix::fs::FlockOperation;
 use sas_core::{Error, ErrorKind, Result, Source};
 use sas_runtime_os::cgroup::Run;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     PackageLimits,
@@ -150,8 +151,12 @@ impl Package {
 
 impl Drop for Package {
     fn drop(&mut self) {
-        let unused =
-            Unused { key: std::mem::take(&mut self.key), dir: self.dir.clone(), lock: self.lock.take() };
+        let unused = Unused {
+            key: std::mem::take(&mut self.key),
+            dir: self.dir.clone(),
+            lock: self.lock.take(),
+            since: Instant::now(),
+        };
         self.store.unused.lock().push(unused);
         self.store.has_unused.notify_one();
     }
@@ -162,6 +167,7 @@ struct Unused {
     key: String,
     dir: PathBuf,
     lock: Option<fs::File>,
+    since: Instant,
 }
 
 /// A directory of this run that the sweeper removes when this is dropped.
@@ -191,6 +197,8 @@ struct Shared {
     root: PathBuf,
     run: PathBuf,
     limits: PackageLimits,
+    /// How long a package stays that nothing uses.
+    keep: Duration,
     /// The `PATH` with this host's programs.
     search: String,
     /// One unpacking per package at a time; others wait for its result.
@@ -213,7 +221,7 @@ static NEXT_RUN: AtomicU64 = AtomicU64::new(1);
 
 impl Store {
     /// Opens the store, clears what dead hosts left in it, and begins a run.
-    pub(crate) fn open(root: &Path, limits: PackageLimits, search: &str) -> Result<Self> {
+    pub(crate) fn open(root: &Path, limits: PackageLimits, keep: Duration, search: &str) -> Result<Self> {
         let make = |path: &Path| {
             fs::DirBuilder::new()
                 .recursive(true)
@@ -253,10 +261,12 @@ impl Store {
         let stdin = run.join("stdin");
         fs::File::create(&stdin).map_err(|error| disk("create", &stdin, error))?;
         drop(door);
-        Ok(Self(Arc::new(Shared {
+        let packages = root.join("packages");
+        let store = Self(Arc::new(Shared {
             root,
             run,
             limits,
+            keep,
             search: search.to_owned(),
             gates: Mutex::default(),
             unused: Mutex::default(),
@@ -265,7 +275,21 @@ impl Store {
             next_name: AtomicU64::new(0),
             leave_run: AtomicBool::new(false),
             _lock: lock,
-        })))
+        }));
+        store.take_over(&packages);
+        Ok(store)
+    }
+
+    /// What earlier runs have left counts as unused from now on. Nothing is known of it, so it goes when it is not used
+    /// for as long as a package stays; one that nobody keeps for a while was left by a host that died.
+    fn take_over(&self, packages: &Path) {
+        for entry in fs::read_dir(packages).into_iter().flatten().flatten() {
+            let (dir, Ok(key)) = (entry.path(), entry.file_name().into_string()) else { continue };
+            if let Ok(lock @ Some(_)) = lock_shared(&dir) {
+                self.0.gates.lock().entry(key.clone()).or_default();
+                self.0.unused.lock().push(Unused { key, dir, lock, since: Instant::now() });
+            }
+        }
     }
 
     /// The directory of this host's run.
@@ -445,7 +469,7 @@ impl Store {
                 "prepare",
                 "source: it changed while it was read; deploy it again when it is complete",
             )
-            .with_retry(sas_core::Retry::After(std::time::Duration::from_secs(1))));
+            .with_retry(sas_core::Retry::After(Duration::from_secs(1))));
         }
         match fs::rename(&scratch.0, dir) {
             // Another host was first; its copy is the same.
@@ -467,9 +491,19 @@ impl Store {
         self.0.has_unused.notified().await;
     }
 
-    /// Whether unused packages wait to be removed.
+    /// Whether unused packages are to be removed now.
     pub(crate) fn any_unused(&self) -> bool {
-        !self.0.unused.lock().is_empty() || !self.0.discarded.lock().is_empty()
+        let now = Instant::now();
+        !self.0.discarded.lock().is_empty()
+            || self.0.unused.lock().iter().any(|unused| now.duration_since(unused.since) >= self.0.keep)
+    }
+
+    /// When the next unused package is to be removed.
+    pub(crate) fn next_unused(&self) -> Option<Instant> {
+        if self.0.keep.is_zero() {
+            return None;
+        }
+        self.0.unused.lock().iter().map(|unused| unused.since + self.0.keep).min()
     }
 
     /// Removes the packages that nobody uses any more. Blocks on disk.
@@ -478,8 +512,12 @@ impl Store {
         for path in discarded {
             remove(&path);
         }
-        let unused = std::mem::take(&mut *self.0.unused.lock());
-        for Unused { key, dir, lock } in unused {
+        let now = Instant::now();
+        let unused: Vec<Unused> = {
+            let mut unused = self.0.unused.lock();
+            unused.extract_if(.., |unused| now.duration_since(unused.since) >= self.0.keep).collect()
+        };
+        for Unused { key, dir, lock, .. } in unused {
             let trash = {
                 let Some(gate) = self.0.gates.lock().get(&key).map(Arc::clone) else { continue };
                 let known = gate.lock();
@@ -525,8 +563,8 @@ impl Run for Store {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // The run's directory holds two empty files and what a removal left; the packages stay as they are.
-        for unused in self.unused.get_mut().drain(..) {
+        // The run's directory holds some small files and what a removal left. Packages stay where they are kept.
+        for unused in self.unused.get_mut().drain(..).filter(|_| self.keep.is_zero()) {
             if let Some(lock) = unused.lock
                 && rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
             {
