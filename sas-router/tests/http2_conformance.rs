@@ -16,12 +16,8 @@ use tokio::{
 };
 
 const PROTOCOL_ERROR: u32 = 1;
-const FLOW_CONTROL_ERROR: u32 = 3;
-const STREAM_CLOSED: u32 = 5;
 const FRAME_SIZE_ERROR: u32 = 6;
-const REFUSED_STREAM: u32 = 7;
 const COMPRESSION_ERROR: u32 = 9;
-const ENHANCE_YOUR_CALM: u32 = 11;
 const ACK: u8 = 1;
 const PADDED: u8 = 8;
 const PRIORITIZED: u8 = 0x20;
@@ -213,10 +209,8 @@ async fn all(cases: Vec<Case>) {
 }
 
 const ENDS: &[u32] = &[PROTOCOL_ERROR];
-const CLOSED: &[u32] = &[STREAM_CLOSED, PROTOCOL_ERROR];
 const SIZE: &[u32] = &[FRAME_SIZE_ERROR, PROTOCOL_ERROR];
 const HPACK: &[u32] = &[COMPRESSION_ERROR, PROTOCOL_ERROR];
-const FLOW: &[u32] = &[FLOW_CONTROL_ERROR, PROTOCOL_ERROR];
 
 #[tokio::test]
 async fn section_3_4_the_preface() {
@@ -285,7 +279,6 @@ async fn section_5_1_states_of_streams() {
 
 #[tokio::test]
 async fn section_6_1_to_6_4_data_headers_priority_reset() {
-    let cancel = 8_u32.to_be_bytes();
     let padded_headers = [&[4][..], &block(&GET), &[0; 4]].concat();
     let prioritized = [&[0, 0, 0, 0, 16][..], &block(&GET)].concat();
     all(vec![
@@ -426,11 +419,6 @@ async fn section_8_2_and_8_3_fields() {
         let left: Vec<_> =
             GET.iter().enumerate().filter(|(n, _)| *n != at).map(|(_, field)| *field).collect();
         raw(1, &block(&left))
-    };
-    let twice = |at: usize| {
-        let mut all = GET.to_vec();
-        all.insert(at, GET[at]);
-        raw(1, &block(&all))
     };
     let with_path = |path: &'static str| raw(1, &block(&[GET[0], GET[1], (":path", path), GET[3]]));
     all(vec![

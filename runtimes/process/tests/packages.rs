@@ -638,7 +638,7 @@ fn mangled_archives_never_escape_or_leave_anything() {
 async fn a_lasting_store_keeps_what_was_in_use_over_a_restart_and_nothing_for_ever() {
     use std::os::unix::fs::MetadataExt as _;
     let dir = tempfile::tempdir().unwrap();
-    let open = |keep: Duration| {
+    let open = |keep: std::time::Duration| {
         let mut config = ProcessConfig::in_store(dir.path().join("store"));
         config.keep_packages = keep;
         Arc::new(ProcessRuntime::new(config).unwrap())
@@ -648,20 +648,20 @@ async fn a_lasting_store_keeps_what_was_in_use_over_a_restart_and_nothing_for_ev
         RevisionSpec::new("process", source)
     };
     let found = || -> Vec<u64> {
-        let entries = std::fs::read_dir(dir.path().join("store/packages")).unwrap().flatten();
+        let entries = fs::read_dir(dir.path().join("store/packages")).unwrap().flatten();
         entries.map(|entry| entry.metadata().unwrap().ino()).collect()
     };
-    let runtime = open(Duration::from_secs(3600));
+    let runtime = open(std::time::Duration::from_secs(3600));
     let used = runtime.prepare(&spec("one")).await.unwrap();
     let first = found();
     assert_eq!(first.len(), 1);
     drop((used, runtime));
-    let runtime = open(Duration::from_secs(3600));
+    let runtime = open(std::time::Duration::from_secs(3600));
     let again = runtime.prepare(&spec("one")).await.unwrap();
     assert_eq!(found(), first, "it was not unpacked again");
     drop((again, runtime));
     // Used by nobody in a later run it goes, after its time.
-    let runtime = open(Duration::from_millis(50));
+    let runtime = open(std::time::Duration::from_millis(50));
     let other = runtime.prepare(&spec("two")).await.unwrap();
     support::eventually("the first is gone", || found().len() == 1 && found() != first).await;
     drop(other);

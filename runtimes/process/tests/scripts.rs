@@ -25,10 +25,11 @@ fn project(files: &[(&str, &str)]) -> tempfile::TempDir {
     dir
 }
 
-async fn said(files: &[(&str, &str)], path: &str) -> String {
+async fn said(files: &[(&str, &str)], path: &'static str) -> String {
     let dir = project(files);
     let (_store, runtime) = runtime();
-    let started = start(&std::sync::Arc::new(runtime), spec(dir.path())).await.unwrap();
+    let runtime = std::sync::Arc::new(runtime);
+    let started = start(&runtime, spec(dir.path())).await.unwrap();
     fetch(&started.instance, path).await.unwrap()
 }
 
