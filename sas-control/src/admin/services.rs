@@ -101,6 +101,24 @@ pub(super) enum AppliedView {
     Service(Box<AppliedService>),
     /// A trigger runs.
     Trigger(AppliedTrigger),
+    /// A broker takes events.
+    Broker(AppliedBroker),
+}
+
+/// A broker that takes events.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct AppliedBroker {
+    /// `Broker`.
+    kind: &'static str,
+    /// `namespace/name`.
+    name: String,
+    /// How long events are kept.
+    retention_seconds: u64,
+    /// Most events that it holds.
+    most_events: u64,
+    /// Options of the delivery of its triggers that give none themselves.
+    delivery: std::collections::BTreeMap<String, String>,
 }
 
 /// A service that was deployed.
@@ -122,8 +140,12 @@ pub(super) struct AppliedService {
 /// A trigger that runs.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(super) struct AppliedTrigger {
-    /// The kind of its manifest.
+    /// `Trigger`.
     kind: String,
+    /// The kind of its source.
+    source: String,
+    /// Whether it is declared and does not run.
+    paused: bool,
     /// `namespace/name`.
     name: String,
     /// The service that it sends to.
@@ -472,10 +494,19 @@ impl Api {
                 new_revision: outcome.new_revision,
             })),
             Applied::Trigger(trigger) => AppliedView::Trigger(AppliedTrigger {
-                kind: "PingSource".to_owned(),
+                kind: "Trigger".to_owned(),
+                source: trigger.kind.clone(),
                 name: trigger.name.clone(),
                 target: trigger.target.clone(),
                 options: trigger.options.clone().into_iter().collect(),
+                paused: trigger.paused,
+            }),
+            Applied::Broker(broker) => AppliedView::Broker(AppliedBroker {
+                kind: "Broker",
+                name: broker.name.clone(),
+                retention_seconds: broker.retention.as_secs(),
+                most_events: broker.most_events,
+                delivery: broker.delivery.clone(),
             }),
         }
     }

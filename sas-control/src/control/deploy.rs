@@ -63,6 +63,7 @@ impl Control {
             let done = match manifest {
                 Manifest::Service(service) => Applied::Service(self.deploy(*service).await?),
                 Manifest::Trigger(trigger) => Applied::Trigger(self.apply_trigger(*trigger).await?),
+                Manifest::Broker(broker) => Applied::Broker(self.apply_broker(*broker).await?),
             };
             applied.push(done);
         }

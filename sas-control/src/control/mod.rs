@@ -18,7 +18,7 @@ use std::{
 
 use parking_lot::Mutex;
 use sas_core::{
-    AnswerCounter, Artifact, BlobStore, Clock, DataPlane, DecisionQuery, DecisionSink, Error, ErrorKind,
+    AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, DataPlane, DecisionQuery, DecisionSink, Error, ErrorKind,
     Invoker, LogQuery, LogSink, MeterSink, MeterTotals, Pool, Quota, Recorder, RequestId, Result,
     RevisionKey, Router, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers,
     UsageQuery, Version,
@@ -44,6 +44,8 @@ pub use rollout::RolloutAction;
 
 /// Where services are in the store.
 const SERVICES: &str = "service/";
+/// Where brokers are in the store.
+const BROKERS: &str = "brokers/";
 /// Where triggers are in the store.
 const TRIGGERS: &str = "triggers/";
 /// Where tenants are in the store.
@@ -209,8 +211,10 @@ pub struct DeployOutcome {
 pub enum Applied {
     /// A service was deployed.
     Service(DeployOutcome),
-    /// A trigger runs.
+    /// A trigger runs, unless it is declared as paused.
     Trigger(TriggerSpec),
+    /// A broker takes events.
+    Broker(BrokerSpec),
 }
 
 /// What came back after a start.

@@ -1,6 +1,6 @@
 //! After a start, after a failed write, and when time has passed.
 
-use super::{Control, HOUSEKEEPING, Live, RECOVERIES, Recovery, SERVICES, TENANTS, TRIGGERS};
+use super::{BROKERS, Control, HOUSEKEEPING, Live, RECOVERIES, Recovery, SERVICES, TENANTS, TRIGGERS};
 use crate::reconcile::reconcile;
 use crate::record::ServiceRecord;
 use sas_core::{Error, ErrorKind, Result, TenantKey};
@@ -71,6 +71,13 @@ impl Control {
                     let error = Error::new(ErrorKind::Unexpected, "recover", error.to_string());
                     recovery.failed.push(("Service".to_owned(), Arc::new(error)));
                 }
+            }
+        }
+        // Before the triggers, which read from them.
+        for entry in self.entries(BROKERS).await? {
+            if let Err(error) = self.recover_broker(&entry.value).await {
+                let name = format!("Broker {}", &entry.key[BROKERS.len()..]);
+                recovery.failed.push((name, Arc::new(error)));
             }
         }
         for entry in self.entries(TRIGGERS).await? {

@@ -1,9 +1,12 @@
 //! Declared triggers, where they may send, and their dead letters.
 
-use super::{Control, DEAD_LETTERS, TRIGGERS, refused};
+use super::{BROKERS, Control, DEAD_LETTERS, TRIGGERS, refused};
 use crate::record::ServiceRecord;
 use parking_lot::Mutex;
-use sas_core::{Error, ErrorKind, Result, SpecErrors, TriggerSpec, TriggerStatus, Triggers};
+use sas_core::{
+    BrokerSpec, BrokerStatus, Error, ErrorKind, Event, Redrive, Redriven, Result, SpecErrors, Timestamp,
+    TriggerSpec, TriggerStatus, Triggers,
+};
 use sas_knative::{keys::own::EVENTS_FROM, manifest::Manifest};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,10 +14,18 @@ use std::{collections::BTreeMap, sync::Arc};
 #[derive(Debug, Default)]
 pub(super) struct Crossing(Mutex<BTreeMap<String, (TriggerSpec, bool)>>);
 
-/// The services that a trigger sends to: its target, and the one that gets its dead letters.
+/// The services that a trigger sends to: its target, and those that get its dead letters and replies. Brokers are of its
+/// own namespace, which its host sees to, and sinks are outside.
 fn sinks(spec: &TriggerSpec) -> impl Iterator<Item = (&'static str, &str)> {
-    let letters = spec.options.get("dead-letter").map(String::as_str).filter(|at| at.contains('/'));
-    std::iter::once(("target", spec.target.as_str())).chain(letters.map(|at| ("options.dead-letter", at)))
+    let option = |field: &'static str, name| spec.options.get(name).map(|sink| (field, sink.as_str()));
+    [
+        Some(("target", spec.target.as_str())),
+        option("options.dead-letter", "dead-letter"),
+        option("options.reply", "reply"),
+    ]
+    .into_iter()
+    .flatten()
+    .filter(|(_, sink)| sink.contains('/') && !sink.contains(':'))
 }
 
 fn namespace_of(path: &str) -> &str {
@@ -103,13 +114,147 @@ impl Control {
 
     pub(super) fn check_triggers(&self, manifests: &[Manifest]) -> Result<()> {
         for manifest in manifests {
-            if let Manifest::Trigger(trigger) = manifest {
-                self.trigger_host()?
+            match manifest {
+                Manifest::Trigger(trigger) => self
+                    .trigger_host()?
                     .check(trigger)
-                    .map_err(|errors| refused("manifest", trigger_fields(errors)))?;
+                    .map_err(|errors| refused("manifest", trigger_fields(&trigger.kind, errors)))?,
+                Manifest::Broker(broker) => self
+                    .trigger_host()?
+                    .check_broker(broker)
+                    .map_err(|errors| refused("manifest", broker_fields(errors)))?,
+                Manifest::Service(_) => {}
             }
         }
         Ok(())
+    }
+
+    pub(super) async fn recover_broker(&self, value: &[u8]) -> Result<()> {
+        let mut spec: BrokerSpec = serde_json::from_slice(value).map_err(|error| {
+            Error::new(ErrorKind::InvalidSpec, "recover", format!("not a broker: {error}"))
+        })?;
+        spec.tenant = Some(self.tenant(namespace_of(&spec.name)).await?);
+        self.trigger_host()?.apply_broker(spec).await
+    }
+
+    /// Declares a broker.
+    ///
+    /// # Errors
+    /// `InvalidSpec` with fields; `Unsupported` when the platform runs no triggers.
+    pub async fn apply_broker(&self, mut spec: BrokerSpec) -> Result<BrokerSpec> {
+        self.open()?;
+        let host = self.trigger_host()?;
+        host.check_broker(&spec).map_err(|errors| refused("broker", broker_fields(errors)))?;
+        spec.tenant = Some(self.tenant(namespace_of(&spec.name)).await?);
+        self.keep(&format!("{BROKERS}{}", spec.name), &spec).await?;
+        host.apply_broker(spec.clone()).await?;
+        self.recovery_report.came_back(&format!("Broker {}", spec.name));
+        Ok(spec)
+    }
+
+    /// Removes a broker with the events that it holds.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none of that name; `Conflict` while triggers read from it.
+    pub async fn delete_broker(&self, namespace: &str, name: &str) -> Result<()> {
+        self.open()?;
+        let name = format!("{namespace}/{name}");
+        let key = format!("{BROKERS}{name}");
+        let Some(entry) = self.store.get(&key).await? else {
+            return Err(Error::new(ErrorKind::NotFound, "broker", format!("there is no broker {name}")));
+        };
+        self.trigger_host()?.remove_broker(&name).await?;
+        self.store.delete(&key, entry.version).await?;
+        self.recovery_report.came_back(&format!("Broker {name}"));
+        Ok(())
+    }
+
+    /// All brokers, and how they are doing.
+    pub fn broker_status(&self) -> Vec<BrokerStatus> {
+        self.triggers.as_ref().map_or_else(Vec::new, |triggers| triggers.brokers())
+    }
+
+    /// Gives events to a broker, in their order; durable when it returns.
+    ///
+    /// # Errors
+    /// As [`Triggers::accept`].
+    pub async fn accept_events(&self, namespace: &str, broker: &str, events: Vec<Event>) -> Result<()> {
+        self.open()?;
+        self.trigger_host()?.accept(&format!("{namespace}/{broker}"), events).await
+    }
+
+    async fn keep<T: serde::Serialize + Sync>(&self, key: &str, value: &T) -> Result<()> {
+        let value = serde_json::to_vec(value).map_err(|error| {
+            Error::new(ErrorKind::Unexpected, "keep", format!("{key} can't be written: {error}"))
+        })?;
+        let expected = self.store.get(key).await?.map(|entry| entry.version);
+        self.store.put(key, expected, value.into()).await.map(drop)
+    }
+
+    /// The declaration of a trigger, as it is stored.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none of that name.
+    pub async fn trigger_spec(&self, namespace: &str, name: &str) -> Result<TriggerSpec> {
+        let name = format!("{namespace}/{name}");
+        let Some(entry) = self.store.get(&format!("{TRIGGERS}{name}")).await? else {
+            return Err(Error::new(ErrorKind::NotFound, "trigger", format!("there is no trigger {name}")));
+        };
+        serde_json::from_slice(&entry.value).map_err(|error| {
+            Error::new(ErrorKind::InvalidSpec, "trigger", format!("{name} is damaged: {error}"))
+        })
+    }
+
+    /// Pauses a trigger, or lets it go on. It stays declared, remembers where it was, and what waits upstream goes on
+    /// waiting; that survives restarts.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none of that name.
+    pub async fn pause_trigger(&self, namespace: &str, name: &str, paused: bool) -> Result<()> {
+        let mut spec = self.trigger_spec(namespace, name).await?;
+        if spec.paused != paused {
+            spec.paused = paused;
+            self.apply_trigger(spec).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts a trigger that reads from a broker again from the first event that was accepted at `from` or later.
+    ///
+    /// # Errors
+    /// As [`Triggers::replay`].
+    pub async fn replay_trigger(&self, namespace: &str, name: &str, from: Timestamp) -> Result<()> {
+        self.open()?;
+        self.trigger_host()?.replay(&format!("{namespace}/{name}"), from).await
+    }
+
+    /// Delivers dead letters of a trigger again: one, those that a filter or a reason names, or all; to its own target or
+    /// to another one, which must take events from its namespace.
+    ///
+    /// # Errors
+    /// As [`Triggers::redrive`].
+    pub async fn redrive(&self, namespace: &str, name: &str, redrive: &Redrive) -> Result<Redriven> {
+        self.open()?;
+        let name = format!("{namespace}/{name}");
+        if let Some(target) = &redrive.target {
+            let probe = TriggerSpec::new(&name, "redrive", target);
+            self.check_sinks(&probe).map_err(|errors| refused("redrive", errors))?;
+        }
+        self.trigger_host()?.redrive(&name, redrive).await
+    }
+
+    /// How many dead letters of a trigger there are, by the class of their reason.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store fails.
+    pub async fn count_dead_letters(&self, namespace: &str, name: &str) -> Result<BTreeMap<String, usize>> {
+        let mut counts = BTreeMap::new();
+        for entry in self.entries(&format!("{DEAD_LETTERS}{namespace}/{name}/")).await? {
+            let letter: serde_json::Value = serde_json::from_slice(&entry.value).unwrap_or_default();
+            let class = letter["class"].as_str().unwrap_or("damaged");
+            *counts.entry(class.to_owned()).or_insert(0) += 1;
+        }
+        Ok(counts)
     }
 
     pub(super) async fn recover_trigger(&self, value: &[u8]) -> Result<()> {
@@ -139,14 +284,9 @@ impl Control {
         let mut errors = host.check(&spec).err().unwrap_or_default();
         errors.0.extend(self.check_sinks(&spec).err().unwrap_or_default().0);
         if !errors.is_empty() {
-            return Err(refused("trigger", trigger_fields(errors)));
+            return Err(refused("trigger", trigger_fields(&spec.kind, errors)));
         }
-        let key = format!("{TRIGGERS}{}", spec.name);
-        let value = serde_json::to_vec(&spec).map_err(|error| {
-            Error::new(ErrorKind::Unexpected, "trigger", format!("{} can't be written: {error}", spec.name))
-        })?;
-        let expected = self.store.get(&key).await?.map(|entry| entry.version);
-        self.store.put(&key, expected, value.into()).await?;
+        self.keep(&format!("{TRIGGERS}{}", spec.name), &spec).await?;
         host.apply(spec.clone()).await?;
         self.note_crossing(&spec, true);
         self.recovery_report.came_back(&format!("Trigger {}", spec.name));
@@ -185,13 +325,18 @@ impl Control {
     ) -> Result<Vec<serde_json::Value>> {
         let entries = self.store.list(&format!("{DEAD_LETTERS}{namespace}/{name}/"), None, most).await?;
         let letters = entries.iter().map(|entry| {
-            serde_json::from_slice(&entry.value).map_err(|error| {
+            let mut letter: serde_json::Value = serde_json::from_slice(&entry.value).map_err(|error| {
                 Error::new(
                     ErrorKind::Unexpected,
                     "dead letters",
                     format!("{} is not one: {error}; discard them", entry.key),
                 )
-            })
+            })?;
+            if let Some(fields) = letter.as_object_mut() {
+                let id = entry.key.rsplit('/').next().unwrap_or_default();
+                fields.insert("letter".to_owned(), id.into());
+            }
+            Ok(letter)
         });
         letters.collect()
     }
@@ -222,14 +367,36 @@ impl Control {
 }
 
 /// The fields of a trigger as its manifest has them.
-pub(super) fn trigger_fields(errors: SpecErrors) -> SpecErrors {
+pub(super) fn trigger_fields(kind: &str, errors: SpecErrors) -> SpecErrors {
+    const SOURCES: [&str; 2] = ["schedule", "timezone"];
     let mut renamed = SpecErrors::default();
     for error in errors.0 {
         let field = match error.field.strip_prefix("options.") {
-            Some(option @ ("schedule" | "timezone")) => format!("spec.{option}"),
-            Some(option) => format!("metadata.annotations[sas.dev/{option}]"),
-            None if error.field == "target" => "spec.sink".to_owned(),
+            Some(option) if kind == "cron" && SOURCES.contains(&option) => format!("spec.{option}"),
+            Some(option) if kind == "cron" => format!("metadata.annotations[sas.dev/{option}]"),
+            Some(option) => match option.split(['.', '[']).next().unwrap_or(option) {
+                "filter" | "transform" | "reply" => format!("spec.{option}"),
+                "sink" => format!("spec.target.options{}", option.trim_start_matches("sink")),
+                _ => format!("spec.source.options.{option}"),
+            },
+            None if error.field == "target" && kind == "cron" => "spec.sink".to_owned(),
+            None if error.field == "kind" => "spec.source.kind".to_owned(),
             None => format!("spec.{}", error.field),
+        };
+        renamed.push(field, error.value, error.problem);
+    }
+    renamed
+}
+
+/// The fields of a broker as its manifest has them.
+fn broker_fields(errors: SpecErrors) -> SpecErrors {
+    let mut renamed = SpecErrors::default();
+    for error in errors.0 {
+        let field = match error.field.as_str() {
+            "name" => "metadata.name".to_owned(),
+            "retention" => "metadata.annotations[sas.dev/retention]".to_owned(),
+            "most_events" => "metadata.annotations[sas.dev/most-events]".to_owned(),
+            other => format!("spec.{other}"),
         };
         renamed.push(field, error.value, error.problem);
     }

@@ -1,6 +1,7 @@
 //! Manifests: what people write, and every mistake in it with its field path.
 //!
-//! YAML 1.2 and JSON, one document or several. Known are Knative's `Service` and `PingSource`.
+//! YAML 1.2 and JSON, one document or several. Known are Knative's `Service`, `PingSource`, `KafkaSource`,
+//! `Broker`, `Trigger`, `Channel` and `Subscription`, and this platform's own `Trigger` for every kind of source.
 //!
 //! ```
 //! use sas_knative::manifest::{Manifest, ParseOptions, parse};
@@ -27,6 +28,7 @@
 //! # Ok::<(), sas_core::SpecErrors>(())
 //! ```
 
+mod eventing;
 mod ping;
 mod pod;
 mod routing;
@@ -34,7 +36,7 @@ mod service;
 mod tree;
 mod words;
 
-use sas_core::{Scalers, SpecErrors, TriggerSpec};
+use sas_core::{BrokerSpec, Scalers, SpecErrors, TriggerSpec};
 
 pub use pod::{LABEL, is_label};
 pub use service::{ServiceManifest, TrafficTarget};
@@ -43,8 +45,16 @@ use tree::Node;
 use crate::{AutoscalerConfig, Fidelity};
 
 /// The kinds that are known, as their manifests name them.
-pub const KINDS: [(&str, &str); 2] =
-    [("serving.knative.dev/v1", "Service"), ("sources.knative.dev/v1", "PingSource")];
+pub const KINDS: [(&str, &str); 8] = [
+    ("serving.knative.dev/v1", "Service"),
+    ("sources.knative.dev/v1", "PingSource"),
+    ("sources.knative.dev/v1", "KafkaSource"),
+    ("eventing.knative.dev/v1", "Broker"),
+    ("eventing.knative.dev/v1", "Trigger"),
+    ("messaging.knative.dev/v1", "Channel"),
+    ("messaging.knative.dev/v1", "Subscription"),
+    ("sas.dev/v1", "Trigger"),
+];
 
 /// What manifests mean beyond what they say.
 #[derive(Clone, Debug)]
@@ -78,14 +88,17 @@ pub enum Manifest {
     Service(Box<ServiceManifest>),
     /// A trigger.
     Trigger(Box<TriggerSpec>),
+    /// A broker.
+    Broker(Box<BrokerSpec>),
 }
 
 impl Manifest {
-    /// `Service namespace/name` or `PingSource namespace/name`.
+    /// `Service namespace/name`, `Trigger namespace/name` or `Broker namespace/name`.
     pub fn identity(&self) -> String {
         match self {
             Self::Service(service) => format!("Service {}/{}", service.namespace, service.name),
-            Self::Trigger(trigger) => format!("PingSource {}", trigger.name),
+            Self::Trigger(trigger) => format!("Trigger {}", trigger.name),
+            Self::Broker(broker) => format!("Broker {}", broker.name),
         }
     }
 }
@@ -132,6 +145,25 @@ fn read_document(document: &Node, options: &ParseOptions, errors: &mut SpecError
         }
         ("sources.knative.dev/v1", "PingSource") => {
             ping::ping_source(document, options, errors).map(|trigger| Manifest::Trigger(Box::new(trigger)))
+        }
+        ("sources.knative.dev/v1" | "sources.knative.dev/v1beta1", "KafkaSource") => {
+            eventing::kafka_source(document, options, errors)
+                .map(|trigger| Manifest::Trigger(Box::new(trigger)))
+        }
+        ("eventing.knative.dev/v1", "Broker")
+        | ("messaging.knative.dev/v1", "Channel" | "InMemoryChannel") => {
+            eventing::broker(document, options, errors).map(|broker| Manifest::Broker(Box::new(broker)))
+        }
+        ("eventing.knative.dev/v1", "Trigger") => eventing::knative_trigger(document, options, errors)
+            .map(|trigger| Manifest::Trigger(Box::new(trigger))),
+        ("messaging.knative.dev/v1", "Subscription") => eventing::subscription(document, options, errors)
+            .map(|trigger| Manifest::Trigger(Box::new(trigger))),
+        ("sas.dev/v1", "Trigger") => {
+            eventing::trigger(document, options, errors).map(|trigger| Manifest::Trigger(Box::new(trigger)))
+        }
+        (_, "ApiServerSource") => {
+            errors.push("kind", "ApiServerSource", eventing::NO_API_SERVER);
+            None
         }
         (api, kind) => {
             let known: Vec<String> = KINDS.iter().map(|(api, kind)| format!("{kind} ({api})")).collect();

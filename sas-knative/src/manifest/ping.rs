@@ -5,7 +5,8 @@ use sas_core::{SpecErrors, TriggerSpec};
 
 use super::{
     ParseOptions,
-    pod::{LABEL, is_label, required},
+    eventing::destination,
+    pod::{LABEL, is_label},
     service::Metadata,
     tree::{Fields, Node},
 };
@@ -54,7 +55,7 @@ pub(super) fn ping_source(
     if data.len() > DATA_LIMIT {
         errors.push("spec.data", format!("{} bytes", data.len()), format!("at most {DATA_LIMIT} bytes"));
     }
-    let target = sink(&mut spec, &namespace, errors);
+    let target = destination(&mut spec, "sink", &namespace, errors);
     let mut extensions = std::collections::BTreeMap::new();
     if let Some(node) = spec.take("ceOverrides") {
         let mut overrides = Fields::new("spec.ceOverrides", node, errors);
@@ -64,12 +65,12 @@ pub(super) fn ping_source(
     spec.finish(errors);
 
     let name = metadata.name.as_deref()?;
-    let (service, path) = target?;
+    let target = target?;
     if errors.0.len() > before {
         return None;
     }
-    let mut trigger =
-        TriggerSpec::new(format!("{namespace}/{name}"), "cron", service).with_option("schedule", schedule);
+    let mut trigger = TriggerSpec::new(format!("{namespace}/{name}"), "cron", target.target)
+        .with_option("schedule", schedule);
     if let Some(zone) = timezone {
         trigger = trigger.with_option("timezone", zone);
     }
@@ -78,74 +79,12 @@ pub(super) fn ping_source(
             trigger = trigger.with_option(option, value);
         }
     }
-    trigger.path = path;
+    for (name, value) in target.options {
+        trigger = trigger.with_option(format!("sink.{name}"), value);
+    }
+    trigger.path = target.path;
     trigger.extensions = extensions;
     trigger.content_type = content_type;
     trigger.data = data;
     Some(trigger)
-}
-
-/// The service and the path that `spec.sink` names.
-fn sink(spec: &mut Fields<'_>, namespace: &str, errors: &mut SpecErrors) -> Option<(String, String)> {
-    let Some(node) = spec.take("sink") else {
-        errors.push("spec.sink", "", "missing: the service that gets the events");
-        return None;
-    };
-    let before = errors.0.len();
-    let mut sink = Fields::new("spec.sink", node, errors);
-    let mut target = None;
-    if let Some(node) = sink.take("ref") {
-        let mut reference = Fields::new("spec.sink.ref", node, errors);
-        let kind = required(&mut reference, "kind", errors);
-        let api = reference.string("apiVersion", errors).unwrap_or("serving.knative.dev/v1");
-        if kind.is_some_and(|kind| kind != "Service") || !api.starts_with("serving.knative.dev/") {
-            let shown = format!("{api} {}", kind.unwrap_or_default());
-            errors.push("spec.sink.ref", shown, "must be a Service of serving.knative.dev/v1");
-        }
-        let name = required(&mut reference, "name", errors);
-        let other =
-            reference.string("namespace", errors).filter(|other| !other.is_empty()).unwrap_or(namespace);
-        reference.finish(errors);
-        target = name.map(|name| format!("{other}/{name}"));
-    }
-    let mut path = "/".to_owned();
-    if let Some(uri) = sink.string("uri", errors) {
-        match uri.parse::<http::Uri>() {
-            Ok(parsed) => {
-                path = parsed.path_and_query().map_or("/", http::uri::PathAndQuery::as_str).to_owned();
-                if let Some(host) = parsed.host() {
-                    match internal_service(host) {
-                        Some(service) if target.is_none() => target = Some(service),
-                        _ => errors.push(
-                            "spec.sink.uri",
-                            uri,
-                            "must be a path below the ref, or http://name.namespace.svc.cluster.local/path",
-                        ),
-                    }
-                }
-            }
-            Err(error) => errors.push("spec.sink.uri", uri, format!("is not a URI: {error}")),
-        }
-    }
-    for name in ["CACerts", "audience"] {
-        let at = sink.at(name);
-        if let Some(node) = sink.take(name) {
-            errors.push(at, node.shown(), "events stay on this host, without TLS; leave it out");
-        }
-    }
-    sink.finish(errors);
-    if errors.0.len() > before {
-        return None;
-    }
-    if target.is_none() {
-        errors.push("spec.sink.ref", "", "missing: the service that gets the events");
-    }
-    target.map(|target| (target, path))
-}
-
-/// `name.namespace.svc` and `name.namespace.svc.cluster.local` as `namespace/name`.
-fn internal_service(host: &str) -> Option<String> {
-    let host = host.strip_suffix(".cluster.local").unwrap_or(host).strip_suffix(".svc")?;
-    let (name, namespace) = host.split_once('.')?;
-    (is_label(name) && is_label(namespace)).then(|| format!("{namespace}/{name}"))
 }
