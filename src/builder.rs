@@ -16,8 +16,8 @@ use sas_control::{
 use sas_core::{
     AnswerCounter, Authenticator, BlobStore, Clock, DataPlane, DecisionSink, EngineFactory, EngineKey,
     EngineSpec, Error, ErrorKind, EventPublisher, Fidelity, Handler, Invoker, LogSink, MemoryStore,
-    MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime, Scaler, Scalers, Schedule, SecretSource,
-    SpecErrors, Store, SystemClock, TriggerSource, TriggerSpec, Triggers,
+    MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime, Scaler, Scalers, Schedule, SecretSource, SinkSpec,
+    SpecErrors, Store, SystemClock, TriggerSecrets, TriggerSource, TriggerSpec, Triggers,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
@@ -26,7 +26,7 @@ use sas_router::UnixServer;
 use sas_router::{Admission, AdmissionConfig, Gateway, GatewayConfig, RouteTable, Server, ServerConfig};
 #[cfg(feature = "cron")]
 use sas_trigger::CronSchedule;
-use sas_trigger::{TriggerHost, TriggerHostConfig};
+use sas_trigger::{AsyncCalls, AsyncConfig, EventIngress, TriggerHost, TriggerHostConfig};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -38,6 +38,8 @@ use crate::{
     preset::Preset,
 };
 
+type SinkFactory =
+    dyn Fn(&SinkSpec, TriggerSecrets) -> Result<Arc<dyn EventPublisher>, SpecErrors> + Send + Sync;
 type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, SpecErrors> + Send + Sync;
 
 /// The part of a platform that could not be built.
@@ -169,7 +171,9 @@ fn part(part: BuildPart) -> impl Fn(Error) -> BuildError {
 /// | state | [`store`](Self::store), [`state_dir`](Self::state_dir) | in memory |
 /// | code packages | [`packages`](Self::packages) | in the state directory; without one, where they were deployed from |
 /// | how many instances | [`scaler`](Self::scaler) | those of `sas-autoscale` |
-/// | declared triggers | [`trigger_kind`](Self::trigger_kind) | `cron` (with the feature), `timer` |
+/// | declared triggers | [`trigger_kind`](Self::trigger_kind) | `cron` (with the feature), `timer`, `broker`, `webhook` |
+/// | where events go but to services and brokers | [`trigger_sink`](Self::trigger_sink) | none; `webhook` by `webhook_hosts`, `file` by `event_files` |
+/// | calls that want no answer now | [`async_calls`](Self::async_calls) | taken, as durable as the store |
 /// | output of instances | [`log_sink`](Self::log_sink) | [`LogBuffer`] |
 /// | scaling decisions | [`decision_sink`](Self::decision_sink) | [`DecisionLog`] |
 /// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`] |
@@ -192,6 +196,8 @@ pub struct PlatformBuilder {
     runtimes: Vec<Arc<dyn Runtime>>,
     scalers: Vec<Arc<dyn Scaler>>,
     kinds: Vec<(String, Box<SourceFactory>)>,
+    sinks: Vec<(String, Box<SinkFactory>)>,
+    calls: AsyncConfig,
     make_pool: MakePool,
     engines: Vec<EngineSpec>,
     router: Option<Arc<dyn Router>>,
@@ -247,6 +253,8 @@ impl Default for PlatformBuilder {
             runtimes: Vec::new(),
             scalers: Vec::new(),
             kinds: Vec::new(),
+            sinks: Vec::new(),
+            calls: AsyncConfig::default(),
             make_pool: Box::new(|config| InstancePool::new(config)),
             engines: Vec::new(),
             router: None,
@@ -331,6 +339,51 @@ impl PlatformBuilder {
         make: impl Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, SpecErrors> + Send + Sync + 'static,
     ) -> Self {
         self.kinds.push((kind.into(), Box::new(make)));
+        self
+    }
+
+    /// Makes a kind of sink known: what a trigger sends to by the target `sink:kind`, and dead letters by that. `make` checks
+    /// the options of a declaration and says what is wrong with them, or makes whoever takes the events.
+    #[must_use]
+    pub fn trigger_sink(
+        mut self,
+        kind: impl Into<String>,
+        make: impl Fn(&SinkSpec, TriggerSecrets) -> Result<Arc<dyn EventPublisher>, SpecErrors>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        self.sinks.push((kind.into(), Box::new(make)));
+        self
+    }
+
+    /// Lets triggers send events to URLs of these hosts, by the sink `webhook`, and asynchronous calls send their answers
+    /// there: names as they stand in URLs, with a port where only that one is meant, or `*.example.org`. Without it, and to
+    /// others, nothing is sent.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().webhook_hosts(["hooks.example.org", "*.internal.example.org"]);
+    /// ```
+    #[cfg(feature = "webhook")]
+    #[must_use]
+    pub fn webhook_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
+        let webhooks = sas_sinks::Webhooks::to_hosts(hosts);
+        self.trigger_sink("webhook", move |spec, secrets| webhooks.sink(spec, secrets))
+    }
+
+    /// Lets triggers append events to files in this directory, by the sink `file`: `<namespace>.<name>.jsonl`.
+    #[cfg(feature = "webhook")]
+    #[must_use]
+    pub fn event_files(self, dir: impl Into<PathBuf>) -> Self {
+        let files = sas_sinks::FileSinks::new(dir);
+        self.trigger_sink("file", move |spec, _| files.sink(spec))
+    }
+
+    /// Changes how calls with `Prefer: respond-async` are taken and made. `most_calls = 0` refuses them.
+    #[must_use]
+    pub fn async_calls(mut self, change: impl FnOnce(&mut AsyncConfig)) -> Self {
+        change(&mut self.calls);
         self
     }
 
@@ -714,7 +767,7 @@ impl PlatformBuilder {
             clock: Arc::clone(&self.clock),
             logs: Arc::clone(&self.logs),
             meter: Arc::clone(&self.meter),
-            secrets: self.secrets,
+            secrets: self.secrets.clone(),
             recorder: recorder.clone(),
             runtimes: self.runtimes.clone(),
             scalers: scalers.clone(),
@@ -749,11 +802,24 @@ impl PlatformBuilder {
         trigger_config.clock = Arc::clone(&self.clock);
         trigger_config.recorder = recorder.clone();
         trigger_config.publisher = self.publisher;
+        trigger_config.secrets = self.secrets;
         let triggers = TriggerHost::new(trigger_config);
         // Before the recovery, which brings stored triggers of these kinds back.
         for (kind, make) in self.kinds {
             triggers.register_kind(kind, make);
         }
+        for (kind, make) in self.sinks {
+            triggers.register_sink(kind, make);
+        }
+        let calls = AsyncCalls::new(
+            Arc::clone(&gateway) as Arc<dyn Handler>,
+            Arc::clone(&store),
+            Arc::clone(&self.clock),
+            Arc::clone(&triggers),
+            self.calls,
+        );
+        let entrance = EventIngress::new(Arc::clone(&gateway) as _, Arc::clone(&triggers), &self.domain)
+            .with_async_calls(Arc::clone(&calls));
 
         let mut plane = DataPlane::new(router, Arc::clone(&gateway) as Arc<dyn Invoker>);
         plane.quotas = Some(admission as Arc<dyn Quotas>);
@@ -795,6 +861,8 @@ impl PlatformBuilder {
             control,
             triggers,
             factory,
+            calls,
+            entrance: Arc::new(entrance),
             clock: self.clock,
             gateway,
             pool,
@@ -834,7 +902,7 @@ impl Parts {
             }
             None => Ok(None),
         };
-        self.ingress = bind(listen, Arc::clone(&self.gateway) as _, BuildPart::Ingress).await?;
+        self.ingress = bind(listen, Arc::clone(&self.entrance) as _, BuildPart::Ingress).await?;
         self.admin_server = bind(admin, Arc::clone(&self.admin) as _, BuildPart::Admin).await?;
         #[cfg(unix)]
         if let Some(path) = socket {
@@ -844,6 +912,7 @@ impl Parts {
         #[cfg(not(unix))]
         let _ = socket;
         self.control.recover().await.map_err(part(BuildPart::Recovery))?;
+        self.calls.recover().await.map_err(part(BuildPart::Recovery))?;
         self.tasks.spawn(backlog::report(
             Arc::clone(&self.triggers),
             Arc::clone(&self.control),

@@ -12,7 +12,7 @@ use sas_knative::manifest::{Manifest, parse};
 #[cfg(unix)]
 use sas_router::UnixServer;
 use sas_router::{Gateway, Server};
-use sas_trigger::TriggerHost;
+use sas_trigger::{AsyncCalls, EventIngress, TriggerHost};
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -27,6 +27,9 @@ pub(crate) struct Parts {
     pub(crate) control: Arc<Control>,
     pub(crate) triggers: Arc<TriggerHost>,
     pub(crate) factory: Arc<PlatformEngines>,
+    pub(crate) calls: Arc<AsyncCalls>,
+    /// What the listener answers with: events, calls that want no answer now, and the gateway behind.
+    pub(crate) entrance: Arc<EventIngress>,
     /// Wall time, by which shares of the traffic move.
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) gateway: Arc<Gateway>,
@@ -77,6 +80,12 @@ impl Platform {
     /// Brings requests to instances: mount it in a server of your own, or call it as an `Invoker`.
     pub fn gateway(&self) -> &Arc<Gateway> {
         &self.parts.gateway
+    }
+
+    /// What the listener of requests answers with: the gateway, and before it the events for brokers, webhooks, and calls
+    /// with `Prefer: respond-async`. Mount this in a server of your own to have these too.
+    pub fn entrance(&self) -> &Arc<EventIngress> {
+        &self.parts.entrance
     }
 
     /// The control plane: services, revisions and their traffic.
@@ -256,6 +265,8 @@ impl Platform {
         if let Some(server) = &parts.ingress {
             server.shutdown(deadline).await;
         }
+        // Half of the time: a call that is not done by then is made after the next start.
+        parts.calls.shutdown(began + limit / 2).await;
         parts.gateway.shutdown(deadline).await;
         parts.stop.cancel();
         parts.tasks.close();

@@ -30,6 +30,7 @@ use crate::{
     delivery::{Delivery, DeliveryConfig, Way, letters},
     filter::Filter,
     metrics::{LAG, Labels, Metrics, OLDEST},
+    webhook::{self, Hook},
 };
 use sleepers::Sleepers;
 
@@ -96,7 +97,7 @@ impl fmt::Debug for TriggerHostConfig {
 
 /// Runs trigger sources: those of one's own by [`TriggerHost::run`], declared ones as [`Triggers`].
 ///
-/// Knows the kinds `cron`, `timer` and `broker`; [`TriggerHost::register_kind`] adds others, and
+/// Knows the kinds `cron`, `timer`, `broker` and `webhook`; [`TriggerHost::register_kind`] adds others, and
 /// [`TriggerHost::register_sink`] ways out.
 pub struct TriggerHost {
     config: TriggerHostConfig,
@@ -136,6 +137,8 @@ struct OfDeclared {
     /// The broker that it reads from, if it does.
     broker: Option<String>,
     sink_options: BTreeMap<String, String>,
+    /// What it takes over HTTP, if it is a webhook.
+    hook: Option<Arc<Hook>>,
 }
 
 /// A declaration, made.
@@ -144,6 +147,7 @@ struct Made {
     delivery: Delivery,
     reads: Option<(String, Start)>,
     sink_options: BTreeMap<String, String>,
+    hook: Option<Arc<Hook>>,
 }
 
 impl TriggerHost {
@@ -177,9 +181,15 @@ impl TriggerHost {
         let cron_recorder = recorder.clone();
         host.register_kind("cron", move |spec| declared::cron(spec, &cron_recorder));
         host.register_kind("timer", move |spec| declared::timer(spec, &recorder));
+        let hooked = Arc::clone(&brokers);
         host.register_kind("broker", move |spec| {
             let (name, _) = broker::options(spec)?;
             Ok(Arc::new(BrokerSource::new("broker", Arc::clone(&brokers), name)))
+        });
+        host.register_kind("webhook", move |spec| {
+            webhook::hook(spec, TriggerSecrets::default())?;
+            let name = broker::hook_broker(&spec.name);
+            Ok(Arc::new(BrokerSource::new("webhook", Arc::clone(&hooked), name)))
         });
         Arc::new(host)
     }
@@ -419,8 +429,13 @@ impl TriggerHost {
         };
         let reads = match spec.kind.as_str() {
             "broker" => broker::options(&declared.own).ok(),
+            "webhook" => Some((broker::hook_broker(&spec.name), Start::Earliest)),
             _ => None,
         };
+        let hook = (spec.kind == "webhook")
+            .then(|| webhook::hook(&declared.own, self.secrets(spec)).ok())
+            .flatten()
+            .map(Arc::new);
         let Declared { delivery, target, sink_options, dead_letter, letter_options, reply, .. } = declared;
         let mut way_out = |destination: Option<Destination>, options: &BTreeMap<String, String>, field| {
             let destination =
@@ -450,7 +465,7 @@ impl TriggerHost {
         if let Some(replies) = replies {
             delivery = delivery.with_reply(replies);
         }
-        Ok(Made { source, delivery, reads, sink_options })
+        Ok(Made { source, delivery, reads, sink_options, hook })
     }
 
     /// Who takes events for a broker or a sink.
@@ -506,6 +521,9 @@ impl TriggerHost {
     async fn apply_alone(&self, spec: TriggerSpec) -> Result<()> {
         let made = self.make(&spec)?;
         if let Some((broker, start)) = &made.reads {
+            if made.hook.is_some() {
+                self.brokers.apply(BrokerSpec::new(broker)).await?;
+            }
             self.brokers.enrol(&spec.name, broker, *start).await?;
         }
         let name = spec.name.clone();
@@ -516,8 +534,44 @@ impl TriggerHost {
             delivery: Arc::clone(&delivery),
             broker: made.reads.map(|(broker, _)| broker),
             sink_options: made.sink_options,
+            hook: made.hook,
         };
         self.start(&name, Some(Arc::new(declared)), made.source, delivery)
+    }
+
+    /// A broker as it was declared.
+    pub(crate) fn broker_spec(&self, name: &str) -> Option<BrokerSpec> {
+        self.brokers.spec(name).filter(|spec| !spec.name.contains('~'))
+    }
+
+    /// What a webhook takes.
+    pub(crate) fn hook(&self, name: &str) -> Option<Arc<Hook>> {
+        self.declared(name).ok().and_then(|declared| declared.hook.clone())
+    }
+
+    pub(crate) fn secret_source(&self) -> Option<Arc<dyn SecretSource>> {
+        self.config.secrets.clone()
+    }
+
+    pub(crate) fn recorder(&self) -> &Recorder {
+        &self.config.recorder
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.config.clock.now()
+    }
+
+    /// Whoever sends events to this URL, if the sink `webhook` allows it.
+    pub(crate) fn webhook(&self, url: &str) -> Result<Arc<dyn EventPublisher>> {
+        let make = self.sinks.lock().get("webhook").cloned();
+        let Some(make) = make else {
+            let message =
+                "this platform sends to no URLs: its builder has to allow their hosts by webhook_hosts";
+            return Err(Error::new(ErrorKind::Unsupported, "webhook", message));
+        };
+        let options = BTreeMap::from([("url".to_owned(), url.to_owned())]);
+        make(&SinkSpec::new("async/callback", "webhook", options), TriggerSecrets::default())
+            .map_err(|errors| Error::new(ErrorKind::InvalidSpec, "webhook", errors.to_string()))
     }
 
     fn declared(&self, name: &str) -> Result<Arc<OfDeclared>> {
@@ -557,6 +611,7 @@ impl Triggers for TriggerHost {
         let _changing = self.changing.lock().await;
         self.stop(name).await;
         self.brokers.forget(name).await?;
+        self.brokers.remove(&broker::hook_broker(name)).await?;
         let prefix = format!("trigger/{name}/");
         loop {
             let entries = self.config.store.list(&prefix, None, PAGE).await?;
@@ -604,6 +659,7 @@ impl Triggers for TriggerHost {
                     delivery: Arc::clone(&delivery),
                     broker: declared.broker.clone(),
                     sink_options: made.sink_options,
+                    hook: made.hook,
                 };
                 self.start(name, Some(Arc::new(fresh)), made.source, delivery)
             }

@@ -28,7 +28,9 @@
 //! | take events out of the platform | [`Outbox`], [`Inbox`] |
 //! | run sources, one's own too | [`TriggerHost`] |
 
+mod async_calls;
 mod broker;
+mod channel;
 #[cfg(feature = "cron")]
 mod cron;
 mod declared;
@@ -36,18 +38,23 @@ mod delivery;
 mod every;
 mod filter;
 mod host;
+mod ingress;
 pub mod metrics;
 mod outbox;
 mod scheduled;
 mod sources;
 mod transform;
+mod webhook;
 
+pub use async_calls::{AsyncCalls, AsyncConfig};
+pub use channel::{ChannelSender, ChannelSource, channel};
 #[cfg(feature = "cron")]
 pub use cron::{CronError, CronOptions, CronSchedule, Dialect, Fold, Gap};
 pub use delivery::{Backoff, CircuitPolicy, DeadLetter, Dedup, Delivery, DeliveryConfig, RetryPolicy};
 pub use every::Every;
 pub use filter::{Filter, cesql};
 pub use host::{SinkFactory, SourceFactory, TriggerHost, TriggerHostConfig};
+pub use ingress::EventIngress;
 pub use outbox::{Inbox, Outbox, outbox};
 pub use sas_cloudevents::{self as cloudevents, to_request};
 pub use scheduled::{EventTemplate, Misfire, Overlap, SchedulePolicy, Scheduled, fire_id};
