@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use sas_core::{Recorder, SpecErrors, Timestamp, TriggerOptions, TriggerSource, TriggerSpec};
+use sas_core::{Recorder, Schedule, SpecErrors, Timestamp, TriggerOptions, TriggerSource, TriggerSpec};
 
 #[cfg(feature = "cron")]
 use crate::cron::{CronOptions, CronSchedule, Dialect, Fold, Gap};
 use crate::{
     delivery::{Backoff, DeadLetter, DeliveryConfig},
-    every::Every,
+    every::{Every, Within},
     filter::Filter,
     scheduled::{EventTemplate, Misfire, Overlap, SchedulePolicy, Scheduled},
     transform::Transform,
@@ -253,6 +253,35 @@ fn policy(options: &mut TriggerOptions<'_>) -> SchedulePolicy {
     policy
 }
 
+/// `start` and `end`, as RFC 3339 has times.
+fn bounds(options: &mut TriggerOptions<'_>) -> (Option<Timestamp>, Option<Timestamp>) {
+    let mut bound = |name: &'static str| {
+        let text = options.take(name)?;
+        match text.parse::<jiff::Timestamp>().map(|at| i64::try_from(at.as_nanosecond())) {
+            Ok(Ok(at)) => Some(Timestamp(at)),
+            _ => {
+                options.wrong(name, text, "must be a time such as 2030-01-31T09:00:00Z, from 1677 to 2262");
+                None
+            }
+        }
+    };
+    let (start, end) = (bound("start"), bound("end"));
+    if let (Some(from), Some(to)) = (start, end)
+        && to <= from
+    {
+        options.wrong("end", "", "must be after start");
+    }
+    (start, end)
+}
+
+/// The schedule within its bounds.
+fn within(schedule: impl Schedule, bounds: (Option<Timestamp>, Option<Timestamp>)) -> Arc<dyn Schedule> {
+    match bounds {
+        (None, None) => Arc::new(schedule),
+        (start, end) => Arc::new(Within::new(Arc::new(schedule), start, end)),
+    }
+}
+
 fn template(spec: &TriggerSpec, source: String, kind: &str, errors: &mut SpecErrors) -> EventTemplate {
     let mut template = EventTemplate::new(source, kind);
     template.content_type.clone_from(&spec.content_type);
@@ -284,6 +313,7 @@ pub(crate) fn cron(spec: &TriggerSpec, recorder: &Recorder) -> Result<Arc<dyn Tr
     reading.gap = options.word("dst-gap", &[("run", Gap::Run), ("skip", Gap::Skip)], reading.gap);
     reading.fold = options.word("dst-fold", &[("both", Fold::Both), ("first", Fold::First)], reading.fold);
     let policy = policy(&mut options);
+    let bounds = bounds(&mut options);
     let (namespace, name) = spec.name.split_once('/').unwrap_or(("", &spec.name));
     let source = format!("/apis/v1/namespaces/{namespace}/pingsources/{name}");
     let template = template(spec, source, PING, &mut options.errors);
@@ -306,9 +336,9 @@ pub(crate) fn cron(spec: &TriggerSpec, recorder: &Recorder) -> Result<Arc<dyn Tr
     };
     options.finish()?;
     match schedule {
-        Some(schedule) => {
-            Ok(Arc::new(Scheduled::new("cron", Arc::new(schedule), policy, template).with_recorder(recorder)))
-        }
+        Some(schedule) => Ok(Arc::new(
+            Scheduled::new("cron", within(schedule, bounds), policy, template).with_recorder(recorder),
+        )),
         None => Err(SpecErrors::default()),
     }
 }
@@ -344,11 +374,12 @@ pub(crate) fn timer(spec: &TriggerSpec, recorder: &Recorder) -> Result<Arc<dyn T
         );
     }
     let policy = policy(&mut options);
+    let bounds = bounds(&mut options);
     let template = template(spec, format!("/triggers/{}", spec.name), TIMER, &mut options.errors);
     options.finish()?;
     match schedule {
         Some(schedule) => Ok(Arc::new(
-            Scheduled::new("timer", Arc::new(schedule), policy, template).with_recorder(recorder),
+            Scheduled::new("timer", within(schedule, bounds), policy, template).with_recorder(recorder),
         )),
         None => Err(SpecErrors::default()),
     }

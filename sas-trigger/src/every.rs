@@ -1,6 +1,6 @@
 //! A plain period.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use sas_core::{Schedule, Timestamp};
 
@@ -9,7 +9,7 @@ use sas_core::{Schedule, Timestamp};
 /// ```
 /// use sas_core::{Schedule, Timestamp};
 /// use sas_trigger::Every;
-/// use std::time::Duration;
+/// use std::{sync::Arc, time::Duration};
 ///
 /// let schedule = Every::new(Duration::from_secs(10)).expect("longer than nothing");
 /// assert_eq!(schedule.next_after(Timestamp::from_secs(25)), Some(Timestamp::from_secs(30)));
@@ -40,5 +40,29 @@ impl Schedule for Every {
             (i128::from(after.0), i128::from(self.anchor.0), i128::from(self.period_ns));
         let periods = (after - anchor).div_euclid(period) + 1;
         i64::try_from(anchor + periods * period).ok().map(Timestamp)
+    }
+}
+
+/// Another schedule, from a time on, and until a time.
+#[derive(Clone, Debug)]
+pub struct Within {
+    schedule: Arc<dyn Schedule>,
+    start: Option<Timestamp>,
+    end: Option<Timestamp>,
+}
+
+impl Within {
+    /// The fires of `schedule` from `start` on and before `end`; `None`: no such bound.
+    pub fn new(schedule: Arc<dyn Schedule>, start: Option<Timestamp>, end: Option<Timestamp>) -> Self {
+        Self { schedule, start, end }
+    }
+}
+
+impl Schedule for Within {
+    fn next_after(&self, after: Timestamp) -> Option<Timestamp> {
+        // The start itself may be a fire.
+        let after = self.start.map_or(after, |start| after.max(Timestamp(start.0.saturating_sub(1))));
+        let next = self.schedule.next_after(after)?;
+        self.end.is_none_or(|end| next < end).then_some(next)
     }
 }

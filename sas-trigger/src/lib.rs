@@ -51,7 +51,7 @@ pub use channel::{ChannelSender, ChannelSource, channel};
 #[cfg(feature = "cron")]
 pub use cron::{CronError, CronOptions, CronSchedule, Dialect, Fold, Gap};
 pub use delivery::{Backoff, CircuitPolicy, DeadLetter, Dedup, Delivery, DeliveryConfig, RetryPolicy};
-pub use every::Every;
+pub use every::{Every, Within};
 pub use filter::{Filter, cesql};
 pub use host::{SinkFactory, SourceFactory, TriggerHost, TriggerHostConfig};
 pub use ingress::EventIngress;

@@ -234,8 +234,8 @@ pub(super) fn knative_trigger(
     }
     let mut all = BTreeMap::new();
     let attributes = spec.take("filter");
-    filters(&mut spec, &mut all, errors);
     // As in Knative: `filters` goes before `filter`.
+    all.extend(filter_list(&mut spec, errors).map(|filter| ("filter".to_owned(), filter.to_string())));
     if let Some(node) = attributes {
         let mut filter = Fields::new("spec.filter", node, errors);
         let attributes = filter.string_map("attributes", errors);
@@ -439,31 +439,29 @@ fn secret(at: &str, node: &Node, option: &str, all: &mut BTreeMap<String, String
 pub(super) const NO_API_SERVER: &str = "ApiServerSource watches the API of a Kubernetes cluster, which this platform is not; \
      send what you watch to a Broker, or write a source of your own by the builder's trigger_kind";
 
-/// `filters` as the Subscriptions API has it, or one filter of ours as a mapping; as the option `filter`.
+/// `filters` as the Subscriptions API has it: all of the list must want an event.
+fn filter_list(spec: &mut Fields<'_>, errors: &mut SpecErrors) -> Option<Value> {
+    let items = spec.list("filters", errors)?;
+    let several: Vec<Value> = items.iter().map(|(_, node)| json(node)).collect();
+    (!several.is_empty()).then(|| serde_json::json!({ "all": several }))
+}
+
+/// `filter`, a mapping, or `filters`, a list; as the option `filter`.
 fn filters(spec: &mut Fields<'_>, all: &mut BTreeMap<String, String>, errors: &mut SpecErrors) {
     let single = spec.at("filter");
-    let one = spec.take("filter").map(|node| match node {
-        Node::Map(_) => Some(json(node)),
-        other => {
+    let one = match spec.take("filter") {
+        Some(node @ Node::Map(_)) => Some(json(node)),
+        Some(other) => {
             errors.push(single, other.shown(), "must be a mapping, such as {exact: {type: order.created}}");
             None
         }
-    });
-    let several =
-        spec.list("filters", errors).map(|items| items.iter().map(|(_, node)| json(node)).collect());
-    let filter = match (one, several) {
-        (Some(_), Some(_)) => {
-            errors.push("spec.filters", "", "contradicts spec.filter: give one of the two");
-            None
-        }
-        (Some(one), None) => one,
-        (None, Some(Value::Array(several))) if several.is_empty() => None,
-        (None, Some(several)) => Some(serde_json::json!({ "all": several })),
-        (None, None) => None,
+        None => None,
     };
-    if let Some(filter) = filter {
-        all.insert("filter".to_owned(), filter.to_string());
+    let several = filter_list(spec, errors);
+    if one.is_some() && several.is_some() {
+        errors.push("spec.filters", "", "contradicts spec.filter: give one of the two");
     }
+    all.extend(one.or(several).map(|filter| ("filter".to_owned(), filter.to_string())));
 }
 
 /// `spec.delivery`, as options.

@@ -26,12 +26,45 @@ pub(super) fn zone_prefix(expression: &str) -> Result<(Option<&str>, &str), Cron
         ));
     }
     let text = expression.trim();
+    if let Some(problem) = of_aws(text) {
+        return Err(CronError::new("expression", text, problem));
+    }
     let named = ["CRON_TZ=", "TZ="].into_iter().find_map(|prefix| text.strip_prefix(prefix));
     match named.map(|rest| rest.split_once(char::is_whitespace)) {
         None => Ok((None, text)),
         Some(Some((zone, rest))) => Ok((Some(zone), rest.trim())),
         Some(None) => Err(CronError::new("expression", expression, "names a time zone and no time")),
     }
+}
+
+/// What to write instead of AWS's `cron(...)`, `rate(...)` and `at(...)`.
+fn of_aws(text: &str) -> Option<String> {
+    let inside = |name: &str| text.strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')').map(str::trim);
+    if let Some(fields) = inside("cron") {
+        return Some(format!(
+            "is AWS's form: write `0 {fields}` with the dialect quartz, which numbers weekdays alike"
+        ));
+    }
+    if let Some(rate) = inside("rate") {
+        let (count, unit) = rate.split_once(char::is_whitespace).unwrap_or((rate, ""));
+        let (scale, unit) = match unit.trim() {
+            "minute" | "minutes" => (1, "m"),
+            "hour" | "hours" => (1, "h"),
+            "day" | "days" => (24, "h"),
+            _ => {
+                return Some(
+                    "is AWS's form: write `@every 5m`, with a duration such as 90s, 5m or 24h".to_owned(),
+                );
+            }
+        };
+        return Some(match count.parse::<u32>().ok().and_then(|count| count.checked_mul(scale)) {
+            Some(count) if count > 0 => format!("is AWS's form: write `@every {count}{unit}`"),
+            _ => "is AWS's form: write `@every 5m`, with a duration such as 90s, 5m or 24h".to_owned(),
+        });
+    }
+    inside("at").map(|_| {
+        "is AWS's form for once: write seconds, minute, hour, day, month, `?` and year, such as `0 30 9 24 12 ? 2030`".to_owned()
+    })
 }
 
 /// `@every 1h30m`: whole seconds, at least one.
