@@ -361,17 +361,14 @@ impl Cgroup {
         self.dirs.iter().filter_map(count).max().unwrap_or(0)
     }
 
+    /// Its directories, one per hierarchy.
+    pub fn dirs(&self) -> &[PathBuf] {
+        &self.dirs
+    }
+
     /// Whether the kernel has killed something in it for want of memory.
     pub fn ran_out_of_memory(&self) -> bool {
-        self.dirs.iter().any(|dir| {
-            ["memory.events", "memory.oom_control"].iter().any(|file| {
-                fs::read_to_string(dir.join(file)).is_ok_and(|text| {
-                    text.lines()
-                        .filter_map(|line| line.strip_prefix("oom_kill "))
-                        .any(|count| count.trim() != "0")
-                })
-            })
-        })
+        ran_out_of_memory(&self.dirs)
     }
 }
 
@@ -580,6 +577,25 @@ impl Mounts {
         }
         mounts
     }
+}
+
+/// Whether the kernel has killed something in a group for want of memory, by its directories.
+pub fn ran_out_of_memory(dirs: &[PathBuf]) -> bool {
+    dirs.iter().any(|dir| {
+        ["memory.events", "memory.oom_control"].iter().any(|file| {
+            fs::read_to_string(dir.join(file)).is_ok_and(|text| {
+                text.lines()
+                    .filter_map(|line| line.strip_prefix("oom_kill "))
+                    .any(|count| count.trim() != "0")
+            })
+        })
+    })
+}
+
+/// Ends what runs in a group and in the groups below it and removes them; false when something does not go, and for a
+/// directory that is none of ours: it or one above it has a name that begins with `sas-`. Blocks.
+pub fn remove(group: &Path) -> bool {
+    group.ancestors().any(is_ours) && (!group.exists() || remove_base(group))
 }
 
 /// Removes the groups that a dead run has listed. False when something is left.

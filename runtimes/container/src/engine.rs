@@ -1,0 +1,327 @@
+//! What all containers of a runtime share.
+
+use std::{
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use sas_core::{Error, ErrorKind, Result};
+use sas_runtime_os::{
+    guardian::Guardian,
+    network::Network,
+    ports::{Ports, locks_dir},
+};
+use tokio::sync::Notify;
+
+use crate::{
+    cgroups::{self, Groups},
+    config::{ContainerConfig, Network as NetworkKind},
+    container::Container,
+    images::Images,
+    metrics::Metrics,
+    pod,
+    store::Store,
+};
+
+/// Which program runs containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Crun,
+    Runc,
+}
+
+/// The program that runs containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Program {
+    pub(crate) kind: Kind,
+    pub(crate) path: PathBuf,
+    pub(crate) version: String,
+}
+
+/// How many containers there are, and how many of them are to end.
+#[derive(Debug, Default)]
+pub(crate) struct Count {
+    living: AtomicUsize,
+    ending: AtomicUsize,
+    sweeping: AtomicUsize,
+    changed: Notify,
+}
+
+impl Count {
+    pub(crate) fn began(&self) {
+        self.living.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn ending(&self) {
+        self.ending.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn ended(&self, counted: bool) {
+        self.living.fetch_sub(1, Ordering::AcqRel);
+        if counted {
+            self.ending.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn living(&self) -> usize {
+        self.living.load(Ordering::Acquire)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) config: Arc<ContainerConfig>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) images: Images,
+    pub(crate) program: Program,
+    pub(crate) groups: Groups,
+    pub(crate) guardian: Guardian,
+    pub(crate) containers: Count,
+    pub(crate) metrics: Metrics,
+    pub(crate) ports: Arc<Ports>,
+    /// Why layers are copied instead of stacked.
+    pub(crate) no_overlay: Option<String>,
+    /// Unmounted for what runs containers.
+    pub(crate) hidden: Option<PathBuf>,
+    guardian_fd: Mutex<Option<OwnedFd>>,
+    all: Mutex<Vec<std::sync::Weak<Container>>>,
+    networks: Mutex<Vec<Arc<Network>>>,
+    filling: AtomicBool,
+    next: AtomicU64,
+    closed: AtomicBool,
+    running: AtomicBool,
+}
+
+/// Finds the first program that is there and says what it is.
+fn find(config: &ContainerConfig) -> Result<Program> {
+    let mut why = Vec::new();
+    for name in &config.programs {
+        let Some(path) = config.find(name) else {
+            why.push(format!("{name} is not in {}", config.path));
+            continue;
+        };
+        let said = std::process::Command::new(&path).arg("--version").env_clear().output();
+        match said {
+            Ok(output) if output.status.success() => {
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                let version = text.lines().next().unwrap_or_default().to_owned();
+                let kind = match version.split_whitespace().next() {
+                    Some("crun") => Kind::Crun,
+                    Some("runc") => Kind::Runc,
+                    _ => {
+                        why.push(format!("{} calls itself {version:?}, neither crun nor runc", path.display()));
+                        continue;
+                    }
+                };
+                return Ok(Program { kind, path, version });
+            }
+            Ok(output) => why.push(format!("{} --version ended with {}", path.display(), output.status)),
+            Err(error) => why.push(format!("{}: {error}", path.display())),
+        }
+    }
+    let what = format!(
+        "programs: no program that runs containers: {}; install crun or runc, or leave the container runtime out",
+        why.join("; ")
+    );
+    Err(Error::new(ErrorKind::Unsupported, "open", what))
+}
+
+impl Engine {
+    pub(crate) fn open(config: ContainerConfig) -> Result<Arc<Self>> {
+        config.validate()?;
+        if !rustix::process::geteuid().is_root() {
+            let what = "containers are run as root here: this process is an ordinary user's, which can make no network and \
+                        mount namespaces; run it as root, or give packages instead of images";
+            return Err(Error::new(ErrorKind::Unsupported, "open", what));
+        }
+        let program = find(&config)?;
+        // The client of registries asks for the process's provider of cryptography; whoever has one keeps it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        sas_runtime_os::limits::raise_open_files();
+        crate::metrics::describe(&config.recorder);
+        let store = Arc::new(Store::open(&config.store, config.limits)?);
+        let unsupported = |what: String| Error::new(ErrorKind::Unsupported, "open", what);
+        if let Err(error) = Network::make() {
+            return Err(unsupported(format!(
+                "no network namespace can be made ({error}); containers need the right to (CAP_SYS_ADMIN)"
+            )));
+        }
+        let no_overlay = match config.overlay {
+            false => Some("ContainerConfig::overlay is false".to_owned()),
+            true => pod::overlay_works(&store.run().pod()).err(),
+        };
+        if let Some(why) = &no_overlay {
+            tracing::warn!(why, "no overlayfs: the layers of an image are copied for each instance");
+        }
+        std::fs::create_dir_all(store.run().pod())
+            .map_err(|error| crate::store::disk("create", &store.run().pod(), error))?;
+        let groups = Groups::open(&config.cgroups, store.run(), program.kind == Kind::Runc);
+        let hidden = (program.kind == Kind::Crun).then(cgroups::hybrid).flatten().map(std::path::Path::to_path_buf);
+        let (guardian, guardian_fd) = Guardian::start(&store.run().stdin())?;
+        let ports = Ports::new(config.ports.clone(), &locks_dir(store.run().pod().as_path()))?;
+        let metrics = Metrics::new(&config.recorder);
+        let config = Arc::new(config);
+        let images = Images { config: Arc::clone(&config), store: Arc::clone(&store) };
+        tracing::info!(program = program.version, "containers are run");
+        Ok(Arc::new(Self {
+            config,
+            store,
+            images,
+            program,
+            groups,
+            guardian,
+            containers: Count::default(),
+            metrics,
+            ports,
+            no_overlay,
+            hidden,
+            guardian_fd: Mutex::new(Some(guardian_fd)),
+            all: Mutex::default(),
+            networks: Mutex::default(),
+            filling: AtomicBool::new(false),
+            next: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            running: AtomicBool::new(false),
+        }))
+    }
+
+    /// A number that no other container of this run has.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Begins to look after the guardian, in the tokio runtime of whoever comes first.
+    pub(crate) fn ensure_running(self: &Arc<Self>) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Unavailable, "start", "the container runtime was closed"));
+        }
+        if self.running.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.fill();
+        let engine = Arc::downgrade(self);
+        let Some(fd) = self.guardian_fd.lock().take() else { return Ok(()) };
+        tokio::spawn(async move {
+            let mut fd = fd;
+            loop {
+                #[allow(
+                    deprecated,
+                    reason = "its successor is an unsafe fn; the descriptor is owned and never replaced"
+                )]
+                let Ok(watched) = tokio::io::unix::AsyncFd::with_interest(fd, tokio::io::Interest::READABLE) else {
+                    return;
+                };
+                loop {
+                    let ended =
+                        tokio::time::timeout(Duration::from_secs(1), watched.readable()).await.is_ok();
+                    let Some(engine) = engine.upgrade() else { return };
+                    engine.guardian.flush();
+                    if ended {
+                        break;
+                    }
+                }
+                let Some(engine) = engine.upgrade() else { return };
+                match engine.guardian.restart() {
+                    Ok(next) => {
+                        fd = next;
+                        tracing::warn!("the guardian was ended from outside; another one watches now");
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "no guardian: containers would outlive a killed host");
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// A network of its own for an instance. Blocks for a millisecond where none is ready.
+    pub(crate) fn network(self: &Arc<Self>) -> std::io::Result<Option<Arc<Network>>> {
+        if self.config.network == NetworkKind::Host {
+            return Ok(None);
+        }
+        let ready = self.networks.lock().pop();
+        let network = match ready {
+            Some(network) => network,
+            None => Network::make()?,
+        };
+        self.fill();
+        Ok(Some(network))
+    }
+
+    fn fill(self: &Arc<Self>) {
+        if self.config.network == NetworkKind::Host
+            || self.networks.lock().len() >= self.config.ready
+            || self.filling.swap(true, Ordering::AcqRel)
+        {
+            return;
+        }
+        let engine = Arc::clone(self);
+        let made = std::thread::Builder::new().name("sas-networks".into()).spawn(move || {
+            while !engine.is_closed() && engine.networks.lock().len() < engine.config.ready {
+                match Network::make() {
+                    Ok(network) => engine.networks.lock().push(network),
+                    Err(_) => break,
+                }
+            }
+            engine.filling.store(false, Ordering::Release);
+        });
+        if made.is_err() {
+            self.filling.store(false, Ordering::Release);
+        }
+    }
+
+    pub(crate) fn know(&self, container: &Arc<Container>) {
+        let mut all = self.all.lock();
+        all.retain(|one| one.strong_count() > 0);
+        all.push(Arc::downgrade(container));
+    }
+
+    /// Removes groups that nobody is in any more, on a blocking thread.
+    pub(crate) fn sweep(self: &Arc<Self>) {
+        if !self.groups.any_unused() {
+            return;
+        }
+        self.containers.sweeping.fetch_add(1, Ordering::AcqRel);
+        let engine = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            engine.groups.remove_unused();
+            engine.containers.sweeping.fetch_sub(1, Ordering::AcqRel);
+            engine.containers.changed.notify_waiters();
+        });
+    }
+
+    /// Waits until what was dropped or stopped is gone.
+    pub(crate) async fn quiesce(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.containers.changed.notified());
+            changed.as_mut().enable();
+            let count = &self.containers;
+            if count.ending.load(Ordering::Acquire) == 0 && count.sweeping.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Kills everything.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        for container in self.all.lock().iter().filter_map(std::sync::Weak::upgrade) {
+            container.kill(self);
+        }
+        self.networks.lock().clear();
+    }
+}

@@ -1,0 +1,34 @@
+#![forbid(unsafe_code)]
+#![cfg(target_os = "linux")]
+#![doc = include_str!("../README.md")]
+
+mod cgroups;
+mod compression;
+mod config;
+mod container;
+mod credentials;
+mod digest;
+mod engine;
+mod images;
+mod instance;
+mod local;
+mod logs;
+mod manifest;
+pub mod metrics;
+mod name;
+mod pod;
+mod progress;
+mod registry;
+mod runtime;
+mod seccomp;
+mod spec;
+mod start;
+mod store;
+mod unpack;
+mod volumes;
+
+pub use config::{ContainerConfig, Network, Registries};
+pub use credentials::{CredentialProvider, Credentials, DockerConfig, StaticCredentials};
+pub use progress::{PullObserver, PullProgress};
+pub use runtime::ContainerRuntime;
+pub use unpack::ImageLimits;
