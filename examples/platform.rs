@@ -4,6 +4,10 @@
 //! platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain localhost] [--preset default|knative|frugal] MANIFEST...
 //! ```
 //!
+//! Built with `--features container` it runs images too, as root where crun or runc is installed:
+//! `--plain-http-registry 127.0.0.1:5000` names a registry without TLS, `--image-root DIR` a directory below which images of
+//! files are read (`oci:DIR/layout:tag`).
+//!
 //! A service answers at `Host: <name>.<namespace>.<domain>`. One JSON line on stdout says that it serves; logs go to
 //! stderr, as much as `RUST_LOG` says (`info` without it). SIGTERM and SIGINT drain and end it with status 0.
 //!
@@ -28,7 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--jail none|basic|strict] [--package-root DIR]... MANIFEST...\n       platform --openapi";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--jail none|basic|strict] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -49,7 +53,17 @@ struct Options {
     open_metrics: bool,
     require_if_match: bool,
     jail: String,
+    #[cfg_attr(not(feature = "container"), allow(dead_code, reason = "read where images are run"))]
+    images: Images,
     manifests: Vec<PathBuf>,
+}
+
+/// Where images come from.
+#[derive(Default)]
+#[cfg_attr(not(feature = "container"), allow(dead_code, reason = "read where images are run"))]
+struct Images {
+    plain_http: Vec<String>,
+    roots: Vec<PathBuf>,
 }
 
 impl Options {
@@ -67,6 +81,7 @@ impl Options {
             open_metrics: false,
             require_if_match: false,
             jail: "basic".to_owned(),
+            images: Images::default(),
             manifests: Vec::new(),
         };
         while let Some(argument) = args.next() {
@@ -89,6 +104,8 @@ impl Options {
                 "--admin-token-file" => options.token_file = Some(value()?.into()),
                 "--admin-host" => options.admin_hosts.push(value()?),
                 "--jail" => options.jail = value()?,
+                "--plain-http-registry" => options.images.plain_http.push(value()?),
+                "--image-root" => options.images.roots.push(value()?.into()),
                 "--open-metrics" => options.open_metrics = true,
                 "--require-if-match" => options.require_if_match = true,
                 "--domain" => options.domain = value()?,
@@ -176,6 +193,29 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     }
     #[cfg(not(feature = "process"))]
     drop(options.jail);
+    #[cfg(all(feature = "container", target_os = "linux"))]
+    {
+        let mut config = ContainerConfig::default();
+        if let Some(state) = &options.state {
+            config.store = std::path::absolute(state.join("images"))?;
+        }
+        config.recorder = recorder.clone();
+        config.registries.plain_http = options.images.plain_http;
+        config.local_images =
+            options.images.roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+        config.progress = Some(Arc::new(Watch));
+        match ContainerRuntime::new(config) {
+            Ok(runtime) => {
+                tracing::info!(program = runtime.program(), "images are run");
+                builder = builder.runtime(runtime);
+            }
+            // Manifests that name an image are refused, with what is missing told here.
+            Err(error) if error.kind == ErrorKind::Unsupported => {
+                tracing::warn!(%error, "no images can be run here");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
     #[cfg(feature = "wasm")]
     {
         let cache_dir = options.state.as_ref().map(|state| state.join("wasm-cache"));
@@ -213,6 +253,29 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let report = platform.shutdown(options.drain).await;
     writeln!(std::io::stderr(), "drained: {}, after {:?}", report.drained, report.took)?;
     Ok(())
+}
+
+/// Pulls, as a line that a person likes to watch where stderr is a terminal.
+#[cfg(all(feature = "container", target_os = "linux"))]
+#[derive(Debug)]
+struct Watch;
+
+#[cfg(all(feature = "container", target_os = "linux"))]
+impl sas::container::PullObserver for Watch {
+    fn progress(&self, image: &str, progress: &sas::container::PullProgress) {
+        use sas::container::PullProgress;
+        use std::io::IsTerminal as _;
+        let mut stderr = std::io::stderr();
+        if !stderr.is_terminal() {
+            if !matches!(progress, PullProgress::Pulling { .. }) {
+                tracing::info!(image, %progress, "pull");
+            }
+            return;
+        }
+        let end = if matches!(progress, PullProgress::Pulling { .. }) { "" } else { "\n" };
+        let _ = write!(stderr, "\r\x1b[2K{image}: {progress}{end}");
+        let _ = stderr.flush();
+    }
 }
 
 async fn deploy(platform: &Platform, path: &Path) -> Result<(), Box<dyn Error>> {

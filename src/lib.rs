@@ -27,6 +27,8 @@ pub use sas_core as core;
 pub use sas_knative as knative;
 pub use sas_pool as pool;
 pub use sas_router as router;
+#[cfg(all(feature = "container", target_os = "linux"))]
+pub use sas_runtime_container as container;
 #[cfg(feature = "inline")]
 pub use sas_runtime_inline as inline;
 #[cfg(feature = "process")]
@@ -43,6 +45,8 @@ pub mod prelude {
         Request, RequestId, Response, RevisionSpec, Source, Target, TenantKey,
     };
     pub use sas_knative::manifest::ServiceManifest;
+    #[cfg(all(feature = "container", target_os = "linux"))]
+    pub use sas_runtime_container::{ContainerConfig, ContainerRuntime};
     #[cfg(feature = "inline")]
     pub use sas_runtime_inline::InlineRuntime;
     #[cfg(feature = "process")]

@@ -4,7 +4,6 @@ use std::io::{self, Cursor, Read};
 
 use sas_core::{Error, ErrorKind, Result};
 
-
 /// The unpacked bytes of a blob.
 pub(crate) fn open<'a>(mut blob: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
     let mut magic = [0u8; 4];
@@ -14,13 +13,19 @@ pub(crate) fn open<'a>(mut blob: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
             Ok(0) => break,
             Ok(read) => have += read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::new(ErrorKind::Unavailable, "prepare", format!("read a layer: {error}"))),
+            Err(error) => {
+                return Err(Error::new(ErrorKind::Unavailable, "prepare", format!("read a layer: {error}")));
+            }
         }
     }
     let whole = Cursor::new(magic[..have].to_vec()).chain(blob);
     Ok(match magic[..have] {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(io::BufReader::with_capacity(64 * 1024, whole))),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(Frames { source: io::BufReader::with_capacity(64 * 1024, whole), frame: None }),
+        [0x1f, 0x8b, ..] => {
+            Box::new(flate2::read::MultiGzDecoder::new(io::BufReader::with_capacity(64 * 1024, whole)))
+        }
+        [0x28, 0xb5, 0x2f, 0xfd] => {
+            Box::new(Frames { source: io::BufReader::with_capacity(64 * 1024, whole), frame: None })
+        }
         _ => Box::new(whole),
     })
 }

@@ -121,7 +121,9 @@ pub(crate) fn spawn(
             command.arg("--keep");
         }
         command.arg(id(home)).stdin(stdin);
-        command.stdout(Stdio::from(stdout_writer.try_clone()?)).stderr(Stdio::from(stderr_writer.try_clone()?));
+        command
+            .stdout(Stdio::from(stdout_writer.try_clone()?))
+            .stderr(Stdio::from(stderr_writer.try_clone()?));
         Ok((Pid::from_child(&command.spawn()?), plan))
     })?;
     // A child of ours that nobody has waited for: the number is its own.
@@ -307,7 +309,9 @@ impl Container {
         };
         let text = String::from_utf8_lossy(&kept);
         if code.is_some_and(|code| code != 0)
-            && (text.contains("executable file") || text.contains("No such file") || text.contains("no such file"))
+            && (text.contains("executable file")
+                || text.contains("No such file")
+                || text.contains("no such file"))
             && (text.contains("exec:") || text.contains("executable"))
         {
             return Err(Error::new(ErrorKind::NotFound, "exec", text.trim().to_owned()));
@@ -424,8 +428,10 @@ impl Run {
         let path = format!("/proc/{}/root{}", self.runtime.as_raw_pid(), path.display());
         let mut pause = Duration::from_millis(1);
         loop {
-            if let Some(pid) =
-                fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()).and_then(Pid::from_raw)
+            if let Some(pid) = fs::read_to_string(&path)
+                .ok()
+                .and_then(|text| text.trim().parse().ok())
+                .and_then(Pid::from_raw)
                 && let Ok(fd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)
             {
                 self.engine.guardian.watch(pid);

@@ -163,7 +163,8 @@ impl DockerConfig {
             wrong(format!("not the config.json of Docker: line {}, column {}", error.line(), error.column()))
         })?;
         for helper in cred_helpers.values().chain(&creds_store) {
-            if helper.is_empty() || !helper.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+            if helper.is_empty() || !helper.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            {
                 return Err(wrong(format!("credential helper {helper:?}: a name without a path")));
             }
         }
@@ -216,7 +217,8 @@ impl DockerConfig {
 
     async fn ask(helper: &str, registry: &str) -> Result<Option<Credentials>> {
         let program = format!("docker-credential-{helper}");
-        let failed = |what: String| Error::new(ErrorKind::Unavailable, "credentials", format!("{program}: {what}"));
+        let failed =
+            |what: String| Error::new(ErrorKind::Unavailable, "credentials", format!("{program}: {what}"));
         let asked = async {
             let mut child = tokio::process::Command::new(&program)
                 .arg("get")
@@ -249,7 +251,10 @@ impl DockerConfig {
         let Helped { username, secret } =
             serde_json::from_slice(&answer).map_err(|_| failed("its answer is not JSON".into()))?;
         if username == "<token>" {
-            return Err(failed("gives an identity token, which only Docker's own client takes; log in with a password".into()));
+            return Err(failed(
+                "gives an identity token, which only Docker's own client takes; log in with a password"
+                    .into(),
+            ));
         }
         Ok(Some(Credentials::basic(username, secret)))
     }

@@ -116,7 +116,10 @@ fn find(config: &ContainerConfig) -> Result<Program> {
                     Some("crun") => Kind::Crun,
                     Some("runc") => Kind::Runc,
                     _ => {
-                        why.push(format!("{} calls itself {version:?}, neither crun nor runc", path.display()));
+                        why.push(format!(
+                            "{} calls itself {version:?}, neither crun nor runc",
+                            path.display()
+                        ));
                         continue;
                     }
                 };
@@ -163,7 +166,8 @@ impl Engine {
         std::fs::create_dir_all(store.run().pod())
             .map_err(|error| crate::store::disk("create", &store.run().pod(), error))?;
         let groups = Groups::open(&config.cgroups, store.run(), program.kind == Kind::Runc);
-        let hidden = (program.kind == Kind::Crun).then(cgroups::hybrid).flatten().map(std::path::Path::to_path_buf);
+        let hidden =
+            (program.kind == Kind::Crun).then(cgroups::hybrid).flatten().map(std::path::Path::to_path_buf);
         let (guardian, guardian_fd) = Guardian::start(&store.run().stdin())?;
         let ports = Ports::new(config.ports.clone(), &locks_dir(store.run().pod().as_path()))?;
         let metrics = Metrics::new(&config.recorder);
@@ -215,7 +219,8 @@ impl Engine {
                     deprecated,
                     reason = "its successor is an unsafe fn; the descriptor is owned and never replaced"
                 )]
-                let Ok(watched) = tokio::io::unix::AsyncFd::with_interest(fd, tokio::io::Interest::READABLE) else {
+                let Ok(watched) = tokio::io::unix::AsyncFd::with_interest(fd, tokio::io::Interest::READABLE)
+                else {
                     return;
                 };
                 loop {

@@ -59,7 +59,10 @@ pub(crate) struct Defaults {
 mod or_nothing {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub(super) fn serialize<T: Serialize, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        value: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         value.serialize(serializer)
     }
 
@@ -117,7 +120,9 @@ fn wrong(image: &str, what: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidSpec, "prepare", format!("image {image}: {what}"))
 }
 
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => Err(Error::new(ErrorKind::Unexpected, "prepare", format!("a blocking task: {error}"))),
@@ -173,7 +178,12 @@ impl Images {
     }
 
     /// The image, with all of its layers on disk and held.
-    pub(crate) async fn bring(&self, text: &str, secrets: &[String], tenant: TenantKey) -> Result<Arc<Image>> {
+    pub(crate) async fn bring(
+        &self,
+        text: &str,
+        secrets: &[String],
+        tenant: TenantKey,
+    ) -> Result<Arc<Image>> {
         let name: ImageName = text.parse()?;
         let report = Reporter::new(text, self.config.progress.clone());
         if let Some(digest) = name.digest()
@@ -244,7 +254,11 @@ impl Images {
         let kept = blobs
             .iter()
             .zip(&diffs)
-            .map(|(blob, diff)| KeptLayer { diff: diff.to_string(), blob: blob.digest.to_string(), size: blob.size })
+            .map(|(blob, diff)| KeptLayer {
+                diff: diff.to_string(),
+                blob: blob.digest.to_string(),
+                size: blob.size,
+            })
             .collect();
         Ok((top, Kept { config, layers: kept }, layers))
     }
@@ -275,7 +289,10 @@ impl Images {
         report: &Reporter,
     ) -> Result<Vec<u8>> {
         if blob.size > manifest::MOST_MANIFEST as u64 {
-            return Err(wrong(text, format!("its configuration is larger than {} bytes", manifest::MOST_MANIFEST)));
+            return Err(wrong(
+                text,
+                format!("its configuration is larger than {} bytes", manifest::MOST_MANIFEST),
+            ));
         }
         let mut pull = self.pull_of(&blob.digest).await?;
         registry.blob(blob, &mut pull, report).await?;
@@ -295,7 +312,8 @@ impl Images {
             tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         }
         let what = format!("blob {blob}: another host has been pulling it for ten minutes");
-        Err(Error::new(ErrorKind::Unavailable, "pull", what).with_retry(Retry::After(std::time::Duration::from_secs(5))))
+        Err(Error::new(ErrorKind::Unavailable, "pull", what)
+            .with_retry(Retry::After(std::time::Duration::from_secs(5))))
     }
 
     async fn pull_layer(
@@ -313,7 +331,8 @@ impl Images {
             return Ok(layer);
         }
         if blob.size > self.config.limits.bytes {
-            let what = format!("layer {}: {} packed bytes, more than an image may have", blob.digest, blob.size);
+            let what =
+                format!("layer {}: {} packed bytes, more than an image may have", blob.digest, blob.size);
             return Err(Error::new(ErrorKind::InvalidSpec, "pull", what));
         }
         let mut pull = self.pull_of(&blob.digest).await?;
@@ -372,7 +391,11 @@ impl Images {
         let kept = blobs
             .iter()
             .zip(&diffs)
-            .map(|(blob, diff)| KeptLayer { diff: diff.to_string(), blob: blob.digest.to_string(), size: blob.size })
+            .map(|(blob, diff)| KeptLayer {
+                diff: diff.to_string(),
+                blob: blob.digest.to_string(),
+                size: blob.size,
+            })
             .collect();
         Ok((top, Kept { config, layers: kept }, layers))
     }
@@ -435,7 +458,9 @@ fn image(text: &str, digest: Digest, config: Defaults, layers: Vec<Arc<Layer>>) 
     let devices: u64 = layers.iter().map(|layer| layer.devices).sum();
     let mut notes = Vec::new();
     if devices > 0 {
-        notes.push(format!("{devices} device nodes of the image are left out: a container has the usual ones in /dev"));
+        notes.push(format!(
+            "{devices} device nodes of the image are left out: a container has the usual ones in /dev"
+        ));
     }
     let bytes = layers.iter().map(|layer| layer.bytes).sum();
     Image { name: text.to_owned(), digest, config, layers, bytes, notes }
@@ -449,15 +474,20 @@ fn configuration(text: &str, bytes: &[u8], layers: usize) -> Result<(Defaults, V
     if (!read.os.is_empty() && read.os != "linux")
         || (!read.architecture.is_empty() && read.architecture != here)
     {
-        let problem = format!("it is built for {}/{}, not for linux/{here}; build it for this platform", read.os, read.architecture);
+        let problem = format!(
+            "it is built for {}/{}, not for linux/{here}; build it for this platform",
+            read.os, read.architecture
+        );
         return Err(wrong(text, problem));
     }
     let diffs = read.rootfs.map(|rootfs| rootfs.diff_ids).unwrap_or_default();
     if diffs.len() != layers {
-        let problem = format!("its configuration names {} layers, its manifest {layers}; it is broken, push it again", diffs.len());
+        let problem = format!(
+            "its configuration names {} layers, its manifest {layers}; it is broken, push it again",
+            diffs.len()
+        );
         return Err(wrong(text, problem));
     }
     let diffs = diffs.iter().map(|diff| diff.parse()).collect::<Result<Vec<Digest>>>()?;
     Ok((read.config, diffs))
 }
-

@@ -12,7 +12,8 @@ use std::{
 use async_trait::async_trait;
 use rustix::process::Signal;
 use sas_core::{
-    Endpoint, Error, ErrorKind, ExecOutput, Instance, InstanceId, InstanceTarget, Result, StartRequest, Usage,
+    Endpoint, Error, ErrorKind, ExecOutput, ExitReport, Instance, InstanceId, InstanceTarget, Probe,
+    ProbeAction, Result, StartRequest, Usage,
 };
 use sas_runtime_os::ports::Port;
 use tokio::time::Instant;
@@ -73,6 +74,7 @@ impl ContainerInstance {
             _images: images.clone(),
         });
         let engine = Arc::clone(engine);
+        let (watched, at) = (Arc::clone(&instance.pod), instance.endpoint.clone());
         tokio::spawn(async move {
             // One that ends takes the others along.
             let first = {
@@ -85,10 +87,25 @@ impl ContainerInstance {
                         }
                     }
                 };
+                // The data plane asks the container that takes the requests; nobody else asks the others.
+                let asked = request.spec().container.iter().flat_map(|asked| &asked.sidecars).zip(&sidecars);
+                let mut lives: Vec<futures_util::future::BoxFuture<'_, ()>> = Vec::new();
+                for (companion, container) in asked {
+                    if let Some(probe) = &companion.liveness {
+                        lives.push(Box::pin(dies(probe, container, &engine, &watched, &at)));
+                    }
+                }
+                let dead = async {
+                    match lives.is_empty() {
+                        true => std::future::pending().await,
+                        false => futures_util::future::select_all(lives).await.0,
+                    }
+                };
                 tokio::select! {
                     biased;
                     report = main.end() => report,
                     report = sidecar => report,
+                    () = dead => ExitReport::at(engine.config.clock.now()),
                 }
             };
             for container in sidecars.iter().chain([&main]) {
@@ -106,7 +123,7 @@ impl ContainerInstance {
                     first
                 }
             };
-            drop((port, images));
+            drop((port, images, watched));
             request.events.exited(request.id, report);
         });
         instance
@@ -117,6 +134,38 @@ impl ContainerInstance {
             container.ending(&self.engine);
         }
         self.main.signal(signal);
+    }
+}
+
+/// Resolves when a sidecar has failed its liveness probe as often as it may.
+async fn dies(
+    probe: &Probe,
+    container: &Arc<Container>,
+    engine: &Arc<Engine>,
+    pod: &Arc<Pod>,
+    at: &Endpoint,
+) {
+    let period = if probe.period.is_zero() { Duration::from_secs(10) } else { probe.period };
+    tokio::time::sleep(probe.initial_delay).await;
+    let mut failed = 0;
+    loop {
+        tokio::time::sleep(period).await;
+        let asked = match &probe.action {
+            ProbeAction::Exec { command } => {
+                sas_probe::command(probe, container.exec(engine, pod, command)).await
+            }
+            _ => sas_probe::endpoint(probe, at).await,
+        };
+        match asked {
+            Ok(()) => failed = 0,
+            Err(failure) => {
+                failed += 1;
+                if failed >= probe.failure_threshold.max(1) {
+                    tracing::info!(sidecar = container.name, %failure, "a sidecar is dead, and its instance ends");
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -193,7 +242,10 @@ impl Instance for ContainerInstance {
         match tokio::time::timeout(grace.saturating_add(AFTER_FORCE), gone).await {
             Ok(()) => Ok(()),
             Err(_) => {
-                let what = format!("container {:?} is still there {AFTER_FORCE:?} after it was killed", self.main.pid());
+                let what = format!(
+                    "container {:?} is still there {AFTER_FORCE:?} after it was killed",
+                    self.main.pid()
+                );
                 Err(Error::new(ErrorKind::Unexpected, "stop", what))
             }
         }

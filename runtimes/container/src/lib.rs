@@ -9,6 +9,7 @@ mod container;
 mod credentials;
 mod digest;
 mod engine;
+mod export;
 mod images;
 mod instance;
 mod local;
@@ -29,6 +30,7 @@ mod volumes;
 
 pub use config::{ContainerConfig, Network, Registries};
 pub use credentials::{CredentialProvider, Credentials, DockerConfig, StaticCredentials};
+pub use export::{ImageSettings, write_image};
 pub use progress::{PullObserver, PullProgress};
 pub use runtime::ContainerRuntime;
 pub use unpack::ImageLimits;

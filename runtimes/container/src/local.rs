@@ -30,9 +30,8 @@ fn missing(local: &Local, what: impl std::fmt::Display) -> Error {
 /// Whether files of this host may be read as images at this place. Blocks.
 pub(crate) fn allowed(config: &ContainerConfig, local: &Local) -> Result<PathBuf> {
     let real = fs::canonicalize(&local.path).map_err(|error| missing(local, error))?;
-    let below = config.local_images.iter().any(|dir| {
-        fs::canonicalize(dir).is_ok_and(|dir| real.starts_with(dir))
-    });
+    let below =
+        config.local_images.iter().any(|dir| fs::canonicalize(dir).is_ok_and(|dir| real.starts_with(dir)));
     if below {
         return Ok(real);
     }
@@ -75,8 +74,8 @@ impl<'a> Layout<'a> {
         }
         let text = read_small(&self.dir.join("index.json"))
             .map_err(|error| wrong(self.local, format!("index.json: {error}")))?;
-        let index: Manifest =
-            serde_json::from_slice(&text).map_err(|error| wrong(self.local, format!("index.json: {error}")))?;
+        let index: Manifest = serde_json::from_slice(&text)
+            .map_err(|error| wrong(self.local, format!("index.json: {error}")))?;
         let manifests = index.manifests.unwrap_or_default();
         const NAME: &str = "org.opencontainers.image.ref.name";
         let named: Vec<&Descriptor> = match &self.local.tag {
@@ -93,12 +92,20 @@ impl<'a> Layout<'a> {
         match named.as_slice() {
             [only] => Ok(only.digest.clone()),
             [] => {
-                let names: Vec<&str> =
-                    manifests.iter().filter_map(|one| one.annotations.get(NAME)).map(String::as_str).collect();
+                let names: Vec<&str> = manifests
+                    .iter()
+                    .filter_map(|one| one.annotations.get(NAME))
+                    .map(String::as_str)
+                    .collect();
                 let tag = self.local.tag.as_deref().unwrap_or_default();
-                Err(missing(self.local, format!("no image of the tag {tag:?}; there are: {}", names.join(", "))))
+                Err(missing(
+                    self.local,
+                    format!("no image of the tag {tag:?}; there are: {}", names.join(", ")),
+                ))
             }
-            several => Err(wrong(self.local, format!("{} images: name one by oci:<directory>:<tag>", several.len()))),
+            several => {
+                Err(wrong(self.local, format!("{} images: name one by oci:<directory>:<tag>", several.len())))
+            }
         }
     }
 
@@ -158,21 +165,26 @@ impl<'a> Archive<'a> {
                 }
                 // Layers that are the same stand once, the others are links such as ../<id>/layer.tar.
                 tar::EntryType::Symlink | tar::EntryType::Link => {
-                    let link = String::from_utf8_lossy(&entry.link_name_bytes().unwrap_or_default()).into_owned();
+                    let link =
+                        String::from_utf8_lossy(&entry.link_name_bytes().unwrap_or_default()).into_owned();
                     Member::Link(link.trim_start_matches("../").trim_start_matches("./").to_owned())
                 }
                 _ => continue,
             };
             members.insert(name, member);
             if members.len() > MOST_MEMBERS {
-                return Err(wrong(local, format!("more than {MOST_MEMBERS} members: no archive of docker save")));
+                return Err(wrong(
+                    local,
+                    format!("more than {MOST_MEMBERS} members: no archive of docker save"),
+                ));
             }
         }
         Ok(Self { local, file, members })
     }
 
     fn member(&self, name: &str) -> Result<(io::Take<fs::File>, u64)> {
-        let none = || wrong(self.local, format!("it has no member {name:?}: no whole archive of docker save"));
+        let none =
+            || wrong(self.local, format!("it has no member {name:?}: no whole archive of docker save"));
         let mut member = self.members.get(name).cloned().ok_or_else(none)?;
         // A link leads to a file; a link to a link is nothing that Docker writes.
         if let Member::Link(to) = &member {
@@ -193,27 +205,36 @@ impl<'a> Archive<'a> {
             return Err(wrong(self.local, format!("{name}: larger than {MOST_MANIFEST} bytes")));
         }
         let mut bytes = Vec::new();
-        reader.take(size).read_to_end(&mut bytes).map_err(|error| wrong(self.local, format!("{name}: {error}")))?;
+        reader
+            .take(size)
+            .read_to_end(&mut bytes)
+            .map_err(|error| wrong(self.local, format!("{name}: {error}")))?;
         Ok(bytes)
     }
 
     /// The configuration, its digest and the names of the layers.
     pub(crate) fn image(&self) -> Result<(Vec<u8>, Digest, Vec<String>)> {
         let text = self.small("manifest.json")?;
-        let saved: Vec<Saved> =
-            serde_json::from_slice(&text).map_err(|error| wrong(self.local, format!("manifest.json: {error}")))?;
+        let saved: Vec<Saved> = serde_json::from_slice(&text)
+            .map_err(|error| wrong(self.local, format!("manifest.json: {error}")))?;
         let fits = |one: &&Saved| {
             let Some(wanted) = &self.local.tag else { return true };
             one.repo_tags.iter().flatten().any(|tag| {
-                tag == wanted || tag.rsplit('/').next() == Some(wanted) || tag.rsplit(':').next() == Some(wanted)
+                tag == wanted
+                    || tag.rsplit('/').next() == Some(wanted)
+                    || tag.rsplit(':').next() == Some(wanted)
             })
         };
         let named: Vec<&Saved> = saved.iter().filter(fits).collect();
         let one = match named.as_slice() {
             [one] => one,
             [] => {
-                let all: Vec<String> = saved.iter().flat_map(|one| one.repo_tags.clone().unwrap_or_default()).collect();
-                return Err(missing(self.local, format!("no image of that name; there are: {}", all.join(", "))));
+                let all: Vec<String> =
+                    saved.iter().flat_map(|one| one.repo_tags.clone().unwrap_or_default()).collect();
+                return Err(missing(
+                    self.local,
+                    format!("no image of that name; there are: {}", all.join(", ")),
+                ));
             }
             several => {
                 let what = format!("{} images: name one by docker-archive:<file>:<name>", several.len());

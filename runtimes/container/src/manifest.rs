@@ -41,7 +41,9 @@ mod as_text {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(|error: sas_core::Error| D::Error::custom(error.message))
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(|error: sas_core::Error| D::Error::custom(error.message))
     }
 }
 
@@ -98,15 +100,18 @@ pub(crate) fn parse(image: &str, bytes: &[u8], most: usize) -> Result<Parsed> {
     if bytes.len() > MOST_MANIFEST {
         return Err(wrong(image, format!("its manifest is larger than {MOST_MANIFEST} bytes")));
     }
-    let manifest: Manifest =
-        serde_json::from_slice(bytes).map_err(|error| wrong(image, format!("its manifest can't be read: {error}")))?;
+    let manifest: Manifest = serde_json::from_slice(bytes)
+        .map_err(|error| wrong(image, format!("its manifest can't be read: {error}")))?;
     let kind = manifest.media_type.as_deref().unwrap_or_default();
     if manifest.schema_version == 1 || kind.contains("docker.distribution.manifest.v1") {
         let remedy = "it is in Docker's first schema of manifests, which nobody writes any more; build and push it anew";
         return Err(wrong(image, remedy));
     }
     if manifest.schema_version != 2 {
-        return Err(wrong(image, format!("its manifest is of schema version {}, not 2", manifest.schema_version)));
+        return Err(wrong(
+            image,
+            format!("its manifest is of schema version {}, not 2", manifest.schema_version),
+        ));
     }
     if let Some(manifests) = manifest.manifests {
         return choose(image, manifests).map(Parsed::Platform);
@@ -128,7 +133,10 @@ pub(crate) fn parse(image: &str, bytes: &[u8], most: usize) -> Result<Parsed> {
             || kind.starts_with("application/vnd.docker.image.rootfs.diff.tar")
             || kind == "application/vnd.docker.image.rootfs.diff.tar.gzip";
         if !known {
-            return Err(wrong(image, format!("its layer {} is of the kind {kind:?}: it is no image to run", layer.digest)));
+            return Err(wrong(
+                image,
+                format!("its layer {} is of the kind {kind:?}: it is no image to run", layer.digest),
+            ));
         }
     }
     Ok(Parsed::Image { config, layers })
@@ -137,7 +145,10 @@ pub(crate) fn parse(image: &str, bytes: &[u8], most: usize) -> Result<Parsed> {
 fn choose(image: &str, manifests: Vec<Descriptor>) -> Result<Descriptor> {
     let here = architecture();
     let fits = |manifest: &Descriptor| {
-        manifest.platform.as_ref().is_some_and(|platform| platform.os == "linux" && platform.architecture == here)
+        manifest
+            .platform
+            .as_ref()
+            .is_some_and(|platform| platform.os == "linux" && platform.architecture == here)
     };
     let rank = |manifest: &Descriptor| {
         let variant = manifest.platform.as_ref().and_then(|platform| platform.variant.as_deref());
@@ -166,7 +177,8 @@ fn choose(image: &str, manifests: Vec<Descriptor>) -> Result<Descriptor> {
         .filter(|platform| platform != "unknown/unknown")
         .collect();
     known.dedup();
-    let problem = format!("it is there for {}, not for linux/{here}; build it for this platform too", known.join(", "));
+    let problem =
+        format!("it is there for {}, not for linux/{here}; build it for this platform too", known.join(", "));
     Err(wrong(image, problem))
 }
 
@@ -180,14 +192,16 @@ mod tests {
 
     #[test]
     fn the_image_of_this_platform_is_chosen() {
-        let entry = |os: &str, arch: &str, fill: &str| {
-            serde_json::json!({"digest": digest(fill), "size": 1, "mediaType": "x", "platform": {"os": os, "architecture": arch}})
-        };
+        let entry = |os: &str, arch: &str, fill: &str| serde_json::json!({"digest": digest(fill), "size": 1, "mediaType": "x", "platform": {"os": os, "architecture": arch}});
         let index = |manifests: Vec<serde_json::Value>| {
             serde_json::to_vec(&serde_json::json!({"schemaVersion": 2, "manifests": manifests})).unwrap()
         };
         let here = architecture();
-        let several = index(vec![entry("windows", here, "a"), entry("linux", "riscv64", "b"), entry("linux", here, "c")]);
+        let several = index(vec![
+            entry("windows", here, "a"),
+            entry("linux", "riscv64", "b"),
+            entry("linux", here, "c"),
+        ]);
         match parse("i", &several, 9).unwrap() {
             Parsed::Platform(found) => assert_eq!(found.digest.as_str(), digest("c")),
             other => panic!("{other:?}"),
@@ -200,18 +214,22 @@ mod tests {
     #[test]
     fn what_is_no_image_to_run_is_refused_with_the_remedy() {
         let blob = |kind: &str| serde_json::json!({"digest": digest("a"), "size": 1, "mediaType": kind});
-        let image = |layers: Vec<serde_json::Value>| {
-            serde_json::json!({"schemaVersion": 2, "config": blob("c"), "layers": layers})
-        };
+        let image = |layers: Vec<serde_json::Value>| serde_json::json!({"schemaVersion": 2, "config": blob("c"), "layers": layers});
         for (manifest, part) in [
             (serde_json::json!({"schemaVersion": 1, "fsLayers": []}), "first schema"),
             (serde_json::json!({"schemaVersion": 3}), "version 3"),
             (serde_json::json!({"schemaVersion": 2}), "no configuration"),
             (image(vec![blob("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")]), "foreign layer"),
-            (image(vec![blob("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")]), "foreign layer"),
+            (
+                image(vec![blob("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")]),
+                "foreign layer",
+            ),
             (image(vec![blob("application/vnd.cncf.helm.chart.content.v1.tar+gzip")]), "no image to run"),
             (image(vec![blob(""); 10]), "10 layers"),
-            (serde_json::json!({"schemaVersion": 2, "config": {"digest": "sha256:zz", "size": 1}, "layers": []}), "digest"),
+            (
+                serde_json::json!({"schemaVersion": 2, "config": {"digest": "sha256:zz", "size": 1}, "layers": []}),
+                "digest",
+            ),
         ] {
             let error = parse("i", &serde_json::to_vec(&manifest).unwrap(), 9).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

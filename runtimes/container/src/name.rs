@@ -145,9 +145,14 @@ mod tests {
             let name: ImageName = fill(text).parse().unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(name.to_string(), fill(shown));
             assert_eq!(name.pinned(&digest).to_string(), fill(pinned));
-            assert_eq!(name.pinned(&digest).to_string().parse::<ImageName>().unwrap().digest(), Some(digest.clone()));
+            assert_eq!(
+                name.pinned(&digest).to_string().parse::<ImageName>().unwrap().digest(),
+                Some(digest.clone())
+            );
         }
-        for wrong in ["", "A/b", "a b", "oci:srv", "oci:/srv/../etc", "a@sha256:12", "oci:/a@md5:x", "a@sha512:00"] {
+        for wrong in
+            ["", "A/b", "a b", "oci:srv", "oci:/srv/../etc", "a@sha256:12", "oci:/a@md5:x", "a@sha512:00"]
+        {
             let error = wrong.parse::<ImageName>().expect_err(wrong);
             assert_eq!(error.kind, ErrorKind::InvalidSpec, "{wrong}");
         }

@@ -81,7 +81,9 @@ impl Pod {
                     .map_err(|error| at(error, "unmount", hidden))?;
             }
             tmpfs(dir, &format!("mode=700,size={}", bytes.saturating_add(OWN_BYTES)))?;
-            for (part, mode) in [("vol", 0o755), ("etc", 0o755), ("sub", 0o755), ("state", 0o700), ("empty", 0o755)] {
+            for (part, mode) in
+                [("vol", 0o755), ("etc", 0o755), ("sub", 0o755), ("state", 0o700), ("empty", 0o755)]
+            {
                 make_dir(&dir.join(part), mode)?;
             }
             Ok(OwnedFd::from(fs::File::open("/proc/thread-self/ns/mnt")?))
@@ -225,7 +227,8 @@ fn copy_over(from: &Path, to: &Path) -> io::Result<()> {
 
 fn is_opaque(dir: &Path) -> bool {
     let mut value = [0u8; 4];
-    rustix::fs::getxattr(dir, "trusted.overlay.opaque", &mut value).is_ok_and(|read| read == 1 && value[0] == b'y')
+    rustix::fs::getxattr(dir, "trusted.overlay.opaque", &mut value)
+        .is_ok_and(|read| read == 1 && value[0] == b'y')
 }
 
 /// A directory for a volume that is empty at first; with a limit of its own where it has one.
@@ -268,7 +271,8 @@ pub(crate) fn part(volume: &Path, sub: &str, to: &Path) -> io::Result<()> {
     } else {
         fs::write(to, "")?;
     }
-    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = rustix::mount::open_tree(&found, "", clone)?;
     rustix::mount::move_mount(&tree, "", rustix::fs::CWD, to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())

@@ -53,7 +53,8 @@ impl fmt::Display for PullProgress {
                 write!(f, "{}: {layers} layers, {missing} to pull", short(digest))
             }
             Self::Pulling { layer, bytes, of } => {
-                let tenths = usize::try_from((bytes * 20).checked_div(*of).unwrap_or(20)).unwrap_or(20).min(20);
+                let tenths =
+                    usize::try_from((bytes * 20).checked_div(*of).unwrap_or(20)).unwrap_or(20).min(20);
                 let bar = "#".repeat(tenths) + &".".repeat(20 - tenths);
                 write!(f, "{} [{bar}] {:.1} of {:.1} MiB", short(layer), mib(*bytes), mib(*of))
             }

@@ -222,7 +222,8 @@ impl Registry {
             }
             let before = have;
             let pulled = async {
-                let asked = place.client.pull_blob_stream_partial(&place.reference, blob.digest.as_str(), have, None);
+                let asked =
+                    place.client.pull_blob_stream_partial(&place.reference, blob.digest.as_str(), have, None);
                 let mut stream = match asked.await.map_err(|error| told(&self.reference, error))? {
                     BlobResponse::Partial(stream) => stream,
                     BlobResponse::Full(stream) => {
@@ -249,7 +250,10 @@ impl Registry {
                                     format!("image {}: layer {}: {error}", self.reference, blob.digest),
                                 ));
                             }
-                            return Err(unavailable(&self.reference, format!("layer {}: {error}", blob.digest)));
+                            return Err(unavailable(
+                                &self.reference,
+                                format!("layer {}: {error}", blob.digest),
+                            ));
                         }
                     };
                     have += chunk.len() as u64;
@@ -272,7 +276,8 @@ impl Registry {
                 }
                 file.flush().await.map_err(disk)?;
                 if have < blob.size {
-                    let what = format!("layer {}: broke off after {have} of {} bytes", blob.digest, blob.size);
+                    let what =
+                        format!("layer {}: broke off after {have} of {} bytes", blob.digest, blob.size);
                     return Err(unavailable(&self.reference, what));
                 }
                 Ok(())
@@ -336,11 +341,16 @@ fn told(image: &Reference, error: OciDistributionError) -> Error {
         )
     };
     let missing = || {
-        refuse(ErrorKind::NotFound, format!("{registry} has none of that name (404): correct it, or push the image"))
+        refuse(
+            ErrorKind::NotFound,
+            format!("{registry} has none of that name (404): correct it, or push the image"),
+        )
     };
     let busy = |code: u16| unavailable(image, format!("{registry} answers {code}; try again later"));
     match &error {
-        OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => no_entry(),
+        OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
+            no_entry()
+        }
         OciDistributionError::ImageManifestNotFoundError(_) => missing(),
         OciDistributionError::ServerError { code, .. } => match code {
             401 => no_entry(),

@@ -5,17 +5,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sas_core::{
     Artifact, ArtifactInfo, Capabilities, Companion, Error, ErrorKind, Instance, Isolation, Mount, Result,
-    RevisionSpec, Runtime, SecurityContext, Source, SpecErrors, StartRequest, TenantKey, Volume, VolumeSource,
+    RevisionSpec, Runtime, SecurityContext, Source, SpecErrors, StartRequest, TenantKey, Volume,
+    VolumeSource,
 };
 use tokio::time::Instant;
 
 use crate::{
-    config::ContainerConfig,
-    engine::Engine,
-    images::Image,
-    name::ImageName,
-    spec::capability,
-    start,
+    config::ContainerConfig, engine::Engine, images::Image, name::ImageName, spec::capability, start,
 };
 
 /// Runs OCI images as containers of this host. See the crate's documentation.
@@ -99,7 +95,9 @@ impl ContainerRuntime {
         check_program(&main, &spec.command, &spec.args, "command")?;
         let mut notes = main.notes.clone();
         if let Some(why) = &self.engine.no_overlay {
-            notes.push(format!("its files are copied for each instance, since overlayfs can't be used: {why}"));
+            notes.push(format!(
+                "its files are copied for each instance, since overlayfs can't be used: {why}"
+            ));
         }
         if let Some(why) = self.engine.groups.missing() {
             notes.push(format!("limits of CPU, memory and processes are not enforced: {why}"));
@@ -154,14 +152,20 @@ fn check(config: &ContainerConfig, asked: &Asked<'_>, volumes: &[Volume], errors
         if !volumes.iter().any(|volume| volume.name == mount.volume) {
             errors.push(&field, &mount.volume, "no volume of that name is declared");
         }
-        let clean = mount.path.starts_with('/') && mount.path.len() > 1 && !mount.path.split('/').any(|part| part == "..");
+        let clean = mount.path.starts_with('/')
+            && mount.path.len() > 1
+            && !mount.path.split('/').any(|part| part == "..");
         let taken = ["/proc", "/sys", "/dev"].iter().any(|own| {
             mount.path.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         });
         if !clean || (taken && mount.path != "/dev/shm") {
             errors.push(&field, &mount.path, "an absolute path without .., outside of /proc, /sys and /dev");
         }
-        if mount.sub_path.as_ref().is_some_and(|sub| sub.starts_with('/') || sub.split('/').any(|part| part == "..")) {
+        if mount
+            .sub_path
+            .as_ref()
+            .is_some_and(|sub| sub.starts_with('/') || sub.split('/').any(|part| part == ".."))
+        {
             errors.push(&field, mount.sub_path.as_deref().unwrap_or_default(), "a relative path without ..");
         }
     }
@@ -175,15 +179,24 @@ fn check(config: &ContainerConfig, asked: &Asked<'_>, volumes: &[Volume], errors
         });
         if !allowed {
             let field = at(&format!("security.add_capabilities[{number}]"));
-            errors.push(field, name, format!("this platform gives {}; leave it out", config.capabilities.join(", ")));
+            errors.push(
+                field,
+                name,
+                format!("this platform gives {}; leave it out", config.capabilities.join(", ")),
+            );
         }
     }
     for (number, name) in security.drop_capabilities.iter().enumerate() {
         if !name.eq_ignore_ascii_case("ALL") && capability(name).is_none() {
-            errors.push(at(&format!("security.drop_capabilities[{number}]")), name, "a capability's name, or ALL");
+            errors.push(
+                at(&format!("security.drop_capabilities[{number}]")),
+                name,
+                "a capability's name, or ALL",
+            );
         }
     }
-    if let Some(profile) = security.seccomp_profile.as_deref().filter(|profile| *profile != "RuntimeDefault") {
+    if let Some(profile) = security.seccomp_profile.as_deref().filter(|profile| *profile != "RuntimeDefault")
+    {
         let problem = "RuntimeDefault, which every container has; leave it out";
         errors.push(at("security.seccomp_profile"), profile, problem);
     }
@@ -193,15 +206,23 @@ fn check(config: &ContainerConfig, asked: &Asked<'_>, volumes: &[Volume], errors
 fn remedy(path: &str) -> &'static str {
     let last = path.rsplit('.').next().unwrap_or(path);
     match last {
-        "affinity" | "nodeSelector" | "tolerations" | "topologySpreadConstraints" | "schedulerName"
+        "affinity"
+        | "nodeSelector"
+        | "tolerations"
+        | "topologySpreadConstraints"
+        | "schedulerName"
         | "priorityClassName" => "this platform places no work on machines; leave it out",
         "hostNetwork" | "hostPID" | "hostIPC" | "hostUsers" | "shareProcessNamespace" => {
             "a container has namespaces of its own here; leave it out"
         }
-        "privileged" => "no container has the host's rights here; leave it out, or ask for single capabilities",
+        "privileged" => {
+            "no container has the host's rights here; leave it out, or ask for single capabilities"
+        }
         "runtimeClassName" => "choose a runtime by the annotation sas.dev/runtime instead",
         "lifecycle" => "there are no hooks here: do it in the program, which gets SIGTERM and its grace",
-        "tty" | "stdin" | "stdinOnce" => "a container has no terminal and an empty standard input; leave it out",
+        "tty" | "stdin" | "stdinOnce" => {
+            "a container has no terminal and an empty standard input; leave it out"
+        }
         "dnsConfig" | "dnsPolicy" | "hostAliases" => "names are resolved as on this host; leave it out",
         _ => "the container runtime does not know it; leave it out",
     }
@@ -237,12 +258,22 @@ impl Runtime for ContainerRuntime {
             errors.push("working_dir", dir, "in an image it is an absolute path: container.working_dir");
         }
         for name in spec.options.keys().filter(|name| name.starts_with("sas.dev/")) {
-            errors.push(format!("options[{name}]"), &spec.options[name], "the container runtime has no such option; leave it out");
+            errors.push(
+                format!("options[{name}]"),
+                &spec.options[name],
+                "the container runtime has no such option; leave it out",
+            );
         }
         let none = sas_core::ContainerSpec::default();
         let asked = spec.container.as_deref().unwrap_or(&none);
         for (at, volume) in asked.volumes.iter().enumerate() {
-            check_volume(config, &format!("container.volumes[{at}]"), &volume.name, &volume.source, &mut errors);
+            check_volume(
+                config,
+                &format!("container.volumes[{at}]"),
+                &volume.name,
+                &volume.source,
+                &mut errors,
+            );
         }
         let own = Asked {
             at: "container.".to_owned(),
@@ -253,11 +284,18 @@ impl Runtime for ContainerRuntime {
         check(config, &own, &asked.volumes, &mut errors);
         for (list, companions) in [("init", &asked.init), ("sidecars", &asked.sidecars)] {
             for (at, companion) in companions.iter().enumerate() {
-                check_companion(config, &format!("container.{list}[{at}]."), companion, &asked.volumes, &mut errors);
+                check_companion(
+                    config,
+                    &format!("container.{list}[{at}]."),
+                    companion,
+                    &asked.volumes,
+                    &mut errors,
+                );
             }
         }
         if config.secrets.is_none() {
-            let problem = "this platform has no SecretSource for secrets and configuration maps; leave it out";
+            let problem =
+                "this platform has no SecretSource for secrets and configuration maps; leave it out";
             for (at, from) in asked.env_from.iter().enumerate() {
                 errors.push(format!("container.env_from[{at}]"), &from.reference, problem);
             }
@@ -310,7 +348,13 @@ impl Runtime for ContainerRuntime {
     }
 }
 
-fn check_volume(config: &ContainerConfig, at: &str, name: &str, source: &VolumeSource, errors: &mut SpecErrors) {
+fn check_volume(
+    config: &ContainerConfig,
+    at: &str,
+    name: &str,
+    source: &VolumeSource,
+    errors: &mut SpecErrors,
+) {
     let safe = !name.is_empty() && !name.contains('/') && name != ".." && name != ".";
     if !safe {
         errors.push(at, name, "a name without slashes");
@@ -318,13 +362,15 @@ fn check_volume(config: &ContainerConfig, at: &str, name: &str, source: &VolumeS
     match source {
         VolumeSource::EmptyDir { size_limit_bytes, .. } => {
             if size_limit_bytes.is_some_and(|limit| limit > config.disk_bytes) {
-                let problem = format!("a limit of at most {} bytes, what this platform gives", config.disk_bytes);
+                let problem =
+                    format!("a limit of at most {} bytes, what this platform gives", config.disk_bytes);
                 errors.push(at, size_limit_bytes.unwrap_or_default(), problem);
             }
         }
         VolumeSource::ConfigMap { name, .. } | VolumeSource::Secret { name, .. } => {
             if config.secrets.is_none() {
-                let problem = "this platform has no SecretSource for secrets and configuration maps; leave it out";
+                let problem =
+                    "this platform has no SecretSource for secrets and configuration maps; leave it out";
                 errors.push(at, name, problem);
             }
         }
@@ -339,10 +385,18 @@ fn check_volume(config: &ContainerConfig, at: &str, name: &str, source: &VolumeS
             }
         }
         VolumeSource::Claim { name, .. } => {
-            errors.push(at, name, "there are no volumes here that outlive an instance; keep state in a database");
+            errors.push(
+                at,
+                name,
+                "there are no volumes here that outlive an instance; keep state in a database",
+            );
         }
         VolumeSource::Other(kind) => {
-            errors.push(at, kind, "an emptyDir, a secret, a configMap or a projection of these; there is no other kind");
+            errors.push(
+                at,
+                kind,
+                "an emptyDir, a secret, a configMap or a projection of these; there is no other kind",
+            );
         }
         other => errors.push(at, format!("{other:?}"), "this runtime has no volumes of this kind"),
     }
@@ -358,9 +412,17 @@ fn check_companion(
     if let Err(error) = companion.image.parse::<ImageName>() {
         errors.push(format!("{at}image"), &companion.image, error.message);
     }
-    if companion.liveness.is_some() {
-        let problem = "nobody asks a sidecar whether it lives: the instance ends with it; leave it out";
-        errors.push(format!("{at}liveness"), &companion.name, problem);
+    if at.starts_with("container.init") {
+        for (name, probe) in [
+            ("startup", &companion.startup),
+            ("readiness", &companion.readiness),
+            ("liveness", &companion.liveness),
+        ] {
+            if probe.is_some() {
+                let problem = "an init container ends before anything is asked; leave it out";
+                errors.push(format!("{at}{name}"), &companion.name, problem);
+            }
+        }
     }
     let asked = Asked {
         at: at.to_owned(),

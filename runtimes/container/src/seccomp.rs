@@ -121,9 +121,31 @@ mod tests {
         sorted.dedup();
         assert_eq!(names, sorted);
         for refused in [
-            "mount", "umount2", "unshare", "setns", "bpf", "kexec_load", "init_module", "reboot", "clone3", "chroot",
-            "open_by_handle_at", "io_uring_setup", "perf_event_open", "keyctl", "add_key", "userfaultfd", "swapon",
-            "pivot_root", "open_tree", "move_mount", "fsopen", "syslog", "socket", "clone", "personality",
+            "mount",
+            "umount2",
+            "unshare",
+            "setns",
+            "bpf",
+            "kexec_load",
+            "init_module",
+            "reboot",
+            "clone3",
+            "chroot",
+            "open_by_handle_at",
+            "io_uring_setup",
+            "perf_event_open",
+            "keyctl",
+            "add_key",
+            "userfaultfd",
+            "swapon",
+            "pivot_root",
+            "open_tree",
+            "move_mount",
+            "fsopen",
+            "syslog",
+            "socket",
+            "clone",
+            "personality",
         ] {
             assert!(!names.contains(&refused), "{refused}");
         }

@@ -5,10 +5,11 @@ use std::{collections::HashSet, path::PathBuf};
 use oci_spec::{
     OciSpecError,
     runtime::{
-        Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxMemoryBuilder,
-        LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResourcesBuilder, Mount,
-        MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
-        UserBuilder, get_default_maskedpaths, get_default_readonly_paths,
+        Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
+        LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder,
+        LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process,
+        ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder, get_default_maskedpaths,
+        get_default_readonly_paths,
     },
 };
 use sas_runtime_os::cgroup::Limits;
@@ -137,7 +138,12 @@ pub(crate) fn spec(plan: &Plan) -> Result<Spec, OciSpecError> {
         mounts.push(mount("bind", "/sys", "/sys", &["rbind", "nosuid", "noexec", "nodev", "ro"])?);
     }
     if plan.make_group.is_some() {
-        mounts.push(mount("cgroup", "cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"])?);
+        mounts.push(mount(
+            "cgroup",
+            "cgroup",
+            "/sys/fs/cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        )?);
     } else if let [one] = plan.groups.as_slice() {
         let from = one.display().to_string();
         mounts.push(mount("bind", &from, "/sys/fs/cgroup", &["bind", "nosuid", "noexec", "nodev", "ro"])?);
@@ -145,7 +151,8 @@ pub(crate) fn spec(plan: &Plan) -> Result<Spec, OciSpecError> {
         mounts.push(mount("tmpfs", "tmpfs", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "mode=755"])?);
         for dir in &plan.groups {
             // /sys/fs/cgroup/memory/…: the hierarchy is the first component below the mount of them all.
-            let Some(hierarchy) = dir.strip_prefix("/sys/fs/cgroup").ok().and_then(|rest| rest.iter().next()) else {
+            let Some(hierarchy) = dir.strip_prefix("/sys/fs/cgroup").ok().and_then(|rest| rest.iter().next())
+            else {
                 continue;
             };
             let to = PathBuf::from("/sys/fs/cgroup").join(hierarchy).display().to_string();

@@ -12,8 +12,8 @@ use std::{
 
 use oci_spec::runtime::Capability;
 use sas_core::{
-    Companion, ContainerSpec, Endpoint, Error, ErrorKind, Instance, Mount, Probe, ProbeAction, Resources, Result,
-    Retry, SecurityContext, StartPhase, StartRequest,
+    Companion, ContainerSpec, Endpoint, Error, ErrorKind, Instance, Mount, Probe, ProbeAction, Resources,
+    Result, Retry, SecurityContext, StartPhase, StartRequest,
 };
 use sas_probe::ProbeFailure;
 use sas_runtime_os::cgroup::Limits;
@@ -223,8 +223,8 @@ async fn beside(
     request: &StartRequest,
 ) -> Result<Asked> {
     let secrets = &engine.config.secrets;
-    let env =
-        volumes::environment(&companion.env_from, &companion.env, |_| None, secrets, request.tenant()).await?;
+    let env = volumes::environment(&companion.env_from, &companion.env, |_| None, secrets, request.tenant())
+        .await?;
     Ok(Asked {
         name: companion.name.clone(),
         image: Arc::clone(image),
@@ -247,12 +247,7 @@ fn hostname(request: &StartRequest) -> String {
 }
 
 /// Writes volumes and files. Called within the instance's mounts.
-fn furnish(
-    pod: &Pod,
-    hostname: &str,
-    volumes: &[(String, Filled)],
-    group: Option<u32>,
-) -> io::Result<()> {
+fn furnish(pod: &Pod, hostname: &str, volumes: &[(String, Filled)], group: Option<u32>) -> io::Result<()> {
     let etc = pod.dir.join("etc");
     let hosts = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     fs::write(etc.join("hosts"), hosts)?;
@@ -391,7 +386,9 @@ fn plan(
             Some(sub) => {
                 let to = pod.dir.join("sub").join(format!("{number}-{at}"));
                 pod::part(&volume, sub, &to).map_err(|error| {
-                    refuse(format!("container.mounts[{at}].sub_path: {sub:?}: {error}; a path within the volume"))
+                    refuse(format!(
+                        "container.mounts[{at}].sub_path: {sub:?}: {error}; a path within the volume"
+                    ))
                 })?;
                 to
             }
@@ -434,7 +431,7 @@ fn plan(
         capabilities: capabilities(security),
         new_privileges: security.allow_privilege_escalation == Some(true),
         seccomp: true,
-        open_files: config.open_files,
+        open_files: open_files(config.open_files),
         binds,
         scratch,
         disk_bytes: config.disk_bytes,
@@ -442,6 +439,12 @@ fn plan(
         make_group: None,
         own_network: pod.network().is_some(),
     })
+}
+
+/// More than the host's own hard limit takes a right that root has not in every container.
+fn open_files(wanted: u64) -> u64 {
+    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    own.map_or(wanted, |own| wanted.min(own))
 }
 
 fn capabilities(security: &SecurityContext) -> Vec<Capability> {
@@ -523,7 +526,8 @@ fn user(root: &Path, image: &Image, security: &SecurityContext) -> io::Result<Us
     };
     let group_number = |name: &str| -> Option<u32> {
         name.parse().ok().or_else(|| {
-            let line = group.lines().map(fields).find(|line| line.first().is_some_and(|first| first == name))?;
+            let line =
+                group.lines().map(fields).find(|line| line.first().is_some_and(|first| first == name))?;
             line.get(2)?.parse().ok()
         })
     };
@@ -531,11 +535,15 @@ fn user(root: &Path, image: &Image, security: &SecurityContext) -> io::Result<Us
     let gid = match (security.run_as_group, wanted_group.filter(|_| of_image)) {
         (Some(gid), _) => gid,
         (None, Some(name)) => group_number(name).ok_or_else(|| {
-            refuse(format!("image {}: its group {name:?} is not in its /etc/group: build it with a number", image.name))
+            refuse(format!(
+                "image {}: its group {name:?} is not in its /etc/group: build it with a number",
+                image.name
+            ))
         })?,
         (None, None) => line.as_ref().and_then(|line| line.get(3)?.parse().ok()).unwrap_or(0),
     };
-    let mut groups: Vec<u32> = security.supplemental_groups.iter().copied().chain(security.fs_group).collect();
+    let mut groups: Vec<u32> =
+        security.supplemental_groups.iter().copied().chain(security.fs_group).collect();
     if let Some(name) = line.as_ref().and_then(|line| line.first()) {
         for line in group.lines().map(fields) {
             let member = line.get(3).is_some_and(|members| members.split(',').any(|one| one == name));
@@ -663,9 +671,11 @@ impl Ask<'_> {
         let connects = Probe::new(ProbeAction::Tcp { port: None });
         let stages: Vec<(&Probe, bool)> = match (startup, readiness) {
             (None, None) => vec![(&connects, false)],
-            (startup, readiness) => {
-                startup.map(|probe| (probe, true)).into_iter().chain(readiness.map(|probe| (probe, false))).collect()
-            }
+            (startup, readiness) => startup
+                .map(|probe| (probe, true))
+                .into_iter()
+                .chain(readiness.map(|probe| (probe, false)))
+                .collect(),
         };
         let candidates = candidates(at);
         let (mut found, mut heard) = (None::<Endpoint>, false);
@@ -760,7 +770,9 @@ async fn prove(container: &Arc<Container>, at: &Endpoint, port: u16) -> Result<(
     if its_own {
         return Ok(());
     }
-    let what = format!("what answers at port {port} is not the container: another program of this host listens there");
+    let what = format!(
+        "what answers at port {port} is not the container: another program of this host listens there"
+    );
     Err(Error::new(ErrorKind::Conflict, "start", what))
 }
 

@@ -149,10 +149,6 @@ impl Store {
         &self.run
     }
 
-    pub(crate) fn limits(&self) -> &ImageLimits {
-        &self.limits
-    }
-
     fn image_file(&self, manifest: &Digest) -> PathBuf {
         self.root.join("images").join(format!("{}.json", manifest.hex()))
     }
@@ -274,7 +270,11 @@ impl Store {
             Err(error) => return Err(disk("put the layer at", &dir, error)),
         }
         self.layer(diff)?.ok_or_else(|| {
-            Error::new(ErrorKind::Unavailable, "prepare", format!("layer {diff} was removed as soon as it was there"))
+            Error::new(
+                ErrorKind::Unavailable,
+                "prepare",
+                format!("layer {diff} was removed as soon as it was there"),
+            )
         })
     }
 
@@ -303,7 +303,8 @@ impl Store {
         let mut total: u64 = layers.iter().map(|(_, bytes, _)| bytes).sum();
         let mut gone = 0;
         let room = || {
-            rustix::fs::statvfs(&self.root).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+            rustix::fs::statvfs(&self.root)
+                .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
         };
         for (dir, bytes, _) in layers {
             if total <= most && room() >= free {

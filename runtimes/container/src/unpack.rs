@@ -80,9 +80,14 @@ fn components(path: &[u8]) -> Result<Vec<&OsStr>> {
     for part in path.split(|byte| *byte == b'/') {
         match part {
             b"" | b"." => {}
-            b".." => return Err(refused(format!("a layer has the member {:?}, which leads out of it", shown()))),
+            b".." => {
+                return Err(refused(format!("a layer has the member {:?}, which leads out of it", shown())));
+            }
             part if part.len() > MOST_NAME => {
-                return Err(refused(format!("a layer has the member {:?}: longer than a name may be", shown())));
+                return Err(refused(format!(
+                    "a layer has the member {:?}: longer than a name may be",
+                    shown()
+                )));
             }
             part => out.push(OsStr::from_bytes(part)),
         }
@@ -206,7 +211,9 @@ impl Target<'_> {
         self.done.files += 1;
         if self.done.files > self.limits.files {
             let most = self.limits.files;
-            return Err(refused(format!("a layer has more than {most} members, the most that images may have")));
+            return Err(refused(format!(
+                "a layer has more than {most} members, the most that images may have"
+            )));
         }
         let path = entry.path_bytes().into_owned();
         let parts = components(&path)?;
@@ -254,7 +261,10 @@ impl Target<'_> {
             }
             other => {
                 let shown = String::from_utf8_lossy(&path);
-                Err(refused(format!("a layer has the member {shown:?} of the unknown kind {:?}", other.as_byte())))
+                Err(refused(format!(
+                    "a layer has the member {shown:?} of the unknown kind {:?}",
+                    other.as_byte()
+                )))
             }
         }
     }
@@ -306,8 +316,7 @@ impl Target<'_> {
             Err(Errno::EXIST) => match open(parent) {
                 Err(Errno::NOTDIR | Errno::LOOP) => {
                     self.clear(parent, name)?;
-                    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))
-                        .and_then(|()| open(parent))
+                    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)).and_then(|()| open(parent))
                 }
                 other => other,
             },
@@ -368,12 +377,17 @@ impl Target<'_> {
         self.done.bytes += bytes;
         if self.done.bytes > self.limits.bytes {
             let most = self.limits.bytes;
-            return Err(refused(format!("the image is larger than {most} bytes when unpacked, the most that images may be")));
+            return Err(refused(format!(
+                "the image is larger than {most} bytes when unpacked, the most that images may be"
+            )));
         }
         let most = self.packed.saturating_mul(self.limits.ratio).max(RATIO_FROM);
         if self.done.bytes - self.before > most {
             let ratio = self.limits.ratio;
-            return Err(refused(format!("a layer is more than {ratio} times as large as its {} packed bytes", self.packed)));
+            return Err(refused(format!(
+                "a layer is more than {ratio} times as large as its {} packed bytes",
+                self.packed
+            )));
         }
         Ok(())
     }

@@ -3,9 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use sas_core::{
-    EnvFrom, EnvValue, Error, ErrorKind, Result, SecretSource, TenantKey, Volume, VolumeSource,
-};
+use sas_core::{EnvFrom, EnvValue, Error, ErrorKind, Result, SecretSource, TenantKey, Volume, VolumeSource};
 
 /// Bytes of all files of one volume at most: what Kubernetes allows for a secret.
 const MOST_BYTES: usize = 1 << 20;
@@ -62,7 +60,9 @@ async fn files(
     tenant: TenantKey,
 ) -> Result<Vec<(String, Bytes, u32)>> {
     let (kind, name, items, mode, optional) = match from {
-        VolumeSource::ConfigMap { name, items, mode, optional } => ("configmap", name, items, mode, *optional),
+        VolumeSource::ConfigMap { name, items, mode, optional } => {
+            ("configmap", name, items, mode, *optional)
+        }
         VolumeSource::Secret { name, items, mode, optional } => ("secret", name, items, mode, *optional),
         other => {
             let what = format!("volume {volume:?}: this runtime has no volumes of the kind {other:?}");
@@ -93,11 +93,16 @@ async fn files(
     }
     let bytes: usize = files.iter().map(|(_, value, _)| value.len()).sum();
     if bytes > MOST_BYTES {
-        let what = format!("volume {volume:?}: {bytes} bytes, and secrets and configuration maps have at most {MOST_BYTES}");
+        let what = format!(
+            "volume {volume:?}: {bytes} bytes, and secrets and configuration maps have at most {MOST_BYTES}"
+        );
         return Err(Error::new(ErrorKind::InvalidSpec, "start", what));
     }
     for (path, ..) in &files {
-        if path.is_empty() || path.starts_with('/') || path.split('/').any(|part| matches!(part, ".." | "." | "")) {
+        if path.is_empty()
+            || path.starts_with('/')
+            || path.split('/').any(|part| matches!(part, ".." | "." | ""))
+        {
             let what = format!("volume {volume:?}: the key {path:?} is no name of a file");
             return Err(Error::new(ErrorKind::InvalidSpec, "start", what));
         }
@@ -151,7 +156,8 @@ fn text(reference: &str, bytes: &[u8]) -> Result<String> {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => Ok(text.to_owned()),
         _ => {
-            let what = format!("{reference:?} holds a value that is not UTF-8 without NUL, as variables must be");
+            let what =
+                format!("{reference:?} holds a value that is not UTF-8 without NUL, as variables must be");
             Err(Error::new(ErrorKind::InvalidSpec, "start", what))
         }
     }

@@ -32,12 +32,13 @@ impl Network {
     /// Those of unshare(2) and of rtnetlink: without root there is none.
     pub fn make() -> io::Result<Arc<Self>> {
         let space = std::thread::scope(|scope| {
-            let making = std::thread::Builder::new().name("sas-network".into()).spawn_scoped(scope, || {
-                unshare(CloneFlags::CLONE_NEWNET)?;
-                bring_lo_up()?;
-                let path = "/proc/thread-self/ns/net";
-                Ok::<_, io::Error>(OwnedFd::from(std::fs::File::open(path)?))
-            })?;
+            let making =
+                std::thread::Builder::new().name("sas-network".into()).spawn_scoped(scope, || {
+                    unshare(CloneFlags::CLONE_NEWNET)?;
+                    bring_lo_up()?;
+                    let path = "/proc/thread-self/ns/net";
+                    Ok::<_, io::Error>(OwnedFd::from(std::fs::File::open(path)?))
+                })?;
             making.join().map_err(|_panic| io::Error::other("the thread ended"))?
         })?;
         Ok(Self::of(space))

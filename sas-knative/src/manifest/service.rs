@@ -109,12 +109,13 @@ impl ServiceManifest {
                 "liveness" => "livenessProbe",
                 other => other,
             };
-            let after = match rest.find(['.', '[']).map_or("", |at| &rest[at..]) {
-                ".add_capabilities" => ".capabilities.add",
-                ".drop_capabilities" => ".capabilities.drop",
-                after => after,
-            };
-            format!("{POD}.containers[{at}].{name}{}", camel(after))
+            let after = rest.find(['.', '[']).map_or("", |at| &rest[at..]);
+            let after = after.replacen(".add_capabilities", ".capabilities.add", 1).replacen(
+                ".drop_capabilities",
+                ".capabilities.drop",
+                1,
+            );
+            format!("{POD}.containers[{at}].{name}{}", camel(&after))
         };
         let companion = |list: &str| -> Option<(usize, &str)> {
             let (at, rest) = rest.strip_prefix(list)?.strip_prefix('[')?.split_once(']')?;
