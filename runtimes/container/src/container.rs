@@ -307,17 +307,24 @@ impl Container {
             Status::Code(code) => Some(code),
             Status::Signal(_) => None,
         };
-        let text = String::from_utf8_lossy(&kept);
-        if code.is_some_and(|code| code != 0)
-            && (text.contains("executable file")
-                || text.contains("No such file")
-                || text.contains("no such file"))
-            && (text.contains("exec:") || text.contains("executable"))
+        if code != Some(0)
+            && let Some(missing) = not_found(&String::from_utf8_lossy(&kept))
         {
-            return Err(Error::new(ErrorKind::NotFound, "exec", text.trim().to_owned()));
+            return Err(Error::new(ErrorKind::NotFound, "exec", missing));
         }
         Ok(ExecOutput::new(code, kept))
     }
+}
+
+/// What `crun` and `runc` say when there is no such program.
+fn not_found(said: &str) -> Option<String> {
+    said.lines()
+        .map(str::trim)
+        .find(|line| {
+            (line.contains("executable file") && line.contains("not found"))
+                || (line.contains("exec failed") && line.contains("no such file"))
+        })
+        .map(str::to_owned)
 }
 
 /// A command that runs in a container: ended when dropped.

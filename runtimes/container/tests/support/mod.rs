@@ -291,11 +291,14 @@ pub(crate) fn census(store: &Path) -> Vec<String> {
         }
         let groups = fs::read_to_string(run.path().join("cgroups")).unwrap_or_default();
         for group in groups.lines() {
-            for one in fs::read_dir(group).into_iter().flatten().flatten() {
-                if one.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    found.push(one.path().display().to_string());
-                }
-            }
+            let one = fs::read_dir(group).into_iter().flatten().flatten();
+            let all: Vec<_> = one.filter(|one| one.file_type().is_ok_and(|kind| kind.is_dir())).collect();
+            // Some are kept ready, empty.
+            let full =
+                |dir: &Path| fs::read_to_string(dir.join("cgroup.procs")).is_ok_and(|text| !text.is_empty());
+            let too_many = all.len() > 2;
+            let left = all.into_iter().map(|one| one.path()).filter(|dir| too_many || full(dir));
+            found.extend(left.map(|dir| dir.display().to_string()));
         }
     }
     found

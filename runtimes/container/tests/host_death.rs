@@ -1,0 +1,145 @@
+//! The host dies without a word, and its containers with it; the next one clears what is left. And: cycles of starts and
+//! ends leave nothing. `SAS_CYCLES` and `SAS_KILLS` say how many (20 and 5 by default; 200 and 50 were measured).
+
+#![allow(clippy::print_stdout, reason = "a host of this test talks to it over a pipe")]
+
+mod support;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use sas_core::Runtime as _;
+use sas_runtime_container::{ContainerConfig, ContainerRuntime};
+use support::{Place, get, prepare, start_deployed, until};
+
+fn count(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// Control groups of ours, wherever they are mounted.
+fn groups() -> Vec<PathBuf> {
+    fn walk(dir: &Path, depth: u32, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            if entry.file_name().to_string_lossy().starts_with("sas-") {
+                found.push(entry.path());
+            } else if depth > 0 {
+                walk(&entry.path(), depth - 1, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(Path::new("/sys/fs/cgroup"), 4, &mut found);
+    found
+}
+
+/// Groups of the runs of this store, by the inode in their names.
+fn groups_of(store: &Path) -> Vec<PathBuf> {
+    let lists = std::fs::read_dir(store.join("runs")).into_iter().flatten().flatten();
+    let names: Vec<String> = lists
+        .filter_map(|run| std::fs::read_to_string(run.path().join("cgroups")).ok())
+        .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    groups().into_iter().filter(|group| names.iter().any(|name| Path::new(name) == group)).collect()
+}
+
+async fn be_the_host(layout: &str, store: &str) {
+    let mut config = ContainerConfig::in_store(store);
+    config.local_images.push(layout.into());
+    let runtime = Arc::new(ContainerRuntime::new(config).unwrap());
+    let mut spec =
+        sas_core::RevisionSpec::new("container", sas_core::Source::Image(format!("oci:{layout}:app")));
+    spec.timeouts.start = Duration::from_secs(20);
+    let plain = prepare(&runtime, spec.clone()).await.unwrap();
+    spec.args = vec!["stubborn".into()];
+    let stubborn = prepare(&runtime, spec).await.unwrap();
+    let one = start_deployed(&runtime, &plain, 1).await.unwrap();
+    let two = start_deployed(&runtime, &stubborn, 2).await.unwrap();
+    println!("serving {}", runtime.guardian_pid());
+    for id in 10.. {
+        let started = start_deployed(&runtime, &plain, id).await.unwrap();
+        get(&*one.instance, "/").await;
+        get(&*two.instance, "/").await;
+        started.instance.stop(Duration::from_millis(5)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_killed_under_load_leaves_nothing_behind() {
+    if let (Ok(layout), Ok(store)) = (std::env::var("SAS_TEST_LAYOUT"), std::env::var("SAS_TEST_HOST_STORE"))
+    {
+        return be_the_host(&layout, &store).await;
+    }
+    support::needs_containers!();
+    let place = Place::new();
+    let store = place.store();
+    for round in 0..count("SAS_KILLS", 5) {
+        let mut host = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_host_killed_under_load_leaves_nothing_behind", "--nocapture"])
+            .env("SAS_TEST_HOST_STORE", &store)
+            .env("SAS_TEST_LAYOUT", &place.layout)
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(host.stdout.take().unwrap()).lines();
+        let said =
+            lines.map_while(Result::ok).find_map(|line| line.strip_prefix("serving ").map(str::to_owned));
+        let guardian: i32 = said.expect("the host serves").parse().unwrap();
+        tokio::time::sleep(Duration::from_millis(37 * (round % 7))).await;
+        // Every other time the guardian goes with it, so that only the next host can clear up.
+        if round % 2 == 1 {
+            let pid = rustix::process::Pid::from_raw(guardian).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+        host.kill().unwrap();
+        host.wait().unwrap();
+        if round % 2 == 0 {
+            until("the guardian has ended the containers", || {
+                !support::census(&store).iter().any(|left| left.starts_with("process"))
+            })
+            .await;
+        }
+    }
+    // The next host clears what is left of all of them.
+    let lists = groups_of(&store);
+    let runtime = place.runtime();
+    assert_eq!(support::census(&store), Vec::<String>::new(), "after the next host has opened the store");
+    let left: Vec<_> = lists.iter().filter(|group| group.exists()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(std::fs::read_dir(store.join("runs")).unwrap().count(), 1, "its own run");
+    drop(runtime);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cycles_of_deploy_load_kill_and_removal_leave_nothing_behind() {
+    support::needs_containers!();
+    let place = Place::new();
+    let store = place.store();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    let runtime = place.runtime();
+    for round in 0..count("SAS_CYCLES", 20) {
+        let deployed = prepare(&runtime, place.app(&[])).await.unwrap();
+        let started = start_deployed(&runtime, &deployed, round).await.unwrap();
+        assert_eq!(get(&*started.instance, "/write/data/file").await, "done: written");
+        match round % 3 {
+            0 => started.instance.stop(Duration::from_secs(5)).await.unwrap(),
+            1 => started.instance.stop(Duration::ZERO).await.unwrap(),
+            _ => drop(started),
+        }
+    }
+    runtime.quiesce().await;
+    assert_eq!(runtime.containers(), 0);
+    assert_eq!(support::census(&store), Vec::<String>::new());
+    assert_eq!(std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count(), mounts);
+    drop(runtime);
+    until("its groups are gone with it", || groups_of(&store).is_empty()).await;
+}

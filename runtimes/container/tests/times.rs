@@ -1,0 +1,159 @@
+//! Times, printed: pulls of 1 and 100 MB, and the time from a start to the first answer beside what `crun run` and `runc run` take
+//! for the same root file system. Only with `SAS_TIMES=1`, in a release build:
+//! `SAS_TIMES=1 cargo test --release -p sas-runtime-container --test times -- --nocapture`.
+
+#![allow(clippy::print_stdout, reason = "it prints what it measures")]
+
+mod support;
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sas_core::{RevisionSpec, Runtime as _, Source, TenantKey};
+use sas_runtime_container::{ContainerRuntime, ImageSettings, write_image};
+use support::{Place, get, prepare, start_deployed};
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times() {
+    if std::env::var_os("SAS_TIMES").is_none() {
+        println!("skipped: set SAS_TIMES=1");
+        return;
+    }
+    support::needs_containers!();
+    let place = Place::new();
+    if let Some(registry) = support::Registry::start().await {
+        for megabytes in [1usize, 100] {
+            let files = place.dir.path().join(format!("files-{megabytes}"));
+            fs::create_dir_all(&files).unwrap();
+            // Bytes that do not pack.
+            let mut state = 0x9e37_79b9_7f4a_7c15u64;
+            let bytes: Vec<u8> = (0..megabytes << 20)
+                .map(|_| {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    state as u8
+                })
+                .collect();
+            fs::write(files.join("data"), bytes).unwrap();
+            let tag = format!("m{megabytes}");
+            write_image(&files, &place.layout, &tag, &ImageSettings::new(["/app/data"])).unwrap();
+            registry.push(&place.layout, &tag, &format!("size/{tag}:1")).await;
+            let mut config = place.config();
+            config.store = place.dir.path().join(format!("store-{megabytes}"));
+            config.registries.plain_http.push(registry.address.to_string());
+            let runtime = ContainerRuntime::new(config).unwrap();
+            let spec =
+                RevisionSpec::new("container", Source::Image(format!("{}/size/{tag}:1", registry.address)));
+            let began = Instant::now();
+            let pinned = runtime.pin(&spec, TenantKey(1)).await.unwrap();
+            let resolved = began.elapsed();
+            runtime.prepare(&pinned).await.unwrap();
+            let pulled = began.elapsed();
+            let again = Instant::now();
+            runtime.prepare(&pinned).await.unwrap();
+            println!(
+                "pull of {megabytes} MB: tag {resolved:.1?}, whole {pulled:.1?}, again {:.1?}",
+                again.elapsed()
+            );
+        }
+    }
+    for program in ["crun", "runc"] {
+        let mut config = place.config();
+        config.store = place.dir.path().join(format!("store-{program}"));
+        config.programs = vec![program.to_owned()];
+        let Ok(runtime) = ContainerRuntime::new(config).map(Arc::new) else { continue };
+        let deployed = prepare(&runtime, place.app(&[])).await.unwrap();
+        let mut times = Vec::new();
+        for id in 0..20 {
+            let began = Instant::now();
+            let started = start_deployed(&runtime, &deployed, id).await.unwrap();
+            get(&*started.instance, "/").await;
+            times.push(began.elapsed());
+            started.instance.stop(Duration::ZERO).await.unwrap();
+        }
+        println!("start to first answer by {}: median of 20 {:.1?}", runtime.program(), median(times));
+        let began = Instant::now();
+        let many = (100..200).map(|id| {
+            let (runtime, deployed) = (Arc::clone(&runtime), Arc::clone(&deployed));
+            tokio::spawn(async move { start_deployed(&runtime, &deployed, id).await.unwrap() })
+        });
+        let mut all = Vec::new();
+        for one in many.collect::<Vec<_>>() {
+            all.push(one.await.unwrap());
+        }
+        println!("  100 at once: all ready after {:.1?}", began.elapsed());
+        let extra: u64 = fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter(|entry| fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe.ends_with(program)))
+            .filter_map(|entry| {
+                let text = fs::read_to_string(entry.path().join("smaps_rollup")).ok()?;
+                let line = text.lines().find(|line| line.starts_with("Pss:"))?;
+                line.split_whitespace().nth(1)?.parse::<u64>().ok()
+            })
+            .sum();
+        println!("  memory of {program} per idle container: {} KiB", extra / 100);
+        for one in all {
+            one.instance.stop(Duration::ZERO).await.unwrap();
+        }
+        runtime.quiesce().await;
+
+        // The same files by the program itself, from its call to the first answer of the program in it.
+        let root = place.layout.parent().unwrap().join("root");
+        let mut times = Vec::new();
+        for number in 0..20 {
+            let bundle = place.dir.path().join(format!("bundle-{program}-{number}"));
+            fs::create_dir_all(&bundle).unwrap();
+            let spec = serde_json::json!({
+                "ociVersion": "1.0.2",
+                "root": {"path": root, "readonly": true},
+                "process": {"terminal": false, "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["/bin/app", format!("port={}", 20_400 + number)], "env": ["PATH=/bin"], "noNewPrivileges": true},
+                "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+                "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]},
+            });
+            fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+            let began = Instant::now();
+            let hidden = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"";
+            let mut command = match program {
+                "crun" => {
+                    let mut command = Command::new("unshare");
+                    command.args(["-m", "sh", "-c", hidden, "sh", "crun"]);
+                    command
+                }
+                program => Command::new(program),
+            };
+            let mut child = command
+                .arg("run")
+                .arg("--bundle")
+                .arg(&bundle)
+                .arg(format!("sas-times-{}-{number}", std::process::id()))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let address = ("127.0.0.1", 20_400 + number);
+            while std::net::TcpStream::connect(address).is_err() {
+                assert!(began.elapsed() < Duration::from_secs(10), "{program} run did not come up");
+                tokio::time::sleep(Duration::from_micros(300)).await;
+            }
+            times.push(began.elapsed());
+            let name = format!("sas-times-{}-{number}", std::process::id());
+            let _ = Command::new("unshare")
+                .args(["-m", "sh", "-c", hidden, "sh", program, "kill", &name, "KILL"])
+                .status();
+            child.wait().unwrap();
+        }
+        println!("  {program} run to the first connection: median of 20 {:.1?}", median(times));
+    }
+}
