@@ -13,9 +13,11 @@ use std::{
 use parking_lot::Mutex;
 use sas_core::{Error, ErrorKind, Result};
 use sas_runtime_os::{
+    cgroup::Run,
     guardian::Guardian,
     network::Network,
     ports::{Ports, locks_dir},
+    strays::Marks,
 };
 use tokio::sync::Notify;
 
@@ -168,7 +170,11 @@ impl Engine {
         let groups = Groups::open(&config.cgroups, store.run(), program.kind == Kind::Runc);
         let hidden =
             (program.kind == Kind::Crun).then(cgroups::hybrid).flatten().map(std::path::Path::to_path_buf);
-        let (guardian, guardian_fd) = Guardian::start(&store.run().stdin())?;
+        // Containers are found by their standard input, which no process of theirs can leave behind with its namespace;
+        // none is marked.
+        let marks = Marks::open(Run::dir(&**store.run()))
+            .map_err(|error| crate::store::disk("write to", Run::dir(&**store.run()), error))?;
+        let (guardian, guardian_fd) = Guardian::start(&store.run().stdin(), &marks)?;
         let ports = Ports::new(config.ports.clone(), &locks_dir(store.run().pod().as_path()))?;
         let metrics = Metrics::new(&config.recorder);
         let config = Arc::new(config);
