@@ -45,10 +45,12 @@
 //! | read manifests and learn every mistake in them | [`sas_knative::manifest`] |
 //! | deploy, split traffic, roll back, delete, test | [`Control`] |
 //! | serve all of it as JSON over HTTP | [`Admin`] |
+//! | give people and programs tokens with scopes | [`Tokens`] |
 //! | keep logs, decisions and meter readings | [`LogBuffer`], [`DecisionLog`], [`Meter`] |
 //! | have several engines, each for somebody | [`Engines`], [`sas_core::EngineSpec`] |
 
 mod admin;
+mod audit;
 mod control;
 mod decisions;
 mod engine;
@@ -63,9 +65,11 @@ mod record;
 mod registry;
 mod roots;
 mod stamp;
+mod tokens;
 mod view;
 
 pub use admin::{Admin, PeerAuthenticator, TokenAuthenticator};
+pub use audit::{AuditLimits, AuditRecord};
 pub use control::{Applied, Control, ControlConfig, DeployOutcome, Recovery, RolloutAction};
 pub use decisions::DecisionLog;
 pub use engine::Engines;
@@ -78,6 +82,7 @@ pub use reconcile::{GcLimits, Rules};
 pub use record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};
 pub use registry::RuntimeRegistry;
 pub use roots::PackageRoots;
+pub use tokens::{MadeToken, NewToken, TokenView, Tokens};
 pub use view::{
     Condition, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutStage, RolloutView,
     ServiceView, TrafficView, TriggerView,

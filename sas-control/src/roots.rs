@@ -52,14 +52,18 @@ impl PackageRoots {
         roots.any(|root| real.starts_with(root)).then_some(real)
     }
 
-    /// Refuses manifests whose packages come from elsewhere; the rest name where they really lie. Blocking.
-    pub(crate) fn hold(&self, manifests: &mut [Manifest]) -> Result<()> {
+    /// Refuses manifests whose packages come from elsewhere, unless they are among those that were `sent` to the platform;
+    /// the rest name where they really lie. Blocking.
+    pub(crate) fn hold(&self, manifests: &mut [Manifest], sent: &[PathBuf]) -> Result<()> {
         if self.any {
             return Ok(());
         }
         for manifest in manifests {
             let Manifest::Service(service) = manifest else { continue };
             let Source::Path(path) = &mut service.spec.source else { continue };
+            if sent.contains(path) {
+                continue;
+            }
             match self.resolve(path) {
                 Some(real) => *path = real,
                 None => {

@@ -224,6 +224,9 @@ async fn the_description_is_openapi_3_1_and_whole() {
         for method in operations.as_object().expect("operations").keys() {
             let response = ask(&world, &method.to_uppercase(), &path, &[], "").await;
             assert_ne!(response.status(), 405, "{method} {path}");
+            if response.headers().get("content-type").is_some_and(|kind| kind == "text/event-stream") {
+                continue; // It goes on for ever.
+            }
             let told = json(response).await.to_string();
             assert!(!told.contains("there is nothing at"), "{method} {path}");
         }

@@ -62,14 +62,6 @@ impl Rules {
             Failure::not_allowed(method, known.join(", "))
         })
     }
-
-    /// Every route, for tests and tables.
-    #[cfg(test)]
-    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &Method, Rule)> {
-        self.0
-            .iter()
-            .flat_map(|(path, rules)| rules.iter().map(move |(method, rule)| (path.as_str(), method, *rule)))
-    }
 }
 
 fn rule(name: &str, requirement: &serde_json::Value) -> Rule {

@@ -108,7 +108,12 @@ pub(super) fn check_media_type(head: &Parts, empty: bool) -> Result<(), Failure>
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let known = matches!(
         essence.as_str(),
-        "application/json" | "application/yaml" | "application/x-yaml" | "text/yaml" | "text/x-yaml"
+        "application/json"
+            | "application/octet-stream"
+            | "application/yaml"
+            | "application/x-yaml"
+            | "text/yaml"
+            | "text/x-yaml"
     );
     if known
         || (essence.starts_with("application/") && (essence.ends_with("+json") || essence.ends_with("+yaml")))

@@ -3,17 +3,21 @@
 
 #![allow(unused_qualifications, reason = "utoipa::path writes types of its arguments with a qualification")]
 
+mod access;
 mod authorize;
 mod describe;
 mod extract;
 mod guard;
+mod limit;
 mod observe;
+mod packages;
 mod platform;
 mod problem;
 mod services;
 mod test_run;
 mod token;
 mod triggers;
+mod watch;
 
 use std::{
     fmt,
@@ -23,16 +27,20 @@ use std::{
 use async_trait::async_trait;
 use axum::middleware;
 use http::{HeaderValue, Method, StatusCode, Uri, header};
-use sas_core::{Authenticator, Body, Handler, Principal, Request, Response};
+use sas_core::{Authenticator, Body, Denied, Handler, Principal, Request, RequestId, Response};
 use tower_service::Service as _;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{control::Control, roots::PackageRoots};
+use tokio::time::Instant;
+
+use crate::{audit::AuditRecord, control::Control, roots::PackageRoots};
 use authorize::{Rules, authorize};
 use extract::Seen;
 use guard::Guard;
+use limit::RateLimit;
 use problem::Failure;
+use watch::Watchers;
 
 pub use token::{PeerAuthenticator, TokenAuthenticator};
 
@@ -49,6 +57,7 @@ pub struct Admin {
     authenticator: Arc<dyn Authenticator>,
     guard: Guard,
     open_metrics: bool,
+    rate: RateLimit,
     api: Api,
     /// Made of `api` when it is first asked.
     router: OnceLock<axum::Router>,
@@ -61,6 +70,15 @@ struct Api {
     metrics: Option<Arc<Text>>,
     roots: PackageRoots,
     require_conditions: bool,
+    watchers: Watchers,
+}
+
+/// What a change was about, for the audit log, where the path does not say it.
+#[derive(Clone, Debug, Default)]
+struct Touched {
+    /// The one namespace of all of it.
+    namespace: Option<String>,
+    objects: Vec<String>,
 }
 
 /// A mark of requests that ask this host by its own name.
@@ -84,7 +102,14 @@ impl Admin {
             authenticator,
             guard: Guard::default(),
             open_metrics: false,
-            api: Api { control, metrics: None, roots: PackageRoots::none(), require_conditions: false },
+            rate: RateLimit::new(500.0, 1000),
+            api: Api {
+                control,
+                metrics: None,
+                roots: PackageRoots::none(),
+                require_conditions: false,
+                watchers: Watchers::default(),
+            },
             router: OnceLock::new(),
         }
     }
@@ -122,6 +147,14 @@ impl Admin {
         self
     }
 
+    /// Lets each principal ask so often: `rate` requests per second, `burst` at once after quiet; 429 beyond. Without
+    /// this, 500 and 1,000.
+    #[must_use]
+    pub fn with_rate_limit(mut self, rate: f64, burst: u32) -> Self {
+        self.rate = RateLimit::new(rate, burst);
+        self
+    }
+
     /// Gives `/metrics` to whoever asks, as scrapers without credentials need it.
     #[must_use]
     pub fn with_open_metrics(mut self) -> Self {
@@ -144,7 +177,7 @@ impl Admin {
     }
 
     /// Refuses, finds out who asks, answers.
-    async fn answer(&self, request: Request) -> Result<Response, Failure> {
+    async fn answer(&self, id: RequestId, request: Request) -> Result<Response, Failure> {
         let (mut head, body) = request.into_parts();
         head.uri = without_last_slash(head.uri);
         let guarded = self.guard.check(&head);
@@ -158,7 +191,7 @@ impl Admin {
             _ => guarded?,
         }
         let open = self.open_metrics && head.uri.path() == "/metrics" && head.method == Method::GET;
-        let principal = match self.authenticator.authenticate(&head).await {
+        let principal = match self.authenticate(&head).await {
             // A scraper sees what it may see, whoever else it is.
             _ if open => Principal::new("anybody"),
             Ok(principal) => principal,
@@ -167,16 +200,72 @@ impl Admin {
                 return Err(denied.into());
             }
         };
+        self.check_rate(&principal)?;
         guard::check_query(&head)?;
         guard::check_media_type(&head, http_body::Body::is_end_stream(&body))?;
         let (method, path) = (head.method.clone(), head.uri.path().to_owned());
         head.extensions.insert(principal.clone());
         let answer = self.route(Request::from_parts(head, body)).await;
-        if !matches!(method, Method::GET | Method::HEAD) {
-            let status = answer.as_ref().map_or_else(Failure::status, Response::status).as_u16();
-            tracing::info!(%principal, %method, path, status, "admin request");
+        // A test run changes nothing, and may be asked for often.
+        if !matches!(method, Method::GET | Method::HEAD) && !path.ends_with("/invoke") {
+            self.keep(id, &principal, &method, &path, &answer).await;
         }
         answer
+    }
+
+    /// Who asks: by a token of the platform's own, else whoever the authenticator knows.
+    async fn authenticate(&self, head: &http::request::Parts) -> Result<Principal, Denied> {
+        let mut values = head.headers.get_all(header::AUTHORIZATION).iter();
+        if let (Some(value), None) = (values.next(), values.next())
+            && let Some(token) = token::bearer(value)
+            && let Some(principal) = self.api.control.tokens().authenticate(token).await?
+        {
+            return Ok(principal);
+        }
+        self.authenticator.authenticate(head).await
+    }
+
+    fn check_rate(&self, principal: &Principal) -> Result<(), Failure> {
+        // Names are apart within a namespace only.
+        let who = format!("{}/{principal}", principal.tenant().unwrap_or_default());
+        self.rate.take(&who, Instant::now()).map_err(|wait| {
+            let message = format!("{principal} asks too often; come back in {wait:?}");
+            let failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", message);
+            failure.later(wait.as_secs_f64().ceil() as u64)
+        })
+    }
+
+    /// Writes down who asked for a change, and how it went.
+    async fn keep(
+        &self,
+        id: RequestId,
+        principal: &Principal,
+        method: &Method,
+        path: &str,
+        answer: &Result<Response, Failure>,
+    ) {
+        let status = answer.as_ref().map_or_else(Failure::status, Response::status).as_u16();
+        tracing::info!(%principal, %method, path, status, "admin request");
+        let touched = answer.as_ref().ok().and_then(|answer| answer.extensions().get::<Touched>());
+        let touched = touched.cloned().unwrap_or_default();
+        let of_path = path.strip_prefix("/v1/").and_then(|path| {
+            let (kind, rest) = path.split_once('/')?;
+            let namespace = rest.split('/').next()?;
+            matches!(kind, "services" | "triggers" | "quotas").then(|| namespace.to_owned())
+        });
+        let held_to = principal.tenant().map(str::to_owned);
+        let record = AuditRecord {
+            at: String::new(),
+            principal: principal.to_string(),
+            namespace: held_to.or(of_path).or(touched.namespace),
+            method: method.to_string(),
+            path: path.to_owned(),
+            objects: touched.objects,
+            status,
+            reason: answer.as_ref().err().map(|failure| failure.reason().to_owned()),
+            request_id: id.to_string(),
+        };
+        self.api.control.audit.record(record).await;
     }
 
     async fn route(&self, request: Request) -> Result<Response, Failure> {
@@ -202,6 +291,12 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(platform::pool))
         .routes(routes!(platform::quotas))
         .routes(routes!(platform::quota, platform::set_quota, platform::delete_quota))
+        .routes(routes!(access::whoami))
+        .routes(routes!(access::tokens, access::create_token))
+        .routes(routes!(access::revoke_token))
+        .routes(routes!(access::audit))
+        .routes(routes!(watch::watch))
+        .routes(routes!(packages::upload))
         .routes(routes!(services::list, services::apply))
         .routes(routes!(services::show, services::delete))
         .routes(routes!(services::revisions))
@@ -279,7 +374,7 @@ impl Api {
 impl Handler for Admin {
     async fn handle(&self, request: Request) -> Response {
         let id = self.api.control.request_id();
-        let mut response = self.answer(request).await.unwrap_or_else(|failure| failure.response(id));
+        let mut response = self.answer(id, request).await.unwrap_or_else(|failure| failure.response(id));
         if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
             response.headers_mut().insert("x-request-id", id);
         }

@@ -114,6 +114,16 @@ impl Failure {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
+    pub(super) fn reason(&self) -> &str {
+        &self.0.reason
+    }
+
+    /// The client is to come back after so many seconds.
+    pub(super) fn later(mut self, seconds: u64) -> Self {
+        self.0.retry_after = Some(seconds.max(1));
+        self
+    }
+
     /// With what was done before the failure.
     pub(super) fn after(mut self, applied: Vec<AppliedView>) -> Self {
         self.0.applied = (!applied.is_empty()).then_some(applied);

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use axum::{Json, extract::State, response::IntoResponse as _, response::Response};
 use http::{HeaderMap, StatusCode, header};
-use sas_core::RevisionSpec;
-use sas_knative::manifest::{TrafficTarget, parse_traffic};
+use sas_core::{Principal, RevisionSpec};
+use sas_knative::manifest::{Manifest, TrafficTarget, parse, parse_traffic};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Api,
+    Api, Touched,
     extract::{
         Caller, LabelSelector, Path, Query, Seen, Sent, ServicePath, after, cursor, entity_tag, page_size,
     },
@@ -26,6 +26,9 @@ use crate::{
 const PAGE: usize = 500;
 /// Services on a page at most.
 const MOST: usize = 5000;
+
+/// Things that an audit record names of one request.
+const OBJECTS: usize = 20;
 
 type Answer<T> = Result<T, Failure>;
 
@@ -308,8 +311,9 @@ pub(super) async fn apply(
     Caller(caller): Caller,
     seen: Seen,
     body: Sent,
-) -> Answer<(StatusCode, Json<AppliedList>)> {
+) -> Answer<Response> {
     api.asks_for(&seen)?;
+    api.check_tenant(&caller, body.text()?)?;
     let mut applied = Vec::new();
     let roots = api.roots_for(&caller);
     let change = api.control.apply_for(&caller, body.text()?, &roots, &mut applied);
@@ -320,7 +324,8 @@ pub(super) async fn apply(
             let created =
                 applied.iter().any(|applied| matches!(applied, Applied::Service(outcome) if outcome.created));
             let status = if created { StatusCode::CREATED } else { StatusCode::OK };
-            Ok((status, Json(AppliedList { applied: done })))
+            let touched = axum::Extension(touched(&applied));
+            Ok((status, touched, Json(AppliedList { applied: done })).into_response())
         }
         Err(error) => Err(Failure::from(error).after(done)),
     }
@@ -483,7 +488,43 @@ pub(super) fn no_revision(record: &ServiceRecord, revision: &str) -> Failure {
     Failure::not_found(format!("{} has no revision {revision}", record.path()))
 }
 
+/// What was applied, for the audit log.
+fn touched(applied: &[Applied]) -> Touched {
+    let mut touched = Touched::default();
+    let mut namespaces = std::collections::BTreeSet::new();
+    for applied in applied.iter().take(OBJECTS) {
+        let (kind, path) = match applied {
+            Applied::Service(outcome) => ("Service", outcome.record.path()),
+            Applied::Trigger(trigger) => ("Trigger", trigger.name.clone()),
+        };
+        namespaces.extend(path.split_once('/').map(|(namespace, _)| namespace.to_owned()));
+        touched.objects.push(format!("{kind} {path}"));
+    }
+    if namespaces.len() == 1 {
+        touched.namespace = namespaces.pop_first();
+    }
+    touched
+}
+
 impl Api {
+    /// Refuses manifests of other namespaces than the one that `caller` is held to.
+    fn check_tenant(&self, caller: &Principal, text: &str) -> Answer<()> {
+        if caller.tenant().is_none() {
+            return Ok(());
+        }
+        for manifest in parse(text, self.control.manifest_options())? {
+            let namespace = match &manifest {
+                Manifest::Service(service) => service.namespace.as_str(),
+                Manifest::Trigger(trigger) => trigger.name.split_once('/').map_or("", |(at, _)| at),
+            };
+            if !caller.reaches(namespace) {
+                let message = format!("{caller} may not apply manifests of the namespace {namespace:?}");
+                return Err(Failure::forbidden(message));
+            }
+        }
+        Ok(())
+    }
+
     fn applied(&self, applied: &Applied) -> AppliedView {
         match applied {
             Applied::Service(outcome) => AppliedView::Service(Box::new(AppliedService {

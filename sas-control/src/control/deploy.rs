@@ -39,8 +39,9 @@ impl Control {
         applied: &mut Vec<Applied>,
     ) -> Result<()> {
         let mut manifests = parse(text, &self.manifests).map_err(|errors| refused("manifest", errors))?;
+        let sent = self.resolve_digests(&mut manifests).await?;
         let roots = roots.clone();
-        let mut manifests = blocking(move || roots.hold(&mut manifests).map(|()| manifests)).await?;
+        let mut manifests = blocking(move || roots.hold(&mut manifests, &sent).map(|()| manifests)).await?;
         for manifest in &mut manifests {
             if let Manifest::Service(service) = manifest {
                 service.author = Some(author.clone());
@@ -472,6 +473,7 @@ impl Control {
         self.records()
             .iter()
             .flat_map(|record| record.revisions.iter().filter_map(|revision| revision.package.clone()))
+            .chain(self.uploads.digests())
             .collect()
     }
 }

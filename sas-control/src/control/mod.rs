@@ -9,6 +9,7 @@ mod recovered;
 mod rollout;
 mod steps;
 mod triggers;
+mod uploads;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -19,7 +20,7 @@ use std::{
 use parking_lot::Mutex;
 use sas_core::{
     AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, DataPlane, DecisionQuery, DecisionSink, Error, ErrorKind,
-    Invoker, LogQuery, LogSink, MeterSink, MeterTotals, Pool, Quota, Recorder, RequestId, Result,
+    Invoker, LogQuery, LogSink, MeterSink, MeterTotals, Pool, Principal, Quota, Recorder, RequestId, Result,
     RevisionKey, Router, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers,
     UsageQuery, Version,
 };
@@ -27,6 +28,7 @@ use sas_knative::manifest::ParseOptions;
 use tokio::time::Instant;
 
 use crate::{
+    audit::{AuditLimits, AuditLog, AuditRecord},
     decisions::DecisionLog,
     engine::Engines,
     logs::LogBuffer,
@@ -35,6 +37,7 @@ use crate::{
     reconcile::{Observed, Rules},
     record::ServiceRecord,
     registry::RuntimeRegistry,
+    tokens::Tokens,
 };
 use parts::{DamagedKeys, Lifecycle, Names, Pins, RequestIds, Services, Sinks, TenantQuotas, Tenants, Turns};
 use recovered::RecoveryReport;
@@ -43,11 +46,11 @@ pub(crate) use precondition::{Expected, PRECONDITION, expecting};
 pub use rollout::RolloutAction;
 
 /// Where services are in the store.
-const SERVICES: &str = "service/";
+pub(crate) const SERVICES: &str = "service/";
 /// Where brokers are in the store.
 const BROKERS: &str = "brokers/";
 /// Where triggers are in the store.
-const TRIGGERS: &str = "triggers/";
+pub(crate) const TRIGGERS: &str = "triggers/";
 /// Where tenants are in the store.
 const TENANTS: &str = "tenant/";
 /// Where quotas of tenants are in the store.
@@ -99,6 +102,8 @@ pub struct ControlConfig {
     pub decisions: Arc<dyn DecisionSink>,
     /// Where readings of what was used go. What it can read back is shown by the admin API.
     pub meter: Arc<dyn MeterSink>,
+    /// How much is kept of who changed what.
+    pub audit: AuditLimits,
     /// The recorder that the control plane's metrics go to.
     pub recorder: Recorder,
     /// Seed of the ids of test runs.
@@ -124,6 +129,7 @@ impl ControlConfig {
             logs: Arc::new(LogBuffer::default()),
             decisions: Arc::new(DecisionLog::default()),
             meter: Arc::new(Meter::default()),
+            audit: AuditLimits::default(),
             recorder: Recorder::default(),
             seed: 0,
         }
@@ -161,6 +167,9 @@ pub struct Control {
     tenants: Tenants,
     tenant_quotas: TenantQuotas,
     pins: Pins,
+    uploads: uploads::Uploads,
+    tokens: Tokens,
+    pub(crate) audit: AuditLog,
     recovery_report: RecoveryReport,
     /// Triggers that send into another namespace, by name.
     crossing: triggers::Crossing,
@@ -264,6 +273,8 @@ impl Control {
         let rules = Rules { domain: config.domain, ..config.rules };
         let mut manifests = config.manifests;
         manifests.scalers = config.scalers.or(manifests.scalers);
+        let tokens = Tokens::new(Arc::clone(&config.store), Arc::clone(&config.clock));
+        let audit = AuditLog::new(Arc::clone(&config.store), Arc::clone(&config.clock), config.audit);
         let control = Arc::new(Self {
             store: config.store,
             pool: Arc::clone(&config.engines) as _,
@@ -288,6 +299,9 @@ impl Control {
             tenants: Tenants::default(),
             tenant_quotas: TenantQuotas::new(config.tenant_quotas, config.plane.quotas),
             pins: Pins::new(config.packages),
+            uploads: uploads::Uploads::default(),
+            tokens,
+            audit,
             recovery_report: RecoveryReport::default(),
             crossing: triggers::Crossing::default(),
             lifecycle: Lifecycle::default(),
@@ -310,6 +324,24 @@ impl Control {
     /// What manifests mean here beyond what they say.
     pub fn manifest_options(&self) -> &ParseOptions {
         &self.manifests
+    }
+
+    /// The tokens of the admin API, beside what its authenticator knows.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// The last changes that were asked for at the admin API, youngest first, up to `most`.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store fails.
+    pub async fn audit(&self, most: usize) -> Result<Vec<AuditRecord>> {
+        self.audit.list(&Principal::host(), None, most).await.map(|(records, _)| records)
+    }
+
+    /// Ends when the platform shuts down.
+    pub(crate) async fn stopping(&self) {
+        self.lifecycle.stop.cancelled().await;
     }
 
     /// Reads the logs of instances back.

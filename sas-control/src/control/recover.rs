@@ -267,6 +267,7 @@ pub(super) async fn housekeeping(control: Weak<Control>, stop: CancellationToken
         let Some(control) = control.upgrade() else { return };
         control.mend().await;
         control.tidy().await;
+        control.forget_old_uploads().await;
         control.collect_packages().await;
         if round % COUNTED == 0 {
             control.count();
