@@ -23,6 +23,8 @@ pub(crate) struct Access {
     pub(crate) origins: Vec<String>,
     pub(crate) open_metrics: bool,
     pub(crate) require_conditions: bool,
+    /// Requests per second of a principal, and at once.
+    pub(crate) rate: Option<(f64, u32)>,
     /// Where the admin API listens on a Unix socket.
     pub(crate) socket: Option<PathBuf>,
 }
@@ -124,6 +126,9 @@ impl Access {
         }
         for origin in self.origins {
             admin = admin.with_origin(origin);
+        }
+        if let Some((rate, burst)) = self.rate {
+            admin = admin.with_rate_limit(rate, burst);
         }
         if self.require_conditions {
             admin = admin.with_required_conditions();

@@ -16,8 +16,8 @@ use sas_control::{
 use sas_core::{
     AnswerCounter, Authenticator, BlobStore, Clock, DataPlane, DecisionSink, EngineFactory, EngineKey,
     EngineSpec, Error, ErrorKind, EventPublisher, Fidelity, Handler, Invoker, LogSink, MemoryStore,
-    MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime, Scaler, Scalers, Schedule, SecretSource, SinkSpec,
-    SpecErrors, Store, SystemClock, TriggerSecrets, TriggerSource, TriggerSpec, Triggers,
+    MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime, Scaler, Scalers, Schedule, SecretSource,
+    SinkSpec, SpecErrors, Store, SystemClock, TriggerSecrets, TriggerSource, TriggerSpec, Triggers,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
@@ -634,6 +634,14 @@ impl PlatformBuilder {
     #[must_use]
     pub fn require_conditions(mut self) -> Self {
         self.access.require_conditions = true;
+        self
+    }
+
+    /// How often each principal may use the admin API: `rate` requests per second, `burst` at once after quiet; 429
+    /// beyond. Without this, 500 and 1,000.
+    #[must_use]
+    pub fn admin_rate_limit(mut self, rate: f64, burst: u32) -> Self {
+        self.access.rate = Some((rate, burst));
         self
     }
 

@@ -161,7 +161,9 @@ async fn every_change_is_in_the_audit_log_done_or_refused() {
     let reader = token(&world, "reader", &[Scope::Read], None).await;
     let created = ask(&world, TOKEN, "POST", "/v1/services", world.manifest("one")).await;
     let id = created.headers()["x-request-id"].to_str().expect("ASCII").to_owned();
+    world.clock.jump_forward(std::time::Duration::from_secs(1));
     assert_eq!(ask(&world, &reader, "DELETE", SERVICE, "").await.status(), 403);
+    world.clock.jump_forward(std::time::Duration::from_secs(1));
     assert_eq!(ask(&world, TOKEN, "GET", SERVICE, "").await.status(), 200);
     assert_eq!(ask(&world, TOKEN, "DELETE", SERVICE, "").await.status(), 200);
     let log = json(ask(&world, TOKEN, "GET", "/v1/audit", "").await).await;

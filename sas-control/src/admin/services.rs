@@ -496,6 +496,7 @@ fn touched(applied: &[Applied]) -> Touched {
         let (kind, path) = match applied {
             Applied::Service(outcome) => ("Service", outcome.record.path()),
             Applied::Trigger(trigger) => ("Trigger", trigger.name.clone()),
+            Applied::Broker(broker) => ("Broker", broker.name.clone()),
         };
         namespaces.extend(path.split_once('/').map(|(namespace, _)| namespace.to_owned()));
         touched.objects.push(format!("{kind} {path}"));
@@ -504,6 +505,10 @@ fn touched(applied: &[Applied]) -> Touched {
         touched.namespace = namespaces.pop_first();
     }
     touched
+}
+
+fn namespace_of(name: &str) -> &str {
+    name.split_once('/').map_or("", |(namespace, _)| namespace)
 }
 
 impl Api {
@@ -515,7 +520,8 @@ impl Api {
         for manifest in parse(text, self.control.manifest_options())? {
             let namespace = match &manifest {
                 Manifest::Service(service) => service.namespace.as_str(),
-                Manifest::Trigger(trigger) => trigger.name.split_once('/').map_or("", |(at, _)| at),
+                Manifest::Trigger(trigger) => namespace_of(&trigger.name),
+                Manifest::Broker(broker) => namespace_of(&broker.name),
             };
             if !caller.reaches(namespace) {
                 let message = format!("{caller} may not apply manifests of the namespace {namespace:?}");

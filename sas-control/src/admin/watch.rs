@@ -19,7 +19,7 @@ use super::{
     problem::Failure,
 };
 use crate::{
-    control::{Control, SERVICES, TRIGGERS},
+    control::{BROKERS, Control, SERVICES, TRIGGERS},
     view::ServiceView,
 };
 
@@ -60,7 +60,7 @@ pub(super) struct Resume {
 /// The data of an event `changed`.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ChangedEvent {
-    /// `Service` or `Trigger`.
+    /// `Service`, `Trigger` or `Broker`.
     kind: &'static str,
     namespace: String,
     name: String,
@@ -176,16 +176,18 @@ impl Watcher {
     }
 
     fn event(&self, change: &Change) -> Option<ChangedEvent> {
-        let service = change.key.strip_prefix(SERVICES);
-        let path = service.or_else(|| change.key.strip_prefix(TRIGGERS))?;
+        let kinds = [("Service", SERVICES), ("Trigger", TRIGGERS), ("Broker", BROKERS)];
+        let (kind, path) =
+            kinds.into_iter().find_map(|(kind, prefix)| Some((kind, change.key.strip_prefix(prefix)?)))?;
         let (namespace, name) = path.split_once('/')?;
         if self.namespace.as_deref().is_some_and(|asked| asked != namespace) {
             return None;
         }
         let deleted = change.value.is_none();
-        let record = service.filter(|_| !deleted).and_then(|_| self.control.record(namespace, name).ok());
+        let shown = kind == "Service" && !deleted;
+        let record = shown.then(|| self.control.record(namespace, name).ok()).flatten();
         Some(ChangedEvent {
-            kind: if service.is_some() { "Service" } else { "Trigger" },
+            kind,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             deleted,

@@ -19,10 +19,10 @@ use std::{
 
 use parking_lot::Mutex;
 use sas_core::{
-    AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, DataPlane, DecisionQuery, DecisionSink, Error, ErrorKind,
-    Invoker, LogQuery, LogSink, MeterSink, MeterTotals, Pool, Principal, Quota, Recorder, RequestId, Result,
-    RevisionKey, Router, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers,
-    UsageQuery, Version,
+    AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, DataPlane, DecisionQuery, DecisionSink, Error,
+    ErrorKind, Invoker, LogQuery, LogSink, MeterSink, MeterTotals, Pool, Principal, Quota, Recorder,
+    RequestId, Result, RevisionKey, Router, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec,
+    Triggers, UsageQuery, Version,
 };
 use sas_knative::manifest::ParseOptions;
 use tokio::time::Instant;
@@ -48,7 +48,7 @@ pub use rollout::RolloutAction;
 /// Where services are in the store.
 pub(crate) const SERVICES: &str = "service/";
 /// Where brokers are in the store.
-const BROKERS: &str = "brokers/";
+pub(crate) const BROKERS: &str = "brokers/";
 /// Where triggers are in the store.
 pub(crate) const TRIGGERS: &str = "triggers/";
 /// Where tenants are in the store.
