@@ -22,11 +22,11 @@ use sas::{
     core::{
         Artifact, Blob, BlobStore, Capabilities, Claim, Clock, Commit, Decision, DecisionQuery,
         DecisionRecord, DecisionSink, Deployed, Entry, EnvValue, Event, Instance, InstanceId, InstanceView,
-        Lease, Load, LogQuery, LogRecord, LogSink, MemoryStore, MeterPhase, MeterSink, Pool, PoolBudget,
-        PoolTotals, Result, RevisionKey, RevisionStatus, Route, RouteChange, RouteError, RouteQuery, Router,
-        Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource, SpecErrors, StartRequest, Stem, StemRequest,
-        StemView, Store, StoreLimits, SystemClock, Timestamp, TriggerCx, TriggerSource, TriggerSpec,
-        UsageQuery, Version, Waiting, Watched,
+        Lease, Load, LogQuery, LogRecord, LogSink, MemoryStore, MeterPhase, MeterSink, Metered, Pool,
+        PoolBudget, PoolTotals, RequestUsage, Result, RevisionKey, RevisionName, RevisionStatus, Route,
+        RouteChange, RouteError, RouteQuery, Router, Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource,
+        SpecErrors, StartRequest, Stem, StemRequest, StemView, Store, StoreLimits, SystemClock, Timestamp,
+        TriggerCx, TriggerSource, TriggerSpec, UsageQuery, UsageScope, Version, Waiting, Watched,
     },
     http,
     inline::InlineRuntime,
@@ -255,6 +255,9 @@ impl LogSink for Counted<LogBuffer> {
     fn line(&self, record: &LogRecord<'_>) {
         self.used().line(record);
     }
+    fn starts(&self, revision: RevisionKey, name: &RevisionName, tenant: TenantKey) {
+        self.part.starts(revision, name, tenant);
+    }
     fn log_query(&self) -> Option<&dyn LogQuery> {
         self.part.log_query()
     }
@@ -276,18 +279,14 @@ impl DecisionSink for Counted<DecisionLog> {
 }
 
 impl MeterSink for Counted<Meter> {
-    fn phase(
-        &self,
-        instance: InstanceId,
-        revision: RevisionKey,
-        tenant: TenantKey,
-        phase: MeterPhase,
-        ns: u64,
-    ) {
-        self.used().phase(instance, revision, tenant, phase, ns);
+    fn phase(&self, of: Metered<'_>, instance: InstanceId, phase: MeterPhase, ns: u64) {
+        self.used().phase(of, instance, phase, ns);
     }
-    fn requests(&self, revision: RevisionKey, tenant: TenantKey, count: u64) {
-        self.part.requests(revision, tenant, count);
+    fn resources(&self, of: Metered<'_>, instance: InstanceId, cpu_ns: u64, memory_byte_ns: u128) {
+        self.part.resources(of, instance, cpu_ns, memory_byte_ns);
+    }
+    fn requests(&self, of: Metered<'_>, used: &RequestUsage) {
+        self.part.requests(of, used);
     }
     fn usage_query(&self) -> Option<&dyn UsageQuery> {
         self.part.usage_query()
@@ -388,7 +387,7 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let key = platform.control().revision_key("default", "hello", "hello-00001").ok_or("it is deployed")?;
     println!("log: {:?}", platform.logs()?.lines(&[key], 5, 0).await?.lines.first().map(|line| &line.line));
     println!("decisions kept: {}", platform.decisions()?.last_decisions(key, 100).await?.len());
-    println!("requests metered: {}", platform.usage()?.revision_usage(key).await?.requests);
+    println!("requests metered: {}", platform.control().usage_of(&UsageScope::all()).await?.total.requests);
     platform.shutdown(Duration::from_secs(5)).await;
 
     let mut unused = Vec::new();

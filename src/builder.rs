@@ -11,7 +11,8 @@ use std::{
 
 use sas_autoscale::{DriverConfig, ScheduleParser};
 use sas_control::{
-    Admin, Control, ControlConfig, DecisionLog, Engines, LogBuffer, Meter, PackageDir, PackageRoots,
+    Admin, Control, ControlConfig, DecisionLog, Engines, LogBuffer, LogFileLimits, LogFiles, Meter,
+    MeterConfig, PackageDir, PackageRoots, PriceTable, UsageExport, UsageExporter, UsageKey,
 };
 use sas_core::{
     AnswerCounter, Authenticator, BlobStore, Clock, DataPlane, DecisionSink, EngineFactory, EngineKey,
@@ -64,6 +65,10 @@ pub enum BuildPart {
     Admin,
     /// The store, when what it holds was to be brought back.
     Recovery,
+    /// The meter, or an export of usage, of [`PlatformBuilder::usage_export`].
+    Usage,
+    /// The file of [`PlatformBuilder::log_file`].
+    LogFile,
 }
 
 impl fmt::Display for BuildPart {
@@ -78,6 +83,8 @@ impl fmt::Display for BuildPart {
             Self::Ingress => "ingress",
             Self::Admin => "admin",
             Self::Recovery => "recovery",
+            Self::Usage => "usage",
+            Self::LogFile => "log file",
         })
     }
 }
@@ -176,7 +183,7 @@ fn part(part: BuildPart) -> impl Fn(Error) -> BuildError {
 /// | calls that want no answer now | [`async_calls`](Self::async_calls) | taken, as durable as the store |
 /// | output of instances | [`log_sink`](Self::log_sink) | [`LogBuffer`] |
 /// | scaling decisions | [`decision_sink`](Self::decision_sink) | [`DecisionLog`] |
-/// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`] |
+/// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`], on the platform's store |
 /// | secrets | [`secrets`](Self::secrets) | none: a service that refers to one does not start |
 /// | wall time | [`clock`](Self::clock) | the system's |
 ///
@@ -207,8 +214,12 @@ pub struct PlatformBuilder {
     clock: Arc<dyn Clock>,
     recorder: Option<Recorder>,
     logs: Arc<dyn LogSink>,
+    log_file: Option<(PathBuf, LogFileLimits)>,
     decisions: Arc<dyn DecisionSink>,
-    meter: Arc<dyn MeterSink>,
+    meter: Option<Arc<dyn MeterSink>>,
+    meter_checkpoint: Duration,
+    prices: Option<PriceTable>,
+    usage_exports: Vec<(String, UsageKey, Arc<dyn UsageExport>)>,
     secrets: Option<Arc<dyn SecretSource>>,
     wrap_invoker: Option<WrapInvoker>,
     machine: Option<Machine>,
@@ -264,8 +275,12 @@ impl Default for PlatformBuilder {
             clock: Arc::new(SystemClock),
             recorder: None,
             logs: Arc::new(LogBuffer::default()),
+            log_file: None,
             decisions: Arc::new(DecisionLog::default()),
-            meter: Arc::new(Meter::default()),
+            meter: None,
+            meter_checkpoint: MeterConfig::default().checkpoint,
+            prices: None,
+            usage_exports: Vec::new(),
             secrets: None,
             wrap_invoker: None,
             machine: None,
@@ -450,6 +465,13 @@ impl PlatformBuilder {
         self
     }
 
+    /// Writes the output of instances to this file too, as JSON lines with names, level and request: see [`LogFiles`].
+    #[must_use]
+    pub fn log_file(mut self, path: impl Into<PathBuf>, limits: LogFileLimits) -> Self {
+        self.log_file = Some((path.into(), limits));
+        self
+    }
+
     /// Where scaling decisions go. The admin API and [`Platform::decisions`] read back what it can read back.
     #[must_use]
     pub fn decision_sink(mut self, sink: impl DecisionSink) -> Self {
@@ -461,7 +483,32 @@ impl PlatformBuilder {
     /// can read back.
     #[must_use]
     pub fn meter_sink(mut self, sink: impl MeterSink) -> Self {
-        self.meter = Arc::new(sink);
+        self.meter = Some(Arc::new(sink));
+        self
+    }
+
+    /// How often the platform's meter writes to the store while anything is used: what is lost at most when the host
+    /// dies. 10 s unless this says otherwise. Of no effect with a [`PlatformBuilder::meter_sink`] of one's own.
+    #[must_use]
+    pub fn meter_checkpoint(mut self, every: Duration) -> Self {
+        self.meter_checkpoint = every;
+        self
+    }
+
+    /// What use costs: [`Control::usage_cost`] and the admin API tell costs by it, those of idle instances apart from those
+    /// of busy ones.
+    #[must_use]
+    pub fn prices(mut self, prices: PriceTable) -> Self {
+        self.prices = Some(prices);
+        self
+    }
+
+    /// Exports what was used, by the hour and signed with `key`, once an hour is over; the store remembers under `name` how
+    /// far it is. Several exports, each under a name of its own, do not wait for each other. Needs the platform's own
+    /// meter.
+    #[must_use]
+    pub fn usage_export(mut self, name: impl Into<String>, key: UsageKey, target: impl UsageExport) -> Self {
+        self.usage_exports.push((name.into(), key, Arc::new(target)));
         self
     }
 
@@ -759,6 +806,35 @@ impl PlatformBuilder {
             (None, None) => (Arc::new(MemoryStore::default()), None),
         };
 
+        let (meter, own_meter): (Arc<dyn MeterSink>, _) = match self.meter {
+            Some(meter) => (meter, None),
+            None => {
+                let mut config = MeterConfig::default();
+                config.store = Arc::clone(&store);
+                config.clock = Arc::clone(&self.clock);
+                config.checkpoint = self.meter_checkpoint;
+                let own = Arc::new(Meter::new(config));
+                (Arc::clone(&own) as _, Some(own))
+            }
+        };
+        let mut exporters = Vec::new();
+        for (name, key, target) in self.usage_exports {
+            let own = own_meter.as_ref().ok_or_else(|| {
+                let message =
+                    "a meter sink of one's own exports its records itself: leave one of the two out";
+                Error::new(ErrorKind::Unsupported, "usage export", message)
+            });
+            let exporter = own.and_then(|own| UsageExporter::new(Arc::clone(own), &name, key, target));
+            exporters.push(exporter.map_err(part(BuildPart::Usage))?);
+        }
+        let mut log_files = None;
+        if let Some((path, limits)) = self.log_file {
+            let files =
+                LogFiles::new(path, limits, Arc::clone(&self.logs)).map_err(part(BuildPart::LogFile))?;
+            let files = Arc::new(files);
+            self.logs = Arc::clone(&files) as _;
+            log_files = Some(files);
+        }
         let mut scalers = self.scalers;
         scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
         let scalers = Scalers::new(scalers);
@@ -774,7 +850,7 @@ impl PlatformBuilder {
             seed: self.seed,
             clock: Arc::clone(&self.clock),
             logs: Arc::clone(&self.logs),
-            meter: Arc::clone(&self.meter),
+            meter: Arc::clone(&meter),
             secrets: self.secrets.clone(),
             recorder: recorder.clone(),
             runtimes: self.runtimes.clone(),
@@ -795,6 +871,7 @@ impl PlatformBuilder {
         let mut gateway_config = self.gateway;
         gateway_config.seed = self.seed;
         gateway_config.recorder = recorder.clone();
+        gateway_config.meter = Some(Arc::clone(&meter));
         if let Some(quotas) = self.quotas {
             gateway_config.admission = Admission::new(quotas);
         }
@@ -845,7 +922,8 @@ impl PlatformBuilder {
         control_config.manifests.fidelity = self.fidelity.unwrap_or_else(|| self.preset.fidelity());
         control_config.logs = self.logs;
         control_config.decisions = Arc::clone(&self.decisions);
-        control_config.meter = self.meter;
+        control_config.meter = meter;
+        control_config.prices = self.prices;
         control_config.recorder = recorder.clone();
         control_config.seed = self.seed;
         let control = Control::new(control_config);
@@ -876,6 +954,9 @@ impl PlatformBuilder {
             pool,
             runtimes: self.runtimes,
             own_store,
+            own_meter,
+            exporters,
+            log_files,
             ingress: None,
             admin_server: None,
             #[cfg(unix)]
@@ -919,6 +1000,16 @@ impl Parts {
         }
         #[cfg(not(unix))]
         let _ = socket;
+        if let Some(meter) = &self.own_meter {
+            // Before the first instance, so that no reading comes before the books are open.
+            meter.begin().await.map_err(part(BuildPart::Usage))?;
+            let (meter, stop) = (Arc::clone(meter), self.stop.clone());
+            self.tasks.spawn(async move { meter.run(stop).await });
+        }
+        for exporter in self.exporters.drain(..) {
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move { exporter.run(stop).await });
+        }
         self.control.recover().await.map_err(part(BuildPart::Recovery))?;
         self.calls.recover().await.map_err(part(BuildPart::Recovery))?;
         self.tasks.spawn(backlog::report(

@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use sas_autoscale::{Driver, Measurement};
-use sas_control::{Admin, Applied, Control, DeployOutcome, Engines, Recovery};
+use sas_control::{
+    Admin, Applied, Control, DeployOutcome, Engines, LogFiles, Meter, Recovery, UsageExporter,
+};
 use sas_core::{
     CallError, Clock, Cx, DecisionQuery, Error, ErrorKind, Invoker as _, LogQuery, Payer, Pool, Request,
     Response, Result, RevisionKey, RevisionSpec, Runtime, Source, Target, UsageQuery,
@@ -41,6 +43,12 @@ pub(crate) struct Parts {
         expect(dead_code, reason = "without it no platform opens a store by itself")
     )]
     pub(crate) own_store: Option<Arc<OwnStore>>,
+    /// Made by the builder, so closed by the shutdown.
+    pub(crate) own_meter: Option<Arc<Meter>>,
+    /// Written to the end by the shutdown.
+    pub(crate) log_files: Option<Arc<LogFiles>>,
+    /// What is to be started with the platform.
+    pub(crate) exporters: Vec<UsageExporter>,
     pub(crate) ingress: Option<Server>,
     pub(crate) admin_server: Option<Server>,
     #[cfg(unix)]
@@ -285,6 +293,15 @@ impl Platform {
         let forced = deadline.max(Instant::now()) + Duration::from_secs(1);
         for runtime in &parts.runtimes {
             drained &= tokio::time::timeout_at(forced, runtime.quiesce()).await.is_ok();
+        }
+        if let Some(meter) = &parts.own_meter
+            && let Err(error) = meter.close().await
+        {
+            tracing::error!(error = %error.chain(), "the last readings of usage were not written");
+            drained = false;
+        }
+        if let Some(files) = parts.log_files.clone() {
+            let _ = tokio::task::spawn_blocking(move || files.flush()).await;
         }
         #[cfg(feature = "redb")]
         if let Some(store) = &parts.own_store {

@@ -48,6 +48,7 @@
 //! | give people and programs tokens with scopes | [`Tokens`] |
 //! | keep logs, decisions and meter readings | [`LogBuffer`], [`DecisionLog`], [`Meter`] |
 //! | have several engines, each for somebody | [`Engines`], [`sas_core::EngineSpec`] |
+//! | sign, export and price what was used | [`UsageExporter`], [`UsageRecord`], [`PriceTable`] |
 
 mod admin;
 mod audit;
@@ -55,6 +56,7 @@ mod control;
 mod decisions;
 mod engine;
 mod invoke;
+mod log_files;
 mod logs;
 mod meter;
 pub mod metrics;
@@ -70,12 +72,19 @@ mod view;
 
 pub use admin::{Admin, PeerAuthenticator, TokenAuthenticator};
 pub use audit::{AuditLimits, AuditRecord};
-pub use control::{Applied, Control, ControlConfig, DeployOutcome, Recovery, RolloutAction};
+pub use control::{
+    Applied, Control, ControlConfig, DeployOutcome, HourUsageView, NamespaceUsageView, Recovery,
+    RolloutAction, UsageGapView, UsageHoursView, UsageView,
+};
 pub use decisions::DecisionLog;
 pub use engine::Engines;
 pub use invoke::{Phases, TestReport, TestRun};
+pub use log_files::{LogFileLimits, LogFiles};
 pub use logs::{LogBuffer, LogLimits};
-pub use meter::Meter;
+pub use meter::{
+    Cost, CostLine, EventUsageExport, FileUsageExport, Meter, MeterConfig, PriceTable, Prices, UsageExport,
+    UsageExporter, UsageKey, UsageRecord,
+};
 pub use package::PackageDir;
 pub use private::private_dir;
 pub use reconcile::{GcLimits, Rules};

@@ -1,23 +1,27 @@
-//! The last lines that instances wrote, per revision and bounded.
+//! The last lines that instances wrote, per revision and bounded, so that no tenant pushes out another's.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use async_trait::async_trait;
 use dashmap::DashMap;
-use sas_core::{LogLine, LogPage, LogQuery, LogRecord, LogSink, Result, RevisionKey};
+use parking_lot::Mutex;
+use sas_core::{
+    LogFilter, LogLine, LogPage, LogQuery, LogRecord, LogSink, Result, RevisionKey, RevisionName, TenantKey,
+};
+use tokio::sync::Notify;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogLimits {
-    /// How many lines are kept for each revision.
+    /// Lines per revision.
     pub lines: usize,
     /// Bytes of text per revision.
     pub bytes: usize,
-    /// Revisions; the one that was silent longest goes first.
+    /// Revisions. When there are more, one of the tenant that has most goes: that which was silent longest.
     pub revisions: usize,
 }
 
@@ -27,14 +31,18 @@ impl Default for LogLimits {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ring {
+    tenant: TenantKey,
     lines: VecDeque<LogLine>,
     bytes: usize,
     dropped: u64,
 }
 
 /// A [`LogSink`] that keeps the last lines of each revision.
+///
+/// Revisions do not share room, and where there are too many revisions the tenant that has most gives one up: a flood of one
+/// tenant pushes out its own lines alone. [`LogBuffer::lost`] says how many lines of each tenant are gone.
 ///
 /// ```
 /// use sas_control::LogBuffer;
@@ -48,8 +56,12 @@ struct Ring {
 #[derive(Debug)]
 pub struct LogBuffer {
     rings: DashMap<RevisionKey, Ring>,
+    /// The tenants of revisions that have started.
+    owners: DashMap<RevisionKey, TenantKey>,
+    lost: Mutex<BTreeMap<TenantKey, u64>>,
     limits: LogLimits,
     sequence: AtomicU64,
+    written: Notify,
 }
 
 impl Default for LogBuffer {
@@ -61,16 +73,29 @@ impl Default for LogBuffer {
 impl LogBuffer {
     /// A buffer with these limits.
     pub fn new(limits: LogLimits) -> Self {
-        Self { rings: DashMap::new(), limits, sequence: AtomicU64::new(0) }
+        Self {
+            rings: DashMap::new(),
+            owners: DashMap::new(),
+            lost: Mutex::default(),
+            limits,
+            sequence: AtomicU64::new(0),
+            written: Notify::new(),
+        }
     }
 
     /// The last `most` lines of these revisions together with a sequence above `after`, oldest first.
     pub fn tail(&self, revisions: &[RevisionKey], most: usize, after: u64) -> Vec<LogLine> {
+        let mut filter = LogFilter::default();
+        filter.after = after;
+        self.find(revisions, &filter, most)
+    }
+
+    fn find(&self, revisions: &[RevisionKey], filter: &LogFilter, most: usize) -> Vec<LogLine> {
         let mut lines: Vec<LogLine> = Vec::new();
         for revision in revisions {
             if let Some(ring) = self.rings.get(revision) {
-                lines
-                    .extend(ring.lines.iter().rev().take(most).filter(|line| line.sequence > after).cloned());
+                let young = ring.lines.iter().rev().take_while(|line| line.sequence > filter.after);
+                lines.extend(young.filter(|line| filter.matches(line)).take(most).cloned());
             }
         }
         lines.sort_unstable_by_key(|line| line.sequence);
@@ -83,15 +108,35 @@ impl LogBuffer {
         self.rings.get(&revision).map_or(0, |ring| ring.dropped)
     }
 
+    /// Lines of each tenant that made room for younger ones since the platform started, also of revisions that are gone.
+    /// Tenants that lost none are left out.
+    pub fn lost(&self) -> BTreeMap<TenantKey, u64> {
+        self.lost.lock().clone()
+    }
+
+    fn lose(&self, tenant: TenantKey, lines: u64) {
+        if lines > 0 {
+            *self.lost.lock().entry(tenant).or_default() += lines;
+        }
+    }
+
     fn make_room(&self) {
         while self.rings.len() >= self.limits.revisions.max(1) {
-            let silent = self
-                .rings
-                .iter()
-                .map(|ring| (ring.lines.back().map_or(0, |line| line.sequence), *ring.key()))
-                .min();
-            let Some((_, key)) = silent else { return };
-            self.rings.remove(&key);
+            let mut tenants: BTreeMap<TenantKey, (usize, u64, RevisionKey)> = BTreeMap::new();
+            for ring in &self.rings {
+                let last = ring.lines.back().map_or(0, |line| line.sequence);
+                let of = tenants.entry(ring.tenant).or_insert((0, u64::MAX, *ring.key()));
+                of.0 += 1;
+                if last < of.1 {
+                    (of.1, of.2) = (last, *ring.key());
+                }
+            }
+            // Of tenants that have as many, that which was silent longest.
+            let most = tenants.values().max_by_key(|(count, silent, _)| (*count, u64::MAX - silent));
+            let Some((.., key)) = most else { return };
+            if let Some((_, ring)) = self.rings.remove(key) {
+                self.lose(ring.tenant, ring.lines.len() as u64);
+            }
         }
     }
 }
@@ -105,13 +150,30 @@ impl LogSink for LogBuffer {
         if !self.rings.contains_key(&revision) {
             self.make_room();
         }
-        let mut ring = self.rings.entry(revision).or_default();
+        let mut ring = self.rings.entry(revision).or_insert_with(|| Ring {
+            tenant: self.owners.get(&revision).map_or(TenantKey::HOST, |tenant| *tenant),
+            lines: VecDeque::new(),
+            bytes: 0,
+            dropped: 0,
+        });
         ring.bytes += kept.line.len();
         ring.lines.push_back(kept);
+        let mut lost = 0;
         while ring.lines.len() > self.limits.lines || ring.bytes > self.limits.bytes {
             let Some(old) = ring.lines.pop_front() else { break };
             ring.bytes -= old.line.len();
-            ring.dropped += 1;
+            lost += 1;
+        }
+        ring.dropped += lost;
+        let tenant = ring.tenant;
+        drop(ring);
+        self.lose(tenant, lost);
+        self.written.notify_waiters();
+    }
+
+    fn starts(&self, revision: RevisionKey, _: &RevisionName, tenant: TenantKey) {
+        if self.owners.get(&revision).is_none_or(|known| *known != tenant) {
+            self.owners.insert(revision, tenant);
         }
     }
 
@@ -121,6 +183,7 @@ impl LogSink for LogBuffer {
 
     fn forget(&self, revision: RevisionKey) {
         self.rings.remove(&revision);
+        self.owners.remove(&revision);
     }
 }
 
@@ -129,5 +192,20 @@ impl LogQuery for LogBuffer {
     async fn lines(&self, revisions: &[RevisionKey], most: usize, after: u64) -> Result<LogPage> {
         let dropped = revisions.iter().map(|revision| self.dropped(*revision)).sum();
         Ok(LogPage::new(self.tail(revisions, most, after), dropped))
+    }
+
+    async fn search(&self, revisions: &[RevisionKey], filter: &LogFilter, most: usize) -> Result<LogPage> {
+        let dropped = revisions.iter().map(|revision| self.dropped(*revision)).sum();
+        Ok(LogPage::new(self.find(revisions, filter, most), dropped))
+    }
+
+    async fn wait(&self, after: u64) {
+        let written = self.written.notified();
+        let mut written = std::pin::pin!(written);
+        // Before it is looked: a line in between wakes.
+        written.as_mut().enable();
+        if self.sequence.load(Ordering::Relaxed) <= after {
+            written.await;
+        }
     }
 }

@@ -6,7 +6,8 @@ use std::{sync::Arc, time::Duration};
 
 use sas_core::{
     Clamps, Decision, DecisionRecord, DecisionSink, ErrorKind, InstanceId, Load, LogRecord, LogSink,
-    LogStream, MemoryStore, MeterPhase, MeterSink, Metric, Reason, Vote,
+    LogStream, MemoryStore, MeterPhase, MeterSink, Metered, Metric, Reason, RequestUsage, RevisionName,
+    TenantKey, Vote,
 };
 use support::World;
 
@@ -274,7 +275,8 @@ async fn logs_decisions_instances_and_usage_are_shown() {
     );
 
     let tenant = world.control.record("default", "hello").unwrap().tenant;
-    world.meter().phase(InstanceId(1), key, tenant, MeterPhase::Busy, 5);
+    let name = RevisionName::new("default", "hello", "hello-00001");
+    world.meter().phase(Metered::of(key, tenant, &name), InstanceId(1), MeterPhase::Busy, 5);
     let (_, usage) = world.call("GET", "/v1/usage", "").await;
     assert_eq!(
         (&usage["tenants"][0]["namespace"], &usage["tenants"][0]["totals"]["busyNs"]),
@@ -383,7 +385,8 @@ async fn usage_counts_revisions_that_are_gone() {
         world.deploy(&format!("version {at}")).await.unwrap();
         let latest = world.control.record("default", "hello").unwrap().latest_ready().unwrap().name.clone();
         let key = world.pool.key(&latest).unwrap();
-        world.meter().requests(key, sas_core::TenantKey(1), at + 1);
+        let name = RevisionName::new("default", "hello", &latest);
+        world.meter().requests(Metered::of(key, TenantKey(1), &name), &RequestUsage::of(at + 1));
         expected += at + 1;
         support::eventually(|| world.pool.names().len() == 1).await;
     }

@@ -47,6 +47,7 @@ mod instance;
 mod invoke;
 mod load;
 mod memory;
+mod meter;
 mod named_values;
 mod ownership;
 mod pool;
@@ -88,6 +89,10 @@ pub use instance::{
 pub use invoke::{CallTimings, Handler, Invoker, Target};
 pub use load::Load;
 pub use memory::MemoryStore;
+pub use meter::{
+    Hour, HourUsage, MeterPhase, MeterSink, MeterTotals, Metered, RequestUsage, RevisionUsage, UsageGap,
+    UsagePage, UsageQuery, UsageScope,
+};
 pub use named_values::{NamedValues, NamedVote};
 pub use ownership::{Candidacy, Owned};
 pub use pool::{
@@ -113,8 +118,8 @@ pub use scaler_options::ScalerOptions;
 pub use scalers::Scalers;
 pub use scaling_spec::{Aggregation, Fidelity, Metric, ScalingSpec};
 pub use sink::{
-    DecisionQuery, DecisionRecord, DecisionSink, LogLine, LogPage, LogQuery, LogRecord, LogSink, LogStream,
-    MeterPhase, MeterSink, MeterTotals, NoSink, SecretSource, UsageQuery,
+    DecisionQuery, DecisionRecord, DecisionSink, LogFilter, LogLevel, LogLine, LogPage, LogQuery, LogRecord,
+    LogSink, LogStream, NoSink, SecretSource,
 };
 pub use spec::{Protocol, RevisionSpec, Source, Timeouts};
 pub use spec_error::{SpecError, SpecErrors};

@@ -1,4 +1,4 @@
-//! Where logs, decisions, meter readings and secrets go or come from.
+//! Where logs, decisions and secrets go or come from.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Decision, InstanceId, Load, NamedValues, RequestId, RevisionKey, TenantKey, Timestamp};
+use crate::{
+    Decision, InstanceId, Load, NamedValues, RequestId, RevisionKey, RevisionName, TenantKey, Timestamp,
+};
 
 /// Which stream a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -96,6 +98,174 @@ impl LogLine {
     }
 }
 
+/// How grave a line is, as far as it says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LogLevel {
+    /// Finer than debugging.
+    Trace,
+    /// For debugging.
+    Debug,
+    /// What is ordinary.
+    Info,
+    /// What may become an error.
+    Warn,
+    /// What went wrong.
+    Error,
+    /// What ended the program.
+    Fatal,
+}
+
+impl LogLevel {
+    /// The level of a word such as `warn`, `WARNING` or `E`, in any case.
+    pub fn from_word(word: &str) -> Option<Self> {
+        const WORDS: [(&str, LogLevel); 17] = [
+            ("trace", LogLevel::Trace),
+            ("finest", LogLevel::Trace),
+            ("debug", LogLevel::Debug),
+            ("fine", LogLevel::Debug),
+            ("info", LogLevel::Info),
+            ("information", LogLevel::Info),
+            ("notice", LogLevel::Info),
+            ("warn", LogLevel::Warn),
+            ("warning", LogLevel::Warn),
+            ("error", LogLevel::Error),
+            ("err", LogLevel::Error),
+            ("severe", LogLevel::Error),
+            ("fatal", LogLevel::Fatal),
+            ("critical", LogLevel::Fatal),
+            ("alert", LogLevel::Fatal),
+            ("emergency", LogLevel::Fatal),
+            ("panic", LogLevel::Fatal),
+        ];
+        WORDS.iter().find(|(known, _)| word.eq_ignore_ascii_case(known)).map(|(_, level)| *level)
+    }
+
+    /// The level of a number as Bunyan and Pino write it: 10 is `Trace`, 60 `Fatal`.
+    const fn from_number(number: u64) -> Self {
+        match number {
+            0..20 => Self::Trace,
+            20..30 => Self::Debug,
+            30..40 => Self::Info,
+            40..50 => Self::Warn,
+            50..60 => Self::Error,
+            _ => Self::Fatal,
+        }
+    }
+
+    /// In lower case, as JSON has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Trace => "trace",
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+            Self::Fatal => "fatal",
+        }
+    }
+}
+
+/// Members of a structured line that hold its level.
+const LEVEL_MEMBERS: [&str; 4] = ["level", "severity", "lvl", "log.level"];
+/// Members of a structured line that hold the id of the request that it is about.
+const REQUEST_MEMBERS: [&str; 5] =
+    ["request_id", "requestId", "x-request-id", "request", "http.request.header.x-request-id"];
+/// How far into a line its level is looked for.
+const LEVEL_WORDS: usize = 6;
+
+impl LogLine {
+    /// The members of a line that is a JSON object; `None` for any other.
+    pub fn fields(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
+        let text = self.line.trim();
+        (text.starts_with('{') && text.ends_with('}')).then(|| serde_json::from_str(text).ok()).flatten()
+    }
+
+    /// The level that the line says: the member `level` or `severity` of a JSON object (words, or numbers as Pino writes
+    /// them), else one of the first words of the text, in capitals or in brackets, as most loggers write it.
+    pub fn level(&self) -> Option<LogLevel> {
+        if let Some(fields) = self.fields() {
+            let found = LEVEL_MEMBERS.iter().find_map(|name| fields.get(*name))?;
+            return match found {
+                serde_json::Value::String(word) => LogLevel::from_word(word),
+                serde_json::Value::Number(number) => number.as_u64().map(LogLevel::from_number),
+                _ => None,
+            };
+        }
+        self.line.split_ascii_whitespace().take(LEVEL_WORDS).find_map(|word| {
+            let logfmt = LEVEL_MEMBERS.iter().find_map(|name| {
+                word.strip_prefix(name)?.strip_prefix('=').map(|word| word.trim_matches('"'))
+            });
+            if let Some(word) = logfmt {
+                return LogLevel::from_word(word);
+            }
+            let bare = word.trim_matches(|at: char| !at.is_ascii_alphabetic());
+            let marked = bare.len() < word.len() || bare.bytes().all(|byte| byte.is_ascii_uppercase());
+            if marked { LogLevel::from_word(bare) } else { None }
+        })
+    }
+
+    /// The request that the line is about: as the runtime knew it, else as a JSON object says in a member `request_id` or
+    /// `requestId`, 32 hexadecimal digits as in `x-request-id`.
+    pub fn about(&self) -> Option<RequestId> {
+        self.request.or_else(|| {
+            let fields = self.fields()?;
+            let id = REQUEST_MEMBERS.iter().find_map(|name| fields.get(*name)?.as_str())?;
+            let digits: String = id.chars().filter(|digit| *digit != '-').collect();
+            (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok().map(RequestId)).flatten()
+        })
+    }
+}
+
+/// Which lines are asked for. Empty: all.
+///
+/// ```
+/// use sas_core::{InstanceId, LogFilter, LogLevel, LogLine, LogStream, Timestamp};
+/// let line = |text: &str| LogLine::new(1, Timestamp(5), InstanceId(1), LogStream::Stdout, text.to_owned());
+/// let mut filter = LogFilter::default();
+/// filter.level = Some(LogLevel::Warn);
+/// assert!(filter.matches(&line(r#"{"level": "error", "msg": "no"}"#)));
+/// assert!(filter.matches(&line("2026-01-05 12:00:01 WARN cache is full")));
+/// assert!(!filter.matches(&line("[info] ready")) && !filter.matches(&line("no level here")));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogFilter {
+    /// With a sequence above this alone.
+    pub after: u64,
+    /// From this time on.
+    pub from: Option<Timestamp>,
+    /// Before this time.
+    pub until: Option<Timestamp>,
+    /// Of this instance alone.
+    pub instance: Option<InstanceId>,
+    /// About this request alone.
+    pub request: Option<RequestId>,
+    /// Of this level or a graver one: lines that say no level are left out.
+    pub level: Option<LogLevel>,
+    /// With this text in them, in any case of ASCII letters.
+    pub text: Option<String>,
+}
+
+impl LogFilter {
+    /// Whether a line is asked for.
+    pub fn matches(&self, line: &LogLine) -> bool {
+        line.sequence > self.after
+            && self.from.is_none_or(|from| line.at >= from)
+            && self.until.is_none_or(|until| line.at < until)
+            && self.instance.is_none_or(|instance| line.instance == instance)
+            && self.text.as_ref().is_none_or(|text| contains(&line.line, text))
+            && self.level.is_none_or(|level| line.level().is_some_and(|said| said >= level))
+            && self.request.is_none_or(|request| line.about() == Some(request))
+    }
+}
+
+fn contains(line: &str, text: &str) -> bool {
+    text.is_empty()
+        || line.as_bytes().windows(text.len()).any(|part| part.eq_ignore_ascii_case(text.as_bytes()))
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
 fn as_text<S: serde::Serializer>(instance: &InstanceId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(instance)
@@ -126,6 +296,33 @@ pub trait LogQuery: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable` when the place where lines are kept can't be reached.
     async fn lines(&self, revisions: &[RevisionKey], most: usize, after: u64) -> crate::Result<LogPage>;
+
+    /// The last `most` lines of these revisions that the filter asks for, oldest first. The default looks at all lines that
+    /// [`LogQuery::lines`] gives; a place that can search by itself does.
+    ///
+    /// # Errors
+    /// As [`LogQuery::lines`].
+    async fn search(
+        &self,
+        revisions: &[RevisionKey],
+        filter: &LogFilter,
+        most: usize,
+    ) -> crate::Result<LogPage> {
+        let mut page = self.lines(revisions, usize::MAX, filter.after).await?;
+        page.lines.retain(|line| filter.matches(line));
+        let surplus = page.lines.len().saturating_sub(most);
+        page.lines.drain(..surplus);
+        Ok(page)
+    }
+
+    /// Waits until there may be a line with a sequence above `after`, for those who follow. The default waits for a quarter
+    /// of a second.
+    ///
+    /// **Cancel safety:** dropping it leaves nothing behind.
+    async fn wait(&self, after: u64) {
+        let _ = after;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
 }
 
 /// Takes the lines that instances write.
@@ -133,6 +330,12 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     /// One line, without its end; longer ones were cut by the runtime. Returns at once: a sink that can't keep up
     /// drops and counts.
     fn line(&self, record: &LogRecord<'_>);
+
+    /// An instance of this revision is started: lines that come under its key are of this name and tenant. Told again with
+    /// each start.
+    fn starts(&self, revision: RevisionKey, name: &RevisionName, tenant: TenantKey) {
+        let _ = (revision, name, tenant);
+    }
 
     /// Reads back what was written; `None` (the default) for a sink that only passes lines on. The admin API then
     /// says so instead of showing no lines.
@@ -206,114 +409,6 @@ pub trait DecisionQuery: fmt::Debug + Send + Sync + 'static {
     async fn last_decisions(&self, revision: RevisionKey, most: usize) -> crate::Result<Vec<DecisionRecord>>;
 }
 
-/// What an instance's second was spent on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum MeterPhase {
-    /// On its way up.
-    Starting,
-    /// As a stem, belonging to nobody yet.
-    Pooled,
-    /// Ready, without a request.
-    Idle,
-    /// With at least one request.
-    Busy,
-    /// On its way out.
-    Draining,
-}
-
-/// Use of instances, in nanoseconds per phase, and requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct MeterTotals {
-    /// On their way up.
-    pub starting_ns: u128,
-    /// Nanoseconds that instances existed as stems.
-    pub pooled_ns: u128,
-    /// Ready, without a request.
-    pub idle_ns: u128,
-    /// With at least one request.
-    pub busy_ns: u128,
-    /// On their way out.
-    pub draining_ns: u128,
-    /// How many requests were answered.
-    pub requests: u64,
-}
-
-impl MeterTotals {
-    /// All phases together: the lives of the instances, in nanoseconds.
-    pub fn life_ns(&self) -> u128 {
-        self.starting_ns + self.pooled_ns + self.idle_ns + self.busy_ns + self.draining_ns
-    }
-
-    /// Adds the figures of another total to these.
-    pub fn add_all(&mut self, other: &Self) {
-        self.starting_ns += other.starting_ns;
-        self.pooled_ns += other.pooled_ns;
-        self.idle_ns += other.idle_ns;
-        self.busy_ns += other.busy_ns;
-        self.draining_ns += other.draining_ns;
-        self.requests = self.requests.saturating_add(other.requests);
-    }
-
-    /// Adds `ns` nanoseconds in `phase`.
-    pub fn add(&mut self, phase: MeterPhase, ns: u64) {
-        let total = match phase {
-            MeterPhase::Starting => &mut self.starting_ns,
-            MeterPhase::Pooled => &mut self.pooled_ns,
-            MeterPhase::Idle => &mut self.idle_ns,
-            MeterPhase::Busy => &mut self.busy_ns,
-            MeterPhase::Draining => &mut self.draining_ns,
-        };
-        *total += u128::from(ns);
-    }
-}
-
-/// Reads back what a [`MeterSink`] added up. The admin API shows usage through it.
-#[async_trait]
-pub trait UsageQuery: fmt::Debug + Send + Sync + 'static {
-    /// What a revision used since it was registered; zero for one that used nothing.
-    ///
-    /// # Errors
-    /// `Unavailable` when the place where readings are kept can't be reached.
-    async fn revision_usage(&self, revision: RevisionKey) -> crate::Result<MeterTotals>;
-
-    /// What each tenant used that used anything.
-    ///
-    /// # Errors
-    /// As [`UsageQuery::revision_usage`].
-    async fn tenant_usage(&self) -> crate::Result<BTreeMap<TenantKey, MeterTotals>>;
-}
-
-/// Takes meter readings. The phases of an instance add up to its life exactly, in nanoseconds.
-pub trait MeterSink: fmt::Debug + Send + Sync + 'static {
-    /// `ns` nanoseconds of an instance in `phase`.
-    fn phase(
-        &self,
-        instance: InstanceId,
-        revision: RevisionKey,
-        tenant: TenantKey,
-        phase: MeterPhase,
-        ns: u64,
-    );
-    /// `count` requests answered by the revision.
-    fn requests(&self, revision: RevisionKey, tenant: TenantKey, count: u64) {
-        let _ = (revision, tenant, count);
-    }
-
-    /// Reads back what was used; `None` (the default) for a sink that only passes readings on. The admin API then
-    /// says so instead of showing nothing used.
-    fn usage_query(&self) -> Option<&dyn UsageQuery> {
-        None
-    }
-
-    /// Nobody will ask for the revision's usage any more: what is kept of it may go. Its tenant's stays.
-    fn forget(&self, revision: RevisionKey) {
-        let _ = revision;
-    }
-}
-
 /// Resolves the references that specs hold instead of secrets.
 #[async_trait]
 pub trait SecretSource: fmt::Debug + Send + Sync + 'static {
@@ -357,14 +452,14 @@ impl DecisionSink for NoSink {
     fn decided(&self, _: RevisionKey, _: &DecisionRecord) {}
 }
 
-impl MeterSink for NoSink {
-    fn phase(&self, _: InstanceId, _: RevisionKey, _: TenantKey, _: MeterPhase, _: u64) {}
-}
-
 #[deny(clippy::missing_trait_methods)]
 impl<T: LogSink + ?Sized> LogSink for Arc<T> {
     fn line(&self, record: &LogRecord<'_>) {
         (**self).line(record);
+    }
+
+    fn starts(&self, revision: RevisionKey, name: &RevisionName, tenant: TenantKey) {
+        (**self).starts(revision, name, tenant);
     }
 
     fn log_query(&self) -> Option<&dyn LogQuery> {
@@ -384,32 +479,6 @@ impl<T: DecisionSink + ?Sized> DecisionSink for Arc<T> {
 
     fn decision_query(&self) -> Option<&dyn DecisionQuery> {
         (**self).decision_query()
-    }
-
-    fn forget(&self, revision: RevisionKey) {
-        (**self).forget(revision);
-    }
-}
-
-#[deny(clippy::missing_trait_methods)]
-impl<T: MeterSink + ?Sized> MeterSink for Arc<T> {
-    fn phase(
-        &self,
-        instance: InstanceId,
-        revision: RevisionKey,
-        tenant: TenantKey,
-        phase: MeterPhase,
-        ns: u64,
-    ) {
-        (**self).phase(instance, revision, tenant, phase, ns);
-    }
-
-    fn requests(&self, revision: RevisionKey, tenant: TenantKey, count: u64) {
-        (**self).requests(revision, tenant, count);
-    }
-
-    fn usage_query(&self) -> Option<&dyn UsageQuery> {
-        (**self).usage_query()
     }
 
     fn forget(&self, revision: RevisionKey) {

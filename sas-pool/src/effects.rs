@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, task::Waker, time::Duration};
 
-use sas_core::{Deployed, Instance, InstanceId, MeterPhase, RevisionKey, TenantKey};
+use sas_core::{Deployed, Instance, InstanceId, MeterPhase, RevisionKey, Usage};
 use smallvec::SmallVec;
 
 /// A start that was decided.
@@ -35,6 +35,27 @@ pub(crate) struct Stop {
     pub(crate) grace: Duration,
     /// It is off the CPU, where it could not end politely.
     pub(crate) thaw: bool,
+    /// What was sampled of it last, where its runtime tells what its instances use and somebody meters.
+    pub(crate) sample: Option<LastSample>,
+}
+
+/// What an instance had used when it was last looked at.
+#[derive(Debug)]
+pub(crate) struct LastSample {
+    pub(crate) revision: RevisionKey,
+    pub(crate) deployed: Arc<Deployed>,
+    /// When, in nanoseconds of the pool's life.
+    pub(crate) at: u64,
+    pub(crate) cpu_ns: u64,
+}
+
+impl LastSample {
+    /// What was used since, by an instance that has used `usage` at `now`; `None`: nothing.
+    pub(crate) fn reading(self, id: InstanceId, usage: Usage, now: u64) -> Option<Reading> {
+        let cpu_ns = usage.cpu_ns.saturating_sub(self.cpu_ns);
+        let held = u128::from(usage.memory_bytes) * u128::from(now.saturating_sub(self.at));
+        (cpu_ns > 0 || held > 0).then(|| Reading::Resources(id, self.revision, self.deployed, cpu_ns, held))
+    }
 }
 
 /// An instance that is to go off the CPU, or to come back.
@@ -67,8 +88,9 @@ pub(crate) struct Candidate {
 /// A meter reading.
 #[derive(Debug)]
 pub(crate) enum Reading {
-    Phase(InstanceId, RevisionKey, TenantKey, MeterPhase, u64),
-    Requests(RevisionKey, TenantKey, u64),
+    Phase(InstanceId, RevisionKey, Arc<Deployed>, MeterPhase, u64),
+    /// Nanoseconds on a CPU, and byte-nanoseconds of memory.
+    Resources(InstanceId, RevisionKey, Arc<Deployed>, u64, u128),
 }
 
 /// Collected under the lock, done after it.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use sas_core::{Deployed, Instance, InstanceId, Load, RevisionKey, Usage};
 
 use crate::{
-    effects::{Effects, Reading},
+    effects::{Effects, LastSample, Reading},
     revision::{Ended, Link},
     rules::Rules,
     shard::Shard,
@@ -22,6 +22,8 @@ struct Visit {
 struct Sample {
     id: InstanceId,
     handle: Arc<dyn Instance>,
+    /// Since when it is ready.
+    ready: u64,
     before: Option<(u64, Usage)>,
 }
 
@@ -34,9 +36,12 @@ pub(crate) fn take(shard: &Shard, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) 
         now
     });
     let mut sampled = Vec::new();
+    let mut readings = Vec::new();
     for visited in &mut visits {
-        measure(visited, now, &mut sampled);
+        let metered = shard.shared.rules.metering.then_some(&mut readings);
+        measure(visited, now, &mut sampled, metered);
     }
+    shard.shared.rules.meter(readings.into_iter());
     if !sampled.is_empty() {
         let mut state = shard.state.lock();
         for (id, usage) in sampled {
@@ -61,12 +66,22 @@ pub(crate) fn take(shard: &Shard, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) 
 }
 
 /// Means over the ready instances whose usage is known.
-fn measure(visited: &mut Visit, now: u64, sampled: &mut Vec<(InstanceId, Usage)>) {
+fn measure(
+    visited: &mut Visit,
+    now: u64,
+    sampled: &mut Vec<(InstanceId, Usage)>,
+    mut readings: Option<&mut Vec<Reading>>,
+) {
     let (mut cpu, mut cpu_count, mut memory, mut count) = (0.0, 0u32, 0.0, 0u32);
     for sample in visited.samples.drain(..) {
         let Some(usage) = sample.handle.usage() else { continue };
         memory += usage.memory_bytes as f64;
         count += 1;
+        if let Some(readings) = &mut readings {
+            let (at, cpu_ns) = sample.before.map_or((sample.ready, 0), |(at, before)| (at, before.cpu_ns));
+            let (revision, deployed) = (visited.load.revision, Arc::clone(&visited.deployed));
+            readings.extend(LastSample { revision, deployed, at, cpu_ns }.reading(sample.id, usage, now));
+        }
         if let Some((at, before)) = sample.before
             && now > at
         {
@@ -101,11 +116,6 @@ impl State {
             load.start_time = (active.start_time > 0).then(|| Duration::from_nanos(active.start_time));
             active.area = 0;
             active.requests = 0;
-            let (key, tenant) = (active.key.0, active.tenant.0);
-            let answered = std::mem::take(&mut active.unmetered);
-            if rules.metering && answered > 0 {
-                fx.readings.push(Reading::Requests(key, tenant, answered));
-            }
             let Some(deployed) = active.deployed.clone() else { continue };
             let mut samples = Vec::new();
             if active.sampled {
@@ -113,7 +123,8 @@ impl State {
                     let instance = &self.instances[rules.ids.slot(slot.id) as usize];
                     if let Some(handle) = &instance.instance {
                         let handle = Arc::clone(handle);
-                        samples.push(Sample { id: slot.id, handle, before: instance.sampled });
+                        let (ready, before) = (instance.ready, instance.sampled);
+                        samples.push(Sample { id: slot.id, handle, ready, before });
                     }
                 }
             }
@@ -146,9 +157,11 @@ impl State {
     fn read_meters(&mut self, now: u64, fx: &mut Effects) {
         for meter in self.meters.iter_mut().filter(|meter| meter.runs()) {
             let active = &self.actives[meter.active as usize];
-            let (id, key, tenant) = (meter.id, active.key.0, active.tenant.0);
+            let (id, key) = (meter.id, active.key.0);
+            let deployed = active.deployed.as_ref().expect("a record in use has its revision");
             let spent = meter.take(now);
-            fx.readings.extend(spent.map(|(phase, ns)| Reading::Phase(id, key, tenant, phase, ns)));
+            fx.readings
+                .extend(spent.map(|(phase, ns)| Reading::Phase(id, key, Arc::clone(deployed), phase, ns)));
         }
     }
 }

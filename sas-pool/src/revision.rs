@@ -135,8 +135,6 @@ pub(crate) struct Active {
     pub(crate) changed: u64,
     pub(crate) since: u64,
     pub(crate) requests: u32,
-    /// Requests not yet told to the meter.
-    pub(crate) unmetered: u64,
     pub(crate) start_time: u64,
 
     /// Failed starts in a row.

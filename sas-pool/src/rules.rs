@@ -4,7 +4,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use sas_core::{
-    Balancer, ClaimError, Deployed, Isolation, KeepAlivePolicy, PoolBudget, PoolTotals, RevisionSpec,
+    Balancer, ClaimError, Deployed, Isolation, KeepAlivePolicy, Metered, PoolBudget, PoolTotals, RevisionSpec,
 };
 
 use crate::{
@@ -155,10 +155,13 @@ impl Rules {
         let Some(meter) = &self.config.meter else { return };
         for reading in readings {
             match reading {
-                Reading::Phase(id, revision, tenant, phase, ns) => {
-                    meter.phase(id, revision, tenant, phase, ns)
+                Reading::Phase(id, revision, deployed, phase, ns) => {
+                    meter.phase(Metered::of(revision, deployed.tenant, &deployed.name), id, phase, ns);
                 }
-                Reading::Requests(revision, tenant, count) => meter.requests(revision, tenant, count),
+                Reading::Resources(id, revision, deployed, cpu_ns, memory_byte_ns) => {
+                    let of = Metered::of(revision, deployed.tenant, &deployed.name);
+                    meter.resources(of, id, cpu_ns, memory_byte_ns);
+                }
             }
         }
     }

@@ -186,6 +186,7 @@ impl Shard {
         let begun = if plan.gated { Instant::now() } else { rules.clock.instant(plan.asked) };
         let deadline = begun + plan.deployed.spec.timeouts.start;
         let logs = Arc::clone(&rules.config.logs);
+        logs.starts(plan.revision, &plan.deployed.name, plan.deployed.tenant);
         let request = StartRequest::new(id, plan.revision, plan.deployed, logs, me, deadline);
         let deployed = &request.deployed;
         let needs_secrets = deployed.spec.env.values().any(|value| matches!(value, EnvValue::Secret(_)));
@@ -227,8 +228,15 @@ impl Shard {
         self.with(|state, rules, fx| state.started(rules, id, result, claim, rules.now(), fx))
     }
 
-    fn stop(&self, stop: Stop) {
+    fn stop(&self, mut stop: Stop) {
         let id = stop.id;
+        // The last look: afterwards nobody knows what it used.
+        if let Some(sample) = stop.sample.take()
+            && let Some(usage) = stop.instance.usage()
+        {
+            let rules = &self.shared.rules;
+            rules.meter(sample.reading(id, usage, rules.now()).into_iter());
+        }
         {
             // `stop` goes on by itself once it was polled: one that is over at once needs no task.
             let mut stopping = if stop.thaw { None } else { Some(stop.instance.stop(stop.grace)) };

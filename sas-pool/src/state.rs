@@ -29,7 +29,7 @@ mod timed;
 use crate::{
     clock::nanos,
     draw,
-    effects::{Candidate, Effects, Freeze, Holds, Plan, Reading, Started, Stop},
+    effects::{Candidate, Effects, Freeze, Holds, LastSample, Plan, Reading, Started, Stop},
     gate::Shortage,
     instance::{IdLayout, InstanceSlot, METERED, Meter, Phase},
     queue::{Grant, Place, Waiter},
@@ -174,9 +174,6 @@ impl State {
         active.account(now);
         for key in [active.retry.take(), active.sleep.take()].into_iter().flatten() {
             self.timers.cancel(key);
-        }
-        if active.unmetered > 0 {
-            fx.readings.push(Reading::Requests(active.key.0, active.tenant.0, active.unmetered));
         }
         let ended = Ended {
             slot: active.slot,

@@ -9,7 +9,7 @@ use std::{
 
 use sas_core::{
     CapacityInput, CapacityPolicy, CapacityReason, Deployed, ExitReport, InstanceEvents, InstanceId,
-    MeterPhase, RevisionKey, StartPhase, Stem, StemClass, StemRequest, StemView, TenantKey,
+    MeterPhase, Metered, RevisionKey, StartPhase, Stem, StemClass, StemRequest, StemView,
 };
 use tokio::time::Instant;
 
@@ -274,7 +274,7 @@ impl Stems {
             surplus
         };
         if let Some(meter) = &rules.config.meter {
-            meter.phase(boot.id, NOBODY, TenantKey(0), MeterPhase::Starting, now - begun);
+            meter.phase(Metered::host(NOBODY), boot.id, MeterPhase::Starting, now - begun);
         }
         if let Some(stem) = surplus {
             let _ = stem.stop().await;
@@ -402,7 +402,7 @@ fn stem_class(deployed: &Deployed) -> Option<&StemClass> {
 fn told_pooled(rules: &Rules, held: &Held) {
     if let Some(meter) = &rules.config.meter {
         let ns = rules.now().saturating_sub(held.since);
-        meter.phase(held.id, NOBODY, TenantKey(0), MeterPhase::Pooled, ns);
+        meter.phase(Metered::host(NOBODY), held.id, MeterPhase::Pooled, ns);
     }
 }
 

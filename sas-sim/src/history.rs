@@ -96,7 +96,7 @@ pub enum Fact {
         /// Which instance.
         instance: u64,
     },
-    /// A call that an instance worked on was dropped before its end.
+    /// A call that an instance worked on failed, or was dropped before its end.
     CutShort {
         /// Which instance.
         instance: u64,

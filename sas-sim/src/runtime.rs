@@ -416,7 +416,7 @@ impl Call for SimInstance {
                 Err(CallError::sent(Error::new(ErrorKind::Timeout, "call", "simulated: too slow")))
             }
         };
-        call.answered = true;
+        call.answered = outcome.is_ok();
         if self.shared.plant == Some(Plant::HandsBackUsedRequests)
             && matches!(&outcome, Err(failed) if failed.error.kind == ErrorKind::Crashed)
         {

@@ -14,9 +14,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas_core::{
     Answer, Artifact, ArtifactInfo, Body, Call, CallError, Capabilities, Cx, Error, ErrorKind, ExitReport,
-    Instance, InstanceEvents, InstanceId, InstanceTarget, Isolation, MeterPhase, MeterSink, Request,
-    Response, Result, RevisionKey, RevisionSpec, Runtime, StartRequest, Stem, StemClass, StemRequest,
-    TenantKey, Timestamp,
+    Instance, InstanceEvents, InstanceId, InstanceTarget, Isolation, MeterPhase, MeterSink, Metered, Request,
+    Response, Result, RevisionSpec, Runtime, StartRequest, Stem, StemClass, StemRequest, Timestamp,
 };
 use tokio::time::Instant;
 
@@ -56,7 +55,7 @@ impl Counted {
 }
 
 impl MeterSink for Counted {
-    fn phase(&self, _: InstanceId, _: RevisionKey, _: TenantKey, phase: MeterPhase, ns: u64) {
+    fn phase(&self, _: Metered<'_>, _: InstanceId, phase: MeterPhase, ns: u64) {
         let total = if phase == MeterPhase::Busy { &self.busy_ns } else { &self.other_ns };
         total.fetch_add(ns, Relaxed);
     }

@@ -13,9 +13,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas_core::{
     CallError, Claim, ClaimError, Commit, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
-    ErrorKind, Instance, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Pool,
-    PoolTotals, Request, Response, Result, RevisionKey, RevisionStatus, StemView, Store, StoreLimits, Target,
-    TenantKey, Version, WaitList, Waiting, Watched,
+    ErrorKind, Instance, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Metered,
+    Pool, PoolTotals, Request, RequestUsage, Response, Result, RevisionKey, RevisionStatus, StemView, Store,
+    StoreLimits, Target, Version, WaitList, Waiting, Watched,
 };
 use sas_pool::InstancePool;
 use tokio::time::Instant;
@@ -262,13 +262,14 @@ impl DecisionSink for WatchedDecisions {
 pub(crate) struct WatchedMeter(pub(crate) Arc<Life>);
 
 impl MeterSink for WatchedMeter {
-    fn phase(&self, instance: InstanceId, _: RevisionKey, _: TenantKey, _: MeterPhase, ns: u64) {
+    fn phase(&self, _: Metered<'_>, instance: InstanceId, _: MeterPhase, ns: u64) {
         if !self.0.strikes(Plant::DropsReadings, 15) {
             self.0.tell(Fact::Metered { instance: (self.0.epoch << 48) ^ instance.0, ns });
         }
     }
 
-    fn requests(&self, _: RevisionKey, _: TenantKey, count: u64) {
+    fn requests(&self, _: Metered<'_>, used: &RequestUsage) {
+        let count = used.requests;
         if !self.0.strikes(Plant::DropsRequests, 40) {
             self.0.tell(Fact::MeteredRequests { epoch: self.0.epoch, count });
         }

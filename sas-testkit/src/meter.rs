@@ -3,7 +3,9 @@
 use std::{fmt, sync::Arc};
 
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
-use sas_core::{InstanceId, MeterPhase, MeterSink, RevisionKey, TenantKey};
+use sas_core::{
+    InstanceId, MeterPhase, MeterSink, Metered, RequestUsage, RevisionKey, RevisionName, TenantKey,
+};
 
 use crate::{
     Report,
@@ -56,6 +58,11 @@ impl Subject {
     }
 }
 
+/// The name under which the suite meters a revision, for meters that are read by name.
+pub fn name_of(revision: RevisionKey) -> RevisionName {
+    RevisionName::new("default", "metered", &format!("metered-{}", revision.0))
+}
+
 /// Runs every check on a meter of its own, made by `builder`.
 pub async fn suite<G>(builder: impl AsyncFn() -> (G, Subject)) -> Report {
     check::run(
@@ -77,16 +84,23 @@ pub async fn suite<G>(builder: impl AsyncFn() -> (G, Subject)) -> Report {
 const REVISION: RevisionKey = RevisionKey::new(1, 0);
 const TENANT: TenantKey = TenantKey(1);
 
+fn phase(sink: &dyn MeterSink, key: RevisionKey, tenant: TenantKey, id: u64, phase: MeterPhase, ns: u64) {
+    sink.phase(Metered::of(key, tenant, &name_of(key)), InstanceId(id), phase, ns);
+}
+
+fn answered(sink: &dyn MeterSink, requests: u64) {
+    sink.requests(Metered::of(REVISION, TENANT, &name_of(REVISION)), &RequestUsage::of(requests));
+}
+
 async fn exact(subject: &Subject) -> Verdict {
     let mut random = SmallRng::seed_from_u64(11);
     let mut expected = [0_u128; 5];
     for _ in 0..2_000 {
-        let phase = random.random_range(0..5);
+        let at = random.random_range(0..5);
         // Odd numbers of nanoseconds: whoever counts in floats or milliseconds loses some.
         let ns = random.random_range(0..10_000_000_000_u64) | 1;
-        expected[phase] += u128::from(ns);
-        let instance = InstanceId(random.random_range(0..7));
-        subject.sink.phase(instance, REVISION, TENANT, PHASES[phase], ns);
+        expected[at] += u128::from(ns);
+        phase(&*subject.sink, REVISION, TENANT, random.random_range(0..7), PHASES[at], ns);
     }
     for (phase, expected) in PHASES.into_iter().zip(expected) {
         let counted = subject.read(REVISION, TENANT, phase)?;
@@ -99,7 +113,7 @@ async fn apart(subject: &Subject) -> Verdict {
     for revision in 0..6_u32 {
         // A revision belongs to one tenant, a tenant has several.
         let (key, tenant) = (RevisionKey::new(revision, 1), TenantKey(revision % 3));
-        subject.sink.phase(InstanceId(1), key, tenant, MeterPhase::Busy, u64::from(revision) + 1);
+        phase(&*subject.sink, key, tenant, 1, MeterPhase::Busy, u64::from(revision) + 1);
     }
     for revision in 0..6_u32 {
         let (key, tenant) = (RevisionKey::new(revision, 1), TenantKey(revision % 3));
@@ -117,7 +131,7 @@ async fn apart(subject: &Subject) -> Verdict {
 
 async fn requests(subject: &Subject) -> Verdict {
     for count in 0..100 {
-        subject.sink.requests(REVISION, TENANT, count);
+        answered(&*subject.sink, count);
     }
     let read =
         subject.requests.as_ref().ok_or_else(|| Stop::skip("requests can't be read (no `requests`)"))?;
@@ -132,7 +146,7 @@ async fn threads(subject: &Subject) -> Verdict {
             let sink = Arc::clone(&subject.sink);
             std::thread::spawn(move || {
                 for _ in 0..5_000 {
-                    sink.phase(InstanceId(thread), REVISION, TENANT, MeterPhase::Idle, 3);
+                    phase(&*sink, REVISION, TENANT, thread, MeterPhase::Idle, 3);
                 }
             })
         })
@@ -146,12 +160,12 @@ async fn threads(subject: &Subject) -> Verdict {
 }
 
 async fn extremes(subject: &Subject) -> Verdict {
-    subject.sink.phase(InstanceId(0), REVISION, TENANT, MeterPhase::Busy, 0);
-    subject.sink.requests(REVISION, TENANT, 0);
-    subject.sink.phase(InstanceId(u64::MAX), REVISION, TENANT, MeterPhase::Busy, u64::MAX - 1);
-    subject.sink.phase(InstanceId(u64::MAX), REVISION, TENANT, MeterPhase::Busy, 1000);
-    subject.sink.requests(REVISION, TENANT, u64::MAX);
-    subject.sink.requests(REVISION, TENANT, 1);
+    phase(&*subject.sink, REVISION, TENANT, 0, MeterPhase::Busy, 0);
+    answered(&*subject.sink, 0);
+    phase(&*subject.sink, REVISION, TENANT, u64::MAX, MeterPhase::Busy, u64::MAX - 1);
+    phase(&*subject.sink, REVISION, TENANT, u64::MAX, MeterPhase::Busy, 1000);
+    answered(&*subject.sink, u64::MAX);
+    answered(&*subject.sink, 1);
     let counted = subject.read(REVISION, TENANT, MeterPhase::Busy)?;
     ensure!(counted >= u128::from(u64::MAX - 1), "more than there can be wrapped around to {counted}");
     Ok(())

@@ -1,11 +1,9 @@
 //! What services do and did: instances, decisions, logs, usage.
 
-use std::collections::BTreeMap;
-
 use axum::{Json, extract::State};
 use sas_core::{
     Decision, DecisionRecord, InstanceState, InstanceView, LogLine, LogPage, LogStream, MeterTotals,
-    RevisionKey, StartTimings, Timestamp, Usage,
+    RevisionKey, StartTimings, Timestamp, Usage, UsageScope,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -263,7 +261,7 @@ pub(super) struct RevisionUsage {
 }
 
 /// Use of instances, in nanoseconds per phase, and requests.
-#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct UsageTotals {
     /// On their way up.
@@ -276,8 +274,20 @@ pub(super) struct UsageTotals {
     busy_ns: u64,
     /// On their way out.
     draining_ns: u64,
-    /// Requests answered.
+    /// On a CPU, as far as runtimes measure it.
+    cpu_ns: u64,
+    /// Memory held times how long, in byte-nanoseconds, as a decimal string: it is soon beyond what JSON's numbers hold.
+    memory_byte_ns: String,
+    /// Requests that instances answered.
     requests: u64,
+    /// Those of them that waited for a start.
+    cold_starts: u64,
+    /// Those of them that brought an event.
+    events: u64,
+    /// Bytes of the requests' bodies.
+    bytes_in: u64,
+    /// Bytes of the answers' bodies.
+    bytes_out: u64,
 }
 
 impl From<&MeterTotals> for UsageTotals {
@@ -290,7 +300,13 @@ impl From<&MeterTotals> for UsageTotals {
             idle_ns: short(totals.idle_ns),
             busy_ns: short(totals.busy_ns),
             draining_ns: short(totals.draining_ns),
+            cpu_ns: short(totals.cpu_ns),
+            memory_byte_ns: totals.memory_byte_ns.to_string(),
             requests: totals.requests,
+            cold_starts: totals.cold_starts,
+            events: totals.events,
+            bytes_in: totals.bytes_in,
+            bytes_out: totals.bytes_out,
         }
     }
 }
@@ -304,7 +320,7 @@ pub(super) struct UsagePage {
 /// What a tenant used.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct TenantUsage {
-    /// Its namespace; `null` when it is not known any more.
+    /// Its namespace; `null` for the host's own use: stems that belong to nobody yet.
     namespace: Option<String>,
     totals: UsageTotals,
 }
@@ -373,20 +389,13 @@ pub(super) async fn service_usage(
     Query(query): Query<OfRevision>,
 ) -> Answer<ServiceUsage> {
     let record = api.control.record(&at.namespace, &at.name)?;
-    let mut revisions: BTreeMap<String, MeterTotals> = BTreeMap::new();
-    for (revision, key) in api.all_keys(&record, query.revision.as_deref())? {
-        let used = api.control.usage()?.revision_usage(key).await?;
-        revisions.entry(revision).or_default().add_all(&used);
-    }
-    let total = query.revision.is_none().then(|| {
-        let live = api.control.live(&record.path());
-        let mut total = live.map(|live| live.state.lock().retired_usage).unwrap_or_default();
-        revisions.values().for_each(|totals| total.add_all(totals));
-        UsageTotals::from(&total)
-    });
-    let usage = revisions
-        .iter()
-        .map(|(revision, totals)| RevisionUsage { revision: revision.clone(), totals: totals.into() });
+    let mut scope = UsageScope::service(&record.namespace, &record.name);
+    scope.revision.clone_from(&query.revision);
+    let used = api.control.usage_of(&scope).await?;
+    let total = query.revision.is_none().then(|| UsageTotals::from(&used.total));
+    let usage = used.usage.iter();
+    let usage =
+        usage.map(|used| RevisionUsage { revision: used.revision.clone(), totals: (&used.totals).into() });
     Ok(Json(ServiceUsage { usage: usage.collect(), total }))
 }
 
@@ -394,10 +403,10 @@ pub(super) async fn service_usage(
 #[utoipa::path(get, path = "/v1/usage", tag = "observe", security(("token" = ["read"])),
     responses((status = 200, body = UsagePage, description = "What tenants used")))]
 pub(super) async fn usage(State(api): State<Api>, Caller(caller): Caller) -> Answer<UsagePage> {
-    let used = api.control.usage()?.tenant_usage().await?;
-    let tenants = used.into_iter().map(|(tenant, totals)| TenantUsage {
-        namespace: api.control.namespace_of(tenant),
-        totals: (&totals).into(),
+    let used = api.control.usage_by_namespace().await?;
+    let tenants = used.into_iter().map(|used| TenantUsage {
+        namespace: (!used.namespace.is_empty()).then_some(used.namespace),
+        totals: (&used.totals).into(),
     });
     let seen = tenants.filter(|used| match &used.namespace {
         Some(namespace) => caller.reaches(namespace),

@@ -10,6 +10,7 @@ mod rollout;
 mod steps;
 mod triggers;
 mod uploads;
+mod usage;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -20,9 +21,9 @@ use std::{
 use parking_lot::Mutex;
 use sas_core::{
     AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, DataPlane, DecisionQuery, DecisionSink, Error,
-    ErrorKind, Invoker, LogQuery, LogSink, MeterSink, MeterTotals, Pool, Principal, Quota, Recorder,
-    RequestId, Result, RevisionKey, Router, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec,
-    Triggers, UsageQuery, Version,
+    ErrorKind, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Quota, Recorder, RequestId, Result,
+    RevisionKey, Router, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers,
+    UsageQuery, Version,
 };
 use sas_knative::manifest::ParseOptions;
 use tokio::time::Instant;
@@ -32,7 +33,7 @@ use crate::{
     decisions::DecisionLog,
     engine::Engines,
     logs::LogBuffer,
-    meter::Meter,
+    meter::{Meter, PriceTable},
     metrics::Metrics,
     reconcile::{Observed, Rules},
     record::ServiceRecord,
@@ -44,6 +45,7 @@ use recovered::RecoveryReport;
 
 pub(crate) use precondition::{Expected, PRECONDITION, expecting};
 pub use rollout::RolloutAction;
+pub use usage::{HourUsageView, NamespaceUsageView, UsageGapView, UsageHoursView, UsageView};
 
 /// Where services are in the store.
 pub(crate) const SERVICES: &str = "service/";
@@ -104,6 +106,8 @@ pub struct ControlConfig {
     pub meter: Arc<dyn MeterSink>,
     /// How much is kept of who changed what.
     pub audit: AuditLimits,
+    /// What use costs; `None`: costs are not told.
+    pub prices: Option<PriceTable>,
     /// The recorder that the control plane's metrics go to.
     pub recorder: Recorder,
     /// Seed of the ids of test runs.
@@ -130,6 +134,7 @@ impl ControlConfig {
             decisions: Arc::new(DecisionLog::default()),
             meter: Arc::new(Meter::default()),
             audit: AuditLimits::default(),
+            prices: None,
             recorder: Recorder::default(),
             seed: 0,
         }
@@ -152,6 +157,7 @@ pub struct Control {
     pub(crate) rules: Rules,
     drain_grace: Duration,
     sinks: Sinks,
+    prices: Option<PriceTable>,
     pub(crate) metrics: Metrics,
     request_ids: RequestIds,
     services: Services,
@@ -188,8 +194,6 @@ pub(crate) struct LiveState {
     pub(crate) record: Option<Arc<ServiceRecord>>,
     version: Version,
     pub(crate) observed: Observed,
-    /// What registrations used whose keys are forgotten.
-    pub(crate) retired_usage: MeterTotals,
     /// Keys of earlier registrations, youngest last, for their logs.
     pub(crate) past: VecDeque<(String, RevisionKey)>,
     /// What was prepared and is not registered now: keeps the artifact while the revision may be started again.
@@ -288,6 +292,7 @@ impl Control {
             rules,
             drain_grace: config.drain_grace,
             sinks: Sinks { logs: config.logs, decisions: config.decisions, meter: config.meter },
+            prices: config.prices,
             metrics: Metrics::new(&config.recorder),
             request_ids: RequestIds::new(config.seed),
             services: Services::default(),
@@ -506,11 +511,6 @@ impl Control {
         TenantKey(known.max(used).unwrap_or(0) + 1)
     }
 
-    /// The namespace of a tenant.
-    pub(crate) fn namespace_of(&self, tenant: TenantKey) -> Option<String> {
-        self.tenants.namespace_of(tenant)
-    }
-
     /// Sets the gauges. It looks at every service, so it is done after a start and by housekeeping now and then.
     fn count(&self) {
         let revisions = self.records().iter().map(|record| record.revisions.len()).sum();
@@ -530,7 +530,6 @@ impl Live {
                 record: Some(Arc::new(record)),
                 version,
                 observed: Observed::default(),
-                retired_usage: MeterTotals::default(),
                 past: VecDeque::new(),
                 artifacts: HashMap::new(),
                 counted: Vec::new(),

@@ -326,14 +326,6 @@ impl Control {
             for key in forgotten {
                 control.sinks.logs.forget(key);
                 control.sinks.decisions.forget(key);
-                if let Some(usage) = control.sinks.meter.usage_query() {
-                    match usage.revision_usage(key).await {
-                        Ok(used) => live.state.lock().retired_usage.add_all(&used),
-                        Err(error) => {
-                            tracing::warn!(error = %error.chain(), "what a revision used is not known any more");
-                        }
-                    }
-                }
                 control.sinks.meter.forget(key);
             }
         });

@@ -41,6 +41,7 @@ use sas_core::{BrokerSpec, Scalers, SpecErrors, TriggerSpec};
 pub use pod::{LABEL, is_label};
 pub use service::{ServiceManifest, TrafficTarget};
 use tree::Node;
+pub use tree::document;
 
 use crate::{AutoscalerConfig, Fidelity};
 

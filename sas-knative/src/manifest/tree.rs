@@ -65,6 +65,27 @@ impl Node {
         }
     }
 
+    fn into_json(self) -> serde_json::Value {
+        match self {
+            Self::Null => serde_json::Value::Null,
+            Self::Bool(value) => value.into(),
+            // What no integer of JSON's readers holds stays readable as text.
+            Self::Int(value) => match (u64::try_from(value), i64::try_from(value)) {
+                (Ok(value), _) => value.into(),
+                (_, Ok(value)) => value.into(),
+                _ => value.to_string().into(),
+            },
+            Self::Float(value) => value.into(),
+            Self::Text(text) => text.into(),
+            Self::List(items) => items.into_iter().map(Self::into_json).collect(),
+            Self::Map(fields) => fields
+                .into_iter()
+                .map(|(name, node)| (name, node.into_json()))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
+        }
+    }
+
     pub(crate) fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
@@ -213,6 +234,23 @@ fn read(text: &str) -> Result<Vec<Node>, (String, String)> {
         Some(sum) if sum <= NODE_LIMIT => Ok(documents),
         _ => {
             Err((String::new(), format!("more than {NODE_LIMIT} nodes, or nested deeper than {DEPTH_LIMIT}")))
+        }
+    }
+}
+
+/// One document that is no manifest, such as a table of prices, as JSON has it. Held to the bounds of manifests.
+///
+/// # Errors
+/// What is no YAML, or more than one document.
+pub fn document(text: &str) -> Result<serde_json::Value, SpecErrors> {
+    let mut documents = documents(text)?.into_iter();
+    match (documents.next(), documents.next()) {
+        (Some(document), None) => Ok(document.into_json()),
+        (first, _) => {
+            let mut errors = SpecErrors::default();
+            let found = if first.is_some() { "several documents" } else { "nothing" };
+            errors.push("$", found, "must be one document");
+            Err(errors)
         }
     }
 }

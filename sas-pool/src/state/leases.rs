@@ -80,9 +80,6 @@ impl State {
         let active = &mut self.actives[a as usize];
         active.leases -= 1;
         active.depart(metered, now);
-        if metered && outcome != Outcome::Unused {
-            active.unmetered += 1;
-        }
         match self.instances[i as usize].phase {
             Phase::Ready => {
                 let position = self.position(rules, i);

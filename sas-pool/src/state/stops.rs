@@ -139,7 +139,18 @@ impl State {
             self.actives[a as usize].draining.retain(|&other| other != i);
         }
         let handle = self.instances[i as usize].instance.clone().expect("only what runs is stopped");
-        fx.stop.push(Stop { id, instance: handle, grace, thaw });
+        let sample = self.last_sample(rules, i);
+        fx.stop.push(Stop { id, instance: handle, grace, thaw, sample });
+    }
+
+    fn last_sample(&self, rules: &Rules, i: u32) -> Option<LastSample> {
+        let instance = &self.instances[i as usize];
+        let active = &self.actives[instance.active as usize];
+        if !rules.metering || !active.sampled {
+            return None;
+        }
+        let (at, cpu_ns) = instance.sampled.map_or((instance.ready, 0), |(at, usage)| (at, usage.cpu_ns));
+        Some(LastSample { revision: active.key.0, deployed: active.deployed.clone()?, at, cpu_ns })
     }
 
     /// A stop is over. Only the meter asks when (`now`): what is stopped has no requests, so no load to account.
@@ -206,9 +217,11 @@ impl State {
         if rules.metering {
             let meter = &mut self.meters[i as usize];
             meter.end(now);
-            let (revision, tenant) = (active.key.0, active.tenant.0);
-            fx.readings
-                .extend(meter.take(now).map(|(phase, ns)| Reading::Phase(id, revision, tenant, phase, ns)));
+            let key = active.key.0;
+            let deployed = active.deployed.as_ref().expect("a record in use has its revision");
+            fx.readings.extend(
+                meter.take(now).map(|(phase, ns)| Reading::Phase(id, key, Arc::clone(deployed), phase, ns)),
+            );
         }
         if let Some(memory) = instance.budget.take() {
             rules.gate.lock().gone(active.tenant.0, memory);

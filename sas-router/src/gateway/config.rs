@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sas_core::Recorder;
+use sas_core::{MeterSink, Recorder};
 
 use crate::{
     access::AccessLog,
@@ -57,6 +57,9 @@ pub struct GatewayConfig {
     pub hooks: Vec<Arc<dyn Hook>>,
     /// Takes a record of every request from outside; `None`: no records are made.
     pub access: Option<Arc<dyn AccessLog>>,
+    /// Takes what requests used, once the answer of an instance is over: their number, cold starts, events and bytes.
+    /// `None`: they are not metered.
+    pub meter: Option<Arc<dyn MeterSink>>,
     /// The page that browsers get while a revision starts whose route has `placeholder`.
     pub placeholder: bytes::Bytes,
 }
@@ -80,6 +83,7 @@ impl Default for GatewayConfig {
             peers: None,
             hooks: Vec::new(),
             access: None,
+            meter: None,
             placeholder: bytes::Bytes::from_static(PLACEHOLDER.as_bytes()),
         }
     }

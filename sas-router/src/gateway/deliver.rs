@@ -5,7 +5,8 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use sas_core::{
     Answer, Body, BoxError, CallError, CallTimings, Claim, ClaimError, Cx, Deployed, Endpoint, Error,
-    ErrorKind, InstanceId, InstanceTarget, Lease, Outcome, Protocol, Request, Response, RouteTarget,
+    ErrorKind, InstanceId, InstanceTarget, Lease, Outcome, Protocol, Purpose, Request, RequestUsage,
+    Response, RouteTarget,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -24,7 +25,7 @@ use crate::{
     peer::{self, Peer},
     retry::is_idempotent,
     stall::WriteBy,
-    tail::Tail,
+    tail::{MeterDraft, Tail},
     timed::{Limits, Timed},
     upstream::{InstanceBody, Progress},
 };
@@ -39,6 +40,8 @@ pub(super) struct Delivery<'a> {
     pub(super) manner: Manner,
     /// The host that gets it instead of an instance of this one.
     pub(super) peer: Option<&'a Arc<Peer>>,
+    /// The revision that runs on this host; `None`: another host gets the request, and meters it.
+    pub(super) deployed: Option<&'a Arc<Deployed>>,
     pub(super) cx: &'a Cx,
     pub(super) arrived: Instant,
     pub(super) connection: &'a Arc<ClientConnection>,
@@ -46,6 +49,8 @@ pub(super) struct Delivery<'a> {
     pub(super) head_only: bool,
     /// Where interim answers go, if the client takes any.
     pub(super) interim: Option<&'a Arc<Interim>>,
+    /// Bytes of the body as far as they are known beforehand; for an instance behind a socket those that it took count.
+    pub(super) bytes_in: u64,
     /// Taken along by the answer of an instance.
     pub(super) tail: &'a mut Tail,
 }
@@ -160,6 +165,7 @@ impl Gateway {
             .upper()
             .and_then(|bytes| u32::try_from(bytes.min(super::BUFFERED_BYTES)).ok())
             .unwrap_or(0);
+        delivery.bytes_in = http_body::Body::size_hint(request.body()).exact().unwrap_or(0);
         let upgrading = forward::wants_upgrade(request.headers());
         let mut on_upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
         let mut attempt = 1;
@@ -318,6 +324,7 @@ impl Gateway {
             Answered::Inside(Answer::Http(response)) => response.status(),
             Answered::Inside(Answer::Upgrade { head, .. }) => head.status(),
         };
+        delivery.tail.meter = self.meter(timings.cold, progress.clone(), delivery);
         self.metrics.answered(status, timings.cold, timings.total.as_secs_f64());
         let mut tail = std::mem::take(delivery.tail);
         if let Some(draft) = &mut tail.draft {
@@ -412,6 +419,18 @@ impl Gateway {
         head.version = Version::HTTP_11;
         head.extensions.insert(timings);
         Ok(Response::from_parts(head, body))
+    }
+
+    /// What is told to the meter once the answer is over, from the moment on at which the metrics count it.
+    fn meter(&self, cold: bool, sent: Option<Arc<Progress>>, delivery: &Delivery<'_>) -> Option<MeterDraft> {
+        let sink = self.config.meter.as_ref().filter(|_| delivery.cx.purpose.metered())?;
+        let deployed = delivery.deployed?;
+        let mut used = RequestUsage::of(1);
+        used.cold_starts = u64::from(cold);
+        used.events = u64::from(delivery.cx.purpose == Purpose::Event);
+        used.bytes_in = delivery.bytes_in;
+        let revision = delivery.target.revision;
+        Some(MeterDraft { sink: Arc::clone(sink), revision, deployed: Arc::clone(deployed), used, sent })
     }
 
     /// A body that is still on its way, with its limits, its lease and what comes at its end.

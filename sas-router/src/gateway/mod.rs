@@ -194,11 +194,13 @@ impl Gateway {
                 target: &target,
                 manner: Manner::of(&deployed),
                 peer: None,
+                deployed: Some(&deployed),
                 cx: &cx,
                 arrived,
                 connection,
                 head_only,
                 interim,
+                bytes_in: 0,
                 tail,
             };
             match self.deliver(request, &mut delivery).await {
@@ -264,11 +266,13 @@ impl Gateway {
             target: &target,
             manner: Manner::of_peer(peer.protocol),
             peer: Some(&peer),
+            deployed: None,
             cx,
             arrived,
             connection,
             head_only: *request.method() == Method::HEAD,
             interim,
+            bytes_in: 0,
             tail,
         };
         self.deliver(request, &mut delivery).await
@@ -520,11 +524,13 @@ impl Invoker for Gateway {
             target: &to,
             manner: Manner::of(&deployed),
             peer: None,
+            deployed: Some(&deployed),
             cx: &cx,
             arrived,
             connection: &connection,
             head_only: *request.method() == Method::HEAD,
             interim: None,
+            bytes_in: 0,
             tail: &mut tail,
         };
         self.deliver(request, &mut delivery).await.map_err(|refused| {

@@ -66,6 +66,7 @@ pub(super) fn splice(
             };
             let parted = poll_fn(|cx| splice.poll(&mut farewell, &lease, cx)).await;
             tail.passed(splice.to_client.passed);
+            tail.received(splice.to_instance.passed);
             match parted {
                 // The instance was stopped before we saw that its time was over.
                 Err(_) if farewell.is_late() => Ok(false),

@@ -1,4 +1,4 @@
-//! The requests that are metered are those that instances worked on, one to one.
+//! The requests that are metered are those that instances answered, one to one.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::history::Fact;
 struct Counted {
     /// Requests and events that an instance began with.
     begun: u64,
-    /// Of these, calls that were dropped before their end: whether they count is the gateway's affair.
+    /// Of these, calls that failed or were dropped before their end: whether they count is the gateway's affair.
     cut: u64,
     /// Requests that an instance gave back unused.
     given_back: u64,

@@ -3,7 +3,7 @@
 use parking_lot::Mutex;
 use sas_core::{
     DecisionRecord, DecisionSink, ExitReport, InstanceEvents, InstanceId, LogRecord, LogSink, LogStream,
-    MeterPhase, MeterSink, RequestId, RevisionKey, StartPhase, TenantKey, Timestamp,
+    MeterPhase, MeterSink, Metered, RequestId, RequestUsage, RevisionKey, StartPhase, Timestamp,
 };
 
 /// One line as it came.
@@ -112,10 +112,10 @@ impl RecordingMeter {
 }
 
 impl MeterSink for RecordingMeter {
-    fn phase(&self, instance: InstanceId, _: RevisionKey, _: TenantKey, phase: MeterPhase, ns: u64) {
+    fn phase(&self, _: Metered<'_>, instance: InstanceId, phase: MeterPhase, ns: u64) {
         self.readings.lock().push((instance, phase, ns));
     }
-    fn requests(&self, _: RevisionKey, _: TenantKey, count: u64) {
-        *self.requests.lock() += count;
+    fn requests(&self, _: Metered<'_>, used: &RequestUsage) {
+        *self.requests.lock() += used.requests;
     }
 }

@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
-use sas_core::{InstanceId, LogRecord, LogSink, MeterPhase, MeterSink, RevisionKey, TenantKey};
+use sas_core::{InstanceId, LogRecord, LogSink, MeterPhase, MeterSink, Metered, RequestUsage, RevisionKey};
 use sas_testkit::{fake::RecordingLogs, logs, meter};
 
 use crate::caught;
@@ -79,8 +79,8 @@ impl Meter {
 }
 
 impl MeterSink for Meter {
-    fn phase(&self, _: InstanceId, revision: RevisionKey, _: TenantKey, phase: MeterPhase, ns: u64) {
-        let key = self.key(revision, phase);
+    fn phase(&self, of: Metered<'_>, _: InstanceId, phase: MeterPhase, ns: u64) {
+        let key = self.key(of.revision, phase);
         if self.bug == Bug::LosesOneOfTwoThreads {
             let before = self.phases.lock().get(&key).copied().unwrap_or_default();
             std::thread::yield_now();
@@ -97,7 +97,8 @@ impl MeterSink for Meter {
         total.1 = (total.1 as f32 + ns as f32).into();
     }
 
-    fn requests(&self, revision: RevisionKey, _: TenantKey, count: u64) {
+    fn requests(&self, of: Metered<'_>, used: &RequestUsage) {
+        let (revision, count) = (of.revision, used.requests);
         let count = if self.bug == Bug::CountsRequestsOnce { count.min(1) } else { count };
         let mut requests = self.requests.lock();
         let total = requests.entry(revision).or_default();

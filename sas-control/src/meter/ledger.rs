@@ -1,0 +1,493 @@
+//! The books in the store.
+//!
+//! | Key | Holds |
+//! |---|---|
+//! | `usage/hour/HOUR/NAMESPACE/SERVICE/REVISION` | what the revision used within the hour |
+//! | `usage/hour/HOUR/~gap/FROM` | a gap that ended within the hour |
+//! | `usage/total/NAMESPACE/SERVICE/REVISION` | what it used in all, and its last hour |
+//! | `usage/gap/FROM` | a gap, for those who look for gaps alone |
+//! | `usage/checkpoint/HOST` | when the host wrote last, and whether more follows |
+//! | `usage/export/NAME` | how far an exporter is |
+//!
+//! The hour of a revision and its total are written in one commit, and guarded: they can't differ, and two writers can't
+//! overwrite each other.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+    sync::Arc,
+};
+
+use sas_core::{
+    Clock, Commit, Error, ErrorKind, Hour, HourUsage, MeterTotals, Result, RevisionName, RevisionUsage,
+    Store, Timestamp, UsageGap, UsagePage, UsageScope, Version,
+};
+use serde::{Deserialize, Serialize};
+
+use super::MeterConfig;
+
+pub(super) const HOURS: &str = "usage/hour/";
+const TOTALS: &str = "usage/total/";
+const GAPS: &str = "usage/gap/";
+pub(super) const GAP: &str = "~gap";
+/// Entries that are read from the store in one go.
+const PAGE: usize = 256;
+/// How often a commit is tried again that another writer was faster than.
+const ATTEMPTS: u32 = 16;
+const FORMAT: u32 = 1;
+
+/// A value of `usage/hour/` or `usage/total/`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Sum {
+    v: u32,
+    /// The last hour in which it grew; of a total alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last: Option<Hour>,
+    /// Which commit wrote it; of an hour alone. So a commit that failed without a word can be found out about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mark: Option<u64>,
+    used: MeterTotals,
+}
+
+/// The value of `usage/checkpoint/`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Checkpoint {
+    v: u32,
+    at: Timestamp,
+    /// Whether more was to follow: found by a start, it means a gap.
+    open: bool,
+    /// The hour that readings counted for, which never goes back, whatever the clock does.
+    hour: Hour,
+}
+
+/// What the store holds of a revision, as far as it is known.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    hour: (Option<Version>, MeterTotals),
+    total: (Option<Version>, MeterTotals),
+}
+
+#[derive(Debug)]
+pub(super) struct Ledger {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    keep: u64,
+    checkpoint_key: String,
+    /// The hour that readings count for.
+    hour: Hour,
+    /// Whether the last checkpoint said that more follows.
+    open: bool,
+    /// Readings that are not in the store yet, by hour and path.
+    pending: BTreeMap<(Hour, String), MeterTotals>,
+    /// Readings whose commit failed in a way that may have done it, with its mark.
+    doubtful: Option<(u64, Vec<Reading>)>,
+    /// The mark of the last commit.
+    mark: u64,
+    /// Of revisions that used something in this hour.
+    known: HashMap<String, Known>,
+}
+
+/// What a revision used within an hour, on its way to the store.
+type Reading = ((Hour, String), MeterTotals);
+
+/// The path of a revision; of the host's stems without a name.
+fn path(name: Option<&RevisionName>) -> String {
+    match name {
+        Some(name) => name.as_str().to_owned(),
+        None => format!("//{}", RevisionUsage::STEMS),
+    }
+}
+
+fn parts(path: &str) -> Option<(&str, &str, &str)> {
+    let (namespace, rest) = path.split_once('/')?;
+    let (service, revision) = rest.split_once('/')?;
+    Some((namespace, service, revision))
+}
+
+fn hour_key(hour: Hour, path: &str) -> String {
+    format!("{HOURS}{:010}/{path}", hour.0)
+}
+
+/// The hour and the path of a key below `usage/hour/`.
+pub(super) fn hour_of(key: &str) -> Option<(Hour, &str)> {
+    let (hour, path) = key.strip_prefix(HOURS)?.split_once('/')?;
+    Some((Hour(hour.parse().ok()?), path))
+}
+
+pub(super) fn unreadable(key: &str, problem: impl std::fmt::Display) -> Error {
+    let message = format!("{key:?} in the store can't be read: {problem}");
+    Error::new(ErrorKind::InvalidSpec, "usage", message)
+}
+
+fn encode(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("numbers and flags")
+}
+
+fn decode<'a, T: Deserialize<'a>>(key: &str, value: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(value).map_err(|error| unreadable(key, error))
+}
+
+/// What an entry below `usage/hour/` holds.
+pub(super) fn used(key: &str, value: &[u8]) -> Result<MeterTotals> {
+    decode::<Sum>(key, value).map(|sum| sum.used)
+}
+
+/// What an entry below `usage/hour/HOUR/~gap/` holds.
+pub(super) fn gap(key: &str, value: &[u8]) -> Result<UsageGap> {
+    decode(key, value)
+}
+
+impl Ledger {
+    pub(super) fn new(config: &MeterConfig) -> Self {
+        Self {
+            store: Arc::clone(&config.store),
+            clock: Arc::clone(&config.clock),
+            keep: config.keep_hours.max(1),
+            checkpoint_key: format!("usage/checkpoint/{}", config.host),
+            hour: Hour::of(config.clock.now()),
+            open: false,
+            pending: BTreeMap::new(),
+            doubtful: None,
+            // No commit of another life has the same.
+            mark: config.clock.now().0 as u64,
+            known: HashMap::new(),
+        }
+    }
+
+    pub(super) fn hour(&self) -> Hour {
+        self.hour
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open
+    }
+
+    pub(super) async fn begin(&mut self) -> Result<Option<UsageGap>> {
+        let now = self.clock.now();
+        self.hour = self.hour.max(Hour::of(now));
+        let Some(entry) = self.store.get(&self.checkpoint_key).await? else { return Ok(None) };
+        let last: Checkpoint = decode(&entry.key, &entry.value)?;
+        self.hour = self.hour.max(last.hour);
+        if !last.open {
+            return Ok(None);
+        }
+        let gap = UsageGap::new(last.at, now.max(last.at));
+        let value = encode(&gap);
+        let from = format!("{:020}", gap.from.0.max(0));
+        let commit = self
+            .stamp(Commit::new().guard(&self.checkpoint_key, Some(entry.version)), false)
+            .put(format!("{GAPS}{from}"), value.clone())
+            .put(hour_key(self.hour, &format!("{GAP}/{from}")), value);
+        self.store.commit(commit).await?;
+        Ok(Some(gap))
+    }
+
+    /// After a quiet time the hour is that which it is now: nothing was read in those between.
+    pub(super) fn catch_up(&mut self) {
+        let now = Hour::of(self.clock.now());
+        if !self.open && now > self.hour {
+            self.hour = now;
+            self.known.clear();
+        }
+    }
+
+    /// Readings, for the present hour.
+    pub(super) fn add(&mut self, name: Option<&RevisionName>, totals: &MeterTotals) {
+        self.pending.entry((self.hour, path(name))).or_default().add_all(totals);
+    }
+
+    fn stamp(&self, commit: Commit, open: bool) -> Commit {
+        let stamp = Checkpoint { v: FORMAT, at: self.clock.now(), open, hour: self.hour };
+        commit.put(&self.checkpoint_key, encode(&stamp))
+    }
+
+    /// Writes what is pending, and that more follows or not. Afterwards readings count for the hour that it is then.
+    pub(super) async fn write(&mut self, open: bool) -> Result<()> {
+        let most = (self.store.limits().commit_writes.saturating_sub(1) / 2).max(1);
+        self.settle().await?;
+        let mut stamped = false;
+        let mut conflicts = 0;
+        while !self.pending.is_empty() {
+            let batch: Vec<Reading> =
+                self.pending.iter().take(most).map(|(key, totals)| (key.clone(), *totals)).collect();
+            let last = batch.len() == self.pending.len();
+            match self.write_batch(&batch, last.then_some(open)).await {
+                Ok(()) => {
+                    for (key, _) in &batch {
+                        self.pending.remove(key);
+                    }
+                    stamped |= last;
+                    conflicts = 0;
+                }
+                Err(error) if error.kind == ErrorKind::Conflict && conflicts < ATTEMPTS => {
+                    // Another host wrote the same revision: read it again.
+                    self.known.clear();
+                    conflicts += 1;
+                }
+                Err(error) => {
+                    self.known.clear();
+                    if error.kind != ErrorKind::Conflict {
+                        // It may have been done all the same: only the store knows.
+                        for (key, _) in &batch {
+                            self.pending.remove(key);
+                        }
+                        self.doubtful = Some((self.mark, batch));
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let now = Hour::of(self.clock.now());
+        let over = now > self.hour;
+        if over {
+            self.hour = now;
+            self.known.clear();
+        }
+        if !stamped && (open != self.open || open || over) {
+            self.store.commit(self.stamp(Commit::new(), open)).await?;
+        }
+        self.open = open;
+        if over {
+            self.forget_old().await?;
+        }
+        Ok(())
+    }
+
+    /// Finds out whether a commit was done that failed without a word.
+    async fn settle(&mut self) -> Result<()> {
+        let Some((mark, batch)) = &self.doubtful else { return Ok(()) };
+        if let Some(((hour, path), _)) = batch.first() {
+            let key = hour_key(*hour, path);
+            let found = self.store.get(&key).await?;
+            let sum = found.map(|entry| decode::<Sum>(&key, &entry.value)).transpose()?;
+            if sum.and_then(|sum| sum.mark) != Some(*mark) {
+                for (key, totals) in batch {
+                    self.pending.entry(key.clone()).or_default().add_all(totals);
+                }
+            }
+        }
+        self.doubtful = None;
+        Ok(())
+    }
+
+    async fn write_batch(&mut self, batch: &[Reading], stamp: Option<bool>) -> Result<()> {
+        self.mark = self.mark.wrapping_add(1);
+        let mark = Some(self.mark);
+        let mut commit = Commit::new();
+        let mut written = Vec::new();
+        for ((hour, path), totals) in batch {
+            let known = self.look_up(*hour, path).await?;
+            let (mut in_hour, mut in_all) = (known.hour.1, known.total.1);
+            in_hour.add_all(totals);
+            in_all.add_all(totals);
+            let (hour_key, total_key) = (hour_key(*hour, path), format!("{TOTALS}{path}"));
+            commit = commit
+                .guard(&hour_key, known.hour.0)
+                .guard(&total_key, known.total.0)
+                .put(hour_key, encode(&Sum { v: FORMAT, last: None, mark, used: in_hour }))
+                .put(total_key, encode(&Sum { v: FORMAT, last: Some(*hour), mark: None, used: in_all }));
+            written.push((*hour, path, in_hour, in_all));
+        }
+        if let Some(open) = stamp {
+            commit = self.stamp(commit, open);
+        }
+        let version = self.store.commit(commit).await?;
+        for (hour, path, in_hour, in_all) in written {
+            if hour == self.hour {
+                let known = Known { hour: (Some(version), in_hour), total: (Some(version), in_all) };
+                self.known.insert(path.clone(), known);
+            } else {
+                self.known.remove(path);
+            }
+        }
+        Ok(())
+    }
+
+    async fn look_up(&self, hour: Hour, path: &str) -> Result<Known> {
+        if hour == self.hour
+            && let Some(known) = self.known.get(path)
+        {
+            return Ok(*known);
+        }
+        let read = async |key: String| match self.store.get(&key).await? {
+            Some(entry) => Ok((Some(entry.version), decode::<Sum>(&key, &entry.value)?.used)),
+            None => Ok::<_, Error>((None, MeterTotals::default())),
+        };
+        Ok(Known { hour: read(hour_key(hour, path)).await?, total: read(format!("{TOTALS}{path}")).await? })
+    }
+
+    /// Deletes hours that are no longer kept. A revision whose last hour goes is added to what its service's retired ones
+    /// used together.
+    async fn forget_old(&mut self) -> Result<()> {
+        let Some(first) = self.hour.0.checked_sub(self.keep) else { return Ok(()) };
+        loop {
+            let page = self.store.list(HOURS, None, PAGE).await?;
+            let old: Vec<_> = page
+                .iter()
+                .filter_map(|entry| hour_of(&entry.key).map(|(hour, path)| (entry, hour, path)))
+                .filter(|(_, hour, _)| hour.0 < first)
+                .collect();
+            for (entry, hour, path) in &old {
+                self.retire(&entry.key, *hour, path).await?;
+            }
+            if old.len() < PAGE {
+                break;
+            }
+        }
+        let gaps = self.store.list(GAPS, None, PAGE).await?;
+        for entry in gaps {
+            if Hour::of(gap(&entry.key, &entry.value)?.until).0 < first {
+                self.store.commit(Commit::new().delete(entry.key)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn retire(&self, key: &str, hour: Hour, path: &str) -> Result<()> {
+        let mut commit = Commit::new().delete(key);
+        if let Some((namespace, service, revision)) = parts(path)
+            && namespace != GAP
+            && !revision.starts_with('~')
+        {
+            let total_key = format!("{TOTALS}{path}");
+            if let Some(entry) = self.store.get(&total_key).await? {
+                let total: Sum = decode(&total_key, &entry.value)?;
+                if total.last.is_none_or(|last| last <= hour) {
+                    let retired_key = format!("{TOTALS}{namespace}/{service}/{}", RevisionUsage::RETIRED);
+                    let retired = self.store.get(&retired_key).await?;
+                    let mut sum = match &retired {
+                        Some(entry) => decode::<Sum>(&retired_key, &entry.value)?.used,
+                        None => MeterTotals::default(),
+                    };
+                    sum.add_all(&total.used);
+                    commit = commit
+                        .guard(&total_key, Some(entry.version))
+                        .guard(&retired_key, retired.map(|entry| entry.version))
+                        .delete(total_key)
+                        .put(retired_key, encode(&Sum { v: FORMAT, last: None, mark: None, used: sum }));
+                }
+            }
+        }
+        self.store.commit(commit).await.map(drop)
+    }
+
+    /// All entries below a prefix.
+    async fn all(&self, prefix: &str) -> Result<Vec<sas_core::Entry>> {
+        let mut entries: Vec<sas_core::Entry> = Vec::new();
+        loop {
+            let after = entries.last().map(|entry| entry.key.clone());
+            let page = self.store.list(prefix, after.as_deref(), PAGE).await?;
+            let more = page.len() == PAGE;
+            entries.extend(page);
+            if !more {
+                return Ok(entries);
+            }
+        }
+    }
+
+    pub(super) async fn totals(&mut self, scope: &UsageScope) -> Result<Vec<RevisionUsage>> {
+        self.settle().await?;
+        let mut sums: BTreeMap<String, MeterTotals> = BTreeMap::new();
+        for entry in self.all(&format!("{TOTALS}{}", below(scope))).await? {
+            let path = &entry.key[TOTALS.len()..];
+            sums.entry(path.to_owned()).or_default().add_all(&used(&entry.key, &entry.value)?);
+        }
+        for ((_, path), totals) in &self.pending {
+            sums.entry(path.clone()).or_default().add_all(totals);
+        }
+        Ok(sums.into_iter().filter_map(|(path, totals)| in_scope(scope, &path, totals)).collect())
+    }
+
+    pub(super) async fn hours(
+        &mut self,
+        scope: &UsageScope,
+        from: Hour,
+        until: Hour,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<UsagePage> {
+        self.settle().await?;
+        let limit = limit.clamp(1, 10_000);
+        let after = match after {
+            Some(after) => {
+                let key = format!("{HOURS}{after}");
+                if hour_of(&key).is_none() {
+                    let message = format!("after: {after:?} is not the `next` of a page of usage");
+                    return Err(Error::new(ErrorKind::InvalidSpec, "usage", message));
+                }
+                Some(key)
+            }
+            None => None,
+        };
+        // Behind every key of the hour before.
+        let begin = hour_key(from, "");
+        let mut at = after.clone().filter(|after| *after > begin).unwrap_or(begin);
+        let mut found: BTreeMap<String, MeterTotals> = BTreeMap::new();
+        let mut complete = false;
+        while found.len() <= limit && !complete {
+            let page = self.store.list(HOURS, Some(&at), PAGE).await?;
+            complete = page.len() < PAGE;
+            for entry in page {
+                at.clone_from(&entry.key);
+                let Some((hour, path)) = hour_of(&entry.key) else { continue };
+                if hour >= until {
+                    complete = true;
+                    break;
+                }
+                if !is_gap(path) && matches(scope, path) {
+                    let used = used(&entry.key, &entry.value)?;
+                    found.insert(entry.key, used);
+                }
+            }
+        }
+        let upper = if complete { Bound::Unbounded } else { Bound::Included(at) };
+        for ((hour, path), totals) in &self.pending {
+            let key = hour_key(*hour, path);
+            let wanted = *hour >= from && *hour < until && matches(scope, path);
+            let seen = after.as_ref().is_some_and(|after| key <= *after);
+            let beyond = matches!(&upper, Bound::Included(last) if key > *last);
+            if wanted && !seen && !beyond {
+                found.entry(key).or_default().add_all(totals);
+            }
+        }
+        let more = found.len() > limit || !complete;
+        let mut hours = Vec::new();
+        let mut next = None;
+        for (key, totals) in found.into_iter().take(limit) {
+            let Some((hour, path)) = hour_of(&key) else { continue };
+            next = Some(key[HOURS.len()..].to_owned());
+            if let Some(usage) = in_scope(scope, path, totals) {
+                hours.push(HourUsage::new(hour, usage));
+            }
+        }
+        Ok(UsagePage::new(hours, next.filter(|_| more)))
+    }
+
+    pub(super) async fn gaps(&self) -> Result<Vec<UsageGap>> {
+        self.all(GAPS).await?.iter().map(|entry| gap(&entry.key, &entry.value)).collect()
+    }
+}
+
+pub(super) fn is_gap(path: &str) -> bool {
+    path.split_once('/').is_some_and(|(namespace, _)| namespace == GAP)
+}
+
+/// The part of the path that all of the scope begin with.
+fn below(scope: &UsageScope) -> String {
+    match (&scope.namespace, &scope.service) {
+        (Some(namespace), Some(service)) => format!("{namespace}/{service}/"),
+        (Some(namespace), None) => format!("{namespace}/"),
+        (None, _) => String::new(),
+    }
+}
+
+fn matches(scope: &UsageScope, path: &str) -> bool {
+    parts(path).is_some_and(|(namespace, service, revision)| scope.contains(namespace, service, revision))
+}
+
+pub(super) fn in_scope(scope: &UsageScope, path: &str, totals: MeterTotals) -> Option<RevisionUsage> {
+    let (namespace, service, revision) = parts(path)?;
+    scope
+        .contains(namespace, service, revision)
+        .then(|| RevisionUsage::new(namespace, service, revision, totals))
+}
