@@ -427,3 +427,26 @@ async fn a_fork_bomb_stays_within_its_limit() {
     let store = place.store();
     until("nothing is left", || support::census(&store).is_empty()).await;
 }
+
+#[tokio::test]
+async fn in_the_hosts_network_each_instance_has_a_port_of_its_own() {
+    support::needs_containers!();
+    let place = Place::new();
+    let mut config = place.config();
+    config.network = sas_runtime_container::Network::Host;
+    let runtime = std::sync::Arc::new(sas_runtime_container::ContainerRuntime::new(config).unwrap());
+    let one = start(&runtime, place.app(&[])).await.unwrap();
+    let two = start(&runtime, place.app(&[])).await.unwrap();
+    let port = |started: &support::Started| match started.instance.endpoint() {
+        Some(sas_core::Endpoint::Tcp(address)) => address.port(),
+        other => panic!("{other:?}"),
+    };
+    assert_ne!(port(&one), port(&two));
+    let env = get(&*one.instance, "/env").await;
+    assert!(env.contains(&format!("PORT={}", port(&one))), "{env}");
+    // A program that listens elsewhere is not ready, and nobody else's answer is taken for its own.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut taken = place.app(&["deaf"]);
+    taken.port = Some(listener.local_addr().unwrap().port());
+    assert!(start(&runtime, taken).await.is_err());
+}

@@ -83,15 +83,21 @@ async fn times() {
         }
         println!("start to first answer by {}: median of 20 {:.1?}", runtime.program(), median(times));
         let began = Instant::now();
+        // As the pool's gate lets them through: one more than there are cores.
+        let gate =
+            Arc::new(tokio::sync::Semaphore::new(1 + std::thread::available_parallelism().unwrap().get()));
         let many = (100..200).map(|id| {
-            let (runtime, deployed) = (Arc::clone(&runtime), Arc::clone(&deployed));
-            tokio::spawn(async move { start_deployed(&runtime, &deployed, id).await.unwrap() })
+            let (runtime, deployed, gate) = (Arc::clone(&runtime), Arc::clone(&deployed), Arc::clone(&gate));
+            tokio::spawn(async move {
+                let _turn = gate.acquire().await.unwrap();
+                start_deployed(&runtime, &deployed, id).await.unwrap()
+            })
         });
         let mut all = Vec::new();
         for one in many.collect::<Vec<_>>() {
             all.push(one.await.unwrap());
         }
-        println!("  100 at once: all ready after {:.1?}", began.elapsed());
+        println!("  100 asked for at once, through a gate: all ready after {:.1?}", began.elapsed());
         let extra: u64 = fs::read_dir("/proc")
             .unwrap()
             .flatten()
