@@ -7,44 +7,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sas::{
-    core::{Decision, Policy, Reason, ScaleInput},
-    prelude::*,
-};
-use serde::{Deserialize, Serialize};
+use sas::prelude::*;
 
-/// Remembers the highest load of late, which fades by a tenth per tick.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Recent {
-    peak: f64,
-}
+/// The policy, of the crate in which the suite of `sas-testkit` proves it.
+#[path = "../tests/adopter/src/scaler.rs"]
+#[allow(unreachable_pub, missing_docs, reason = "a library's code, which this program takes in whole")]
+mod scaler;
 
-/// More requests at once than any revision has.
-const MOST: f64 = 1e6;
-
-#[derive(Debug)]
-struct OneSpare;
-
-impl Policy for OneSpare {
-    type State = Recent;
-
-    fn name(&self) -> &'static str {
-        "one-spare"
-    }
-
-    fn decide(&self, state: &mut Recent, input: &ScaleInput<'_>) -> Decision {
-        let busy = input.load.concurrency + f64::from(input.load.queued);
-        if !busy.is_finite() {
-            return Decision::hold(Reason::BadInput);
-        }
-        // A measurement that went wrong is not remembered for ever.
-        state.peak = busy.min(MOST).max(state.peak * 0.9);
-        if state.peak < 0.1 {
-            return Decision::set(0, Reason::Idle);
-        }
-        Decision::set((state.peak / 5.0).ceil() as u32 + 1, Reason::Custom(1))
-    }
-}
+use scaler::OneSpare;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {

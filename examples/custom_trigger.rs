@@ -5,58 +5,19 @@
 
 #![allow(clippy::print_stdout, reason = "this program talks to a terminal")]
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use sas::{
-    core::{Event, Result, TriggerCx, TriggerSource},
-    prelude::*,
-    trigger::DeliveryConfig,
-};
+use sas::{prelude::*, trigger::DeliveryConfig};
 
-#[derive(Debug)]
-struct Lines {
-    path: PathBuf,
-}
+/// The source, of the crate in which the suite of `sas-testkit` proves it.
+#[path = "../tests/adopter/src/trigger.rs"]
+#[allow(unreachable_pub, missing_docs, reason = "a library's code, which this program takes in whole")]
+mod lines;
 
-#[async_trait::async_trait]
-impl TriggerSource for Lines {
-    fn kind(&self) -> &'static str {
-        "lines"
-    }
-
-    async fn run(&self, cx: TriggerCx) -> Result<()> {
-        let key = format!("trigger/{}/line", cx.name);
-        let read = tokio::fs::read_to_string(&self.path).await;
-        let text = read.map_err(|e| {
-            Error::new(ErrorKind::Unavailable, "run", format!("{}: {e}", self.path.display()))
-        })?;
-        let stored = cx.store.get(&key).await?;
-        let done = stored
-            .as_ref()
-            .and_then(|s| std::str::from_utf8(&s.value).ok()?.parse::<usize>().ok())
-            .unwrap_or(0);
-        let mut version = stored.map(|entry| entry.version);
-        for (at, line) in text.lines().enumerate().skip(done) {
-            if cx.shutdown.is_cancelled() {
-                break;
-            }
-            let room = cx.sink.ready().await?;
-            let event = Event::new(at.to_string(), format!("/lines/{}", cx.name), "com.example.line")
-                .and_then(|event| event.with_data("text/plain", line.to_owned()))
-                .map_err(|e| Error::new(ErrorKind::InvalidSpec, "run", e.to_string()))?
-                .with_time(cx.clock.now());
-            cx.sink.deliver(room, event).await?;
-            version = Some(cx.store.put(&key, version, Bytes::from((at + 1).to_string())).await?);
-        }
-        // A source whose run ends is started again; this one has read its file and only waits for the end.
-        cx.shutdown.cancelled().await;
-        Ok(())
-    }
-}
+use lines::Lines;
 
 #[tokio::main]
-async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let runtime = InlineRuntime::new().with("print", |request: Request, _cx| async move {
         let id = request.headers().get("ce-id").and_then(|id| id.to_str().ok()).unwrap_or("?").to_owned();
         let line = request.into_body().collect(64 * 1024).await?;

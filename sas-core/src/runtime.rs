@@ -211,7 +211,7 @@ impl StartRequest {
 /// - Secrets in a [`StartRequest`] reach the instance and nothing else.
 ///
 /// # Minimal implementation
-/// `name`, `capabilities`, `prepare`, `start`, `quiesce`, and for the instance `id`, `target` and `stop`. `examples/custom_runtime.rs` is one in under a hundred lines.
+/// `name`, `capabilities`, `prepare`, `start`, `quiesce`, and for the instance `id`, `target` and `stop`. `examples/custom_runtime.rs` is one.
 #[async_trait]
 pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// The name by which specs ask for it.

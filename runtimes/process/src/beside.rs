@@ -58,7 +58,7 @@ impl Beside {
             jail: self.with.placed.jail.clone(),
             beside: Some(Arc::clone(&self.with.proc)),
         };
-        let spawned = spawn::spawn(&self.engine, plan).await?;
+        let (spawned, _) = spawn::spawn(&self.engine, plan).await?;
         let report = spawned.proc().exited().await;
         Ok(ExecOutput::new(report.code, spawned.proc().last_words().unwrap_or_default().into_bytes()))
     }

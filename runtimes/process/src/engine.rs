@@ -41,11 +41,9 @@ use sas_runtime_os::{
 
 use crate::{
     config::ProcessConfig,
-    jvm::stem::Stems,
     logs::{LastWords, LogPipe, LogTarget, Next},
     metrics::Metrics,
     package::store::{Discard, Package, Store},
-    spawn::Placed,
 };
 
 /// Bytes read of one pipe before others have their turn.
@@ -301,8 +299,6 @@ fn signal_group(group: Pid, signal: Signal) {
 pub(crate) struct Spawned {
     proc: Option<Arc<Proc>>,
     engine: Arc<Engine>,
-    /// Where it found its places, when it was spawned by a plan.
-    pub(crate) placed: Option<Placed>,
 }
 
 impl Spawned {
@@ -353,7 +349,6 @@ pub(crate) struct Engine {
     pub(crate) jails: Jails,
     pub(crate) guardian: Guardian,
     pub(crate) metrics: Metrics,
-    pub(crate) stems: Stems,
     guardian_pidfd: Mutex<OwnedFd>,
     poll: Arc<OwnedFd>,
     procs: Mutex<HashMap<u64, Arc<Proc>>>,
@@ -402,7 +397,6 @@ impl Engine {
             one_start: Mutex::new(()),
             watched: AtomicUsize::new(0),
             metrics: Metrics::new(&config.recorder),
-            stems: Stems::default(),
             config,
             store,
             guardian,
@@ -463,7 +457,7 @@ impl Engine {
         });
         self.guardian.watch(new.pid);
         self.procs.lock().insert(token, Arc::clone(&proc));
-        let spawned = Spawned { proc: Some(Arc::clone(&proc)), engine: Arc::clone(self), placed: None };
+        let spawned = Spawned { proc: Some(Arc::clone(&proc)), engine: Arc::clone(self) };
         let failed = |error: rustix::io::Errno| {
             Error::new(ErrorKind::Exhausted, "start", format!("watch the process: {error}"))
                 .with_source(error)

@@ -6,7 +6,7 @@ use sas_core::{EnvValue, Result, RevisionSpec, SpecErrors};
 
 use crate::{
     engine::Engine,
-    package::{archive::disk, store::Discard},
+    package::{error::disk, store::Discard},
 };
 
 /// The locale of instances: UTF-8, and nothing else of any country's.

@@ -66,7 +66,7 @@ pub(crate) async fn start(
         env.0.insert(options::DATA_DIR.to_owned(), data.display().to_string());
         jail.data.push(data);
     }
-    let mut spawned = match (&artifact.zygote, stdin) {
+    let (spawned, placed) = match (&artifact.zygote, stdin) {
         (Some(zygote), Some(listener)) => {
             let mut bare = Environment::default();
             bare.0.insert("PATH".into(), engine.config.path.clone());
@@ -84,7 +84,7 @@ pub(crate) async fn start(
                 jail,
                 beside: None,
             };
-            let mut forked = tokio::select! {
+            let forked = tokio::select! {
                 biased;
                 forked = zygote.fork(boot, listener, &env, logs) => forked?,
                 () = tokio::time::sleep_until(request.deadline) => {
@@ -96,8 +96,7 @@ pub(crate) async fn start(
                 }
             };
             spawn::limit(engine, forked.proc(), &rlimits, &limits)?;
-            forked.placed = Some(placed);
-            forked
+            (forked, placed)
         }
         (_, stdin) => {
             let rlimits = rlimits.clone();
@@ -108,7 +107,6 @@ pub(crate) async fn start(
     };
     spawned.proc().hold(port, &artifact.package);
     spawned.proc().hold_dir(home.into_dir());
-    let placed = spawned.placed.take().expect("both ways to spawn say where");
     if artifact.level != JailLevel::None {
         engine.bound_disk(spawned.proc(), artifact.disk_bytes(engine), placed.copied);
     }

@@ -62,6 +62,8 @@ mod launch;
 #[cfg(target_os = "linux")]
 mod logs;
 #[cfg(target_os = "linux")]
+mod prepare;
+#[cfg(target_os = "linux")]
 mod ready;
 #[cfg(target_os = "linux")]
 mod runtime;

@@ -11,13 +11,14 @@ use sas_core::{
 use sas_runtime_os::{JailLevel, jail::JailReport};
 
 use crate::{
-    artifact::{self, ProcessArtifact},
+    artifact::ProcessArtifact,
     config::ProcessConfig,
     engine::Engine,
     home,
-    jvm::jdk::Jdk,
+    jvm::{jdk::Jdk, stem::Stems},
     launch,
     package::store::Store,
+    prepare,
 };
 
 /// Runs code packages as native processes of this host. See the crate's documentation.
@@ -26,6 +27,7 @@ use crate::{
 #[derive(Debug)]
 pub struct ProcessRuntime {
     engine: Arc<Engine>,
+    stems: Stems,
 }
 
 impl ProcessRuntime {
@@ -42,7 +44,7 @@ impl ProcessRuntime {
         sas_runtime_os::limits::raise_open_files();
         crate::metrics::describe(&config.recorder);
         let store = Store::open(&config.store, config.limits, config.keep_packages, &config.path)?;
-        Ok(Self { engine: Engine::new(Arc::new(config), store)? })
+        Ok(Self { engine: Engine::new(Arc::new(config), store)?, stems: Stems::default() })
     }
 
     /// The class of the JVM stems from which apps without flags of their own come. Writes the jar of the stem's Java
@@ -55,7 +57,7 @@ impl ProcessRuntime {
         let unsupported = |reason: String| Error::new(ErrorKind::Unsupported, "java_stem_class", reason);
         let jdk = Jdk::find(&self.engine.config).map_err(unsupported)?;
         let options = self.engine.config.java.options.clone();
-        self.engine.stems.class(&self.engine, &jdk, &options).await.map_err(unsupported)
+        self.stems.class(&self.engine, &jdk, &options).await.map_err(unsupported)
     }
 
     /// What this machine gives of the jail, and why the rest is missing.
@@ -121,7 +123,7 @@ impl Runtime for ProcessRuntime {
 
     async fn prepare(&self, spec: &RevisionSpec) -> Result<Artifact> {
         self.engine.ensure_running()?;
-        artifact::prepare(&self.engine, spec).await
+        prepare::prepare(&self.engine, &self.stems, spec).await
     }
 
     async fn start(&self, request: StartRequest) -> Result<Arc<dyn Instance>> {
@@ -146,6 +148,6 @@ impl Runtime for ProcessRuntime {
             return Err(Error::unsupported("start_stem"));
         }
         self.engine.ensure_running()?;
-        self.engine.stems.start(&self.engine, request).await
+        self.stems.start(&self.engine, request).await
     }
 }

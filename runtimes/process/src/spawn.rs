@@ -142,7 +142,7 @@ pub(crate) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Spawns on a thread where blocking is allowed. A dropped future kills what was spawned.
-pub(crate) async fn spawn(engine: &Arc<Engine>, plan: Plan) -> Result<Spawned> {
+pub(crate) async fn spawn(engine: &Arc<Engine>, plan: Plan) -> Result<(Spawned, Placed)> {
     let engine = Arc::clone(engine);
     tokio::task::spawn_blocking(move || spawn_now(&engine, plan)).await.map_err(|error| {
         Error::new(ErrorKind::Unavailable, "start", "the host shuts down").with_source(error)
@@ -242,7 +242,7 @@ fn place(engine: &Engine, plan: &mut Plan, jail: &mut JailRequest) -> Result<Opt
     Ok(Some((copy, copied)))
 }
 
-fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
+fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<(Spawned, Placed)> {
     if engine.is_closed() {
         return Err(Error::new(ErrorKind::Unavailable, "start", "the process runtime was closed"));
     }
@@ -369,7 +369,7 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
             return Err(failed(error.into()));
         }
     };
-    let mut spawned = engine.adopt(NewProc {
+    let spawned = engine.adopt(NewProc {
         pid,
         pidfd,
         stdout: Some(stdout),
@@ -379,7 +379,6 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
         cell,
         mark: mark.filter(|_| plan.beside.is_none()),
     })?;
-    spawned.placed = Some(placed);
     if let Some(copy) = copy {
         spawned.proc().hold_dir(copy);
     }
@@ -394,7 +393,7 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<Spawned> {
         let (engine, limits) = (Arc::clone(engine), plan.limits);
         tokio::task::spawn_blocking(move || engine.cgroups.fill(&limits));
     }
-    Ok(spawned)
+    Ok((spawned, placed))
 }
 
 #[cfg(test)]

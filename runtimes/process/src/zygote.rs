@@ -142,7 +142,7 @@ impl Zygote {
                 .map_err(|error| failed(error.to_string()))?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| failed(error.to_string()))?;
         plan.stdin = Some(theirs);
-        let spawned = spawn::spawn(&self.engine, plan).await?;
+        let (spawned, _) = spawn::spawn(&self.engine, plan).await?;
         #[allow(
             deprecated,
             reason = "its successor is an unsafe fn; the descriptor is owned and never replaced"

@@ -19,7 +19,7 @@ use crate::{
     engine::Engine,
     home::Home,
     jvm::jdk::Jdk,
-    package::archive::disk,
+    package::error::disk,
     ready::{self, Quickest},
     spawn::{self, Environment, Plan},
 };
@@ -112,8 +112,7 @@ pub(crate) async fn make(
         logs: None,
         beside: None,
     };
-    let mut spawned = spawn::spawn(engine, plan).await?;
-    let placed = spawned.placed.take().expect("a plan says where");
+    let (spawned, placed) = spawn::spawn(engine, plan).await?;
     let beside = Beside::new(engine, spawned.proc(), placed, &[]);
     let number = port.number();
     spawned.proc().hold(Some(port), package);

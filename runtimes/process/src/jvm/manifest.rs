@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, io::Read as _, path::Path};
 
 use sas_core::Result;
 
-use crate::package::{PackageLimits, archive::refused, directory};
+use crate::package::{PackageLimits, directory, error::refused};
 
 /// The longest manifest that is read.
 const MAX_MANIFEST: u64 = 1 << 20;

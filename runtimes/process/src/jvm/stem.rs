@@ -37,7 +37,7 @@ use crate::{
     home::{Home, LANG},
     instance::ProcessInstance,
     launch::{log_target, until_ready},
-    package::{archive::disk, store::Discard},
+    package::{error::disk, store::Discard},
     spawn::{self, Environment, Placed, Plan},
 };
 
@@ -184,7 +184,7 @@ impl Stems {
             beside: None,
             logs: None,
         };
-        let spawned = spawn::spawn(engine, plan).await?;
+        let (spawned, _) = spawn::spawn(engine, plan).await?;
         let mut control = UnixStream::from_std(ours).map_err(|error| {
             Error::new(ErrorKind::Unavailable, "start_stem", format!("tokio's reactor: {error}"))
         })?;

@@ -35,7 +35,7 @@ pub(crate) async fn run(
         // The host's own tools, on the host's own files.
         jail: JailRequest::new(JailLevel::None, None),
     };
-    let spawned = spawn::spawn(engine, plan).await?;
+    let (spawned, _) = spawn::spawn(engine, plan).await?;
     let failed = |what: String| {
         let words = spawned.proc().last_words().map(|words| format!(": {words}")).unwrap_or_default();
         Error::new(ErrorKind::Unavailable, "prepare", format!("{name} {what}{words}"))

@@ -12,11 +12,15 @@ use std::{
 };
 
 use sas_core::{
-    Error, ErrorKind, Result,
+    Error, Result,
     package::{file_mode, is_clutter, is_interpreter_link},
 };
 
-use super::{PackageLimits, directory, venv::Environments};
+use super::{
+    PackageLimits, directory,
+    error::{disk, refused},
+    venv::Environments,
+};
 
 /// Names longer than this are refused by Linux in any case, and long before that by people.
 const MAX_PATH_BYTES: usize = 4096;
@@ -28,19 +32,6 @@ const MAX_KEPT: usize = 16 << 20;
 const APPLE_DOUBLE: [u8; 4] = [0, 5, 0x16, 7];
 /// Below this size the compression ratio says nothing.
 const RATIO_FREE_BYTES: u64 = 1 << 20;
-
-pub(crate) fn refused(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidSpec, "prepare", message)
-}
-
-pub(crate) fn disk(what: &str, path: &Path, error: io::Error) -> Error {
-    let kind = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Exhausted,
-        io::ErrorKind::NotFound => ErrorKind::NotFound,
-        _ => ErrorKind::Unavailable,
-    };
-    Error::new(kind, "prepare", format!("{what} {}: {error}", path.display())).with_source(error)
-}
 
 /// Writes checked entries below one directory, counting against the limits.
 ///

@@ -29,7 +29,7 @@ use sas_core::{
 
 use self::host::{check_program, interpreter, is_executable, run_file};
 use super::{
-    archive::{disk, refused},
+    error::{disk, refused},
     store::{Kind, Package},
 };
 use crate::config::ProcessConfig;

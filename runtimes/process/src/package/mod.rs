@@ -6,6 +6,7 @@ pub(crate) mod archive;
 pub(crate) mod detect;
 #[cfg(target_os = "linux")]
 pub(crate) mod directory;
+pub(crate) mod error;
 mod limits;
 #[cfg(target_os = "linux")]
 pub(crate) mod store;

@@ -34,7 +34,8 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     PackageLimits,
-    archive::{Unpacker, disk, refused, untar, unzip},
+    archive::{Unpacker, untar, unzip},
+    error::{disk, refused},
     tree,
 };
 

@@ -13,7 +13,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     PackageLimits,
-    archive::{Unpacker, disk, refused},
+    archive::Unpacker,
+    error::{disk, refused},
 };
 
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use std::{
 
 use sas_core::Result;
 
-use super::{archive::disk, detect::search};
+use super::{detect::search, error::disk};
 
 /// What the first lines of a script may take.
 const MAX_SCRIPT: u64 = 1 << 20;

@@ -12,7 +12,7 @@ use sas_core::Result;
 use super::{Project, file_name};
 use crate::{
     config::ProcessConfig,
-    package::archive::{disk, refused},
+    package::error::{disk, refused},
 };
 
 /// Searches the directories of the configured `PATH` for an executable file.
@@ -110,6 +110,19 @@ pub(super) fn check_program(program: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The Python for a script whose own, by its first line, is not on this host.
+fn python_for(project: &Project<'_>, head: &[u8]) -> Option<PathBuf> {
+    let text = String::from_utf8_lossy(head);
+    let mut lines = text.lines();
+    let first = lines.next()?.strip_prefix("#!")?.trim();
+    let is_python = |path: &str| {
+        Path::new(path).file_name().is_some_and(|name| name.to_string_lossy().starts_with("python"))
+    };
+    // pip writes paths that are too long for the kernel behind a line for the shell.
+    let named = lines.next().and_then(crate::package::venv::quoted).unwrap_or(first);
+    (is_python(named) && !Path::new(named).exists()).then(|| project.python.program(project.config)).flatten()
+}
+
 /// How a file of the package is run: itself, or by an interpreter where it lacks its executable bit.
 pub(super) fn run_file(project: &mut Project<'_>, file: &Path, said: &str) -> Result<(PathBuf, Vec<String>)> {
     let name = file_name(file);
@@ -118,7 +131,7 @@ pub(super) fn run_file(project: &mut Project<'_>, file: &Path, said: &str) -> Re
     let executable = is_executable(file);
     if executable && (head.starts_with(b"#!") || !has_extension(file, "sh")) {
         // What pip or a virtual environment of another machine left: any Python of the package's will do.
-        if let Some(python) = super::python::for_script(project, &head) {
+        if let Some(python) = python_for(project, &head) {
             return Ok((python, vec![path]));
         }
         check_program(file)?;

@@ -8,7 +8,7 @@ use super::{
     Project, Start, file_name,
     host::{has_extension, head, run_file},
 };
-use crate::{jvm::Manifest, package::archive::refused};
+use crate::{jvm::Manifest, package::error::refused};
 
 /// A jar with a `Main-Class` at the root, or a jar that was unpacked there.
 pub(super) fn at_root(project: &mut Project<'_>) -> Result<Option<Start>> {

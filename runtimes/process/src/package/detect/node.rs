@@ -6,7 +6,7 @@ use sas_core::Result;
 use serde_json::Value;
 
 use super::{Project, Start, host::interpreter, words};
-use crate::package::archive::refused;
+use crate::package::error::refused;
 
 /// Options of `node` that take the next word as their value.
 const WITH_VALUE: [&str; 21] = [

@@ -3,7 +3,7 @@
 use sas_core::Result;
 
 use super::{Project, Start};
-use crate::package::archive::refused;
+use crate::package::error::refused;
 
 /// The command of the process `web`.
 pub(super) fn detect(project: &mut Project<'_>) -> Result<Option<Start>> {

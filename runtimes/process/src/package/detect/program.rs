@@ -8,7 +8,7 @@ use super::{
     Project, Start, file_name,
     host::{has_extension, head, is_executable, run_file},
 };
-use crate::package::archive::refused;
+use crate::package::error::refused;
 
 /// Names that say that a program is the one that is started.
 const START: [&str; 10] = [

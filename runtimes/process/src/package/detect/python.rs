@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sas_core::Result;
 
 use super::{Project, Start, file_name, host};
-use crate::{config::ProcessConfig, package::venv};
+use crate::config::ProcessConfig;
 
 /// Where a project's Python and its packages are.
 #[derive(Debug, Default)]
@@ -132,19 +132,6 @@ pub(super) fn surround(project: &mut Project<'_>) {
     let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     project.env.push(("PYTHONPATH".into(), paths.join(":")));
     project.python.sites = vendored;
-}
-
-/// The Python for a script whose own, by its first line, is not on this host.
-pub(super) fn for_script(project: &Project<'_>, head: &[u8]) -> Option<PathBuf> {
-    let text = String::from_utf8_lossy(head);
-    let mut lines = text.lines();
-    let first = lines.next()?.strip_prefix("#!")?.trim();
-    let is_python = |path: &str| {
-        Path::new(path).file_name().is_some_and(|name| name.to_string_lossy().starts_with("python"))
-    };
-    // pip writes paths that are too long for the kernel behind a line for the shell.
-    let named = lines.next().and_then(venv::quoted).unwrap_or(first);
-    (is_python(named) && !Path::new(named).exists()).then(|| project.python.program(project.config)).flatten()
 }
 
 /// What answers requests for an application object.
