@@ -756,7 +756,8 @@ impl PlatformBuilder {
         self
     }
 
-    /// Changes the configuration of the listeners.
+    /// Changes the configuration of the listeners. Unless it says how many connections they take, they take what the
+    /// machine's descriptors are enough for.
     #[must_use]
     pub fn server(mut self, change: impl FnOnce(&mut ServerConfig)) -> Self {
         change(&mut self.server);
@@ -842,9 +843,10 @@ impl PlatformBuilder {
         driver.clock = Arc::clone(&self.clock);
         driver.sink = Arc::clone(&self.decisions);
         let stop = CancellationToken::new();
+        let machine = self.machine.unwrap_or_else(Machine::here);
         let template = Template {
             preset: self.preset,
-            machine: self.machine.unwrap_or_else(Machine::here),
+            machine,
             configure: self.pool,
             make_pool: self.make_pool,
             seed: self.seed,
@@ -966,6 +968,10 @@ impl PlatformBuilder {
         };
         let mut server_config = self.server;
         server_config.recorder = recorder;
+        let most = ServerConfig::default().max_connections;
+        if server_config.max_connections == most {
+            server_config.max_connections = Preset::connections(machine, most);
+        }
         match parts.start(self.listen, self.admin, socket, server_config).await {
             Ok(()) => Ok(Platform::new(parts)),
             Err(error) => {

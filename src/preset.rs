@@ -84,6 +84,13 @@ impl Preset {
         }
     }
 
+    /// The most connections of a listener on this machine: each takes a descriptor, and one to an instance, of the quarter
+    /// that instances leave.
+    pub(crate) fn connections(machine: Machine, most: usize) -> usize {
+        let share = machine.descriptors.map_or(u64::MAX, |descriptors| (descriptors / 8).max(16));
+        most.min(usize::try_from(share).unwrap_or(usize::MAX))
+    }
+
     /// The pool's configuration on this machine.
     pub(crate) fn pool(self, machine: Machine) -> PoolConfig {
         let mut pool = PoolConfig::default();
@@ -95,7 +102,7 @@ impl Preset {
         }
         if let Some(descriptors) = machine.descriptors {
             // More would only fail to start.
-            let instances = (descriptors / DESCRIPTORS_PER_INSTANCE).max(1);
+            let instances = ((descriptors - descriptors / 4) / DESCRIPTORS_PER_INSTANCE).max(1);
             pool.budget.instances = u32::try_from(instances).unwrap_or(u32::MAX);
         }
         if self != Self::Frugal {
@@ -119,11 +126,24 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     #[test]
+    fn connections_and_instances_share_the_descriptors() {
+        let connections =
+            |descriptors| Preset::connections(Machine { cores: 1, memory_bytes: None, descriptors }, 10_000);
+        assert_eq!(connections(Some(1024)), 128, "each takes two, of the quarter that instances leave");
+        assert_eq!(connections(Some(1_048_576)), 10_000);
+        assert_eq!(connections(None), 10_000);
+        assert_eq!(connections(Some(20)), 16, "some can always come");
+    }
+
+    #[test]
     fn bounds_come_from_the_machine() {
         for preset in [Preset::Default, Preset::Knative, Preset::Frugal] {
             for memory_bytes in [None, Some(GIB / 4), Some(GIB), Some(64 * GIB)] {
                 let pool = preset.pool(Machine { cores: 4, memory_bytes, descriptors: Some(1024) });
-                assert_eq!(pool.budget.instances, 256, "{preset}: as many as its descriptors are enough for");
+                assert_eq!(
+                    pool.budget.instances, 192,
+                    "{preset}: as many as three quarters of its descriptors are enough for"
+                );
                 pool.validate().expect("every preset is valid on every machine");
                 if let Some(memory) = memory_bytes {
                     assert!(pool.budget.memory_bytes < memory, "{preset}: the host keeps a part");

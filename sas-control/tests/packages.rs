@@ -21,6 +21,11 @@ async fn world(store: &Arc<dyn Store>, packages: &Path) -> World {
     .await
 }
 
+/// A directory in memory, where there is one: a thousand packages are written out else, with a wait for the disk each.
+fn in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_none| tempfile::tempdir()).expect("a directory")
+}
+
 fn copies(packages: &Path) -> usize {
     let entries = std::fs::read_dir(packages).expect("the packages");
     entries.filter(|entry| entry.as_ref().expect("an entry").path().is_dir()).count()
@@ -124,7 +129,7 @@ async fn a_new_database_beside_old_packages_removes_none_of_them() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_is_deleted_while_another_of_the_same_content_is_deployed() {
     let rounds = 1_000;
-    let packages = tempfile::tempdir().expect("a directory");
+    let packages = in_memory();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
     let world = world(&store, packages.path()).await;
     let package = world.dir_file("package", "the same");

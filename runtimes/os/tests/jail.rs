@@ -454,7 +454,33 @@ fn levels_cost_this_much() {
     for (level, times) in levels.iter().zip(&mut times) {
         times.sort();
         let at = |share: usize| times[(times.len() * share / 100).min(times.len() - 1)];
-        eprintln!("{level}: until spawned p50 {:?} p99 {:?}", at(50), at(99));
+        eprintln!("{level}: until spawned p10 {:?} p50 {:?} p99 {:?}", at(10), at(50), at(99));
+    }
+}
+
+/// What fifty sleeping programs take at each level, kernel memory included: as the control group counts it that this test
+/// runs in, whose file with the figure `SAS_JAIL_MEMORY` names.
+#[test]
+fn levels_take_this_much_memory() {
+    let Some(file) = std::env::var_os("SAS_JAIL_MEMORY").filter(|_| is_root()) else { return };
+    let used = || fs::read_to_string(&file).unwrap().trim().parse::<i64>().unwrap();
+    for level in JailLevel::ALL {
+        let host = host(level);
+        let started = || {
+            let jail = host.jails.enter(host.request(level)).unwrap();
+            jail.spawn(|| Command::new("/bin/sleep").arg("1000").env_clear().spawn()).unwrap()
+        };
+        let mut all = vec![started()];
+        pause();
+        let before = used();
+        all.extend((0..50).map(|_| started()));
+        pause();
+        eprintln!("{level}: {} KiB each", (used() - before) / 50 / 1024);
+        for (mut child, cell) in all {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            drop(cell);
+        }
     }
 }
 
