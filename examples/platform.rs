@@ -32,7 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--jail none|basic|strict] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... MANIFEST...\n       platform --openapi";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--jail none|basic|strict] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--event-files DIR] MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -45,6 +45,8 @@ struct Options {
     admin: AdminAt,
     state: Option<PathBuf>,
     package_roots: Vec<PathBuf>,
+    webhook_hosts: Vec<String>,
+    event_files: Option<PathBuf>,
     domain: String,
     preset: Preset,
     drain: Duration,
@@ -73,6 +75,8 @@ impl Options {
             admin: AdminAt::Address(SocketAddr::from(([127, 0, 0, 1], 8081))),
             state: None,
             package_roots: Vec::new(),
+            webhook_hosts: Vec::new(),
+            event_files: None,
             domain: "localhost".to_owned(),
             preset: Preset::Default,
             drain: Duration::from_secs(30),
@@ -101,6 +105,8 @@ impl Options {
                 }
                 "--state" => options.state = Some(value()?.into()),
                 "--package-root" => options.package_roots.push(value()?.into()),
+                "--webhook-host" => options.webhook_hosts.push(value()?),
+                "--event-files" => options.event_files = Some(value()?.into()),
                 "--admin-token-file" => options.token_file = Some(value()?.into()),
                 "--admin-host" => options.admin_hosts.push(value()?),
                 "--jail" => options.jail = value()?,
@@ -154,6 +160,15 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     for host in options.admin_hosts {
         builder = builder.admin_host(host);
     }
+    #[cfg(feature = "webhook")]
+    {
+        builder = builder.webhook_hosts(options.webhook_hosts);
+        if let Some(dir) = options.event_files {
+            builder = builder.event_files(dir);
+        }
+    }
+    #[cfg(not(feature = "webhook"))]
+    drop((options.webhook_hosts, options.event_files));
     if options.open_metrics {
         builder = builder.open_metrics();
     }

@@ -141,6 +141,14 @@ pub struct TriggerView {
     pub kind: String,
     /// Whether its source runs now; false while it waits to be started again.
     pub running: bool,
+    /// Whether it was paused.
+    pub paused: bool,
+    /// Attempts to deliver that were made since the platform runs.
+    pub attempts: u64,
+    /// Whether its target is taken to be down, so that events wait upstream.
+    pub circuit_open: bool,
+    /// Since when the oldest event waits upstream, in RFC 3339, where that is known.
+    pub oldest: Option<String>,
     /// How often its source failed and was started again.
     pub restarts: u64,
     /// The error of the last failure, until a run lasts.
@@ -159,6 +167,10 @@ impl From<TriggerStatus> for TriggerView {
             name: status.name,
             kind: status.kind,
             running: status.running,
+            paused: status.paused,
+            attempts: status.attempts,
+            circuit_open: status.circuit_open,
+            oldest: status.oldest.map(rfc3339),
             restarts: status.restarts,
             last_error: status.last_error,
         }

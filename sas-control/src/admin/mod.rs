@@ -6,6 +6,7 @@
 mod access;
 mod authorize;
 mod describe;
+mod events;
 mod extract;
 mod guard;
 mod limit;
@@ -312,7 +313,15 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(observe::usage))
         .routes(routes!(triggers::list))
         .routes(routes!(triggers::delete))
-        .routes(routes!(triggers::dead_letters, triggers::discard_dead_letters));
+        .routes(routes!(triggers::dead_letters, triggers::discard_dead_letters))
+        .routes(routes!(events::count_letters))
+        .routes(routes!(events::redrive))
+        .routes(routes!(events::pause))
+        .routes(routes!(events::resume))
+        .routes(routes!(events::replay))
+        .routes(routes!(events::brokers))
+        .routes(routes!(events::delete_broker))
+        .routes(routes!(events::send));
     describe::finish(routes.get_openapi_mut());
     routes
 }
