@@ -11,8 +11,8 @@ use std::{
 
 use sas_autoscale::{DriverConfig, ScheduleParser};
 use sas_control::{
-    Admin, Control, ControlConfig, DecisionLog, Engines, LogBuffer, LogFileLimits, LogFiles, Meter,
-    MeterConfig, PackageDir, PackageRoots, PriceTable, UsageExport, UsageExporter, UsageKey,
+    Admin, Control, ControlConfig, DecisionLog, DiagnosisConfig, Engines, LogBuffer, LogFileLimits, LogFiles,
+    Meter, MeterConfig, PackageDir, PackageRoots, PriceTable, UsageExport, UsageExporter, UsageKey,
 };
 use sas_core::{
     AnswerCounter, Authenticator, BlobStore, Clock, DataPlane, DecisionSink, EngineFactory, EngineKey,
@@ -240,6 +240,7 @@ pub struct PlatformBuilder {
     driver: DriverConfig,
     manifests: ParseOptions,
     metrics: Option<MetricsText>,
+    diagnosis: DiagnosisConfig,
 }
 
 type MetricsText = Box<dyn Fn() -> String + Send + Sync>;
@@ -301,6 +302,7 @@ impl Default for PlatformBuilder {
             driver: DriverConfig::default(),
             manifests: ParseOptions::default(),
             metrics: None,
+            diagnosis: DiagnosisConfig::default(),
         }
     }
 }
@@ -771,6 +773,14 @@ impl PlatformBuilder {
         self
     }
 
+    /// Changes what counts as wrong with the platform, and how often it looks by itself. The state directory and the one for
+    /// temporary files are among those that are watched.
+    #[must_use]
+    pub fn diagnosis(mut self, change: impl FnOnce(&mut DiagnosisConfig)) -> Self {
+        change(&mut self.diagnosis);
+        self
+    }
+
     /// Builds the platform, brings back what the store holds, and starts to listen where asked to. On an error
     /// nothing is left running.
     ///
@@ -926,6 +936,9 @@ impl PlatformBuilder {
         control_config.decisions = Arc::clone(&self.decisions);
         control_config.meter = meter;
         control_config.prices = self.prices;
+        control_config.diagnosis = self.diagnosis;
+        let watched = [Some(std::env::temp_dir()), self.state.clone()];
+        control_config.diagnosis.directories.extend(watched.into_iter().flatten());
         control_config.recorder = recorder.clone();
         control_config.seed = self.seed;
         let control = Control::new(control_config);

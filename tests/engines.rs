@@ -1,12 +1,24 @@
 //! Several engines in one platform: who is on which, what is set aside, and what that gives.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use sas::{
-    core::{DEFAULT_ENGINE, Isolation},
+    control::EnginePhase,
+    core::{Answer, DEFAULT_ENGINE, Isolation, MemoryStore},
     prelude::*,
 };
 use tokio::sync::Semaphore;
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{Message, handshake::server::create_response, protocol::Role},
+};
 
 /// A function that holds its instance until it is let go, and one that answers at once.
 fn functions(gate: &Arc<Semaphore>) -> InlineRuntime {
@@ -125,4 +137,169 @@ async fn engines_that_can_not_be_are_refused_with_the_field() {
     assert!(error.contains("namespace a is on the engine one"), "{error}");
     let error = build(|specs| specs.iter_mut().for_each(|spec| spec.reserved.instances = Some(3))).await;
     assert!(error.contains("reserved.instances") && error.contains("ask for fewer"), "{error}");
+}
+
+/// Answers a WebSocket's handshake, and every message with itself.
+fn echo(request: &Request) -> Answer {
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let mut asked = http::Request::builder().method(request.method()).uri("/");
+    asked.headers_mut().expect("a request").clone_from(request.headers());
+    let asked = asked.version(http::Version::HTTP_11).body(()).expect("a request");
+    let head = create_response(&asked).expect("a handshake");
+    tokio::spawn(async move {
+        let mut socket = WebSocketStream::from_raw_socket(ours, Role::Server, None).await;
+        while let Some(Ok(message)) = socket.next().await {
+            if message.is_text() && socket.send(message).await.is_err() {
+                return;
+            }
+        }
+    });
+    Answer::Upgrade { head, io: Box::new(theirs) }
+}
+
+fn served() -> InlineRuntime {
+    InlineRuntime::new()
+        .with("web", |_: Request, _cx| async {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            Response::new(Body::from("web"))
+        })
+        .with("echo", |request: Request, _cx| async move { echo(&request) })
+}
+
+fn ten_at_a_time(function: &str) -> RevisionSpec {
+    let mut spec = RevisionSpec::new("inline", Source::Function(function.to_owned()));
+    spec.concurrency = 10;
+    spec
+}
+
+type Socket = WebSocketStream<tokio::net::TcpStream>;
+
+async fn chat(platform: &Platform) -> Socket {
+    let address = platform.listen_addr().expect("it listens");
+    let stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
+    client_async("ws://echo.default.localhost/", stream).await.expect("a WebSocket").0
+}
+
+/// Talks until the other side ends it: how often it was answered, and the code of its Close.
+async fn talk(mut socket: Socket) -> (usize, Option<u16>) {
+    let mut answered = 0;
+    loop {
+        let said = Message::text(format!("message {answered}"));
+        // It may be closed already, which is read.
+        let _ = socket.send(said.clone()).await;
+        match socket.next().await {
+            Some(Ok(heard)) if heard == said => answered += 1,
+            Some(Ok(Message::Close(close))) => return (answered, close.map(|close| close.code.into())),
+            other => panic!("after {answered} answers: {other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_is_replaced_under_load_and_no_request_is_lost() {
+    let platform = Platform::builder()
+        .runtime(served())
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .build()
+        .await
+        .expect("a platform");
+    platform.deploy("default", "web", ten_at_a_time("web")).await.expect("deployed");
+    platform.deploy("default", "echo", ten_at_a_time("echo")).await.expect("deployed");
+    platform.deploy("default", "quiet", ten_at_a_time("web")).await.expect("deployed");
+    let key = || platform.control().revision_key("default", "web", "web-00001").expect("it runs");
+    let before = key();
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let crowd: Vec<_> = (0..25)
+        .map(|_| {
+            let (gateway, stop) = (Arc::clone(platform.gateway()), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let mut statuses = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let response = gateway.handle(get("default", "web")).await;
+                    let status = response.status().as_u16();
+                    let body = response.into_body().collect(4096).await.expect("a whole body");
+                    statuses.push((status, String::from_utf8_lossy(&body).into_owned()));
+                }
+                statuses
+            })
+        })
+        .collect();
+    let talking = tokio::spawn(talk(chat(&platform).await));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    let report = platform.control().upgrade_engine(DEFAULT_ENGINE).await.expect("replaced");
+    assert_eq!((report.moved, report.left_behind.len(), report.drained), (3, 0, true), "{report:?}");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut answers = 0;
+    for one in crowd {
+        for (status, body) in one.await.expect("it ends") {
+            assert_eq!((status, body.as_str()), (200, "web"), "after {answers} answers");
+            answers += 1;
+        }
+    }
+    assert!(answers > 500, "there was load: {answers}");
+    let (heard, code) = talking.await.expect("it ends");
+    assert!(heard > 50, "it was answered all along: {heard}");
+    assert_eq!(code, Some(1001), "and told to come again, between two messages");
+
+    assert_ne!(before.place(), key().place(), "it runs on the new engine");
+    assert!(platform.pool().status(before).is_none(), "and nothing of it on the old one");
+    assert_eq!(platform.gateway().handle(get("default", "quiet")).await.status(), 200);
+    let mut again = chat(&platform).await;
+    again.send(Message::text("again")).await.expect("sent");
+    assert_eq!(again.next().await.expect("an answer").expect("a message"), Message::text("again"));
+    drop(again);
+    let views = platform.control().engine_views();
+    assert_eq!((views.len(), views[0].phase, views[0].number), (1, EnginePhase::Ready, Some(1)));
+    assert_eq!(views[0].last_upgrade.as_ref(), Some(&report));
+    assert_eq!(platform.control().diagnose().await.findings, [], "all is well");
+    assert!(platform.shutdown(Duration::from_secs(5)).await.drained);
+}
+
+#[tokio::test]
+async fn engines_are_declared_while_it_runs_kept_and_taken_away() {
+    let store = Arc::new(MemoryStore::default());
+    let build = async || {
+        let builder = Platform::builder().runtime(served()).store(Arc::clone(&store));
+        builder.configure_pool(|pool| pool.budget.instances = 10).build().await.expect("a platform")
+    };
+    let platform = build().await;
+    platform.deploy("bank", "web", ten_at_a_time("web")).await.expect("deployed");
+    assert_eq!(platform.gateway().handle(get("bank", "web")).await.status(), 200);
+    let place = |platform: &Platform| {
+        platform.control().revision_key("bank", "web", "web-00001").expect("it runs").place()
+    };
+    let first = place(&platform);
+
+    let mut bank = EngineSpec::new("bank", EngineKind::Dedicated);
+    bank.namespaces.push("bank".to_owned());
+    bank.reserved.instances = Some(10);
+    let refused = platform.control().declare_engine(bank.clone()).await.expect_err("all that there is");
+    assert_eq!(refused.fields().expect("fields").0[0].field, "reserved.instances");
+    assert_eq!((place(&platform), platform.engines().names().len()), (first, 1), "nothing has changed");
+
+    bank.reserved.instances = Some(4);
+    let report = platform.control().declare_engine(bank.clone()).await.expect("declared");
+    assert_eq!((report.moved, report.left_behind.len()), (1, 0));
+    assert_ne!(place(&platform), first);
+    assert_eq!(platform.gateway().handle(get("bank", "web")).await.status(), 200);
+    let mut other = bank.clone();
+    "other".clone_into(&mut other.name);
+    assert_eq!(platform.control().declare_engine(other).await.expect_err("taken").kind, ErrorKind::Conflict);
+    platform.shutdown(Duration::from_secs(5)).await;
+
+    let platform = build().await;
+    assert_eq!(platform.engines().names(), ["bank", DEFAULT_ENGINE]);
+    assert_eq!(platform.engines().engine_of("bank"), "bank");
+    assert_ne!(place(&platform), platform.engines().default_key().place(), "it came back on its engine");
+    let report = platform.control().remove_engine("bank").await.expect("removed");
+    assert_eq!((report.moved, report.drained), (1, true));
+    assert_eq!(place(&platform), platform.engines().default_key().place());
+    assert_eq!(platform.gateway().handle(get("bank", "web")).await.status(), 200);
+    assert_eq!(platform.engines().names(), [DEFAULT_ENGINE]);
+    assert_eq!(platform.control().remove_engine("bank").await.expect_err("gone").kind, ErrorKind::NotFound);
+    platform.shutdown(Duration::from_secs(5)).await;
 }

@@ -47,6 +47,7 @@
 //! | serve all of it as JSON over HTTP | [`Admin`] |
 //! | give people and programs tokens with scopes | [`Tokens`] |
 //! | keep logs, decisions and meter readings | [`LogBuffer`], [`DecisionLog`], [`Meter`] |
+//! | know what is wrong, and what to do about it | [`Control::diagnose`] |
 //! | have several engines, each for somebody | [`Engines`], [`sas_core::EngineSpec`] |
 //! | sign, export and price what was used | [`UsageExporter`], [`UsageRecord`], [`PriceTable`] |
 
@@ -54,6 +55,7 @@ mod admin;
 mod audit;
 mod control;
 mod decisions;
+mod diagnosis;
 mod engine;
 mod invoke;
 mod log_files;
@@ -77,7 +79,8 @@ pub use control::{
     RolloutAction, UsageGapView, UsageHoursView, UsageView,
 };
 pub use decisions::DecisionLog;
-pub use engine::Engines;
+pub use diagnosis::{Diagnosis, DiagnosisConfig, Finding, Severity};
+pub use engine::{EnginePhase, EngineView, Engines, LeftBehind, UpgradeReport};
 pub use invoke::{Phases, TestReport, TestRun};
 pub use log_files::{LogFileLimits, LogFiles};
 pub use logs::{LogBuffer, LogLimits};

@@ -15,6 +15,8 @@ pub const PREPARE_SECONDS: &str = "sas_control_prepare_seconds";
 pub const SERVICES: &str = "sas_control_services";
 /// Revisions that there are.
 pub const REVISIONS: &str = "sas_control_revisions";
+/// Things that a diagnosis found wrong at its last look, by `check`.
+pub const FINDINGS: &str = "sas_control_findings";
 /// Test runs, by `result` (`ok` or `error`).
 pub const TEST_RUNS: &str = "sas_control_test_runs_total";
 
@@ -25,6 +27,7 @@ pub fn describe(recorder: &Recorder) {
     recorder.describe_histogram(PREPARE_SECONDS, Unit::Seconds, "How long preparing a revision took");
     recorder.describe_gauge(SERVICES, Unit::Count, "Services that there are");
     recorder.describe_gauge(REVISIONS, Unit::Count, "Revisions that there are");
+    recorder.describe_gauge(FINDINGS, Unit::Count, "Things found wrong at the last look, by check");
     recorder.describe_counter(TEST_RUNS, "Test runs, by result");
 }
 
@@ -35,6 +38,7 @@ pub(crate) struct Metrics {
     services: Gauge,
     revisions: Gauge,
     test_runs: [Counter; 2],
+    recorder: Recorder,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -54,6 +58,7 @@ impl Metrics {
             services: recorder.gauge(SERVICES, &[]),
             revisions: recorder.gauge(REVISIONS, &[]),
             test_runs: both(TEST_RUNS),
+            recorder: recorder.clone(),
         }
     }
 
@@ -73,6 +78,15 @@ impl Metrics {
 
     pub(crate) fn services(&self, services: usize) {
         self.services.set(services as f64);
+    }
+
+    /// What a diagnosis found, of all the checks that it made.
+    pub(crate) fn found<'a>(&self, found: impl Iterator<Item = &'a str>, checks: &[&'static str]) {
+        let found: Vec<&str> = found.collect();
+        for check in checks {
+            let count = found.iter().filter(|name| *name == check).count();
+            self.recorder.gauge(FINDINGS, &[("check", check)]).set(count as f64);
+        }
     }
 
     pub(crate) fn tested(&self, ok: bool) {

@@ -102,7 +102,7 @@ pub use pool::{
 pub use pool_policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, Pick, SlotView};
 pub use probe::{Probe, ProbeAction};
 pub use program::{EnvValue, Resources, Secret};
-pub use quota::{Quota, Quotas};
+pub use quota::{Quota, QuotaPressure, Quotas};
 pub use recorder::Recorder;
 pub use rollout::{AnswerCounter, AnswerCounts, RolloutPlan, RolloutProgress, RolloutState, RolloutStep};
 pub use route::{

@@ -102,6 +102,39 @@ pub trait Quotas: fmt::Debug + Send + Sync + 'static {
 
     /// Gives a service (`namespace/service`) a quota of its own; `None`: back to the one that all have.
     fn set_service(&self, service: &str, quota: Option<Quota>);
+
+    /// What is used of each quota that somebody uses now or used up of late; empty where it is not told.
+    fn pressure(&self) -> Vec<QuotaPressure> {
+        Vec::new()
+    }
+}
+
+/// A quota, and what is used of it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct QuotaPressure {
+    /// The tenant whose it is; `None`: a service's.
+    pub tenant: Option<TenantKey>,
+    /// The service (`namespace/service`) whose it is; `None`: a tenant's.
+    pub service: Option<String>,
+    /// What may be used.
+    pub quota: Quota,
+    /// Requests that run now.
+    pub running: u32,
+    /// Requests that were refused, since somebody began to use it.
+    pub refused: u64,
+}
+
+impl QuotaPressure {
+    /// A quota of a tenant.
+    pub const fn of_tenant(tenant: TenantKey, quota: Quota, running: u32, refused: u64) -> Self {
+        Self { tenant: Some(tenant), service: None, quota, running, refused }
+    }
+
+    /// A quota of a service.
+    pub fn of_service(service: impl Into<String>, quota: Quota, running: u32, refused: u64) -> Self {
+        Self { tenant: None, service: Some(service.into()), quota, running, refused }
+    }
 }
 
 #[cfg(test)]

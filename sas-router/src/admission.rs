@@ -13,7 +13,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sas_core::{Quota, Quotas, TenantKey};
+use sas_core::{Quota, QuotaPressure, Quotas, TenantKey};
 use tokio::time::Instant;
 
 /// Requests that are still to be had. Pure: state, quota and `now` decide.
@@ -90,6 +90,7 @@ impl Default for AdmissionConfig {
 struct State {
     bucket: TokenBucket,
     running: u32,
+    refused: u64,
 }
 
 /// The states of one kind of keys. A key that uses nothing costs nothing.
@@ -130,13 +131,18 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
         let Some(quota) = self.quota(key) else { return Ok(false) };
         if !self.states.contains_key(key) {
             self.prune(now);
-            self.states.insert(owned(), State { bucket: TokenBucket::full(&quota, now), running: 0 });
+            self.states
+                .insert(owned(), State { bucket: TokenBucket::full(&quota, now), running: 0, refused: 0 });
         }
         let state = self.states.get_mut(key).expect("was put in above");
         if state.running >= quota.concurrency {
+            state.refused += 1;
             return Err(Refusal { resource: names[1], retry_after: Duration::from_secs(1) });
         }
-        state.bucket.take(&quota, now).map_err(|retry_after| Refusal { resource: names[0], retry_after })?;
+        if let Err(retry_after) = state.bucket.take(&quota, now) {
+            state.refused += 1;
+            return Err(Refusal { resource: names[0], retry_after });
+        }
         state.running += 1;
         Ok(true)
     }
@@ -148,6 +154,12 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
         if let Some(state) = self.states.get_mut(key) {
             state.running = state.running.saturating_sub(1);
         }
+    }
+
+    /// What is used of each quota.
+    fn pressure(&self) -> impl Iterator<Item = (&K, Quota, u32, u64)> {
+        let quota = |key| self.own.get(key).copied().unwrap_or(self.default);
+        self.states.iter().map(move |(key, state)| (key, quota(key), state.running, state.refused))
     }
 
     fn prune(&mut self, now: Instant) {
@@ -247,6 +259,21 @@ impl Quotas for Admission {
             None => ledger.own.remove(service),
         };
         self.limits.store(true, Ordering::Relaxed);
+    }
+
+    fn pressure(&self) -> Vec<QuotaPressure> {
+        let mut all: Vec<QuotaPressure> = {
+            let tenants = self.tenants.lock();
+            let of = tenants.pressure().map(|(tenant, quota, running, refused)| {
+                QuotaPressure::of_tenant(*tenant, quota, running, refused)
+            });
+            of.collect()
+        };
+        let services = self.services.lock();
+        all.extend(services.pressure().map(|(service, quota, running, refused)| {
+            QuotaPressure::of_service(&**service, quota, running, refused)
+        }));
+        all
     }
 }
 

@@ -127,7 +127,7 @@ impl Control {
         self.check_scaling(&manifest.spec.scaling)?;
         let tenant = self.tenant(&manifest.namespace).await?;
         // The runtime first: an image where there are no containers is refused for that, not for its volumes.
-        let running = self.engines.of(&manifest.namespace);
+        let running = self.engines.of(&manifest.namespace)?;
         match running.runtimes.choose(&manifest.spec, tenant).map(|runtime| runtime.name()) {
             Ok(name) => name.clone_into(&mut manifest.spec.runtime),
             Err(error) if keep => return Err(error),

@@ -1,6 +1,7 @@
 //! The control plane: what is wanted is stored first, then done; what was not finished is done again.
 
 mod deploy;
+mod engines;
 mod parts;
 mod precondition;
 mod quotas;
@@ -31,6 +32,7 @@ use tokio::time::Instant;
 use crate::{
     audit::{AuditLimits, AuditLog, AuditRecord},
     decisions::DecisionLog,
+    diagnosis::{DiagnosisConfig, Memory},
     engine::Engines,
     logs::LogBuffer,
     meter::{Meter, PriceTable},
@@ -110,6 +112,8 @@ pub struct ControlConfig {
     pub prices: Option<PriceTable>,
     /// The recorder that the control plane's metrics go to.
     pub recorder: Recorder,
+    /// What counts as wrong with the platform, and how often it is looked for.
+    pub diagnosis: DiagnosisConfig,
     /// Seed of the ids of test runs.
     pub seed: u64,
 }
@@ -136,6 +140,7 @@ impl ControlConfig {
             audit: AuditLimits::default(),
             prices: None,
             recorder: Recorder::default(),
+            diagnosis: DiagnosisConfig::default(),
             seed: 0,
         }
     }
@@ -179,6 +184,8 @@ pub struct Control {
     recovery_report: RecoveryReport,
     /// Triggers that send into another namespace, by name.
     crossing: triggers::Crossing,
+    pub(crate) diagnosis: Mutex<Memory>,
+    pub(crate) diagnosis_config: DiagnosisConfig,
     lifecycle: Lifecycle,
 }
 
@@ -309,6 +316,8 @@ impl Control {
             audit,
             recovery_report: RecoveryReport::default(),
             crossing: triggers::Crossing::default(),
+            diagnosis: Mutex::default(),
+            diagnosis_config: config.diagnosis,
             lifecycle: Lifecycle::default(),
         });
         let housekeeping = recover::housekeeping(Arc::downgrade(&control), control.lifecycle.stop.clone());
@@ -511,6 +520,16 @@ impl Control {
         TenantKey(known.max(used).unwrap_or(0) + 1)
     }
 
+    /// All services, and what runs of them.
+    pub(crate) fn lives(&self) -> Vec<Arc<Live>> {
+        self.services.lives()
+    }
+
+    /// The namespace of a tenant.
+    pub(crate) fn namespace_of(&self, tenant: TenantKey) -> Option<String> {
+        self.tenants.namespace_of(tenant)
+    }
+
     /// Sets the gauges. It looks at every service, so it is done after a start and by housekeeping now and then.
     fn count(&self) {
         let revisions = self.records().iter().map(|record| record.revisions.len()).sum();
@@ -540,6 +559,16 @@ impl Live {
 
     pub(crate) fn record(&self) -> Option<Arc<ServiceRecord>> {
         self.state.lock().record.clone()
+    }
+
+    /// Says whether registrations are on their way out: routes lead to no such ones.
+    fn retiring(&self, keys: impl IntoIterator<Item = RevisionKey>, retiring: bool) {
+        let mut state = self.state.lock();
+        for key in keys {
+            for registration in state.observed.registrations.iter_mut().filter(|r| r.key == key) {
+                registration.retiring = retiring;
+            }
+        }
     }
 
     /// Notes that a registration is gone; the keys whose logs nobody will ask for any more.

@@ -36,6 +36,11 @@ impl Services {
         self.0.write().remove(path);
     }
 
+    /// All of them.
+    pub(super) fn lives(&self) -> Vec<Arc<Live>> {
+        self.0.read().values().cloned().collect()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.0.read().len()
     }

@@ -1,6 +1,6 @@
 //! What tenants and services may use.
 
-use sas_core::{Error, ErrorKind, Quota, Result, ScalingSpec, SpecErrors};
+use sas_core::{Error, ErrorKind, Quota, QuotaPressure, Result, ScalingSpec, SpecErrors};
 
 use super::{Control, QUOTAS, Recovery, invalid, refused};
 
@@ -56,6 +56,11 @@ impl Control {
         self.limit_tenant(namespace);
         self.recovery_report.came_back(&format!("Quota {namespace}"));
         Ok(())
+    }
+
+    /// What is used of quotas, and what they refused.
+    pub(crate) fn quota_pressure(&self) -> Vec<QuotaPressure> {
+        self.tenant_quotas.enforcer.as_ref().map_or_else(Vec::new, |quotas| quotas.pressure())
     }
 
     /// Tells the data plane what a tenant that is known may use.

@@ -33,6 +33,7 @@ impl Control {
             }
         }
         self.recover_quotas(&mut recovery).await?;
+        self.recover_engines(&mut recovery).await?;
         let mut paths = Vec::new();
         for entry in self.entries(SERVICES).await? {
             match ServiceRecord::decode(&entry.key, &entry.value) {
@@ -269,6 +270,9 @@ pub(super) async fn housekeeping(control: Weak<Control>, stop: CancellationToken
         control.tidy().await;
         control.forget_old_uploads().await;
         control.collect_packages().await;
+        if round.is_multiple_of(control.diagnosis_config.every.as_secs().max(1)) {
+            control.diagnose_by_itself().await;
+        }
         if round % COUNTED == 0 {
             control.count();
         }

@@ -213,7 +213,7 @@ impl Control {
         revision: &str,
     ) -> Result<Artifact> {
         let found = found(record, revision)?;
-        let running = self.engines.of(&record.namespace);
+        let running = self.engines.of(&record.namespace)?;
         let runtime = running.runtimes.runtime(&found.spec.runtime, record.tenant)?;
         if let Some(artifact) = live.state.lock().artifacts.get(revision).cloned() {
             return Ok(artifact);
@@ -242,7 +242,7 @@ impl Control {
         routable: bool,
     ) -> Result<(RevisionKey, Artifact)> {
         let found = found(record, revision)?;
-        let running = self.engines.of(&record.namespace);
+        let running = self.engines.of(&record.namespace)?;
         let runtime = running.runtimes.runtime(&found.spec.runtime, record.tenant)?;
         let artifact = self.artifact(live, record, revision).await?;
         let spec = if routable || found.spec.scaling.min == 0 {

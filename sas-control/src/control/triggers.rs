@@ -354,6 +354,17 @@ impl Control {
         Ok(entries.len())
     }
 
+    /// The services that triggers send to, and the triggers; empty while the store does not answer.
+    pub(crate) async fn trigger_targets(&self) -> Vec<(String, String)> {
+        let entries = self.entries(TRIGGERS).await.unwrap_or_default();
+        let specs =
+            entries.iter().filter_map(|entry| serde_json::from_slice::<TriggerSpec>(&entry.value).ok());
+        specs
+            .filter(|spec| !spec.paused)
+            .map(|spec| (spec.target, format!("{} ({})", spec.name, spec.kind)))
+            .collect()
+    }
+
     /// All triggers, and how they are doing.
     pub fn trigger_status(&self) -> Vec<TriggerStatus> {
         self.triggers.as_ref().map_or_else(Vec::new, |triggers| triggers.status())

@@ -37,7 +37,7 @@ impl Engines {
 #[deny(clippy::missing_trait_methods)]
 impl Pool for Engines {
     fn register(&self, deployed: Arc<Deployed>) -> Result<RevisionKey> {
-        let running = self.of(deployed.name.namespace());
+        let running = self.of(deployed.name.namespace())?;
         self.register_on(&running, deployed)
     }
 

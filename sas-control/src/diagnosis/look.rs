@@ -1,0 +1,135 @@
+//! What can be seen of a platform at one moment.
+
+use std::{sync::Arc, time::Duration};
+
+use sas_core::{
+    Capabilities, Deployed, InstanceView, PoolTotals, QuotaPressure, RevisionKey, RevisionSpec,
+    RevisionStatus, StemView, Timestamp,
+};
+use tokio::time::Instant;
+
+use super::host::{self, Host};
+use crate::control::Control;
+
+/// A revision that is registered.
+#[derive(Clone, Debug)]
+pub(super) struct RevisionLook {
+    pub(super) key: RevisionKey,
+    /// `namespace/name (revision)`.
+    pub(super) subject: String,
+    pub(super) service: String,
+    pub(super) spec: Arc<RevisionSpec>,
+    pub(super) can: Capabilities,
+    pub(super) runtime: &'static str,
+    pub(super) status: RevisionStatus,
+    pub(super) instances: Vec<InstanceView>,
+    /// Requests since it was registered; `None`: not known here.
+    pub(super) requests: Option<u64>,
+}
+
+/// An engine.
+#[derive(Clone, Debug)]
+pub(super) struct EngineLook {
+    pub(super) name: String,
+    pub(super) totals: PoolTotals,
+    pub(super) stems: Vec<StemView>,
+}
+
+/// A quota, and what is used of it.
+#[derive(Clone, Debug)]
+pub(super) struct QuotaLook {
+    pub(super) subject: String,
+    pub(super) pressure: QuotaPressure,
+}
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub(super) struct Look {
+    pub(super) at: Timestamp,
+    pub(super) mono: Instant,
+    pub(super) revisions: Vec<RevisionLook>,
+    pub(super) engines: Vec<EngineLook>,
+    pub(super) quotas: Vec<QuotaLook>,
+    /// Triggers by the service that they send to.
+    pub(super) triggers: Vec<(String, String)>,
+    pub(super) host: Host,
+}
+
+impl Control {
+    pub(super) async fn look(&self) -> Look {
+        let directories = self.diagnosis_config.directories.clone();
+        let host = tokio::task::spawn_blocking(move || host::look(&directories)).await.unwrap_or_default();
+        let mut registered: Vec<(RevisionKey, Arc<Deployed>)> = Vec::new();
+        for live in self.lives() {
+            let keys: Vec<RevisionKey> = live
+                .state
+                .lock()
+                .observed
+                .registrations
+                .iter()
+                .filter(|r| !r.retiring)
+                .map(|r| r.key)
+                .collect();
+            registered.extend(keys.into_iter().filter_map(|key| Some((key, self.pool.deployed(key)?))));
+        }
+        let usage = self.usage().ok();
+        let mut revisions = Vec::with_capacity(registered.len());
+        for (key, deployed) in registered {
+            let Some(status) = self.pool.status(key) else { continue };
+            let requests = match usage {
+                // A revision that sleeps is asked nothing: a million of them cost a look at their status.
+                Some(usage) if status.ready > 0 => {
+                    usage.revision_usage(key).await.ok().map(|used| used.requests)
+                }
+                _ => None,
+            };
+            revisions.push(RevisionLook {
+                key,
+                subject: format!("{} ({})", deployed.name.service_path(), deployed.name.revision()),
+                service: deployed.name.service_path().to_owned(),
+                spec: Arc::clone(&deployed.spec),
+                can: deployed.runtime.capabilities(),
+                runtime: deployed.runtime.name(),
+                instances: if status.ready + status.starting > 0 {
+                    self.pool.instances(key)
+                } else {
+                    Vec::new()
+                },
+                status,
+                requests,
+            });
+        }
+        let awake = revisions.iter().any(|revision| revision.status.ready > 0);
+        let triggers = if awake { self.trigger_targets().await } else { Vec::new() };
+        let quotas = self.quota_pressure().into_iter().map(|pressure| {
+            let subject = match (&pressure.service, pressure.tenant) {
+                (Some(service), _) => format!("service {service}"),
+                (None, Some(tenant)) => match self.namespace_of(tenant) {
+                    Some(namespace) => format!("tenant {namespace}"),
+                    None => format!("tenant {}", tenant.0),
+                },
+                (None, None) => "host".to_owned(),
+            };
+            QuotaLook { subject, pressure }
+        });
+        Look {
+            at: self.clock.now(),
+            mono: Instant::now(),
+            revisions,
+            engines: self
+                .engines()
+                .holdings()
+                .into_iter()
+                .map(|(name, totals, stems)| EngineLook { name, totals, stems })
+                .collect(),
+            quotas: quotas.collect(),
+            triggers,
+            host,
+        }
+    }
+}
+
+/// The age of the oldest instance that takes requests.
+pub(super) fn oldest(revision: &RevisionLook) -> Duration {
+    revision.instances.iter().map(|instance| instance.age).max().unwrap_or_default()
+}
