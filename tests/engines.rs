@@ -255,7 +255,10 @@ async fn an_engine_is_replaced_under_load_and_no_request_is_lost() {
     let views = platform.control().engine_views();
     assert_eq!((views.len(), views[0].phase, views[0].number), (1, EnginePhase::Ready, Some(1)));
     assert_eq!(views[0].last_upgrade.as_ref(), Some(&report));
-    assert_eq!(platform.control().diagnose().await.findings, [], "all is well");
+    let mut found = platform.control().diagnose().await.findings;
+    // The disk is the machine's own, and may be full.
+    found.retain(|finding| finding.name != "disk");
+    assert_eq!(found, [], "all is well");
     assert!(platform.shutdown(Duration::from_secs(5)).await.drained);
 }
 

@@ -148,6 +148,10 @@ impl Tenants {
         self.known.lock().keys().cloned().collect()
     }
 
+    pub(super) fn namespace_of(&self, tenant: TenantKey) -> Option<String> {
+        self.known.lock().iter().find(|(_, key)| **key == tenant).map(|(namespace, _)| namespace.clone())
+    }
+
     /// The largest number that a tenant has.
     pub(super) fn highest(&self) -> Option<u32> {
         self.known.lock().values().map(|tenant| tenant.0).max()
