@@ -1,10 +1,10 @@
 //! What can be seen of a platform at one moment.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use sas_core::{
     Capabilities, Deployed, InstanceView, PoolTotals, QuotaPressure, RevisionKey, RevisionSpec,
-    RevisionStatus, StemView, Timestamp,
+    RevisionStatus, StemView, Timestamp, UsageScope,
 };
 use tokio::time::Instant;
 
@@ -72,17 +72,22 @@ impl Control {
                 .collect();
             registered.extend(keys.into_iter().filter_map(|key| Some((key, self.pool.deployed(key)?))));
         }
-        let usage = self.usage().ok();
+        let used = match self.usage() {
+            Ok(usage) => usage.totals(&UsageScope::all()).await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        };
+        let used: HashMap<(String, String), u64> = used
+            .into_iter()
+            .map(|used| {
+                ((format!("{}/{}", used.namespace, used.service), used.revision), used.totals.requests)
+            })
+            .collect();
         let mut revisions = Vec::with_capacity(registered.len());
         for (key, deployed) in registered {
             let Some(status) = self.pool.status(key) else { continue };
-            let requests = match usage {
-                // A revision that sleeps is asked nothing: a million of them cost a look at their status.
-                Some(usage) if status.ready > 0 => {
-                    usage.revision_usage(key).await.ok().map(|used| used.requests)
-                }
-                _ => None,
-            };
+            let name = &deployed.name;
+            let asked = (name.service_path().to_owned(), name.revision().to_owned());
+            let requests = used.get(&asked).copied();
             revisions.push(RevisionLook {
                 key,
                 subject: format!("{} ({})", deployed.name.service_path(), deployed.name.revision()),
