@@ -605,9 +605,10 @@ pub(crate) struct Ready {
 #[derive(Debug, Default)]
 struct Stock {
     cells: Vec<Cell>,
-    /// With the files of the program that was started last: who starts one often starts another.
+    /// With the files of the program that was started last, once it was started twice in a row.
     shown: Vec<Cell>,
     last: Option<Shown>,
+    again: bool,
     filling: bool,
     closed: bool,
 }
@@ -625,7 +626,8 @@ impl Ready {
     pub(crate) fn take(self: &Arc<Self>, network: bool, view: Shown) -> io::Result<Cell> {
         let (ready, _other) = {
             let mut stock = self.waiting[usize::from(network)].lock();
-            if stock.last.as_ref() == Some(&view) {
+            stock.again = stock.last.as_ref() == Some(&view);
+            if stock.again {
                 (stock.shown.pop().or_else(|| stock.cells.pop()), Vec::new())
             } else {
                 stock.last = Some(view);
@@ -647,7 +649,7 @@ impl Ready {
         if stock.cells.len() < self.wanted {
             return Some(None);
         }
-        let last = stock.last.as_ref().filter(|last| last.can_wait());
+        let last = stock.last.as_ref().filter(|last| stock.again && last.can_wait());
         last.filter(|_| stock.shown.len() < self.wanted).cloned().map(Some)
     }
 

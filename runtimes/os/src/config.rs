@@ -109,7 +109,7 @@ pub struct JailConfig {
     /// Used as root only. Default 1900000000 to 1900065535, which systemd and `useradd` leave alone.
     pub uids: RangeInclusive<u32>,
     /// Namespaces that are kept ready, so that a start need not make them, and as many again that show the package which
-    /// was started last. Each is a process that sleeps, and takes about 300 KiB of memory in all. Default 2.
+    /// was started last, when it was started twice in a row. Each is a process that sleeps, and takes about 300 KiB of memory in all. Default 2.
     pub ready: usize,
     /// What instances may connect to unless they say otherwise.
     pub egress: Egress,
