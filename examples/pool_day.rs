@@ -14,9 +14,11 @@ use std::path::{Path, PathBuf};
 use plotters::prelude::*;
 use sas_sim::{Minute, PoolDay, pool_day};
 
-const DEMAND: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
+const STARTS: RGBColor = RGBColor(0xe6, 0x9f, 0x00);
+const COLD: RGBColor = RGBColor(0xc0, 0x39, 0x2b);
 const POOL: RGBColor = RGBColor(0x00, 0x72, 0xb2);
 const RUNNING: RGBColor = RGBColor(0x00, 0x9e, 0x73);
+const FIRST: RGBColor = RGBColor(0x99, 0x99, 0x99);
 const SLOWEST: RGBColor = RGBColor(0xaa, 0x33, 0x77);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -54,64 +56,66 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
     }
     println!("{} days in {:.1} s", script.days, began.elapsed().as_secs_f64());
-    let last = &minutes[minutes.len() - 1440..];
-    draw(&file, script.days, last).map_err(|error| format!("{}: {error}", file.display()))?;
+    draw(&file, &script, &minutes).map_err(|error| format!("{}: {error}", file.display()))?;
     println!("chart: {}", file.display());
     Ok(())
 }
 
-fn draw(file: &Path, day: u32, minutes: &[Minute]) -> Result<(), Box<dyn std::error::Error>> {
-    let root = SVGBackend::new(file, (1000, 760)).into_drawing_area();
+/// Points over the hours of a day.
+fn over(day: &[Minute], value: impl Fn(&Minute) -> f64) -> Vec<(f64, f64)> {
+    day.iter().map(|minute| (f64::from(minute.minute % 1440) / 60.0, value(minute))).collect()
+}
+
+fn draw(file: &Path, script: &PoolDay, minutes: &[Minute]) -> Result<(), Box<dyn std::error::Error>> {
+    let (first, last) = (&minutes[..1440], &minutes[minutes.len() - 1440..]);
+    let root = SVGBackend::new(file, (1000, 980)).into_drawing_area();
     root.fill(&WHITE)?;
-    let title = format!("Expand fast, shrink slowly: day {day} of the pool");
-    let root = root.titled(&title, ("sans-serif", 24))?;
-    let (top, rest) = root.split_vertically(250);
-    let (middle, bottom) = rest.split_vertically(230);
+    let root = root.titled("Expand fast, shrink slowly: the pool through a day", ("sans-serif", 24))?;
+    let panels = root.split_evenly((4, 1));
 
-    let hour = |minute: &Minute| f64::from(minute.minute % 1440) / 60.0;
-    let starts: Vec<(f64, f64)> =
-        minutes.iter().map(|minute| (hour(minute), (minute.from_stem + minute.cold) as f64)).collect();
-    let stems: Vec<(f64, f64)> =
-        minutes.iter().map(|minute| (hour(minute), f64::from(minute.stems))).collect();
-    let size: Vec<(f64, f64)> = minutes.iter().map(|minute| (hour(minute), f64::from(minute.size))).collect();
-    let instances: Vec<(f64, f64)> =
-        minutes.iter().map(|minute| (hour(minute), minute.instances as f64)).collect();
-    let slowest: Vec<(f64, f64)> =
-        minutes.iter().map(|minute| (hour(minute), minute.slowest.as_secs_f64())).collect();
-
+    let burst = f64::from(script.burst_minute) / 60.0;
+    let surprise = f64::from(script.surprise_minute) / 60.0;
+    let at_once = format!("{} apps at once", script.burst_apps);
+    for (panel_of, day, name) in [(&panels[0], first, "the first day"), (&panels[1], last, "the last day")] {
+        let starts = over(day, |minute| (minute.from_stem + minute.cold) as f64);
+        let cold = over(day, |minute| minute.cold as f64);
+        let size = over(day, |minute| f64::from(minute.size));
+        let mut notes = vec![(burst, at_once.as_str())];
+        if std::ptr::eq(day, last) {
+            notes.push((surprise, "and unannounced"));
+        }
+        panel(
+            panel_of,
+            &format!("a minute, {name}"),
+            false,
+            &notes,
+            &[
+                Line::filled("starts", STARTS, &starts),
+                Line::filled("of these, that found no stem", COLD, &cold),
+                Line::line("stems that the pool is to hold", POOL, &size),
+            ],
+        )?;
+    }
+    let instances = over(last, |minute| minute.instances as f64);
+    let stems = over(last, |minute| f64::from(minute.stems));
     panel(
-        &top,
-        "per minute",
-        &[
-            Line { name: "stems that the pool is to hold", color: POOL, points: &size, filled: true },
-            Line {
-                name: "starts that took one, or found none",
-                color: DEMAND,
-                points: &starts,
-                filled: false,
-            },
-        ],
+        &panels[2],
+        "held, the last day",
         false,
+        &[],
+        &[Line::filled("instances", RUNNING, &instances), Line::line("stems, booted and free", POOL, &stems)],
     )?;
+    let (slow_first, slow_last) =
+        (over(first, |it| it.slowest.as_secs_f64()), over(last, |it| it.slowest.as_secs_f64()));
     panel(
-        &middle,
-        "held",
-        &[
-            Line { name: "instances", color: RUNNING, points: &instances, filled: true },
-            Line { name: "stems, booted and free", color: POOL, points: &stems, filled: false },
-        ],
-        false,
-    )?;
-    panel(
-        &bottom,
+        &panels[3],
         "seconds",
-        &[Line {
-            name: "the slowest request of each minute",
-            color: SLOWEST,
-            points: &slowest,
-            filled: false,
-        }],
         true,
+        &[],
+        &[
+            Line::line("the slowest request of each minute, the first day", FIRST, &slow_first),
+            Line::line("the last day", SLOWEST, &slow_last),
+        ],
     )?;
     root.present()?;
     Ok(())
@@ -124,12 +128,23 @@ struct Line<'a> {
     filled: bool,
 }
 
+impl<'a> Line<'a> {
+    fn line(name: &'a str, color: RGBColor, points: &'a [(f64, f64)]) -> Self {
+        Self { name, color, points, filled: false }
+    }
+
+    fn filled(name: &'a str, color: RGBColor, points: &'a [(f64, f64)]) -> Self {
+        Self { filled: true, ..Self::line(name, color, points) }
+    }
+}
+
 /// One panel over the hours of the day; the last one says so.
 fn panel<DB: DrawingBackend>(
     area: &DrawingArea<DB, plotters::coord::Shift>,
     unit: &str,
-    lines: &[Line<'_>],
     last: bool,
+    notes: &[(f64, &str)],
+    lines: &[Line<'_>],
 ) -> Result<(), Box<dyn std::error::Error>>
 where
     DB::ErrorType: 'static,
@@ -147,6 +162,7 @@ where
         .y_labels(5)
         .x_label_formatter(&|hour| format!("{hour:02.0}:00"))
         .x_desc(if last { "time of day" } else { "" })
+        .y_label_formatter(&|value| format!("{value:.0}"))
         .y_desc(unit)
         .label_style(("sans-serif", 14))
         .axis_desc_style(("sans-serif", 15))
@@ -156,13 +172,18 @@ where
     for line in lines {
         let color = line.color;
         if line.filled {
-            let area = AreaSeries::new(line.points.iter().copied(), 0.0, color.mix(0.18));
+            let area = AreaSeries::new(line.points.iter().copied(), 0.0, color.mix(0.35));
             chart.draw_series(area)?;
         }
         chart
-            .draw_series(LineSeries::new(line.points.iter().copied(), color.stroke_width(2)))?
+            .draw_series(LineSeries::new(line.points.iter().copied(), color.stroke_width(1)))?
             .label(line.name)
             .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], color.stroke_width(3)));
+    }
+    for (hour, note) in notes {
+        let style = ("sans-serif", 14).into_font().color(&BLACK.mix(0.75));
+        let at = (*hour, highest * 1.12);
+        chart.plotting_area().draw(&Text::new(*note, at, style))?;
     }
     chart
         .configure_series_labels()

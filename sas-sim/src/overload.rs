@@ -1,20 +1,14 @@
-//! More than a platform can serve: the production gateway, router, pool and scaler under it, in virtual time.
+//! More than a platform can serve, in virtual time.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use sas_autoscale::{Driver, DriverConfig};
+use sas::{Machine, Platform, Preset};
 use sas_core::{
-    Body, Clock as _, Deployed, Error, ErrorKind, Handler as _, HostPattern, Pool, Request, Response, Result,
-    RevisionName, RevisionSpec, RouteAction, RouteChange, RouteRule, Router as _, Runtime, Source, Split,
-    TenantKey, Timestamp, TokioClock,
+    Body, Error, ErrorKind, Handler as _, Request, Response, Result, RevisionSpec, Source, Timestamp,
+    TokioClock,
 };
-use sas_pool::{InstancePool, PoolConfig};
-use sas_router::{Failure, Gateway, GatewayConfig, RouteTable};
+use sas_router::Failure;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -139,22 +133,19 @@ pub fn overload(asked: &Overload, each_second: impl FnMut(u64)) -> Result<Vec<Go
 
 async fn run(asked: &Overload, mut each_second: impl FnMut(u64)) -> Result<Vec<Got>> {
     let root = Draw::new(asked.seed);
-    let runtime: Arc<dyn Runtime> = Arc::new(Timed::new(asked.start, asked.service, root.fork(1)));
-    let clock = Arc::new(TokioClock::starting_at(Timestamp::from_secs(1_767_571_200)));
-    let mut config = PoolConfig::seeded(asked.seed);
-    config.clock = Arc::clone(&clock) as _;
-    config.budget.instances = asked.instances;
-    let pool = InstancePool::new(config);
-    let router = Arc::new(RouteTable::new(asked.seed));
-    let mut config = GatewayConfig::default();
-    config.seed = asked.seed;
-    let gateway = Gateway::new(Arc::clone(&router) as _, Arc::clone(&pool) as Arc<dyn Pool>, config);
-    let mut config = DriverConfig::default();
-    config.clock = Arc::clone(&clock) as _;
-    config.history = 0;
-    let driver = Driver::new(Arc::clone(&pool) as _, sas_autoscale::default_scalers(), config);
-
-    let (mut keys, mut hosts) = (Vec::new(), BTreeSet::new());
+    let instances = asked.instances;
+    let platform = Platform::builder()
+        .preset(Preset::Knative)
+        .machine(Machine::new(2))
+        .clock(TokioClock::starting_at(Timestamp::from_secs(1_767_571_200)))
+        .seed(asked.seed)
+        .configure_pool(move |pool| pool.budget.instances = instances)
+        .driver(|driver| driver.history = 0)
+        .runtime(Timed::new(asked.start, asked.service, root.fork(1)))
+        .build()
+        .await
+        .map_err(|error| Error::new(ErrorKind::InvalidSpec, "overload", error.to_string()))?;
+    let (mut keys, mut hosts) = (Vec::new(), Vec::new());
     for (number, service) in asked.services.iter().enumerate() {
         let mut spec = RevisionSpec::new("timed", Source::Function("f".into()));
         spec.concurrency = asked.concurrency;
@@ -162,21 +153,11 @@ async fn run(asked: &Overload, mut each_second: impl FnMut(u64)) -> Result<Vec<G
         spec.scaling.max = service.max;
         spec.scaling.initial = 0;
         spec.timeouts.request = asked.timeout;
-        let artifact = runtime.prepare(&spec).await?;
-        let tenant = TenantKey(service.tenant);
-        let key = pool.register(Arc::new(Deployed::new(
-            Arc::clone(&runtime),
-            artifact,
-            Arc::new(spec),
-            RevisionName::new("default", &format!("svc-{number}"), &format!("svc-{number}-00001")),
-            tenant,
-        )))?;
-        let host = format!("svc-{number}.example.test");
-        let mut rule = RouteRule::new(tenant, RouteAction::Split(vec![Split::new(key, 100)]));
-        rule.timeout = asked.timeout;
-        router.apply(vec![RouteChange::Set { host: HostPattern::Exact(host.clone()), rules: vec![rule] }])?;
-        keys.push(key);
-        hosts.insert((number, host));
+        let (namespace, name) = (format!("tenant-{}", service.tenant), format!("svc-{number}"));
+        let deployed = platform.deploy(&namespace, &name, spec).await?;
+        let key = platform.control().revision_key(&namespace, &name, &deployed.revision);
+        keys.push(key.ok_or_else(|| Error::new(ErrorKind::NotFound, "overload", name.clone()))?);
+        hosts.push(format!("{name}.{namespace}.localhost"));
     }
 
     let got: Vec<_> = asked.services.iter().map(|_| Arc::new(Mutex::new(Got::default()))).collect();
@@ -186,15 +167,15 @@ async fn run(asked: &Overload, mut each_second: impl FnMut(u64)) -> Result<Vec<G
     let began = Instant::now();
     let steps = u64::try_from(asked.length.as_millis() / 10).unwrap_or(u64::MAX);
     for step in 1..=steps {
-        for (number, host) in &hosts {
-            let got = &got[*number];
-            for _ in 0..poisson(&mut draw, asked.services[*number].rate / 100.0) {
+        for (number, host) in hosts.iter().enumerate() {
+            let got = &got[number];
+            for _ in 0..poisson(&mut draw, asked.services[number].rate / 100.0) {
                 let request = http::Request::builder().uri("/").header(http::header::HOST, host);
                 let request: Request = request.body(Body::empty()).map_err(|error| {
                     Error::new(ErrorKind::Unexpected, "overload", "a request").with_source(error)
                 })?;
                 got.lock().arrived += 1;
-                let (gateway, got) = (Arc::clone(&gateway), Arc::clone(got));
+                let (gateway, got) = (Arc::clone(platform.gateway()), Arc::clone(got));
                 clients.spawn(async move {
                     let sent = Instant::now();
                     let response = gateway.handle(request).await;
@@ -205,18 +186,16 @@ async fn run(asked: &Overload, mut each_second: impl FnMut(u64)) -> Result<Vec<G
         tokio::time::sleep_until(began + Duration::from_millis(10) * u32::try_from(step).unwrap_or(u32::MAX))
             .await;
         for (key, got) in keys.iter().zip(&got) {
-            let queued = pool.status(*key).map_or(0, |status| status.queued);
+            let queued = platform.pool().status(*key).map_or(0, |status| status.queued);
             let mut got = got.lock();
             got.waited = got.waited.max(queued);
         }
         if step % 100 == 0 {
-            driver.step(clock.now());
             each_second(step / 100);
         }
     }
     clients.wait().await;
-    gateway.shutdown(Instant::now() + Duration::from_secs(1)).await;
-    pool.shutdown(Instant::now() + Duration::from_secs(1)).await;
+    platform.shutdown(Duration::from_secs(1)).await;
     Ok(got
         .iter()
         .map(|got| {

@@ -23,12 +23,12 @@ pub struct PoolDay {
     pub apps: u32,
     /// Sessions a minute in the busiest hours.
     pub sessions: f64,
-    /// Apps that are asked for at one instant, each day at this minute of the day; and once more at a minute of the
-    /// last day that no day before it had.
+    /// Apps that nobody else asks for, and that are all asked for at one instant: each day, and once more on the last.
     pub burst_apps: u32,
-    /// The minute of each day at which they are asked for: 540 is nine o'clock.
+    /// In which minute of each day: 540 is nine o'clock. It comes in the middle of the minute; stems are held by the
+    /// minute, so that a burst in the first second of one meets what was held in the minute before.
     pub burst_minute: u32,
-    /// The minute of the last day at which they are asked for out of the blue.
+    /// In which minute of the last day they are asked for once more, which no day before had.
     pub surprise_minute: u32,
     /// How long a cold start takes on average.
     pub start: Duration,
@@ -166,7 +166,11 @@ async fn run(script: &PoolDay) -> Result<Vec<Minute>> {
         let surprise = minute / 1440 + 1 == script.days && of_day == script.surprise_minute;
         if of_day == script.burst_minute || surprise {
             for app in 0..script.burst_apps {
-                clients.spawn(call(Arc::clone(&platform), burst(app), Arc::clone(&seen)));
+                let (platform, seen) = (Arc::clone(&platform), Arc::clone(&seen));
+                clients.spawn(async move {
+                    sleep(Duration::from_secs(30)).await;
+                    call(platform, burst(app), seen).await;
+                });
             }
         }
         for _ in 0..poisson(&mut draw, script.sessions * business(of_day)) {
