@@ -113,8 +113,8 @@ fn draw(file: &Path, script: &PoolDay, minutes: &[Minute]) -> Result<(), Box<dyn
         true,
         &[],
         &[
-            Line::line("the slowest request of each minute, the first day", FIRST, &slow_first),
-            Line::line("the last day", SLOWEST, &slow_last),
+            Line::line("slowest request, first day", FIRST, &slow_first),
+            Line::line("slowest request, last day", SLOWEST, &slow_last),
         ],
     )?;
     root.present()?;
