@@ -24,9 +24,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    RetryPolicy,
+    answers::{answer, collect, host_of, refused, unavailable},
+    delivery::RetryPolicy,
     host::TriggerHost,
-    ingress::{answer, collect, host_of, refused, unavailable},
     metrics::ASYNC_CALLS,
 };
 

@@ -28,6 +28,7 @@
 //! | take events out of the platform | [`Outbox`], [`Inbox`] |
 //! | run sources, one's own too | [`TriggerHost`] |
 
+mod answers;
 mod async_calls;
 mod broker;
 mod channel;
