@@ -337,3 +337,28 @@ async fn tags_are_asked_for_by_header_and_some_paths_wake_nobody() {
     let asks = (TAG_HEADER.to_owned(), ValueMatch::Exact("old".to_owned()));
     assert!(tagged.iter().all(|rule| rule.matches.headers == [asks.clone()]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn engines_and_the_diagnosis_are_shown_and_a_host_of_one_engine_says_so() {
+    let world = World::new().await;
+    let (status, said) = world.call("GET", "/v1/engines", "").await;
+    let engine = &said["engines"][0];
+    assert_eq!(
+        (status, &engine["name"], &engine["phase"]),
+        (200, &"default".into(), &"ready".into()),
+        "{said}"
+    );
+    let spec = r#"{"kind": "dedicated", "namespaces": ["bank"]}"#;
+    let (status, said) = world.call("PUT", "/v1/engines/bank", spec).await;
+    assert_eq!(status, 422, "{said}");
+    assert!(said.to_string().contains("engine factory"), "{said}");
+    assert_eq!(world.call("PUT", "/v1/engines/bank", r#"{"kind": "private"}"#).await.0, 422);
+    assert_eq!(world.call("POST", "/v1/engines/bank/upgrade", "").await.0, 404);
+    assert_eq!(world.call("DELETE", "/v1/engines/bank", "").await.0, 404);
+    let (status, said) = world.call("GET", "/v1/diagnosis", "").await;
+    assert_eq!((status, said["checks"].as_array().unwrap().len()), (200, 10), "{said}");
+    assert!(
+        said["findings"].as_array().unwrap().iter().all(|found| found["name"] == "leaked_handles"),
+        "{said}"
+    );
+}

@@ -6,6 +6,7 @@
 mod access;
 mod authorize;
 mod describe;
+mod engines;
 mod events;
 mod extract;
 mod guard;
@@ -290,6 +291,10 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(platform::runtimes))
         .routes(routes!(platform::recovery))
         .routes(routes!(platform::pool))
+        .routes(routes!(engines::list))
+        .routes(routes!(engines::declare, engines::remove))
+        .routes(routes!(engines::upgrade))
+        .routes(routes!(engines::diagnosis))
         .routes(routes!(platform::quotas))
         .routes(routes!(platform::quota, platform::set_quota, platform::delete_quota))
         .routes(routes!(access::whoami))

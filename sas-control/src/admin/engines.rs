@@ -1,0 +1,146 @@
+//! Engines, and what is wrong with the platform.
+
+use axum::{Json, extract::State};
+use sas_core::EngineSpec;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    Api,
+    extract::{Path, Sent},
+    problem::Failure,
+};
+use crate::{
+    diagnosis::{Finding, Severity},
+    engine::{EngineView, UpgradeReport},
+    stamp::rfc3339,
+};
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+/// An engine in the path.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct EnginePath {
+    /// The engine's name.
+    engine: String,
+}
+
+/// All engines.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct EngineList {
+    /// Each as it was declared, with its phase, what it holds, and the last time that it was replaced.
+    #[schema(value_type = Vec<Object>)]
+    engines: Vec<EngineView>,
+}
+
+/// What came of a change of engines.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct MoveReport {
+    /// How long it took until the last route was moved.
+    took_millis: u64,
+    /// Services whose routes lead elsewhere now.
+    moved: usize,
+    /// Services that stay where they were, each as `{"service", "reason"}`.
+    #[schema(value_type = Vec<Object>)]
+    left_behind: Vec<crate::engine::LeftBehind>,
+    /// Whether what was replaced has finished everything and is gone.
+    drained: bool,
+}
+
+impl From<UpgradeReport> for MoveReport {
+    fn from(report: UpgradeReport) -> Self {
+        Self {
+            took_millis: report.took_millis,
+            moved: report.moved,
+            left_behind: report.left_behind,
+            drained: report.drained,
+        }
+    }
+}
+
+/// What is wrong, the worst first.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct DiagnosisPage {
+    /// When it was looked.
+    at: String,
+    /// The checks that were made.
+    checks: Vec<&'static str>,
+    findings: Vec<FindingEntry>,
+}
+
+/// Something that is wrong.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct FindingEntry {
+    /// The check that found it.
+    name: &'static str,
+    /// `info`, `warning` or `critical`.
+    #[schema(value_type = String)]
+    severity: Severity,
+    /// What it is about.
+    subject: String,
+    /// What is wrong.
+    finding: String,
+    /// What it was seen by.
+    #[schema(value_type = Object)]
+    evidence: std::collections::BTreeMap<&'static str, serde_json::Value>,
+    /// What to do about it.
+    remedy: String,
+}
+
+impl From<Finding> for FindingEntry {
+    fn from(found: Finding) -> Self {
+        let Finding { name, severity, subject, finding, evidence, remedy } = found;
+        Self { name, severity, subject, finding, evidence, remedy }
+    }
+}
+
+/// Lists the engines, with their phases and what they hold.
+#[utoipa::path(get, path = "/v1/engines", operation_id = "list_engines", tag = "platform", security(("token" = ["read", "platform"])),
+    responses((status = 200, body = EngineList, description = "The engines")))]
+pub(super) async fn list(State(api): State<Api>) -> Json<EngineList> {
+    Json(EngineList { engines: api.control.engine_views() })
+}
+
+/// Declares an engine, or declares it anew; answers when the services of its namespaces have moved.
+#[utoipa::path(put, path = "/v1/engines/{engine}", operation_id = "declare_engine", tag = "platform", params(EnginePath),
+    security(("token" = ["admin", "platform"])), request_body = Object,
+    responses((status = 200, body = MoveReport, description = "It is there")))]
+pub(super) async fn declare(
+    State(api): State<Api>,
+    Path(at): Path<EnginePath>,
+    body: Sent,
+) -> Answer<MoveReport> {
+    let problem = |problem: String| Failure::field("$", "", format!("not an engine: {problem}"));
+    let mut spec: serde_json::Value = body.object().map_err(|error| problem(error.to_string()))?;
+    let Some(fields) = spec.as_object_mut() else { return Err(problem("it has to be an object".to_owned())) };
+    fields.insert("name".to_owned(), at.engine.into());
+    let spec: EngineSpec = serde_json::from_value(spec).map_err(|error| problem(error.to_string()))?;
+    Ok(Json(api.control.declare_engine(spec).await?.into()))
+}
+
+/// Moves the services of an engine to the default one, and takes it away.
+#[utoipa::path(delete, path = "/v1/engines/{engine}", operation_id = "remove_engine", tag = "platform", params(EnginePath),
+    security(("token" = ["admin", "platform"])),
+    responses((status = 200, body = MoveReport, description = "It is gone, or finishes what it has")))]
+pub(super) async fn remove(State(api): State<Api>, Path(at): Path<EnginePath>) -> Answer<MoveReport> {
+    Ok(Json(api.control.remove_engine(&at.engine).await?.into()))
+}
+
+/// Replaces an engine by a new one; answers when its services have moved and the old one is gone.
+#[utoipa::path(post, path = "/v1/engines/{engine}/upgrade", operation_id = "upgrade_engine", tag = "platform", params(EnginePath),
+    security(("token" = ["admin", "platform"])),
+    responses((status = 200, body = MoveReport, description = "What came of it")))]
+pub(super) async fn upgrade(State(api): State<Api>, Path(at): Path<EnginePath>) -> Answer<MoveReport> {
+    Ok(Json(api.control.upgrade_engine(&at.engine).await?.into()))
+}
+
+/// Says what is wrong with the platform, and what to do about it.
+#[utoipa::path(get, path = "/v1/diagnosis", operation_id = "diagnose", tag = "platform", security(("token" = ["read", "platform"])),
+    responses((status = 200, body = DiagnosisPage, description = "What was found")))]
+pub(super) async fn diagnosis(State(api): State<Api>) -> Json<DiagnosisPage> {
+    let diagnosis = api.control.diagnose().await;
+    let findings = diagnosis.findings.into_iter().map(FindingEntry::from).collect();
+    Json(DiagnosisPage { at: rfc3339(diagnosis.at), checks: diagnosis.checks, findings })
+}
