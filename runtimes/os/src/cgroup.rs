@@ -620,13 +620,15 @@ fn remove_base(base: &Path) -> bool {
     remove_group(base, 1)
 }
 
-/// Ends what is in a group of version 1, until nothing is: who forks meanwhile is found by the next look.
+/// Ends what is in a group of version 1, until nothing is: who forks meanwhile is found by the next look. This process
+/// stands there too while a thread of its own has joined to spawn, and is never ended.
 fn kill_all(dir: &Path) {
+    let own = rustix::process::getpid();
     for _ in 0..16 {
         let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
         let mut found = false;
         for pid in text.lines().filter_map(|pid| pid.parse().ok().and_then(Pid::from_raw)) {
-            found |= kill_process(pid, Signal::KILL).is_ok();
+            found |= pid != own && kill_process(pid, Signal::KILL).is_ok();
         }
         if !found {
             return;
@@ -659,6 +661,13 @@ fn remove_group(dir: &Path, rounds: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_kills_a_group_that_a_thread_of_its_own_has_joined_lives_on() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("cgroup.procs"), format!("{}\n", std::process::id())).unwrap();
+        kill_all(dir.path());
+    }
 
     const V2: &str = "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate";
 
