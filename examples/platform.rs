@@ -8,6 +8,9 @@
 //! `--plain-http-registry 127.0.0.1:5000` names a registry without TLS, `--image-root DIR` a directory below which images of
 //! files are read (`oci:DIR/layout:tag`).
 //!
+//! `--log-file FILE` writes the lines of instances to a file that rotates; `--prices FILE` tells costs at `/v1/usage/cost`;
+//! `--usage-file FILE --usage-key NAME=FILE` writes signed records of each hour (docs/metering.md).
+//!
 //! A service answers at `Host: <name>.<namespace>.<domain>`. One JSON line on stdout says that it serves; logs go to
 //! stderr, as much as `RUST_LOG` says (`info` without it). SIGTERM and SIGINT drain and end it with status 0.
 //!
@@ -27,12 +30,16 @@ use std::{
 };
 
 use metrics_exporter_prometheus::PrometheusBuilder;
-use sas::{control::PackageRoots, core::Recorder, prelude::*};
+use sas::{
+    control::{FileUsageExport, LogFileLimits, PackageRoots, PriceTable, UsageKey},
+    core::{Recorder, Secret},
+    prelude::*,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--jail none|basic|strict] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--event-files DIR] MANIFEST...\n       platform --openapi";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--jail none|basic|strict] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--event-files DIR] [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -55,6 +62,14 @@ struct Options {
     open_metrics: bool,
     require_if_match: bool,
     jail: String,
+    /// Lines of instances go here too.
+    log_file: Option<PathBuf>,
+    /// A price table.
+    prices: Option<PathBuf>,
+    /// Signed usage records go here.
+    usage_file: Option<PathBuf>,
+    /// The name of the key that they are signed with, and the file that holds it.
+    usage_key: Option<(String, PathBuf)>,
     #[cfg_attr(not(feature = "container"), allow(dead_code, reason = "read where images are run"))]
     images: Images,
     manifests: Vec<PathBuf>,
@@ -85,6 +100,10 @@ impl Options {
             open_metrics: false,
             require_if_match: false,
             jail: "basic".to_owned(),
+            log_file: None,
+            prices: None,
+            usage_file: None,
+            usage_key: None,
             images: Images::default(),
             manifests: Vec::new(),
         };
@@ -112,6 +131,15 @@ impl Options {
                 "--jail" => options.jail = value()?,
                 "--plain-http-registry" => options.images.plain_http.push(value()?),
                 "--image-root" => options.images.roots.push(value()?.into()),
+                "--log-file" => options.log_file = Some(value()?.into()),
+                "--prices" => options.prices = Some(value()?.into()),
+                "--usage-file" => options.usage_file = Some(value()?.into()),
+                "--usage-key" => {
+                    let text = value()?;
+                    let (name, file) =
+                        text.split_once('=').ok_or_else(|| format!("--usage-key {text}: write NAME=FILE"))?;
+                    options.usage_key = Some((name.to_owned(), file.into()));
+                }
                 "--open-metrics" => options.open_metrics = true,
                 "--require-if-match" => options.require_if_match = true,
                 "--domain" => options.domain = value()?,
@@ -171,6 +199,24 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     drop((options.webhook_hosts, options.event_files));
     if options.open_metrics {
         builder = builder.open_metrics();
+    }
+    if let Some(file) = options.log_file {
+        builder = builder.log_file(file, LogFileLimits::default());
+    }
+    if let Some(file) = options.prices {
+        let text = std::fs::read_to_string(&file)
+            .map_err(|error| format!("--prices {}: {error}", file.display()))?;
+        builder = builder.prices(PriceTable::parse(&text)?);
+    }
+    match (options.usage_file, options.usage_key) {
+        (Some(file), Some((name, key))) => {
+            let text = std::fs::read_to_string(&key)
+                .map_err(|error| format!("--usage-key {}: {error}", key.display()))?;
+            let key = UsageKey::new(name, Secret::new(text.trim_end()))?;
+            builder = builder.usage_export("file", key, FileUsageExport::new(file));
+        }
+        (None, None) => {}
+        _ => return Err("--usage-file and --usage-key: give both, or none".into()),
     }
     if options.require_if_match {
         builder = builder.require_conditions();

@@ -249,6 +249,23 @@ async fn logs_decisions_instances_and_usage_are_shown() {
     assert_eq!(rest["lines"].as_array().unwrap().len(), 2);
     assert_eq!(world.call("GET", &format!("{SERVICE}/logs?tail=many"), "").await.0, 422);
     assert_eq!(world.call("GET", &format!("{SERVICE}/logs?revision=hello-9"), "").await.0, 404);
+    let structured = r#"{"level":"error","order":7,"request_id":"000000000000000000000000000000ff"}"#;
+    logs.line(&LogRecord::new(InstanceId(2), key, support::START, LogStream::Stdout, structured.as_bytes()));
+    for found in
+        ["level=warn", "request=000000000000000000000000000000ff", "instance=i-00000002", "text=ORDER"]
+    {
+        let (_, page) = world.call("GET", &format!("{SERVICE}/logs?{found}"), "").await;
+        let lines = page["lines"].as_array().unwrap();
+        assert_eq!(
+            (lines.len(), &lines[0]["level"], &lines[0]["fields"]["order"]),
+            (1, &"error".into(), &7.into())
+        );
+    }
+    let later = format!("{SERVICE}/logs?from={}", support::START.as_secs() + 1);
+    assert!(world.call("GET", &later, "").await.1["lines"].as_array().unwrap().is_empty());
+    for bad in ["level=loud", "request=x", "instance=x", "from=soon"] {
+        assert_eq!(world.call("GET", &format!("{SERVICE}/logs?{bad}"), "").await.0, 422, "{bad}");
+    }
 
     let mut decision = Decision::set(3, Reason::Panic).because("orders");
     decision.clamps.insert(Clamps::MAX);
@@ -282,6 +299,11 @@ async fn logs_decisions_instances_and_usage_are_shown() {
         (&usage["tenants"][0]["namespace"], &usage["tenants"][0]["totals"]["busyNs"]),
         (&"default".into(), &5.into())
     );
+    let (_, hours) = world.call("GET", "/v1/usage/hours?namespace=default&service=hello", "").await;
+    assert_eq!(hours["hours"][0]["totals"]["busyNs"], 5, "{hours}");
+    assert_eq!(world.call("GET", "/v1/usage/hours?after=x", "").await.0, 422);
+    let (status, refused) = world.call("GET", "/v1/usage/cost", "").await;
+    assert_eq!(status, 422, "no price table: {refused}");
 }
 
 #[tokio::test(start_paused = true)]

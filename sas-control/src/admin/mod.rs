@@ -316,6 +316,8 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(observe::logs))
         .routes(routes!(observe::service_usage))
         .routes(routes!(observe::usage))
+        .routes(routes!(observe::usage_hours))
+        .routes(routes!(observe::usage_cost))
         .routes(routes!(triggers::list))
         .routes(routes!(triggers::delete))
         .routes(routes!(triggers::dead_letters, triggers::discard_dead_letters))

@@ -2,8 +2,8 @@
 
 use axum::{Json, extract::State};
 use sas_core::{
-    Decision, DecisionRecord, InstanceState, InstanceView, LogLine, LogPage, LogStream, MeterTotals,
-    RevisionKey, StartTimings, Timestamp, Usage, UsageScope,
+    Decision, DecisionRecord, InstanceId, InstanceState, InstanceView, LogFilter, LogLevel, LogLine, LogPage,
+    LogStream, MeterTotals, Principal, RequestId, RevisionKey, StartTimings, Timestamp, Usage, UsageScope,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -57,6 +57,87 @@ pub(super) struct LogsQuery {
     tail: Option<u32>,
     /// With a sequence above this one.
     after: Option<u64>,
+    /// Of this instance only, by the id that instances are listed with.
+    instance: Option<String>,
+    /// About this request only: the id of `x-request-id`.
+    request: Option<String>,
+    /// Of this level or a graver one: `trace`, `debug`, `info`, `warn`, `error`, `fatal`. Lines that say none are left out.
+    level: Option<LogLevel>,
+    /// With this text in them, in any case.
+    text: Option<String>,
+    /// From this time on, in seconds since 1970.
+    from: Option<i64>,
+    /// Before this time, in seconds since 1970.
+    until: Option<i64>,
+}
+
+impl LogsQuery {
+    fn filter(&self) -> Result<LogFilter, Failure> {
+        let mut filter = LogFilter::default();
+        filter.after = self.after.unwrap_or(0);
+        if let Some(instance) = &self.instance {
+            let id =
+                u64::from_str_radix(instance.strip_prefix("i-").unwrap_or(instance), 16).map_err(|_| {
+                    Failure::field("instance", instance, "must be an id as instances are listed with")
+                })?;
+            filter.instance = Some(InstanceId(id));
+        }
+        if let Some(request) = &self.request {
+            let digits: String = request.chars().filter(|digit| *digit != '-').collect();
+            let id = (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok()).flatten();
+            let id = id.ok_or_else(|| {
+                Failure::field("request", request, "must be 32 hexadecimal digits, as in x-request-id")
+            })?;
+            filter.request = Some(RequestId(id));
+        }
+        filter.level = self.level;
+        filter.text.clone_from(&self.text);
+        filter.from = self.from.map(Timestamp::from_secs);
+        filter.until = self.until.map(Timestamp::from_secs);
+        Ok(filter)
+    }
+}
+
+/// Whose use, and of when.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct UsageQueryParams {
+    /// Of this namespace only; those who are held to a namespace see their own.
+    namespace: Option<String>,
+    /// Of this service only.
+    service: Option<String>,
+    /// Of this revision only.
+    revision: Option<String>,
+    /// From the hour of this time on, in seconds since 1970.
+    from: Option<i64>,
+    /// Until the hour of this time, without it, in seconds since 1970.
+    until: Option<i64>,
+    /// At most so many entries; 100 without it.
+    #[param(minimum = 1, maximum = 10000)]
+    limit: Option<u32>,
+    /// The `next` of the page before.
+    after: Option<String>,
+}
+
+impl UsageQueryParams {
+    fn scope(&self, caller: &Principal) -> Result<UsageScope, Failure> {
+        if let (Some(namespace), Some(tenant)) = (&self.namespace, caller.tenant())
+            && namespace != tenant
+        {
+            return Err(Failure::forbidden(format!("{caller} is held to the namespace {tenant}")));
+        }
+        let mut scope = UsageScope::all();
+        scope.namespace = caller.tenant().map(str::to_owned).or_else(|| self.namespace.clone());
+        scope.service.clone_from(&self.service);
+        scope.revision.clone_from(&self.revision);
+        Ok(scope)
+    }
+
+    fn span(&self) -> (Timestamp, Timestamp) {
+        let until = self.until.map_or(Timestamp(i64::MAX), Timestamp::from_secs);
+        (self.from.map_or(Timestamp(0), Timestamp::from_secs), until)
+    }
 }
 
 /// `GET /v1/services/<namespace>/<name>/instances`.
@@ -139,6 +220,13 @@ struct LogEntry {
     instance: String,
     request: Option<String>,
     stream: LogStream,
+    /// As far as the line says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    level: Option<LogLevel>,
+    /// The members of a line that is a JSON object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    fields: Option<serde_json::Map<String, serde_json::Value>>,
     line: String,
 }
 
@@ -154,8 +242,10 @@ impl From<LogLine> for LogEntry {
             sequence: line.sequence,
             at: rfc3339(line.at),
             instance: line.instance.to_string(),
-            request: line.request.map(|request| request.to_string()),
+            request: line.about().map(|request| request.to_string()),
             stream: line.stream,
+            level: line.level(),
+            fields: line.fields(),
             line: line.line,
         }
     }
@@ -375,7 +465,7 @@ pub(super) async fn logs(
     let record = api.control.record(&at.namespace, &at.name)?;
     let keys = api.all_keys(&record, query.revision.as_deref())?;
     let keys: Vec<RevisionKey> = keys.into_iter().map(|(_, key)| key).collect();
-    let page = api.control.logs()?.lines(&keys, most, query.after.unwrap_or(0)).await?;
+    let page = api.control.logs()?.search(&keys, &query.filter()?, most).await?;
     Ok(Json(LogsPage::from(page)))
 }
 
@@ -413,6 +503,110 @@ pub(super) async fn usage(State(api): State<Api>, Caller(caller): Caller) -> Ans
         None => caller.tenant().is_none(),
     });
     Ok(Json(UsagePage { tenants: seen.collect() }))
+}
+
+/// A page of what was used by the hour.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct UsageHoursPage {
+    hours: Vec<HourEntry>,
+    /// Where the next page begins; absent with the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+    /// Times of which readings are missing, since the host died before they were written.
+    gaps: Vec<GapEntry>,
+}
+
+/// What a revision used within an hour.
+#[derive(Debug, Serialize, ToSchema)]
+struct HourEntry {
+    /// The begin of the hour, in RFC 3339.
+    hour: String,
+    namespace: String,
+    service: String,
+    revision: String,
+    totals: UsageTotals,
+}
+
+/// A time of which readings are missing.
+#[derive(Debug, Serialize, ToSchema)]
+struct GapEntry {
+    /// In RFC 3339.
+    from: String,
+    /// In RFC 3339.
+    until: String,
+}
+
+/// What use costs, in billionths of the currency's smallest unit.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct CostPage {
+    currency: String,
+    /// Of time with requests.
+    busy: u64,
+    /// Of time without, while instances were kept ready.
+    idle: u64,
+    /// Of all else.
+    other: u64,
+    total: u64,
+    lines: Vec<CostEntry>,
+}
+
+/// What the use of a revision costs.
+#[derive(Debug, Serialize, ToSchema)]
+struct CostEntry {
+    namespace: String,
+    service: String,
+    revision: String,
+    busy: u64,
+    idle: u64,
+    other: u64,
+    total: u64,
+}
+
+/// Tells what revisions used by the hour, and the gaps in it.
+#[utoipa::path(get, path = "/v1/usage/hours", tag = "observe", params(UsageQueryParams),
+    security(("token" = ["read"])),
+    responses((status = 200, body = UsageHoursPage, description = "What was used, by hour and revision")))]
+pub(super) async fn usage_hours(
+    State(api): State<Api>,
+    Caller(caller): Caller,
+    Query(query): Query<UsageQueryParams>,
+) -> Answer<UsageHoursPage> {
+    let most = page_size(query.limit, TAIL, MOST)?;
+    let (scope, (from, until)) = (query.scope(&caller)?, query.span());
+    let view = api.control.usage_hours(&scope, from, until, query.after.as_deref(), most).await?;
+    let hours = view.hours.into_iter().map(|used| HourEntry {
+        hour: used.hour,
+        namespace: used.namespace,
+        service: used.service,
+        revision: used.revision,
+        totals: (&used.totals).into(),
+    });
+    let gaps = view.gaps.into_iter().map(|gap| GapEntry { from: gap.from, until: gap.until });
+    Ok(Json(UsageHoursPage { hours: hours.collect(), next: view.next, gaps: gaps.collect() }))
+}
+
+/// Tells what use costs by the platform's price table: within hours, or in all.
+#[utoipa::path(get, path = "/v1/usage/cost", tag = "observe", params(UsageQueryParams),
+    security(("token" = ["read"])),
+    responses((status = 200, body = CostPage, description = "What it costs, idle time apart from busy time")))]
+pub(super) async fn usage_cost(
+    State(api): State<Api>,
+    Caller(caller): Caller,
+    Query(query): Query<UsageQueryParams>,
+) -> Answer<CostPage> {
+    let hours = (query.from.is_some() || query.until.is_some()).then(|| query.span());
+    let cost = api.control.usage_cost(&query.scope(&caller)?, hours).await?;
+    let lines = cost.lines.into_iter().map(|line| CostEntry {
+        namespace: line.namespace,
+        service: line.service,
+        revision: line.revision,
+        busy: line.busy,
+        idle: line.idle,
+        other: line.other,
+        total: line.total,
+    });
+    let (busy, idle, other, total) = (cost.busy, cost.idle, cost.other, cost.total);
+    Ok(Json(CostPage { currency: cost.currency, busy, idle, other, total, lines: lines.collect() }))
 }
 
 impl Api {
