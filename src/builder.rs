@@ -969,7 +969,7 @@ impl PlatformBuilder {
             pool,
             runtimes: self.runtimes,
             own_store,
-            own_meter,
+            own_meter: None,
             exporters,
             log_files,
             ingress: None,
@@ -985,7 +985,7 @@ impl PlatformBuilder {
         if server_config.max_connections == most {
             server_config.max_connections = Preset::connections(machine, most);
         }
-        match parts.start(self.listen, self.admin, socket, server_config).await {
+        match parts.start(self.listen, self.admin, socket, server_config, own_meter).await {
             Ok(()) => Ok(Platform::new(parts)),
             Err(error) => {
                 Platform::new(parts).shutdown(Duration::from_secs(1)).await;
@@ -1002,6 +1002,7 @@ impl Parts {
         admin: Option<SocketAddr>,
         socket: Option<PathBuf>,
         server: ServerConfig,
+        own_meter: Option<Arc<Meter>>,
     ) -> Result<(), BuildError> {
         // Ports first: a port that is taken is the mistake that is quickest to mend.
         let bind = async |address: Option<SocketAddr>, handler: Arc<dyn Handler>, name| match address {
@@ -1019,10 +1020,12 @@ impl Parts {
         }
         #[cfg(not(unix))]
         let _ = socket;
-        if let Some(meter) = &self.own_meter {
-            // Before the first instance, so that no reading comes before the books are open.
+        if let Some(meter) = own_meter {
+            // Before the first instance, so that no reading comes before the books are open; and only what was opened is
+            // closed, or a start that failed would hide the gap of a kill.
             meter.begin().await.map_err(part(BuildPart::Usage))?;
-            let (meter, stop) = (Arc::clone(meter), self.stop.clone());
+            self.own_meter = Some(Arc::clone(&meter));
+            let stop = self.stop.clone();
             self.tasks.spawn(async move { meter.run(stop).await });
         }
         for exporter in self.exporters.drain(..) {

@@ -43,7 +43,7 @@ pub(crate) struct Parts {
         expect(dead_code, reason = "without it no platform opens a store by itself")
     )]
     pub(crate) own_store: Option<Arc<OwnStore>>,
-    /// Made by the builder, so closed by the shutdown.
+    /// Opened by the start, so closed by the shutdown.
     pub(crate) own_meter: Option<Arc<Meter>>,
     /// Written to the end by the shutdown.
     pub(crate) log_files: Option<Arc<LogFiles>>,
