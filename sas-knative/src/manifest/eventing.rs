@@ -511,11 +511,9 @@ fn delivery(
     {
         errors.push(format, node.shown(), "single events are sent in binary mode; leave it out");
     }
-    for name in ["retryAfterMax"] {
-        let at = fields.at(name);
-        if let Some(node) = fields.take(name) {
-            errors.push(at, node.shown(), "Retry-After is honoured up to 300s; leave it out");
-        }
+    let after = fields.at("retryAfterMax");
+    if let Some(node) = fields.take("retryAfterMax") {
+        errors.push(after, node.shown(), "Retry-After is honoured up to 300s; leave it out");
     }
     fields.finish(errors);
 }
