@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use sas::{
@@ -20,6 +20,7 @@ use sas::{
     knative::manifest::TrafficTarget,
     prelude::*,
 };
+use tokio::time::Instant;
 
 /// Prints what is pulled.
 #[derive(Debug)]

@@ -51,6 +51,7 @@ pub(crate) struct Program {
 pub(crate) struct Count {
     living: AtomicUsize,
     ending: AtomicUsize,
+    /// What is being made or removed on other threads.
     sweeping: AtomicUsize,
     changed: Notify,
 }
@@ -99,6 +100,17 @@ pub(crate) struct Engine {
     next: AtomicU64,
     closed: AtomicBool,
     running: AtomicBool,
+}
+
+/// Counted by `quiesce` until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Making(Arc<Engine>);
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.0.containers.sweeping.fetch_sub(1, Ordering::AcqRel);
+        self.0.containers.changed.notify_waiters();
+    }
 }
 
 /// Finds the first program that is there and says what it is.
@@ -288,6 +300,12 @@ impl Engine {
         if made.is_err() {
             self.filling.store(false, Ordering::Release);
         }
+    }
+
+    /// Something is being made that a start which is given up would leave: `quiesce` waits for it.
+    pub(crate) fn making(self: &Arc<Self>) -> Making {
+        self.containers.sweeping.fetch_add(1, Ordering::AcqRel);
+        Making(Arc::clone(self))
     }
 
     pub(crate) fn know(&self, container: &Arc<Container>) {

@@ -295,7 +295,11 @@ async fn launch(
     };
     let number = engine.next_number();
     let (with, pod_, hostname) = (Arc::clone(engine), Arc::clone(pod), hostname.to_owned());
-    let (spawned, group) = blocking("the container", move || {
+    let target = target.clone();
+    // Whoever gives up the start while this goes on finds nothing of it after `quiesce`.
+    let making = engine.making();
+    let made = blocking("the container", move || {
+        let _making = making;
         let group = with.groups.make(&limits)?;
         let home = pod_.dir.join(format!("c{number}"));
         let make = match &group {
@@ -317,13 +321,13 @@ async fn launch(
             (made.groups, made.make_group) = (shown, make);
             Ok(made)
         })?;
-        Ok((spawned, group))
+        let container = Container::watch(&with, &name, spawned, group, target, &pod_)?;
+        with.know(&container);
+        Ok(Started { engine: with, containers: vec![container] })
     })
-    .await?;
-    let container = Container::watch(engine, &name, spawned, group, target.clone(), pod)
-        .map_err(|error| unexpected("watch the container", error))?;
-    engine.know(&container);
-    Ok(container)
+    .await;
+    let mut made = made?;
+    Ok(made.containers.pop().expect("one was made"))
 }
 
 /// The plan of a container whose files are there.

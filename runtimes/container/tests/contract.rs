@@ -88,7 +88,7 @@ async fn a_container_is_sent_sigterm_and_after_the_grace_it_is_killed() {
     until("its last line is collected", || text(&polite.logs).contains("stopped politely")).await;
 
     let stubborn = start(&runtime, place.app(&["stubborn"])).await.unwrap();
-    let began = std::time::Instant::now();
+    let began = tokio::time::Instant::now();
     stubborn.instance.stop(Duration::from_millis(300)).await.unwrap();
     assert!(began.elapsed() >= Duration::from_millis(300) && began.elapsed() < Duration::from_secs(8));
     until("the exit is told", || !stubborn.events.exits().is_empty()).await;

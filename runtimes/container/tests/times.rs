@@ -10,12 +10,13 @@ use std::{
     fs,
     process::{Command, Stdio},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use sas_core::{RevisionSpec, Runtime as _, Source, TenantKey};
 use sas_runtime_container::{ContainerRuntime, ImageSettings, write_image};
 use support::{Place, get, prepare, start_deployed};
+use tokio::time::Instant;
 
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();

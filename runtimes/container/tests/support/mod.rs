@@ -1,6 +1,7 @@
 //! What the tests of this crate share: an image with a static test program, a runtime, a registry, and a bare client.
 
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::print_stdout, reason = "what is skipped is said")]
 
 use std::{
     collections::BTreeMap,
