@@ -112,8 +112,8 @@ fn publish(layout: &Path, tag: &str, registry: Option<&str>) -> Result<String, B
 fn manifest(image: &str) -> String {
     format!(
         "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: page}}\nspec:\n  template:\n    metadata:\n      \
-         annotations: {{autoscaling.knative.dev/max-scale: '5'}}\n    spec:\n      containerConcurrency: 1\n      containers:\n      \
-         - image: {image}\n          securityContext: {{runAsNonRoot: true, readOnlyRootFilesystem: true}}\n          resources: \
+         annotations: {{autoscaling.knative.dev/max-scale: '5', sas.dev/stop-grace: 1s}}\n    spec:\n      containerConcurrency: 1\n      containers:\n      \
+         - image: {image}\n        securityContext: {{runAsNonRoot: true, readOnlyRootFilesystem: true}}\n        resources: \
          {{limits: {{cpu: 500m, memory: 64Mi}}}}\n"
     )
 }
