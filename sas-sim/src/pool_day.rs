@@ -112,7 +112,7 @@ pub fn pool_day(script: &PoolDay) -> Result<Vec<Minute>> {
 fn business(minute: u32) -> f64 {
     let hour = f64::from(minute) / 60.0;
     let bump = |middle: f64, width: f64| (-((hour - middle) / width).powi(2)).exp();
-    (bump(10.5, 2.0) + 0.9 * bump(15.5, 2.2) + 0.25 * bump(20.5, 1.5)).min(1.0).max(0.03)
+    (bump(10.5, 2.0) + 0.9 * bump(15.5, 2.2) + 0.25 * bump(20.5, 1.5)).clamp(0.03, 1.0)
 }
 
 async fn call(platform: Arc<Platform>, name: String, seen: Arc<Mutex<Seen>>) {
@@ -122,7 +122,7 @@ async fn call(platform: Arc<Platform>, name: String, seen: Arc<Mutex<Seen>>) {
             Ok(_) => None,
             Err(error) => Some(error.to_string()),
         },
-        Err(error) => Some(error.error.chain().to_string()),
+        Err(error) => Some(error.error.chain()),
     };
     let mut seen = seen.lock();
     seen.requests += 1;
