@@ -176,7 +176,7 @@ impl Container {
             group,
         };
         engine.containers.began();
-        tokio::spawn(run.to_end(exited, stdout, stderr, target));
+        tokio::spawn(run.watch_until_end(exited, stdout, stderr, target));
         Ok(container)
     }
 
@@ -395,7 +395,7 @@ struct Run {
 }
 
 impl Run {
-    async fn to_end(
+    async fn watch_until_end(
         self,
         exited: AsyncFd<OwnedFd>,
         stdout: pipe::Receiver,

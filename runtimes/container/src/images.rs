@@ -204,10 +204,10 @@ impl Images {
             ImageName::Registry(reference) => {
                 let own = self.own_credentials(secrets, tenant).await?;
                 let registry = Registry::new(&self.config, reference.clone(), tenant, own);
-                self.from_registry(text, &registry, &report).await?
+                self.bring_from_registry(text, &registry, &report).await?
             }
-            ImageName::Layout(local) => self.from_layout(text, local, &report).await?,
-            ImageName::Archive(local) => self.from_archive(text, local, &report).await?,
+            ImageName::Layout(local) => self.bring_from_layout(text, local, &report).await?,
+            ImageName::Archive(local) => self.bring_from_archive(text, local, &report).await?,
         };
         let record = serde_json::to_vec(&kept).map_err(|error| wrong(text, error))?;
         self.store.keep_image(&digest, &record)?;
@@ -223,7 +223,7 @@ impl Images {
         serde_json::from_slice(&self.store.image(digest)?).ok()
     }
 
-    async fn from_registry(
+    async fn bring_from_registry(
         &self,
         text: &str,
         registry: &Registry,
@@ -356,7 +356,7 @@ impl Images {
         Ok(layer)
     }
 
-    async fn from_layout(
+    async fn bring_from_layout(
         &self,
         text: &str,
         local: &Local,
@@ -400,7 +400,7 @@ impl Images {
         Ok((top, Kept { config, layers: kept }, layers))
     }
 
-    async fn from_archive(
+    async fn bring_from_archive(
         &self,
         text: &str,
         local: &Local,

@@ -70,7 +70,9 @@ fn header(kind: tar::EntryType, size: u64) -> tar::Header {
     header.set_entry_type(kind);
     header.set_mode(0o755);
     header.set_size(size);
-    (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header
 }
 
