@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 use sas_core::{
     CallError, Claim, ClaimError, Commit, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
     ErrorKind, Instance, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Metered,
-    Pool, PoolTotals, Request, RequestUsage, Response, Result, RevisionKey, RevisionStatus, StemView, Store,
-    StoreLimits, Target, Version, WaitList, Waiting, Watched,
+    Pool, PoolBudget, PoolTotals, Request, RequestUsage, Response, Result, RevisionKey, RevisionStatus,
+    StemView, Store, StoreLimits, Target, Version, WaitList, Waiting, Watched,
 };
 use sas_pool::InstancePool;
 use tokio::time::Instant;
@@ -230,6 +230,10 @@ impl Pool for WatchedPool {
 
     fn totals(&self) -> PoolTotals {
         self.inner.totals()
+    }
+
+    fn set_budget(&self, budget: PoolBudget) -> Result<()> {
+        self.inner.set_budget(budget)
     }
 
     async fn drain(&self, revision: RevisionKey, grace: Duration) {

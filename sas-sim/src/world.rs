@@ -151,7 +151,7 @@ fn run_plan(seed: u64, steps: Vec<Step>, plant: Option<Plant>, tell: bool) -> Ou
     let ran = std::panic::catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
             let world = World::new(seed, plant, tell);
-            world.run(&steps).await
+            Box::pin(world.run(&steps)).await
         })
     }));
     match ran {
