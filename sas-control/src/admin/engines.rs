@@ -113,7 +113,7 @@ pub(super) async fn declare(
     body: Sent,
 ) -> Answer<MoveReport> {
     let problem = |problem: String| Failure::field("$", "", format!("not an engine: {problem}"));
-    let mut spec: serde_json::Value = body.object().map_err(|error| problem(error.to_string()))?;
+    let mut spec: serde_json::Value = body.object().map_err(problem)?;
     let Some(fields) = spec.as_object_mut() else { return Err(problem("it has to be an object".to_owned())) };
     fields.insert("name".to_owned(), at.engine.into());
     let spec: EngineSpec = serde_json::from_value(spec).map_err(|error| problem(error.to_string()))?;

@@ -209,7 +209,7 @@ impl Control {
             match joined {
                 Ok((_, Ok(moved))) => report.moved += usize::from(moved),
                 Ok((service, Err(error))) => {
-                    let reason = error.chain().to_string();
+                    let reason = error.chain();
                     tracing::warn!(service, reason, "stays on the engine where it is");
                     report.left_behind.push(LeftBehind { service, reason });
                 }

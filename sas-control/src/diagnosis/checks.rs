@@ -49,8 +49,7 @@ fn crash_loop(look: &Look, _: &Memory, config: &DiagnosisConfig, findings: &mut 
         if status.failed_starts < config.crash_loop {
             continue;
         }
-        let error =
-            status.last_start_error.as_ref().map_or_else(String::new, |error| error.chain().to_string());
+        let error = status.last_start_error.as_ref().map_or_else(String::new, |error| error.chain());
         let severity = if status.ready == 0 { Critical } else { Warning };
         let text = format!("its last {} starts failed in a row: {error}", status.failed_starts);
         let remedy = format!(

@@ -175,7 +175,7 @@ impl Engines {
             }
             Err(error) => {
                 declared.phase = EnginePhase::Stopped;
-                declared.problem = Some(error.chain().to_string());
+                declared.problem = Some(error.chain());
             }
         });
         built.map(|_| ())
