@@ -300,7 +300,11 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         ready["admin"] = format!("unix:{}", socket.display()).into();
     }
     if let Some(file) = platform.admin_token_file() {
-        ready["adminTokenFile"] = file.to_string_lossy().into();
+        ready["adminTokenFile"] = std::path::absolute(file)?.to_string_lossy().into();
+    }
+    // For tools on this host, such as `sasctl --state`.
+    if let Some(state) = &options.state {
+        std::fs::write(state.join("platform.json"), format!("{ready}\n"))?;
     }
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{ready}")?;

@@ -71,7 +71,7 @@ pub(crate) struct PlatformProcess {
     pub(crate) token_file: Option<PathBuf>,
 }
 
-fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
     let target = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
     let path = target.join("examples").join(name);

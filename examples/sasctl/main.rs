@@ -1,0 +1,568 @@
+//! The operator's command line: deploys, looks, changes and explains, over the admin API of a platform.
+//!
+//! ```text
+//! sasctl deploy .                     a directory, an archive, a jar, a .wasm, an image, or a manifest
+//! sasctl list | get NAME | delete NAME
+//! sasctl logs NAME [-f] | invoke NAME [PATH] | why NAME | usage [NAME] | diagnose
+//! sasctl traffic NAME REVISION=PERCENT... | rollback NAME [REVISION]
+//! sasctl tokens create NAME --scope deploy | tokens list | tokens revoke ID | audit | whoami
+//! sasctl completion bash
+//! ```
+//!
+//! It finds the platform by `--admin` or `SAS_ADMIN` (`HOST:PORT` or `unix:PATH`), or by `--state` or `SAS_STATE`, the
+//! platform's state directory, where also the token is; else by `SAS_ADMIN_TOKEN` or `--token-file`. `--json` gives what
+//! the API answered. It ends with 0 when it was done, 1 when it was refused, 2 when it was asked wrongly.
+
+mod client;
+mod deploy;
+mod words;
+
+use std::{
+    fmt,
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use serde_json::{Value, json};
+
+use client::Client;
+use deploy::{Wanted, percent};
+use words::{cell, decision, ready, table, traffic};
+
+/// Why it was not done, for a human.
+#[derive(Debug)]
+pub(crate) struct Failed(pub(crate) String);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The command line of a sas platform.
+#[derive(Parser)]
+#[command(name = "sasctl")]
+struct Cli {
+    /// Where the admin API is: HOST:PORT, or unix:PATH.
+    #[arg(long, global = true, env = "SAS_ADMIN")]
+    admin: Option<String>,
+    /// The file that holds the token, unless it is in SAS_ADMIN_TOKEN.
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The platform's state directory: address and token are there.
+    #[arg(long, global = true, value_name = "DIR", env = "SAS_STATE")]
+    state: Option<PathBuf>,
+    /// The namespace.
+    #[arg(long, short = 'n', global = true, default_value = "default")]
+    namespace: String,
+    /// What the API answered, instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Deploys a directory, an archive, a jar, a .wasm, an image, or a manifest.
+    Deploy {
+        /// What: `.` is this directory.
+        what: String,
+        /// The service's name, unless the file's says it.
+        #[arg(long)]
+        name: Option<String>,
+        /// How it starts, unless that is found by itself.
+        #[arg(long)]
+        command: Option<String>,
+        /// NAME=VALUE in its environment.
+        #[arg(long, short = 'e', value_name = "NAME=VALUE")]
+        env: Vec<String>,
+    },
+    /// Lists services.
+    List {
+        /// Of all namespaces.
+        #[arg(long, short = 'A')]
+        all: bool,
+        /// With these labels: app=shop,!canary.
+        #[arg(long, short = 'l')]
+        labels: Option<String>,
+    },
+    /// Shows a service with its revisions.
+    Get { name: String },
+    /// Deletes a service with all its revisions.
+    Delete { name: String },
+    /// Shows the last lines that a service wrote.
+    Logs {
+        name: String,
+        /// Goes on with what comes.
+        #[arg(long, short = 'f')]
+        follow: bool,
+        #[arg(long, default_value_t = 100)]
+        tail: u32,
+        #[arg(long)]
+        revision: Option<String>,
+    },
+    /// Calls a service as a test run, with the phases of its start.
+    Invoke {
+        name: String,
+        #[arg(default_value = "/")]
+        path: String,
+        #[arg(long, short = 'X', default_value = "GET")]
+        method: String,
+        #[arg(long, short = 'd')]
+        data: Option<String>,
+        #[arg(long)]
+        revision: Option<String>,
+    },
+    /// Shows where the traffic goes, or says it: hello-00001=20 latest=80.
+    Traffic { name: String, shares: Vec<String> },
+    /// Sends all traffic back to the revision before, or to this one.
+    Rollback { name: String, revision: Option<String> },
+    /// Tells the last scaling decisions in words.
+    Why {
+        name: String,
+        #[arg(long, default_value_t = 10)]
+        last: u32,
+    },
+    /// Tells what a service, or each tenant, used.
+    Usage { name: Option<String> },
+    /// Looks for what is wrong: what did not come back, what does not start, what waits.
+    Diagnose,
+    /// Tokens of the admin API.
+    #[command(subcommand)]
+    Tokens(Tokens),
+    /// Tells who changed what.
+    Audit {
+        #[arg(long, default_value_t = 20)]
+        last: u32,
+    },
+    /// Tells who the token is, and what it may do.
+    Whoami,
+    /// Writes the completion of a shell: bash, zsh, fish, elvish, powershell.
+    Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Subcommand)]
+enum Tokens {
+    /// Makes a token, and shows it this once.
+    Create {
+        name: String,
+        /// read, deploy, invoke or admin.
+        #[arg(long, required = true)]
+        scope: Vec<String>,
+        /// Held to this namespace.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// How many days it lives.
+        #[arg(long, default_value_t = 90)]
+        days: u64,
+    },
+    /// Lists them.
+    List,
+    /// Takes one back.
+    Revoke { id: String },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => {
+            let _ = writeln!(std::io::stderr(), "sasctl: {failed}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn say(text: impl fmt::Display) -> Result<(), Failed> {
+    let mut out = std::io::stdout().lock();
+    let written = writeln!(out, "{}", text.to_string().trim_end_matches('\n')).and_then(|()| out.flush());
+    match written {
+        // Who reads through `head` has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.map_err(|error| Failed(format!("stdout: {error}"))),
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failed> {
+    if let Command::Completion { shell } = cli.command {
+        clap_complete::generate(shell, &mut Cli::command(), "sasctl", &mut std::io::stdout());
+        return Ok(());
+    }
+    let client = Client::find(cli.admin.clone(), cli.token_file.clone(), cli.state.as_deref())?;
+    let service = |name: &str| format!("/v1/services/{}/{}", percent(&cli.namespace), percent(name));
+    let (answer, text) = match cli.command {
+        Command::Completion { .. } => return Ok(()),
+        Command::Deploy { what, name, command, env } => {
+            let env = env.iter().map(|pair| {
+                let parts = pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+                parts.ok_or_else(|| Failed(format!("--env {pair}: write NAME=VALUE")))
+            });
+            let env = env.collect::<Result<_, _>>()?;
+            let namespace = Some(cli.namespace.clone());
+            let answer = deploy::deploy(&client, &what, Wanted { name, namespace, command, env }).await?;
+            let text = deployed(&answer);
+            (answer, text)
+        }
+        Command::List { all, labels } => list(&client, (!all).then_some(&cli.namespace), labels).await?,
+        Command::Get { name } => {
+            let shown = client.get(&service(&name)).await?;
+            let text = shown_service(&shown);
+            (shown, text)
+        }
+        Command::Delete { name } => {
+            let gone = client.send("DELETE", &service(&name), &[], Default::default()).await?.json()?;
+            let text = format!("deleted {}", cell(&gone["deleted"]));
+            (gone, text)
+        }
+        Command::Logs { name, follow, tail, revision } => {
+            let revision = revision.map_or_else(String::new, |name| format!("&revision={}", percent(&name)));
+            return logs(&client, &format!("{}/logs", service(&name)), &revision, tail, follow, cli.json)
+                .await;
+        }
+        Command::Invoke { name, path, method, data, revision } => {
+            let run = json!({"path": path, "method": method, "body": data, "revision": revision});
+            let report = client.post(&format!("{}/invoke", service(&name)), &run).await?;
+            let text = invoked(&report);
+            (report, text)
+        }
+        Command::Traffic { name, shares } => {
+            let path = format!("{}/traffic", service(&name));
+            let answer = if shares.is_empty() {
+                client.get(&path).await?
+            } else {
+                let body = json!({"traffic": shares_of(&shares)?});
+                client.send("PUT", &path, &[], body.to_string().into()).await?.json()?
+            };
+            let text = traffic(&answer);
+            (answer, text)
+        }
+        Command::Rollback { name, revision } => {
+            let body = revision.map_or_else(|| json!({}), |revision| json!({"revision": revision}));
+            let answer = client.post(&format!("{}/rollback", service(&name)), &body).await?;
+            let text = traffic(&answer);
+            (answer, text)
+        }
+        Command::Why { name, last } => {
+            let answer = client.get(&format!("{}/decisions?limit={}", service(&name), last.max(1))).await?;
+            let decisions: Vec<String> =
+                answer["decisions"].as_array().into_iter().flatten().map(decision).collect();
+            let text = match decisions.is_empty() {
+                true => {
+                    "no decision yet: a service that sleeps needs none, and a request that wakes it does not \
+                         wait for one"
+                        .to_owned()
+                }
+                false => decisions.join("\n"),
+            };
+            (answer, text)
+        }
+        Command::Usage { name } => usage(&client, name.map(|name| service(&name))).await?,
+        Command::Diagnose => diagnose(&client).await?,
+        Command::Tokens(tokens_command) => tokens(&client, tokens_command).await?,
+        Command::Audit { last } => {
+            let answer = client.get(&format!("/v1/audit?limit={}", last.clamp(1, 1000))).await?;
+            let rows: Vec<Vec<String>> = answer["records"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|record| {
+                    ["at", "principal", "method", "path", "status", "reason"]
+                        .map(|name| cell(&record[name]))
+                        .to_vec()
+                })
+                .collect();
+            let text = table(&["AT", "WHO", "METHOD", "PATH", "STATUS", "REASON"], &rows);
+            (answer, text)
+        }
+        Command::Whoami => {
+            let answer = client.get("/v1/whoami").await?;
+            let scopes: Vec<String> = answer["scopes"].as_array().into_iter().flatten().map(cell).collect();
+            let text = format!(
+                "{}: {}, namespace {}",
+                cell(&answer["name"]),
+                scopes.join(" "),
+                cell(&answer["namespace"])
+            );
+            (answer, text)
+        }
+    };
+    if cli.json { say(format!("{answer:#}")) } else { say(text) }
+}
+
+fn deployed(answer: &Value) -> String {
+    let mut text = String::new();
+    for applied in answer["applied"].as_array().into_iter().flatten() {
+        match applied["revision"].as_str() {
+            Some(revision) => {
+                let new = if applied["newRevision"] == true { "is new" } else { "was there already" };
+                text.push_str(&format!(
+                    "{}/{}: {revision} {new}\nit answers at Host: {}\n",
+                    cell(&applied["namespace"]),
+                    cell(&applied["name"]),
+                    cell(&applied["host"])
+                ));
+            }
+            None => text.push_str(&format!("{} {}\n", cell(&applied["kind"]), cell(&applied["name"]))),
+        }
+    }
+    text
+}
+
+async fn list(
+    client: &Client,
+    namespace: Option<&String>,
+    labels: Option<String>,
+) -> Result<(Value, String), Failed> {
+    let mut services: Vec<Value> = Vec::new();
+    let mut next: Option<String> = None;
+    loop {
+        let mut path = "/v1/services?limit=500".to_owned();
+        for (name, value) in
+            [("namespace", namespace), ("labels", labels.as_ref()), ("continue", next.as_ref())]
+        {
+            if let Some(value) = value {
+                path.push_str(&format!("&{name}={}", percent(value)));
+            }
+        }
+        let page = client.get(&path).await?;
+        services.extend(page["services"].as_array().into_iter().flatten().cloned());
+        next = page["continue"].as_str().map(str::to_owned);
+        if next.is_none() {
+            break;
+        }
+    }
+    let rows: Vec<Vec<String>> = services
+        .iter()
+        .map(|service| {
+            let mut row =
+                ["namespace", "name", "latestReadyRevision"].map(|name| cell(&service[name])).to_vec();
+            row.extend([ready(service), traffic(service), cell(&service["host"])]);
+            row
+        })
+        .collect();
+    let text = match rows.is_empty() {
+        true => "no services; `sasctl deploy .` deploys this directory".to_owned(),
+        false => table(&["NAMESPACE", "NAME", "REVISION", "READY", "TRAFFIC", "HOST"], &rows),
+    };
+    Ok((json!({"services": services}), text))
+}
+
+fn shown_service(service: &Value) -> String {
+    let mut text = format!(
+        "{}/{} at {}\nready: {}\ntraffic: {}\n\n",
+        cell(&service["namespace"]),
+        cell(&service["name"]),
+        cell(&service["host"]),
+        ready(service),
+        traffic(service)
+    );
+    let rows: Vec<Vec<String>> = service["revisions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|revision| {
+            let mut row =
+                vec![cell(&revision["name"]), ready(revision), format!("{} %", cell(&revision["percent"]))];
+            row.extend(["ready", "desired", "inFlight"].map(|name| cell(&revision["instances"][name])));
+            row.extend([cell(&revision["createdAt"]), cell(&revision["author"])]);
+            row
+        })
+        .collect();
+    text.push_str(&table(
+        &["REVISION", "READY", "TRAFFIC", "INSTANCES", "DESIRED", "REQUESTS", "CREATED", "BY"],
+        &rows,
+    ));
+    for condition in service["conditions"].as_array().into_iter().flatten() {
+        if let Some(message) = condition["message"].as_str().filter(|message| !message.is_empty()) {
+            text.push_str(&format!("\n{}: {message}", cell(&condition["type"])));
+        }
+    }
+    text
+}
+
+async fn logs(
+    client: &Client,
+    path: &str,
+    revision: &str,
+    tail: u32,
+    follow: bool,
+    as_json: bool,
+) -> Result<(), Failed> {
+    let mut seen = 0;
+    let mut most = tail.clamp(1, 10_000);
+    loop {
+        let page = client.get(&format!("{path}?tail={most}&after={seen}{revision}")).await?;
+        for line in page["lines"].as_array().into_iter().flatten() {
+            seen = seen.max(line["sequence"].as_u64().unwrap_or(0));
+            match as_json {
+                true => say(line)?,
+                false => {
+                    say(format!("{} {} {}", cell(&line["at"]), cell(&line["instance"]), cell(&line["line"])))?
+                }
+            }
+        }
+        if !follow {
+            return Ok(());
+        }
+        most = 10_000;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+fn invoked(report: &Value) -> String {
+    let mut text = cell(match &report["body"] {
+        Value::Null => &report["bodyBase64"],
+        body => body,
+    });
+    let phases: Vec<String> = report["phases"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(name, ms)| Some(format!("{} {:.1} ms", name.trim_end_matches("Ms"), ms.as_f64()?)))
+        .collect();
+    let how = if report["cold"] == true { "cold" } else { "warm" };
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text.push_str(&format!(
+        "\n{} from {} ({how}): {}",
+        cell(&report["status"]),
+        cell(&report["revision"]),
+        phases.join(", ")
+    ));
+    text
+}
+
+/// `hello-00001=20 latest=80`, as the API has it.
+fn shares_of(shares: &[String]) -> Result<Vec<Value>, Failed> {
+    let one = |share: &String| {
+        let wrong = || Failed(format!("{share}: write REVISION=PERCENT, or latest=PERCENT"));
+        let (revision, percent) = share.split_once('=').ok_or_else(wrong)?;
+        let percent: u32 = percent.trim_end_matches('%').parse().map_err(|_| wrong())?;
+        Ok(match revision {
+            "latest" => json!({"latestRevision": true, "percent": percent}),
+            revision => json!({"revisionName": revision, "percent": percent}),
+        })
+    };
+    shares.iter().map(one).collect()
+}
+
+async fn usage(client: &Client, service: Option<String>) -> Result<(Value, String), Failed> {
+    let (answer, whose, list, head) = match service {
+        Some(path) => (client.get(&format!("{path}/usage")).await?, "revision", "usage", "REVISION"),
+        None => (client.get("/v1/usage").await?, "namespace", "tenants", "NAMESPACE"),
+    };
+    let seconds = |ns: &Value| ns.as_f64().map_or("-".to_owned(), |ns| format!("{:.1}", ns / 1e9));
+    let rows: Vec<Vec<String>> = answer[list]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|used| {
+            let totals = &used["totals"];
+            let mut row = vec![cell(&used[whose]), cell(&totals["requests"])];
+            row.extend(["startingNs", "idleNs", "busyNs", "drainingNs"].map(|phase| seconds(&totals[phase])));
+            row
+        })
+        .collect();
+    let text = table(&[head, "REQUESTS", "STARTING s", "IDLE s", "BUSY s", "DRAINING s"], &rows);
+    Ok((answer, text))
+}
+
+/// What is wrong, each with where it was seen.
+async fn diagnose(client: &Client) -> Result<(Value, String), Failed> {
+    let mut found: Vec<Value> = Vec::new();
+    let mut finding =
+        |what: String, evidence: String| found.push(json!({"finding": what, "evidence": evidence}));
+    // Of the whole platform: who is held to a namespace does not see it.
+    if let Ok(recovery) = client.get("/v1/recovery").await {
+        for missing in recovery["missing"].as_array().into_iter().flatten() {
+            finding(format!("{} did not come back", cell(&missing["what"])), cell(&missing["message"]));
+        }
+    }
+    if let Ok(pool) = client.get("/v1/pool").await {
+        let waiting = pool["totals"]["waitingStarts"].as_u64().unwrap_or(0);
+        if waiting > 0 {
+            finding(
+                format!("{waiting} starts wait for the start gate or a budget"),
+                format!(
+                    "memory {} of {} bytes",
+                    pool["totals"]["memoryBytes"], pool["totals"]["memoryLimitBytes"]
+                ),
+            );
+        }
+    }
+    let (listed, _) = list(client, None, None).await?;
+    for service in listed["services"].as_array().into_iter().flatten() {
+        for condition in service["conditions"].as_array().into_iter().flatten() {
+            if condition["status"] == "False" && condition["type"] == "Ready" {
+                let name = format!("{}/{}", cell(&service["namespace"]), cell(&service["name"]));
+                finding(
+                    format!("{name} is not ready: {}", cell(&condition["reason"])),
+                    cell(&condition["message"]),
+                );
+            }
+        }
+    }
+    let triggers = client.get("/v1/triggers").await?;
+    for trigger in triggers["triggers"].as_array().into_iter().flatten() {
+        if let Some(error) = trigger["lastError"].as_str() {
+            finding(format!("the trigger {} fails", cell(&trigger["name"])), error.to_owned());
+        }
+    }
+    let lines: Vec<String> = found
+        .iter()
+        .map(|found| format!("{}\n  {}", cell(&found["finding"]), cell(&found["evidence"])))
+        .collect();
+    let text = if lines.is_empty() {
+        "nothing is wrong that can be seen from here".to_owned()
+    } else {
+        lines.join("\n")
+    };
+    Ok((json!({"findings": found}), text))
+}
+
+async fn tokens(client: &Client, command: Tokens) -> Result<(Value, String), Failed> {
+    match command {
+        Tokens::Create { name, scope, tenant, days } => {
+            let seconds = days.saturating_mul(24 * 3600);
+            let body =
+                json!({"name": name, "scopes": scope, "namespace": tenant, "expiresInSeconds": seconds});
+            let made = client.post("/v1/tokens", &body).await?;
+            if std::io::stdout().is_terminal() {
+                let _ = writeln!(std::io::stderr(), "it is shown this once:");
+            }
+            let text = cell(&made["token"]);
+            Ok((made, text))
+        }
+        Tokens::List => {
+            let answer = client.get("/v1/tokens").await?;
+            let rows: Vec<Vec<String>> = answer["tokens"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|token| {
+                    let scopes: Vec<String> =
+                        token["scopes"].as_array().into_iter().flatten().map(cell).collect();
+                    let mut row = vec![cell(&token["id"]), cell(&token["name"]), scopes.join(" ")];
+                    row.extend(["namespace", "expiresAt", "createdBy"].map(|name| cell(&token[name])));
+                    row
+                })
+                .collect();
+            let text = table(&["ID", "NAME", "SCOPES", "NAMESPACE", "EXPIRES", "BY"], &rows);
+            Ok((answer, text))
+        }
+        Tokens::Revoke { id } => {
+            let gone = client
+                .send("DELETE", &format!("/v1/tokens/{}", percent(&id)), &[], Default::default())
+                .await?;
+            let gone = gone.json()?;
+            let text = format!("{} opens nothing any more", cell(&gone["name"]));
+            Ok((gone, text))
+        }
+    }
+}
