@@ -39,7 +39,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--jail none|basic|strict] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--event-files DIR] [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--event-files DIR] [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -61,6 +61,7 @@ struct Options {
     admin_hosts: Vec<String>,
     open_metrics: bool,
     require_if_match: bool,
+    admin_without_tls: bool,
     jail: String,
     /// Lines of instances go here too.
     log_file: Option<PathBuf>,
@@ -99,6 +100,7 @@ impl Options {
             admin_hosts: Vec::new(),
             open_metrics: false,
             require_if_match: false,
+            admin_without_tls: false,
             jail: "basic".to_owned(),
             log_file: None,
             prices: None,
@@ -141,6 +143,7 @@ impl Options {
                     options.usage_key = Some((name.to_owned(), file.into()));
                 }
                 "--open-metrics" => options.open_metrics = true,
+                "--admin-without-tls" => options.admin_without_tls = true,
                 "--require-if-match" => options.require_if_match = true,
                 "--domain" => options.domain = value()?,
                 "--preset" => {

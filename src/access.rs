@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use sas_control::{Admin, PackageRoots, PeerAuthenticator, TokenAuthenticator};
-use sas_core::{Authenticator, Denied, Error, ErrorKind, Principal, Result};
+use sas_core::{Authenticator, Denied, Error, ErrorKind, Principal, Result, SpecErrors};
 
 /// The token's file in the state directory.
 const FILE: &str = "admin-token";
@@ -23,6 +23,8 @@ pub(crate) struct Access {
     pub(crate) origins: Vec<String>,
     pub(crate) open_metrics: bool,
     pub(crate) require_conditions: bool,
+    /// Whether it may listen in the clear beyond loopback.
+    pub(crate) without_tls: bool,
     /// Requests per second of a principal, and at once.
     pub(crate) rate: Option<(f64, u32)>,
     /// Where the admin API listens on a Unix socket.
@@ -102,6 +104,26 @@ impl Access {
         }
     }
 
+    /// Refuses a listener that other machines reach in the clear, unless it was asked for in so many words.
+    pub(crate) fn check_listener(
+        &self,
+        address: Option<SocketAddr>,
+        encrypted: bool,
+    ) -> Result<(), SpecErrors> {
+        let mut errors = SpecErrors::default();
+        if let Some(address) = address
+            && !address.ip().to_canonical().is_loopback()
+            && !encrypted
+            && !self.without_tls
+        {
+            let problem = "other machines reach this address, and tokens would go there in the clear: give the listeners \
+                           TLS (`PlatformBuilder::server`), listen on loopback, or say that it is meant \
+                           (`PlatformBuilder::admin_without_tls`, --admin-without-tls)";
+            errors.push("admin", address, problem);
+        }
+        errors.into_result()
+    }
+
     /// From where packages may come that manifests at the admin API name by a path. Where nothing was said: from
     /// anywhere for the operator, who is whoever has the admin token, or is the peer of the Unix socket, of an API that
     /// only this machine reaches; for everybody else from nowhere.
@@ -149,6 +171,22 @@ mod tests {
         let mut access = Access::default();
         set(&mut access);
         access.package_roots(told, address.map(|address| address.parse().unwrap()))
+    }
+
+    #[test]
+    fn a_listener_that_other_machines_reach_wants_tls_or_a_word_that_it_is_meant() {
+        let asked = |address: &str, encrypted, without_tls| {
+            let access = Access { without_tls, ..Access::default() };
+            access.check_listener(Some(address.parse().unwrap()), encrypted).is_ok()
+        };
+        for here in ["127.0.0.1:8081", "[::1]:8081", "[::ffff:127.0.0.1]:8081"] {
+            assert!(asked(here, false, false), "{here}");
+        }
+        for elsewhere in ["0.0.0.0:8081", "[::]:8081", "192.0.2.7:8081"] {
+            assert!(!asked(elsewhere, false, false), "{elsewhere}");
+            assert!(asked(elsewhere, true, false) && asked(elsewhere, false, true), "{elsewhere}");
+        }
+        assert!(Access::default().check_listener(None, false).is_ok());
     }
 
     #[test]

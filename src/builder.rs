@@ -694,6 +694,14 @@ impl PlatformBuilder {
         self
     }
 
+    /// Lets the admin API listen beyond loopback without TLS, which is refused else: tokens and secrets go over that
+    /// network in the clear. For networks that encrypt themselves, or behind a proxy that does.
+    #[must_use]
+    pub fn admin_without_tls(mut self) -> Self {
+        self.access.without_tls = true;
+        self
+    }
+
     /// Gives `/metrics` to whoever asks, as scrapers without a token need it.
     #[must_use]
     pub fn open_metrics(mut self) -> Self {
@@ -872,6 +880,11 @@ impl PlatformBuilder {
         };
         let factory = PlatformEngines::new(template, &self.engines);
         // Each mistake with its field, before anything is built.
+        #[cfg(feature = "tls")]
+        let encrypted = self.server.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        let encrypted = false;
+        self.access.check_listener(self.admin, encrypted).map_err(invalid(BuildPart::Admin))?;
         for spec in &self.engines {
             factory.config(EngineKey::FIRST, spec).map_err(invalid(BuildPart::Engines))?;
         }

@@ -24,7 +24,6 @@ enum At {
 /// An answer: its status and its JSON.
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    pub(crate) etag: Option<String>,
     pub(crate) body: Bytes,
 }
 
@@ -143,7 +142,6 @@ impl Client {
         let (head, body) = response.into_parts();
         let body = body.collect().await.map_err(broke)?.to_bytes();
         connection.abort();
-        let etag = head.headers.get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
-        Ok(Answer { status: head.status.as_u16(), etag, body })
+        Ok(Answer { status: head.status.as_u16(), body })
     }
 }
