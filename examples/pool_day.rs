@@ -92,7 +92,7 @@ fn draw(file: &Path, script: &PoolDay, minutes: &[Minute]) -> Result<(), Box<dyn
             &[
                 Line::filled("starts", STARTS, &starts),
                 Line::filled("of these, that found no stem", COLD, &cold),
-                Line::line("stems that the pool is to hold", POOL, &size),
+                Line::plain("stems that the pool is to hold", POOL, &size),
             ],
         )?;
     }
@@ -103,7 +103,10 @@ fn draw(file: &Path, script: &PoolDay, minutes: &[Minute]) -> Result<(), Box<dyn
         "held, the last day",
         false,
         &[],
-        &[Line::filled("instances", RUNNING, &instances), Line::line("stems, booted and free", POOL, &stems)],
+        &[
+            Line::filled("instances", RUNNING, &instances),
+            Line::plain("stems, booted and free", POOL, &stems),
+        ],
     )?;
     let (slow_first, slow_last) =
         (over(first, |it| it.slowest.as_secs_f64()), over(last, |it| it.slowest.as_secs_f64()));
@@ -113,8 +116,8 @@ fn draw(file: &Path, script: &PoolDay, minutes: &[Minute]) -> Result<(), Box<dyn
         true,
         &[],
         &[
-            Line::line("slowest request, first day", FIRST, &slow_first),
-            Line::line("slowest request, last day", SLOWEST, &slow_last),
+            Line::plain("slowest request, first day", FIRST, &slow_first),
+            Line::plain("slowest request, last day", SLOWEST, &slow_last),
         ],
     )?;
     root.present()?;
@@ -129,12 +132,12 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn line(name: &'a str, color: RGBColor, points: &'a [(f64, f64)]) -> Self {
+    fn plain(name: &'a str, color: RGBColor, points: &'a [(f64, f64)]) -> Self {
         Self { name, color, points, filled: false }
     }
 
     fn filled(name: &'a str, color: RGBColor, points: &'a [(f64, f64)]) -> Self {
-        Self { filled: true, ..Self::line(name, color, points) }
+        Self { filled: true, ..Self::plain(name, color, points) }
     }
 }
 
