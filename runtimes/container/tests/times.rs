@@ -1,17 +1,12 @@
-//! Times, printed: pulls of 1 and 100 MB, and the time from a start to the first answer beside what `crun run` and `runc run` take
-//! for the same root file system. Only with `SAS_TIMES=1`, in a release build:
+//! Times, printed: pulls of 1 and 100 MB, and the time from a start to the first answer by each program that runs containers.
+//! Only with `SAS_TIMES=1`, in a release build:
 //! `SAS_TIMES=1 cargo test --release -p sas-runtime-container --test times -- --nocapture`.
 
 #![allow(clippy::print_stdout, reason = "it prints what it measures")]
 
 mod support;
 
-use std::{
-    fs,
-    process::{Command, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, sync::Arc, time::Duration};
 
 use sas_core::{RevisionSpec, Runtime as _, Source, TenantKey};
 use sas_runtime_container::{ContainerRuntime, ImageSettings, write_image};
@@ -99,68 +94,9 @@ async fn times() {
             all.push(one.await.unwrap());
         }
         println!("  100 asked for at once, through a gate: all ready after {:.1?}", began.elapsed());
-        let extra: u64 = fs::read_dir("/proc")
-            .unwrap()
-            .flatten()
-            .filter(|entry| fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe.ends_with(program)))
-            .filter_map(|entry| {
-                let text = fs::read_to_string(entry.path().join("smaps_rollup")).ok()?;
-                let line = text.lines().find(|line| line.starts_with("Pss:"))?;
-                line.split_whitespace().nth(1)?.parse::<u64>().ok()
-            })
-            .sum();
-        println!("  memory of {program} per idle container: {} KiB", extra / 100);
         for one in all {
             one.instance.stop(Duration::ZERO).await.unwrap();
         }
         runtime.quiesce().await;
-
-        // The same files by the program itself, from its call to the first answer of the program in it.
-        let root = place.layout.parent().unwrap().join("root");
-        let mut times = Vec::new();
-        for number in 0..20 {
-            let bundle = place.dir.path().join(format!("bundle-{program}-{number}"));
-            fs::create_dir_all(&bundle).unwrap();
-            let spec = serde_json::json!({
-                "ociVersion": "1.0.2",
-                "root": {"path": root, "readonly": true},
-                "process": {"terminal": false, "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["/bin/app", format!("port={}", 20_400 + number)], "env": ["PATH=/bin"], "noNewPrivileges": true},
-                "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-                "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]},
-            });
-            fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
-            let began = Instant::now();
-            let hidden = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"";
-            let mut command = match program {
-                "crun" => {
-                    let mut command = Command::new("unshare");
-                    command.args(["-m", "sh", "-c", hidden, "sh", "crun"]);
-                    command
-                }
-                program => Command::new(program),
-            };
-            let mut child = command
-                .arg("run")
-                .arg("--bundle")
-                .arg(&bundle)
-                .arg(format!("sas-times-{}-{number}", std::process::id()))
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            let address = ("127.0.0.1", 20_400 + number);
-            while std::net::TcpStream::connect(address).is_err() {
-                assert!(began.elapsed() < Duration::from_secs(10), "{program} run did not come up");
-                tokio::time::sleep(Duration::from_micros(300)).await;
-            }
-            times.push(began.elapsed());
-            let name = format!("sas-times-{}-{number}", std::process::id());
-            let _ = Command::new("unshare")
-                .args(["-m", "sh", "-c", hidden, "sh", program, "kill", &name, "KILL"])
-                .status();
-            child.wait().unwrap();
-        }
-        println!("  {program} run to the first connection: median of 20 {:.1?}", median(times));
     }
 }
