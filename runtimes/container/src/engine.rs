@@ -184,7 +184,7 @@ impl Engine {
             (program.kind == Kind::Crun).then(cgroups::hybrid).flatten().map(std::path::Path::to_path_buf);
         // Containers are found by their standard input, which no process of theirs can leave behind with its namespace;
         // none is marked.
-        let marks = Marks::open(Run::dir(&**store.run()))
+        let marks = Marks::open(Run::dir(&**store.run()), None)
             .map_err(|error| crate::store::disk("write to", Run::dir(&**store.run()), error))?;
         let (guardian, guardian_fd) = Guardian::start(&store.run().stdin(), &marks)?;
         let ports = Ports::new(config.ports.clone(), &locks_dir(store.run().pod().as_path()))?;

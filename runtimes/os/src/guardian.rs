@@ -17,10 +17,16 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags};
 use sas_core::{Error, ErrorKind, Result};
 
-use crate::strays::Marks;
+use crate::strays::{Marks, Signature};
 
 const SCRIPT: &str = r#"
 trap '' HUP INT QUIT TERM
+jailed() {
+  while read -r name count; do
+    if [ "$name" = Seccomp_filters: ]; then [ "$count" -ge "$2" ]; return; fi
+  done <"/proc/$1/status"
+  return 1
+}
 while read -r op group; do
   case $op in
     +) eval "g_$group=1" ;;
@@ -34,8 +40,12 @@ for round in 1 2 3; do
   for process in /proc/[0-9]*; do
     if [ "$process/fd/0" -ef "$1" ]; then kill -s KILL "${process#/proc/}"; fi
   done
-  for limits in $(grep -ls "^Max realtime timeout .* $2[0-9]* " /proc/[0-9]*/limits); do
-    process=${limits#/proc/}; kill -s KILL "${process%/limits}"
+  grep -s "^Max realtime timeout .* $2[0-9]* " /proc/[0-9]*/limits | while read -r line time out soft hard unit; do
+    process=${line#/proc/}; process=${process%%/*}
+    case $hard in
+      $2*) kill -s KILL "$process" ;;
+      *) if [ -n "$3" ] && jailed "$process" "$3"; then kill -s KILL "$process"; fi ;;
+    esac
   done
 done
 "#;
@@ -45,6 +55,7 @@ done
 pub struct Guardian {
     marker: PathBuf,
     mark: String,
+    signature: Option<Signature>,
     state: Mutex<State>,
 }
 
@@ -64,9 +75,10 @@ impl Guardian {
     /// `Unavailable` when `/bin/sh` can't be started.
     pub fn start(marker: &Path, marks: &Marks) -> Result<(Self, OwnedFd)> {
         let mark = marks.prefix();
-        let (pipe, pid, pidfd) = spawn(marker, &mark)?;
+        let signature = marks.signature();
+        let (pipe, pid, pidfd) = spawn(marker, &mark, signature)?;
         let state = State { groups: BTreeSet::new(), backlog: Vec::new(), pipe, pid };
-        Ok((Self { marker: marker.to_path_buf(), mark, state: Mutex::new(state) }, pidfd))
+        Ok((Self { marker: marker.to_path_buf(), mark, signature, state: Mutex::new(state) }, pidfd))
     }
 
     /// Has a process group killed when the host dies.
@@ -99,7 +111,7 @@ impl Guardian {
     pub fn restart(&self) -> Result<OwnedFd> {
         let mut state = self.state.lock();
         let _ = rustix::process::waitpid(Some(state.pid), rustix::process::WaitOptions::NOHANG);
-        let (pipe, pid, pidfd) = spawn(&self.marker, &self.mark)?;
+        let (pipe, pid, pidfd) = spawn(&self.marker, &self.mark, self.signature)?;
         state.pipe = pipe;
         state.pid = pid;
         state.backlog.clear();
@@ -138,7 +150,7 @@ impl Drop for Guardian {
     }
 }
 
-fn spawn(marker: &Path, mark: &str) -> Result<(OwnedFd, Pid, OwnedFd)> {
+fn spawn(marker: &Path, mark: &str, signature: Option<Signature>) -> Result<(OwnedFd, Pid, OwnedFd)> {
     let failed = |error: io::Error| {
         Error::new(
             ErrorKind::Unavailable,
@@ -156,6 +168,7 @@ fn spawn(marker: &Path, mark: &str) -> Result<(OwnedFd, Pid, OwnedFd)> {
         .arg("sas-guardian")
         .arg(marker)
         .arg(mark)
+        .arg(signature.map(|signature| signature.filters().to_string()).unwrap_or_default())
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(reader))

@@ -49,8 +49,11 @@ impl Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        // First, so that whoever sees the number free finds the lock free.
-        self.lock = None;
+        // First, so that whoever sees the number free finds the lock free. By a call of its own: a thread that spawns at
+        // this moment has a copy of the descriptor, which would hold the lock until that goes too.
+        if let Some(lock) = self.lock.take() {
+            let _ = rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock);
+        }
         self.ports.state.lock().used.remove(&self.number);
     }
 }
@@ -311,6 +314,16 @@ mod tests {
                 assert!(!met, "somebody would have been connected to nobody");
             }
         });
+    }
+
+    #[test]
+    fn a_port_is_free_as_soon_as_it_is_given_back_whoever_has_a_copy_of_its_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let ports = Ports::new(31_320..=31_320, &dir.path().join("locks")).unwrap();
+        let port = ports.take_fixed(31_320).unwrap();
+        let _copy = port.lock.as_ref().unwrap().try_clone().unwrap();
+        drop(port);
+        ports.take_fixed(31_320).unwrap();
     }
 
     #[test]

@@ -400,14 +400,18 @@ fn an_ordinary_user_jails_by_landlock() {
         return;
     }
     let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // Somebody else may have it just now, which is found out only where it is allowed.
     let mine = admin.local_addr().unwrap().port() - 1;
     let script = format!(
         "cat {state} && echo STATE; kill -0 {pid} && echo SIGNAL; cat /proc/{pid}/environ && echo ENVIRON; \
          cat config.ini; echo x > config.ini && echo WRITTEN; \
-         python3 -c 'import socket\n\
+         python3 -c 'import errno, socket\n\
          def tried(what, f):\n\
          \x20try: f(); print(what, flush=True)\n\
          \x20except PermissionError: print(\"no\", what, flush=True)\n\
+         \x20except OSError as e:\n\
+         \x20 if e.errno != errno.EADDRINUSE: raise\n\
+         \x20 print(what, flush=True)\n\
          tried(\"own\", lambda: socket.socket().bind((\"127.0.0.1\", {mine})))\n\
          tried(\"other\", lambda: socket.socket().bind((\"127.0.0.1\", 8099)))\n\
          tried(\"admin\", lambda: socket.create_connection((\"127.0.0.1\", {admin}), 1))'",

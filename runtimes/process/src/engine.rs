@@ -35,7 +35,7 @@ use sas_runtime_os::{
     jail::Jails,
     network::Network,
     ports::{Port, Ports, locks_dir},
-    strays::{Mark, Marks, Orphans, Signature},
+    strays::{Mark, Marks, Orphans, spawn_unmarked},
     view,
 };
 
@@ -289,6 +289,12 @@ fn refused_processes(group: &Cgroup) -> Option<String> {
     })
 }
 
+fn tell_unmarked(marked: rustix::io::Result<()>) {
+    if let Err(error) = marked {
+        tracing::warn!(%error, "a process could not be marked: what leaves its group and session would outlive it");
+    }
+}
+
 fn signal_group(group: Pid, signal: Signal) {
     // Only ESRCH is possible for our own children: gone is what is wanted.
     let _ = rustix::process::kill_process_group(group, signal);
@@ -341,9 +347,6 @@ pub(crate) struct Engine {
     /// What instances without limits of their own are held to.
     pub(crate) ceilings: Limits,
     marks: Marks,
-    signature: Option<Signature>,
-    /// One program is started at a time where it is found by its mark only.
-    pub(crate) one_start: Mutex<()>,
     /// Instances whose disk is looked at.
     watched: AtomicUsize,
     pub(crate) jails: Jails,
@@ -370,7 +373,8 @@ impl Engine {
             Error::new(ErrorKind::Unavailable, "open", format!("epoll: {error}")).with_source(error)
         };
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
-        let marks = Marks::open(store.run_dir()).map_err(|error| {
+        let jails = open_jails(&config, &store)?;
+        let marks = Marks::open(store.run_dir(), jails.signature()).map_err(|error| {
             Error::new(ErrorKind::Unavailable, "open", format!("{}: {error}", store.run_dir().display()))
                 .with_source(error)
         })?;
@@ -378,8 +382,6 @@ impl Engine {
         epoll::add(&poll, &pidfd, epoll::EventData::new_u64(GUARDIAN), epoll::EventFlags::IN)
             .map_err(failed)?;
         let run: Arc<dyn Run> = Arc::new(store.clone());
-        let jails = open_jails(&config, &store)?;
-        let signature = jails.signature();
         let cgroups = Cgroups::open(&config.cgroups, &run);
         let half = || sas_runtime_os::cgroup::memory_here().map(|bytes| (bytes / 2).max(LEAST_MEMORY));
         let ceilings = Limits {
@@ -393,8 +395,6 @@ impl Engine {
             cgroups,
             ceilings,
             marks,
-            signature,
-            one_start: Mutex::new(()),
             watched: AtomicUsize::new(0),
             metrics: Metrics::new(&config.recorder),
             config,
@@ -573,11 +573,21 @@ impl Engine {
         self.marks.next()
     }
 
-    /// Marks a process and what it has started so far.
+    /// Spawns a program, with its mark where it has one.
+    pub(crate) fn spawn(
+        &self,
+        mark: Option<Mark>,
+        spawn: impl FnOnce() -> std::io::Result<Pid>,
+    ) -> std::io::Result<Pid> {
+        let Some(mark) = mark else { return spawn_unmarked(spawn) };
+        let (pid, marked) = mark.spawn(spawn)?;
+        tell_unmarked(marked);
+        Ok(pid)
+    }
+
+    /// Marks a process that was forked, and what it has started so far.
     pub(crate) fn put_mark(&self, mark: Mark, pid: Pid) {
-        if let Err(error) = mark.put(pid, self.signature) {
-            tracing::warn!(%error, "a process could not be marked: what leaves its group and session would outlive it");
-        }
+        tell_unmarked(mark.put(pid));
     }
 
     /// Watches what an instance writes, where nothing else bounds it.

@@ -333,30 +333,26 @@ fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<(Spawned, Placed)> 
         Some(proc) => proc.mark(),
         None => (!jail.has_view()).then(|| engine.mark()),
     };
-    let turn = mark.map(|_| engine.one_start.lock());
     // The thread that spawns has a table of descriptors of its own, in which these are copied.
     let (spawned, cell, born_in) = jail
         .spawn_in(group.as_ref().or(shared.as_deref()), || {
-            Command::new(&plan.program)
-                .args(&plan.args)
-                .env_clear()
-                .envs(plan.env.0.iter().map(|(name, value)| (OsStr::new(name), OsStr::new(value))))
-                .current_dir(&plan.cwd)
-                .stdin(Stdio::from(stdin.try_clone()?))
-                .stdout(Stdio::from(stdout_of_child.try_clone()?))
-                .stderr(Stdio::from(stderr_of_child.try_clone()?))
-                .process_group(0)
-                .spawn()
-                .map(|child| Pid::from_child(&child))
-                .map(|pid| {
-                    if let Some(mark) = mark {
-                        engine.put_mark(mark, pid);
-                    }
-                    (pid, sas_runtime_os::limits::set(pid, &plan.rlimits))
-                })
+            let spawn = || {
+                Command::new(&plan.program)
+                    .args(&plan.args)
+                    .env_clear()
+                    .envs(plan.env.0.iter().map(|(name, value)| (OsStr::new(name), OsStr::new(value))))
+                    .current_dir(&plan.cwd)
+                    .stdin(Stdio::from(stdin.try_clone()?))
+                    .stdout(Stdio::from(stdout_of_child.try_clone()?))
+                    .stderr(Stdio::from(stderr_of_child.try_clone()?))
+                    .process_group(0)
+                    .spawn()
+                    .map(|child| Pid::from_child(&child))
+            };
+            let pid = engine.spawn(mark, spawn)?;
+            Ok((pid, sas_runtime_os::limits::set(pid, &plan.rlimits)))
         })
         .map_err(failed)?;
-    drop(turn);
     // Our copies of the child's ends go here, the listening socket too: it is the program's alone.
     drop((stdin, stdout_of_child, stderr_of_child));
     let (pid, limited) = spawned;
