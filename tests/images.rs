@@ -1,6 +1,7 @@
 //! Images behind the whole platform: real manifests with their images replaced by a local one, and what is refused is told
 //! at the fields of the document. Needs root, crun or runc, and a static busybox.
 #![cfg(target_os = "linux")]
+#![allow(clippy::print_stdout, reason = "says what it skips")]
 
 use std::{
     collections::BTreeMap,

@@ -60,7 +60,7 @@ fn runtime() -> InlineRuntime {
         let body = request.into_body().collect(1 << 20).await?;
         let ms: u64 = std::str::from_utf8(&body)?.parse()?;
         tokio::time::sleep(Duration::from_millis(ms)).await;
-        if ms % 11 == 0 {
+        if ms.is_multiple_of(11) {
             return Err("a function that fails".into());
         }
         Ok::<_, sas::core::BoxError>(Response::new(Body::from("12345")))

@@ -160,7 +160,7 @@ fn pack(path: &Path) -> Result<(String, Bytes), Failed> {
     // The same rules as the platform's own for a directory of its host.
     let mut walk = ignore::WalkBuilder::new(path);
     walk.standard_filters(false).add_custom_ignore_filename(".sasignore").follow_links(false);
-    walk.sort_by_file_name(std::cmp::Ord::cmp);
+    walk.sort_by_file_name(Ord::cmp);
     walk.filter_entry(|entry| {
         let name = entry.file_name().to_str().unwrap_or_default();
         !matches!(name, ".git" | ".hg" | ".svn" | "__MACOSX" | ".DS_Store" | "Thumbs.db")

@@ -61,4 +61,8 @@ fn metric_scalers() -> Vec<Arc<dyn sas_core::Scaler>> {
 
 #[cfg(test)]
 #[path = "../tests/unit/mod.rs"]
+#[allow(
+    clippy::field_reassign_with_default,
+    reason = "as whoever uses the library writes it: these types can grow"
+)]
 mod unit;

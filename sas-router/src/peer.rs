@@ -344,7 +344,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nothing_of_a_marked_request_can_be_changed_and_no_mark_used_elsewhere_or_later() {
-        let changes: [(&str, fn(&mut Request)); 7] = [
+        type Change = fn(&mut Request);
+        let changes: [(&str, Change); 7] = [
             ("path", |r| *r.uri_mut() = "/other".parse().unwrap()),
             ("method", |r| *r.method_mut() = http::Method::DELETE),
             ("host", |r| drop(r.headers_mut().insert("host", HeaderValue::from_static("t.test")))),

@@ -125,6 +125,10 @@ impl Decider {
     /// The decider of a revision that has `ready` instances now: with more than one it starts in panic, so that a
     /// restart takes none away before a window was seen.
     pub(crate) fn new(spec: &DeciderSpec, now: Nanos, ready: Ready) -> Self {
+        #[cfg_attr(
+            not(test),
+            expect(clippy::infallible_destructuring_match, reason = "the others are of the tests")
+        )]
         let ready = match ready {
             Ready::Count(count) => count,
             #[cfg(test)]
