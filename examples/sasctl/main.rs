@@ -129,7 +129,7 @@ enum Command {
     },
     /// Tells what a service, or each tenant, used.
     Usage { name: Option<String> },
-    /// Looks for what is wrong: what did not come back, what does not start, what waits.
+    /// Tells what is wrong with the platform, what it was seen by, and what to do about it.
     Diagnose,
     /// Tokens of the admin API.
     #[command(subcommand)]
@@ -473,57 +473,32 @@ async fn usage(client: &Client, service: Option<String>) -> Result<(Value, Strin
     Ok((answer, text))
 }
 
-/// What is wrong, each with where it was seen.
+/// What is wrong with the platform, each with what it was seen by and what to do about it.
 async fn diagnose(client: &Client) -> Result<(Value, String), Failed> {
-    let mut found: Vec<Value> = Vec::new();
-    let mut finding =
-        |what: String, evidence: String| found.push(json!({"finding": what, "evidence": evidence}));
-    // Of the whole platform: who is held to a namespace does not see it.
-    if let Ok(recovery) = client.get("/v1/recovery").await {
-        for missing in recovery["missing"].as_array().into_iter().flatten() {
-            finding(format!("{} did not come back", cell(&missing["what"])), cell(&missing["message"]));
-        }
-    }
-    if let Ok(pool) = client.get("/v1/pool").await {
-        let waiting = pool["totals"]["waitingStarts"].as_u64().unwrap_or(0);
-        if waiting > 0 {
-            finding(
-                format!("{waiting} starts wait for the start gate or a budget"),
-                format!(
-                    "memory {} of {} bytes",
-                    pool["totals"]["memoryBytes"], pool["totals"]["memoryLimitBytes"]
-                ),
-            );
-        }
-    }
-    let (listed, _) = list(client, None, None).await?;
-    for service in listed["services"].as_array().into_iter().flatten() {
-        for condition in service["conditions"].as_array().into_iter().flatten() {
-            if condition["status"] == "False" && condition["type"] == "Ready" {
-                let name = format!("{}/{}", cell(&service["namespace"]), cell(&service["name"]));
-                finding(
-                    format!("{name} is not ready: {}", cell(&condition["reason"])),
-                    cell(&condition["message"]),
-                );
-            }
-        }
-    }
-    let triggers = client.get("/v1/triggers").await?;
-    for trigger in triggers["triggers"].as_array().into_iter().flatten() {
-        if let Some(error) = trigger["lastError"].as_str() {
-            finding(format!("the trigger {} fails", cell(&trigger["name"])), error.to_owned());
-        }
-    }
+    let answer = client.get("/v1/diagnosis").await?;
+    let found = answer["findings"].as_array().map(Vec::as_slice).unwrap_or_default();
     let lines: Vec<String> = found
         .iter()
-        .map(|found| format!("{}\n  {}", cell(&found["finding"]), cell(&found["evidence"])))
+        .map(|found| {
+            let evidence = found["evidence"].as_object().into_iter().flatten();
+            let evidence: Vec<String> =
+                evidence.map(|(name, value)| format!("{name} {}", cell(value))).collect();
+            format!(
+                "{} {}: {}\n  seen by: {}\n  to do: {}",
+                cell(&found["severity"]),
+                cell(&found["subject"]),
+                cell(&found["finding"]),
+                evidence.join(", "),
+                cell(&found["remedy"])
+            )
+        })
         .collect();
     let text = if lines.is_empty() {
-        "nothing is wrong that can be seen from here".to_owned()
+        format!("nothing is wrong, by {} checks", answer["checks"].as_array().map_or(0, Vec::len))
     } else {
         lines.join("\n")
     };
-    Ok((json!({"findings": found}), text))
+    Ok((answer, text))
 }
 
 async fn tokens(client: &Client, command: Tokens) -> Result<(Value, String), Failed> {
