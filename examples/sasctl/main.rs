@@ -419,11 +419,10 @@ fn invoked(report: &Value) -> String {
         Value::Null => &report["bodyBase64"],
         body => body,
     });
-    let phases: Vec<String> = report["phases"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(name, ms)| Some(format!("{} {:.1} ms", name.trim_end_matches("Ms"), ms.as_f64()?)))
+    let order = ["prepared", "queued", "gated", "spawned", "listening", "ready", "firstByte", "total"];
+    let phases: Vec<String> = order
+        .iter()
+        .filter_map(|name| Some(format!("{name} {:.1} ms", report["phases"][format!("{name}Ms")].as_f64()?)))
         .collect();
     let how = if report["cold"] == true { "cold" } else { "warm" };
     if !text.ends_with('\n') {
