@@ -389,6 +389,8 @@ pub struct Redrive {
     pub target: Option<String>,
     /// At most so many; `None`: 1,000.
     pub most: Option<usize>,
+    /// Only those after this letter: [`Redriven::next`] of the request before.
+    pub after: Option<String>,
 }
 
 /// What became of dead letters that were delivered again.
@@ -401,6 +403,9 @@ pub struct Redriven {
     pub failed: usize,
     /// The reason of the last failure.
     pub last_error: Option<String>,
+    /// The last letter that was looked at, when there may be more: give it as [`Redrive::after`]. One request goes on for ten
+    /// seconds at most; a letter whose attempts do not end by then has failed and is kept.
+    pub next: Option<String>,
 }
 
 /// A broker as it is declared: a durable log of events that triggers read, each at its own pace.

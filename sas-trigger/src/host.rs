@@ -40,6 +40,8 @@ const LASTED: Duration = Duration::from_secs(60);
 const PAGE: usize = 100;
 /// Dead letters that are delivered again in one go unless more or fewer are asked for.
 const REDRIVEN: usize = 1000;
+/// How long one request may deliver dead letters again.
+const REDRIVING: Duration = Duration::from_secs(10);
 
 /// Makes a source of a declaration, or says what is wrong with it; fields as in [`TriggerSpec`].
 pub type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, SpecErrors> + Send + Sync;
@@ -713,15 +715,18 @@ impl Triggers for TriggerHost {
         };
         let prefix = letters::prefix(name);
         let most = redrive.most.unwrap_or(REDRIVEN);
-        let (mut redriven, mut after): (Redriven, Option<String>) = (Redriven::default(), None);
+        let mut after = redrive.after.as_deref().map(|id| format!("{prefix}{id}"));
+        let until = Instant::now() + REDRIVING;
+        let mut redriven = Redriven::default();
         loop {
             let entries = self.config.store.list(&prefix, after.as_deref(), PAGE).await?;
             let last = entries.len() < PAGE;
             for entry in entries {
-                after = Some(entry.key.clone());
-                if redriven.delivered + redriven.failed >= most {
+                if redriven.delivered + redriven.failed >= most || Instant::now() >= until {
+                    redriven.next = after.map(|key| key[prefix.len()..].to_owned());
                     return Ok(redriven);
                 }
+                after = Some(entry.key.clone());
                 let Ok(letter) = serde_json::from_slice::<serde_json::Value>(&entry.value) else { continue };
                 let id = &entry.key[prefix.len()..];
                 if !redrive.letters.is_empty() && !redrive.letters.iter().any(|wanted| wanted == id)
@@ -740,7 +745,11 @@ impl Triggers for TriggerHost {
                 if filter.as_ref().is_some_and(|filter| !filter.wants(&event)) {
                     continue;
                 }
-                match declared.delivery.again(&event, way.as_ref()).await {
+                let again =
+                    tokio::time::timeout_at(until, declared.delivery.again(&event, way.as_ref())).await;
+                match again
+                    .unwrap_or_else(|_elapsed| Err(format!("{id}: its attempts go on beyond {REDRIVING:?}")))
+                {
                     Ok(()) => {
                         self.config.store.delete(&entry.key, entry.version).await?;
                         redriven.delivered += 1;

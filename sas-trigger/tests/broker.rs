@@ -273,6 +273,31 @@ async fn batches_are_one_call_and_only_what_failed_of_them_comes_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_request_to_deliver_letters_again_ends_in_time_and_the_next_goes_on() {
+    let invoker = FakeInvoker::new(|_call| Ok(status(503)));
+    let (host, store, _) = host(&invoker);
+    host.apply_broker(BrokerSpec::new("default/orders")).await.unwrap();
+    host.apply(reads("t", "default/t")).await.unwrap();
+    host.accept("default/orders", (0..3).map(event).collect()).await.unwrap();
+    sleep(Duration::from_secs(6 * 3600)).await;
+    assert_eq!(store.list("deadletter/default/t/", None, 99).await.unwrap().len(), 3);
+    let (mut redrive, mut failed) = (Redrive::default(), 0);
+    for _request in 0..4 {
+        let began = Instant::now();
+        let redriven = host.redrive("default/t", &redrive).await.unwrap();
+        assert!(began.elapsed() <= Duration::from_secs(11), "{:?}", began.elapsed());
+        assert!(redriven.delivered == 0 && (redriven.failed > 0 || redriven.next.is_none()), "{redriven:?}");
+        failed += redriven.failed;
+        redrive.after = redriven.next;
+        if redrive.after.is_none() {
+            break;
+        }
+    }
+    assert_eq!((failed, redrive.after), (3, None), "each was tried once");
+    shut(&host).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn dead_letters_are_delivered_again_by_filter_by_reason_and_elsewhere() {
     let invoker = FakeInvoker::new(|call| {
         let elsewhere = call.target == Target::Service("default/other".into());

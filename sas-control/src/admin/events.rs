@@ -77,6 +77,8 @@ pub(super) struct RedriveBody {
     target: Option<String>,
     /// At most so many; 1,000 without it.
     most: Option<usize>,
+    /// Only those after this letter: `next` of the answer before.
+    after: Option<String>,
 }
 
 /// What became of them.
@@ -89,11 +91,15 @@ pub(super) struct RedrivenView {
     failed: usize,
     /// The reason of the last failure.
     last_error: Option<String>,
+    /// The last letter that was looked at, when there may be more: give it as `after`. One request goes on for ten seconds
+    /// at most.
+    next: Option<String>,
 }
 
 impl From<Redriven> for RedrivenView {
     fn from(redriven: Redriven) -> Self {
-        Self { delivered: redriven.delivered, failed: redriven.failed, last_error: redriven.last_error }
+        let Redriven { delivered, failed, last_error, next, .. } = redriven;
+        Self { delivered, failed, last_error, next }
     }
 }
 
@@ -185,6 +191,7 @@ pub(super) async fn redrive(
     redrive.filter = body.filter;
     redrive.target = body.target;
     redrive.most = body.most;
+    redrive.after = body.after;
     Ok(Json(api.control.redrive(&at.namespace, &at.name, &redrive).await?.into()))
 }
 
