@@ -127,14 +127,17 @@ pub(crate) fn address(instance: &Arc<dyn Instance>) -> SocketAddr {
 /// The process that an instance calls by a number of its own namespace, as this machine numbers it.
 pub(crate) fn on_host(instance: &Arc<dyn Instance>, pid: &str) -> i32 {
     let variable = format!("PORT={}", address(instance).port());
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-        let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-        if numbers.split_whitespace().last() == Some(pid.trim())
-            && environ.split(|byte| *byte == 0).any(|one| one == variable.as_bytes())
-        {
-            return entry.file_name().to_str().unwrap().parse().unwrap();
+    // A process that is about to become its program shows no environment, and a walk through all may pass by a new one.
+    for _look in 0..100 {
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+            let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+            if numbers.split_whitespace().last() == Some(pid.trim())
+                && environ.split(|byte| *byte == 0).any(|one| one == variable.as_bytes())
+            {
+                return entry.file_name().to_str().unwrap().parse().unwrap();
+            }
         }
     }
     panic!("process {pid} of the instance is not there");
