@@ -62,7 +62,7 @@ impl BlobStore for PackageDir {
     }
 
     async fn get(&self, digest: &str) -> Result<Option<Source>> {
-        let home = self.home(digest);
+        let Some(home) = self.found(digest) else { return Ok(None) };
         blocking(move || {
             let entry = match fs::read_dir(&home) {
                 Ok(mut entries) => entries.next(),
@@ -76,7 +76,8 @@ impl BlobStore for PackageDir {
     }
 
     async fn delete(&self, digest: &str) -> Result<()> {
-        let (dir, home) = (self.clone(), self.home(digest));
+        let Some(home) = self.found(digest) else { return Ok(()) };
+        let dir = self.clone();
         blocking(move || {
             // It goes at once, or not at all: a crash leaves no half of it under its name.
             let gone = dir.incoming();
@@ -215,6 +216,13 @@ impl PackageDir {
             Err(error) => return Err(storage(&home, error)),
         }
         Ok(Blob::new(digest, Source::Path(home.join(name))))
+    }
+
+    /// Where a package would be; none for what is no digest, and might be a path out of here.
+    fn found(&self, digest: &str) -> Option<PathBuf> {
+        let digits = digest.strip_prefix("sha256:")?;
+        let right = digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        right.then(|| self.home(digest))
     }
 
     fn home(&self, digest: &str) -> PathBuf {

@@ -29,7 +29,8 @@ impl Blob {
 /// What is stored never changes and has nothing of the user's machine in it: no set-user-id, no link out of the package,
 /// no device. The same content has the same digest wherever it came from.
 ///
-/// Every method may be dropped at any point: a package is then wholly there or not at all.
+/// What was put, and the owner, are there for whoever opens the place later. Every method may be dropped at any point: a
+/// package is then wholly there or not at all.
 ///
 /// # Errors
 /// `Unavailable` when the medium fails; where else said.
@@ -41,7 +42,8 @@ pub trait BlobStore: fmt::Debug + Send + Sync + 'static {
     /// `sas.dev/package`; never with content of a file. `Unsupported` for other sources.
     async fn put(&self, source: &Source) -> Result<Blob>;
 
-    /// Where the package is on this host, brought here if need be; `None` when there is none of that digest.
+    /// Where the package is on this host, brought here if need be; `None` when there is none of that digest, also when
+    /// `digest` is the digest of nothing, such as a path.
     async fn get(&self, digest: &str) -> Result<Option<Source>>;
 
     /// Removes a package; fine when there is none. Who runs it has a copy of its own or is through.
@@ -55,7 +57,7 @@ pub trait BlobStore: fmt::Debug + Send + Sync + 'static {
         Ok(self.list().await?.iter().any(|known| known == digest))
     }
 
-    /// Whose packages these are: what [`BlobStore::set_owner`] was last told. A control plane removes nothing from a
+    /// Whose packages these are: what [`BlobStore::set_owner`] was last told, `None` before it was told anything. A control plane removes nothing from a
     /// place that is another's, such as one that is older than its database.
     async fn owner(&self) -> Result<Option<String>>;
 

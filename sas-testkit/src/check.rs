@@ -1,8 +1,9 @@
 //! How a suite runs its checks: each on a fresh subject, with a limit, panics caught.
 
-use std::{any::Any, future::Future, panic::AssertUnwindSafe, pin::Pin, time::Duration};
+use std::{any::Any, fmt, future::Future, panic::AssertUnwindSafe, pin::Pin, time::Duration};
 
 use futures_util::FutureExt as _;
+use sas_core::ErrorKind;
 use tokio::time::Instant;
 
 use crate::report::{Checked, Outcome, Report};
@@ -133,4 +134,17 @@ pub(crate) async fn drop_after_polls<T>(polls: u32, future: impl Future<Output =
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     None
+}
+
+/// What `result` gives, or a failure that says `what` gave an error.
+pub(crate) fn ok<T>(what: &str, result: sas_core::Result<T>) -> Verdict<T> {
+    result.map_err(|error| Stop::fail(format!("{what}: {}", error.chain())))
+}
+
+/// Fails unless `result` is an error of that kind.
+pub(crate) fn refused<T: fmt::Debug>(what: &str, kind: ErrorKind, result: sas_core::Result<T>) -> Verdict {
+    match result {
+        Err(error) if error.kind == kind => Ok(()),
+        other => Err(Stop::fail(format!("{what}: expected {kind:?}, got {other:?}"))),
+    }
 }

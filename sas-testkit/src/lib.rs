@@ -19,17 +19,20 @@
 //!
 //! | Module | For |
 //! |---|---|
-//! | [`runtime`], [`pool`], [`router`], [`scaler`], [`store`], [`trigger`], [`logs`], [`meter`] | the suite of each trait |
+//! | [`runtime`], [`pool`], [`router`], [`scaler`], [`store`], [`event_log`], [`blobs`], [`trigger`], [`logs`], [`meter`] | the suite of each trait |
 //! | [`fake`] | stand-ins for every trait, scripted by tests |
 //! | [`load`] | an open-loop load generator, and a ledger that pairs each request with its answer |
 //! | [`fault`] | killing and pausing real processes, closed ports |
 
+pub mod blobs;
 mod check;
 mod client;
+pub mod event_log;
 pub mod fake;
 pub mod fault;
 pub mod load;
 pub mod logs;
+mod medium;
 pub mod meter;
 pub mod pool;
 mod report;

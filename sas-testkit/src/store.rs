@@ -1,35 +1,25 @@
 //! The suite for [`sas_core::Store`].
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use parking_lot::Mutex;
-use sas_core::{Change, Commit, ErrorKind, Result, Store, StoreLimits, Version, Watched};
+use sas_core::{Change, Commit, ErrorKind, Store, StoreLimits, Version, Watched};
 
 use crate::{
     Report,
-    check::{self, Stop, Verdict, checks, drop_after_polls, ensure, within},
+    check::{self, Stop, Verdict, checks, drop_after_polls, ensure, ok, refused, within},
+    medium::Medium,
 };
 
-type Reopen = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Arc<dyn Store>>>>>;
-
 /// An empty store, and how to open it again if it outlives its process.
-pub struct Subject {
-    store: Mutex<Option<Arc<dyn Store>>>,
-    reopen: Option<Reopen>,
-}
-
-impl fmt::Debug for Subject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subject").field("reopen", &self.reopen.is_some()).finish_non_exhaustive()
-    }
-}
+#[derive(Debug)]
+pub struct Subject(Medium<dyn Store>);
 
 impl Subject {
     /// A store that is empty.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store: Mutex::new(Some(store)), reopen: None }
+        Self(Medium::new(store))
     }
 
     /// Opens the same medium again. The suite has dropped its handle by then.
@@ -38,22 +28,16 @@ impl Subject {
     where
         F: Future<Output = Arc<dyn Store>> + 'static,
     {
-        self.reopen = Some(Box::new(move || Box::pin(reopen())));
+        self.0.reopen(reopen);
         self
     }
 
     fn store(&self) -> Arc<dyn Store> {
-        self.store.lock().clone().expect("present except while it is opened again")
+        self.0.part()
     }
 
     async fn opened_again(&self) -> Verdict<Arc<dyn Store>> {
-        let Some(reopen) = &self.reopen else {
-            return Err(Stop::skip("the store does not outlive its process (no `reopen`)"));
-        };
-        drop(self.store.lock().take());
-        let store = reopen().await;
-        *self.store.lock() = Some(Arc::clone(&store));
-        Ok(store)
+        self.0.opened_again("the store").await
     }
 }
 
@@ -102,17 +86,6 @@ pub async fn suite<G, T: Into<Subject>>(builder: impl AsyncFn() -> (G, T)) -> Re
         ],
     )
     .await
-}
-
-fn ok<T>(what: &str, result: Result<T>) -> Verdict<T> {
-    result.map_err(|error| Stop::fail(format!("{what}: {}", error.chain())))
-}
-
-fn refused<T: fmt::Debug>(what: &str, kind: ErrorKind, result: Result<T>) -> Verdict {
-    match result {
-        Err(error) if error.kind == kind => Ok(()),
-        other => Err(Stop::fail(format!("{what}: expected {kind:?}, got {other:?}"))),
-    }
 }
 
 async fn put(store: &dyn Store, key: &str, expected: Option<Version>, value: &str) -> Verdict<Version> {

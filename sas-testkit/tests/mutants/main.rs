@@ -1,6 +1,7 @@
 //! Backends with one bug each: a suite that lets one pass proves nothing. The table that the tests print says which
 //! check caught which bug.
 
+mod event_log;
 mod runtime;
 mod scaler;
 mod sinks;

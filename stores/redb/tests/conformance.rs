@@ -1,11 +1,22 @@
 //! The store in a file keeps the contract of `Store`, gives its file back in order, and takes over what earlier versions
 //! wrote.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
-use sas_core::{Commit, ErrorKind, Store, Version, Watched};
+use sas_core::{Commit, ErrorKind, EventLog, Store, StoreLog, Version, Watched};
 use sas_store_redb::RedbStore;
-use sas_testkit::store;
+use sas_testkit::{event_log, store};
+
+/// Opens it when whoever held it before, and was dropped and not closed, has let go of the file.
+async fn opened_again(path: &Path) -> Arc<RedbStore> {
+    for _ in 0..500 {
+        match RedbStore::open(path).await {
+            Ok(store) => return Arc::new(store),
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+        }
+    }
+    panic!("the file is still held after five seconds");
+}
 
 #[tokio::test]
 async fn it_passes_the_store_suite() {
@@ -15,16 +26,24 @@ async fn it_passes_the_store_suite() {
         let opened = RedbStore::open(&path).await.expect("opened");
         let subject = store::Subject::new(Arc::new(opened)).reopen(move || {
             let path = path.clone();
-            async move {
-                // Whoever held it before was dropped, not closed: it is letting go of the file.
-                for _ in 0..500 {
-                    match RedbStore::open(&path).await {
-                        Ok(store) => return Arc::new(store) as Arc<dyn Store>,
-                        Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
-                    }
-                }
-                panic!("the file is still held after five seconds");
-            }
+            async move { opened_again(&path).await as Arc<dyn Store> }
+        });
+        (dir, subject)
+    })
+    .await;
+    println!("{report}");
+    report.assert_passed_skipping(&[]);
+}
+
+#[tokio::test]
+async fn the_log_on_it_passes_the_event_log_suite() {
+    let report = event_log::suite(async || {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("state.redb");
+        let log = StoreLog::new(Arc::new(RedbStore::open(&path).await.expect("opened")), "log");
+        let subject = event_log::Subject::new(Arc::new(log)).reopen(move || {
+            let path = path.clone();
+            async move { Arc::new(StoreLog::new(opened_again(&path).await, "log")) as Arc<dyn EventLog> }
         });
         (dir, subject)
     })

@@ -1,0 +1,308 @@
+//! The directory of packages keeps the contract of `BlobStore`, and the suite refuses directories with one bug each.
+
+#![cfg(unix)]
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+};
+
+use async_trait::async_trait;
+use sas_control::PackageDir;
+use sas_core::{Blob, BlobStore, Error, ErrorKind, Result, Source};
+use sas_testkit::{
+    Report,
+    blobs::{self, Subject},
+};
+
+/// In memory, where there is one: each package is written out else, with a wait for the disk.
+fn place() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_none| tempfile::tempdir()).expect("a directory")
+}
+
+#[tokio::test]
+async fn the_directory_of_packages_passes_the_blob_store_suite() {
+    let report = blobs::suite(async || {
+        let dir = place();
+        let root = dir.path().join("packages");
+        let subject = Subject::new(Arc::new(PackageDir::new(&root))).reopen(move || {
+            let root = root.clone();
+            async move { Arc::new(PackageDir::new(root)) as Arc<dyn BlobStore> }
+        });
+        (dir, subject)
+    })
+    .await;
+    println!("{report}");
+    report.assert_passed_skipping(&[]);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bug {
+    Nothing,
+    FindsWhatIsNoDigest,
+    EmptiesFiles,
+    LosesExecutableBits,
+    DigestsWithoutTheirKind,
+    DigestsByPlace,
+    DigestsByCountOfFiles,
+    RunsTheOriginal,
+    WritesAgain,
+    KeepsSetUserId,
+    TellsContent,
+    RefusesWithoutField,
+    TakesEverything,
+    ListsTwice,
+    DeletesEverything,
+    NeverDeletes,
+    KeepsTheFirstOwner,
+    ListsTheOwner,
+    TidiesPackages,
+    PutsInParts,
+    HalfDeletesWhenDropped,
+    ForgetsItsOwnerWhenOpenedAgain,
+}
+
+#[derive(Debug)]
+struct Broken {
+    inner: PackageDir,
+    bug: Bug,
+    puts: AtomicU64,
+    owner: Mutex<Option<String>>,
+    originals: Mutex<Vec<(String, Source)>>,
+}
+
+fn path(source: &Source) -> &Path {
+    let Source::Path(path) = source else { panic!("{source:?}") };
+    path
+}
+
+/// All files of a package. What somebody else removes meanwhile is not there.
+fn files(path: &Path, visit: &mut dyn FnMut(&Path)) {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return };
+    if metadata.is_dir() {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            files(&entry.path(), visit);
+        }
+    } else if metadata.is_file() {
+        visit(path);
+    }
+}
+
+fn set(path: &Path, mode: u32) {
+    let _ = fs::set_permissions(path, fs::Permissions::from_mode(mode));
+}
+
+impl Broken {
+    fn new(bug: Bug, root: &Path) -> Self {
+        let inner = PackageDir::new(root);
+        Self { inner, bug, puts: AtomicU64::default(), owner: Mutex::default(), originals: Mutex::default() }
+    }
+
+    /// What is in the store's place of a digest that has a form of its own.
+    fn inner_digest(&self, digest: &str) -> String {
+        match self.bug {
+            Bug::DigestsWithoutTheirKind => format!("sha256:{digest}"),
+            Bug::DigestsByPlace => digest.split('#').next().unwrap_or(digest).to_owned(),
+            _ => digest.to_owned(),
+        }
+    }
+}
+
+#[async_trait]
+impl BlobStore for Broken {
+    async fn put(&self, source: &Source) -> Result<Blob> {
+        let put = self.puts.fetch_add(1, SeqCst);
+        let known = self.inner.list().await?;
+        let mut blob = match self.inner.put(source).await {
+            Err(error) if error.kind == ErrorKind::InvalidSpec => {
+                return match self.bug {
+                    Bug::TakesEverything => {
+                        self.inner.put(&Source::Bytes { name: "x".into(), bytes: "".into() }).await
+                    }
+                    Bug::RefusesWithoutField => Err(Error::new(error.kind, "package", error.message)),
+                    Bug::TellsContent => {
+                        let content = fs::read_to_string(path(source).join("link")).unwrap_or_default();
+                        let mut told = error;
+                        told.message = format!("{}: {content}", told.message);
+                        Err(told)
+                    }
+                    _ => Err(error),
+                };
+            }
+            Err(error) if self.bug == Bug::TakesEverything => {
+                let Source::Function(name) = source else { return Err(error) };
+                self.inner.put(&Source::Bytes { name: name.clone(), bytes: "".into() }).await?
+            }
+            given => given?,
+        };
+        let copy = path(&blob.source).to_owned();
+        match self.bug {
+            Bug::EmptiesFiles => files(&copy, &mut |file| drop(fs::write(file, ""))),
+            Bug::LosesExecutableBits => files(&copy, &mut |file| set(file, 0o644)),
+            Bug::KeepsSetUserId => files(&copy, &mut |file| set(file, 0o4755)),
+            Bug::WritesAgain if known.contains(&blob.digest) => files(&copy, &mut |file| {
+                let content = fs::read(file).unwrap_or_default();
+                let _ = fs::remove_file(file);
+                let _ = fs::write(file, content);
+                set(file, 0o755);
+            }),
+            Bug::DigestsWithoutTheirKind => blob.digest = blob.digest.replace("sha256:", ""),
+            Bug::DigestsByPlace => blob.digest = format!("{}#{put}", blob.digest),
+            Bug::DigestsByCountOfFiles => {
+                let mut count = 0;
+                files(&copy, &mut |_| count += 1);
+                let mut known = self.originals.lock().expect("held by nobody");
+                let same = known.iter().find(|(_, other)| {
+                    let mut others = 0;
+                    files(path(other), &mut |_| others += 1);
+                    others == count
+                });
+                if let Some((digest, _)) = same {
+                    blob.digest.clone_from(digest);
+                }
+                known.push((blob.digest.clone(), blob.source.clone()));
+            }
+            Bug::RunsTheOriginal => {
+                self.originals.lock().expect("held by nobody").push((blob.digest.clone(), source.clone()));
+            }
+            Bug::PutsInParts if !known.contains(&blob.digest) => {
+                let mut kept = Vec::new();
+                files(&copy, &mut |file| {
+                    kept.push((file.to_owned(), fs::read(file).unwrap_or_default()));
+                    drop(fs::write(file, ""));
+                });
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                for (file, content) in kept {
+                    let _ = fs::write(file, content);
+                }
+            }
+            _ => {}
+        }
+        Ok(blob)
+    }
+
+    async fn get(&self, digest: &str) -> Result<Option<Source>> {
+        if self.bug == Bug::FindsWhatIsNoDigest && digest == ".." {
+            return Ok(Some(Source::Path("..".into())));
+        }
+        let original =
+            self.originals.lock().expect("held by nobody").iter().rfind(|known| known.0 == digest).cloned();
+        match original {
+            Some((_, source)) => Ok(Some(source)),
+            None => self.inner.get(&self.inner_digest(digest)).await,
+        }
+    }
+
+    async fn delete(&self, digest: &str) -> Result<()> {
+        match self.bug {
+            Bug::NeverDeletes => return Ok(()),
+            Bug::DeletesEverything => {
+                for other in self.inner.list().await? {
+                    self.inner.delete(&other).await?;
+                }
+            }
+            Bug::HalfDeletesWhenDropped => {
+                if let Some(found) = self.inner.get(digest).await? {
+                    files(path(&found), &mut |file| drop(fs::remove_file(file)));
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+            }
+            _ => {}
+        }
+        self.inner.delete(&self.inner_digest(digest)).await
+    }
+
+    async fn list(&self) -> Result<Vec<String>> {
+        let mut all = self.inner.list().await?;
+        match self.bug {
+            Bug::ListsTwice => all.extend(all.clone()),
+            Bug::ListsTheOwner if self.inner.owner().await?.is_some() => all.push("owner".to_owned()),
+            Bug::DigestsWithoutTheirKind => {
+                all.iter_mut().for_each(|digest| *digest = digest.replace("sha256:", ""));
+            }
+            _ => {}
+        }
+        Ok(all)
+    }
+
+    async fn owner(&self) -> Result<Option<String>> {
+        if self.bug == Bug::ForgetsItsOwnerWhenOpenedAgain {
+            return Ok(self.owner.lock().expect("held by nobody").clone());
+        }
+        self.inner.owner().await
+    }
+
+    async fn set_owner(&self, owner: &str) -> Result<()> {
+        if self.bug == Bug::KeepsTheFirstOwner && self.inner.owner().await?.is_some() {
+            return Ok(());
+        }
+        *self.owner.lock().expect("held by nobody") = Some(owner.to_owned());
+        self.inner.set_owner(owner).await
+    }
+
+    async fn tidy(&self) -> Result<()> {
+        if self.bug == Bug::TidiesPackages {
+            for digest in self.inner.list().await? {
+                self.inner.delete(&digest).await?;
+            }
+        }
+        self.inner.tidy().await
+    }
+}
+
+const MUTANTS: [(Bug, &str); 21] = [
+    (Bug::FindsWhatIsNoDigest, "what is no digest"),
+    (Bug::EmptiesFiles, "bytes are kept"),
+    (Bug::LosesExecutableBits, "a directory is kept"),
+    (Bug::DigestsWithoutTheirKind, "64 hexadecimal digits"),
+    (Bug::DigestsByPlace, "wherever it came from"),
+    (Bug::DigestsByCountOfFiles, "is another digest"),
+    (Bug::RunsTheOriginal, "does not change with its original"),
+    (Bug::WritesAgain, "not written again"),
+    (Bug::KeepsSetUserId, "no set-user-id"),
+    (Bug::TellsContent, "without its content"),
+    (Bug::RefusesWithoutField, "refused by its field"),
+    (Bug::TakesEverything, "neither files nor bytes"),
+    (Bug::ListsTwice, "each once"),
+    (Bug::DeletesEverything, "others stay"),
+    (Bug::NeverDeletes, "deleted is gone"),
+    (Bug::KeepsTheFirstOwner, "who was last told"),
+    (Bug::ListsTheOwner, "and no package"),
+    (Bug::TidiesPackages, "tidying takes"),
+    (Bug::PutsInParts, "nobody sees a half"),
+    (Bug::HalfDeletesWhenDropped, "a dropped put or deletion"),
+    (Bug::ForgetsItsOwnerWhenOpenedAgain, "after it was opened again"),
+];
+
+async fn report(bug: Bug) -> Report {
+    blobs::suite(async || {
+        let dir = place();
+        let root = dir.path().join("packages");
+        let subject = Subject::new(Arc::new(Broken::new(bug, &root))).reopen(move || {
+            let again = Arc::new(Broken::new(bug, &root)) as Arc<dyn BlobStore>;
+            async move { again }
+        });
+        (dir, subject)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_wrapper_without_a_bug_passes() {
+    report(Bug::Nothing).await.assert_passed_skipping(&[]);
+}
+
+#[tokio::test]
+async fn every_broken_directory_is_refused_by_the_check_that_is_there_for_it() {
+    for (bug, by) in MUTANTS {
+        let report = report(bug).await;
+        let failed: Vec<&str> = report.failed().map(|(name, _)| name).collect();
+        println!("| BlobStore | {bug:?} | {} |", failed.join("; "));
+        assert!(failed.iter().any(|name| name.contains(by)), "{bug:?} was not caught by {by:?}\n{report}");
+    }
+}
