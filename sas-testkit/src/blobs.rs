@@ -13,6 +13,7 @@ use std::{
 use futures_util::future::join_all;
 use sas_core::{Blob, BlobStore, ErrorKind, Source};
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use crate::{
     Report,
@@ -526,6 +527,15 @@ async fn at_once(subject: &Subject) -> Verdict {
     holds(&*store, &digest, &whole).await
 }
 
+/// Fails unless the package is wholly there and the only one, or gone.
+async fn all_or_nothing(store: &dyn BlobStore, digest: &str, whole: &Tree) -> Verdict {
+    match ok("list", store.list().await)?.as_slice() {
+        [] => is_gone(store, digest).await,
+        [one] if one == digest => holds(store, digest, whole).await,
+        other => Err(Stop::fail(format!("dropped puts of one package left {other:?}"))),
+    }
+}
+
 async fn dropped(subject: &Subject) -> Verdict {
     let store = subject.store();
     let dir = scratch()?;
@@ -534,29 +544,23 @@ async fn dropped(subject: &Subject) -> Verdict {
     let digest = put(&*store, &source).await?.digest;
     ok("delete", store.delete(&digest).await)?;
     for round in 0..12_u32 {
-        let deletes = round % 2 == 1;
-        let ended = if deletes {
+        let ended = if round % 2 == 1 {
             drop_after_polls(round / 2 % 3, store.delete(&digest)).await
         } else {
             drop_after_polls(round / 2 % 3, async { store.put(&source).await.map(drop) }).await
         };
-        let acknowledged = ended.is_some();
         if let Some(ended) = ended {
             ok("put or delete", ended)?;
         }
         // What goes on without its future is done soon, or not at all.
-        tokio::time::sleep(Duration::from_millis(30)).await;
-        let all = ok("list", store.list().await)?;
-        let there = match all.as_slice() {
-            [] => false,
-            [one] if *one == digest => true,
-            other => return Err(Stop::fail(format!("dropped puts of one package left {other:?}"))),
-        };
-        match there {
-            true => holds(&*store, &digest, &whole).await?,
-            false => is_gone(&*store, &digest).await?,
+        let end = Instant::now() + Duration::from_secs(2);
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            match all_or_nothing(&*store, &digest, &whole).await {
+                Err(_) if Instant::now() < end => {}
+                found => break found?,
+            }
         }
-        ensure!(!acknowledged || there != deletes, "what was acknowledged was not done");
     }
     // Whatever they left, all is well with the next.
     ok("tidy", store.tidy().await)?;
