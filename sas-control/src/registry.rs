@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use sas_core::{EngineKind, Error, ErrorKind, Result, RevisionSpec, Runtime, Source, SpecErrors, TenantKey};
+use sas_core::{
+    EngineKind, Error, ErrorKind, ProbeAction, Result, RevisionSpec, Runtime, Source, SpecErrors, TenantKey,
+};
 
 /// The runtimes of one engine, by name, and for whom they are.
 #[derive(Clone, Debug)]
@@ -40,7 +42,7 @@ impl RuntimeRegistry {
         let refuse = |message: String, errors| Error::new(kind, "deploy", message).with_source(errors);
         if !spec.runtime.is_empty() {
             let runtime = self.runtime(&spec.runtime, tenant)?;
-            return match runtime.accepts(spec) {
+            return match accepts(runtime.as_ref(), spec) {
                 Ok(()) => Ok(runtime),
                 Err(errors) => Err(refuse(errors.to_string(), errors)),
             };
@@ -48,7 +50,7 @@ impl RuntimeRegistry {
         let mut accepting = Vec::new();
         let mut reasons = SpecErrors::default();
         for (name, runtime) in &self.runtimes {
-            match runtime.accepts(spec) {
+            match accepts(runtime.as_ref(), spec) {
                 Ok(()) => accepting.push(*name),
                 Err(errors) => reasons.0.extend(errors.0.into_iter().map(|mut error| {
                     error.problem = format!("{name} runtime: {}", error.problem);
@@ -104,24 +106,49 @@ impl RuntimeRegistry {
     }
 }
 
+/// What `runtime` says of `spec`, and what its abilities say of the probes: those that it can't ask are refused here for
+/// all runtimes alike.
+fn accepts(runtime: &dyn Runtime, spec: &RevisionSpec) -> std::result::Result<(), SpecErrors> {
+    let mut errors = runtime.accepts(spec).err().unwrap_or_default();
+    let can = runtime.capabilities();
+    for (name, probe) in
+        [("startup", &spec.startup), ("readiness", &spec.readiness), ("liveness", &spec.liveness)]
+    {
+        match probe.as_ref().map(|probe| &probe.action) {
+            Some(ProbeAction::Exec { command }) if !can.exec => errors.push(
+                format!("{name}.action.exec"),
+                command.join(" "),
+                format!("the {} runtime runs no commands in its instances; ask by HTTP", runtime.name()),
+            ),
+            Some(ProbeAction::Grpc { service, .. }) if can.called => errors.push(
+                format!("{name}.action.grpc"),
+                service.as_deref().unwrap_or_default(),
+                format!("instances of the {} runtime listen on no socket; ask by HTTP", runtime.name()),
+            ),
+            _ => {}
+        }
+    }
+    errors.into_result()
+}
+
 #[cfg(test)]
 mod tests {
-    use sas_core::ContainerSpec;
+    use sas_core::{Capabilities, ContainerSpec, Isolation, Probe};
     use sas_testkit::fake::FakeRuntime;
 
     use super::*;
 
     /// Takes packages whose file name ends with this, and everything that names it.
     #[derive(Debug)]
-    struct Takes(&'static str, Arc<FakeRuntime>);
+    struct Takes(&'static str, Arc<FakeRuntime>, Capabilities);
 
     #[async_trait::async_trait]
     impl Runtime for Takes {
         fn name(&self) -> &'static str {
             self.0
         }
-        fn capabilities(&self) -> sas_core::Capabilities {
-            self.1.capabilities()
+        fn capabilities(&self) -> Capabilities {
+            self.2
         }
         fn accepts(&self, spec: &RevisionSpec) -> std::result::Result<(), SpecErrors> {
             let mut errors = spec.container_fields(self.0);
@@ -139,9 +166,12 @@ mod tests {
         async fn quiesce(&self) {}
     }
 
+    fn takes(name: &'static str, can: Capabilities) -> Arc<dyn Runtime> {
+        Arc::new(Takes(name, FakeRuntime::new(), can))
+    }
+
     fn chosen(runtime: &str, source: Source, container: bool) -> Result<&'static str> {
-        let runtimes =
-            ["jar", "wasm"].map(|name| Arc::new(Takes(name, FakeRuntime::new())) as Arc<dyn Runtime>);
+        let runtimes = ["jar", "wasm"].map(|name| takes(name, Capabilities::new(Isolation::None)));
         let mut spec = RevisionSpec::new(runtime, source);
         spec.container = container.then(|| {
             let mut container = ContainerSpec::default();
@@ -176,5 +206,44 @@ mod tests {
         assert_eq!(container.kind, ErrorKind::Unsupported, "the runtime says so, not the control plane");
         assert_eq!(container.fields().unwrap().0[0].field, "container.working_dir");
         assert_eq!(chosen("container", path("a.jar"), false).unwrap_err().kind, ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn a_probe_that_the_runtime_cannot_ask_is_refused_at_its_field() {
+        let runtime = |exec: bool, called: bool| {
+            let mut can = Capabilities::new(Isolation::Sandbox);
+            (can.exec, can.called) = (exec, called);
+            takes("wasm", can)
+        };
+        let refused = |runtime: Arc<dyn Runtime>, name: &str, action: ProbeAction| {
+            let refused = |set: fn(&mut RevisionSpec, Probe)| {
+                let mut spec = RevisionSpec::new(name, Source::Path("a.wasm".into()));
+                set(&mut spec, Probe::new(action.clone()));
+                let registry = RuntimeRegistry::new(EngineKind::Dedicated, [Arc::clone(&runtime)]);
+                registry.choose(&spec, TenantKey(1)).err().map(|error| {
+                    assert_eq!(error.kind, ErrorKind::InvalidSpec);
+                    error.fields().unwrap().0.iter().map(|error| error.field.clone()).collect::<Vec<_>>()
+                })
+            };
+            [
+                refused(|spec, probe| spec.startup = Some(probe)),
+                refused(|spec, probe| spec.readiness = Some(probe)),
+                refused(|spec, probe| spec.liveness = Some(probe)),
+            ]
+        };
+        let each =
+            |end: &str| ["startup", "readiness", "liveness"].map(|name| Some(vec![format!("{name}{end}")]));
+        let exec = || ProbeAction::Exec { command: vec!["true".to_owned()] };
+        let grpc = || ProbeAction::Grpc { port: None, service: None };
+        let http = ProbeAction::Http { path: "/".to_owned(), port: None, headers: Vec::new() };
+        for name in ["", "wasm"] {
+            assert_eq!(refused(runtime(false, false), name, exec()), each(".action.exec"));
+            assert_eq!(refused(runtime(true, false), name, exec()), [None, None, None]);
+            assert_eq!(refused(runtime(false, true), name, grpc()), each(".action.grpc"));
+            assert_eq!(refused(runtime(false, false), name, grpc()), [None, None, None]);
+            for asked in [http.clone(), ProbeAction::Tcp { port: None }] {
+                assert_eq!(refused(runtime(false, true), name, asked), [None, None, None]);
+            }
+        }
     }
 }

@@ -372,6 +372,26 @@ async fn a_shared_engine_refuses_tenants_on_less_isolation_than_it_asks_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_probe_that_the_runtime_cannot_ask_is_refused_at_its_field_of_the_document() {
+    let world = World::new().await;
+    let manifest =
+        |probe: &str| World::service(&format!("{}      containers: [{{{probe}}}]\n", world.manifest("one")));
+    for name in ["startupProbe", "readinessProbe", "livenessProbe"] {
+        let asks = manifest(&format!("{name}: {{exec: {{command: ['false', '-x']}}}}"));
+        let error = world.control.deploy(asks).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidSpec);
+        let field = format!("spec.template.spec.containers[0].{name}.exec");
+        let told = &error.fields().unwrap().0;
+        assert_eq!((told.len(), &*told[0].field, &*told[0].value), (1, &*field, "false -x"));
+        assert!(error.message.contains(&field), "{error}");
+    }
+    assert!(world.control.records().is_empty(), "nothing half done");
+    for default in ["tcpSocket: {port: 0}", "httpGet: {path: /, port: 0}"] {
+        world.control.deploy(manifest(&format!("readinessProbe: {{{default}}}"))).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_image_is_refused_at_deploy_for_want_of_a_container_runtime() {
     let world = World::new().await;
     let text = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: web}\nspec:\n  template:\n    \

@@ -43,6 +43,9 @@ pub struct Capabilities {
     pub usage: bool,
     /// [`Instance::exec`] runs commands, so that probes may be commands.
     pub exec: bool,
+    /// Instances are called ([`crate::InstanceTarget::Call`]) and listen on no socket: a connection, such as that of a
+    /// gRPC probe, does not reach them.
+    pub called: bool,
     /// [`RevisionSpec::resources`] limits are enforced.
     pub limits: bool,
     /// Starting burns CPU, so the pool's start gate applies.
@@ -60,6 +63,7 @@ impl Capabilities {
             stems: false,
             usage: false,
             exec: false,
+            called: false,
             limits: false,
             cpu_bound_start: false,
             max_concurrency: None,

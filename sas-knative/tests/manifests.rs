@@ -680,6 +680,7 @@ fn what_a_runtime_refuses_is_told_at_the_field_of_the_document() {
         .map(|error| service.field_of(&error.field))
         .collect();
     told.push(service.field_of("container.sidecars[1].security.run_as_user"));
+    told.push(service.field_of("liveness.action.exec"));
     told.push(service.field_of("runtime"));
     let pod = "spec.template.spec";
     let web = "spec.template.spec.containers[1]";
@@ -708,6 +709,7 @@ fn what_a_runtime_refuses_is_told_at_the_field_of_the_document() {
         format!("{pod}.nodeSelector"),
         format!("{pod}.securityContext.sysctls"),
         format!("{pod}.containers[2].securityContext.runAsUser"),
+        format!("{web}.livenessProbe.exec"),
         "runtime".to_owned(),
     ];
     assert_eq!(told, expected);

@@ -21,13 +21,19 @@ use connect::connect;
 pub struct ProbeFailure {
     /// Whether a connection was made: something listens, and its answer was not the one that is wanted.
     pub connected: bool,
+    /// It could not be asked at all, since whatever runs the instance can't ask in this way: no sign of its health.
+    pub unsupported: bool,
     /// What was asked and what came of it, for humans.
     pub message: String,
 }
 
 impl ProbeFailure {
     fn new(connected: bool, message: impl Into<String>) -> Self {
-        Self { connected, message: message.into() }
+        Self { connected, unsupported: false, message: message.into() }
+    }
+
+    fn unsupported(message: impl Into<String>) -> Self {
+        Self { connected: false, unsupported: true, message: message.into() }
     }
 }
 
@@ -83,7 +89,7 @@ pub async fn endpoint(probe: &Probe, at: &Endpoint) -> Result<(), ProbeFailure> 
                     .await
                     .map_err(|what| ProbeFailure::new(true, format!("gRPC health check at {at}: {what}")))
             }
-            other => Err(ProbeFailure::new(false, format!("{other:?} is not asked over a connection"))),
+            other => Err(ProbeFailure::unsupported(format!("{other:?} is not asked over a connection"))),
         }
     };
     match timeout(probe.timeout, asking).await {
@@ -113,7 +119,11 @@ pub async fn command(
     };
     match timeout(probe.timeout, run).await {
         Err(_) => Err(ProbeFailure::new(false, format!("{words}: not done within {:?}", probe.timeout))),
-        Ok(Err(error)) => Err(ProbeFailure::new(false, format!("{words}: {}", error.message))),
+        Ok(Err(error)) => Err(ProbeFailure {
+            connected: false,
+            unsupported: error.kind == ErrorKind::Unsupported,
+            message: format!("{words}: {}", error.message),
+        }),
         Ok(Ok(ExecOutput { code: Some(0), .. })) => Ok(()),
         Ok(Ok(ran)) => {
             let how = ran.code.map_or("ended by a signal".to_owned(), |code| format!("status {code}"));
@@ -131,7 +141,7 @@ async fn called(probe: &Probe, instance: &dyn Instance, tenant: TenantKey) -> Re
     let ProbeAction::Http { path, headers, .. } = &probe.action else {
         return match &probe.action {
             ProbeAction::Tcp { .. } => Ok(()),
-            _ => Err(ProbeFailure::new(false, "it listens on no socket; ask by HTTP, which calls it")),
+            _ => Err(ProbeFailure::unsupported("it listens on no socket; ask by HTTP, which calls it")),
         };
     };
     let mut request = ::http::Request::get(path.as_str()).header(::http::header::HOST, "localhost");

@@ -159,5 +159,7 @@ async fn a_command_succeeds_with_status_0_and_tells_its_words_otherwise() {
         sas_probe::command(&probe, async { Ok(ExecOutput::new(Some(3), b"no db\n\n".to_vec())) }).await;
     assert_eq!(failure.unwrap_err().message, "check db: status 3: no db");
     let late = sas_probe::command(&probe, std::future::pending()).await.unwrap_err();
-    assert!(late.message.contains("not done within 1s"), "{late}");
+    assert!(late.message.contains("not done within 1s") && !late.unsupported, "{late}");
+    let nobody = sas_probe::command(&probe, async { Err(sas_core::Error::unsupported("exec")) }).await;
+    assert!(nobody.unwrap_err().unsupported, "who can't ask says nothing of the instance");
 }

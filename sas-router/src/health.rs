@@ -22,7 +22,8 @@ const AT_ONCE: usize = 256;
 
 /// Asks the ready instances of revisions that have a liveness probe, and has the pool replace those that fail as often
 /// in a row as the probe allows. All kinds of probes are asked of all kinds of instances: by a connection, by a call, or
-/// by a command that the runtime runs. They are asked at the same time, each with its own time-out.
+/// by a command that the runtime runs. They are asked at the same time, each with its own time-out. What a runtime can't
+/// ask at all says nothing of an instance: it is a warning, once for each revision.
 ///
 /// The host calls [`HealthChecks::round`] every second or so, with the revisions that have instances. Passive checks need
 /// nothing of this: every failed call is told to the pool with its lease.
@@ -32,6 +33,8 @@ pub struct HealthChecks {
     asked: HashMap<InstanceId, Asked>,
     running: JoinSet<Heard>,
     asking: HashSet<InstanceId>,
+    /// Revisions whose probe can't be asked, which was said.
+    unasked: HashSet<RevisionKey>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +53,13 @@ struct Heard {
 impl HealthChecks {
     /// Checks of the instances of `pool`.
     pub fn new(pool: Arc<dyn Pool>) -> Self {
-        Self { pool, asked: HashMap::new(), running: JoinSet::new(), asking: HashSet::new() }
+        Self {
+            pool,
+            asked: HashMap::new(),
+            running: JoinSet::new(),
+            asking: HashSet::new(),
+            unasked: HashSet::new(),
+        }
     }
 
     /// Asks every instance that is due, and gives back those that are being replaced. It takes at most a second.
@@ -102,6 +111,7 @@ impl HealthChecks {
         }
         // Instances that are gone are forgotten.
         self.asked = seen;
+        self.unasked.retain(|revision| self.pool.deployed(*revision).is_some());
     }
 
     fn hear(&mut self, heard: Heard) -> Option<(RevisionKey, InstanceId)> {
@@ -111,8 +121,16 @@ impl HealthChecks {
             asked.failures = 0;
             return None;
         };
-        asked.failures += 1;
         let deployed = self.pool.deployed(revision)?;
+        if failure.unsupported {
+            if self.unasked.insert(revision) {
+                let remedy =
+                    "its instances are not asked; deploy it with a liveness probe that its runtime can ask";
+                tracing::warn!(revision = %deployed.name, %failure, remedy, "a liveness probe can't be asked");
+            }
+            return None;
+        }
+        asked.failures += 1;
         let probe = deployed.spec.liveness.as_ref()?;
         if asked.failures < probe.failure_threshold.max(1) {
             return None;

@@ -355,6 +355,27 @@ async fn an_instance_that_fails_its_liveness_probe_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_liveness_probe_that_cannot_be_asked_replaces_nothing() {
+    use sas_core::{Pool as _, Probe, ProbeAction};
+
+    let exec = ProbeAction::Exec { command: vec!["true".to_owned()] };
+    for action in [exec, ProbeAction::Grpc { port: None, service: None }] {
+        let mut probed = spec();
+        let mut probe = Probe::new(action);
+        (probe.failure_threshold, probe.period) = (1, Duration::from_nanos(1));
+        probed.liveness = Some(probe);
+        let platform = Platform::with(probed, GatewayConfig::default(), ServerConfig::default()).await;
+        let called = platform.pool.add_inside(platform.revision, says("ok"));
+        let mut checks = sas_router::HealthChecks::new(platform.pool.clone());
+        for _ in 0..3 {
+            assert_eq!(checks.round(&[platform.revision]).await, []);
+        }
+        let left: Vec<_> = platform.pool.instances(platform.revision).iter().map(|view| view.id).collect();
+        assert_eq!(left, [called]);
+    }
+}
+
+#[tokio::test]
 async fn a_browser_gets_a_page_while_the_service_starts_and_others_wait() {
     let platform = with(GatewayConfig::default()).await;
     platform.pool.queue();

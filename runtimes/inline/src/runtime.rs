@@ -135,7 +135,9 @@ impl Runtime for InlineRuntime {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(Isolation::None)
+        let mut capabilities = Capabilities::new(Isolation::None);
+        capabilities.called = true;
+        capabilities
     }
 
     fn accepts(&self, spec: &RevisionSpec) -> Result<(), SpecErrors> {

@@ -401,6 +401,7 @@ impl Runtime for WasmRuntime {
 
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::new(Isolation::Sandbox);
+        capabilities.called = true;
         capabilities.usage = true;
         capabilities.limits = true;
         capabilities

@@ -551,7 +551,7 @@ pub(super) fn at_annotation(error: Error, manifest: &ServiceManifest) -> Error {
 /// What a runtime says of the fields of a spec, at the fields of the document that the spec was read from.
 fn in_manifest_terms(mut error: Error, manifest: &ServiceManifest) -> Error {
     let mut errors = fields_of(&error);
-    if errors.0.iter().any(|error| error.field.starts_with("container.")) {
+    if errors.0.iter().any(|error| manifest.field_of(&error.field) != error.field) {
         let before = errors.to_string();
         for error in &mut errors.0 {
             error.field = manifest.field_of(&error.field);

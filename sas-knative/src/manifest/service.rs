@@ -93,10 +93,16 @@ impl ServiceManifest {
         }
     }
 
-    /// The field of the document from which a field of [`RevisionSpec::container`] was read, such as
-    /// `spec.template.spec.volumes[0]` for `container.volumes[0]`. Other fields as they are.
+    /// The field of the document from which a field of [`RevisionSpec::container`] or a probe by `exec` or `grpc` was
+    /// read, such as `spec.template.spec.volumes[0]` for `container.volumes[0]`. Other fields as they are.
     #[must_use]
     pub fn field_of(&self, field: &str) -> String {
+        for probe in ["startup", "readiness", "liveness"] {
+            let action = field.strip_prefix(probe).and_then(|rest| rest.strip_prefix(".action."));
+            if let Some(action @ ("exec" | "grpc")) = action {
+                return format!("{POD}.containers[{}].{probe}Probe.{action}", self.serving);
+            }
+        }
         let Some(rest) = field.strip_prefix("container.") else { return field.to_owned() };
         let container = |at: usize, rest: &str| {
             let name = match rest.split(['.', '[']).next().unwrap_or_default() {
