@@ -65,7 +65,7 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_ioperm,
 ];
 
-/// `CLONE_NEW*`: user, mount, process, network, IPC, host name, control group and time namespaces.
+/// `CLONE_NEW*`: user, mount, process, network, IPC, host name and control group namespaces.
 const NEW_NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWUSER,
     libc::CLONE_NEWNS,
@@ -75,6 +75,9 @@ const NEW_NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWUTS,
     libc::CLONE_NEWCGROUP,
 ];
+
+/// Sockets over shared memory, which fall back to TCP: `AF_SMC` of linux/socket.h.
+const AF_SMC: i32 = 43;
 
 /// One program: the kernel translates each that is put on, and tries it with every call, which is most of what it costs a
 /// start. For the same reason whole calls are searched by ranges, not from the beginning of a list.
@@ -99,21 +102,37 @@ fn program(arch: u32) -> BpfProgram {
         program.extend([jump(at_least, 0x4000_0000, 0, 1), refuse(libc::ENOSYS)]);
     }
     let spaces = NEW_NAMESPACES.iter().fold(0, |all, one| all | *one) as u32;
-    let families = [libc::AF_ALG, libc::AF_VSOCK, libc::AF_PACKET].map(|family| (equal, family as u32));
+    // Landlock's ports are those of TCP by itself: what reaches TCP by another name would pass by them. Programs take the
+    // errors for a kernel without these, and go on without.
+    let families = [libc::AF_ALG, libc::AF_VSOCK, libc::AF_PACKET, AF_SMC];
+    let protocols = [libc::IPPROTO_MPTCP, libc::IPPROTO_SCTP, libc::IPPROTO_DCCP];
+    let fast_open = [(any_bit, libc::MSG_FASTOPEN as u32, libc::EOPNOTSUPP)];
+    let no_family = families.map(|family| (equal, family as u32, libc::EPERM));
+    let no_protocol = protocols.map(|protocol| (equal, protocol as u32, libc::EPROTONOSUPPORT));
+    let no_space = [(any_bit, spaces, libc::EPERM)];
     // Typing into a terminal that somebody else reads.
-    let typing = [(equal, libc::TIOCSTI as u32)];
-    for (call, at, refused) in [
-        (libc::SYS_clone, 0, &[(any_bit, spaces)][..]),
-        (libc::SYS_socket, 0, &families),
-        (libc::SYS_ioctl, 1, &typing),
-    ] {
-        let count = refused.len() as u8;
-        program.push(jump(equal, call as u32, 0, count + 3));
-        program.push(statement(load, argument(at)));
-        for (left, (test, value)) in (1..=count).rev().zip(refused) {
-            program.push(jump(*test, *value, left, 0));
+    let no_typing = [(equal, libc::TIOCSTI as u32, libc::EPERM)];
+    type Tests<'a> = (u32, &'a [(u16, u32, i32)]);
+    let looks: [(i64, &[Tests<'_>]); 6] = [
+        (libc::SYS_clone, &[(0, &no_space)]),
+        (libc::SYS_socket, &[(0, &no_family), (2, &no_protocol)]),
+        (libc::SYS_sendto, &[(3, &fast_open)]),
+        (libc::SYS_sendmsg, &[(2, &fast_open)]),
+        (libc::SYS_sendmmsg, &[(3, &fast_open)]),
+        (libc::SYS_ioctl, &[(1, &no_typing)]),
+    ];
+    for (call, arguments) in looks {
+        // Each argument is loaded and tested in turn; a test that holds is followed by its answer.
+        let mut body = Vec::new();
+        for (at, tests) in arguments {
+            body.push(statement(load, argument(*at)));
+            for (test, value, errno) in *tests {
+                body.extend([jump(*test, *value, 0, 1), refuse(*errno)]);
+            }
         }
-        program.extend([statement(result, allow), refuse(libc::EPERM)]);
+        body.push(statement(result, allow));
+        program.push(jump(equal, call as u32, 0, body.len() as u8));
+        program.extend(body);
     }
     let mut numbers: Vec<u32> = REFUSED.iter().chain(&[libc::SYS_clone3]).map(|call| *call as u32).collect();
     numbers.sort_unstable();

@@ -363,6 +363,49 @@ fn its_disk_has_a_size() {
     assert_eq!(told.matches("full").count(), 3, "{told}");
 }
 
+/// Landlock bounds the ports of TCP: what is TCP by another name, or connects without `connect`, would pass by it.
+#[test]
+fn nobody_reaches_a_port_by_another_kind_of_socket() {
+    if !is_root() || Command::new("python3").arg("--version").output().is_err() {
+        eprintln!("skipped: needs root and python3");
+        return;
+    }
+    let host = host(JailLevel::Basic);
+    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let script = format!(
+        "python3 -c 'import errno, socket\n\
+         there = (\"127.0.0.1\", {port})\n\
+         def tried(what, f):\n\
+         \x20try: f(); print(what, \"is open\", flush=True)\n\
+         \x20except OSError as e: print(what, errno.errorcode[e.errno], flush=True)\n\
+         def socket_of(family, protocol): return lambda: socket.socket(family, socket.SOCK_STREAM, protocol)\n\
+         tried(\"mptcp\", socket_of(socket.AF_INET, 262))\n\
+         tried(\"mptcp6\", socket_of(socket.AF_INET6, 262))\n\
+         tried(\"sctp\", socket_of(socket.AF_INET, 132))\n\
+         tried(\"smc\", socket_of(43, 0))\n\
+         tried(\"alg\", lambda: socket.socket(38, socket.SOCK_SEQPACKET, 0))\n\
+         tried(\"sendto\", lambda: socket.socket().sendto(b\"x\", 0x20000000, there))\n\
+         tried(\"sendmsg\", lambda: socket.socket().sendmsg([b\"x\"], [], 0x20000000, there))\n\
+         a, b = socket.socketpair()\n\
+         a.send(b\"x\"); a.sendmsg([b\"y\"])\n\
+         print(\"plain\", b.recv(2).decode(), flush=True)'",
+        port = admin.local_addr().unwrap().port(),
+    );
+    let told = host.run(host.request(JailLevel::Basic), &script);
+    for right in [
+        "mptcp EPROTONOSUPPORT",
+        "mptcp6 EPROTONOSUPPORT",
+        "sctp EPROTONOSUPPORT",
+        "smc EPERM",
+        "alg EPERM",
+        "sendto ENOTSUP",
+        "sendmsg ENOTSUP",
+        "plain xy",
+    ] {
+        assert!(told.lines().any(|line| line == right), "{right}: {told}");
+    }
+}
+
 /// As an ordinary user: this test runs itself again as one where it is root.
 #[test]
 fn an_ordinary_user_jails_by_landlock() {
