@@ -1,6 +1,6 @@
 //! Code by its digest.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 
@@ -67,5 +67,41 @@ pub trait BlobStore: fmt::Debug + Send + Sync + 'static {
     /// Removes what a crash left half done. Called when nothing is being put.
     async fn tidy(&self) -> Result<()> {
         Ok(())
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: BlobStore + ?Sized> BlobStore for Arc<T> {
+    async fn put(&self, source: &Source) -> Result<Blob> {
+        (**self).put(source).await
+    }
+
+    async fn get(&self, digest: &str) -> Result<Option<Source>> {
+        (**self).get(digest).await
+    }
+
+    async fn delete(&self, digest: &str) -> Result<()> {
+        (**self).delete(digest).await
+    }
+
+    async fn list(&self) -> Result<Vec<String>> {
+        (**self).list().await
+    }
+
+    async fn exists(&self, digest: &str) -> Result<bool> {
+        (**self).exists(digest).await
+    }
+
+    async fn owner(&self) -> Result<Option<String>> {
+        (**self).owner().await
+    }
+
+    async fn set_owner(&self, owner: &str) -> Result<()> {
+        (**self).set_owner(owner).await
+    }
+
+    async fn tidy(&self) -> Result<()> {
+        (**self).tidy().await
     }
 }

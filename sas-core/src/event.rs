@@ -1,6 +1,6 @@
 //! Events, and those who take them.
 
-use std::{any::Any, collections::BTreeMap, fmt};
+use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -369,4 +369,12 @@ pub trait EventPublisher: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable` when nobody takes it now; `InvalidSpec` when it never can be.
     async fn publish(&self, event: Event) -> Result<()>;
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: EventPublisher + ?Sized> EventPublisher for Arc<T> {
+    async fn publish(&self, event: Event) -> Result<()> {
+        (**self).publish(event).await
+    }
 }

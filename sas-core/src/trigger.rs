@@ -142,6 +142,38 @@ pub trait TriggerSource: fmt::Debug + Send + Sync + 'static {
     }
 }
 
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: TriggerSource + ?Sized> TriggerSource for Arc<T> {
+    fn kind(&self) -> &'static str {
+        (**self).kind()
+    }
+
+    async fn run(&self, cx: TriggerCx) -> Result<()> {
+        (**self).run(cx).await
+    }
+
+    async fn backlog(&self) -> Result<Option<u64>> {
+        (**self).backlog().await
+    }
+
+    fn oldest(&self) -> Option<Timestamp> {
+        (**self).oldest()
+    }
+
+    fn sleeps(&self) -> bool {
+        (**self).sleeps()
+    }
+
+    async fn wake(&self, cx: &TriggerCx) -> Result<Option<Timestamp>> {
+        (**self).wake(cx).await
+    }
+
+    fn fires(&self, now: Timestamp) -> Fires {
+        (**self).fires(now)
+    }
+}
+
 /// When a schedule fires. Jitter comes on top.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

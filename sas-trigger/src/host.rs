@@ -439,6 +439,17 @@ impl TriggerHost {
             .flatten()
             .map(Arc::new);
         let Declared { delivery, target, sink_options, dead_letter, letter_options, reply, .. } = declared;
+        if delivery.dead_letter == crate::DeadLetter::Publish
+            && dead_letter.is_none()
+            && self.config.publisher.is_none()
+        {
+            errors.push(
+                "options.dead-letter",
+                "publish",
+                "nobody publishes events on this platform: give its builder an `event_publisher`, or let dead letters \
+                 be kept (`keep`), or name a service, a broker or a sink",
+            );
+        }
         let mut way_out = |destination: Option<Destination>, options: &BTreeMap<String, String>, field| {
             let destination =
                 destination.filter(|destination| !matches!(destination, Destination::Service(_)))?;

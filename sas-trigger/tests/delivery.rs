@@ -370,6 +370,9 @@ async fn declarations_with_mistakes_are_refused_with_all_of_them() {
     for field in ["misfire", "overlap", "jitter", "retry", "dead-letter", "filter", "bogus", "timezone"] {
         assert!(errors.0.iter().any(|error| error.field == format!("options.{field}")), "{field}: {errors}");
     }
+    let unpublished = host.check(&good().with_option("dead-letter", "publish")).unwrap_err();
+    assert_eq!((unpublished.0.len(), &*unpublished.0[0].field), (1, "options.dead-letter"));
+    assert!(unpublished.0[0].problem.contains("event_publisher"), "{unpublished}");
     let bad_time = host.check(&good().with_option("schedule", "61 * * * *")).unwrap_err();
     assert_eq!(bad_time.0[0].field, "options.schedule");
     assert!(bad_time.0[0].problem.contains("minute"), "{bad_time}");

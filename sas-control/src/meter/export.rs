@@ -32,6 +32,14 @@ pub trait UsageExport: fmt::Debug + Send + Sync + 'static {
     async fn export(&self, records: &[UsageRecord]) -> Result<()>;
 }
 
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: UsageExport + ?Sized> UsageExport for Arc<T> {
+    async fn export(&self, records: &[UsageRecord]) -> Result<()> {
+        (**self).export(records).await
+    }
+}
+
 /// Exports complete hours, each record once it can't change any more, and keeps in the store how far it is.
 #[derive(Debug)]
 pub struct UsageExporter {
