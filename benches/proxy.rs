@@ -188,7 +188,7 @@ async fn gateway() -> Arc<Gateway> {
 
 fn server_config() -> ServerConfig {
     let mut config = ServerConfig::default();
-    config.max_connections = 20_000;
+    config.max_connections = Some(20_000);
     config
 }
 

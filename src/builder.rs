@@ -187,7 +187,8 @@ fn part(part: BuildPart) -> impl Fn(Error) -> BuildError {
 /// | secrets | [`secrets`](Self::secrets) | none: a service that refers to one does not start |
 /// | wall time | [`clock`](Self::clock) | the system's |
 ///
-/// `examples/custom_parts.rs` replaces each of them.
+/// `examples/custom_parts.rs` replaces those that do the work: runtime, pool, router, store, packages, a scaler, a kind of
+/// trigger, the sinks of output, decisions and usage, secrets and the clock.
 ///
 /// ```
 /// use sas::prelude::*;
@@ -555,7 +556,7 @@ impl PlatformBuilder {
     }
 
     /// What manifests mean beyond what they say: the default namespace, the autoscaler's defaults. How closely scaling
-    /// follows Knative is set by [`PlatformBuilder::preset`] and [`PlatformBuilder::fidelity`].
+    /// follows Knative (`fidelity`) is set by [`PlatformBuilder::preset`] and [`PlatformBuilder::fidelity`] whatever it says.
     #[must_use]
     pub fn manifests(mut self, change: impl FnOnce(&mut ParseOptions)) -> Self {
         change(&mut self.manifests);
@@ -727,7 +728,9 @@ impl PlatformBuilder {
         self
     }
 
-    /// Changes the gateway's configuration.
+    /// Changes the gateway's configuration. Its `seed`, `recorder` and `meter` are the platform's own whatever it says, as
+    /// [`PlatformBuilder::seed`], [`PlatformBuilder::recorder`] and [`PlatformBuilder::meter_sink`] set them; so is its
+    /// `admission` where [`PlatformBuilder::quotas`] is called.
     #[must_use]
     pub fn gateway(mut self, change: impl FnOnce(&mut GatewayConfig)) -> Self {
         change(&mut self.gateway);
@@ -774,7 +777,9 @@ impl PlatformBuilder {
         self
     }
 
-    /// Changes the configuration of the scaling driver.
+    /// Changes the configuration of the scaling driver. Its `clock`, `sink` and `recorder` are the platform's own whatever
+    /// it says, as [`PlatformBuilder::clock`], [`PlatformBuilder::decision_sink`] and [`PlatformBuilder::recorder`] set
+    /// them.
     #[must_use]
     pub fn driver(mut self, change: impl FnOnce(&mut DriverConfig)) -> Self {
         change(&mut self.driver);
@@ -994,10 +999,7 @@ impl PlatformBuilder {
         };
         let mut server_config = self.server;
         server_config.recorder = recorder;
-        let most = ServerConfig::default().max_connections;
-        if server_config.max_connections == most {
-            server_config.max_connections = Preset::connections(machine, most);
-        }
+        server_config.max_connections = Some(Preset::connections(machine, server_config.max_connections));
         match parts.start(self.listen, self.admin, socket, server_config, own_meter).await {
             Ok(()) => Ok(Platform::new(parts)),
             Err(error) => {

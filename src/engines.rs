@@ -42,7 +42,7 @@ pub(crate) struct Template {
 /// Makes engines from one template. Each has its own pool and its own driver; the runtimes are shared.
 pub(crate) struct PlatformEngines {
     template: Template,
-    /// What was set aside for engines but the default one, by name.
+    /// What was set aside, by the engine's name; the default one is always there.
     set_aside: Mutex<BTreeMap<String, Reserved>>,
     driven: Mutex<BTreeMap<EngineKey, Driven>>,
 }
@@ -69,8 +69,9 @@ impl fmt::Debug for PlatformEngines {
 impl PlatformEngines {
     /// Makes engines by `template`; `declared` are those that will be built at the start.
     pub(crate) fn new(template: Template, declared: &[EngineSpec]) -> Arc<Self> {
-        let others = declared.iter().filter(|spec| spec.name != DEFAULT_ENGINE);
-        let set_aside = others.map(|spec| (spec.name.clone(), spec.reserved)).collect();
+        let mut set_aside: BTreeMap<_, _> =
+            declared.iter().map(|spec| (spec.name.clone(), spec.reserved)).collect();
+        set_aside.entry(DEFAULT_ENGINE.to_owned()).or_default();
         Arc::new(Self { template, set_aside: Mutex::new(set_aside), driven: Mutex::default() })
     }
 
@@ -128,16 +129,21 @@ impl PlatformEngines {
         let memory_left = memory.map(|all| all.saturating_sub(memory_taken));
         let instances_left = instances.map(|all| all.saturating_sub(instances_taken));
         let mut errors = SpecErrors::default();
-        // What is left over is for the default engine above all: an engine may not take the last of it.
+        // What is left over is for the default engine above all: unless something is set aside for that one, an engine may
+        // not take the last of it.
+        let of_default = match spec.name.as_str() {
+            DEFAULT_ENGINE => spec.reserved,
+            _ => set_aside.get(DEFAULT_ENGINE).copied().unwrap_or_default(),
+        };
         if let (Some(asked), Some(left)) = (spec.reserved.memory_bytes, memory_left)
-            && (asked > left || asked == left && spec.name != DEFAULT_ENGINE)
+            && (asked > left || asked == left && of_default.memory_bytes.is_none())
         {
             let problem =
                 format!("the machine has {left} bytes that no other engine set aside: ask for less");
             errors.push("reserved.memoryBytes", asked, problem);
         }
         if let (Some(asked), Some(left)) = (spec.reserved.instances, instances_left)
-            && (asked > left || asked == left && spec.name != DEFAULT_ENGINE)
+            && (asked > left || asked == left && of_default.instances.is_none())
         {
             let problem = format!("the platform has {left} that no other engine set aside: ask for fewer");
             errors.push("reserved.instances", asked, problem);
@@ -158,9 +164,10 @@ impl PlatformEngines {
         }
     }
 
-    /// Lets the default engines have what no engine set aside.
+    /// Lets the default engines have what was set aside for them, else what no engine set aside.
     fn share_out(&self) {
-        let spec = EngineSpec::default();
+        let mut spec = EngineSpec::default();
+        spec.reserved = self.set_aside.lock().get(DEFAULT_ENGINE).copied().unwrap_or_default();
         let Ok(budget) = self.budget(&spec, &self.whole()) else { return };
         let pools = self
             .driven
@@ -214,8 +221,7 @@ impl EngineFactory for PlatformEngines {
             .lock()
             .insert(key, Driven { name: name.clone(), pool: Arc::clone(&pool), driver, tasks, stop });
         // What was declared at the start was left out of the default engine's budget from its beginning.
-        if name != DEFAULT_ENGINE && self.set_aside.lock().insert(name, spec.reserved) != Some(spec.reserved)
-        {
+        if self.set_aside.lock().insert(name, spec.reserved) != Some(spec.reserved) {
             self.share_out();
         }
         Ok(Engine::new(key, pool, template.runtimes.clone()))

@@ -9,11 +9,12 @@ use sas_pool::{
     config::{AutomaticStems, IdleRule},
     keep_alive::Hazard,
 };
+use sas_router::ServerConfig;
 
 use crate::machine::Machine;
 
 /// What a platform does ahead of demand, and how closely its scaling follows Knative. Each choice can be changed by
-/// itself ([`crate::PlatformBuilder::configure_pool`], [`crate::PlatformBuilder::manifests`]); `docs/presets.md` has
+/// itself ([`crate::PlatformBuilder::configure_pool`], [`crate::PlatformBuilder::fidelity`]); `docs/presets.md` has
 /// the table of what is on, off, and why.
 ///
 /// ```
@@ -84,11 +85,13 @@ impl Preset {
         }
     }
 
-    /// The most connections of a listener on this machine: each takes a descriptor, and one to an instance, of the quarter
-    /// that instances leave.
-    pub(crate) fn connections(machine: Machine, most: usize) -> usize {
-        let share = machine.descriptors.map_or(u64::MAX, |descriptors| (descriptors / 8).max(16));
-        most.min(usize::try_from(share).unwrap_or(usize::MAX))
+    /// The most connections of a listener: as many as it was told, else what this machine is enough for, where each takes
+    /// a descriptor, and one to an instance, of the quarter that instances leave.
+    pub(crate) fn connections(machine: Machine, asked: Option<usize>) -> usize {
+        asked.unwrap_or_else(|| {
+            let share = machine.descriptors.map_or(u64::MAX, |descriptors| (descriptors / 8).max(16));
+            ServerConfig::DEFAULT_MAX_CONNECTIONS.min(usize::try_from(share).unwrap_or(usize::MAX))
+        })
     }
 
     /// The pool's configuration on this machine.
@@ -127,12 +130,14 @@ mod tests {
 
     #[test]
     fn connections_and_instances_share_the_descriptors() {
-        let connections =
-            |descriptors| Preset::connections(Machine { cores: 1, memory_bytes: None, descriptors }, 10_000);
+        let machine = |descriptors| Machine { cores: 1, memory_bytes: None, descriptors };
+        let connections = |descriptors| Preset::connections(machine(descriptors), None);
         assert_eq!(connections(Some(1024)), 128, "each takes two, of the quarter that instances leave");
         assert_eq!(connections(Some(1_048_576)), 10_000);
         assert_eq!(connections(None), 10_000);
         assert_eq!(connections(Some(20)), 16, "some can always come");
+        let asked = Preset::connections(machine(Some(1024)), Some(10_000));
+        assert_eq!(asked, 10_000, "what was asked for stays, also when it is the default's number");
     }
 
     #[test]

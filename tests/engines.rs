@@ -263,6 +263,48 @@ async fn an_engine_is_replaced_under_load_and_no_request_is_lost() {
 }
 
 #[tokio::test]
+async fn what_is_set_aside_for_the_default_engine_stays_when_another_is_declared() {
+    let gate = Arc::new(Semaphore::new(0));
+    let mut default = EngineSpec::new(DEFAULT_ENGINE, EngineKind::Dedicated);
+    default.reserved.instances = Some(2);
+    let platform = Platform::builder()
+        .runtime(functions(&gate))
+        .configure_pool(|pool| pool.budget.instances = 10)
+        .engine(default)
+        .build()
+        .await
+        .expect("a platform");
+    platform.deploy("default", "greedy", one_at_a_time("holds")).await.expect("deployed");
+    let mut bank = EngineSpec::new("bank", EngineKind::Dedicated);
+    bank.namespaces.push("bank".to_owned());
+    bank.reserved.instances = Some(9);
+    let refused = platform.control().declare_engine(bank.clone()).await.expect_err("two are the default's");
+    assert_eq!(refused.fields().expect("fields").0[0].field, "reserved.instances");
+    bank.reserved.instances = Some(4);
+    platform.control().declare_engine(bank).await.expect("declared");
+
+    let gateway = platform.gateway();
+    let crowd: Vec<_> = (0..20)
+        .map(|_| {
+            let gateway = Arc::clone(gateway);
+            tokio::spawn(async move { gateway.handle(get("default", "greedy")).await.status() })
+        })
+        .collect();
+    let greedy = platform.control().revision_key("default", "greedy", "greedy-00001").expect("it runs");
+    while platform.pool().status(greedy).is_none_or(|status| status.ready < 2) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let status = platform.pool().status(greedy).expect("it is there");
+    assert_eq!(status.ready, 2, "what was declared for it, not what the others left");
+    gate.add_permits(20);
+    for one in crowd {
+        assert_eq!(one.await.expect("it ends"), 200);
+    }
+    platform.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
 async fn engines_are_declared_while_it_runs_kept_and_taken_away() {
     let store = Arc::new(MemoryStore::default());
     let build = async || {

@@ -65,6 +65,55 @@ async fn platform(dir: &Path) -> Platform {
     platform
 }
 
+/// A declared trigger's event goes out of the platform to a program that listens, and to no other host.
+#[tokio::test]
+async fn a_trigger_with_a_webhook_sink_sends_to_a_listener() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let platform = Platform::builder().webhook_hosts([address.to_string()]).build().await.expect("it builds");
+    let manifest = |host: &str| {
+        format!(
+            "
+apiVersion: eventing.knative.dev/v1
+kind: Broker
+metadata: {{name: orders, annotations: {{sas.dev/ingress: open}}}}
+---
+apiVersion: sas.dev/v1
+kind: Trigger
+metadata: {{name: out}}
+spec:
+  source: {{kind: broker, options: {{broker: orders, start: earliest}}}}
+  target: {{sink: webhook, options: {{url: 'http://{host}/in?from=orders'}}}}
+"
+        )
+    };
+    let refused = platform.apply(&manifest("elsewhere.example"), None).await.expect_err("not allowed");
+    assert!(format!("{refused:?}").contains("webhook_hosts"), "{refused:?}");
+    platform.apply(&manifest(&address.to_string()), None).await.expect("applied");
+    let event = Event::new("7", "/shop", "order").expect("valid");
+    let event = event.with_data("application/json", r#"{"total":3}"#).expect("valid");
+    platform.control().accept_events("default", "orders", vec![event]).await.expect("accepted");
+
+    let receive = async {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut request = Vec::new();
+        while !request.ends_with(br#"{"total":3}"#) {
+            assert_ne!(stream.read_buf(&mut request).await.expect("read"), 0, "it ended early");
+        }
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("written");
+        String::from_utf8(request).expect("text")
+    };
+    let request = tokio::time::timeout(Duration::from_secs(20), receive).await.expect("it comes");
+    assert!(request.starts_with("POST /in?from=orders HTTP/1.1\r\n"), "{request}");
+    let head = request.to_ascii_lowercase();
+    for line in ["ce-id: 7", "ce-source: /shop", "ce-type: order", "content-type: application/json"] {
+        assert!(head.contains(&format!("\r\n{line}\r\n")), "{line}: {request}");
+    }
+    platform.shutdown(Duration::from_secs(5)).await;
+}
+
 /// What runs in the process that is killed: takes events and calls as fast as it can, and says which were accepted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "started by the test below, which kills it"]

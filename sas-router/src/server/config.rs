@@ -8,8 +8,9 @@ use sas_core::Recorder;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ServerConfig {
-    /// Connections at once; more wait in the kernel's backlog until one ends. 10,000.
-    pub max_connections: usize,
+    /// Connections at once; more wait in the kernel's backlog until one ends. `None`:
+    /// [`ServerConfig::DEFAULT_MAX_CONNECTIONS`], or what whoever composes the server finds right for the machine.
+    pub max_connections: Option<usize>,
     /// How long a request's head may take, from its first byte. 10 s.
     pub header_timeout: Duration,
     /// How long a connection may lie without a request. 75 s.
@@ -40,10 +41,15 @@ pub struct ServerConfig {
     pub recorder: Recorder,
 }
 
+impl ServerConfig {
+    /// The connections at once of a server that is not told how many.
+    pub const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
+}
+
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
-            max_connections: 10_000,
+            max_connections: None,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(30),

@@ -67,7 +67,8 @@ struct Shared {
 
 impl Shared {
     fn new(handler: Arc<dyn Handler>, config: ServerConfig) -> Self {
-        let most = config.max_connections.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        let most = config.max_connections.unwrap_or(ServerConfig::DEFAULT_MAX_CONNECTIONS);
+        let most = most.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
         Self {
             handler,
             metrics: ServerMetrics::new(&config.recorder),
