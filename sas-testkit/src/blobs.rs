@@ -278,10 +278,11 @@ async fn same_content(subject: &Subject) -> Verdict {
 }
 
 async fn other_content(subject: &Subject) -> Verdict {
+    type Change = fn(&Path) -> Verdict;
     let store = subject.store();
     let dir = scratch()?;
     let mut seen: BTreeMap<String, &str> = BTreeMap::new();
-    let changes: [(&str, fn(&Path) -> Verdict); 5] = [
+    let changes: [(&str, Change); 5] = [
         ("the package as it is", |_| Ok(())),
         ("another content", |root| write(&root.join("data/deep/er/a.txt"), "b")),
         ("another name", |root| io("a name", fs::rename(root.join("data/empty"), root.join("data/full")))),

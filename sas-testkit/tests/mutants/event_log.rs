@@ -89,16 +89,14 @@ impl EventLog for Broken {
                 tokio::task::yield_now().await;
                 return self.inner.append(&stream, None, records).await;
             }
-            Bug::AppendsOneByOne | Bug::HalfWritesWhenDropped => {
-                // With an expectation, as it should be: only what has none comes in parts.
-                if expected.is_none() {
-                    let mut end = 0;
-                    for record in records {
-                        end = self.inner.append(&stream, None, vec![record]).await?;
-                        tokio::task::yield_now().await;
-                    }
-                    return Ok(end);
+            // With an expectation, as it should be: only what has none comes in parts.
+            Bug::AppendsOneByOne | Bug::HalfWritesWhenDropped if expected.is_none() => {
+                let mut end = 0;
+                for record in records {
+                    end = self.inner.append(&stream, None, vec![record]).await?;
+                    tokio::task::yield_now().await;
                 }
+                return Ok(end);
             }
             _ => {}
         }

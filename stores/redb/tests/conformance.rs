@@ -105,7 +105,7 @@ async fn the_file_is_its_owners_alone_also_when_it_was_not() {
 }
 
 /// A file as the version before commits of several writes made it.
-fn format_1(path: &std::path::Path, format: u64) {
+fn format_1(path: &Path, format: u64) {
     use redb::{Database, TableDefinition};
     const ENTRIES: TableDefinition<'static, &str, (u64, &[u8])> = TableDefinition::new("entries");
     const HISTORY: TableDefinition<'static, u64, (&str, Option<&[u8]>)> = TableDefinition::new("history");
