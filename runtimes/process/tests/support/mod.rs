@@ -147,7 +147,8 @@ pub(crate) fn on_host(instance: &Arc<dyn Instance>, pid: &str) -> i32 {
 pub(crate) fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+    // In one write: PHP's own server closes when the request's line comes in pieces.
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())?;
     let mut text = Vec::new();
     let mut buffer = [0u8; 4096];
     loop {
