@@ -23,10 +23,11 @@ use sas::{
         Artifact, Blob, BlobStore, Capabilities, Claim, Clock, Commit, Decision, DecisionQuery,
         DecisionRecord, DecisionSink, Deployed, Entry, EnvValue, Event, Instance, InstanceId, InstanceView,
         Lease, Load, LogQuery, LogRecord, LogSink, MemoryStore, MeterPhase, MeterSink, Metered, Pool,
-        PoolBudget, PoolTotals, RequestUsage, Result, RevisionKey, RevisionName, RevisionStatus, Route,
-        RouteChange, RouteError, RouteQuery, Router, Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource,
-        SpecErrors, StartRequest, Stem, StemRequest, StemView, Store, StoreLimits, SystemClock, Timestamp,
-        TriggerCx, TriggerSource, TriggerSpec, UsageQuery, UsageScope, Version, Waiting, Watched,
+        PoolBudget, PoolTotals, RequestUsage, Result, RevisionKey, RevisionName, RevisionSpec,
+        RevisionStatus, Route, RouteChange, RouteError, RouteQuery, Router, Runtime, ScaleInput, Scaler,
+        ScalingSpec, SecretSource, SpecErrors, StartRequest, Stem, StemRequest, StemView, Store, StoreLimits,
+        SystemClock, Timestamp, TriggerCx, TriggerSource, TriggerSpec, UsageQuery, UsageScope, Version,
+        Waiting, Watched,
     },
     http,
     inline::InlineRuntime,
@@ -62,6 +63,9 @@ impl<T> Counted<T> {
 impl Pool for Counted<Arc<InstancePool>> {
     fn register(&self, deployed: Arc<Deployed>) -> Result<RevisionKey> {
         self.part.register(deployed)
+    }
+    fn admits(&self, spec: &RevisionSpec, runtime: &dyn Runtime) -> Result<(), SpecErrors> {
+        self.part.admits(spec, runtime)
     }
     fn unregister(&self, revision: RevisionKey) {
         self.part.unregister(revision);

@@ -416,19 +416,21 @@ impl Control {
                         Condition::new("Ready", "False", "StartFailed", message)
                     }
                     (None, None) if started => Condition::new("Ready", "True", "", ""),
-                    (None, None) => Condition::new(
-                        "Ready",
-                        "Unknown",
-                        "NeverStarted",
-                        "no instance has started since the platform runs; the next request starts one",
-                    ),
+                    (None, None) => {
+                        let gated = status.as_ref().and_then(|status| status.gated.as_deref());
+                        let message = gated.unwrap_or(
+                            "no instance has started since the platform runs; the next request starts one",
+                        );
+                        Condition::new("Ready", "Unknown", "NeverStarted", message)
+                    }
                 }
             }
         };
         let active = match &status {
             Some(status) if status.ready > 0 => Condition::new("Active", "True", "", ""),
             Some(status) if status.starting > 0 => {
-                Condition::new("Active", "Unknown", "Starting", "an instance starts")
+                let message = status.gated.as_deref().unwrap_or("an instance starts");
+                Condition::new("Active", "Unknown", "Starting", message)
             }
             Some(_) => Condition::new("Active", "False", "NoTraffic", "it sleeps; the next request wakes it"),
             None => Condition::new("Active", "False", "Retired", "it takes no traffic; a test run wakes it"),

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
-    Cx, Deployed, Endpoint, Error, Instance, InstanceId, Load, Result, RevisionKey, StartTimings, StemClass,
-    TenantKey, Timestamp, Usage,
+    Cx, Deployed, Endpoint, Error, Instance, InstanceId, Load, Result, RevisionKey, RevisionSpec, Runtime,
+    SpecErrors, StartTimings, StemClass, TenantKey, Timestamp, Usage,
 };
 
 /// What a caller wants: any free slot of a revision, with hints.
@@ -329,6 +329,8 @@ pub struct RevisionStatus {
     pub last_start_error: Option<Arc<Error>>,
     /// Starts that failed in a row.
     pub failed_starts: u32,
+    /// Why the first of its starts that wait at a gate or for a budget still does; `None`: none waits there.
+    pub gated: Option<String>,
     /// Whether an instance of it was ever ready since it was registered: what is shown before that as unknown.
     pub started: bool,
 }
@@ -459,6 +461,17 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     /// `Exhausted` when the pool is full; `Unavailable` when it shuts down.
     fn register(&self, deployed: Arc<Deployed>) -> Result<RevisionKey>;
 
+    /// Whether an instance of `spec`, and as many as it always wants, could ever be held, were there nothing else: what
+    /// is beyond the pool's budgets is refused at deploy instead of waiting for room that never comes. What could be held
+    /// but finds no room now is admitted. `runtime` is the one that would start it. A pool without budgets admits all.
+    ///
+    /// # Errors
+    /// The fields of [`RevisionSpec`] that ask for too much, each with its value, the budget and the remedy.
+    fn admits(&self, spec: &RevisionSpec, runtime: &dyn Runtime) -> Result<(), SpecErrors> {
+        let _ = (spec, runtime);
+        Ok(())
+    }
+
     /// Forgets a revision: waiting claims fail with [`ClaimError::Unknown`], instances drain and stop. Idempotent.
     fn unregister(&self, revision: RevisionKey);
 
@@ -563,6 +576,10 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
 impl<T: Pool + ?Sized> Pool for Arc<T> {
     fn register(&self, deployed: Arc<Deployed>) -> Result<RevisionKey> {
         (**self).register(deployed)
+    }
+
+    fn admits(&self, spec: &RevisionSpec, runtime: &dyn Runtime) -> Result<(), SpecErrors> {
+        (**self).admits(spec, runtime)
     }
 
     fn unregister(&self, revision: RevisionKey) {

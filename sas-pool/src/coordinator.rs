@@ -8,7 +8,7 @@ use crate::{
     config::PoolConfig,
     effects::Holds,
     executor::Due,
-    gate::Shortage,
+    gate::{Shortage, Turn},
     rules::Rules,
     shard::Shard,
     shared::{Shared, Turns},
@@ -76,24 +76,31 @@ impl Turns for Coordinator {
         }
         gate.pumping = true;
         loop {
-            let was_short = gate.is_short();
-            let Some(ask) = gate.admit() else {
+            let Some(turn) = gate.admit(rules.now()) else {
                 gate.pumping = false;
-                let shortage = gate.shortage();
-                rules.set_short(shortage.is_some());
+                let (short, new, look_at) = (gate.is_short(), gate.newly_short(), gate.look_at());
+                rules.set_short(short);
                 drop(gate);
-                match shortage {
+                if let Some(at) = look_at {
+                    self.shared.executor.arm(at);
+                }
+                match new {
                     // What stems held is free at once; idle instances give theirs back when they are gone.
-                    Some(shortage) if !was_short && self.make_room(shortage) => self.pump(),
+                    Some(shortage) if self.make_room(shortage) => self.pump(),
                     // Nobody waits for the CPU: stems may boot, if that stays so.
-                    None if self.shared.stems.any() => self.shared.stems.refill_soon(),
+                    None if !short && self.shared.stems.any() => self.shared.stems.refill_soon(),
                     _ => {}
                 }
                 return;
             };
             drop(gate);
-            let holds = Holds { permit: ask.gated, memory: Some(ask.memory) };
-            self.shards[ask.shard as usize].begin(ask.id, holds);
+            match turn {
+                Turn::Begin(ask) => {
+                    let holds = Holds { permit: ask.gated, memory: Some(ask.memory), need: ask.need };
+                    self.shards[ask.shard as usize].begin(ask.id, holds);
+                }
+                Turn::Never(ask, budget) => self.shards[ask.shard as usize].refuse(&ask, budget),
+            }
             gate = rules.gate.lock();
         }
     }
@@ -101,7 +108,13 @@ impl Turns for Coordinator {
 
 impl Due for Coordinator {
     fn expire(&self) -> u64 {
-        let next = self.shards.iter().map(|shard| shard.expire()).min().unwrap_or(u64::MAX);
+        let due = |look_at: Option<u64>| look_at.filter(|&at| at <= self.shared.rules.now());
+        let look_at = self.shared.rules.gate.lock().look_at();
+        if due(look_at).is_some() {
+            self.pump();
+        }
+        let look_at = self.shared.rules.gate.lock().look_at().unwrap_or(u64::MAX);
+        let next = self.shards.iter().map(|shard| shard.expire()).min().unwrap_or(u64::MAX).min(look_at);
         if self.shared.stems.any() { next.min(self.shared.stems.tick()) } else { next }
     }
 }

@@ -5,6 +5,8 @@ use std::{sync::Arc, task::Waker, time::Duration};
 use sas_core::{Deployed, Instance, InstanceId, MeterPhase, RevisionKey, Usage};
 use smallvec::SmallVec;
 
+use crate::gate::Need;
+
 /// A start that was decided.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -12,6 +14,8 @@ pub(crate) struct Plan {
     pub(crate) revision: RevisionKey,
     pub(crate) deployed: Arc<Deployed>,
     pub(crate) priority: u8,
+    /// Who needs it.
+    pub(crate) need: Need,
     /// When it was decided, in nanoseconds of the pool's life.
     pub(crate) asked: u64,
     /// It waits for a turn at the gate first.
@@ -73,6 +77,8 @@ pub(crate) struct Holds {
     pub(crate) permit: bool,
     /// A part of the budgets, of so many bytes.
     pub(crate) memory: Option<u64>,
+    /// Who needed it when it began.
+    pub(crate) need: Need,
 }
 
 /// An idle instance that may go when somebody waits for its part of a budget.
@@ -104,6 +110,8 @@ pub(crate) struct Effects {
     /// Whose last reference may go with them.
     pub(crate) dropped: SmallVec<[Arc<dyn Instance>; 1]>,
     pub(crate) forgotten: Option<Arc<Deployed>>,
+    /// Starts in the gate's line that requests wait for by now.
+    pub(crate) promoted: SmallVec<[InstanceId; 1]>,
     /// Permits or budgets were given back: others may have their turn.
     pub(crate) pump: bool,
     /// Instances are gone: somebody may wait for that.

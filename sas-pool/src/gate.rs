@@ -5,18 +5,49 @@
 //! joins at the present virtual time, so it is served with the next free permit, however long the others' queues are.
 //! That alone leaves it to wait for a permit that others hold; so some permits ([`GateConfig::reserve`]) and a share
 //! of the budgets ([`BudgetConfig::reserve`]) can't be taken by a tenant that holds its share already.
+//!
+//! Who may go before whom, when there is not room for all:
+//! - What no budget could ever hold does not wait: it is [`Turn::Never`].
+//! - What is started ahead of an expected call ([`Need::Expected`]) goes after everything else, takes a share of the
+//!   permits only, and nobody is stopped for it.
+//! - A start that lacks room and that requests wait for holds the line: nobody overtakes it, so that what comes free
+//!   gathers for it. It does so for 10 s; then those that fit go past it for as long; then it holds the line for twice
+//!   as long, up to 80 s. So a large start is not starved by small ones, and what may never find its room (others'
+//!   instances stay busy, or are minima) keeps nobody out for more than 80 s at a time.
+//! - A start that lacks room and that nobody waits for yet (a minimum, a scaler's decision) is passed at once.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
 };
 
-use sas_core::{InstanceId, PoolBudget, PoolTotals, TenantKey};
+use sas_core::{InstanceId, PoolBudget, PoolTotals, SpecErrors, TenantKey};
 
 use crate::config::{BudgetConfig, GateConfig, TenantShare};
 
 /// The length of a turn of weight 1 in virtual time.
 const TURN: u64 = 1 << 32;
+
+/// How long a start that lacks room holds the line the first time, in nanoseconds.
+const HOLD: u64 = 10_000_000_000;
+
+/// How long it holds it at most.
+const LONGEST_HOLD: u64 = 8 * HOLD;
+
+/// Of the pending starts of a tenant so many are looked at for one that fits, when the first ones don't.
+const LOOKED_AT: usize = 64;
+
+/// Who needs a start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Need {
+    /// Nobody yet: a call is expected.
+    Expected,
+    /// A decision, or the revision's minimum.
+    #[default]
+    Size,
+    /// Requests that wait for it.
+    Requests,
+}
 
 /// A start that asks for its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +56,7 @@ pub(crate) struct Ask {
     pub(crate) shard: u32,
     pub(crate) id: InstanceId,
     pub(crate) priority: u8,
+    pub(crate) need: Need,
     /// Whether it needs a permit of the gate, not only room in the budgets.
     pub(crate) gated: bool,
     pub(crate) memory: u64,
@@ -39,12 +71,29 @@ pub(crate) struct Shortage {
     pub(crate) memory: u64,
 }
 
+/// What the gate says to the first for whom it has an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// It begins.
+    Begin(Ask),
+    /// The whole budget of memory, of so many bytes, would not hold it.
+    Never(Ask, u64),
+}
+
+/// Where a pending start stands among those of its tenant: what is only expected last, then by priority, then in order.
+type Rank = (bool, Reverse<u8>, u64);
+
+/// Where a tenant stands among those that want something.
+type TurnKey = (bool, Reverse<u8>, u64, TenantKey);
+
 #[derive(Debug, Default)]
 struct Tenant {
     pass: u64,
     weight: u32,
     class: u8,
-    pending: BTreeMap<(Reverse<u8>, u64), Ask>,
+    pending: BTreeMap<Rank, Ask>,
+    /// Where it stands in [`Gate::turns`].
+    turn: Option<TurnKey>,
     starting: u32,
     instances: u32,
     memory: u64,
@@ -62,6 +111,8 @@ pub(crate) struct Gate {
     reserve: u32,
     budget: BudgetConfig,
     starting: u32,
+    /// Of these, such that a call was only expected for when they began.
+    expected: u32,
     instances: u32,
     memory: u64,
     /// Memory that stems hold out of the same budget.
@@ -70,12 +121,20 @@ pub(crate) struct Gate {
     sequence: u64,
     tenants: BTreeMap<TenantKey, Tenant>,
     /// Tenants with something pending, in the order of their turns.
-    turns: BTreeSet<(Reverse<u8>, u64, TenantKey)>,
-    pending: BTreeMap<InstanceId, (TenantKey, (Reverse<u8>, u64))>,
+    turns: BTreeSet<TurnKey>,
+    pending: BTreeMap<InstanceId, (TenantKey, Rank)>,
+    /// How many pending starts ask for so many bytes: what is smallest tells whether to look any further.
+    sizes: BTreeMap<u64, u32>,
     /// Weights of all tenants that hold or want something.
     weights: u64,
     /// Set while the first in line waits for a budget.
-    shortage: Option<Shortage>,
+    shortage: Option<(InstanceId, Shortage)>,
+    /// For whom room was made last.
+    helped: Option<InstanceId>,
+    /// Since when starts that requests wait for lack room, without one that found it.
+    lacking: Option<u64>,
+    /// When the line is held or passed anew.
+    look_at: Option<u64>,
     /// Set while somebody begins admitted starts.
     pub(crate) pumping: bool,
 }
@@ -88,6 +147,7 @@ impl Gate {
             reserve: gate.reserve.min(permits - 1),
             budget,
             starting: 0,
+            expected: 0,
             instances: 0,
             memory: 0,
             stems: 0,
@@ -96,8 +156,12 @@ impl Gate {
             tenants: BTreeMap::new(),
             turns: BTreeSet::new(),
             pending: BTreeMap::new(),
+            sizes: BTreeMap::new(),
             weights: 0,
             shortage: None,
+            helped: None,
+            lacking: None,
+            look_at: None,
             pumping: false,
         }
     }
@@ -106,14 +170,54 @@ impl Gate {
     pub(crate) fn set_budget(&mut self, budget: PoolBudget) -> BudgetConfig {
         self.budget.instances = budget.instances.unwrap_or(u32::MAX);
         self.budget.memory_bytes = budget.memory_bytes.unwrap_or(u64::MAX);
-        self.shortage = None;
+        self.forget_shortage();
         self.budget
+    }
+
+    /// The mistakes of a revision of which the budgets could not even hold what it is to have at the least, were there
+    /// nothing else: instances of `memory` bytes each, as stated or assumed, and `least` of them.
+    pub(crate) fn admits(&self, field: &str, stated: &str, memory: u64, least: u32) -> SpecErrors {
+        let mut errors = SpecErrors::default();
+        let BudgetConfig { instances, memory_bytes: all, .. } = self.budget;
+        if memory > all {
+            let problem = format!(
+                "an instance counts with {}, and all instances together have {} (the budget of memory): ask for at \
+                 most that, or raise the budget",
+                mib(memory),
+                mib(all),
+            );
+            errors.push(field, stated, problem);
+        } else if memory.saturating_mul(u64::from(least)) > all {
+            let problem = format!(
+                "{least} instances of {} each are more than the {} that all instances together have (the budget of \
+                 memory): keep at most {}, or raise the budget",
+                mib(memory),
+                mib(all),
+                all / memory.max(1),
+            );
+            errors.push("scaling.min", least, problem);
+        }
+        if least > instances {
+            let problem = format!(
+                "all revisions together have {instances} instances (the budget): keep at most that many, or raise the \
+                 budget"
+            );
+            errors.push("scaling.min", least, problem);
+        }
+        errors
+    }
+
+    fn forget_shortage(&mut self) {
+        self.shortage = None;
+        self.helped = None;
+        self.lacking = None;
+        self.look_at = None;
     }
 
     /// Puts a start in line.
     pub(crate) fn ask(&mut self, ask: Ask) {
         self.sequence += 1;
-        let key = (Reverse(ask.priority), self.sequence);
+        let rank = (ask.need == Need::Expected, Reverse(ask.priority), self.sequence);
         let now = self.now;
         let weights = &mut self.weights;
         let tenant = self.tenants.entry(ask.tenant).or_insert_with(|| {
@@ -122,75 +226,158 @@ impl Gate {
         });
         if tenant.pending.is_empty() {
             tenant.pass = tenant.pass.max(now);
-            self.turns.insert((Reverse(tenant.class), tenant.pass, ask.tenant));
         }
-        tenant.pending.insert(key, ask);
-        self.pending.insert(ask.id, (ask.tenant, key));
+        tenant.pending.insert(rank, ask);
+        *self.sizes.entry(ask.memory).or_default() += 1;
+        self.pending.insert(ask.id, (ask.tenant, rank));
+        self.place(ask.tenant);
     }
 
-    /// Takes a start out of the line; false when it is not in it (any more).
-    pub(crate) fn withdraw(&mut self, id: InstanceId) -> bool {
-        let Some((key, at)) = self.pending.remove(&id) else { return false };
-        let tenant = self.tenants.get_mut(&key).expect("a pending start belongs to a tenant");
-        tenant.pending.remove(&at);
-        if tenant.pending.is_empty() {
-            self.turns.remove(&(Reverse(tenant.class), tenant.pass, key));
-            self.forget_idle(key);
+    /// Requests wait for a pending start that nobody waited for when it was put in line.
+    pub(crate) fn promote(&mut self, id: InstanceId) {
+        let Some((key, rank)) = self.pending.get_mut(&id) else { return };
+        let tenant = self.tenants.get_mut(key).expect("a pending start belongs to a tenant");
+        let Some(mut ask) = tenant.pending.remove(rank) else { return };
+        ask.need = Need::Requests;
+        rank.0 = false;
+        // Room is made for it anew, now that it is needed.
+        self.helped = self.helped.filter(|helped| *helped != id);
+        tenant.pending.insert(*rank, ask);
+        let key = *key;
+        self.place(key);
+    }
+
+    /// Puts a tenant where it stands by its first pending start.
+    fn place(&mut self, key: TenantKey) {
+        let tenant = self.tenants.get_mut(&key).expect("only tenants that are known are placed");
+        let first = tenant.pending.keys().next();
+        let turn = first.map(|(expected, ..)| (*expected, Reverse(tenant.class), tenant.pass, key));
+        if tenant.turn == turn {
+            return;
         }
+        if let Some(before) = std::mem::replace(&mut tenant.turn, turn) {
+            self.turns.remove(&before);
+        }
+        self.turns.extend(turn);
+    }
+
+    /// Takes a pending start out.
+    fn take(&mut self, id: InstanceId) -> Option<Ask> {
+        let (key, rank) = self.pending.remove(&id)?;
+        let tenant = self.tenants.get_mut(&key).expect("a pending start belongs to a tenant");
+        let ask = tenant.pending.remove(&rank)?;
+        if let Some(count) = self.sizes.get_mut(&ask.memory) {
+            *count -= 1;
+            if *count == 0 {
+                self.sizes.remove(&ask.memory);
+            }
+        }
+        Some(ask)
+    }
+
+    /// Takes a start out of the line; false when it is not in it (any more). Others may have their turn then.
+    pub(crate) fn withdraw(&mut self, id: InstanceId) -> bool {
+        let Some(ask) = self.take(id) else { return false };
+        self.place(ask.tenant);
+        self.forget_idle(ask.tenant);
         if self.pending.is_empty() {
-            self.shortage = None;
+            self.forget_shortage();
         }
         true
     }
 
-    /// The next start whose turn it is and for which there is room. It holds its permit until [`Gate::started`], its
-    /// part of the budgets until [`Gate::gone`].
-    pub(crate) fn admit(&mut self) -> Option<Ask> {
-        self.shortage = None;
-        let mut chosen = None;
-        for &(_, _, key) in &self.turns {
+    /// The next start whose turn it is and for which there is room, or that can't ever have any. What begins holds its
+    /// permit until [`Gate::started`], its part of the budgets until [`Gate::gone`]. `now` is in nanoseconds of the pool's
+    /// life.
+    pub(crate) fn admit(&mut self, now: u64) -> Option<Turn> {
+        let mut shortage = None;
+        let mut lacking = false;
+        let mut found = None;
+        self.look_at = None;
+        let smallest = self.sizes.keys().next().copied().unwrap_or_default();
+        'turns: for &(.., key) in &self.turns {
             let tenant = &self.tenants[&key];
-            let ask = tenant.pending.values().next().expect("a tenant in turn has something pending");
-            if ask.gated && !self.has_permit(tenant) {
-                continue;
-            }
-            match self.room(tenant, ask) {
-                Ok(()) => {
-                    chosen = Some((key, *ask));
+            for ask in tenant.pending.values().take(LOOKED_AT) {
+                if ask.memory > self.budget.memory_bytes {
+                    found = Some(Turn::Never(*ask, self.budget.memory_bytes));
+                    break 'turns;
+                }
+                if ask.gated && !self.has_permit(tenant, ask) {
                     break;
                 }
-                // Over its share: others may still go.
-                Err(None) => {}
-                // The host is full: nobody overtakes the first in line, else a large start would never have its turn.
-                Err(Some(shortage)) => {
-                    self.shortage = Some(shortage);
-                    return None;
+                match self.room(tenant, ask) {
+                    Ok(()) => {
+                        found = Some(Turn::Begin(*ask));
+                        break 'turns;
+                    }
+                    // Over its share: others may still go.
+                    Err(None) => break,
+                    Err(Some(lacks)) => {
+                        if ask.need != Need::Expected {
+                            shortage = shortage.or(Some((ask.id, lacks)));
+                        }
+                        if ask.need == Need::Requests && !lacking {
+                            lacking = true;
+                            let since = *self.lacking.get_or_insert(now);
+                            let (holds, left) = window(now.saturating_sub(since));
+                            self.look_at = Some(now.saturating_add(left));
+                            if holds {
+                                break 'turns;
+                            }
+                        }
+                        if !self.may_hold(smallest) {
+                            break 'turns;
+                        }
+                    }
                 }
             }
         }
-        let (key, ask) = chosen?;
-        let tenant = self.tenants.get_mut(&key).expect("a tenant in turn is known");
-        self.turns.remove(&(Reverse(tenant.class), tenant.pass, key));
+        self.shortage = shortage;
+        if shortage.is_none() {
+            self.helped = None;
+        }
+        if !lacking {
+            self.lacking = None;
+        }
+        let ask = match found? {
+            Turn::Never(ask, budget) => {
+                self.withdraw(ask.id);
+                return Some(Turn::Never(ask, budget));
+            }
+            Turn::Begin(ask) => ask,
+        };
+        self.take(ask.id);
+        let tenant = self.tenants.get_mut(&ask.tenant).expect("a tenant in turn is known");
         self.now = self.now.max(tenant.pass);
         tenant.pass += TURN / u64::from(tenant.weight);
-        tenant.pending.pop_first();
-        self.pending.remove(&ask.id);
-        if !tenant.pending.is_empty() {
-            self.turns.insert((Reverse(tenant.class), tenant.pass, key));
-        }
         if ask.gated {
             tenant.starting += 1;
             self.starting += 1;
+            self.expected += u32::from(ask.need == Need::Expected);
         }
         tenant.instances += 1;
         tenant.memory += ask.memory;
         self.instances += 1;
         self.memory += ask.memory;
-        Some(ask)
+        self.place(ask.tenant);
+        Some(Turn::Begin(ask))
     }
 
-    fn has_permit(&self, tenant: &Tenant) -> bool {
-        self.starting < self.permits && tenant.starting < self.permits - self.reserve
+    /// Whether the budgets have room for a start of so many bytes.
+    fn may_hold(&self, memory: u64) -> bool {
+        self.instances < self.budget.instances
+            && self.memory.saturating_add(self.stems).saturating_add(memory) <= self.budget.memory_bytes
+    }
+
+    fn has_permit(&self, tenant: &Tenant, ask: &Ask) -> bool {
+        self.starting < self.permits
+            && tenant.starting < self.permits - self.reserve
+            && (ask.need != Need::Expected || self.expected < self.expected_permits())
+    }
+
+    /// How many of the permits those may take for whom a call is only expected: a third, and one at least.
+    fn expected_permits(&self) -> u32 {
+        (self.permits / 3).max(1)
     }
 
     /// Whether the budgets have room; `Err(None)`: only for tenants that hold less than their share.
@@ -198,7 +385,7 @@ impl Gate {
         if !self.budget.is_limited() {
             return Ok(());
         }
-        let memory = self.memory + self.stems + ask.memory;
+        let memory = self.memory.saturating_add(self.stems).saturating_add(ask.memory);
         let shortage = Shortage {
             instances: u32::from(self.instances >= self.budget.instances),
             memory: memory.saturating_sub(self.budget.memory_bytes),
@@ -232,8 +419,9 @@ impl Gate {
     }
 
     /// Gives the permit of an admitted start back.
-    pub(crate) fn started(&mut self, tenant: TenantKey) {
+    pub(crate) fn started(&mut self, tenant: TenantKey, need: Need) {
         self.starting -= 1;
+        self.expected -= u32::from(need == Need::Expected);
         if let Some(tenant) = self.tenants.get_mut(&tenant) {
             tenant.starting -= 1;
         }
@@ -266,14 +454,57 @@ impl Gate {
         self.stems -= memory;
     }
 
-    /// What the first in line lacks, as of the last [`Gate::admit`].
-    pub(crate) fn shortage(&self) -> Option<Shortage> {
-        self.shortage
+    /// What the first in line lacks, as of the last [`Gate::admit`], once for each first.
+    pub(crate) fn newly_short(&mut self) -> Option<Shortage> {
+        let (id, shortage) = self.shortage?;
+        (self.helped.replace(id) != Some(id)).then_some(shortage)
     }
 
-    /// Whether somebody with less than its share waits for a budget.
+    /// Whether requests wait for a start that lacks room.
     pub(crate) fn is_short(&self) -> bool {
-        self.shortage.is_some()
+        self.lacking.is_some()
+    }
+
+    /// When to ask [`Gate::admit`] again, whatever happens before: the line is not held for ever.
+    pub(crate) fn look_at(&self) -> Option<u64> {
+        self.look_at
+    }
+
+    /// Why a start waits, for whoever waits for it; `None`: it does not.
+    pub(crate) fn why(&self, id: InstanceId) -> Option<String> {
+        let (key, rank) = self.pending.get(&id)?;
+        let tenant = &self.tenants[key];
+        let ask = &tenant.pending[rank];
+        let held = self.memory.saturating_add(self.stems);
+        let free = self.budget.memory_bytes.saturating_sub(held);
+        let others = self.pending.len() - 1;
+        Some(if ask.memory > free {
+            format!(
+                "its start waits at the gate for memory: it counts with {}, and of the budget of {} {} are free \
+                 ({} instances and stems hold the rest; {others} other starts wait)",
+                mib(ask.memory),
+                mib(self.budget.memory_bytes),
+                mib(free),
+                self.instances,
+            )
+        } else if self.instances >= self.budget.instances {
+            format!(
+                "its start waits at the gate for a place: {} instances are all that the budget allows \
+                 ({others} other starts wait)",
+                self.budget.instances,
+            )
+        } else if ask.gated && !self.has_permit(tenant, ask) {
+            format!(
+                "its start waits at the gate for its turn: {} starts are under way, of {} at once, and {others} \
+                 others wait",
+                self.starting, self.permits,
+            )
+        } else {
+            format!(
+                "its start waits at the gate behind others that waited longer, or that hold less than their share \
+                 ({others} other starts wait)"
+            )
+        })
     }
 
     /// Puts in what is held and what waits.
@@ -304,10 +535,30 @@ impl Gate {
         // One that is ahead of the time stays known for as long, so that leaving and coming back gains nothing; the
         // time passes with every grant, and when nobody wants anything all are forgiven.
         if self.pending.is_empty() && self.starting == 0 && self.instances == 0 {
+            self.turns.clear();
             self.tenants.clear();
             self.weights = 0;
         }
     }
+}
+
+/// Whether the line is held after so many nanoseconds, and for how long that stays so.
+fn window(elapsed: u64) -> (bool, u64) {
+    let (mut left, mut length) = (elapsed, HOLD);
+    while left >= 2 * length {
+        left -= 2 * length;
+        if length == LONGEST_HOLD {
+            left %= 2 * length;
+        } else {
+            length *= 2;
+        }
+    }
+    if left < length { (true, length - left) } else { (false, 2 * length - left) }
+}
+
+/// Bytes as people read them.
+pub(crate) fn mib(bytes: u64) -> String {
+    if bytes < 1 << 20 { format!("{bytes} bytes") } else { format!("{} MiB", bytes >> 20) }
 }
 
 /// The share of a tenant, by configuration.
@@ -331,10 +582,19 @@ mod tests {
             shard: 0,
             id: InstanceId(id),
             priority: 0,
+            need: Need::Requests,
             gated: true,
             memory: 1,
             weight: 100,
             class: 0,
+        }
+    }
+
+    /// The next that begins, with no time gone by.
+    fn begin(gate: &mut Gate) -> Option<Ask> {
+        match gate.admit(0)? {
+            Turn::Begin(ask) => Some(ask),
+            Turn::Never(ask, budget) => panic!("{ask:?} in {budget}"),
         }
     }
 
@@ -344,10 +604,10 @@ mod tests {
         for id in 0..10 {
             gate.ask(ask(1, id));
         }
-        assert_eq!(std::iter::from_fn(|| gate.admit()).count(), 3);
-        gate.started(TenantKey(1));
-        assert_eq!(gate.admit().unwrap().id, InstanceId(3));
-        assert!(gate.admit().is_none());
+        assert_eq!(std::iter::from_fn(|| begin(&mut gate)).count(), 3);
+        gate.started(TenantKey(1), Need::Requests);
+        assert_eq!(begin(&mut gate).unwrap().id, InstanceId(3));
+        assert!(begin(&mut gate).is_none());
     }
 
     #[test]
@@ -356,9 +616,9 @@ mod tests {
         for id in 0..1000 {
             gate.ask(ask(1, id));
         }
-        assert_eq!(std::iter::from_fn(|| gate.admit()).count(), 2, "one permit is kept for others");
+        assert_eq!(std::iter::from_fn(|| begin(&mut gate)).count(), 2, "one permit is kept for others");
         gate.ask(ask(2, 5000));
-        assert_eq!(gate.admit().unwrap().tenant, TenantKey(2));
+        assert_eq!(begin(&mut gate).unwrap().tenant, TenantKey(2));
     }
 
     #[test]
@@ -370,9 +630,9 @@ mod tests {
         }
         let mut first = 0;
         for _ in 0..400 {
-            let admitted = gate.admit().unwrap();
+            let admitted = begin(&mut gate).unwrap();
             first += u32::from(admitted.tenant == TenantKey(1));
-            gate.started(admitted.tenant);
+            gate.started(admitted.tenant, admitted.need);
         }
         assert!((299..=301).contains(&first), "{first} of 400");
     }
@@ -384,9 +644,9 @@ mod tests {
         gate.ask(Ask { priority: 9, ..ask(1, 2) });
         gate.ask(Ask { class: 1, ..ask(2, 3) });
         let mut order = Vec::new();
-        while let Some(admitted) = gate.admit() {
+        while let Some(admitted) = begin(&mut gate) {
             order.push(admitted.id.0);
-            gate.started(admitted.tenant);
+            gate.started(admitted.tenant, admitted.need);
         }
         assert_eq!(order, [3, 2, 1]);
     }
@@ -396,17 +656,18 @@ mod tests {
         let budget = BudgetConfig { instances: 20, reserve: 0.1, ..BudgetConfig::default() };
         let mut gate = Gate::new(GateConfig { starts: u32::MAX, reserve: 0 }, budget, 2);
         gate.ask(ask(2, 9_999));
-        assert!(gate.admit().is_some());
+        assert!(begin(&mut gate).is_some());
         for id in 0..100 {
             gate.ask(ask(1, id));
         }
-        assert_eq!(std::iter::from_fn(|| gate.admit()).count(), 17, "1 + 17 of 20, 2 are kept");
+        assert_eq!(std::iter::from_fn(|| begin(&mut gate)).count(), 17, "1 + 17 of 20, 2 are kept");
         gate.ask(ask(2, 10_000));
-        assert_eq!(gate.admit().unwrap().tenant, TenantKey(2));
+        assert_eq!(begin(&mut gate).unwrap().tenant, TenantKey(2));
         gate.ask(ask(2, 10_001));
-        assert_eq!(gate.admit().unwrap().tenant, TenantKey(2));
-        assert!(gate.admit().is_none());
-        assert_eq!(gate.shortage(), Some(Shortage { instances: 1, memory: 0 }));
+        assert_eq!(begin(&mut gate).unwrap().tenant, TenantKey(2));
+        assert!(begin(&mut gate).is_none());
+        assert_eq!(gate.newly_short(), Some(Shortage { instances: 1, memory: 0 }));
+        assert_eq!(gate.newly_short(), None, "room is made once for each");
         assert!(gate.is_over_share(TenantKey(1)) && !gate.is_over_share(TenantKey(2)));
     }
 
@@ -417,8 +678,101 @@ mod tests {
         gate.ask(ask(1, 2));
         assert!(gate.withdraw(InstanceId(1)));
         assert!(!gate.withdraw(InstanceId(1)));
-        assert_eq!(gate.admit().unwrap().id, InstanceId(2));
+        assert_eq!(begin(&mut gate).unwrap().id, InstanceId(2));
         assert_eq!(gate.waiting(), 0);
+    }
+
+    /// A gate with a budget of so many bytes, of which one instance holds some.
+    fn held(all: u64, held: u64) -> Gate {
+        let budget = BudgetConfig { memory_bytes: all, reserve: 0.0, ..BudgetConfig::default() };
+        let mut gate = Gate::new(GateConfig { starts: u32::MAX, reserve: 0 }, budget, 2);
+        gate.ask(Ask { memory: held, ..ask(9, 900) });
+        assert!(begin(&mut gate).is_some());
+        gate
+    }
+
+    #[test]
+    fn what_no_budget_could_hold_is_told_so_and_blocks_nobody() {
+        let mut gate = held(100, 1);
+        gate.ask(Ask { memory: 101, ..ask(1, 1) });
+        gate.ask(Ask { memory: 50, ..ask(1, 2) });
+        assert!(matches!(gate.admit(0), Some(Turn::Never(refused, 100)) if refused.id == InstanceId(1)));
+        assert_eq!(begin(&mut gate).unwrap().id, InstanceId(2));
+        let mut smaller = PoolBudget::default();
+        smaller.memory_bytes = Some(60);
+        gate.ask(Ask { memory: 70, ..ask(1, 3) });
+        assert!(gate.admit(0).is_none() && gate.is_short(), "it would fit if others went");
+        gate.set_budget(smaller);
+        assert!(matches!(gate.admit(0), Some(Turn::Never(refused, 60)) if refused.id == InstanceId(3)));
+        assert!(!gate.is_short() && gate.waiting() == 0);
+    }
+
+    #[test]
+    fn a_large_start_holds_the_line_for_a_while_and_then_lets_those_pass_that_fit() {
+        let second = |n: u64| n * 1_000_000_000;
+        // The same for a start behind it of the same tenant and of another.
+        for other in [1, 2] {
+            let mut gate = held(100, 60);
+            gate.ask(Ask { memory: 50, ..ask(1, 1) });
+            gate.ask(Ask { memory: 10, ..ask(other, 2) });
+            assert_eq!(gate.admit(second(100)), None, "it holds the line");
+            assert_eq!(gate.look_at(), Some(second(110)));
+            assert_eq!(gate.admit(second(110) - 1), None);
+            let passes = gate.admit(second(110));
+            assert!(matches!(passes, Some(Turn::Begin(ask)) if ask.id == InstanceId(2)), "{passes:?}");
+            gate.ask(Ask { memory: 10, ..ask(other, 3) });
+            assert_eq!(gate.admit(second(120)), None, "it holds the line again, for twice as long");
+            assert_eq!(gate.look_at(), Some(second(140)));
+            gate.gone(TenantKey(9), 60);
+            let first = gate.admit(second(121));
+            assert!(matches!(first, Some(Turn::Begin(ask)) if ask.id == InstanceId(1)), "{first:?}");
+        }
+        for (elapsed, holds) in
+            [(0, true), (9, true), (10, false), (20, true), (39, true), (40, false), (60, true)]
+        {
+            assert_eq!(window(second(elapsed)).0, holds, "{elapsed} s");
+        }
+        for elapsed in (0..20_000).map(second) {
+            let (_, left) = window(elapsed);
+            assert!(left > 0 && left <= LONGEST_HOLD, "{elapsed}: {left}");
+        }
+    }
+
+    #[test]
+    fn a_start_that_nobody_waits_for_holds_nobody_up_until_somebody_does() {
+        let mut gate = held(100, 60);
+        gate.ask(Ask { memory: 50, need: Need::Size, ..ask(1, 1) });
+        gate.ask(Ask { memory: 10, ..ask(1, 2) });
+        assert_eq!(begin(&mut gate).unwrap().id, InstanceId(2));
+        assert!(begin(&mut gate).is_none() && !gate.is_short());
+        assert!(gate.newly_short().is_some(), "what is idle goes for it all the same");
+        gate.promote(InstanceId(1));
+        gate.ask(Ask { memory: 10, ..ask(1, 3) });
+        assert!(begin(&mut gate).is_none() && gate.is_short());
+        assert!(gate.newly_short().is_some(), "and again when it is needed");
+        let why = gate.why(InstanceId(1)).unwrap();
+        assert!(why.contains("for memory") && why.contains("1 other starts wait"), "{why}");
+        assert!(gate.withdraw(InstanceId(1)));
+        assert_eq!(begin(&mut gate).unwrap().id, InstanceId(3));
+    }
+
+    #[test]
+    fn what_is_expected_goes_last_takes_a_share_and_is_needed_when_its_call_comes() {
+        let expected = |tenant, id| Ask { need: Need::Expected, ..ask(tenant, id) };
+        let mut gate = gate(3, 0);
+        for id in 0..5 {
+            gate.ask(expected(1, id));
+        }
+        assert_eq!(std::iter::from_fn(|| begin(&mut gate)).count(), 1, "a third of the permits");
+        gate.ask(ask(2, 10));
+        gate.ask(Ask { need: Need::Size, ..ask(1, 11) });
+        gate.promote(InstanceId(4));
+        let order: Vec<u64> = std::iter::from_fn(|| begin(&mut gate)).map(|ask| ask.id.0).collect();
+        assert_eq!(order, [10, 4], "whoever is needed goes first, and a call makes it so");
+        gate.started(TenantKey(2), Need::Requests);
+        gate.started(TenantKey(1), Need::Expected);
+        let order: Vec<u64> = std::iter::from_fn(|| begin(&mut gate)).map(|ask| ask.id.0).collect();
+        assert_eq!(order, [11, 1]);
     }
 
     proptest! {
@@ -430,22 +784,26 @@ mod tests {
             let mut gate = Gate::new(GateConfig { starts: 3, reserve: 1 }, budget, 2);
             let (mut next, mut starting, mut running) = (0, Vec::new(), Vec::new());
             let (mut asked, mut admitted, mut withdrawn) = (0usize, 0usize, 0usize);
+            let mut now = 0;
             for (op, tenant, memory) in ops {
+                now += memory * 300_000_000;
                 match op {
                     0 => {
                         next += 1;
                         asked += 1;
-                        gate.ask(Ask { memory, ..ask(tenant, next) });
+                        let need = [Need::Expected, Need::Size, Need::Requests][memory as usize % 3];
+                        gate.ask(Ask { memory, need, ..ask(tenant, next) });
                     }
                     1 => {
-                        if let Some(ask) = gate.admit() {
+                        gate.promote(InstanceId(u64::from(tenant) * 7));
+                        if let Some(Turn::Begin(ask)) = gate.admit(now) {
                             admitted += 1;
                             starting.push(ask);
                         }
                     }
                     2 if !starting.is_empty() => {
                         let ask: Ask = starting.remove(memory as usize % starting.len());
-                        gate.started(ask.tenant);
+                        gate.started(ask.tenant, ask.need);
                         running.push(ask);
                     }
                     3 if !running.is_empty() => {
@@ -456,7 +814,11 @@ mod tests {
                 }
                 prop_assert!(gate.starting() <= 3);
                 prop_assert!(gate.instances <= 12 && gate.memory <= 200);
+                prop_assert!(gate.expected <= 1);
                 prop_assert_eq!(gate.waiting(), asked - admitted - withdrawn);
+                prop_assert_eq!(gate.sizes.values().sum::<u32>() as usize, gate.waiting());
+                let wanting = gate.tenants.values().filter(|tenant| !tenant.pending.is_empty()).count();
+                prop_assert_eq!(gate.turns.len(), wanting);
             }
         }
     }

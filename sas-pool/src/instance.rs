@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sas_core::{EngineKey, Instance, InstanceId, MeterPhase, StartTimings, Usage};
 
-use crate::balance::Outliers;
+use crate::{balance::Outliers, gate::Need};
 
 /// How far an instance is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +61,8 @@ pub(crate) struct InstanceSlot {
 
     /// It holds a permit of the start gate.
     pub(crate) permit: bool,
+    /// Who needs it, while it waits at the gate; who needed it then, afterwards.
+    pub(crate) need: Need,
     /// It holds a part of the budgets, of so many bytes.
     pub(crate) budget: Option<u64>,
     /// It is not wanted any more and is stopped as soon as its start is over.

@@ -5,7 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sas_core::{
     Claim, ClaimError, Cx, Deployed, Error, ErrorKind, Instance, InstanceId, InstanceState, InstanceView,
-    Lease, Load, Pool, PoolBudget, PoolTotals, Result, RevisionKey, RevisionStatus, StemView, Waiting,
+    Lease, Load, Pool, PoolBudget, PoolTotals, Result, RevisionKey, RevisionSpec, RevisionStatus, Runtime,
+    SpecErrors, StemView, Waiting,
 };
 use tokio::time::Instant;
 
@@ -140,6 +141,10 @@ impl Pool for InstancePool {
         Ok(self.every_shard()[at].with(|state, rules, fx| state.register(rules, deployed, rules.now(), fx)))
     }
 
+    fn admits(&self, spec: &RevisionSpec, runtime: &dyn Runtime) -> Result<(), SpecErrors> {
+        self.rules().admits(spec, runtime)
+    }
+
     fn unregister(&self, revision: RevisionKey) {
         let deployed = self.deployed(revision);
         if self.shard(revision).with(|state, rules, fx| state.unregister(rules, revision, rules.now(), fx)) {
@@ -250,6 +255,7 @@ impl Pool for InstancePool {
         status.in_flight = active.leases;
         status.last_start_error.clone_from(&active.error);
         status.failed_starts = active.failures;
+        status.gated = state.gated(self.rules(), a);
         Some(status)
     }
 

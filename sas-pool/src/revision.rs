@@ -116,6 +116,8 @@ pub(crate) struct Active {
     pub(crate) ejected: u32,
     /// Waiting for the gate, starting, or being resumed; each knows its position here.
     pub(crate) coming: Vec<u32>,
+    /// How many of these wait at the gate without a request that waits for them.
+    pub(crate) unclaimed: u32,
     /// Suspended instances, the latest last.
     pub(crate) suspended: Vec<u32>,
     /// Draining instances that a shrink took out and that may come back.

@@ -4,7 +4,8 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use sas_core::{
-    Balancer, ClaimError, Deployed, Isolation, KeepAlivePolicy, Metered, PoolBudget, PoolTotals, RevisionSpec,
+    Balancer, ClaimError, Deployed, Isolation, KeepAlivePolicy, Metered, PoolBudget, PoolTotals,
+    RevisionSpec, Runtime, SpecErrors,
 };
 
 use crate::{
@@ -131,9 +132,30 @@ impl Rules {
         match resources.memory_request_bytes.or(resources.memory_limit_bytes) {
             Some(said) => said,
             None if measured > 0 => measured,
-            None if deployed.runtime.capabilities().isolation == Isolation::None => 0,
-            None => self.config.budget.assumed_memory_bytes,
+            None => self.assumed(&*deployed.runtime),
         }
+    }
+
+    fn assumed(&self, runtime: &dyn Runtime) -> u64 {
+        match runtime.capabilities().isolation {
+            Isolation::None => 0,
+            _ => self.config.budget.assumed_memory_bytes,
+        }
+    }
+
+    /// What of `spec` the budgets could never hold.
+    pub(crate) fn admits(&self, spec: &RevisionSpec, runtime: &dyn Runtime) -> Result<(), SpecErrors> {
+        let resources = &spec.resources;
+        let (field, stated, memory) = match (resources.memory_request_bytes, resources.memory_limit_bytes) {
+            (Some(request), _) => ("resources.memory_request_bytes", request.to_string(), request),
+            (None, Some(limit)) => ("resources.memory_limit_bytes", limit.to_string(), limit),
+            (None, None) => ("resources.memory_request_bytes", String::new(), self.assumed(runtime)),
+        };
+        let least = match spec.scaling.max {
+            0 => spec.scaling.min,
+            most => spec.scaling.min.min(most),
+        };
+        self.gate.lock().admits(field, &stated, memory, least).into_result()
     }
 
     /// What the pool holds in all, and what it did ahead of demand.

@@ -9,14 +9,14 @@ use std::{
 };
 
 use sas_core::{
-    Claim, ClaimError, Cx, EnvValue, Error, ExitReport, InstanceEvents, InstanceId, Lease, LeaseOwner,
-    Outcome, StartPhase, StartRequest, WaitList, Waiting,
+    Claim, ClaimError, Cx, EnvValue, Error, ErrorKind, ExitReport, InstanceEvents, InstanceId, Lease,
+    LeaseOwner, Outcome, StartPhase, StartRequest, WaitList, Waiting,
 };
 use tokio::time::Instant;
 
 use crate::{
     effects::{Candidate, Effects, Freeze, Holds, Plan, Started, Stop},
-    gate::{Ask, Shortage},
+    gate::{Ask, Need, Shortage, mib},
     queue::Grant,
     rules::Rules,
     shared::Shared,
@@ -151,6 +151,11 @@ impl Shard {
         if fx.gone || !fx.readings.is_empty() {
             self.shared.tell(fx);
         }
+        if !fx.promoted.is_empty() {
+            let mut gate = self.shared.rules.gate.lock();
+            fx.promoted.drain(..).for_each(|id| gate.promote(id));
+            fx.pump = true;
+        }
         if fx.pump {
             self.shared.pump();
         }
@@ -167,6 +172,7 @@ impl Shard {
             shard: self.index,
             id: plan.id,
             priority: plan.priority,
+            need: plan.need,
             gated: cpu_bound,
             memory: self.shared.rules.memory_of(&plan.deployed, plan.measured),
             weight: 1,
@@ -174,6 +180,11 @@ impl Shard {
         };
         self.plans.lock().insert(plan.id, plan);
         self.shared.rules.ask(ask);
+        // A request that came since could not promote what was not in line yet.
+        if ask.need != Need::Requests && self.state.lock().need(&self.shared.rules, ask.id) == Need::Requests
+        {
+            self.shared.rules.gate.lock().promote(ask.id);
+        }
         self.shared.pump();
         None
     }
@@ -214,6 +225,19 @@ impl Shard {
         if let (true, Some(plan)) = (wanted, plan) {
             self.start(self.me(), plan, None);
         }
+    }
+
+    /// A start can't ever have its turn, with a budget of memory of so many bytes.
+    pub(crate) fn refuse(&self, ask: &Ask, budget: u64) {
+        self.plans.lock().remove(&ask.id);
+        let message = format!(
+            "an instance counts with {}, and all instances together have {}: ask for less memory, or raise the \
+             budget of memory",
+            mib(ask.memory),
+            mib(budget),
+        );
+        let error = Arc::new(Error::new(ErrorKind::Exhausted, "start", message));
+        self.with(|state, rules, fx| state.refused(rules, ask.id, &error, rules.now(), fx));
     }
 
     /// A start is over.

@@ -30,7 +30,7 @@ use crate::{
     clock::nanos,
     draw,
     effects::{Candidate, Effects, Freeze, Holds, LastSample, Plan, Reading, Started, Stop},
-    gate::Shortage,
+    gate::{Need, Shortage},
     instance::{IdLayout, InstanceSlot, METERED, Meter, Phase},
     queue::{Grant, Place, Waiter},
     revision::{Active, Ended, Link, PackedLink, RevisionKey0, RevisionSlot},

@@ -88,6 +88,10 @@ impl Failure {
             ClaimError::Deadline => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "pool", "queue_timeout", error.to_string())
             }
+            // A start that has not begun is the pool's: it waits for its turn or for room.
+            ClaimError::StartPending { error: waits } if waits.kind == ErrorKind::Exhausted => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "pool", "queue_timeout", error.to_string())
+            }
             ClaimError::StartPending { .. } => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "runtime", "start_timeout", error.to_string())
             }

@@ -14,8 +14,9 @@ use parking_lot::Mutex;
 use sas_core::{
     CallError, Claim, ClaimError, Commit, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
     ErrorKind, Instance, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Metered,
-    Pool, PoolBudget, PoolTotals, Request, RequestUsage, Response, Result, RevisionKey, RevisionStatus,
-    StemView, Store, StoreLimits, Target, Version, WaitList, Waiting, Watched,
+    Pool, PoolBudget, PoolTotals, Request, RequestUsage, Response, Result, RevisionKey, RevisionSpec,
+    RevisionStatus, Runtime, SpecErrors, StemView, Store, StoreLimits, Target, Version, WaitList, Waiting,
+    Watched,
 };
 use sas_pool::InstancePool;
 use tokio::time::Instant;
@@ -128,6 +129,10 @@ impl Pool for WatchedPool {
             return self.inner.register(Arc::new(raised));
         }
         self.inner.register(deployed)
+    }
+
+    fn admits(&self, spec: &RevisionSpec, runtime: &dyn Runtime) -> Result<(), SpecErrors> {
+        self.inner.admits(spec, runtime)
     }
 
     fn unregister(&self, revision: RevisionKey) {

@@ -128,7 +128,11 @@ impl Control {
         let tenant = self.tenant(&manifest.namespace).await?;
         // The runtime first: an image where there are no containers is refused for that, not for its volumes.
         let running = self.engines.of(&manifest.namespace)?;
-        match running.runtimes.choose(&manifest.spec, tenant).map(|runtime| runtime.name()) {
+        let chosen = running.runtimes.choose(&manifest.spec, tenant).and_then(|runtime| {
+            let admitted = running.engine.pool.admits(&manifest.spec, &**runtime);
+            admitted.map(|()| runtime.name()).map_err(|errors| refused("deploy", errors))
+        });
+        match chosen {
             Ok(name) => name.clone_into(&mut manifest.spec.runtime),
             Err(error) if keep => return Err(error),
             Err(error) => return Err(in_manifest_terms(error, &manifest)),
@@ -574,7 +578,12 @@ fn in_library_terms(error: Error) -> Error {
             "sas.dev/runtime" | "runtime" => "RevisionSpec.runtime".to_owned(),
             field => match field.strip_prefix("spec.template.spec.") {
                 Some(field) => format!("RevisionSpec.{field}"),
-                None if field.starts_with("container.") => format!("RevisionSpec.{field}"),
+                None if ["container.", "resources.", "scaling."]
+                    .iter()
+                    .any(|part| field.starts_with(part)) =>
+                {
+                    format!("RevisionSpec.{field}")
+                }
                 None => field.to_owned(),
             },
         };

@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sas_core::{
     Claim, ClaimError, Cx, Deployed, EngineKey, Error, ErrorKind, Instance, InstanceId, InstanceView, Lease,
-    Load, Pool, PoolBudget, PoolTotals, Result, RevisionKey, RevisionStatus, StemView, Waiting,
+    Load, Pool, PoolBudget, PoolTotals, Result, RevisionKey, RevisionSpec, RevisionStatus, Runtime,
+    SpecErrors, StemView, Waiting,
 };
 use tokio::time::Instant;
 
@@ -39,6 +40,19 @@ impl Pool for Engines {
     fn register(&self, deployed: Arc<Deployed>) -> Result<RevisionKey> {
         let running = self.of(deployed.name.namespace())?;
         self.register_on(&running, deployed)
+    }
+
+    /// Each engine has budgets of its own, so it is asked itself ([`Engines::of`]): here the first that would hold it says
+    /// yes, else the last says why not.
+    fn admits(&self, spec: &RevisionSpec, runtime: &dyn Runtime) -> Result<(), SpecErrors> {
+        let mut said = Ok(());
+        for running in self.all() {
+            said = running.engine.pool.admits(spec, runtime);
+            if said.is_ok() {
+                break;
+            }
+        }
+        said
     }
 
     fn unregister(&self, revision: RevisionKey) {

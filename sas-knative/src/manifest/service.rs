@@ -103,6 +103,18 @@ impl ServiceManifest {
                 return format!("{POD}.containers[{}].{probe}Probe.{action}", self.serving);
             }
         }
+        match field {
+            "resources.memory_limit_bytes" => {
+                return format!("{POD}.containers[{}].resources.limits.memory", self.serving);
+            }
+            "resources.memory_request_bytes" => {
+                return format!("{POD}.containers[{}].resources.requests.memory", self.serving);
+            }
+            "scaling.min" => {
+                return format!("spec.template.metadata.annotations[{}]", keys::MIN_SCALE[0]);
+            }
+            _ => {}
+        }
         let Some(rest) = field.strip_prefix("container.") else { return field.to_owned() };
         let container = |at: usize, rest: &str| {
             let name = match rest.split(['.', '[']).next().unwrap_or_default() {

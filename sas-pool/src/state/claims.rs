@@ -57,6 +57,7 @@ impl State {
         active.inline += 1;
         active.raised = active.raised.max(active.demand());
         self.grow(rules, a, claim.priority, now, fx);
+        self.promote(rules, a, fx);
         Met::Waits(a)
     }
 
@@ -76,7 +77,7 @@ impl State {
             return Err(error);
         }
         if deadline <= now {
-            return Err(self.too_late(a));
+            return Err(self.too_late(rules, a));
         }
         let retry_after = rules.config.queue.retry_after;
         let limit = self.deployed(a).spec.queue_limit;

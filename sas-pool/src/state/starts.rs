@@ -62,6 +62,15 @@ impl State {
         instance.phase = if gated { Phase::Gated } else { Phase::Starting };
         instance.active = a;
         instance.position = active.coming.len() as u32;
+        instance.need = if (active.coming.len() as u32) < active.floor() {
+            Need::Requests
+        } else if active.woken {
+            Need::Expected
+        } else {
+            Need::Size
+        };
+        let need = instance.need;
+        active.unclaimed += u32::from(gated && need != Need::Requests);
         instance.asked = now;
         instance.begun = now;
         active.coming.push(i);
@@ -76,7 +85,7 @@ impl State {
             }
         }
         let measured = self.actives[a as usize].measured;
-        Some(Plan { id, revision, deployed, priority, asked: now, gated, measured })
+        Some(Plan { id, revision, deployed, priority, need, asked: now, gated, measured })
     }
 
     /// A decided start has its turn, and holds what it was given from now on. False when it is not wanted any more.
@@ -90,7 +99,9 @@ impl State {
     ) -> bool {
         // A start is withdrawn only from the line of the gate, so one that has its turn is still there.
         let Some(i) = self.find(rules, id) else { return false };
+        self.leaves_line(i);
         let instance = &mut self.instances[i as usize];
+        instance.need = holds.need;
         instance.permit = holds.permit;
         instance.budget = holds.memory;
         if !instance.cancelled {
@@ -105,10 +116,64 @@ impl State {
         false
     }
 
+    /// A start is not in the gate's line any more.
+    pub(super) fn leaves_line(&mut self, i: u32) {
+        let instance = &mut self.instances[i as usize];
+        if instance.phase == Phase::Gated && std::mem::take(&mut instance.need) != Need::Requests {
+            self.actives[instance.active as usize].unclaimed -= 1;
+        }
+    }
+
+    /// Who needs a start that waits at the gate.
+    pub(crate) fn need(&self, rules: &Rules, id: InstanceId) -> Need {
+        self.find(rules, id).map_or(Need::default(), |i| self.instances[i as usize].need)
+    }
+
+    /// Requests wait: as many of the starts in the gate's line as they need go with them from now on.
+    pub(super) fn promote(&mut self, rules: &Rules, a: u32, fx: &mut Effects) {
+        let active = &mut self.actives[a as usize];
+        if active.unclaimed == 0 {
+            return;
+        }
+        for &i in active.coming.iter().take(active.floor() as usize) {
+            let instance = &mut self.instances[i as usize];
+            if instance.phase == Phase::Gated && instance.need != Need::Requests {
+                instance.need = Need::Requests;
+                active.unclaimed -= 1;
+                fx.promoted.push(rules.ids.id(self.shard, i, instance.generation));
+            }
+        }
+    }
+
+    /// A start in the gate's line can't ever have its turn: the revision fails until its demand or the budget changes.
+    pub(crate) fn refused(
+        &mut self,
+        rules: &Rules,
+        id: InstanceId,
+        error: &Arc<Error>,
+        now: u64,
+        fx: &mut Effects,
+    ) {
+        let Some(i) = self.find(rules, id) else { return };
+        let a = self.instances[i as usize].active;
+        rules.metrics.start_failed();
+        self.uncome(i);
+        self.leaves_line(i);
+        let wanted = !self.instances[i as usize].cancelled;
+        self.gone(rules, i, now, fx);
+        if wanted {
+            let active = &mut self.actives[a as usize];
+            active.failures = active.failures.max(rules.config.backoff.attempts - 1);
+            self.failed(rules, a, error, now, fx);
+        }
+        self.rest(now, a, fx);
+    }
+
     pub(super) fn give_permit_back(&mut self, rules: &Rules, i: u32, fx: &mut Effects) {
         let instance = &mut self.instances[i as usize];
         if std::mem::take(&mut instance.permit) {
-            rules.gate.lock().started(self.actives[instance.active as usize].tenant.0);
+            let tenant = self.actives[instance.active as usize].tenant.0;
+            rules.gate.lock().started(tenant, instance.need);
             fx.pump = true;
         }
     }
@@ -137,12 +202,23 @@ impl State {
     }
 
     /// What a claim is told whose deadline came: why nothing has started, when that is known.
-    pub(super) fn too_late(&self, a: u32) -> ClaimError {
+    pub(super) fn too_late(&self, rules: &Rules, a: u32) -> ClaimError {
         let active = &self.actives[a as usize];
+        if let Some(why) = self.gated(rules, a) {
+            let error = Error::new(ErrorKind::Exhausted, "start", why);
+            return ClaimError::StartPending { error: Arc::new(error) };
+        }
         match &active.error {
             Some(error) if active.slots.is_empty() => ClaimError::StartPending { error: Arc::clone(error) },
             _ => ClaimError::Deadline,
         }
+    }
+
+    /// Why the first of a revision's starts that wait at the gate still does; `None`: none does.
+    pub(crate) fn gated(&self, rules: &Rules, a: u32) -> Option<String> {
+        let coming = &self.actives[a as usize].coming;
+        let i = coming.iter().copied().find(|&i| self.instances[i as usize].phase == Phase::Gated)?;
+        rules.gate.lock().why(self.id(rules, i))
     }
 
     /// A start is over. `claim` is the one that made it, if it still waits without a place in the line: it gets the

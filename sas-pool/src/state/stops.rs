@@ -77,7 +77,10 @@ impl State {
         if !rules.gate.lock().withdraw(id) {
             return false;
         }
+        // Those who stood behind it may have their turn.
+        fx.pump = true;
         self.uncome(i);
+        self.leaves_line(i);
         self.gone(rules, i, now, fx);
         true
     }

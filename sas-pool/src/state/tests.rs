@@ -9,7 +9,10 @@ use sas_core::{
 };
 
 use super::*;
-use crate::config::{BudgetConfig, IdleRule, PoolConfig};
+use crate::{
+    config::{BudgetConfig, IdleRule, PoolConfig},
+    gate::{Ask, Turn},
+};
 
 #[derive(Debug)]
 struct Paper;
@@ -226,7 +229,90 @@ fn under_a_budget_a_start_waits_for_its_turn() {
     table.wait(1, 1_000);
     let plan = table.fx.begin.pop().expect("a start is decided");
     assert!(plan.gated, "and asks for room first");
-    let holds = Holds { permit: false, memory: Some(64) };
+    let holds = Holds { memory: Some(64), ..Holds::default() };
     assert!(table.state.begin(&table.rules, plan.id, holds, 7, &mut table.fx));
     assert_eq!(table.state.instances[0].begun, 7, "it begins with its turn");
+}
+
+/// A start of `table` in the gate's line, as the shard puts it there.
+fn in_line(table: &mut Table, memory: u64) -> InstanceId {
+    let plan = table.fx.begin.pop().expect("a start is decided");
+    table.rules.ask(Ask {
+        tenant: TenantKey(1),
+        shard: 0,
+        id: plan.id,
+        priority: plan.priority,
+        need: plan.need,
+        gated: false,
+        memory,
+        weight: 1,
+        class: 0,
+    });
+    plan.id
+}
+
+fn with_memory(memory_bytes: u64) -> PoolConfig {
+    let mut config = PoolConfig::seeded(1);
+    config.budget = BudgetConfig { memory_bytes, ..BudgetConfig::default() };
+    config
+}
+
+#[test]
+fn a_request_that_waits_at_the_gate_is_told_for_what() {
+    let mut table = Table::new(with_memory(100), |_| {});
+    assert!(table.rules.gate.lock().take_for_stem(80));
+    let ticket = table.wait(10, 500);
+    in_line(&mut table, 50);
+    assert!(table.rules.gate.lock().admit(10).is_none());
+    let gated = table.state.gated(&table.rules, 0).expect("it waits at the gate");
+    table.expire(500);
+    let Some(Err(ClaimError::StartPending { error })) = table.poll(ticket) else {
+        panic!("its deadline came")
+    };
+    assert_eq!(error.message, gated);
+    assert!(gated.contains("for memory: it counts with 50 bytes"), "{gated}");
+}
+
+#[test]
+fn a_start_beyond_the_budget_fails_by_itself_with_its_reason() {
+    let mut table = Table::new(with_memory(100), |_| {});
+    let ticket = table.wait(10, 500);
+    let id = in_line(&mut table, 101);
+    let turn = table.rules.gate.lock().admit(10);
+    assert!(matches!(turn, Some(Turn::Never(ask, 100)) if ask.id == id));
+    let error = Arc::new(Error::new(ErrorKind::Exhausted, "start", "too large"));
+    table.state.refused(&table.rules, id, &error, 20, &mut table.fx);
+    let Some(Err(ClaimError::Start { error, .. })) = table.poll(ticket) else { panic!("it is told at once") };
+    assert_eq!(error.message, "too large");
+    assert_eq!(table.rules.gate.lock().waiting(), 0);
+}
+
+#[test]
+fn what_leaves_the_gates_line_lets_the_next_have_its_turn() {
+    for unregister in [false, true] {
+        let mut table = Table::new(with_memory(100), |_| {});
+        let ticket = table.wait(10, 500);
+        in_line(&mut table, 50);
+        table.fx = Effects::default();
+        if unregister {
+            table.state.unregister(&table.rules, table.key, 20, &mut table.fx);
+        } else {
+            table.state.leave(&table.rules, ticket, 20, &mut table.fx);
+            table.desire(0, 30);
+        }
+        assert_eq!(table.rules.gate.lock().waiting(), 0);
+        assert!(table.fx.pump, "unregistered: {unregister}");
+    }
+}
+
+#[test]
+fn a_start_ahead_of_a_call_is_the_calls_once_it_comes() {
+    let mut table = Table::new(with_memory(100), |spec| spec.scaling.min = 1);
+    let id = table.fx.begin[0].id;
+    assert_eq!(table.fx.begin[0].need, Need::Size, "a minimum");
+    in_line(&mut table, 50);
+    table.wait(10, 500);
+    assert_eq!(table.fx.promoted.as_slice(), [id]);
+    assert!(table.begun().is_empty(), "no second start for it");
+    assert_eq!(table.state.actives[0].unclaimed, 0);
 }

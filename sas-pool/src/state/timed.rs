@@ -18,7 +18,7 @@ impl State {
                         |entry| is_waiting(waiters, entry),
                         |entry| entry == w && waiters[entry as usize].generation == generation,
                     );
-                    let error = self.too_late(a);
+                    let error = self.too_late(rules, a);
                     self.fail_waiter(rules, w, now, fx, error);
                     rules.metrics.deadlines.increment(1);
                     self.rest(now, a, fx);
