@@ -181,7 +181,83 @@ fn private(dir: &Path) -> Result<()> {
 }
 
 /// The sockets that listen on a TCP port of this network namespace, by inode.
+///
+/// The kernel is asked by `sock_diag`, for sockets that listen only: to read `/proc/net/tcp` costs milliseconds on a
+/// machine with much memory, since the kernel then walks its whole table of connections, however empty. That is the
+/// fallback of a kernel without `sock_diag`.
 fn listeners(port: u16) -> HashSet<u64> {
+    diagnosed(port).unwrap_or_else(|_| read_listeners(port))
+}
+
+/// What `sock_diag` says of the sockets that listen on a port, over IPv4 and IPv6.
+fn diagnosed(port: u16) -> std::io::Result<HashSet<u64>> {
+    use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+    use netlink_packet_sock_diag::{
+        SockDiagMessage,
+        constants::{AF_INET, AF_INET6, IPPROTO_TCP},
+        inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+    };
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
+
+    let socket = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(netlink::SOCK_DIAG),
+    )?;
+    // The kernel answers at once or not at all; a lost answer (its queue overflows) must not wait for ever.
+    let limit = Some(std::time::Duration::from_secs(1));
+    rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, limit)?;
+    let kernel = netlink::SocketAddrNetlink::new(0, 0);
+    let odd = |what: String| std::io::Error::new(std::io::ErrorKind::InvalidData, what);
+    let mut found = HashSet::new();
+    let mut answer = vec![0; 32 * 1024];
+    for (family, mut socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        socket_id.source_port = port;
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let request = InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::LISTEN,
+            socket_id,
+        };
+        let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        rustix::net::sendto(&socket, &bytes, SendFlags::empty(), &kernel)?;
+        'dump: loop {
+            let (length, _) = rustix::net::recv(&socket, &mut answer[..], RecvFlags::empty())?;
+            let mut rest = answer.get(..length).unwrap_or_default();
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
+                    .map_err(|error| odd(error.to_string()))?;
+                // Messages begin at multiples of four bytes.
+                let length = (message.header.length as usize).next_multiple_of(4);
+                match message.payload {
+                    NetlinkPayload::Done(_) => break 'dump,
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response))
+                        if response.header.socket_id.source_port == port =>
+                    {
+                        found.insert(response.header.inode.into());
+                    }
+                    _ => {}
+                }
+                if length == 0 {
+                    return Err(odd("a message without a length".into()));
+                }
+                rest = rest.get(length..).unwrap_or_default();
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What the tables below `/proc` say of the sockets that listen on a port.
+fn read_listeners(port: u16) -> HashSet<u64> {
     let mut found = HashSet::new();
     for table in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
         use std::io::BufRead as _;
@@ -275,6 +351,20 @@ mod tests {
         let everywhere = TcpListener::bind((Ipv4Addr::UNSPECIFIED, number)).unwrap();
         assert!(!is_free(number));
         drop(everywhere);
+    }
+
+    #[test]
+    fn both_ways_to_ask_for_listeners_agree() {
+        let four = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = four.local_addr().unwrap().port();
+        let mut sockets = vec![four];
+        sockets.extend(TcpListener::bind(("::1", port)));
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let found = super::diagnosed(port).unwrap();
+        assert_eq!(found.len(), sockets.len(), "the connection is no listener");
+        assert_eq!(found, super::read_listeners(port));
+        drop((client, sockets));
+        assert!(super::diagnosed(port).unwrap().is_empty());
     }
 
     #[test]
