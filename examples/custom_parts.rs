@@ -18,16 +18,16 @@ use std::{
 use sas::{
     async_trait,
     bytes::Bytes,
-    control::{DecisionLog, LogBuffer, Meter, PackageDir},
+    control::{AuditRecord, AuditSink, DecisionLog, LogBuffer, Meter, PackageDir},
     core::{
-        Artifact, Blob, BlobStore, Capabilities, Claim, Clock, Commit, Decision, DecisionQuery,
-        DecisionRecord, DecisionSink, Deployed, Entry, EnvValue, Event, Instance, InstanceId, InstanceView,
-        Lease, Load, LogQuery, LogRecord, LogSink, MemoryStore, MeterPhase, MeterSink, Metered, Pool,
-        PoolBudget, PoolTotals, RequestUsage, Result, RevisionKey, RevisionName, RevisionSpec,
-        RevisionStatus, Route, RouteChange, RouteError, RouteQuery, Router, Runtime, ScaleInput, Scaler,
-        ScalingSpec, SecretSource, SpecErrors, StartRequest, Stem, StemRequest, StemView, Store, StoreLimits,
-        SystemClock, Timestamp, TriggerCx, TriggerSource, TriggerSpec, UsageQuery, UsageScope, Version,
-        Waiting, Watched,
+        Artifact, Blob, BlobStore, BrokerSpec, Capabilities, Claim, Clock, Commit, Decision, DecisionQuery,
+        DecisionRecord, DecisionSink, Deployed, Entry, EnvValue, Event, EventLog, Instance, InstanceId,
+        InstanceView, Lease, Load, LogEntry, LogLimits, LogQuery, LogRecord, LogSink, MemoryStore,
+        MeterPhase, MeterSink, Metered, Pool, PoolBudget, PoolTotals, RequestUsage, Result, RevisionKey,
+        RevisionName, RevisionSpec, RevisionStatus, Route, RouteChange, RouteError, RouteQuery, Router,
+        Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource, SpecErrors, StartRequest, Stem, StemRequest,
+        StemView, Store, StoreLimits, StoreLog, SystemClock, Timestamp, TriggerCx, TriggerSource,
+        TriggerSpec, UsageQuery, UsageScope, Version, Waiting, Watched,
     },
     http,
     inline::InlineRuntime,
@@ -148,6 +148,25 @@ impl Store for Counted<MemoryStore> {
     }
     async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
         self.part.watch(prefix, since).await
+    }
+}
+
+#[async_trait]
+impl EventLog for Counted<StoreLog> {
+    fn limits(&self) -> LogLimits {
+        self.part.limits()
+    }
+    async fn append(&self, stream: &str, expected: Option<u64>, records: Vec<Bytes>) -> Result<u64> {
+        self.used().append(stream, expected, records).await
+    }
+    async fn read(&self, stream: &str, after: u64, limit: usize) -> Result<Vec<LogEntry>> {
+        self.part.read(stream, after, limit).await
+    }
+    async fn last(&self, stream: &str) -> Result<u64> {
+        self.part.last(stream).await
+    }
+    async fn trim(&self, stream: &str, position: u64) -> Result<()> {
+        self.part.trim(stream, position).await
     }
 }
 
@@ -300,6 +319,13 @@ impl MeterSink for Counted<Meter> {
     }
 }
 
+/// A trail of changes that forgets them.
+impl AuditSink for Counted<()> {
+    fn changed(&self, _record: &AuditRecord) {
+        self.used();
+    }
+}
+
 /// Secrets by name.
 #[async_trait]
 impl SecretSource for Counted<BTreeMap<&'static str, &'static str>> {
@@ -321,6 +347,7 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         "pool",
         "router",
         "store",
+        "log of events",
         "packages",
         "runtime",
         "scaler",
@@ -328,6 +355,7 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         "logs",
         "decisions",
         "meter",
+        "changes",
         "secrets",
         "clock",
     ];
@@ -348,6 +376,10 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         .pool(move |config| Arc::new(Counted::new(&pool_uses, InstancePool::new(config))))
         .router(Counted::new(&uses["router"], RouteTable::new(0)))
         .store(Counted::new(&uses["store"], MemoryStore::default()))
+        .event_log(Counted::new(
+            &uses["log of events"],
+            StoreLog::new(Arc::new(MemoryStore::default()), "events"),
+        ))
         .packages(Counted::new(&uses["packages"], PackageDir::new(dir.path().join("packages"))))
         .runtime(Counted::new(&uses["runtime"], functions))
         .scaler(Counted::new(&uses["scaler"], kpa))
@@ -362,6 +394,8 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         .log_sink(Counted::new(&uses["logs"], LogBuffer::default()))
         .decision_sink(Counted::new(&uses["decisions"], DecisionLog::default()))
         .meter_sink(Counted::new(&uses["meter"], Meter::default()))
+        .admin_token("for-this-program-alone")
+        .audit_sink(Counted::new(&uses["changes"], ()))
         .secrets(Counted::new(&uses["secrets"], BTreeMap::from([("greeting", "hello")])))
         .clock(Counted::new(&uses["clock"], SystemClock))
         .driver(|driver| driver.tick = Duration::from_millis(100))
@@ -376,6 +410,16 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let refused = platform.control().apply_trigger(trigger.clone()).await.expect_err("it names no source");
     println!("refused as it should be: {}", refused.message);
     platform.control().apply_trigger(trigger.with_option("source", "/demo")).await?;
+
+    // An event for a broker, and a change at the admin API that is refused: both are kept in order to be read later.
+    platform.control().apply_broker(BrokerSpec::new("default/orders")).await?;
+    let event = Event::new("1", "/demo", "com.example.order")?;
+    platform.control().accept_events("default", "orders", vec![event]).await?;
+    let delete = http::Request::delete("/v1/services/default/nobody")
+        .header("host", "localhost")
+        .header("authorization", "Bearer for-this-program-alone")
+        .body(Body::empty())?;
+    assert_eq!(platform.admin().handle(delete).await.status(), 404);
 
     let get = || http::Request::get("/").header("host", "hello.default.localhost").body(Body::empty());
     // By its host, as over the wire: through the route table.
@@ -397,7 +441,7 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let mut unused = Vec::new();
     for (name, uses) in &uses {
         let uses = uses.load(Ordering::Relaxed);
-        println!("{name:<10} used {uses:>4} times");
+        println!("{name:<13} used {uses:>4} times");
         if uses == 0 {
             unused.push(*name);
         }

@@ -7,13 +7,17 @@
 
 mod access;
 mod backlog;
+mod build_error;
 mod builder;
 mod engines;
 mod machine;
+mod own_store;
 mod platform;
 mod preset;
+mod schedules;
 
-pub use builder::{BuildError, BuildPart, PlatformBuilder};
+pub use build_error::{BuildError, BuildPart};
+pub use builder::PlatformBuilder;
 pub use machine::Machine;
 pub use platform::{Platform, ShutdownReport};
 pub use preset::{Preset, UnknownPreset};

@@ -18,7 +18,7 @@ use sas_trigger::{AsyncCalls, EventIngress, TriggerHost};
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{PlatformBuilder, access::Keys, backlog::shares, builder::OwnStore, engines::PlatformEngines};
+use crate::{access::Keys, backlog::shares, engines::PlatformEngines, own_store::OwnStore};
 
 /// [`Platform::call`] is held to the service's own `timeouts.request`, however long; this only has to be longer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -76,11 +76,6 @@ pub struct ShutdownReport {
 }
 
 impl Platform {
-    /// Starts composing a platform.
-    pub fn builder() -> PlatformBuilder {
-        PlatformBuilder::default()
-    }
-
     pub(crate) fn new(parts: Parts) -> Self {
         Self { parts }
     }

@@ -1,6 +1,6 @@
 //! Who changed what, when and how it went: kept in the store, bounded.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use sas_core::{Clock, Commit, Principal, Result, Store, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,34 @@ use crate::stamp::rfc3339;
 const AUDIT: &str = "audit/";
 /// Old ones that a new one takes away at most: more than one, so that a lowered limit is reached.
 const AWAY: usize = 8;
+
+/// Who is told each change at the admin API as it is answered, such as a host's own audit trail; beside the log that the
+/// platform keeps in its store.
+///
+/// ```
+/// use sas_control::{AuditRecord, AuditSink};
+///
+/// #[derive(Debug)]
+/// struct Trail;
+///
+/// impl AuditSink for Trail {
+///     fn changed(&self, record: &AuditRecord) {
+///         tracing::info!(principal = record.principal, path = record.path, status = record.status);
+///     }
+/// }
+/// ```
+pub trait AuditSink: fmt::Debug + Send + Sync + 'static {
+    /// Takes a change, done or refused. Called once for each, before it is stored, within the request: it must not block,
+    /// and what has to be sent somewhere waits in a bounded queue of the sink's own.
+    fn changed(&self, record: &AuditRecord);
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<T: AuditSink + ?Sized> AuditSink for Arc<T> {
+    fn changed(&self, record: &AuditRecord) {
+        (**self).changed(record);
+    }
+}
 
 /// How much of the audit log is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,19 +89,28 @@ pub(crate) struct AuditLog {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     limits: AuditLimits,
+    sink: Option<Arc<dyn AuditSink>>,
     /// The keys that are stored, youngest first; read from the store by the first change.
     kept: tokio::sync::Mutex<Option<VecDeque<String>>>,
 }
 
 impl AuditLog {
-    pub(crate) fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, limits: AuditLimits) -> Self {
-        Self { store, clock, limits, kept: tokio::sync::Mutex::default() }
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        limits: AuditLimits,
+        sink: Option<Arc<dyn AuditSink>>,
+    ) -> Self {
+        Self { store, clock, limits, sink, kept: tokio::sync::Mutex::default() }
     }
 
     /// Keeps a change. One that can't be kept is in the log of the process all the same.
     pub(crate) async fn record(&self, mut record: AuditRecord) {
         let now = self.clock.now();
         record.at = rfc3339(now);
+        if let Some(sink) = &self.sink {
+            sink.changed(&record);
+        }
         if let Err(error) = self.write(now, &record).await {
             tracing::error!(error = %error.chain(), ?record, "a change could not be written to the audit log");
         }
@@ -189,7 +226,7 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
         let clock = FakeClock::starting_at(Timestamp(1_000_000_000_000_000_000));
         let limits = AuditLimits { count: 5, age: Duration::from_secs(60) };
-        let open = || AuditLog::new(Arc::clone(&store), Arc::new(clock.clone()), limits);
+        let open = || AuditLog::new(Arc::clone(&store), Arc::new(clock.clone()), limits, None);
         let log = open();
         for id in 0..8 {
             log.record(record(id, None)).await;

@@ -73,7 +73,7 @@ mod tokens;
 mod view;
 
 pub use admin::{Admin, PeerAuthenticator, TokenAuthenticator};
-pub use audit::{AuditLimits, AuditRecord};
+pub use audit::{AuditLimits, AuditRecord, AuditSink};
 pub use control::{
     Applied, Control, ControlConfig, DeployOutcome, HourUsageView, NamespaceUsageView, Recovery,
     RolloutAction, UsageGapView, UsageHoursView, UsageView,

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Commit, Error, ErrorKind, Result, Store, Version};
+use crate::{Commit, Error, ErrorKind, Result, Store, StoreLimits, Version};
 
 /// A record of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,35 @@ pub struct LogEntry {
     /// The bytes that were appended.
     pub value: Bytes,
 }
+
+/// How much a log takes in one append. Who appends more splits it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogLimits {
+    /// Most bytes of a record.
+    pub record_bytes: usize,
+    /// Most records of an append.
+    pub append_records: usize,
+    /// Most bytes of all records of an append.
+    pub append_bytes: usize,
+}
+
+impl LogLimits {
+    /// What every log takes.
+    pub const SMALLEST: Self = Self::of_store(StoreLimits::SMALLEST);
+
+    /// What a log takes that appends by one commit to a store, where its head is one more write.
+    const fn of_store(store: StoreLimits) -> Self {
+        Self {
+            record_bytes: store.value_bytes,
+            append_records: store.commit_writes.saturating_sub(1),
+            append_bytes: store.commit_bytes.saturating_sub(HEAD_BYTES),
+        }
+    }
+}
+
+/// Most bytes of a head: the digits of a position.
+const HEAD_BYTES: usize = 20;
 
 /// Streams of records that are appended, read in order and trimmed at their start.
 ///
@@ -31,6 +60,12 @@ pub struct LogEntry {
 /// not: read on from the last known position to find out.
 #[async_trait]
 pub trait EventLog: fmt::Debug + Send + Sync + 'static {
+    /// What it takes in one append; constant while it lives, and nothing below [`LogLimits::SMALLEST`], which is what it
+    /// says unless it can more.
+    fn limits(&self) -> LogLimits {
+        LogLimits::SMALLEST
+    }
+
     /// Appends all `records`, and gives the position of the last. With `expected`, only if that is the last position
     /// now (0: the stream is empty), else `Conflict`.
     async fn append(&self, stream: &str, expected: Option<u64>, records: Vec<Bytes>) -> Result<u64>;
@@ -106,6 +141,10 @@ impl StoreLog {
 
 #[async_trait]
 impl EventLog for StoreLog {
+    fn limits(&self) -> LogLimits {
+        LogLimits::of_store(self.store.limits())
+    }
+
     async fn append(&self, stream: &str, expected: Option<u64>, records: Vec<Bytes>) -> Result<u64> {
         for _ in 0..ATTEMPTS {
             let (last, version) = self.found(stream).await?;
@@ -166,5 +205,25 @@ impl EventLog for StoreLog {
             }
             self.store.commit(old.into_iter().fold(Commit::new(), Commit::delete)).await?;
         }
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: EventLog + ?Sized> EventLog for Arc<T> {
+    fn limits(&self) -> LogLimits {
+        (**self).limits()
+    }
+    async fn append(&self, stream: &str, expected: Option<u64>, records: Vec<Bytes>) -> Result<u64> {
+        (**self).append(stream, expected, records).await
+    }
+    async fn read(&self, stream: &str, after: u64, limit: usize) -> Result<Vec<LogEntry>> {
+        (**self).read(stream, after, limit).await
+    }
+    async fn last(&self, stream: &str) -> Result<u64> {
+        (**self).last(stream).await
+    }
+    async fn trim(&self, stream: &str, position: u64) -> Result<()> {
+        (**self).trim(stream, position).await
     }
 }

@@ -80,7 +80,7 @@ pub use context::{Cx, IdempotencyKey, Payer, Purpose};
 pub use engine::{DEFAULT_ENGINE, DataPlane, Engine, EngineFactory, EngineKind, EngineSpec, Reserved};
 pub use error::{BoxError, Error, ErrorKind, Result, Retry};
 pub use event::{Ack, AttributeValue, Event, EventError, EventPublisher, EventSink, Schedule, Slot};
-pub use event_log::{EventLog, LogEntry, StoreLog};
+pub use event_log::{EventLog, LogEntry, LogLimits, StoreLog};
 pub use id::{EngineKey, InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use instance::{
     Endpoint, ExecOutput, ExitReport, Instance, InstanceEvents, InstanceTarget, SocketSource, StartPhase,

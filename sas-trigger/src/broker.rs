@@ -17,8 +17,8 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use parking_lot::Mutex;
 use sas_core::{
     BrokerSpec, BrokerStatus, Clock, Error, ErrorKind, Event, EventLog, EventPublisher, EventSink, LogEntry,
-    Result, Retry, Slot, SpecErrors, Store, StoreLog, Timestamp, TriggerCx, TriggerOptions, TriggerSource,
-    TriggerSpec, Version,
+    Result, Retry, Slot, SpecErrors, Store, Timestamp, TriggerCx, TriggerOptions, TriggerSource, TriggerSpec,
+    Version,
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -165,8 +165,12 @@ pub(crate) fn check(spec: &BrokerSpec) -> std::result::Result<(), SpecErrors> {
 }
 
 impl Brokers {
-    pub(crate) fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, metrics: Metrics) -> Arc<Self> {
-        let log = Arc::new(StoreLog::new(Arc::clone(&store), "events"));
+    pub(crate) fn new(
+        log: Arc<dyn EventLog>,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Arc<Self> {
         let (made, _) = watch::channel(0);
         Arc::new(Self { log, store, clock, metrics, by_name: Mutex::default(), made })
     }
@@ -237,13 +241,13 @@ impl Brokers {
     /// Gives events to a broker; durable when it returns.
     pub(crate) async fn accept(self: &Arc<Self>, name: &str, events: &[Event]) -> Result<()> {
         let broker = self.get(name)?;
-        let limits = self.store.limits();
+        let limits = self.log.limits();
         let now = self.clock.now();
         let mut records = Vec::with_capacity(events.len());
         for event in events {
             let record = encode(event, now);
-            if record.len() > limits.value_bytes {
-                let (id, most) = (event.id(), limits.value_bytes);
+            if record.len() > limits.record_bytes {
+                let (id, most) = (event.id(), limits.record_bytes);
                 let message = format!("event {id} has {} bytes as JSON: at most {most} fit", record.len());
                 return Err(Error::new(ErrorKind::InvalidSpec, "accept", message));
             }
@@ -286,7 +290,7 @@ impl Brokers {
 
     /// Writes what waits, until nothing does.
     async fn write(&self, broker: &Arc<Broker>) {
-        let limits = self.store.limits();
+        let limits = self.log.limits();
         loop {
             let mut group: Vec<Waiting> = Vec::new();
             {
@@ -294,8 +298,8 @@ impl Brokers {
                 let (mut events, mut bytes) = (0, 0);
                 while let Some(next) = queue.waiting.front() {
                     let size: usize = next.records.iter().map(Bytes::len).sum();
-                    let fits = events + next.records.len() < limits.commit_writes
-                        && bytes + size <= limits.commit_bytes;
+                    let fits = events + next.records.len() <= limits.append_records
+                        && bytes + size <= limits.append_bytes;
                     if !group.is_empty() && !fits {
                         break;
                     }

@@ -17,9 +17,9 @@ use futures_util::{
 };
 use parking_lot::Mutex;
 use sas_core::{
-    BrokerSpec, BrokerStatus, Clock, Error, ErrorKind, Event, EventPublisher, EventSink, Invoker, Recorder,
-    Redrive, Redriven, Result, SecretSource, SinkSpec, SpecErrors, Store, SystemClock, Timestamp, TriggerCx,
-    TriggerSecrets, TriggerSource, TriggerSpec, TriggerStatus, Triggers,
+    BrokerSpec, BrokerStatus, Clock, Error, ErrorKind, Event, EventLog, EventPublisher, EventSink, Invoker,
+    Recorder, Redrive, Redriven, Result, SecretSource, SinkSpec, SpecErrors, Store, StoreLog, SystemClock,
+    Timestamp, TriggerCx, TriggerSecrets, TriggerSource, TriggerSpec, TriggerStatus, Triggers,
 };
 use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -58,6 +58,8 @@ pub struct TriggerHostConfig {
     pub invoker: Arc<dyn Invoker>,
     /// What must outlive a restart.
     pub store: Arc<dyn Store>,
+    /// The durable log that brokers keep their events in; their readers' places stay in the store.
+    pub log: Arc<dyn EventLog>,
     /// The clock that schedules follow.
     pub clock: Arc<dyn Clock>,
     /// Events under way at once, over all triggers.
@@ -75,10 +77,11 @@ pub struct TriggerHostConfig {
 }
 
 impl TriggerHostConfig {
-    /// On the system's clock, with a thousand events under way at most.
+    /// On the system's clock, with brokers' events in the store and a thousand events under way at most.
     pub fn new(invoker: Arc<dyn Invoker>, store: Arc<dyn Store>) -> Self {
         Self {
             invoker,
+            log: Arc::new(StoreLog::new(Arc::clone(&store), "events")),
             store,
             clock: Arc::new(SystemClock),
             slots: 1000,
@@ -158,7 +161,12 @@ impl TriggerHost {
         let slots = Arc::new(Semaphore::new(config.slots.clamp(1, Semaphore::MAX_PERMITS)));
         let metrics = Metrics::new(&config.recorder);
         let recorder = config.recorder.clone();
-        let brokers = Brokers::new(Arc::clone(&config.store), Arc::clone(&config.clock), metrics.clone());
+        let brokers = Brokers::new(
+            Arc::clone(&config.log),
+            Arc::clone(&config.store),
+            Arc::clone(&config.clock),
+            metrics.clone(),
+        );
         let shutdown = CancellationToken::new();
         let sleepers = Sleepers::new(
             Arc::clone(&config.clock),

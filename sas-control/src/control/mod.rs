@@ -30,7 +30,7 @@ use sas_knative::manifest::ParseOptions;
 use tokio::time::Instant;
 
 use crate::{
-    audit::{AuditLimits, AuditLog, AuditRecord},
+    audit::{AuditLimits, AuditLog, AuditRecord, AuditSink},
     decisions::DecisionLog,
     diagnosis::{DiagnosisConfig, Memory},
     engine::Engines,
@@ -108,6 +108,8 @@ pub struct ControlConfig {
     pub meter: Arc<dyn MeterSink>,
     /// How much is kept of who changed what.
     pub audit: AuditLimits,
+    /// Who is told each change beside that; `None`: nobody.
+    pub audit_sink: Option<Arc<dyn AuditSink>>,
     /// What use costs; `None`: costs are not told.
     pub prices: Option<PriceTable>,
     /// The recorder that the control plane's metrics go to.
@@ -138,6 +140,7 @@ impl ControlConfig {
             decisions: Arc::new(DecisionLog::default()),
             meter: Arc::new(Meter::default()),
             audit: AuditLimits::default(),
+            audit_sink: None,
             prices: None,
             recorder: Recorder::default(),
             diagnosis: DiagnosisConfig::default(),
@@ -285,7 +288,12 @@ impl Control {
         let mut manifests = config.manifests;
         manifests.scalers = config.scalers.or(manifests.scalers);
         let tokens = Tokens::new(Arc::clone(&config.store), Arc::clone(&config.clock));
-        let audit = AuditLog::new(Arc::clone(&config.store), Arc::clone(&config.clock), config.audit);
+        let audit = AuditLog::new(
+            Arc::clone(&config.store),
+            Arc::clone(&config.clock),
+            config.audit,
+            config.audit_sink,
+        );
         let control = Arc::new(Self {
             store: config.store,
             pool: Arc::clone(&config.engines) as _,

@@ -1,170 +1,35 @@
 //! Composing a platform: every part has a default, and every part can be replaced.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod assemble;
 
-use sas_autoscale::{DriverConfig, ScheduleParser};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use sas_autoscale::DriverConfig;
 use sas_control::{
-    Admin, Control, ControlConfig, DecisionLog, DiagnosisConfig, Engines, LogBuffer, LogFileLimits, LogFiles,
-    Meter, MeterConfig, PackageDir, PackageRoots, PriceTable, UsageExport, UsageExporter, UsageKey,
+    AuditSink, ControlConfig, DecisionLog, DiagnosisConfig, LogBuffer, LogFileLimits, MeterConfig,
+    PackageRoots, PriceTable, UsageExport, UsageKey,
 };
 use sas_core::{
-    AnswerCounter, Authenticator, BlobStore, Clock, DataPlane, DecisionSink, EngineFactory, EngineKey,
-    EngineSpec, Error, ErrorKind, EventPublisher, Fidelity, Handler, Invoker, LogSink, MemoryStore,
-    MeterSink, Pool, Quota, Quotas, Recorder, Router, Runtime, Scaler, Scalers, Schedule, SecretSource,
-    SinkSpec, SpecErrors, Store, SystemClock, TriggerSecrets, TriggerSource, TriggerSpec, Triggers,
+    Authenticator, BlobStore, Clock, DecisionSink, EngineSpec, EventLog, EventPublisher, Fidelity, Invoker,
+    LogSink, MeterSink, Pool, Quota, Recorder, Router, Runtime, Scaler, SecretSource, SinkSpec, SpecErrors,
+    Store, SystemClock, TriggerSecrets, TriggerSource, TriggerSpec,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
-#[cfg(unix)]
-use sas_router::UnixServer;
-use sas_router::{Admission, AdmissionConfig, Gateway, GatewayConfig, RouteTable, Server, ServerConfig};
-#[cfg(feature = "cron")]
-use sas_trigger::CronSchedule;
-use sas_trigger::{AsyncCalls, AsyncConfig, EventIngress, TriggerHost, TriggerHostConfig};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use sas_router::{AdmissionConfig, GatewayConfig, ServerConfig};
+use sas_trigger::{AsyncConfig, TriggerHostConfig};
 
 use crate::{
     access::Access,
-    backlog,
-    engines::{ConfigurePool, MakePool, PlatformEngines, Template},
+    engines::{ConfigurePool, MakePool},
     machine::Machine,
-    platform::{Parts, Platform},
+    platform::Platform,
     preset::Preset,
 };
 
 type SinkFactory =
     dyn Fn(&SinkSpec, TriggerSecrets) -> Result<Arc<dyn EventPublisher>, SpecErrors> + Send + Sync;
 type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, SpecErrors> + Send + Sync;
-
-/// The part of a platform that could not be built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum BuildPart {
-    /// The pool.
-    Pool,
-    /// The engines, of [`PlatformBuilder::engine`].
-    Engines,
-    /// The scaling driver.
-    Driver,
-    /// The quota of a tenant, of [`PlatformBuilder::tenant_quota`].
-    TenantQuota,
-    /// The state directory, of [`PlatformBuilder::state_dir`].
-    StateDirectory,
-    /// The admin token, of [`PlatformBuilder::admin_token`] or [`PlatformBuilder::admin_token_file`].
-    AdminToken,
-    /// The listener for requests, of [`PlatformBuilder::listen`].
-    Ingress,
-    /// The listener of the admin API, of [`PlatformBuilder::admin`] or `admin_socket`.
-    Admin,
-    /// The store, when what it holds was to be brought back.
-    Recovery,
-    /// The meter, or an export of usage, of [`PlatformBuilder::usage_export`].
-    Usage,
-    /// The file of [`PlatformBuilder::log_file`].
-    LogFile,
-}
-
-impl fmt::Display for BuildPart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Pool => "pool",
-            Self::Engines => "engines",
-            Self::Driver => "driver",
-            Self::TenantQuota => "tenant quota",
-            Self::StateDirectory => "state directory",
-            Self::AdminToken => "admin token",
-            Self::Ingress => "ingress",
-            Self::Admin => "admin",
-            Self::Recovery => "recovery",
-            Self::Usage => "usage",
-            Self::LogFile => "log file",
-        })
-    }
-}
-
-/// Why a platform could not be built.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BuildError {
-    /// A part's configuration has mistakes, each with its field.
-    #[error("{part}: {errors}")]
-    Config {
-        /// Which part.
-        part: BuildPart,
-        /// What is wrong.
-        #[source]
-        errors: SpecErrors,
-    },
-    /// A part refused to start.
-    #[error("{part}: {error}")]
-    Part {
-        /// Which part.
-        part: BuildPart,
-        /// Why.
-        #[source]
-        error: Error,
-    },
-}
-
-/// How scaling schedules are read: as cron expressions, in UTC unless a zone is given.
-#[cfg(feature = "cron")]
-fn cron(expression: &str, zone: Option<&str>) -> Result<Arc<dyn Schedule>, Error> {
-    match CronSchedule::new(expression, zone.unwrap_or("UTC")) {
-        // One that never came would scale nothing, and nobody would notice.
-        Ok(schedule) if schedule.next_after(sas_core::Timestamp(0)).is_none() => {
-            let message = format!("{expression}: never fires: there is no such time");
-            Err(Error::new(ErrorKind::InvalidSpec, "schedule", message))
-        }
-        Ok(schedule) => Ok(Arc::new(schedule)),
-        Err(error) => {
-            Err(Error::new(ErrorKind::InvalidSpec, "schedule", error.to_string()).with_source(error))
-        }
-    }
-}
-
-/// Without the feature `cron` no schedule can be read.
-#[cfg(not(feature = "cron"))]
-fn cron(expression: &str, _: Option<&str>) -> Result<Arc<dyn Schedule>, Error> {
-    let message = format!("{expression}: this platform was built without the feature cron");
-    Err(Error::new(ErrorKind::Unsupported, "schedule", message))
-}
-
-/// The store that a platform opened by itself, and closes.
-#[cfg(feature = "redb")]
-pub(crate) type OwnStore = sas_store_redb::RedbStore;
-/// Without the feature `redb` it opens none.
-#[cfg(not(feature = "redb"))]
-pub(crate) type OwnStore = MemoryStore;
-
-/// The platform's state in a directory.
-#[cfg(feature = "redb")]
-async fn open_state(dir: &Path) -> Result<Arc<OwnStore>, Error> {
-    OwnStore::open(dir.join("state.redb")).await.map(Arc::new)
-}
-
-#[cfg(not(feature = "redb"))]
-async fn open_state(dir: &Path) -> Result<Arc<OwnStore>, Error> {
-    let message = format!(
-        "{}: this build keeps no state in directories: build with the feature `redb`, or give a `store`",
-        dir.display()
-    );
-    Err(Error::new(ErrorKind::Unsupported, "state directory", message))
-}
-
-fn invalid(part: BuildPart) -> impl Fn(SpecErrors) -> BuildError {
-    move |errors| BuildError::Config { part, errors }
-}
-
-fn part(part: BuildPart) -> impl Fn(Error) -> BuildError {
-    move |error| BuildError::Part { part, error }
-}
 
 /// Composes a [`Platform`]. Every part has a default; each can be replaced by one's own implementation of its trait, or
 /// by an `Arc` of one that the host keeps a handle to.
@@ -176,6 +41,7 @@ fn part(part: BuildPart) -> impl Fn(Error) -> BuildError {
 /// | engines | [`engine`](Self::engine) | one, for all namespaces |
 /// | routes | [`router`](Self::router) | [`RouteTable`] |
 /// | state | [`store`](Self::store), [`state_dir`](Self::state_dir) | in memory |
+/// | events of brokers | [`event_log`](Self::event_log) | in the store |
 /// | code packages | [`packages`](Self::packages) | in the state directory; without one, where they were deployed from |
 /// | how many instances | [`scaler`](Self::scaler) | those of `sas-autoscale` |
 /// | declared triggers | [`trigger_kind`](Self::trigger_kind) | `cron` (with the feature), `timer`, `broker`, `webhook` |
@@ -184,11 +50,13 @@ fn part(part: BuildPart) -> impl Fn(Error) -> BuildError {
 /// | output of instances | [`log_sink`](Self::log_sink) | [`LogBuffer`] |
 /// | scaling decisions | [`decision_sink`](Self::decision_sink) | [`DecisionLog`] |
 /// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`], on the platform's store |
+/// | who is told what is changed at the admin API | [`audit_sink`](Self::audit_sink) | nobody; the store keeps the last 10,000 |
 /// | secrets | [`secrets`](Self::secrets) | none: a service that refers to one does not start |
 /// | wall time | [`clock`](Self::clock) | the system's |
 ///
-/// `examples/custom_parts.rs` replaces those that do the work: runtime, pool, router, store, packages, a scaler, a kind of
-/// trigger, the sinks of output, decisions and usage, secrets and the clock.
+/// `examples/custom_parts.rs` replaces those that do the work: runtime, pool, router, store, log of events, packages, a
+/// scaler, a kind of trigger, the sinks of output, decisions, usage and changes, secrets and the clock.
+/// `docs/configuration.md` lists each field of each part's configuration, and the method that reaches it.
 ///
 /// ```
 /// use sas::prelude::*;
@@ -218,7 +86,11 @@ pub struct PlatformBuilder {
     log_file: Option<(PathBuf, LogFileLimits)>,
     decisions: Arc<dyn DecisionSink>,
     meter: Option<Arc<dyn MeterSink>>,
-    meter_checkpoint: Duration,
+    meter_config: Vec<ChangeMeter>,
+    events: Option<Arc<dyn EventLog>>,
+    audit: Option<Arc<dyn AuditSink>>,
+    control: Vec<ChangeControl>,
+    triggers: Vec<ChangeTriggers>,
     prices: Option<PriceTable>,
     usage_exports: Vec<(String, UsageKey, Arc<dyn UsageExport>)>,
     secrets: Option<Arc<dyn SecretSource>>,
@@ -244,6 +116,9 @@ pub struct PlatformBuilder {
     diagnosis: DiagnosisConfig,
 }
 
+type ChangeControl = Box<dyn FnOnce(&mut ControlConfig) + Send + Sync>;
+type ChangeMeter = Box<dyn FnOnce(&mut MeterConfig) + Send + Sync>;
+type ChangeTriggers = Box<dyn FnOnce(&mut TriggerHostConfig) + Send + Sync>;
 type MetricsText = Box<dyn Fn() -> String + Send + Sync>;
 type WrapInvoker = Box<dyn FnOnce(Arc<dyn Invoker>) -> Arc<dyn Invoker> + Send>;
 
@@ -280,7 +155,11 @@ impl Default for PlatformBuilder {
             log_file: None,
             decisions: Arc::new(DecisionLog::default()),
             meter: None,
-            meter_checkpoint: MeterConfig::default().checkpoint,
+            meter_config: Vec::new(),
+            events: None,
+            audit: None,
+            control: Vec::new(),
+            triggers: Vec::new(),
             prices: None,
             usage_exports: Vec::new(),
             secrets: None,
@@ -461,6 +340,14 @@ impl PlatformBuilder {
         self
     }
 
+    /// The durable log that brokers keep their events in. In the platform's store unless this says otherwise; what was
+    /// accepted into another log before is not taken over.
+    #[must_use]
+    pub fn event_log(mut self, log: impl EventLog) -> Self {
+        self.events = Some(Arc::new(log));
+        self
+    }
+
     /// Where the output of instances goes. The admin API and [`Platform::logs`] read back what it can read back.
     #[must_use]
     pub fn log_sink(mut self, sink: impl LogSink) -> Self {
@@ -490,11 +377,53 @@ impl PlatformBuilder {
         self
     }
 
-    /// How often the platform's meter writes to the store while anything is used: what is lost at most when the host
-    /// dies. 10 s unless this says otherwise. Of no effect with a [`PlatformBuilder::meter_sink`] of one's own.
+    /// Changes the configuration of the platform's meter: how often it writes to the store, for how long hours are kept,
+    /// under which name of this host. Its `store` and `clock` are the platform's own whatever it says. Of no effect with a
+    /// [`PlatformBuilder::meter_sink`] of one's own.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().meter(|meter| meter.checkpoint = Duration::from_secs(2));
+    /// ```
     #[must_use]
-    pub fn meter_checkpoint(mut self, every: Duration) -> Self {
-        self.meter_checkpoint = every;
+    pub fn meter(mut self, change: impl FnOnce(&mut MeterConfig) + Send + Sync + 'static) -> Self {
+        self.meter_config.push(Box::new(change));
+        self
+    }
+
+    /// Who is told each change that somebody asks for at the admin API, done or refused, as it is answered. The platform
+    /// keeps the last ones in its store all the same ([`PlatformBuilder::control`]: `audit`).
+    #[must_use]
+    pub fn audit_sink(mut self, sink: impl AuditSink) -> Self {
+        self.audit = Some(Arc::new(sink));
+        self
+    }
+
+    /// Changes the configuration of the control plane: when old revisions go (`rules.gc`), how long one that lost its
+    /// traffic may drain (`drain_grace`), how much is kept of who changed what (`audit`). What another method of this
+    /// builder sets is the platform's own whatever it says.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().control(|control| {
+    ///     control.rules.gc.max_non_active = 5;
+    ///     control.drain_grace = Duration::from_secs(30);
+    /// });
+    /// ```
+    #[must_use]
+    pub fn control(mut self, change: impl FnOnce(&mut ControlConfig) + Send + Sync + 'static) -> Self {
+        self.control.push(Box::new(change));
+        self
+    }
+
+    /// Changes the configuration of what runs triggers: how many events are under way at once (`slots`), how long a source
+    /// that failed waits before it is started again. What another method of this builder sets is the platform's own
+    /// whatever it says.
+    #[must_use]
+    pub fn triggers(mut self, change: impl FnOnce(&mut TriggerHostConfig) + Send + Sync + 'static) -> Self {
+        self.triggers.push(Box::new(change));
         self
     }
 
@@ -793,270 +722,11 @@ impl PlatformBuilder {
         change(&mut self.diagnosis);
         self
     }
-
-    /// Builds the platform, brings back what the store holds, and starts to listen where asked to. On an error
-    /// nothing is left running.
-    ///
-    /// # Errors
-    /// [`BuildError`] names the part and what it refused.
-    pub async fn build(mut self) -> Result<Platform, BuildError> {
-        let recorder = self.recorder.unwrap_or_default();
-        for describe in [
-            sas_autoscale::metrics::describe,
-            sas_control::metrics::describe,
-            sas_pool::metrics::describe,
-            sas_router::metrics::describe,
-            sas_trigger::metrics::describe,
-        ] {
-            describe(&recorder);
-        }
-
-        for quota in self.tenant_quotas.values() {
-            quota.validate().map_err(|errors| BuildError::Config { part: BuildPart::TenantQuota, errors })?;
-        }
-        self.driver.validate().map_err(|errors| BuildError::Config { part: BuildPart::Driver, errors })?;
-        if let Some(dir) = &self.state {
-            let dir = dir.clone();
-            let made = tokio::task::spawn_blocking(move || sas_control::private_dir(&dir)).await;
-            let ended = |error| Error::new(ErrorKind::Unexpected, "state directory", format!("{error}"));
-            made.map_err(ended).flatten().map_err(part(BuildPart::StateDirectory))?;
-        }
-        let (store, own_store): (Arc<dyn Store>, _) = match (self.store, &self.state) {
-            (Some(store), _) => (store, None),
-            (None, Some(dir)) => {
-                let own = open_state(dir).await.map_err(part(BuildPart::StateDirectory))?;
-                (Arc::clone(&own) as _, Some(own))
-            }
-            (None, None) => (Arc::new(MemoryStore::default()), None),
-        };
-
-        let (meter, own_meter): (Arc<dyn MeterSink>, _) = match self.meter {
-            Some(meter) => (meter, None),
-            None => {
-                let mut config = MeterConfig::default();
-                config.store = Arc::clone(&store);
-                config.clock = Arc::clone(&self.clock);
-                config.checkpoint = self.meter_checkpoint;
-                let own = Arc::new(Meter::new(config));
-                (Arc::clone(&own) as _, Some(own))
-            }
-        };
-        let mut exporters = Vec::new();
-        for (name, key, target) in self.usage_exports {
-            let own = own_meter.as_ref().ok_or_else(|| {
-                let message =
-                    "a meter sink of one's own exports its records itself: leave one of the two out";
-                Error::new(ErrorKind::Unsupported, "usage export", message)
-            });
-            let exporter = own.and_then(|own| UsageExporter::new(Arc::clone(own), &name, key, target));
-            exporters.push(exporter.map_err(part(BuildPart::Usage))?);
-        }
-        let mut log_files = None;
-        if let Some((path, limits)) = self.log_file {
-            let files =
-                LogFiles::new(path, limits, Arc::clone(&self.logs)).map_err(part(BuildPart::LogFile))?;
-            let files = Arc::new(files);
-            self.logs = Arc::clone(&files) as _;
-            log_files = Some(files);
-        }
-        let mut scalers = self.scalers;
-        scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
-        let scalers = Scalers::new(scalers);
-        let mut driver = self.driver;
-        driver.clock = Arc::clone(&self.clock);
-        driver.sink = Arc::clone(&self.decisions);
-        let stop = CancellationToken::new();
-        let machine = self.machine.unwrap_or_else(Machine::here);
-        let template = Template {
-            preset: self.preset,
-            machine,
-            configure: self.pool,
-            make_pool: self.make_pool,
-            seed: self.seed,
-            clock: Arc::clone(&self.clock),
-            logs: Arc::clone(&self.logs),
-            meter: Arc::clone(&meter),
-            secrets: self.secrets.clone(),
-            recorder: recorder.clone(),
-            runtimes: self.runtimes.clone(),
-            scalers: scalers.clone(),
-            driver,
-            stop: stop.clone(),
-        };
-        let factory = PlatformEngines::new(template, &self.engines);
-        // Each mistake with its field, before anything is built.
-        #[cfg(feature = "tls")]
-        let encrypted = self.server.tls.is_some();
-        #[cfg(not(feature = "tls"))]
-        let encrypted = false;
-        self.access.check_listener(self.admin, encrypted).map_err(invalid(BuildPart::Admin))?;
-        for spec in &self.engines {
-            factory.config(EngineKey::FIRST, spec).map_err(invalid(BuildPart::Engines))?;
-        }
-        factory.config(EngineKey::FIRST, &EngineSpec::default()).map_err(invalid(BuildPart::Pool))?;
-        let building = Engines::build(Arc::clone(&factory) as Arc<dyn EngineFactory>, self.engines);
-        let engines = building.await.map_err(part(BuildPart::Engines))?;
-        let pool = Arc::clone(&engines) as Arc<dyn Pool>;
-        let router = self.router.unwrap_or_else(|| Arc::new(RouteTable::new(self.seed)));
-        let mut gateway_config = self.gateway;
-        gateway_config.seed = self.seed;
-        gateway_config.recorder = recorder.clone();
-        gateway_config.meter = Some(Arc::clone(&meter));
-        if let Some(quotas) = self.quotas {
-            gateway_config.admission = Admission::new(quotas);
-        }
-        let admission = Arc::clone(&gateway_config.admission);
-        let gateway = Gateway::new(Arc::clone(&router), Arc::clone(&pool), gateway_config);
-
-        let invoker = Arc::clone(&gateway) as Arc<dyn Invoker>;
-        let invoker = match self.wrap_invoker {
-            Some(wrap) => wrap(invoker),
-            None => invoker,
-        };
-        let mut trigger_config = TriggerHostConfig::new(invoker, Arc::clone(&store));
-        trigger_config.clock = Arc::clone(&self.clock);
-        trigger_config.recorder = recorder.clone();
-        trigger_config.publisher = self.publisher;
-        trigger_config.secrets = self.secrets;
-        let triggers = TriggerHost::new(trigger_config);
-        // Before the recovery, which brings stored triggers of these kinds back.
-        for (kind, make) in self.kinds {
-            triggers.register_kind(kind, make);
-        }
-        for (kind, make) in self.sinks {
-            triggers.register_sink(kind, make);
-        }
-        let calls = AsyncCalls::new(
-            Arc::clone(&gateway) as Arc<dyn Handler>,
-            Arc::clone(&store),
-            Arc::clone(&self.clock),
-            Arc::clone(&triggers),
-            self.calls,
-        );
-        let entrance = EventIngress::new(Arc::clone(&gateway) as _, Arc::clone(&triggers), &self.domain)
-            .with_async_calls(Arc::clone(&calls));
-
-        let mut plane = DataPlane::new(router, Arc::clone(&gateway) as Arc<dyn Invoker>);
-        plane.quotas = Some(admission as Arc<dyn Quotas>);
-        plane.answers = Some(Arc::clone(&gateway) as Arc<dyn AnswerCounter>);
-        let mut control_config = ControlConfig::new(Arc::clone(&store), engines, plane);
-        control_config.triggers = Some(Arc::clone(&triggers) as Arc<dyn Triggers>);
-        control_config.tenant_quotas = self.tenant_quotas;
-        control_config.scalers = Some(scalers);
-        control_config.clock = Arc::clone(&self.clock);
-        control_config.domain = self.domain;
-        control_config.packages = self
-            .packages
-            .or_else(|| self.state.as_ref().map(|dir| Arc::new(PackageDir::new(dir.join("packages"))) as _));
-        control_config.manifests = self.manifests;
-        control_config.manifests.fidelity = self.fidelity.unwrap_or_else(|| self.preset.fidelity());
-        control_config.logs = self.logs;
-        control_config.decisions = Arc::clone(&self.decisions);
-        control_config.meter = meter;
-        control_config.prices = self.prices;
-        control_config.diagnosis = self.diagnosis;
-        let watched = [Some(std::env::temp_dir()), self.state.clone()];
-        control_config.diagnosis.directories.extend(watched.into_iter().flatten());
-        control_config.recorder = recorder.clone();
-        control_config.seed = self.seed;
-        let control = Control::new(control_config);
-
-        let roots = self.access.package_roots(self.package_roots.take(), self.admin);
-        let keys = self
-            .access
-            .keys(self.state.as_deref(), self.admin.is_some())
-            .map_err(part(BuildPart::AdminToken))?;
-        let mut admin =
-            Admin::new(Arc::clone(&control), Arc::clone(&keys.authenticator)).with_package_roots(roots);
-        let socket = self.access.socket.take();
-        admin = self.access.open(admin, self.admin);
-        if let Some(render) = self.metrics {
-            admin = admin.with_metrics(render);
-        }
-        let admin = Arc::new(admin);
-        let mut parts = Parts {
-            admin,
-            keys,
-            control,
-            triggers,
-            factory,
-            calls,
-            entrance: Arc::new(entrance),
-            clock: self.clock,
-            gateway,
-            pool,
-            runtimes: self.runtimes,
-            own_store,
-            own_meter: None,
-            exporters,
-            log_files,
-            ingress: None,
-            admin_server: None,
-            #[cfg(unix)]
-            admin_socket: None,
-            tasks: TaskTracker::new(),
-            stop,
-        };
-        let mut server_config = self.server;
-        server_config.recorder = recorder;
-        server_config.max_connections = Some(Preset::connections(machine, server_config.max_connections));
-        match parts.start(self.listen, self.admin, socket, server_config, own_meter).await {
-            Ok(()) => Ok(Platform::new(parts)),
-            Err(error) => {
-                Platform::new(parts).shutdown(Duration::from_secs(1)).await;
-                Err(error)
-            }
-        }
-    }
 }
 
-impl Parts {
-    async fn start(
-        &mut self,
-        listen: Option<SocketAddr>,
-        admin: Option<SocketAddr>,
-        socket: Option<PathBuf>,
-        server: ServerConfig,
-        own_meter: Option<Arc<Meter>>,
-    ) -> Result<(), BuildError> {
-        // Ports first: a port that is taken is the mistake that is quickest to mend.
-        let bind = async |address: Option<SocketAddr>, handler: Arc<dyn Handler>, name| match address {
-            Some(address) => {
-                Server::bind(address, handler, server.clone()).await.map(Some).map_err(part(name))
-            }
-            None => Ok(None),
-        };
-        self.ingress = bind(listen, Arc::clone(&self.entrance) as _, BuildPart::Ingress).await?;
-        self.admin_server = bind(admin, Arc::clone(&self.admin) as _, BuildPart::Admin).await?;
-        #[cfg(unix)]
-        if let Some(path) = socket {
-            let bound = UnixServer::bind(path, Arc::clone(&self.admin) as _, server.clone());
-            self.admin_socket = Some(bound.map_err(part(BuildPart::Admin))?);
-        }
-        #[cfg(not(unix))]
-        let _ = socket;
-        if let Some(meter) = own_meter {
-            // Before the first instance, so that no reading comes before the books are open; and only what was opened is
-            // closed, or a start that failed would hide the gap of a kill.
-            meter.begin().await.map_err(part(BuildPart::Usage))?;
-            self.own_meter = Some(Arc::clone(&meter));
-            let stop = self.stop.clone();
-            self.tasks.spawn(async move { meter.run(stop).await });
-        }
-        for exporter in self.exporters.drain(..) {
-            let stop = self.stop.clone();
-            self.tasks.spawn(async move { exporter.run(stop).await });
-        }
-        self.control.recover().await.map_err(part(BuildPart::Recovery))?;
-        self.calls.recover().await.map_err(part(BuildPart::Recovery))?;
-        self.tasks.spawn(backlog::report(
-            Arc::clone(&self.triggers),
-            Arc::clone(&self.control),
-            Arc::clone(&self.factory),
-            Arc::clone(&self.clock),
-            self.stop.clone(),
-        ));
-        self.tasks.close();
-        Ok(())
+impl Platform {
+    /// Starts composing a platform.
+    pub fn builder() -> PlatformBuilder {
+        PlatformBuilder::default()
     }
 }

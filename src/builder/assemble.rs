@@ -1,0 +1,321 @@
+//! Putting the parts together, and starting them.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use sas_autoscale::ScheduleParser;
+use sas_control::{
+    Admin, Control, ControlConfig, Engines, LogFiles, Meter, MeterConfig, PackageDir, UsageExporter,
+};
+use sas_core::{
+    AnswerCounter, DataPlane, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, Handler, Invoker,
+    MemoryStore, MeterSink, Pool, Quotas, Scalers, SpecErrors, Store, Triggers,
+};
+#[cfg(unix)]
+use sas_router::UnixServer;
+use sas_router::{Admission, Gateway, RouteTable, Server, ServerConfig};
+use sas_trigger::{AsyncCalls, EventIngress, TriggerHost, TriggerHostConfig};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::PlatformBuilder;
+use crate::{
+    backlog,
+    build_error::{BuildError, BuildPart},
+    engines::{PlatformEngines, Template},
+    machine::Machine,
+    own_store::open_state,
+    platform::{Parts, Platform},
+    preset::Preset,
+    schedules::cron,
+};
+
+fn invalid(part: BuildPart) -> impl Fn(SpecErrors) -> BuildError {
+    move |errors| BuildError::Config { part, errors }
+}
+
+fn part(part: BuildPart) -> impl Fn(Error) -> BuildError {
+    move |error| BuildError::Part { part, error }
+}
+
+impl PlatformBuilder {
+    /// Builds the platform, brings back what the store holds, and starts to listen where asked to. On an error
+    /// nothing is left running.
+    ///
+    /// # Errors
+    /// [`BuildError`] names the part and what it refused.
+    pub async fn build(mut self) -> Result<Platform, BuildError> {
+        let recorder = self.recorder.unwrap_or_default();
+        for describe in [
+            sas_autoscale::metrics::describe,
+            sas_control::metrics::describe,
+            sas_pool::metrics::describe,
+            sas_router::metrics::describe,
+            sas_trigger::metrics::describe,
+        ] {
+            describe(&recorder);
+        }
+
+        for quota in self.tenant_quotas.values() {
+            quota.validate().map_err(|errors| BuildError::Config { part: BuildPart::TenantQuota, errors })?;
+        }
+        self.driver.validate().map_err(|errors| BuildError::Config { part: BuildPart::Driver, errors })?;
+        if let Some(dir) = &self.state {
+            let dir = dir.clone();
+            let made = tokio::task::spawn_blocking(move || sas_control::private_dir(&dir)).await;
+            let ended = |error| Error::new(ErrorKind::Unexpected, "state directory", format!("{error}"));
+            made.map_err(ended).flatten().map_err(part(BuildPart::StateDirectory))?;
+        }
+        let (store, own_store): (Arc<dyn Store>, _) = match (self.store, &self.state) {
+            (Some(store), _) => (store, None),
+            (None, Some(dir)) => {
+                let own = open_state(dir).await.map_err(part(BuildPart::StateDirectory))?;
+                (Arc::clone(&own) as _, Some(own))
+            }
+            (None, None) => (Arc::new(MemoryStore::default()), None),
+        };
+
+        let (meter, own_meter): (Arc<dyn MeterSink>, _) = match self.meter {
+            Some(meter) => (meter, None),
+            None => {
+                let mut config = MeterConfig::default();
+                for change in self.meter_config {
+                    change(&mut config);
+                }
+                config.store = Arc::clone(&store);
+                config.clock = Arc::clone(&self.clock);
+                let own = Arc::new(Meter::new(config));
+                (Arc::clone(&own) as _, Some(own))
+            }
+        };
+        let mut exporters = Vec::new();
+        for (name, key, target) in self.usage_exports {
+            let own = own_meter.as_ref().ok_or_else(|| {
+                let message =
+                    "a meter sink of one's own exports its records itself: leave one of the two out";
+                Error::new(ErrorKind::Unsupported, "usage export", message)
+            });
+            let exporter = own.and_then(|own| UsageExporter::new(Arc::clone(own), &name, key, target));
+            exporters.push(exporter.map_err(part(BuildPart::Usage))?);
+        }
+        let mut log_files = None;
+        if let Some((path, limits)) = self.log_file {
+            let files =
+                LogFiles::new(path, limits, Arc::clone(&self.logs)).map_err(part(BuildPart::LogFile))?;
+            let files = Arc::new(files);
+            self.logs = Arc::clone(&files) as _;
+            log_files = Some(files);
+        }
+        let mut scalers = self.scalers;
+        scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
+        let scalers = Scalers::new(scalers);
+        let mut driver = self.driver;
+        driver.clock = Arc::clone(&self.clock);
+        driver.sink = Arc::clone(&self.decisions);
+        let stop = CancellationToken::new();
+        let machine = self.machine.unwrap_or_else(Machine::here);
+        let template = Template {
+            preset: self.preset,
+            machine,
+            configure: self.pool,
+            make_pool: self.make_pool,
+            seed: self.seed,
+            clock: Arc::clone(&self.clock),
+            logs: Arc::clone(&self.logs),
+            meter: Arc::clone(&meter),
+            secrets: self.secrets.clone(),
+            recorder: recorder.clone(),
+            runtimes: self.runtimes.clone(),
+            scalers: scalers.clone(),
+            driver,
+            stop: stop.clone(),
+        };
+        let factory = PlatformEngines::new(template, &self.engines);
+        // Each mistake with its field, before anything is built.
+        #[cfg(feature = "tls")]
+        let encrypted = self.server.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        let encrypted = false;
+        self.access.check_listener(self.admin, encrypted).map_err(invalid(BuildPart::Admin))?;
+        for spec in &self.engines {
+            factory.config(EngineKey::FIRST, spec).map_err(invalid(BuildPart::Engines))?;
+        }
+        factory.config(EngineKey::FIRST, &EngineSpec::default()).map_err(invalid(BuildPart::Pool))?;
+        let building = Engines::build(Arc::clone(&factory) as Arc<dyn EngineFactory>, self.engines);
+        let engines = building.await.map_err(part(BuildPart::Engines))?;
+        let pool = Arc::clone(&engines) as Arc<dyn Pool>;
+        let router = self.router.unwrap_or_else(|| Arc::new(RouteTable::new(self.seed)));
+        let mut gateway_config = self.gateway;
+        gateway_config.seed = self.seed;
+        gateway_config.recorder = recorder.clone();
+        gateway_config.meter = Some(Arc::clone(&meter));
+        if let Some(quotas) = self.quotas {
+            gateway_config.admission = Admission::new(quotas);
+        }
+        let admission = Arc::clone(&gateway_config.admission);
+        let gateway = Gateway::new(Arc::clone(&router), Arc::clone(&pool), gateway_config);
+
+        let invoker = Arc::clone(&gateway) as Arc<dyn Invoker>;
+        let invoker = match self.wrap_invoker {
+            Some(wrap) => wrap(invoker),
+            None => invoker,
+        };
+        let mut trigger_config = TriggerHostConfig::new(Arc::clone(&invoker), Arc::clone(&store));
+        let log = self.events.unwrap_or_else(|| Arc::clone(&trigger_config.log));
+        for change in self.triggers {
+            change(&mut trigger_config);
+        }
+        trigger_config.invoker = invoker;
+        trigger_config.store = Arc::clone(&store);
+        trigger_config.log = log;
+        trigger_config.clock = Arc::clone(&self.clock);
+        trigger_config.recorder = recorder.clone();
+        trigger_config.publisher = self.publisher;
+        trigger_config.secrets = self.secrets;
+        let triggers = TriggerHost::new(trigger_config);
+        // Before the recovery, which brings stored triggers of these kinds back.
+        for (kind, make) in self.kinds {
+            triggers.register_kind(kind, make);
+        }
+        for (kind, make) in self.sinks {
+            triggers.register_sink(kind, make);
+        }
+        let calls = AsyncCalls::new(
+            Arc::clone(&gateway) as Arc<dyn Handler>,
+            Arc::clone(&store),
+            Arc::clone(&self.clock),
+            Arc::clone(&triggers),
+            self.calls,
+        );
+        let entrance = EventIngress::new(Arc::clone(&gateway) as _, Arc::clone(&triggers), &self.domain)
+            .with_async_calls(Arc::clone(&calls));
+
+        let mut plane = DataPlane::new(router, Arc::clone(&gateway) as Arc<dyn Invoker>);
+        plane.quotas = Some(admission as Arc<dyn Quotas>);
+        plane.answers = Some(Arc::clone(&gateway) as Arc<dyn AnswerCounter>);
+        let mut control_config = ControlConfig::new(Arc::clone(&store), Arc::clone(&engines), plane.clone());
+        for change in self.control {
+            change(&mut control_config);
+        }
+        control_config.store = Arc::clone(&store);
+        control_config.engines = engines;
+        control_config.plane = plane;
+        control_config.audit_sink = self.audit;
+        control_config.triggers = Some(Arc::clone(&triggers) as Arc<dyn Triggers>);
+        control_config.tenant_quotas = self.tenant_quotas;
+        control_config.scalers = Some(scalers);
+        control_config.clock = Arc::clone(&self.clock);
+        control_config.domain = self.domain;
+        control_config.packages = self
+            .packages
+            .or_else(|| self.state.as_ref().map(|dir| Arc::new(PackageDir::new(dir.join("packages"))) as _));
+        control_config.manifests = self.manifests;
+        control_config.manifests.fidelity = self.fidelity.unwrap_or_else(|| self.preset.fidelity());
+        control_config.logs = self.logs;
+        control_config.decisions = Arc::clone(&self.decisions);
+        control_config.meter = meter;
+        control_config.prices = self.prices;
+        control_config.diagnosis = self.diagnosis;
+        let watched = [Some(std::env::temp_dir()), self.state.clone()];
+        control_config.diagnosis.directories.extend(watched.into_iter().flatten());
+        control_config.recorder = recorder.clone();
+        control_config.seed = self.seed;
+        let control = Control::new(control_config);
+
+        let roots = self.access.package_roots(self.package_roots.take(), self.admin);
+        let keys = self
+            .access
+            .keys(self.state.as_deref(), self.admin.is_some())
+            .map_err(part(BuildPart::AdminToken))?;
+        let mut admin =
+            Admin::new(Arc::clone(&control), Arc::clone(&keys.authenticator)).with_package_roots(roots);
+        let socket = self.access.socket.take();
+        admin = self.access.open(admin, self.admin);
+        if let Some(render) = self.metrics {
+            admin = admin.with_metrics(render);
+        }
+        let admin = Arc::new(admin);
+        let mut parts = Parts {
+            admin,
+            keys,
+            control,
+            triggers,
+            factory,
+            calls,
+            entrance: Arc::new(entrance),
+            clock: self.clock,
+            gateway,
+            pool,
+            runtimes: self.runtimes,
+            own_store,
+            own_meter: None,
+            exporters,
+            log_files,
+            ingress: None,
+            admin_server: None,
+            #[cfg(unix)]
+            admin_socket: None,
+            tasks: TaskTracker::new(),
+            stop,
+        };
+        let mut server_config = self.server;
+        server_config.recorder = recorder;
+        server_config.max_connections = Some(Preset::connections(machine, server_config.max_connections));
+        match parts.start(self.listen, self.admin, socket, server_config, own_meter).await {
+            Ok(()) => Ok(Platform::new(parts)),
+            Err(error) => {
+                Platform::new(parts).shutdown(Duration::from_secs(1)).await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Parts {
+    async fn start(
+        &mut self,
+        listen: Option<SocketAddr>,
+        admin: Option<SocketAddr>,
+        socket: Option<PathBuf>,
+        server: ServerConfig,
+        own_meter: Option<Arc<Meter>>,
+    ) -> Result<(), BuildError> {
+        // Ports first: a port that is taken is the mistake that is quickest to mend.
+        let bind = async |address: Option<SocketAddr>, handler: Arc<dyn Handler>, name| match address {
+            Some(address) => {
+                Server::bind(address, handler, server.clone()).await.map(Some).map_err(part(name))
+            }
+            None => Ok(None),
+        };
+        self.ingress = bind(listen, Arc::clone(&self.entrance) as _, BuildPart::Ingress).await?;
+        self.admin_server = bind(admin, Arc::clone(&self.admin) as _, BuildPart::Admin).await?;
+        #[cfg(unix)]
+        if let Some(path) = socket {
+            let bound = UnixServer::bind(path, Arc::clone(&self.admin) as _, server.clone());
+            self.admin_socket = Some(bound.map_err(part(BuildPart::Admin))?);
+        }
+        #[cfg(not(unix))]
+        let _ = socket;
+        if let Some(meter) = own_meter {
+            // Before the first instance, so that no reading comes before the books are open; and only what was opened is
+            // closed, or a start that failed would hide the gap of a kill.
+            meter.begin().await.map_err(part(BuildPart::Usage))?;
+            self.own_meter = Some(Arc::clone(&meter));
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move { meter.run(stop).await });
+        }
+        for exporter in self.exporters.drain(..) {
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move { exporter.run(stop).await });
+        }
+        self.control.recover().await.map_err(part(BuildPart::Recovery))?;
+        self.calls.recover().await.map_err(part(BuildPart::Recovery))?;
+        self.tasks.spawn(backlog::report(
+            Arc::clone(&self.triggers),
+            Arc::clone(&self.control),
+            Arc::clone(&self.factory),
+            Arc::clone(&self.clock),
+            self.stop.clone(),
+        ));
+        self.tasks.close();
+        Ok(())
+    }
+}
