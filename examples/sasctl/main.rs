@@ -4,7 +4,8 @@
 //! sasctl deploy .                     a directory, an archive, a jar, a .wasm, an image, or a manifest
 //! sasctl list | get NAME | delete NAME
 //! sasctl logs NAME [-f] | invoke NAME [PATH] | why NAME | usage [NAME] | diagnose
-//! sasctl traffic NAME REVISION=PERCENT... | rollback NAME [REVISION]
+//! sasctl traffic NAME REVISION=PERCENT... | rollback NAME [REVISION] | alias NAME ALIAS [REVISION]
+//! sasctl disable NAME | enable NAME | delete NAME [--revision REVISION] | apps | app APP | env APP NAME=VALUE...
 //! sasctl tokens create NAME --scope deploy | tokens list | tokens revoke ID | audit | whoami
 //! sasctl completion bash
 //! ```
@@ -92,8 +93,55 @@ enum Command {
     },
     /// Shows a service with its revisions.
     Get { name: String },
-    /// Deletes a service with all its revisions.
-    Delete { name: String },
+    /// Deletes a service with all its revisions, or one revision of it.
+    Delete {
+        name: String,
+        /// Only this revision, which must get no traffic.
+        #[arg(long)]
+        revision: Option<String>,
+    },
+    /// Switches a service off: nothing of it starts, and its triggers wait.
+    Disable {
+        name: String,
+        /// Why, for those who look at it later.
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Switches a service on again.
+    Enable { name: String },
+    /// Gives a revision a name of one's own, or takes the name away.
+    Alias {
+        name: String,
+        alias: String,
+        /// A revision, another alias, or latest; without it the alias goes.
+        revision: Option<String>,
+    },
+    /// Lists apps: groups of services by their label sas.dev/app.
+    Apps,
+    /// Shows an app: its services, and the versions of its environment.
+    App {
+        app: String,
+        /// Deletes it with its services and the triggers that send to them.
+        #[arg(long)]
+        delete: bool,
+    },
+    /// Sets variables of an app's environment; each of its services gets a revision with them.
+    Env {
+        app: String,
+        /// NAME=VALUE, NAME=secret:REFERENCE, or NAME- to take it away. The others stay.
+        variables: Vec<String>,
+        /// Goes back to this version instead.
+        #[arg(long, conflicts_with = "variables")]
+        revert: Option<u64>,
+        /// Why, for those who look at it later.
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Deletes all that the namespace has: services, triggers, brokers, environments, quota, tokens.
+    DeleteTenant {
+        /// The namespace once more, so that it is not another by accident.
+        tenant: String,
+    },
     /// Shows the last lines that a service wrote.
     Logs {
         name: String,
@@ -214,7 +262,93 @@ async fn run(cli: Cli) -> Result<(), Failed> {
             let text = shown_service(&shown);
             (shown, text)
         }
-        Command::Delete { name } => {
+        Command::Delete { name, revision: Some(revision) } => {
+            let path = format!("{}/revisions/{}", service(&name), percent(&revision));
+            let left = client.send("DELETE", &path, &[], Default::default()).await?.json()?;
+            (left, format!("deleted {revision}"))
+        }
+        Command::Disable { name, reason } => {
+            let body = json!({"reason": reason});
+            let answer = client.post(&format!("{}/disable", service(&name)), &body).await?;
+            let text = format!("{name} is disabled since {}", cell(&answer["disabled"]["since"]));
+            (answer, text)
+        }
+        Command::Enable { name } => {
+            let answer = client.post(&format!("{}/enable", service(&name)), &json!({})).await?;
+            (answer, format!("{name} is enabled"))
+        }
+        Command::Alias { name, alias, revision } => {
+            let path = format!("{}/aliases/{}", service(&name), percent(&alias));
+            let answer = match &revision {
+                Some(revision) => {
+                    let body = json!({"revision": revision}).to_string();
+                    client.send("PUT", &path, &[], body.into()).await?.json()?
+                }
+                None => client.send("DELETE", &path, &[], Default::default()).await?.json()?,
+            };
+            let text = match revision {
+                Some(_) => format!("{alias} is {}", cell(&answer["aliases"][&alias])),
+                None => format!("{alias} names nothing any more"),
+            };
+            (answer, text)
+        }
+        Command::Apps => {
+            let path = format!("/v1/apps?limit=5000&namespace={}", percent(&cli.namespace));
+            let answer = client.get(&path).await?;
+            let apps = answer["apps"].as_array().into_iter().flatten();
+            let text = apps.map(|app| cell(&app["app"])).collect::<Vec<_>>().join("\n");
+            (answer, text)
+        }
+        Command::App { app, delete } => {
+            let path = format!("/v1/apps/{}/{}", percent(&cli.namespace), percent(&app));
+            if delete {
+                let answer = client.send("DELETE", &path, &[], Default::default()).await?.json()?;
+                let gone = |what: &str| answer[what].as_array().map_or(0, Vec::len);
+                let text =
+                    format!("deleted {app}: {} services, {} triggers", gone("services"), gone("triggers"));
+                (answer, text)
+            } else {
+                let answer = client.get(&path).await?;
+                let text = shown_app(&answer);
+                (answer, text)
+            }
+        }
+        Command::Env { app, variables, revert, reason } => {
+            let path = format!("/v1/apps/{}/{}", percent(&cli.namespace), percent(&app));
+            let answer = match (revert, variables.is_empty()) {
+                (Some(version), _) => {
+                    let body = json!({"version": version, "reason": reason});
+                    client.post(&format!("{path}/environment/revert"), &body).await?
+                }
+                (None, true) => client.get(&path).await?,
+                (None, false) => {
+                    let body =
+                        json!({"variables": merged(&client, &path, &variables).await?, "reason": reason});
+                    let path = format!("{path}/environment");
+                    client.send("PUT", &path, &[], body.to_string().into()).await?.json()?
+                }
+            };
+            let text = shown_app(&answer);
+            (answer, text)
+        }
+        Command::DeleteTenant { tenant } => {
+            if tenant != cli.namespace {
+                let message = format!("give the tenant twice: sasctl -n {tenant} delete-tenant {tenant}");
+                return Err(Failed(message));
+            }
+            let path = format!("/v1/tenants/{}", percent(&tenant));
+            let answer = client.send("DELETE", &path, &[], Default::default()).await?.json()?;
+            let gone = |what: &str| answer[what].as_array().map_or(0, Vec::len);
+            let text = format!(
+                "deleted {tenant}: {} services, {} triggers, {} brokers, {} tokens",
+                gone("services"),
+                gone("triggers"),
+                gone("brokers"),
+                gone("tokens")
+            );
+            (answer, text)
+        }
+        Command::Delete { name, revision: None } => {
             let gone = client.send("DELETE", &service(&name), &[], Default::default()).await?.json()?;
             let text = format!("deleted {}", cell(&gone["deleted"]));
             (gone, text)
@@ -539,4 +673,58 @@ async fn tokens(client: &Client, command: Tokens) -> Result<(Value, String), Fai
             Ok((gone, text))
         }
     }
+}
+
+/// The variables that an app has, with these changes.
+async fn merged(client: &Client, path: &str, changes: &[String]) -> Result<Value, Failed> {
+    // An app to which nothing belongs yet begins with these.
+    let app = match client.send("GET", path, &[], Default::default()).await {
+        Ok(answer) => answer.json()?,
+        Err(failed) if failed.0.starts_with("404 ") => Value::Null,
+        Err(failed) => return Err(failed),
+    };
+    let mut variables = app["environments"][0]["variables"].as_object().cloned().unwrap_or_default();
+    for change in changes {
+        match (change.split_once('='), change.strip_suffix('-')) {
+            (Some((name, value)), _) => {
+                let value = match value.strip_prefix("secret:") {
+                    Some(secret) => json!({ "secret": secret }),
+                    None => json!(value),
+                };
+                variables.insert(name.to_owned(), value);
+            }
+            (None, Some(name)) => {
+                variables.remove(name);
+            }
+            (None, None) => {
+                let message = format!("{change}: write NAME=VALUE, NAME=secret:REFERENCE or NAME-");
+                return Err(Failed(message));
+            }
+        }
+    }
+    Ok(variables.into())
+}
+
+fn shown_app(app: &Value) -> String {
+    let rows = |list: &str, columns: &[&str]| -> Vec<Vec<String>> {
+        let all = app[list].as_array().into_iter().flatten();
+        all.map(|row| columns.iter().map(|column| cell(&row[*column])).collect()).collect()
+    };
+    let services = rows("services", &["name", "revision", "environmentVersion"]);
+    let versions = rows("environments", &["version", "createdAt", "author", "reason"]);
+    let variables: Vec<Vec<String>> = app["environments"][0]["variables"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| {
+            let secret = value["secret"].as_str().map(|secret| format!("secret:{secret}"));
+            vec![name.clone(), secret.unwrap_or_else(|| cell(value))]
+        })
+        .collect();
+    [
+        table(&["SERVICE", "REVISION", "ENVIRONMENT"], &services),
+        table(&["VERSION", "MADE", "BY", "WHY"], &versions),
+        table(&["VARIABLE", "VALUE"], &variables),
+    ]
+    .join("\n")
 }

@@ -199,8 +199,12 @@ impl Control {
 
 fn chosen(record: &ServiceRecord, asked: Option<&str>) -> Result<String> {
     let path = record.path();
+    if record.disabled.is_some() {
+        let message = format!("{path} is disabled, and nothing of it starts; enable it first");
+        return Err(Error::new(ErrorKind::Conflict, "invoke", message));
+    }
     let found = match asked {
-        Some(name) => record.revision(name).ok_or_else(|| {
+        Some(name) => record.resolve(name).ok_or_else(|| {
             Error::new(ErrorKind::NotFound, "invoke", format!("{path} has no revision {name}"))
         })?,
         None => record

@@ -58,6 +58,7 @@ mod decisions;
 mod diagnosis;
 mod engine;
 mod invoke;
+mod labels;
 mod log_files;
 mod logs;
 mod meter;
@@ -75,13 +76,14 @@ mod view;
 pub use admin::{Admin, PeerAuthenticator, TokenAuthenticator};
 pub use audit::{AuditLimits, AuditRecord, AuditSink};
 pub use control::{
-    Applied, Control, ControlConfig, DeployOutcome, HourUsageView, NamespaceUsageView, Recovery,
-    RolloutAction, UsageGapView, UsageHoursView, UsageView,
+    AppRecord, Applied, Control, ControlConfig, DeployOutcome, EnvVersion, HourUsageView, NamespaceUsageView,
+    Purged, Recovery, RolloutAction, UsageGapView, UsageHoursView, UsageView,
 };
 pub use decisions::DecisionLog;
 pub use diagnosis::{Diagnosis, DiagnosisConfig, Finding, Severity};
 pub use engine::{EnginePhase, EngineView, Engines, LeftBehind, UpgradeReport};
 pub use invoke::{Phases, TestReport, TestRun};
+pub use labels::{APP_LABEL, LabelSelector};
 pub use log_files::{LogFileLimits, LogFiles};
 pub use logs::{LogBuffer, LogLimits};
 pub use meter::{
@@ -91,11 +93,11 @@ pub use meter::{
 pub use package::PackageDir;
 pub use private::private_dir;
 pub use reconcile::{GcLimits, Rules};
-pub use record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};
+pub use record::{AppEnv, Disabled, Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};
 pub use registry::RuntimeRegistry;
 pub use roots::PackageRoots;
 pub use tokens::{MadeToken, NewToken, TokenView, Tokens};
 pub use view::{
-    Condition, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutStage, RolloutView,
-    ServiceView, TrafficView, TriggerView,
+    Condition, DisabledView, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutStage,
+    RolloutView, ServiceView, TrafficView, TriggerView,
 };

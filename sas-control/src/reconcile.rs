@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use sas_core::{HostPattern, Quota, RevisionKey, RouteAction, RouteChange, RouteRule, Split, Timestamp};
 
-use crate::record::{RevisionState, ServiceRecord, Share};
+use crate::record::{RevisionRecord, RevisionState, ServiceRecord, Share};
+
+/// Knative's annotation of a template whose revision is never collected.
+const NO_GC: &str = "serving.knative.dev/no-gc";
 
 /// What runs of one service.
 #[derive(Clone, Debug, Default)]
@@ -185,14 +188,17 @@ pub(crate) fn reconcile(
         observed.registrations.iter().find(|r| r.revision == revision && r.routable && !r.retiring)
     };
 
+    // What a service would have that is switched off is kept, and nothing of it runs.
+    let enabled = record.disabled.is_none();
     let shares = record.shares(now);
     let mut starts: Vec<&str> = Vec::new();
     if let Some(latest) = record.latest_created()
         && latest.state == RevisionState::Pending
+        && enabled
     {
         starts.push(&latest.name);
     }
-    for share in &shares {
+    for share in shares.iter().filter(|_| enabled) {
         let blocked = observed.blocked.get(&share.revision).is_some_and(|blocked| now < blocked.until);
         if running(&share.revision).is_none() && !blocked && !starts.contains(&share.revision.as_str()) {
             starts.push(&share.revision);
@@ -205,7 +211,8 @@ pub(crate) fn reconcile(
     if observed.quota != record.quota {
         return vec![Command::Limit(record.quota)];
     }
-    let hosts = routes(record, &shares, rules, |revision| running(revision).map(|r| r.key));
+    let key = |revision: &str| running(revision).filter(|_| enabled).map(|r| r.key);
+    let hosts = routes(record, &shares, rules, key);
     let changes = changes(&observed.hosts, &hosts);
     if !changes.is_empty() {
         return vec![Command::Route(changes)];
@@ -225,7 +232,7 @@ pub(crate) fn reconcile(
     for registration in observed.registrations.iter().filter(|registration| !registration.retiring) {
         let wanted = shares.iter().any(|share| share.revision == registration.revision);
         let lingers = now.since(registration.last_used) < rules.test_linger;
-        let keep = if registration.routable { wanted } else { lingers };
+        let keep = enabled && if registration.routable { wanted } else { lingers };
         if !keep {
             commands.push(Command::Retire { key: registration.key });
         }
@@ -360,7 +367,9 @@ fn changes(
     set.chain(removed).collect()
 }
 
-/// Knative's rule: of those without traffic, too many go at once, the old ones when enough are left.
+/// Knative's rules: of those without traffic, the ones that are old by both measures while more than the minimum are left,
+/// and beyond the maximum those whose traffic is longest ago. Never one that gets traffic or holds a tag, which are the
+/// shares; that is the latest, has an alias, or says that it is to be kept.
 fn collectable(
     record: &ServiceRecord,
     shares: &[Share],
@@ -370,27 +379,37 @@ fn collectable(
 ) -> Vec<String> {
     let latest = record.latest_created().map(|revision| revision.name.as_str());
     let latest_ready = record.latest_ready().map(|revision| revision.name.as_str());
-    let non_active: Vec<_> = record
+    let last_active = |revision: &RevisionRecord| revision.retired_at.unwrap_or(revision.created_at);
+    let mut non_active: Vec<_> = record
         .revisions
         .iter()
         .filter(|revision| {
-            !shares.iter().any(|share| share.revision == revision.name)
-                && Some(revision.name.as_str()) != latest
-                && Some(revision.name.as_str()) != latest_ready
-                && record.rolling.as_ref().is_none_or(|r| r.from != revision.name && r.to != revision.name)
+            let name = revision.name.as_str();
+            let kept = revision.annotations.get(NO_GC).is_some_and(|kept| kept.eq_ignore_ascii_case("true"));
+            !kept
+                && !shares.iter().any(|share| share.revision == name)
+                // One that waits for another to be ready has its tag all the same.
+                && !record.traffic.iter().any(|target| target.revision_name.as_deref() == Some(name))
+                && Some(name) != latest
+                && Some(name) != latest_ready
+                && record.aliases_of(name).next().is_none()
+                && record.rolling.as_ref().is_none_or(|r| r.from != name && r.to != name)
         })
         .collect();
+    non_active.sort_by_key(|revision| last_active(revision));
     let mut left = non_active.len();
-    let mut old = Vec::new();
-    for revision in &non_active {
-        let in_use = observed.registrations.iter().any(|r| r.revision == revision.name);
-        let too_many = left > gc.max_non_active;
-        let aged = left > gc.min_non_active
-            && now.since(revision.created_at) >= gc.retain_since_create
-            && now.since(revision.retired_at.unwrap_or(revision.created_at)) >= gc.retain_since_last_active;
-        if !in_use && (too_many || aged) {
-            old.push(revision.name.clone());
-            left -= 1;
+    let mut old: Vec<String> = Vec::new();
+    let in_use = |name: &str| observed.registrations.iter().any(|r| r.revision == name);
+    for aged_only in [true, false] {
+        for revision in &non_active {
+            let aged = left > gc.min_non_active
+                && now.since(revision.created_at) >= gc.retain_since_create
+                && now.since(last_active(revision)) >= gc.retain_since_last_active;
+            let goes = if aged_only { aged } else { left > gc.max_non_active };
+            if goes && !in_use(&revision.name) && !old.contains(&revision.name) {
+                old.push(revision.name.clone());
+                left -= 1;
+            }
         }
     }
     old

@@ -12,8 +12,12 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::labels::APP_LABEL;
+
 /// The format of the records that this version writes.
 const FORMAT: u16 = 1;
+/// The alias that every service has: of the youngest revision that is ready.
+pub(crate) const LATEST: &str = "latest";
 
 /// A service, as the store holds it under `service/<namespace>/<name>`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,10 +67,31 @@ pub struct ServiceRecord {
     /// A move of traffic that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolling: Option<Rolling>,
+    /// Set while it is switched off: nothing of it starts, its triggers wait, and requests are answered with 503.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled: Option<Disabled>,
+    /// Names of one's own for revisions; they keep them, and stand wherever a revision's name may.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<String, String>,
     /// The number of the next revision that is not given a name.
     pub next_number: u32,
     /// Its revisions, oldest first.
     pub revisions: Vec<RevisionRecord>,
+}
+
+/// That a service is switched off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Disabled {
+    /// Since when.
+    pub at: Timestamp,
+    /// Who did it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Principal>,
+    /// Why, where that was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// A gradual move of the latest revision's share to a new one.
@@ -123,6 +148,26 @@ pub struct RevisionRecord {
     /// Who deployed it, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub author: Option<Principal>,
+    /// Why it was made: the annotation `kubernetes.io/change-cause` of its manifest, or what a change of its app's
+    /// environment gave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What it has of the environment of its app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_env: Option<AppEnv>,
+}
+
+/// What a revision has of the environment of its app.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct AppEnv {
+    /// The app.
+    pub app: String,
+    /// The version of its environment.
+    pub version: u64,
+    /// The variables that come from there; the others are the service's own.
+    pub names: Vec<String>,
 }
 
 /// Reads a spec as this version and earlier ones wrote it: what is now in the options of the scaler was beside them.
@@ -217,6 +262,8 @@ impl ServiceRecord {
             rollout: Duration::ZERO,
             plan: None,
             rolling: None,
+            disabled: None,
+            aliases: BTreeMap::new(),
             next_number: 1,
             revisions: Vec::new(),
         }
@@ -230,6 +277,25 @@ impl ServiceRecord {
     /// The revision of that name.
     pub fn revision(&self, name: &str) -> Option<&RevisionRecord> {
         self.revisions.iter().find(|revision| revision.name == name)
+    }
+
+    /// The revision that a name means: its own name, an alias, or `latest` for the youngest that is ready.
+    pub fn resolve(&self, name: &str) -> Option<&RevisionRecord> {
+        match self.revision(name) {
+            None if name == LATEST => self.latest_ready(),
+            None => self.aliases.get(name).and_then(|revision| self.revision(revision)),
+            found => found,
+        }
+    }
+
+    /// The app that it belongs to, if any: its label [`crate::APP_LABEL`].
+    pub fn app(&self) -> Option<&str> {
+        self.labels.get(APP_LABEL).map(String::as_str).filter(|app| !app.is_empty())
+    }
+
+    /// The aliases of a revision.
+    pub fn aliases_of(&self, revision: &str) -> impl Iterator<Item = &str> {
+        self.aliases.iter().filter(move |(_, named)| *named == revision).map(|(alias, _)| alias.as_str())
     }
 
     pub(crate) fn revision_mut(&mut self, name: &str) -> Option<&mut RevisionRecord> {
@@ -406,6 +472,8 @@ mod tests {
             state: RevisionState::Ready,
             notes: Vec::new(),
             author: None,
+            reason: None,
+            app_env: None,
             retired_at: None,
         });
         let mut stored: Value = serde_json::from_slice(&record.encode().unwrap()).unwrap();

@@ -219,8 +219,30 @@ pub struct RevisionView {
     /// Who deployed it, where that is known.
     #[schema(value_type = Option<String>)]
     pub author: Option<Principal>,
+    /// Why it was made, where that was said.
+    pub reason: Option<String>,
+    /// Labels of its template.
+    pub labels: BTreeMap<String, String>,
+    /// Names of one's own that it has.
+    pub aliases: Vec<String>,
+    /// The version of its app's environment that it has; `null`: none.
+    pub environment_version: Option<u64>,
     /// Whether it can serve.
     pub conditions: Vec<Condition>,
+}
+
+/// That a service is switched off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct DisabledView {
+    /// Since when, in RFC 3339.
+    pub since: String,
+    /// Who did it, where that is known.
+    #[schema(value_type = Option<String>)]
+    pub by: Option<Principal>,
+    /// Why, where that was said.
+    pub reason: Option<String>,
 }
 
 /// A service as the admin API shows it.
@@ -241,6 +263,12 @@ pub struct ServiceView {
     pub changed_by: Option<Principal>,
     /// When it was first deployed, in RFC 3339.
     pub created_at: String,
+    /// The app that it belongs to: its label `sas.dev/app`.
+    pub app: Option<String>,
+    /// That it is switched off; `null`: it is not.
+    pub disabled: Option<DisabledView>,
+    /// Names of one's own for revisions.
+    pub aliases: BTreeMap<String, String>,
     /// Labels of the manifest.
     pub labels: BTreeMap<String, String>,
     /// Annotations of the manifest.
@@ -304,6 +332,11 @@ impl Control {
             (condition.status == "False").then_some(condition)
         });
         let routes = match serving {
+            _ if record.disabled.is_some() => {
+                let why = record.disabled.as_ref().and_then(|disabled| disabled.reason.as_deref());
+                let message = format!("it is switched off: {}", why.unwrap_or("no reason was given"));
+                Condition::new("RoutesReady", "False", "Disabled", message)
+            }
             Some(failing) => Condition { kind: "RoutesReady", ..failing },
             None if percent == 100 => Condition::new("RoutesReady", "True", "", ""),
             None if percent == 0 => Condition::new(
@@ -338,6 +371,13 @@ impl Control {
             generation: record.generation,
             changed_by: record.changed_by.clone(),
             created_at: rfc3339(record.created_at),
+            app: record.app().map(str::to_owned),
+            disabled: record.disabled.as_ref().map(|disabled| DisabledView {
+                since: rfc3339(disabled.at),
+                by: disabled.by.clone(),
+                reason: disabled.reason.clone(),
+            }),
+            aliases: record.aliases.clone(),
             labels: record.labels.clone(),
             annotations: record.annotations.clone(),
             latest_created_revision: record.latest_created().map(|revision| revision.name.clone()),
@@ -376,6 +416,10 @@ impl Control {
             }),
             notes: revision.notes.clone(),
             author: revision.author.clone(),
+            reason: revision.reason.clone(),
+            labels: revision.labels.clone(),
+            aliases: record.aliases_of(&revision.name).map(str::to_owned).collect(),
+            environment_version: revision.app_env.as_ref().map(|env| env.version),
             conditions: self.revision_conditions(record, revision),
         }
     }

@@ -193,55 +193,6 @@ pub(super) fn after(cursor: Option<&str>) -> Result<Option<String>, Failure> {
     }
 }
 
-/// Which labels a thing must have: `app=shop,tier!=web,canary,!old`, all of them.
-#[derive(Debug, Default)]
-pub(super) struct LabelSelector(Vec<Requirement>);
-
-#[derive(Debug)]
-enum Requirement {
-    Is(String, String),
-    IsNot(String, String),
-    Has(String),
-    HasNot(String),
-}
-
-impl LabelSelector {
-    pub(super) fn parse(text: Option<&str>) -> Result<Self, Failure> {
-        let mut requirements = Vec::new();
-        for part in text.unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let found = if let Some((key, value)) = part.split_once("!=") {
-                Requirement::IsNot(key.trim().to_owned(), value.trim().to_owned())
-            } else if let Some((key, value)) = part.split_once('=') {
-                let value = value.strip_prefix('=').unwrap_or(value);
-                Requirement::Is(key.trim().to_owned(), value.trim().to_owned())
-            } else if let Some(key) = part.strip_prefix('!') {
-                Requirement::HasNot(key.trim().to_owned())
-            } else {
-                Requirement::Has(part.to_owned())
-            };
-            let (Requirement::Is(key, _)
-            | Requirement::IsNot(key, _)
-            | Requirement::Has(key)
-            | Requirement::HasNot(key)) = &found;
-            if key.is_empty() || key.contains(['=', '!', ' ', '(', ')']) {
-                let problem = "must be like app=shop,tier!=web,canary,!old";
-                return Err(Failure::field("labels", part, problem));
-            }
-            requirements.push(found);
-        }
-        Ok(Self(requirements))
-    }
-
-    pub(super) fn matches(&self, labels: &std::collections::BTreeMap<String, String>) -> bool {
-        self.0.iter().all(|requirement| match requirement {
-            Requirement::Is(key, value) => labels.get(key) == Some(value),
-            Requirement::IsNot(key, value) => labels.get(key) != Some(value),
-            Requirement::Has(key) => labels.contains_key(key),
-            Requirement::HasNot(key) => !labels.contains_key(key),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,31 +204,6 @@ mod tests {
         assert_ne!(tag, entity_tag(Version(17), b"shown otherwise"));
         for wrong in ["17", "\"\"", "W/\"17.a\"", "\"x.1\"", "\"17"] {
             assert_eq!(version_of(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn labels_are_selected_as_kubernetes_does_by_equality() {
-        let labels = [("app", "shop"), ("tier", "web")];
-        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        for (text, matches) in [
-            ("", true),
-            ("app=shop", true),
-            ("app==shop,tier=web", true),
-            ("app=bank", false),
-            ("app!=bank", true),
-            ("other!=x", true),
-            ("tier!=web", false),
-            ("app", true),
-            ("canary", false),
-            ("!canary,app", true),
-            ("!app", false),
-        ] {
-            let selector = LabelSelector::parse(Some(text)).expect(text);
-            assert_eq!(selector.matches(&labels), matches, "{text}");
-        }
-        for wrong in ["=x", "!", "a in (b)", "!=x"] {
-            assert!(LabelSelector::parse(Some(wrong)).is_err(), "{wrong}");
         }
     }
 

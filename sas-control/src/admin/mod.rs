@@ -4,12 +4,14 @@
 #![allow(unused_qualifications, reason = "utoipa::path writes types of its arguments with a qualification")]
 
 mod access;
+mod apps;
 mod authorize;
 mod describe;
 mod engines;
 mod events;
 mod extract;
 mod guard;
+mod life;
 mod limit;
 mod observe;
 mod packages;
@@ -309,7 +311,16 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(services::list, services::apply))
         .routes(routes!(services::show, services::delete))
         .routes(routes!(services::revisions))
-        .routes(routes!(services::revision))
+        .routes(routes!(services::revision, life::delete_revision))
+        .routes(routes!(life::revisions))
+        .routes(routes!(life::disable))
+        .routes(routes!(life::enable))
+        .routes(routes!(life::set_alias, life::remove_alias))
+        .routes(routes!(life::delete_tenant))
+        .routes(routes!(apps::list))
+        .routes(routes!(apps::show, apps::delete))
+        .routes(routes!(apps::set_environment))
+        .routes(routes!(apps::revert))
         .routes(routes!(services::traffic, services::set_traffic))
         .routes(routes!(services::rollout, services::steer_rollout))
         .routes(routes!(services::roll_back))

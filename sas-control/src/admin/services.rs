@@ -11,13 +11,12 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Touched,
-    extract::{
-        Caller, LabelSelector, Path, Query, Seen, Sent, ServicePath, after, cursor, entity_tag, page_size,
-    },
+    extract::{Caller, Path, Query, Seen, Sent, ServicePath, after, cursor, entity_tag, page_size},
     problem::Failure,
 };
 use crate::{
     control::{Applied, RolloutAction, expecting},
+    labels::LabelSelector,
     record::ServiceRecord,
     view::{Condition, RevisionView, RolloutView, ServiceView, TrafficView},
 };
@@ -39,7 +38,7 @@ type Answer<T> = Result<T, Failure>;
 pub(super) struct ListQuery {
     /// Of this namespace only.
     namespace: Option<String>,
-    /// With these labels: `app=shop,tier!=web,canary,!old`.
+    /// With these labels, as Kubernetes selects: `sas.dev/app=shop,tier!=web,env in (test,live),canary,!old`.
     labels: Option<String>,
     /// At most so many; 500 without it.
     #[param(minimum = 1, maximum = 5000)]
@@ -185,11 +184,11 @@ pub(super) struct RevisionDetail {
 #[into_params(parameter_in = Path)]
 pub(super) struct RevisionPath {
     /// The namespace, which is the tenant.
-    namespace: String,
+    pub(super) namespace: String,
     /// The service.
-    name: String,
+    pub(super) name: String,
     /// The revision.
-    revision: String,
+    pub(super) revision: String,
 }
 
 /// Where the traffic is to go, and where it goes.
@@ -276,7 +275,7 @@ pub(super) async fn list(
     Query(query): Query<ListQuery>,
 ) -> Answer<Json<ServiceList>> {
     let (limit, after) = (page_size(query.limit, PAGE, MOST)?, after(query.next.as_deref())?);
-    let labels = LabelSelector::parse(query.labels.as_deref())?;
+    let labels = LabelSelector::parse(query.labels.as_deref().unwrap_or_default())?;
     let records = api.control.records();
     let mut found = records.iter().filter(|record| {
         caller.reaches(&record.namespace)
@@ -559,7 +558,12 @@ impl Api {
     }
 
     /// An answer about a service with its tag, or 304 if the client has it.
-    fn tagged(&self, record: &ServiceRecord, view: &impl Serialize, headers: Option<&HeaderMap>) -> Response {
+    pub(super) fn tagged(
+        &self,
+        record: &ServiceRecord,
+        view: &impl Serialize,
+        headers: Option<&HeaderMap>,
+    ) -> Response {
         let Some(version) = self.control.version(&record.namespace, &record.name) else {
             return Json(view).into_response();
         };

@@ -1,8 +1,10 @@
 //! What people ask for: deploy, traffic, roll back, delete.
 
+use super::apps::differs_by_app_only;
 use super::{
     Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_service, precondition, refused,
 };
+use crate::labels::APP_LABEL;
 use crate::package;
 use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord, sha256};
 use crate::registry::RuntimeRegistry;
@@ -11,9 +13,12 @@ use sas_core::{
     BlobStore as _, Error, ErrorKind, Principal, Result, RevisionSpec, Source, SpecErrors, TenantKey,
 };
 use sas_knative::manifest::{Manifest, ServiceManifest, TrafficTarget, parse};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::time::Instant;
+
+type Annotations = BTreeMap<String, String>;
 
 impl Control {
     /// Reads manifests and applies each in turn.
@@ -139,7 +144,7 @@ impl Control {
         }
         self.check_data_plane(manifest.quota.is_some(), manifest.plan.is_some())?;
         let pinning = self.pins.pinning().await;
-        let (spec, package) = self
+        let (mut spec, package) = self
             .pin(&manifest.spec, &running.runtimes, tenant)
             .await
             .map_err(|error| at_annotation(error, &manifest))?;
@@ -147,9 +152,13 @@ impl Control {
             // Should the deploy be refused; else a record names it by the time that somebody looks.
             self.pins.suspect([package.clone()]);
         }
-        let digest = identity(&spec, package.as_deref())?;
+        let own_digest = identity(&spec, package.as_deref())?;
 
         let changing = self.change(&path).await;
+        let app = manifest.labels.get(APP_LABEL).map(String::as_str).filter(|app| !app.is_empty());
+        self.check_purges(&manifest.namespace, app)?;
+        let app_env = self.add_app_env(&manifest.namespace, app, &mut spec);
+        let digest = identity(&spec, package.as_deref())?;
         let before = self.live(&path).and_then(|live| live.record());
         if before.is_none()
             && let Some(most) = running.runtimes.kind().services_per_tenant()
@@ -165,6 +174,7 @@ impl Control {
             Some(before) => ServiceRecord::clone(before),
             None => ServiceRecord::new(&manifest.namespace, &manifest.name, tenant, now),
         };
+        let reason = change_cause(&manifest.template_annotations, &manifest.annotations);
         record.generation += 1;
         record.changed_by.clone_from(&manifest.author);
         record.labels = manifest.labels;
@@ -184,7 +194,7 @@ impl Control {
             None => {
                 let name = match manifest.revision {
                     Some(name) => match record.revision(&name) {
-                        Some(taken) if taken.digest != digest => {
+                        Some(taken) if taken.digest != digest && !differs_by_app_only(taken, &own_digest) => {
                             let problem = "names a revision that is there and differs; revisions never change: give another name, or none";
                             let field = "spec.template.metadata.name";
                             let mut error = invalid("deploy", field, &name, problem);
@@ -215,6 +225,8 @@ impl Control {
                         notes: Vec::new(),
                         retired_at: None,
                         author: manifest.author,
+                        reason,
+                        app_env,
                     });
                 }
                 (name, !known)
@@ -236,6 +248,8 @@ impl Control {
         self.check_grants(&record).await;
 
         self.settle(&path).await?;
+        // It may have been changed while this was stored.
+        self.follow_app(&path).await?;
         drop(changing);
         let record = self.live(&path).and_then(|live| live.record()).unwrap_or(record);
         if let Some(RevisionRecord { state: RevisionState::Failed { reason, message, fields }, .. }) =
@@ -315,7 +329,7 @@ impl Control {
         principal: Option<&Principal>,
         namespace: &str,
         name: &str,
-        targets: Vec<TrafficTarget>,
+        mut targets: Vec<TrafficTarget>,
     ) -> Result<Arc<ServiceRecord>> {
         self.open()?;
         let path = format!("{namespace}/{name}");
@@ -325,6 +339,11 @@ impl Control {
         let sum: u64 = targets.iter().map(|target| u64::from(target.percent)).sum();
         if sum != 100 {
             return Err(invalid("traffic", "traffic", format!("{sum} %"), "the percents must add up to 100"));
+        }
+        for target in &mut targets {
+            // An alias means the revision that it names now.
+            let named = target.revision_name.as_deref().and_then(|name| before.resolve(name));
+            target.revision_name = named.map(|named| named.name.clone()).or(target.revision_name.take());
         }
         check_targets(&before, &targets, "traffic", None)?;
         let mut record = ServiceRecord::clone(&before);
@@ -376,7 +395,7 @@ impl Control {
     ) -> Result<Arc<ServiceRecord>> {
         let record = self.record(namespace, name)?;
         let target = match to {
-            Some(to) => record.revision(to),
+            Some(to) => record.resolve(to),
             None => {
                 let now = self.clock.now();
                 let shares = record.shares(now);
@@ -389,7 +408,7 @@ impl Control {
         };
         let Some(target) = target else {
             let message = match to {
-                Some(to) => format!("{namespace}/{name} has no revision {to}"),
+                Some(to) => format!("{namespace}/{name} has no revision and no alias {to}"),
                 None => format!("{namespace}/{name} has no earlier revision that is ready"),
             };
             return Err(Error::new(ErrorKind::NotFound, "roll back", message));
@@ -480,6 +499,12 @@ impl Control {
             .chain(self.uploads.digests())
             .collect()
     }
+}
+
+/// Why a revision is made, as people who use `kubectl` say it: the template's word goes before the service's.
+fn change_cause(template: &Annotations, service: &Annotations) -> Option<String> {
+    const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
+    template.get(CHANGE_CAUSE).or_else(|| service.get(CHANGE_CAUSE)).cloned()
 }
 
 /// Every target names a ready revision of the service, or the one that is being deployed.

@@ -1,7 +1,9 @@
 //! The control plane: what is wanted is stored first, then done; what was not finished is done again.
 
+mod apps;
 mod deploy;
 mod engines;
+mod life;
 mod parts;
 mod precondition;
 mod quotas;
@@ -45,6 +47,8 @@ use crate::{
 use parts::{DamagedKeys, Lifecycle, Names, Pins, RequestIds, Services, Sinks, TenantQuotas, Tenants, Turns};
 use recovered::RecoveryReport;
 
+pub use apps::{AppRecord, EnvVersion};
+pub use life::Purged;
 pub(crate) use precondition::{Expected, PRECONDITION, expecting};
 pub use rollout::RolloutAction;
 pub use usage::{HourUsageView, NamespaceUsageView, UsageGapView, UsageHoursView, UsageView};
@@ -182,6 +186,10 @@ pub struct Control {
     tenant_quotas: TenantQuotas,
     pins: Pins,
     uploads: uploads::Uploads,
+    apps: apps::Apps,
+    /// Services that have not the environment of their app yet.
+    behind: Names,
+    purges: life::Purges,
     tokens: Tokens,
     pub(crate) audit: AuditLog,
     recovery_report: RecoveryReport,
@@ -320,6 +328,9 @@ impl Control {
             tenant_quotas: TenantQuotas::new(config.tenant_quotas, config.plane.quotas),
             pins: Pins::new(config.packages),
             uploads: uploads::Uploads::default(),
+            apps: apps::Apps::default(),
+            behind: Names::default(),
+            purges: life::Purges::default(),
             tokens,
             audit,
             recovery_report: RecoveryReport::default(),
@@ -577,6 +588,14 @@ impl Live {
                 registration.retiring = retiring;
             }
         }
+    }
+
+    /// Forgets revisions that the record has no more.
+    fn forget(&self, gone: impl Fn(&str) -> bool) {
+        let mut state = self.state.lock();
+        state.artifacts.retain(|name, _| !gone(name));
+        state.started.retain(|name| !gone(name));
+        state.observed.blocked.retain(|name, _| !gone(name));
     }
 
     /// Notes that a registration is gone; the keys whose logs nobody will ask for any more.

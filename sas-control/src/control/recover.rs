@@ -34,6 +34,8 @@ impl Control {
         }
         self.recover_quotas(&mut recovery).await?;
         self.recover_engines(&mut recovery).await?;
+        self.recover_apps(&mut recovery).await?;
+        self.recover_purges().await?;
         let mut paths = Vec::new();
         for entry in self.entries(SERVICES).await? {
             match ServiceRecord::decode(&entry.key, &entry.value) {
@@ -90,6 +92,9 @@ impl Control {
                 }
             }
         }
+        self.note_behind();
+        self.follow_apps().await;
+        self.purge_all().await;
         recovery.failed.sort_by(|a, b| a.0.cmp(&b.0));
         self.recovery_report.keep(&recovery);
         self.count();
@@ -268,6 +273,8 @@ pub(super) async fn housekeeping(control: Weak<Control>, stop: CancellationToken
         let Some(control) = control.upgrade() else { return };
         control.mend().await;
         control.tidy().await;
+        control.follow_apps().await;
+        control.purge_all().await;
         control.forget_old_uploads().await;
         control.collect_packages().await;
         if round.is_multiple_of(control.diagnosis_config.every.as_secs().max(1)) {

@@ -125,11 +125,7 @@ impl Control {
                     });
                 })
                 .await?;
-                {
-                    let mut state = live.state.lock();
-                    state.artifacts.retain(|name, _| !revisions.contains(name));
-                    state.started.retain(|name| !revisions.contains(name));
-                }
+                live.forget(|name| revisions.iter().any(|revision| revision == name));
                 self.drop_packages(packages).await;
                 Ok(())
             }

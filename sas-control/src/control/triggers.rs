@@ -39,7 +39,7 @@ fn crosses(spec: &TriggerSpec) -> bool {
 impl Control {
     /// A trigger sends to services of its own namespace, and to those that grant it by an annotation: their owner pays
     /// for what it wakes.
-    fn check_sinks(&self, spec: &TriggerSpec) -> std::result::Result<(), SpecErrors> {
+    pub(super) fn check_sinks(&self, spec: &TriggerSpec) -> std::result::Result<(), SpecErrors> {
         let mut errors = SpecErrors::default();
         let own = namespace_of(&spec.name);
         for (field, sink) in sinks(spec) {
@@ -84,7 +84,7 @@ impl Control {
                     host.pause(&spec.name).await;
                     false
                 }
-                (Ok(()), false) => match host.apply(spec.clone()).await {
+                (Ok(()), false) => match host.apply(self.held(spec.clone())).await {
                     Ok(()) => {
                         self.recovery_report.came_back(&format!("Trigger {}", spec.name));
                         true
@@ -183,7 +183,7 @@ impl Control {
         self.trigger_host()?.accept(&format!("{namespace}/{broker}"), events).await
     }
 
-    async fn keep<T: serde::Serialize + Sync>(&self, key: &str, value: &T) -> Result<()> {
+    pub(super) async fn keep<T: serde::Serialize + Sync>(&self, key: &str, value: &T) -> Result<()> {
         let value = serde_json::to_vec(value).map_err(|error| {
             Error::new(ErrorKind::Unexpected, "keep", format!("{key} can't be written: {error}"))
         })?;
@@ -266,7 +266,7 @@ impl Control {
         spec.tenant = Some(self.tenant(namespace_of(&spec.name)).await?);
         self.note_crossing(&spec, false);
         self.check_sinks(&spec).map_err(|errors| refused("recover", errors))?;
-        host.apply(spec.clone()).await?;
+        host.apply(self.held(spec.clone())).await?;
         self.note_crossing(&spec, true);
         Ok(())
     }
@@ -287,7 +287,7 @@ impl Control {
             return Err(refused("trigger", trigger_fields(&spec.kind, errors)));
         }
         self.keep(&format!("{TRIGGERS}{}", spec.name), &spec).await?;
-        host.apply(spec.clone()).await?;
+        host.apply(self.held(spec.clone())).await?;
         self.note_crossing(&spec, true);
         self.recovery_report.came_back(&format!("Trigger {}", spec.name));
         Ok(spec)
