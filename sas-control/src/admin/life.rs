@@ -197,8 +197,7 @@ pub(super) async fn set_alias(
 ) -> Answer<Response> {
     api.asks_for(&seen)?;
     api.control.record(&at.namespace, &at.name)?;
-    let change: AliasChange =
-        body.object().map_err(|problem| Failure::field("revision", "", problem.to_string()))?;
+    let change: AliasChange = body.object().map_err(|problem| Failure::field("revision", "", problem))?;
     let revision =
         change.revision.ok_or_else(|| Failure::field("revision", "", "missing: the name of a revision"))?;
     let change = api.control.set_alias(Some(&caller), &at.namespace, &at.name, &at.alias, Some(&revision));
