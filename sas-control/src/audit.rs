@@ -252,6 +252,7 @@ mod tests {
             Arc::new(MemoryStore::default()),
             Arc::new(FakeClock::starting_at(Timestamp(1))),
             AuditLimits::default(),
+            None,
         );
         log.record(record(1, Some("shop"))).await;
         log.record(record(2, Some("bank"))).await;
