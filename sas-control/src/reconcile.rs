@@ -321,6 +321,18 @@ fn routes(
                 hosts.insert(host, with_quiet_paths(tagged, &record.no_wake));
             }
         }
+        for route in &record.routes {
+            // Until the tag's revision is ready, its requests go as all others.
+            let Some(share) = shares.iter().find(|share| share.tag.as_deref() == Some(&route.tag)) else {
+                continue;
+            };
+            let mut routed = rule(&[(&share.revision, 100)]);
+            routed.matches = route.matches();
+            match route.path.is_empty() {
+                true => all.extend(with_quiet_paths(routed, &record.no_wake)),
+                false => all.push(routed),
+            }
+        }
         hosts.insert(HostPattern::Exact(Rules::host_under(record, None, domain)), all);
     }
     hosts

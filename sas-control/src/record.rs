@@ -7,7 +7,7 @@ use sas_core::{
     Affinity, Error, ErrorKind, Principal, Quota, Result, RevisionSpec, RolloutPlan, RolloutProgress,
     RolloutState, SpecError, TenantKey, Timestamp,
 };
-use sas_knative::manifest::TrafficTarget;
+use sas_knative::manifest::{TagRoute, TrafficTarget};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -54,6 +54,9 @@ pub struct ServiceRecord {
     /// Paths whose requests start no instance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub no_wake: Vec<String>,
+    /// Which requests go to the revision of a tag, whatever the shares say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<TagRoute>,
     /// What its requests may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<Quota>,
@@ -257,6 +260,7 @@ impl ServiceRecord {
             affinity: Affinity::None,
             placeholder: false,
             no_wake: Vec::new(),
+            routes: Vec::new(),
             quota: None,
             traffic: vec![TrafficTarget::latest()],
             rollout: Duration::ZERO,

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sas_control::{Control, LabelSelector, ServiceRecord};
 use sas_core::{EnvValue, ErrorKind, Isolation, MemoryStore, Principal, Result, RevisionSpec, Source, Store};
+use sas_core::{RouteAction, RouteMatch, ValueMatch};
 use sas_knative::manifest::TrafficTarget;
 use sas_testkit::fake::FakeStore;
 use serde_json::json;
@@ -478,4 +479,36 @@ async fn many_services_in_one_store() {
     world.control.deploy_spec("default", "one-more", spec).await.unwrap();
     println!("deploy one more: {:?}", began.elapsed());
     assert_eq!(world.control.records().len(), count + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_go_to_a_tag_by_path_method_header_and_cookie_as_the_manifest_says() {
+    let world = World::new().await;
+    world.deploy("one").await.unwrap();
+    let routes = r#"[{"tag": "beta", "cookies": {"track": "b*"}}, {"tag": "beta", "path": "/api", "methods": ["POST"], "headers": {"x-user": "ann"}}]"#;
+    let manifest = world
+        .manifest("one")
+        .replace("  annotations:\n", &format!("  annotations:\n    sas.dev/routes: '{routes}'\n"));
+    let untagged = world.control.deploy(World::service(&manifest)).await.unwrap_err();
+    assert_eq!(untagged.kind, ErrorKind::InvalidSpec);
+    assert_eq!(untagged.fields().unwrap().0[0].field, "metadata.annotations[sas.dev/routes][0].tag");
+
+    let traffic = "  traffic:\n  - latestRevision: true\n    percent: 100\n  - revisionName: hello-00001\n    percent: 0\n    tag: beta\n";
+    world.control.deploy(World::service(&(manifest + traffic))).await.unwrap();
+    let rules = world.router.rules(HOST);
+    let beta = world.pool.key("hello-00001").unwrap();
+    let by = |found: fn(&RouteMatch) -> bool| {
+        let rule = rules.iter().find(|rule| found(&rule.matches)).expect("a rule");
+        let RouteAction::Split(splits) = &rule.action else { panic!("{rule:?}") };
+        assert_eq!(splits.iter().map(|s| (s.revision, s.weight)).collect::<Vec<_>>(), [(beta, 100)]);
+        rule.matches.clone()
+    };
+    let cookie = by(|matches| !matches.cookies.is_empty());
+    assert_eq!(cookie.cookies, [("track".to_owned(), ValueMatch::Prefix("b".to_owned()))]);
+    let path = by(|matches| matches.path_prefix == "/api");
+    assert_eq!(path.methods, ["POST"]);
+    assert_eq!(path.headers, [("x-user".to_owned(), ValueMatch::Exact("ann".to_owned()))]);
+    let refused =
+        world.control.set_traffic("default", "hello", vec![TrafficTarget::latest()]).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::InvalidSpec, "a route would lead to nothing");
 }

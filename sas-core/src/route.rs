@@ -151,6 +151,9 @@ pub struct RouteMatch {
     pub headers: Vec<(String, ValueMatch)>,
     /// The query parameters that must be there, with their values.
     pub query: Vec<(String, ValueMatch)>,
+    /// The cookies that must be there, with their values.
+    #[serde(default)]
+    pub cookies: Vec<(String, ValueMatch)>,
 }
 
 /// A share of the traffic.

@@ -92,6 +92,8 @@ pub mod own {
     pub const PLACEHOLDER: &str = "sas.dev/placeholder";
     /// Paths whose requests start no instance.
     pub const NO_WAKE: &str = "sas.dev/no-wake";
+    /// Which requests go to the revision of a tag, whatever the shares say: a list in JSON.
+    pub const ROUTES: &str = "sas.dev/routes";
     /// The requests per second that a service may have in the long run.
     pub const QUOTA_RATE: &str = "sas.dev/quota-rate";
     /// Requests at once after a quiet stretch.
@@ -134,7 +136,7 @@ pub mod own {
 
     /// Read from the service or the template, and not passed on to the runtime.
     #[cfg(feature = "manifest")]
-    pub(crate) const OF_SERVICE: [&str; 19] = [
+    pub(crate) const OF_SERVICE: [&str; 20] = [
         EVENTS_FROM,
         PACKAGE,
         FUNCTION,
@@ -147,6 +149,7 @@ pub mod own {
         AFFINITY,
         PLACEHOLDER,
         NO_WAKE,
+        ROUTES,
         QUOTA_RATE,
         QUOTA_BURST,
         QUOTA_CONCURRENCY,

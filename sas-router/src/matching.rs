@@ -9,6 +9,7 @@ pub(crate) struct Conditions {
     methods: Vec<Method>,
     headers: Vec<(HeaderName, ValueMatch)>,
     query: Vec<(String, ValueMatch)>,
+    cookies: Vec<(String, ValueMatch)>,
 }
 
 impl Conditions {
@@ -36,29 +37,39 @@ impl Conditions {
                 return Err((format!("matches.query[{at}]"), String::new(), "the name of a query parameter"));
             }
         }
-        let query = matches.query.clone();
-        let none = methods.is_empty() && headers.is_empty() && query.is_empty();
-        Ok((!none).then_some(Self { methods, headers, query }))
+        for (at, (name, _)) in matches.cookies.iter().enumerate() {
+            if name.is_empty() {
+                return Err((format!("matches.cookies[{at}]"), String::new(), "the name of a cookie"));
+            }
+        }
+        let (query, cookies) = (matches.query.clone(), matches.cookies.clone());
+        let none = methods.is_empty() && headers.is_empty() && query.is_empty() && cookies.is_empty();
+        Ok((!none).then_some(Self { methods, headers, query, cookies }))
     }
 
     /// How many there are: more conditions go first.
     pub(crate) fn count(&self) -> usize {
-        usize::from(!self.methods.is_empty()) + self.headers.len() + self.query.len()
+        usize::from(!self.methods.is_empty()) + self.headers.len() + self.query.len() + self.cookies.len()
     }
 
     pub(crate) fn matches(&self, request: &RouteQuery<'_>) -> bool {
         (self.methods.is_empty() || self.methods.contains(request.method))
             && self.headers.iter().all(|(name, want)| {
-                request.headers.get_all(name).iter().any(|value| {
-                    let bytes = value.as_bytes();
-                    match want {
-                        ValueMatch::Exact(text) => bytes == text.as_bytes(),
-                        ValueMatch::Prefix(text) => bytes.starts_with(text.as_bytes()),
-                        _ => true,
-                    }
-                })
+                request.headers.get_all(name).iter().any(|value| is_wanted(value.as_bytes(), want))
             })
+            && self
+                .cookies
+                .iter()
+                .all(|(name, want)| cookie(request.headers, name).is_some_and(|value| is_wanted(value, want)))
             && self.query.iter().all(|(name, want)| query_matches(request.query.unwrap_or(""), name, want))
+    }
+}
+
+fn is_wanted(value: &[u8], want: &ValueMatch) -> bool {
+    match want {
+        ValueMatch::Exact(text) => value == text.as_bytes(),
+        ValueMatch::Prefix(text) => value.starts_with(text.as_bytes()),
+        _ => true,
     }
 }
 
@@ -192,6 +203,29 @@ mod tests {
         for (prefix, path, want) in table {
             assert_eq!(under(prefix, path), want, "{prefix:?} {path:?}");
         }
+    }
+
+    #[test]
+    fn a_cookie_is_matched_by_its_name_and_value_among_others() {
+        let mut matches = RouteMatch::default();
+        matches.cookies.push(("track".to_owned(), ValueMatch::Prefix("b".to_owned())));
+        let conditions = Conditions::compile(&matches).expect("sound").expect("one condition");
+        assert_eq!(conditions.count(), 1);
+        for (cookies, want) in [
+            ("track=beta", true),
+            ("a=1; track=b; c=2", true),
+            ("track=stable", false),
+            ("xtrack=beta", false),
+            ("", false),
+        ] {
+            let mut headers = http::HeaderMap::new();
+            headers.insert("cookie", cookies.parse().expect("a value"));
+            let query =
+                RouteQuery { method: &Method::GET, host: "a", path: "/", query: None, headers: &headers };
+            assert_eq!(conditions.matches(&query), want, "{cookies:?}");
+        }
+        matches.cookies.push((String::new(), ValueMatch::Present));
+        assert_eq!(Conditions::compile(&matches).unwrap_err().0, "matches.cookies[1]");
     }
 
     #[test]

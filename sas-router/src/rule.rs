@@ -104,6 +104,7 @@ impl Entry {
             && matches.methods.is_empty()
             && matches.headers.is_empty()
             && matches.query.is_empty()
+            && matches.cookies.is_empty()
             && rule.affinity == Affinity::None
             && rule.fallback.is_none()
             && !rule.placeholder;

@@ -183,6 +183,7 @@ impl Control {
         record.affinity = manifest.affinity;
         record.placeholder = manifest.placeholder;
         record.no_wake = manifest.no_wake;
+        record.routes = manifest.routes;
         record.quota = manifest.quota;
         record.rollout = manifest.rollout;
         record.plan = manifest.plan;
@@ -242,6 +243,7 @@ impl Control {
             record.traffic = manifest.traffic.unwrap_or_else(|| vec![TrafficTarget::latest()]);
         }
         check_targets(&record, &record.traffic, "spec.traffic", Some(&revision))?;
+        check_routes(&record, &record.traffic)?;
         let record = self.save(&path, record, before.is_none()).await?;
         drop(pinning);
         tracing::info!(service = %path, revision, new_revision, "deployed");
@@ -346,6 +348,7 @@ impl Control {
             target.revision_name = named.map(|named| named.name.clone()).or(target.revision_name.take());
         }
         check_targets(&before, &targets, "traffic", None)?;
+        check_routes(&before, &targets)?;
         let mut record = ServiceRecord::clone(&before);
         record.generation += 1;
         record.changed_by = principal.cloned();
@@ -505,6 +508,19 @@ impl Control {
 fn change_cause(template: &Annotations, service: &Annotations) -> Option<String> {
     const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
     template.get(CHANGE_CAUSE).or_else(|| service.get(CHANGE_CAUSE)).cloned()
+}
+
+/// Every route to a tag has a target with that tag.
+fn check_routes(record: &ServiceRecord, targets: &[TrafficTarget]) -> Result<()> {
+    let mut errors = SpecErrors::default();
+    for (at, route) in record.routes.iter().enumerate() {
+        if !targets.iter().any(|target| target.tag.as_deref() == Some(&route.tag)) {
+            let problem =
+                "must be the tag of a target of the traffic: give one that tag, or deploy without the route";
+            errors.push(format!("metadata.annotations[sas.dev/routes][{at}].tag"), &route.tag, problem);
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(refused("traffic", errors)) }
 }
 
 /// Every target names a ready revision of the service, or the one that is being deployed.

@@ -39,6 +39,7 @@ mod words;
 use sas_core::{BrokerSpec, Scalers, SpecErrors, TriggerSpec};
 
 pub use pod::{LABEL, is_label};
+pub use routing::TagRoute;
 pub use service::{ServiceManifest, TrafficTarget};
 use tree::Node;
 pub use tree::document;

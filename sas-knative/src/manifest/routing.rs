@@ -1,19 +1,69 @@
 //! What the annotations say about a service's routes: affinity, quotas, roll-outs, and who starts an instance.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use sas_core::{Affinity, Quota, RolloutPlan, SpecErrors};
+use sas_core::{Affinity, Quota, RolloutPlan, RouteMatch, SpecErrors, ValueMatch};
+use serde::{Deserialize, Serialize};
 
 use crate::{keys::own, parse_duration};
 
 /// Most paths that start nothing, of one service.
 const MOST_PATHS: usize = 32;
 
+/// Most routes to tags, of one service.
+const MOST_ROUTES: usize = 32;
+
+/// Which requests go to the revision of a tag, whatever the shares say. All that is said must match; the longest path
+/// goes first, then the most conditions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct TagRoute {
+    /// The tag of a target in `spec.traffic`.
+    pub tag: String,
+    /// A path, and all below it; empty: every path.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub path: String,
+    /// Methods; empty: every method.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// Headers by name, with their values: `*` for any, `b*` for what begins with `b`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// Cookies by name, with their values as those of headers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cookies: BTreeMap<String, String>,
+}
+
+impl TagRoute {
+    /// What the router matches by.
+    pub fn matches(&self) -> RouteMatch {
+        let all = |of: &BTreeMap<String, String>| -> Vec<(String, ValueMatch)> {
+            of.iter()
+                .map(|(name, value)| {
+                    let want = match value.strip_suffix('*') {
+                        Some("") => ValueMatch::Present,
+                        Some(prefix) => ValueMatch::Prefix(prefix.to_owned()),
+                        None => ValueMatch::Exact(value.clone()),
+                    };
+                    (name.clone(), want)
+                })
+                .collect()
+        };
+        let mut matches = RouteMatch::default();
+        matches.path_prefix.clone_from(&self.path);
+        matches.methods.clone_from(&self.methods);
+        (matches.headers, matches.cookies) = (all(&self.headers), all(&self.cookies));
+        matches
+    }
+}
+
 /// What they say.
 pub(super) struct Routing {
     pub(super) affinity: Affinity,
     pub(super) placeholder: bool,
     pub(super) no_wake: Vec<String>,
+    pub(super) routes: Vec<TagRoute>,
     pub(super) quota: Option<Quota>,
     pub(super) plan: Option<RolloutPlan>,
 }
@@ -45,8 +95,59 @@ impl Routing {
             }
         };
         let no_wake = get(own::NO_WAKE).map_or_else(Vec::new, |(path, text)| paths(&path, text, errors));
-        Self { affinity, placeholder, no_wake, quota: quota(&get, errors), plan: plan(&get, over, errors) }
+        let routes = get(own::ROUTES).map_or_else(Vec::new, |(path, text)| routes(&path, text, errors));
+        let (quota, plan) = (quota(&get, errors), plan(&get, over, errors));
+        Self { affinity, placeholder, no_wake, routes, quota, plan }
     }
+}
+
+fn routes(at: &str, text: &str, errors: &mut SpecErrors) -> Vec<TagRoute> {
+    let routes: Vec<TagRoute> = match serde_json::from_str(text) {
+        Ok(routes) => routes,
+        Err(error) => {
+            let problem = format!(
+                "must be a list like [{{\"tag\": \"beta\", \"path\": \"/api\", \"methods\": [\"GET\"], \"headers\": \
+                 {{\"x-user\": \"ann\"}}, \"cookies\": {{\"track\": \"b*\"}}}}]: {error}"
+            );
+            errors.push(at, text, problem);
+            return Vec::new();
+        }
+    };
+    if routes.len() > MOST_ROUTES {
+        errors.push(at, format!("{} routes", routes.len()), format!("must be at most {MOST_ROUTES}"));
+        return Vec::new();
+    }
+    for (number, route) in routes.iter().enumerate() {
+        let at = |field: &str| format!("{at}[{number}].{field}");
+        let good = route.path.is_empty() || (route.path.starts_with('/') && !route.path.contains(['?', '#']));
+        if !good {
+            errors.push(at("path"), &route.path, "must begin with /, without query and fragment");
+        }
+        for method in &route.methods {
+            if method.parse::<http::Method>().is_err() || method.bytes().any(|b| b.is_ascii_lowercase()) {
+                errors.push(at("methods"), method, "must be a method such as GET, in upper case");
+            }
+        }
+        for name in route.headers.keys() {
+            if !is_token(name) || name.bytes().any(|b| b.is_ascii_uppercase()) {
+                errors.push(at("headers"), name, "must be the name of a header, in lower case");
+            }
+        }
+        for name in route.cookies.keys() {
+            if !is_token(name) {
+                errors.push(at("cookies"), name, "must be the name of a cookie");
+            }
+        }
+        if route.path.is_empty()
+            && route.methods.is_empty()
+            && route.headers.is_empty()
+            && route.cookies.is_empty()
+        {
+            let problem = "must say which requests: by path, methods, headers or cookies";
+            errors.push(at("tag"), &route.tag, problem);
+        }
+    }
+    routes
 }
 
 pub(super) fn is_token(name: &str) -> bool {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ParseOptions,
     pod::{self, Container, LABEL, POD, common, is_label},
-    routing::Routing,
+    routing::{Routing, TagRoute},
     tree::{Fields, Node, join},
     words,
 };
@@ -45,6 +45,8 @@ pub struct ServiceManifest {
     pub placeholder: bool,
     /// Paths whose requests start no instance.
     pub no_wake: Vec<String>,
+    /// Which requests go to the revision of a tag, whatever the shares say.
+    pub routes: Vec<TagRoute>,
     /// What its requests may use; `None`: what all services may.
     pub quota: Option<Quota>,
     /// `spec.template.metadata.name`: the name of the revision, where it is given.
@@ -80,6 +82,7 @@ impl ServiceManifest {
             affinity: Affinity::None,
             placeholder: false,
             no_wake: Vec::new(),
+            routes: Vec::new(),
             quota: None,
             revision: None,
             template_labels: BTreeMap::new(),
@@ -307,7 +310,7 @@ pub(super) fn service(
 
     let cluster_local = visibility(&metadata, errors);
     let rollout = duration(&metadata, keys::ROLLOUT_DURATION, errors).unwrap_or_default();
-    let Routing { affinity, placeholder, no_wake, quota, plan } =
+    let Routing { affinity, placeholder, no_wake, routes, quota, plan } =
         Routing::read(|name| annotations.get(name), rollout, errors);
     let container = std::mem::take(&mut pod.container);
     let image = container.image.clone();
@@ -350,6 +353,7 @@ pub(super) fn service(
         affinity,
         placeholder,
         no_wake,
+        routes,
         quota,
         revision: template_metadata.name,
         template_labels: template_metadata.labels,
