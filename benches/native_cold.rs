@@ -88,7 +88,9 @@ struct Run {
 }
 
 async fn run(spec: &RevisionSpec, dir: &Path) -> Run {
-    let runtime = Arc::new(ProcessRuntime::new(ProcessConfig::in_store(dir.join("store"))).expect("a store"));
+    let mut config = ProcessConfig::in_store(dir.join("store"));
+    config.zygotes = true;
+    let runtime = Arc::new(ProcessRuntime::new(config).expect("a store"));
     let pool = InstancePool::new(PoolConfig::seeded(1));
     let mut keys = Vec::new();
     for lane in 0..LANES {

@@ -14,6 +14,10 @@
 //! A service answers at `Host: <name>.<namespace>.<domain>`. One JSON line on stdout says that it serves; logs go to
 //! stderr, as much as `RUST_LOG` says (`info` without it). SIGTERM and SIGINT drain and end it with status 0.
 //!
+//! Instances connect to no port that the platform listens on itself. `--egress-grant PORT` lets services list one more port
+//! in `sas.dev/egress`, `--max-disk-bytes` and `--max-pids` bound what they ask for, and `--allow-zygotes` lets them bring
+//! programs that run without namespaces as the host's user (SECURITY.md).
+//!
 //! The admin API wants `Authorization: Bearer TOKEN`, with the token of `SAS_ADMIN_TOKEN`, or else of the file that the
 //! JSON line names; a new token in that file counts at once. A Unix socket has mode 0600, and wants no token unless
 //! there is one in `SAS_ADMIN_TOKEN`. `platform --openapi` writes the description of the admin API to stdout.
@@ -39,7 +43,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--event-files DIR] [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--event-files DIR] [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -63,6 +67,10 @@ struct Options {
     require_if_match: bool,
     admin_without_tls: bool,
     jail: String,
+    zygotes: bool,
+    egress_grants: Vec<u16>,
+    max_disk_bytes: Option<u64>,
+    max_pids: Option<u64>,
     /// Lines of instances go here too.
     log_file: Option<PathBuf>,
     /// A price table.
@@ -102,6 +110,10 @@ impl Options {
             require_if_match: false,
             admin_without_tls: false,
             jail: "basic".to_owned(),
+            zygotes: false,
+            egress_grants: Vec::new(),
+            max_disk_bytes: None,
+            max_pids: None,
             log_file: None,
             prices: None,
             usage_file: None,
@@ -131,6 +143,10 @@ impl Options {
                 "--admin-token-file" => options.token_file = Some(value()?.into()),
                 "--admin-host" => options.admin_hosts.push(value()?),
                 "--jail" => options.jail = value()?,
+                "--allow-zygotes" => options.zygotes = true,
+                "--egress-grant" => options.egress_grants.push(number(&argument, &value()?)?),
+                "--max-disk-bytes" => options.max_disk_bytes = Some(number(&argument, &value()?)?),
+                "--max-pids" => options.max_pids = Some(number(&argument, &value()?)?),
                 "--plain-http-registry" => options.images.plain_http.push(value()?),
                 "--image-root" => options.images.roots.push(value()?.into()),
                 "--log-file" => options.log_file = Some(value()?.into()),
@@ -163,6 +179,11 @@ impl Options {
     }
 }
 
+/// A number that an option gives.
+fn number<T: std::str::FromStr>(option: &str, text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("{option} {text}: a whole number that fits (a port: 1 to 65535)"))
+}
+
 async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -170,6 +191,11 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let metrics = prometheus.handle();
     let recorder = Recorder::new(Arc::new(prometheus));
 
+    let mut own_ports = vec![options.listen.port()];
+    if let AdminAt::Address(address) = &options.admin {
+        own_ports.push(address.port());
+    }
+    own_ports.retain(|port| *port != 0);
     let mut builder = Platform::builder()
         .listen(options.listen)
         .domain(options.domain)
@@ -251,12 +277,36 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         config.data =
             options.state.as_ref().map(|state| std::path::absolute(state.join("data"))).transpose()?;
         config.jail.level = options.jail.parse()?;
+        config.zygotes = options.zygotes;
+        config.jail.egress_grants = options.egress_grants;
+        if let Some(most) = options.max_disk_bytes {
+            config.jail.max_disk_bytes = most;
+        }
+        if let Some(most) = options.max_pids {
+            config.jail.max_instance_processes = most;
+        }
+        config.jail.closed_ports = own_ports;
+        for port in &config.jail.closed_ports {
+            if config.jail.egress_ports.contains(port) || config.jail.egress_grants.contains(port) {
+                tracing::warn!(
+                    port,
+                    "instances connect to this port nowhere: the platform listens on it itself"
+                );
+            }
+        }
         let runtime = ProcessRuntime::new(config)?;
         tracing::info!(report = %runtime.jail_report(), "instances are jailed");
         builder = builder.runtime(runtime);
     }
     #[cfg(not(feature = "process"))]
-    drop(options.jail);
+    drop((
+        options.jail,
+        options.zygotes,
+        options.egress_grants,
+        options.max_disk_bytes,
+        options.max_pids,
+        own_ports,
+    ));
     #[cfg(all(feature = "container", target_os = "linux"))]
     {
         let mut config = ContainerConfig::default();

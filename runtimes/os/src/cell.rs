@@ -60,6 +60,9 @@ const QUICK_HOLDER: [&str; 5] = [
 ];
 
 /// What a program may write to in a cell beside its package.
+/// The most that `/dev/shm` holds, as containers have it; it is beside the budget of the disk, so it is small.
+const SHM: u64 = 64 << 20;
+
 const OWN_PLACES: [&str; 4] = [HOME, "/tmp", "/var/tmp", "/dev/shm"];
 
 /// Directories that hold sockets and files of others, and are empty in a cell.
@@ -476,7 +479,7 @@ fn mount_all(layout: &Layout) -> io::Result<()> {
     for dir in &layout.covered {
         match dir.as_path() {
             run if run == Path::new("/run") => tmpfs(run, &format!("mode=755,size={size}"))?,
-            dir if dir == Path::new("/dev/shm") => tmpfs(dir, &format!("mode=1777,size={size}"))?,
+            dir if dir == Path::new("/dev/shm") => tmpfs(dir, &format!("mode=1777,size={}", size.min(SHM)))?,
             dir if dir == Path::new("/tmp") || dir == Path::new("/var/tmp") => {}
             dir => tmpfs(dir, "mode=755,size=1m")?,
         }
@@ -545,8 +548,9 @@ pub(crate) fn show(layout: &Layout, view: &View, user: Option<u32>) -> io::Resul
         append("group", format!("app:x:{user}:\n"))?;
     }
     if let Some(size) = view.disk_bytes.filter(|size| *size != layout.disk_bytes) {
-        let data = std::ffi::CString::new(format!("size={size}"))?;
-        for disk in ["/run", "/dev/shm"].map(Path::new).into_iter().filter(|disk| disk.exists()) {
+        let disks = [("/run", size), ("/dev/shm", size.min(SHM))].map(|(disk, size)| (Path::new(disk), size));
+        for (disk, size) in disks.into_iter().filter(|(disk, _)| disk.exists()) {
+            let data = std::ffi::CString::new(format!("size={size}"))?;
             let flags = MountFlags::NOSUID | MountFlags::NODEV;
             rustix::mount::mount_remount(disk, flags, data.as_c_str())
                 .map_err(|error| at(error, "size of", disk))?;

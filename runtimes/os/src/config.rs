@@ -116,9 +116,18 @@ pub struct JailConfig {
     /// The TCP ports of [`Egress::Allowed`] where an instance shares the host's network: those of the web, mail, name
     /// servers, and the usual databases and brokers. None of them should be the admin API's or another instance's.
     pub egress_ports: Vec<u16>,
+    /// TCP ports that a service may list for itself beside those that instances reach anyway. None by default: where the
+    /// host's network is shared a port is open at every address, loopback among them, so list only what nothing on this
+    /// host's loopback is to be kept from instances.
+    pub egress_grants: Vec<u16>,
+    /// TCP ports of the host's own, such as the admin API's and the gateway's: no instance connects to them or listens on
+    /// them where it shares the host's network, whatever the lists above say, and a service that names one is refused.
+    pub closed_ports: Vec<u16>,
     /// Bytes that an instance may write to its own view of the disk, its home and `/tmp` together; it is held in
     /// memory, and counts as the instance's. Default 512 MiB. As an ordinary user: the largest file.
     pub disk_bytes: u64,
+    /// The most that a service may ask for instead of [`disk_bytes`](Self::disk_bytes). Default 2 GiB.
+    pub max_disk_bytes: u64,
     /// Open files of each process, unless the service says otherwise; at most what the host may have. Default 65536.
     pub open_files: u64,
     /// Processes and threads of each tenant, in all its instances; used with user ids. Default 32768.
@@ -129,6 +138,8 @@ pub struct JailConfig {
     pub instance_memory: Option<u64>,
     /// Processes and threads of each instance that has no limit of its own. Default 1024. Held by control groups only.
     pub instance_processes: u64,
+    /// The most that a service may ask for instead of [`instance_processes`](Self::instance_processes). Default 8192.
+    pub max_instance_processes: u64,
     /// Files and directories that instances may read beside the system's own.
     pub readable: Vec<PathBuf>,
 }
@@ -145,17 +156,61 @@ impl Default for JailConfig {
                 3306, 4222, 5432, 5671, 5672, 6379, 6380, 8443, 8883, 9000, 9042, 9092, 9093, 9200, 9243,
                 11211, 26257, 27017,
             ],
+            egress_grants: Vec::new(),
+            closed_ports: Vec::new(),
             disk_bytes: 512 << 20,
+            max_disk_bytes: 2 << 30,
             open_files: 65_536,
             processes: 32_768,
             instance_memory: None,
             instance_processes: 1024,
+            max_instance_processes: 8192,
             readable: Vec::new(),
         }
     }
 }
 
 impl JailConfig {
+    /// The TCP ports that instances reach by default, where they share the host's network: none that is closed.
+    pub(crate) fn open_ports(&self) -> Vec<u16> {
+        let ports: &[u16] = match &self.egress {
+            Egress::Allowed => &self.egress_ports,
+            Egress::Ports(ports) => ports,
+            Egress::Denied => &[],
+        };
+        ports.iter().copied().filter(|port| !self.closed_ports.contains(port)).collect()
+    }
+
+    /// What a service gets that asks for `asked`, no more than this host allows.
+    ///
+    /// # Errors
+    /// What can't be had, and the remedy, as words that follow the value.
+    pub fn grant(&self, asked: &Egress) -> std::result::Result<Egress, String> {
+        match asked {
+            Egress::Denied => Ok(Egress::Denied),
+            Egress::Allowed => match &self.egress {
+                Egress::Allowed => Ok(Egress::Allowed),
+                _ => Err("this host does not give it; leave it out for what the host gives, or say deny"
+                    .to_owned()),
+            },
+            Egress::Ports(ports) => {
+                let open = self.open_ports();
+                if let Some(port) = ports.iter().find(|port| self.closed_ports.contains(port)) {
+                    return Err(format!(
+                        "port {port} is the host's own, which no instance reaches; leave it out"
+                    ));
+                }
+                match ports.iter().find(|port| !open.contains(port) && !self.egress_grants.contains(port)) {
+                    Some(port) => Err(format!(
+                        "port {port} is none that this host lets services reach; leave it out, or have the host's \
+                         operator add it to jail.egress_grants"
+                    )),
+                    None => Ok(Egress::Ports(ports.clone())),
+                }
+            }
+        }
+    }
+
     /// Checks every field.
     ///
     /// # Errors
@@ -172,6 +227,8 @@ impl JailConfig {
             return wrong(format!("jail.disk_bytes: {}: at least 1048576", self.disk_bytes));
         }
         for (field, value, least) in [
+            ("max_disk_bytes", self.max_disk_bytes, self.disk_bytes),
+            ("max_instance_processes", self.max_instance_processes, self.instance_processes),
             ("open_files", self.open_files, 64),
             ("processes", self.processes, 16),
             ("instance_processes", self.instance_processes, 2),
@@ -206,6 +263,27 @@ mod tests {
         for wrong in ["", "0", "443;80", "all", "70000"] {
             assert!(wrong.parse::<Egress>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_service_is_granted_no_port_that_the_host_does_not_let_it_reach() {
+        let mut config = JailConfig {
+            egress_grants: vec![7000, 8081],
+            closed_ports: vec![8081, 9000],
+            ..JailConfig::default()
+        };
+        assert_eq!(config.grant(&Egress::Ports(vec![443, 7000])), Ok(Egress::Ports(vec![443, 7000])));
+        for (port, why) in [(8081, "the host's own"), (9000, "the host's own"), (20_001, "egress_grants")] {
+            let refused = config.grant(&Egress::Ports(vec![443, port])).unwrap_err();
+            assert!(refused.contains(&port.to_string()) && refused.contains(why), "{refused}");
+        }
+        assert!(!config.open_ports().contains(&9000) && config.open_ports().contains(&443));
+        config.egress = Egress::Ports(vec![443, 9000]);
+        assert_eq!(config.open_ports(), [443]);
+        assert!(config.grant(&Egress::Allowed).is_err(), "a service asks for no more than the host gives");
+        config.egress = Egress::Denied;
+        assert!(config.grant(&Egress::Ports(vec![443])).is_err());
+        assert_eq!(config.grant(&Egress::Denied), Ok(Egress::Denied));
     }
 
     #[test]

@@ -87,6 +87,8 @@ pub struct JailRequest {
     pub egress: Egress,
     /// The TCP ports on which it listens, where it shares the host's network.
     pub ports: Vec<u16>,
+    /// The port that it was given and nobody else is, to which it may also connect, where it shares the host's network.
+    pub own_port: Option<u16>,
     /// Its package; it sees a view of its own over it that it may write to, where there are namespaces.
     pub package: Option<PathBuf>,
     /// Directories of its own that stay.
@@ -115,6 +117,7 @@ impl JailRequest {
             later: None,
             egress: Egress::default(),
             ports: Vec::new(),
+            own_port: None,
             package: None,
             data: Vec::new(),
             readable: Vec::new(),
@@ -156,6 +159,8 @@ pub struct Jails {
     ready: Arc<Ready>,
     /// What every program outside of a cell reads.
     places: Places,
+    /// What every program reads beside the system's files.
+    shared: Vec<PathBuf>,
     users: Mutex<Users>,
 }
 
@@ -186,12 +191,9 @@ impl Jails {
             .collect();
         readable.sort();
         readable.dedup();
-        let ports = match &config.egress {
-            Egress::Allowed => config.egress_ports.clone(),
-            Egress::Ports(ports) => ports.clone(),
-            Egress::Denied => Vec::new(),
-        };
+        let ports = config.open_ports();
         let places = Places::of_system(&readable);
+        let shared = readable.clone();
         let layout = Layout::new(roots, readable, config.disk_bytes, ports);
         let root = rustix::thread::capabilities(None).is_ok_and(|own| {
             own.effective.contains(
@@ -233,6 +235,7 @@ impl Jails {
             filter: filter.ok().filter(|_| report.has(CALLS)),
             ready: Ready::new(layout, config.ready),
             places,
+            shared,
             users: Mutex::default(),
             config,
             report,
@@ -244,6 +247,13 @@ impl Jails {
             tracing::warn!(report = %this.report, "instances are jailed by what this machine gives");
         }
         Ok(this)
+    }
+
+    /// Whether every instance may read a path, links followed: the system's files and what the host has configured.
+    pub fn is_shared(&self, path: &Path) -> bool {
+        fs::canonicalize(path).is_ok_and(|path| {
+            rules::is_systems(&path) || self.shared.iter().any(|shared| path.starts_with(shared))
+        })
     }
 
     /// What this machine gives.
@@ -619,11 +629,14 @@ fn rules(
     request: &JailRequest,
     place: &Place<'_>,
 ) -> std::result::Result<Rules, landlock::RulesetError> {
-    let (out, default): (&[u16], bool) = match &request.egress {
-        Egress::Allowed => (&jails.config.egress_ports, jails.config.egress == Egress::Allowed),
-        Egress::Ports(ports) => (ports, false),
-        Egress::Denied => (&[], false),
+    let config = &jails.config;
+    let (out, default): (Vec<u16>, bool) = match &request.egress {
+        Egress::Allowed => (config.egress_ports.clone(), config.egress == Egress::Allowed),
+        Egress::Ports(ports) => (ports.clone(), false),
+        Egress::Denied => (Vec::new(), false),
     };
+    // Whoever made the request: the host's own ports are nobody's to reach.
+    let out: Vec<u16> = out.into_iter().filter(|port| !config.closed_ports.contains(port)).collect();
     let layout = jails.ready.layout();
     let prepared = match place {
         Place::Own(cell) if default => cell.rules().and_then(|rules| rules.try_clone().ok()),
@@ -633,14 +646,14 @@ fn rules(
         // Its `/proc` was mounted after the rules were made.
         (_, Some(prepared)) => prepared.add([Path::new("/proc")], Right::Read)?,
         // Port 0 is any port of the range for outgoing connections, in which no instance is given one.
-        (Place::Host, None) => Rules::new(false, true)?.add_places(&jails.places)?.add_ports(&[0], out)?,
-        (Place::Own(cell), None) => layout.rules(cell.network().is_some(), true)?.add_ports(&[0], out)?,
+        (Place::Host, None) => Rules::new(false, true)?.add_places(&jails.places)?.add_ports(&[0], &out)?,
+        (Place::Own(cell), None) => layout.rules(cell.network().is_some(), true)?.add_ports(&[0], &out)?,
         // Whom it may signal its namespace says: the program that it belongs to.
         (Place::Beside(entrance), None) => {
-            layout.rules(entrance.own_network(), false)?.add_ports(&[0], out)?
+            layout.rules(entrance.own_network(), false)?.add_ports(&[0], &out)?
         }
     };
-    let rules = rules.add_ports(&request.ports, &request.ports)?;
+    let rules = rules.add_ports(&request.ports, request.own_port.as_slice())?;
     let in_cell = !matches!(place, Place::Host);
     let known = |path: &&Path| !(in_cell && layout.allows(path));
     let all = request.data.iter().chain(&request.writable).map(PathBuf::as_path).filter(known);

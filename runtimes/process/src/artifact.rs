@@ -52,6 +52,8 @@ impl ProcessArtifact {
         jail.egress = self.options.egress.clone().unwrap_or_else(|| engine.config.jail.egress.clone());
         jail.ports.clone_from(&self.ports);
         jail.ports.push(port);
+        // Only what no other instance is given: a port that the manifest names may be listened on by somebody else.
+        jail.own_port = engine.config.ports.contains(&port).then_some(port);
         jail.package = Some(self.package.dir().to_path_buf());
         jail.readable = vec![self.package.archive_dir()];
         jail.readable.extend(self.launch.path_prefix.iter().cloned());

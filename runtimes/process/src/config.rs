@@ -100,6 +100,9 @@ pub struct ProcessConfig {
     pub cgroups: ControlGroups,
     /// How instances are kept from the host and from each other.
     pub jail: JailConfig,
+    /// Whether services may bring a zygote (`sas.dev/zygote`), which forks its instances: it numbers processes for the host,
+    /// so it and they run without namespaces as the host's user, held by landlock and seccomp only. Default `false`.
+    pub zygotes: bool,
     /// Where the directories are that services ask for by [`crate::options::DATA`]: `<namespace>/<service>` below it.
     /// `None`: `data` in the store. A host that keeps state gives one beside it.
     pub data: Option<PathBuf>,
@@ -171,6 +174,7 @@ impl Default for ProcessConfig {
             logs: LogLimits::default(),
             cgroups: ControlGroups::default(),
             jail: JailConfig::default(),
+            zygotes: false,
             data: None,
             java: JavaConfig::default(),
             clock: Arc::new(SystemClock),
@@ -190,6 +194,7 @@ impl fmt::Debug for ProcessConfig {
             .field("logs", &self.logs)
             .field("cgroups", &self.cgroups)
             .field("jail", &self.jail)
+            .field("zygotes", &self.zygotes)
             .field("data", &self.data)
             .field("java", &self.java)
             .finish_non_exhaustive()

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use sas_core::{Artifact, ArtifactInfo, Error, ErrorKind, ProbeAction, Result, RevisionSpec, SpecErrors};
 
-use sas_runtime_os::{JailLevel, cgroup::Limits};
+use sas_runtime_os::{Egress, JailLevel, cgroup::Limits};
 
 use crate::{
     artifact::{ProcessArtifact, StemPlan},
@@ -52,12 +52,27 @@ fn unpack(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<ProcessArtifact> 
             )));
         }
     }
+    if options.zygote && !engine.config.zygotes {
+        return Err(refused(format!(
+            "options.{}: true: this host allows no zygotes, which run without namespaces as the host's user; leave it \
+             out, or have the host's operator set ProcessConfig::zygotes",
+            options::ZYGOTE
+        )));
+    }
     let mut errors = SpecErrors::default();
+    bounded(engine, spec, &options, &mut errors);
     home::check_size(spec, &mut errors);
     errors.into_result()?;
     let package = engine.store.add(&spec.source)?;
     engine.jails.grant(package.dir()).map_err(|error| disk("give to instances", package.dir(), error))?;
     let launch = detect::launch(&package, spec, &engine.config)?;
+    if level != JailLevel::None && !is_given(engine, package.dir(), &launch.program) {
+        return Err(refused(format!(
+            "command: {:?}: neither in the package nor in a directory that this host shows to instances; pack it, or have \
+             the host's operator add its directory to jail.readable",
+            launch.program
+        )));
+    }
     if launch.jar.is_none() {
         let java_only = [options::JAVA_OPTIONS, options::JAVA_ARCHIVE, options::JAVA_STEM];
         if let Some(name) = java_only.into_iter().find(|name| spec.options.contains_key(*name)) {
@@ -93,6 +108,57 @@ fn unpack(engine: &Arc<Engine>, spec: &RevisionSpec) -> Result<ProcessArtifact> 
         limits,
         stem: None,
     })
+}
+
+/// Holds what a manifest asks for to what the host allows.
+fn bounded(engine: &Engine, spec: &RevisionSpec, options: &Options, errors: &mut SpecErrors) {
+    let jail = &engine.config.jail;
+    if let Some(asked) = &options.egress {
+        let field = format!("options.{}", options::EGRESS);
+        let value = &spec.options[options::EGRESS];
+        if let Err(why) = jail.grant(asked) {
+            errors.push(field, value, why);
+        } else if let Egress::Ports(ports) = asked
+            && let Some(port) = ports.iter().find(|port| engine.config.ports.contains(port))
+        {
+            errors.push(field, value, format!("port {port} is one that instances are given; leave it out"));
+        }
+    }
+    let own = spec.port.map(|port| ("port".to_owned(), port));
+    let probes = [("startup", &spec.startup), ("readiness", &spec.readiness), ("liveness", &spec.liveness)];
+    let probes = probes.into_iter().filter_map(|(name, probe)| match &probe.as_ref()?.action {
+        ProbeAction::Tcp { port } | ProbeAction::Http { port, .. } | ProbeAction::Grpc { port, .. } => {
+            port.map(|port| (format!("{name}.port"), port))
+        }
+        _ => None,
+    });
+    for (field, port) in own.into_iter().chain(probes) {
+        if jail.closed_ports.contains(&port) {
+            errors.push(field, port.to_string(), "another port: the host listens on this one itself");
+        }
+    }
+    for (name, asked, most, setting) in [
+        (options::DISK, options.disk_bytes, jail.max_disk_bytes, "jail.max_disk_bytes"),
+        (options::PIDS_MAX, options.pids_max, jail.max_instance_processes, "jail.max_instance_processes"),
+    ] {
+        if let Some(asked) = asked.filter(|asked| *asked > most) {
+            errors.push(
+                format!("options.{name}"),
+                asked.to_string(),
+                format!("at most {most}, the host's {setting}"),
+            );
+        }
+    }
+}
+
+/// Whether instances may read a program: it is the package's, the system's, or in a directory that the host configured,
+/// where a link is the host's word too.
+fn is_given(engine: &Engine, package: &Path, program: &Path) -> bool {
+    let in_package = std::fs::canonicalize(program)
+        .is_ok_and(|real| std::fs::canonicalize(package).is_ok_and(|package| real.starts_with(package)));
+    in_package
+        || engine.jails.is_shared(program)
+        || program.parent().is_some_and(|dir| engine.jails.is_shared(dir))
 }
 
 /// Makes everything ready that a start needs.

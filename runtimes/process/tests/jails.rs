@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use sas_core::{Endpoint, ErrorKind, RevisionSpec, Runtime as _, Source};
+use sas_core::{Endpoint, ErrorKind, ProbeAction, RevisionSpec, Runtime as _, Source};
 use sas_runtime_process::{JailLevel, ProcessConfig, ProcessRuntime};
 use support::{app, fetch, prepare, start, start_deployed};
 
@@ -107,8 +107,86 @@ async fn without_a_way_out_nothing_is_reached_and_the_instance_still_serves() {
     assert_eq!(fetch(&started.instance, "/").await.unwrap(), "PermissionError");
     let mut listed = script(&program);
     listed.options.insert("sas.dev/egress".into(), format!("443,{port}"));
-    let started = start(&runtime, listed).await.unwrap();
+    let error = prepare(&runtime, listed).await.unwrap_err().to_string();
+    assert!(error.contains("sas.dev/egress") && error.contains(&port.to_string()), "{error}");
+    // The port of a probe, or of the service, is none either.
+    let mut probed = script(&program);
+    probed.liveness = Some(sas_core::Probe::new(ProbeAction::Tcp { port: Some(port) }));
+    let started = start(&runtime, probed).await.unwrap();
+    assert_eq!(fetch(&started.instance, "/").await.unwrap(), "PermissionError");
+    // The host's operator may let services reach it, and it is reached by who lists it only.
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = ProcessConfig::in_store(dir.path().join("store"));
+    config.jail.egress_grants = vec![port];
+    let runtime = Arc::new(ProcessRuntime::new(config.clone()).unwrap());
+    let mut listed = script(&program);
+    listed.options.insert("sas.dev/egress".into(), format!("443,{port}"));
+    let started = start(&runtime, listed.clone()).await.unwrap();
     assert_eq!(fetch(&started.instance, "/").await.unwrap(), "reached");
+    let started = start(&runtime, script(&program)).await.unwrap();
+    assert_eq!(fetch(&started.instance, "/").await.unwrap(), "PermissionError");
+    // But never one of the host's own.
+    let dir = tempfile::tempdir().unwrap();
+    config.store = dir.path().join("store");
+    config.jail.closed_ports = vec![port];
+    config.jail.egress_ports.push(port);
+    let runtime = Arc::new(ProcessRuntime::new(config).unwrap());
+    assert!(prepare(&runtime, listed).await.unwrap_err().to_string().contains("the host's own"));
+    let started = start(&runtime, script(&program)).await.unwrap();
+    assert_eq!(fetch(&started.instance, "/").await.unwrap(), "PermissionError");
+}
+
+#[tokio::test]
+async fn a_manifest_gets_no_more_than_the_host_allows() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = ProcessConfig::in_store(dir.path().join("store"));
+    config.jail.closed_ports = vec![8081];
+    let runtime = ProcessRuntime::new(config).unwrap();
+    for (name, value, why) in [
+        ("sas.dev/egress", "443,8081", "the host's own"),
+        ("sas.dev/egress", "20005", "egress_grants"),
+        ("sas.dev/zygote", "true", "ProcessConfig::zygotes"),
+        ("sas.dev/disk-bytes", "99999999999", "jail.max_disk_bytes"),
+        ("sas.dev/pids-max", "8193", "jail.max_instance_processes"),
+    ] {
+        let mut spec = app(&[]);
+        spec.options.insert(name.into(), value.into());
+        let error = runtime.prepare(&spec).await.unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(why), "{error}");
+    }
+    let mut probed = app(&[]);
+    probed.liveness = Some(sas_core::Probe::new(ProbeAction::Tcp { port: Some(8081) }));
+    let error = runtime.prepare(&probed).await.unwrap_err().to_string();
+    assert!(error.contains("liveness.port") && error.contains("8081"), "{error}");
+    let mut own = app(&[]);
+    own.port = Some(8081);
+    assert!(runtime.prepare(&own).await.unwrap_err().to_string().contains("8081"));
+}
+
+#[tokio::test]
+async fn a_command_opens_no_directory_that_the_host_does_not_show() {
+    let dir = tempfile::tempdir().unwrap();
+    let private = dir.path().join("private");
+    std::fs::create_dir(&private).unwrap();
+    std::fs::write(private.join("secret"), "secret").unwrap();
+    let program = private.join("program");
+    std::fs::copy("/bin/true", &program).unwrap();
+    let mut config = ProcessConfig::in_store(dir.path().join("store"));
+    let runtime = ProcessRuntime::new(config.clone()).unwrap();
+    let commanded = |program: &std::path::Path| {
+        let mut spec = script("#!/bin/sh\nexec sleep 30\n");
+        spec.command = vec![program.display().to_string()];
+        spec
+    };
+    let error = runtime.prepare(&commanded(&program)).await.unwrap_err().to_string();
+    assert!(error.contains("command") && error.contains("jail.readable"), "{error}");
+    let around = std::path::Path::new("/usr/bin/../..").join(program.strip_prefix("/").unwrap());
+    assert!(runtime.prepare(&commanded(&around)).await.is_err(), "by another spelling");
+    runtime.prepare(&commanded(std::path::Path::new("/bin/sh"))).await.unwrap();
+    let store = tempfile::tempdir().unwrap();
+    config.store = store.path().join("store");
+    config.jail.readable.push(private);
+    ProcessRuntime::new(config).unwrap().prepare(&commanded(&program)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,15 @@ mod support;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use sas_core::{ErrorKind, RevisionSpec, Runtime as _};
+use sas_runtime_process::{ProcessConfig, ProcessRuntime};
 use support::{eventually, fetch, prepare, runs, spec, start_deployed};
+
+fn runtime() -> (tempfile::TempDir, ProcessRuntime) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = ProcessConfig::in_store(dir.path().join("store"));
+    config.zygotes = true;
+    (dir, ProcessRuntime::new(config).unwrap())
+}
 
 fn zygote(args: &[&str]) -> RevisionSpec {
     let mut spec = spec(support::program("zygote"));
@@ -16,7 +24,7 @@ fn zygote(args: &[&str]) -> RevisionSpec {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_start_is_a_fork_of_one_zygote_with_its_own_environment_output_and_status() {
-    let (_dir, runtime) = support::runtime();
+    let (_dir, runtime) = runtime();
     let runtime = Arc::new(runtime);
     let deployed = prepare(&runtime, zygote(&[])).await.unwrap();
     let mut started = Vec::new();
@@ -49,7 +57,7 @@ async fn each_start_is_a_fork_of_one_zygote_with_its_own_environment_output_and_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_zygote_that_does_not_come_up_fails_the_start_with_its_last_words() {
-    let (_dir, runtime) = support::runtime();
+    let (_dir, runtime) = runtime();
     let runtime = Arc::new(runtime);
     let deployed = prepare(&runtime, zygote(&["broken"])).await.unwrap();
     let error = start_deployed(&runtime, &deployed, 1).await.err().unwrap();
@@ -61,7 +69,7 @@ async fn a_zygote_that_does_not_come_up_fails_the_start_with_its_last_words() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_forks_each_get_their_own_instance() {
-    let (_dir, runtime) = support::runtime();
+    let (_dir, runtime) = runtime();
     let runtime = Arc::new(runtime);
     let deployed = prepare(&runtime, zygote(&[])).await.unwrap();
     let many: Vec<_> = (0..32)

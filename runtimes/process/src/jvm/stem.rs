@@ -169,6 +169,7 @@ impl Stems {
         let mut jail = JailRequest::new(level, None);
         jail.egress = engine.config.jail.egress.clone();
         jail.ports = vec![port.number()];
+        jail.own_port = Some(port.number());
         jail.later = Some(engine.store.packages_dir());
         jail.data = vec![cwd.path().to_path_buf(), home.path().to_path_buf()];
         jail.readable = vec![engine.store.stems_dir()];
