@@ -20,9 +20,9 @@ use sas::{
     bytes::Bytes,
     control::{AuditRecord, AuditSink, DecisionLog, LogBuffer, Meter, PackageDir},
     core::{
-        Artifact, Blob, BlobStore, BrokerSpec, Capabilities, Claim, Clock, Commit, Decision, DecisionQuery,
-        DecisionRecord, DecisionSink, Deployed, Entry, EnvValue, Event, EventLog, Instance, InstanceId,
-        InstanceView, Lease, Load, LogEntry, LogLimits, LogQuery, LogRecord, LogSink, MemoryStore,
+        AppendLimits, Artifact, Blob, BlobStore, BrokerSpec, Capabilities, Claim, Clock, Commit, Decision,
+        DecisionQuery, DecisionRecord, DecisionSink, Deployed, Entry, EnvValue, Event, EventLog, Instance,
+        InstanceId, InstanceView, Lease, Load, LogEntry, LogQuery, LogRecord, LogSink, MemoryStore,
         MeterPhase, MeterSink, Metered, Pool, PoolBudget, PoolTotals, RequestUsage, Result, RevisionKey,
         RevisionName, RevisionSpec, RevisionStatus, Route, RouteChange, RouteError, RouteQuery, Router,
         Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource, SpecErrors, StartRequest, Stem, StemRequest,
@@ -153,7 +153,7 @@ impl Store for Counted<MemoryStore> {
 
 #[async_trait]
 impl EventLog for Counted<StoreLog> {
-    fn limits(&self) -> LogLimits {
+    fn limits(&self) -> AppendLimits {
         self.part.limits()
     }
     async fn append(&self, stream: &str, expected: Option<u64>, records: Vec<Bytes>) -> Result<u64> {

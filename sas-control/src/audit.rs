@@ -248,11 +248,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_tenant_sees_its_own_changes() {
+        let told = Arc::new(Trail::default());
         let log = AuditLog::new(
             Arc::new(MemoryStore::default()),
             Arc::new(FakeClock::starting_at(Timestamp(1))),
             AuditLimits::default(),
-            None,
+            Some(Arc::clone(&told) as Arc<dyn AuditSink>),
         );
         log.record(record(1, Some("shop"))).await;
         log.record(record(2, Some("bank"))).await;
@@ -260,5 +261,17 @@ mod tests {
         let of = async |by: Principal| ids(&log.list(&by, None, 10).await.unwrap().0);
         assert_eq!(of(Principal::new("a").with_tenant("shop")).await, [1]);
         assert_eq!(of(Principal::new("a")).await.len(), 3);
+        assert_eq!(*told.0.lock(), ["1", "2", "3"], "the sink is told each, in order");
+    }
+
+    /// The ids of the changes that it was told.
+    #[derive(Debug, Default)]
+    struct Trail(parking_lot::Mutex<Vec<String>>);
+
+    impl AuditSink for Trail {
+        fn changed(&self, record: &AuditRecord) {
+            assert!(!record.at.is_empty(), "it is stamped");
+            self.0.lock().push(record.request_id.trim_start_matches('0').to_owned());
+        }
     }
 }

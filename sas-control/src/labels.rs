@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sas_core::Result;
 
-use crate::control::invalid;
+use crate::invalid::invalid;
 
 /// The label that names the app which a service belongs to: a group of services of one namespace.
 pub const APP_LABEL: &str = "sas.dev/app";

@@ -57,6 +57,7 @@ mod control;
 mod decisions;
 mod diagnosis;
 mod engine;
+mod invalid;
 mod invoke;
 mod labels;
 mod log_files;
@@ -76,11 +77,11 @@ mod view;
 pub use admin::{Admin, PeerAuthenticator, TokenAuthenticator};
 pub use audit::{AuditLimits, AuditRecord, AuditSink};
 pub use control::{
-    AppRecord, Applied, Control, ControlConfig, DeployOutcome, EnvVersion, HourUsageView, NamespaceUsageView,
-    Purged, Recovery, RolloutAction, UsageGapView, UsageHoursView, UsageView,
+    AppRecord, Applied, Control, ControlConfig, DeadLetter, DeployOutcome, EnvVersion, HourUsageView,
+    NamespaceUsageView, Purged, Recovery, RolloutAction, UsageGapView, UsageHoursView, UsageView,
 };
 pub use decisions::DecisionLog;
-pub use diagnosis::{Diagnosis, DiagnosisConfig, Finding, Severity};
+pub use diagnosis::{Diagnosis, DiagnosisConfig, Evidence, Finding, Severity};
 pub use engine::{EnginePhase, EngineView, Engines, LeftBehind, UpgradeReport};
 pub use invoke::{Phases, TestReport, TestRun};
 pub use labels::{APP_LABEL, LabelSelector};

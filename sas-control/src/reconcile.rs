@@ -140,6 +140,8 @@ pub struct Rules {
     pub domain: String,
     /// And at `name.namespace.internal`, which the ingress refuses from outside.
     pub internal: String,
+    /// The header by which a request asks for the revision of a tag, whatever the weights say: a lower-case name.
+    pub tag_header: String,
     /// How long a registration for test runs stays after the last one.
     pub test_linger: Duration,
     /// When old revisions are forgotten.
@@ -147,11 +149,12 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Rules with Knative's limits for old revisions.
+    /// Rules with Knative's header for tags and its limits for old revisions.
     pub fn new(domain: impl Into<String>) -> Self {
         Self {
             domain: domain.into(),
             internal: "svc".to_owned(),
+            tag_header: sas_knative::TAG_HEADER.to_owned(),
             test_linger: Duration::from_secs(60),
             gc: GcLimits::default(),
         }
@@ -316,7 +319,10 @@ fn routes(
         for share in shares {
             if let Some(tag) = &share.tag {
                 let tagged = rule(&[(&share.revision, 100)]);
-                all.extend(with_quiet_paths(tagged.clone().tagged(tag), &record.no_wake));
+                all.extend(with_quiet_paths(
+                    tagged.clone().with_header(&rules.tag_header, tag),
+                    &record.no_wake,
+                ));
                 let host = HostPattern::Exact(Rules::host_under(record, Some(tag), domain));
                 hosts.insert(host, with_quiet_paths(tagged, &record.no_wake));
             }

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use sas_core::{
-    Affinity, Error, ErrorKind, Principal, Quota, Result, RevisionSpec, RolloutPlan, RolloutProgress,
-    RolloutState, SpecError, TenantKey, Timestamp,
+    Affinity, Error, ErrorKind, Fidelity, Principal, Quota, Result, RevisionSpec, RolloutPlan,
+    RolloutProgress, RolloutState, SpecError, TenantKey, Timestamp,
 };
 use sas_knative::manifest::{TagRoute, TrafficTarget};
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -173,11 +173,22 @@ pub struct AppEnv {
     pub names: Vec<String>,
 }
 
-/// Reads a spec as this version and earlier ones wrote it: what is now in the options of the scaler was beside them.
+/// Reads a spec as this version and earlier ones wrote it: what is now in the options of the scaler was
+/// beside them, and how closely Knative is followed had the names of presets.
 fn spec_of_any_age<'de, D: Deserializer<'de>>(given: D) -> std::result::Result<Arc<RevisionSpec>, D::Error> {
     const NOW_OPTIONS: [&str; 6] = ["metrics", "combine", "resource", "backlog", "schedule", "forecast"];
     let mut spec = Value::deserialize(given)?;
     if let Some(Value::Object(scaling)) = spec.get_mut("scaling") {
+        if let Some(preset) = scaling.remove("preset") {
+            scaling.entry("fidelity").or_insert(preset);
+        }
+        if let Some(fidelity) = scaling.get_mut("fidelity") {
+            match fidelity.as_str() {
+                Some("knative") => *fidelity = json!(Fidelity::Exact),
+                Some("default") => *fidelity = json!(Fidelity::Mended),
+                _ => {}
+            }
+        }
         let found: Vec<_> =
             NOW_OPTIONS.iter().filter_map(|name| Some((*name, scaling.remove(*name)?))).collect();
         let options = scaling.entry("options").or_insert_with(|| json!({}));
@@ -499,7 +510,7 @@ mod tests {
         }
         let read = ServiceRecord::decode("k", stored.to_string().as_bytes()).unwrap();
         let scaling = &read.revisions[0].spec.scaling;
-        assert_eq!(scaling.fidelity, sas_core::Fidelity::Exact);
+        assert_eq!(scaling.fidelity, Fidelity::Exact);
         let names: Vec<_> = scaling.options.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["backlog", "metrics", "mine"]);
         assert_eq!(scaling.options.get("mine"), Some(&json!("4")));

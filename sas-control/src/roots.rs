@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sas_core::{Result, Source};
 use sas_knative::manifest::Manifest;
 
-use crate::control::invalid;
+use crate::invalid::invalid;
 
 /// From which directories of the host a manifest that comes over the network may take its package. None by default: a
 /// path in a manifest would read files of the host with the platform's rights.

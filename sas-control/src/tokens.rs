@@ -9,7 +9,18 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 use utoipa::ToSchema;
 
-use crate::{TokenAuthenticator, record::hex, stamp::rfc3339};
+use crate::{record::hex, stamp::rfc3339};
+
+/// Bytes of a random token.
+const RANDOM: usize = 32;
+
+/// A random token: 32 bytes of the system's randomness, in base64 for URLs.
+pub(crate) fn random_token() -> std::io::Result<String> {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    let mut bytes = [0; RANDOM];
+    getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
+}
 
 /// Where tokens are in the store.
 const TOKENS: &str = "token/";
@@ -197,7 +208,7 @@ impl Tokens {
             return Err(Error::new(ErrorKind::Exhausted, "token", message));
         }
         let random = || {
-            TokenAuthenticator::random().map_err(|error| {
+            random_token().map_err(|error| {
                 Error::new(ErrorKind::Unavailable, "token", "the system gives no randomness")
                     .with_source(error)
             })

@@ -310,7 +310,10 @@ async fn logs_decisions_instances_and_usage_are_shown() {
 async fn dead_letters_are_shown_and_discarded() {
     let world = World::new().await;
     for at in 0..3 {
-        let letter = format!(r#"{{"id": "{at}", "reason": "the service answered 400"}}"#);
+        let event = r#"{"specversion":"1.0","id":"e","source":"/s","type":"t","data":{"n":1}}"#;
+        // The first as versions kept it that had no whole events.
+        let event = if at == 0 { String::new() } else { format!(r#", "event": {event}"#) };
+        let letter = format!(r#"{{"id": "{at}", "reason": "the service answered 400"{event}}}"#);
         world.store.put(&format!("deadletter/default/t/{at}"), None, letter.into()).await.unwrap();
     }
     let path = "/v1/triggers/default/t/deadletters";
@@ -319,6 +322,9 @@ async fn dead_letters_are_shown_and_discarded() {
         (letters["deadLetters"].as_array().unwrap().len(), &letters["deadLetters"][1]["id"]),
         (2, &"1".into())
     );
+    assert_eq!(letters["deadLetters"][0]["event"], serde_json::Value::Null, "{letters}");
+    assert_eq!(letters["deadLetters"][1]["event"]["data"]["n"], 1, "{letters}");
+    assert_eq!(letters["deadLetters"][1]["letter"], "1", "{letters}");
     assert_eq!(world.call("DELETE", path, "").await.1["discarded"], 3);
     assert_eq!(world.call("GET", path, "").await.1["deadLetters"], serde_json::json!([]));
 }

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use sas_control::ControlConfig;
 use sas_core::{
-    AnswerCounter, AnswerCounts, ErrorKind, MemoryStore, Quota, Quotas, RevisionKey, Store, TAG_HEADER,
-    TenantKey, ValueMatch,
+    AnswerCounter, AnswerCounts, ErrorKind, MemoryStore, Quota, Quotas, RevisionKey, Store, TenantKey,
+    ValueMatch,
 };
 use support::{World, eventually};
 
@@ -334,7 +334,7 @@ async fn tags_are_asked_for_by_header_and_some_paths_wake_nobody() {
     assert!(quiet.iter().all(|rule| rule.matches.path_prefix == "/healthz"));
     let tagged: Vec<_> = rules.iter().filter(|rule| !rule.matches.headers.is_empty()).collect();
     assert_eq!(tagged.len(), 2);
-    let asks = (TAG_HEADER.to_owned(), ValueMatch::Exact("old".to_owned()));
+    let asks = (sas_knative::TAG_HEADER.to_owned(), ValueMatch::Exact("old".to_owned()));
     assert!(tagged.iter().all(|rule| rule.matches.headers == [asks.clone()]));
 }
 

@@ -19,7 +19,7 @@ pub struct LogEntry {
 /// How much a log takes in one append. Who appends more splits it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct LogLimits {
+pub struct AppendLimits {
     /// Most bytes of a record.
     pub record_bytes: usize,
     /// Most records of an append.
@@ -28,7 +28,7 @@ pub struct LogLimits {
     pub append_bytes: usize,
 }
 
-impl LogLimits {
+impl AppendLimits {
     /// What every log takes.
     pub const SMALLEST: Self = Self::of_store(StoreLimits::SMALLEST);
 
@@ -60,10 +60,10 @@ const HEAD_BYTES: usize = 20;
 /// not: read on from the last known position to find out.
 #[async_trait]
 pub trait EventLog: fmt::Debug + Send + Sync + 'static {
-    /// What it takes in one append; constant while it lives, and nothing below [`LogLimits::SMALLEST`], which is what it
+    /// What it takes in one append; constant while it lives, and nothing below [`AppendLimits::SMALLEST`], which is what it
     /// says unless it can more.
-    fn limits(&self) -> LogLimits {
-        LogLimits::SMALLEST
+    fn limits(&self) -> AppendLimits {
+        AppendLimits::SMALLEST
     }
 
     /// Appends all `records`, and gives the position of the last. With `expected`, only if that is the last position
@@ -141,8 +141,8 @@ impl StoreLog {
 
 #[async_trait]
 impl EventLog for StoreLog {
-    fn limits(&self) -> LogLimits {
-        LogLimits::of_store(self.store.limits())
+    fn limits(&self) -> AppendLimits {
+        AppendLimits::of_store(self.store.limits())
     }
 
     async fn append(&self, stream: &str, expected: Option<u64>, records: Vec<Bytes>) -> Result<u64> {
@@ -211,7 +211,7 @@ impl EventLog for StoreLog {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl<T: EventLog + ?Sized> EventLog for Arc<T> {
-    fn limits(&self) -> LogLimits {
+    fn limits(&self) -> AppendLimits {
         (**self).limits()
     }
     async fn append(&self, stream: &str, expected: Option<u64>, records: Vec<Bytes>) -> Result<u64> {

@@ -80,7 +80,7 @@ pub use context::{Cx, IdempotencyKey, Payer, Purpose};
 pub use engine::{DEFAULT_ENGINE, DataPlane, Engine, EngineFactory, EngineKind, EngineSpec, Reserved};
 pub use error::{BoxError, Error, ErrorKind, Result, Retry};
 pub use event::{Ack, AttributeValue, Event, EventError, EventPublisher, EventSink, Schedule, Slot};
-pub use event_log::{EventLog, LogEntry, LogLimits, StoreLog};
+pub use event_log::{AppendLimits, EventLog, LogEntry, StoreLog};
 pub use id::{EngineKey, InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use instance::{
     Endpoint, ExecOutput, ExitReport, Instance, InstanceEvents, InstanceTarget, SocketSource, StartPhase,
@@ -107,7 +107,7 @@ pub use recorder::Recorder;
 pub use rollout::{AnswerCounter, AnswerCounts, RolloutPlan, RolloutProgress, RolloutState, RolloutStep};
 pub use route::{
     Affinity, HostPattern, RemoteTarget, Route, RouteAction, RouteChange, RouteError, RouteMatch, RouteQuery,
-    RouteRule, RouteTarget, Router, Split, TAG_HEADER, ValueMatch,
+    RouteRule, RouteTarget, Router, Split, ValueMatch,
 };
 pub use runtime::{
     Artifact, ArtifactInfo, Capabilities, Deployed, Isolation, Runtime, StartRequest, Stem, StemClass,

@@ -34,7 +34,7 @@ impl Default for RolloutPlan {
 }
 
 impl RolloutPlan {
-    /// Even steps over `duration`, as Knative's `rollout-duration` has it: 1 %, then equal parts.
+    /// Even steps over `duration`, 1 % first, then equal parts.
     pub fn over(duration: Duration) -> Self {
         Self { hold: duration / 5, steps: vec![1, 20, 40, 60, 80, 100], min_requests: 0, ..Self::default() }
     }

@@ -173,9 +173,6 @@ impl Split {
     }
 }
 
-/// The header by which a request asks for the revision of a tag, whatever the weights say; Knative's.
-pub const TAG_HEADER: &str = "knative-serving-tag";
-
 /// What a rule does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -250,11 +247,11 @@ impl RouteRule {
         }
     }
 
-    /// Only requests that ask for `tag` by [`TAG_HEADER`]. A rule with a tag is more specific than the same one
-    /// without.
+    /// Only requests with this header, a lower-case name, of exactly this value. A rule with it is more specific than the
+    /// same one without.
     #[must_use]
-    pub fn tagged(mut self, tag: impl Into<String>) -> Self {
-        self.matches.headers.push((TAG_HEADER.to_owned(), ValueMatch::Exact(tag.into())));
+    pub fn with_header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.matches.headers.push((name.into(), ValueMatch::Exact(value.into())));
         self
     }
 

@@ -35,10 +35,8 @@ pub enum Metric {
 pub enum Fidelity {
     /// With the known hazards of the algorithm mended; windows from one second.
     #[default]
-    #[serde(alias = "default")]
     Mended,
     /// The decisions of the algorithm bit for bit; windows from six seconds.
-    #[serde(alias = "knative")]
     Exact,
 }
 
@@ -65,7 +63,6 @@ pub struct ScalingSpec {
     /// Which scaler, by [`crate::Scaler::name`].
     pub scaler: String,
     /// How closely the algorithm is followed.
-    #[serde(alias = "preset")]
     pub fidelity: Fidelity,
     /// Least instances while the revision gets traffic.
     pub min: u32,

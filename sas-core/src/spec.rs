@@ -90,7 +90,7 @@ fn default_queue_limit() -> u32 {
 impl RevisionSpec {
     /// The version of the format that this crate writes.
     pub const VERSION: u16 = 1;
-    /// Requests that may wait, unless said otherwise; as deep as Knative's activator.
+    /// Requests that may wait, unless said otherwise.
     pub const DEFAULT_QUEUE_LIMIT: u32 = 10_000;
 
     /// A spec with defaults for all but runtime and code.
@@ -302,7 +302,7 @@ pub enum Protocol {
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct Timeouts {
-    /// A whole request, the wait for an instance included. Knative's `timeoutSeconds`.
+    /// A whole request, the wait for an instance included.
     pub request: Duration,
     /// Until the head of the response.
     pub response_start: Duration,

@@ -3,6 +3,9 @@
 //! Knative's are lists: each name is followed by its older alias where there is one, and the first that is present
 //! counts. Those of this platform begin with [`own::PREFIX`].
 
+/// The header by which a request asks for the revision of a tag, whatever the weights say.
+pub const TAG_HEADER: &str = "knative-serving-tag";
+
 /// Names the autoscaler that decides.
 pub const CLASS: &[&str] = &["autoscaling.knative.dev/class"];
 /// Names the metric that the target is about.

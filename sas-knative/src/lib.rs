@@ -36,7 +36,7 @@ mod resolve;
 pub use annotations::validate_annotations;
 pub use config::AutoscalerConfig;
 pub use go::{ParseError, format_duration, parse_bool, parse_duration, parse_float, parse_int};
-pub use keys::{HPA_CLASS, KPA_CLASS};
+pub use keys::{HPA_CLASS, KPA_CLASS, TAG_HEADER};
 pub use resolve::{Reachability, Resolved, resolve, scaling_from_annotations};
 
 pub use sas_core::Fidelity;

@@ -10,11 +10,12 @@ use std::{
 use async_trait::async_trait;
 use http::StatusCode;
 use sas_core::{
-    Affinity, Body, Quota, Quotas as _, Request, Response, RouteAction, RouteRule, Split, TAG_HEADER,
-    TenantKey,
+    Affinity, Body, Quota, Quotas as _, Request, Response, RouteAction, RouteRule, Split, TenantKey,
 };
 use sas_router::{AccessLog, AccessRecord, End, Failure, GatewayConfig, Hook, HookCx, ServerConfig, Step};
 use support::*;
+
+const TAG_HEADER: &str = "x-tag";
 
 async fn with(gateway: GatewayConfig) -> Platform {
     Platform::with(spec(), gateway, ServerConfig::default()).await
@@ -238,7 +239,7 @@ async fn a_split_and_its_tags_hold_through_the_gateway() {
         RouteAction::Split(weights.iter().map(|(revision, weight)| Split::new(*revision, *weight)).collect())
     };
     let all = RouteRule::new(TenantKey(1), split(&[(platform.revision, 93), (canary, 7)]));
-    let tagged = RouteRule::new(TenantKey(1), split(&[(canary, 100)])).tagged("next");
+    let tagged = RouteRule::new(TenantKey(1), split(&[(canary, 100)])).with_header(TAG_HEADER, "next");
     set(&platform.table, HOST, vec![all, tagged.clone()]);
     set(
         &platform.table,

@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{
     cgroups::Group,
-    engine::{Engine, Kind},
+    engine::{Engine, Killed, Kind},
     logs::{self, LastWords, LogTarget},
     pod::Pod,
     spec::{self, Plan},
@@ -234,17 +234,6 @@ impl Container {
         }
     }
 
-    /// Ends it by force, as soon as there is something to end.
-    pub(crate) fn kill(&self, engine: &Engine) {
-        self.ending(engine);
-        let mut state = self.state.lock();
-        state.kill = true;
-        if let Some((_, init)) = &state.init {
-            let _ = rustix::process::pidfd_send_signal(init, Signal::KILL);
-            state.forced = true;
-        }
-    }
-
     /// Runs a command in it.
     pub(crate) async fn exec(
         self: &Arc<Self>,
@@ -313,6 +302,18 @@ impl Container {
             return Err(Error::new(ErrorKind::NotFound, "exec", missing));
         }
         Ok(ExecOutput::new(code, kept))
+    }
+}
+
+impl Killed for Container {
+    fn kill(&self, engine: &Engine) {
+        self.ending(engine);
+        let mut state = self.state.lock();
+        state.kill = true;
+        if let Some((_, init)) = &state.init {
+            let _ = rustix::process::pidfd_send_signal(init, Signal::KILL);
+            state.forced = true;
+        }
     }
 }
 

@@ -24,12 +24,17 @@ use tokio::sync::Notify;
 use crate::{
     cgroups::{self, Groups},
     config::{ContainerConfig, Network as NetworkKind},
-    container::Container,
     images::Images,
     metrics::Metrics,
     pod,
     store::Store,
 };
+
+/// What is killed when the engine is closed.
+pub(crate) trait Killed: Send + Sync {
+    /// Ends it by force, as soon as there is something to end.
+    fn kill(&self, engine: &Engine);
+}
 
 /// Which program runs containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +99,7 @@ pub(crate) struct Engine {
     /// Unmounted for what runs containers.
     pub(crate) hidden: Option<PathBuf>,
     guardian_fd: Mutex<Option<OwnedFd>>,
-    all: Mutex<Vec<std::sync::Weak<Container>>>,
+    all: Mutex<Vec<std::sync::Weak<dyn Killed>>>,
     networks: Mutex<Vec<Arc<Network>>>,
     filling: AtomicBool,
     next: AtomicU64,
@@ -308,10 +313,11 @@ impl Engine {
         Making(Arc::clone(self))
     }
 
-    pub(crate) fn know(&self, container: &Arc<Container>) {
+    /// Kills this when everything is killed, unless it is gone by then.
+    pub(crate) fn know(&self, container: std::sync::Weak<dyn Killed>) {
         let mut all = self.all.lock();
         all.retain(|one| one.strong_count() > 0);
-        all.push(Arc::downgrade(container));
+        all.push(container);
     }
 
     /// Removes groups that nobody is in any more, on a blocking thread.

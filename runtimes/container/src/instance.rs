@@ -18,7 +18,13 @@ use sas_core::{
 use sas_runtime_os::ports::Port;
 use tokio::time::Instant;
 
-use crate::{container::Container, engine::Engine, images::Image, pod::Pod, runtime::ContainerArtifact};
+use crate::{
+    artifact::ContainerArtifact,
+    container::Container,
+    engine::{Engine, Killed as _},
+    images::Image,
+    pod::Pod,
+};
 
 /// An instance of an image: one container, and those beside it.
 pub(crate) struct ContainerInstance {

@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 #![doc = include_str!("../README.md")]
 
+mod artifact;
 mod cgroups;
 mod compression;
 mod config;

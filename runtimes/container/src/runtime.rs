@@ -11,7 +11,8 @@ use sas_core::{
 use tokio::time::Instant;
 
 use crate::{
-    config::ContainerConfig, engine::Engine, images::Image, name::ImageName, spec::capability, start,
+    artifact::ContainerArtifact, config::ContainerConfig, engine::Engine, images::Image, name::ImageName,
+    spec::capability, start,
 };
 
 /// Runs OCI images as containers of this host. See the crate's documentation.
@@ -20,14 +21,6 @@ use crate::{
 #[derive(Debug)]
 pub struct ContainerRuntime {
     engine: Arc<Engine>,
-}
-
-/// The images of a revision, held on disk.
-#[derive(Debug)]
-pub(crate) struct ContainerArtifact {
-    pub(crate) main: Arc<Image>,
-    pub(crate) init: Vec<Arc<Image>>,
-    pub(crate) sidecars: Vec<Arc<Image>>,
 }
 
 impl ContainerRuntime {

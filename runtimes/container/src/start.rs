@@ -20,14 +20,14 @@ use sas_runtime_os::cgroup::Limits;
 use tokio::time::Instant;
 
 use crate::{
+    artifact::ContainerArtifact,
     config::{CAPABILITIES, ContainerConfig},
     container::{self, Container},
-    engine::Engine,
+    engine::{Engine, Killed as _},
     images::Image,
     instance::ContainerInstance,
     logs::LogTarget,
     pod::{self, Pod},
-    runtime::ContainerArtifact,
     spec::{Bind, Plan, User, capability},
     volumes::{self, Filled},
 };
@@ -322,7 +322,7 @@ async fn launch(
             Ok(made)
         })?;
         let container = Container::watch(&with, &name, spawned, group, target, &pod_)?;
-        with.know(&container);
+        with.know(Arc::downgrade(&container) as _);
         Ok(Started { engine: with, containers: vec![container] })
     })
     .await;

@@ -11,7 +11,7 @@ use super::{
     problem::Failure,
 };
 use crate::{
-    diagnosis::{Finding, Severity},
+    diagnosis::{Evidence, Finding, Severity},
     engine::{EngineView, UpgradeReport},
     stamp::rfc3339,
 };
@@ -83,8 +83,7 @@ pub(super) struct FindingEntry {
     /// What is wrong.
     finding: String,
     /// What it was seen by.
-    #[schema(value_type = Object)]
-    evidence: std::collections::BTreeMap<&'static str, serde_json::Value>,
+    evidence: std::collections::BTreeMap<&'static str, Evidence>,
     /// What to do about it.
     remedy: String,
 }

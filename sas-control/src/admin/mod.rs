@@ -4,6 +4,7 @@
 #![allow(unused_qualifications, reason = "utoipa::path writes types of its arguments with a qualification")]
 
 mod access;
+mod applied;
 mod apps;
 mod authorize;
 mod describe;

@@ -6,7 +6,7 @@ use sas_core::{Body, Denied, Error, ErrorKind, RequestId, Response, Retry, SpecE
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::services::AppliedView;
+use super::applied::AppliedView;
 use crate::control::PRECONDITION;
 
 /// The media type of problem details.

@@ -11,6 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Touched,
+    applied::{AppliedBroker, AppliedService, AppliedTrigger, AppliedView},
     extract::{Caller, Path, Query, Seen, Sent, ServicePath, after, cursor, entity_tag, page_size},
     problem::Failure,
 };
@@ -93,67 +94,6 @@ impl From<ServiceView> for ServiceSummary {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct AppliedList {
     applied: Vec<AppliedView>,
-}
-
-/// What became of one manifest.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[serde(untagged)]
-pub(super) enum AppliedView {
-    /// A service was deployed.
-    Service(Box<AppliedService>),
-    /// A trigger runs.
-    Trigger(AppliedTrigger),
-    /// A broker takes events.
-    Broker(AppliedBroker),
-}
-
-/// A broker that takes events.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct AppliedBroker {
-    /// `Broker`.
-    kind: &'static str,
-    /// `namespace/name`.
-    name: String,
-    /// How long events are kept.
-    retention_seconds: u64,
-    /// Most events that it holds.
-    most_events: u64,
-    /// Options of the delivery of its triggers that give none themselves.
-    delivery: std::collections::BTreeMap<String, String>,
-}
-
-/// A service that was deployed.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct AppliedService {
-    /// `Service`.
-    kind: &'static str,
-    #[serde(flatten)]
-    service: ServiceView,
-    /// The revision that the manifest describes.
-    revision: String,
-    /// Whether the service is new.
-    created: bool,
-    /// Whether the revision is new.
-    new_revision: bool,
-}
-
-/// A trigger that runs.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub(super) struct AppliedTrigger {
-    /// `Trigger`.
-    kind: String,
-    /// The kind of its source.
-    source: String,
-    /// Whether it is declared and does not run.
-    paused: bool,
-    /// `namespace/name`.
-    name: String,
-    /// The service that it sends to.
-    target: String,
-    /// What it was given.
-    options: BTreeMap<String, String>,
 }
 
 /// What was deleted.

@@ -13,8 +13,6 @@ use sas_core::{Authenticator, Denied, Error, ErrorKind, Principal, Result, SpecE
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-/// Bytes of randomness in a token that is made here.
-const RANDOM: usize = 32;
 /// Bytes that a file with a token may have.
 const LONGEST: u64 = 4096;
 const SHOULD: &str = "must be visible ASCII characters without spaces";
@@ -136,10 +134,7 @@ impl TokenAuthenticator {
     /// # Errors
     /// When the system has no randomness.
     pub fn random() -> std::io::Result<String> {
-        use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-        let mut bytes = [0; RANDOM];
-        getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
-        Ok(URL_SAFE_NO_PAD.encode(bytes))
+        crate::tokens::random_token()
     }
 
     /// From now on this token is the right one, and the one before is not.

@@ -11,7 +11,7 @@ use super::{
     problem::Failure,
     services::Deleted,
 };
-use crate::view::TriggerView;
+use crate::{control::DeadLetter, view::TriggerView};
 
 type Answer<T> = Result<Json<T>, Failure>;
 
@@ -35,9 +35,8 @@ pub(super) struct Limit {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct DeadLetters {
-    /// Each as the delivery kept it.
-    #[schema(value_type = Vec<Object>)]
-    dead_letters: Vec<serde_json::Value>,
+    /// The oldest first.
+    dead_letters: Vec<DeadLetter>,
 }
 
 /// How many were forgotten.

@@ -8,7 +8,7 @@ use sas_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Control, Recovery, deploy::identity, invalid, life::check_reason, refused};
+use super::{Control, Recovery, identity::identity, invalid, life::check_reason, refused};
 use crate::{
     labels::LabelSelector,
     record::{AppEnv, RevisionRecord, RevisionState, ServiceRecord},

@@ -1,12 +1,13 @@
 //! What people ask for: deploy, traffic, roll back, delete.
 
 use super::apps::differs_by_app_only;
+use super::identity::identity;
 use super::{
     Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_service, precondition, refused,
 };
 use crate::labels::APP_LABEL;
 use crate::package;
-use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord, sha256};
+use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord};
 use crate::registry::RuntimeRegistry;
 use crate::roots::PackageRoots;
 use sas_core::{
@@ -14,7 +15,6 @@ use sas_core::{
 };
 use sas_knative::manifest::{Manifest, ServiceManifest, TrafficTarget, parse};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -553,20 +553,6 @@ pub(super) fn check_targets(
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(refused("traffic", errors)) }
-}
-
-/// What makes two revisions the same: spec and content, wherever the content lies.
-pub(super) fn identity(spec: &RevisionSpec, package: Option<&str>) -> Result<String> {
-    let mut spec = spec.clone();
-    if package.is_some() {
-        // The copy's file name is part of the package's digest.
-        spec.source = Source::Path(PathBuf::new());
-    }
-    let text = serde_json::to_vec(&spec).map_err(|error| {
-        Error::new(ErrorKind::InvalidSpec, "deploy", format!("the spec can't be written: {error}"))
-            .with_source(error)
-    })?;
-    Ok(sha256(&[&text, package.unwrap_or_default().as_bytes()]))
 }
 
 /// An error about the package, at the annotation that names it.

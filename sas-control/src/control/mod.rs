@@ -3,6 +3,8 @@
 mod apps;
 mod deploy;
 mod engines;
+mod identity;
+mod letters;
 mod life;
 mod parts;
 mod precondition;
@@ -25,8 +27,7 @@ use parking_lot::Mutex;
 use sas_core::{
     AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, DataPlane, DecisionQuery, DecisionSink, Error,
     ErrorKind, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Quota, Recorder, RequestId, Result,
-    RevisionKey, Router, Scalers, SpecErrors, Store, SystemClock, TenantKey, TriggerSpec, Triggers,
-    UsageQuery, Version,
+    RevisionKey, Router, Scalers, Store, SystemClock, TenantKey, TriggerSpec, Triggers, UsageQuery, Version,
 };
 use sas_knative::manifest::ParseOptions;
 use tokio::time::Instant;
@@ -36,6 +37,7 @@ use crate::{
     decisions::DecisionLog,
     diagnosis::{DiagnosisConfig, Memory},
     engine::Engines,
+    invalid::{invalid, refused},
     logs::LogBuffer,
     meter::{Meter, PriceTable},
     metrics::Metrics,
@@ -48,6 +50,7 @@ use parts::{DamagedKeys, Lifecycle, Names, Pins, RequestIds, Services, Sinks, Te
 use recovered::RecoveryReport;
 
 pub use apps::{AppRecord, EnvVersion};
+pub use letters::DeadLetter;
 pub use life::Purged;
 pub(crate) use precondition::{Expected, PRECONDITION, expecting};
 pub use rollout::RolloutAction;
@@ -261,21 +264,6 @@ pub struct Recovery {
     /// damaged comes back when it is deployed again, and goes when it is deleted; one that another version wrote stays
     /// as it is.
     pub failed: Vec<(String, Arc<Error>)>,
-}
-
-pub(crate) fn invalid(
-    operation: &'static str,
-    field: impl Into<String>,
-    value: impl std::fmt::Display,
-    problem: impl Into<String>,
-) -> Error {
-    let mut errors = SpecErrors::default();
-    errors.push(field, value, problem);
-    refused(operation, errors)
-}
-
-fn refused(operation: &'static str, errors: SpecErrors) -> Error {
-    Error::new(ErrorKind::InvalidSpec, operation, errors.to_string()).with_source(errors)
 }
 
 fn unreadable(what: &'static str, sink: &str) -> Error {

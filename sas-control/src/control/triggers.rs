@@ -1,6 +1,6 @@
 //! Declared triggers, where they may send, and their dead letters.
 
-use super::{BROKERS, Control, DEAD_LETTERS, TRIGGERS, refused};
+use super::{BROKERS, Control, DEAD_LETTERS, TRIGGERS, letters::DeadLetter, refused};
 use crate::record::ServiceRecord;
 use parking_lot::Mutex;
 use sas_core::{
@@ -313,29 +313,21 @@ impl Control {
         }
     }
 
-    /// Events of a trigger that could not be delivered, oldest first, as their deliveries wrote them.
+    /// Events of a trigger that could not be delivered, oldest first.
     ///
     /// # Errors
-    /// `Unavailable` when the store fails.
-    pub async fn dead_letters(
-        &self,
-        namespace: &str,
-        name: &str,
-        most: usize,
-    ) -> Result<Vec<serde_json::Value>> {
+    /// `Unavailable` when the store fails; `Unexpected` for one that can't be read.
+    pub async fn dead_letters(&self, namespace: &str, name: &str, most: usize) -> Result<Vec<DeadLetter>> {
         let entries = self.store.list(&format!("{DEAD_LETTERS}{namespace}/{name}/"), None, most).await?;
         let letters = entries.iter().map(|entry| {
-            let mut letter: serde_json::Value = serde_json::from_slice(&entry.value).map_err(|error| {
+            let mut letter: DeadLetter = serde_json::from_slice(&entry.value).map_err(|error| {
                 Error::new(
                     ErrorKind::Unexpected,
                     "dead letters",
                     format!("{} is not one: {error}; discard them", entry.key),
                 )
             })?;
-            if let Some(fields) = letter.as_object_mut() {
-                let id = entry.key.rsplit('/').next().unwrap_or_default();
-                fields.insert("letter".to_owned(), id.into());
-            }
+            entry.key.rsplit('/').next().unwrap_or_default().clone_into(&mut letter.letter);
             Ok(letter)
         });
         letters.collect()

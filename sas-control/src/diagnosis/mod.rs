@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use sas_core::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::control::Control;
 pub(crate) use memory::Memory;
@@ -31,6 +32,71 @@ pub enum Severity {
     Critical,
 }
 
+/// A value that something was seen by.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[serde(untagged)]
+#[non_exhaustive]
+pub enum Evidence {
+    /// Whether something is so.
+    Flag(bool),
+    /// How many, or how long in the unit that the value's name ends in.
+    Count(u64),
+    /// A number with fractions, such as a rate per second.
+    Number(f64),
+    /// A word or a message.
+    Text(String),
+    /// There is no such value, such as the bound of what is unbounded: `null`.
+    Absent,
+}
+
+impl From<bool> for Evidence {
+    fn from(flag: bool) -> Self {
+        Self::Flag(flag)
+    }
+}
+
+impl From<u32> for Evidence {
+    fn from(count: u32) -> Self {
+        Self::Count(count.into())
+    }
+}
+
+impl From<u64> for Evidence {
+    fn from(count: u64) -> Self {
+        Self::Count(count)
+    }
+}
+
+impl From<usize> for Evidence {
+    fn from(count: usize) -> Self {
+        Self::Count(u64::try_from(count).unwrap_or(u64::MAX))
+    }
+}
+
+impl From<f64> for Evidence {
+    fn from(number: f64) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl From<&str> for Evidence {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Evidence {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl<T: Into<Self>> From<Option<T>> for Evidence {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Absent, Into::into)
+    }
+}
+
 /// Something that is wrong.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -44,7 +110,7 @@ pub struct Finding {
     /// What is wrong, in a sentence.
     pub finding: String,
     /// What it was seen by.
-    pub evidence: BTreeMap<&'static str, serde_json::Value>,
+    pub evidence: BTreeMap<&'static str, Evidence>,
     /// What to do about it.
     pub remedy: String,
 }
@@ -67,7 +133,7 @@ impl Finding {
         }
     }
 
-    fn because(mut self, what: &'static str, value: impl Into<serde_json::Value>) -> Self {
+    fn because(mut self, what: &'static str, value: impl Into<Evidence>) -> Self {
         self.evidence.insert(what, value.into());
         self
     }

@@ -142,7 +142,7 @@ async fn slow_starts_are_found_with_the_phase_that_grew() {
     let slow = found(&looks);
     assert_eq!(slow.len(), 1, "{slow:#?}");
     named(&slow[0], "slow_start", Severity::Warning, "until it was ready took 405ms instead of 5ms");
-    assert_eq!(slow[0].evidence["phase"], "until it was ready");
+    assert_eq!(slow[0].evidence["phase"], "until it was ready".into());
     assert_eq!(found(&looks[..9]), [], "one slow one may be chance");
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     EvaluationError, Value,
-    eval::{Errors, boolean, integer, text},
+    cast::{Errors, boolean, integer, text},
 };
 
 /// A function that was found by its name and how many arguments it was given.

@@ -3,6 +3,7 @@
 //! Every expression ends: the language has no loop, an expression is at most [`LONGEST`] bytes long and [`DEEPEST`]
 //! deep, and matching a pattern takes time in the product of pattern and text at most.
 
+mod cast;
 mod eval;
 mod functions;
 mod like;
@@ -55,7 +56,7 @@ impl Expression {
 
     /// As [`Expression::evaluate`], for attributes that are found by name.
     pub fn evaluate_with(&self, attributes: &dyn Fn(&str) -> Option<Value>) -> Evaluation {
-        let mut errors = eval::Errors::default();
+        let mut errors = cast::Errors::default();
         let value = eval::evaluate(&self.root, attributes, &mut errors);
         Evaluation { value: value.unwrap_or(Value::Boolean(false)), error: errors.first() }
     }
