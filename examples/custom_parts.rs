@@ -23,11 +23,11 @@ use sas::{
         AppendLimits, Artifact, Blob, BlobStore, BrokerSpec, Capabilities, Claim, Clock, Commit, Decision,
         DecisionQuery, DecisionRecord, DecisionSink, Deployed, Entry, EnvValue, Event, EventLog, Instance,
         InstanceId, InstanceView, Lease, Load, LogEntry, LogQuery, LogRecord, LogSink, MemoryStore,
-        MeterPhase, MeterSink, Metered, Pool, PoolBudget, PoolTotals, RequestUsage, Result, RevisionKey,
-        RevisionName, RevisionSpec, RevisionStatus, Route, RouteChange, RouteError, RouteQuery, Router,
-        Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource, SpecErrors, StartRequest, Stem, StemRequest,
-        StemView, Store, StoreLimits, StoreLog, SystemClock, Timestamp, TriggerCx, TriggerSource,
-        TriggerSpec, UsageQuery, UsageScope, Version, Waiting, Watched,
+        MeterPhase, MeterSink, Metered, Pool, PoolBudget, PoolDecision, PoolTotals, RequestUsage, Result,
+        RevisionKey, RevisionName, RevisionSpec, RevisionStatus, Route, RouteChange, RouteError, RouteQuery,
+        Router, Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource, SpecErrors, StartRequest, Stem,
+        StemRequest, StemView, Store, StoreLimits, StoreLog, SystemClock, Timestamp, TriggerCx,
+        TriggerSource, TriggerSpec, UsageQuery, UsageScope, Version, Waiting, Watched,
     },
     http,
     inline::InlineRuntime,
@@ -108,6 +108,9 @@ impl Pool for Counted<Arc<InstancePool>> {
     }
     fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {
         self.part.instance(revision, id)
+    }
+    fn take_decisions(&self, shard: usize, visit: &mut dyn FnMut(&PoolDecision, &Arc<Deployed>)) {
+        self.part.take_decisions(shard, visit);
     }
     fn set_budget(&self, budget: PoolBudget) -> Result<()> {
         self.part.set_budget(budget)

@@ -38,13 +38,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let began = tokio::time::Instant::now();
     let minutes = pool_day(&script)?;
     println!(
-        "{:>4} {:>9} {:>8} {:>6} {:>6} {:>17} {:>17}",
-        "day", "requests", "starts", "cold", "stems", "09:00: cold", "slowest"
+        "{:>4} {:>9} {:>8} {:>6} {:>6} {:>17} {:>17} {:>23}",
+        "day", "requests", "starts", "cold", "stems", "09:00: cold", "slowest", "slowest, 09:45 to 10:15"
     );
     for (day, minutes) in minutes.chunks(1440).enumerate() {
         let burst = &minutes[script.burst_minute as usize];
+        // What was woken ahead for the next burst, which does not come, must not be in anybody's way.
+        let hour_later = script.burst_minute as usize + 60;
+        let after = minutes[hour_later - 15..hour_later + 15].iter().map(|minute| minute.slowest).max();
         println!(
-            "{:>4} {:>9} {:>8} {:>6} {:>6.1} {:>11} of {:>2} {:>14.2} s",
+            "{:>4} {:>9} {:>8} {:>6} {:>6.1} {:>11} of {:>2} {:>14.2} s {:>20.2} s",
             day + 1,
             minutes.iter().map(|minute| u64::from(minute.requests)).sum::<u64>(),
             minutes.iter().map(|minute| minute.from_stem + minute.cold).sum::<u64>(),
@@ -53,6 +56,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             burst.cold,
             burst.cold + burst.from_stem,
             burst.slowest.as_secs_f64(),
+            after.unwrap_or_default().as_secs_f64(),
         );
     }
     println!("{} days in {:.1} s", script.days, began.elapsed().as_secs_f64());

@@ -94,6 +94,11 @@ fn run(
     let mut out = Vec::with_capacity(1);
     let mut decisions = Vec::with_capacity(stretch.records.len());
     for record in &stretch.records {
+        // What the pool decided beside the scaler changed nothing for it.
+        if record.decision.reason.is_pools_own() {
+            decisions.push(record.decision.clone());
+            continue;
+        }
         let input = ScaleInput::new(0, record.at, spec, &record.load, desired)
             .over(record.elapsed)
             .named(&record.named)

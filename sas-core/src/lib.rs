@@ -97,7 +97,7 @@ pub use named_values::{NamedValues, NamedVote};
 pub use ownership::{Candidacy, Owned};
 pub use pool::{
     CapacityReason, Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Outcome, Pool,
-    PoolBudget, PoolTotals, RevisionStatus, StemView, WaitList, Waiting,
+    PoolBudget, PoolDecision, PoolTotals, RevisionStatus, StemView, WaitList, Waiting,
 };
 pub use pool_policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, Pick, SlotView};
 pub use probe::{Probe, ProbeAction};

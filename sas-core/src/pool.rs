@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
-    Cx, Deployed, Endpoint, Error, Instance, InstanceId, Load, Result, RevisionKey, RevisionSpec, Runtime,
-    SpecErrors, StartTimings, StemClass, TenantKey, Timestamp, Usage,
+    Cx, Deployed, Endpoint, Error, Instance, InstanceId, Load, Reason, Result, RevisionKey, RevisionSpec,
+    Runtime, SpecErrors, StartTimings, StemClass, TenantKey, Timestamp, Usage,
 };
 
 /// What a caller wants: any free slot of a revision, with hints.
@@ -428,6 +428,38 @@ pub struct PoolTotals {
     pub wake_aheads_wasted: u64,
 }
 
+/// A change of a revision's size that the pool decided by itself, beside what it was told by [`Pool::set_desired`]. The
+/// driver takes these ([`Pool::take_decisions`]), numbers them with its own and keeps them in the revision's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolDecision {
+    /// Of which revision.
+    pub revision: RevisionKey,
+    /// When it was decided.
+    pub at: Timestamp,
+    /// Instances before it.
+    pub before: u32,
+    /// Instances from now on, until something else is decided.
+    pub desired: u32,
+    /// Why: [`Reason::Expected`], [`Reason::NotExpected`] or [`Reason::Reclaimed`].
+    pub reason: Reason,
+    /// Until when what was started ahead is kept for its call.
+    pub until: Option<Timestamp>,
+}
+
+impl PoolDecision {
+    /// A decision from `before` to `desired` instances.
+    pub const fn new(
+        revision: RevisionKey,
+        at: Timestamp,
+        before: u32,
+        desired: u32,
+        reason: Reason,
+    ) -> Self {
+        Self { revision, at, before, desired, reason, until: None }
+    }
+}
+
 /// What the instances and stems of a pool may use in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -530,6 +562,13 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         false
     }
 
+    /// Takes what the pool decided by itself in a shard since the last call, oldest first: what a keep-alive policy started
+    /// ahead of a call or let go, and what was stopped because others lacked room. A pool that decides nothing by itself
+    /// has nothing to tell.
+    fn take_decisions(&self, shard: usize, visit: &mut dyn FnMut(&PoolDecision, &Arc<Deployed>)) {
+        let _ = (shard, visit);
+    }
+
     /// Takes the load of each active revision of a shard since the last call: what was counted is told once. A
     /// revision is active while it has instances or waiting claims, and once more after that; sleeping ones cost
     /// nothing.
@@ -624,6 +663,10 @@ impl<T: Pool + ?Sized> Pool for Arc<T> {
 
     fn take_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
         (**self).take_load(shard, visit);
+    }
+
+    fn take_decisions(&self, shard: usize, visit: &mut dyn FnMut(&PoolDecision, &Arc<Deployed>)) {
+        (**self).take_decisions(shard, visit);
     }
 
     fn shards(&self) -> usize {

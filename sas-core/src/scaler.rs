@@ -113,8 +113,21 @@ pub enum Reason {
     TimedOut,
     /// The scaler decides on some of the ticks only; until the next of them the last decision stays.
     BetweenTicks,
+    /// The keep-alive policy expects a call: an instance is started ahead of it.
+    Expected,
+    /// The keep-alive policy expects no call any more: the last instance goes.
+    NotExpected,
+    /// An idle instance was stopped, because others lacked room in a budget.
+    Reclaimed,
     /// A custom policy's own.
     Custom(u16),
+}
+
+impl Reason {
+    /// Whether the pool decided, not a scaler: what is replayed takes such a decision as it was.
+    pub const fn is_pools_own(self) -> bool {
+        matches!(self, Self::Expected | Self::NotExpected | Self::Reclaimed)
+    }
 }
 
 /// Which bounds acted on a decision, as a set.

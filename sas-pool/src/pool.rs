@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sas_core::{
     Claim, ClaimError, Cx, Deployed, Error, ErrorKind, Instance, InstanceId, InstanceState, InstanceView,
-    Lease, Load, Pool, PoolBudget, PoolTotals, Result, RevisionKey, RevisionSpec, RevisionStatus, Runtime,
-    SpecErrors, StemView, Waiting,
+    Lease, Load, Pool, PoolBudget, PoolDecision, PoolTotals, Result, RevisionKey, RevisionSpec,
+    RevisionStatus, Runtime, SpecErrors, StemView, Waiting,
 };
 use tokio::time::Instant;
 
@@ -270,6 +270,14 @@ impl Pool for InstancePool {
         }
         let Some(shard) = self.every_shard().get(shard) else { return };
         crate::load::take(shard, visit);
+    }
+
+    fn take_decisions(&self, shard: usize, visit: &mut dyn FnMut(&PoolDecision, &Arc<Deployed>)) {
+        let Some(shard) = self.every_shard().get(shard) else { return };
+        let taken = shard.state.lock().take_decisions();
+        for (decision, deployed) in &taken {
+            visit(decision, deployed);
+        }
     }
 
     fn shards(&self) -> usize {

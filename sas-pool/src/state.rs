@@ -18,6 +18,7 @@ use sas_core::{
 use smallvec::SmallVec;
 
 mod claims;
+mod decisions;
 mod keep_warm;
 mod leases;
 mod starts;
@@ -26,6 +27,7 @@ mod stops;
 mod tests;
 mod timed;
 
+use self::decisions::OwnDecisions;
 use crate::{
     clock::nanos,
     draw,
@@ -61,6 +63,8 @@ pub(crate) struct State {
     /// When a scaler last visited; `None`: none ever did.
     pub(crate) visited: Option<u64>,
     pub(crate) closed: bool,
+    /// What was decided here and not by a scaler, until the next visit of one.
+    pub(crate) own: OwnDecisions,
 }
 
 /// What a claim met.
@@ -91,6 +95,7 @@ impl State {
             draws: draw::mix(seed ^ draw::mix(u64::from(shard))),
             visited: None,
             closed: false,
+            own: OwnDecisions::default(),
         }
     }
 

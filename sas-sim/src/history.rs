@@ -75,6 +75,13 @@ pub enum Fact {
         /// The number.
         desired: u32,
     },
+    /// The pool told a size that it decided by itself.
+    OwnSize {
+        /// Slot and generation of the revision's key.
+        revision: u64,
+        /// The size.
+        desired: u32,
+    },
     /// The host was killed.
     HostDied,
     /// A change of the control plane was acknowledged or refused.

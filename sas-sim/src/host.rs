@@ -45,6 +45,8 @@ pub(crate) const PROBE_FAILURES: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) life: Arc<Life>,
+    /// Whether it keeps instances warm, and starts them ahead of calls, as it pleases.
+    pub(crate) ahead: bool,
     pub(crate) runtime: Arc<SimRuntime>,
     admission: Arc<Admission>,
     platform: Platform,
@@ -60,7 +62,7 @@ impl Host {
         clock: &Arc<SimClock>,
         queue: &Arc<SimQueue>,
         draw: Draw,
-        plant: Option<Plant>,
+        (preset, plant): (Preset, Option<Plant>),
         epoch: u64,
     ) -> Result<Arc<Self>, BuildError> {
         let life = Life::new(Arc::clone(history), epoch, plant);
@@ -75,8 +77,7 @@ impl Host {
         let admission = Admission::new(AdmissionConfig::default());
         let (in_gateway, queue) = (Arc::clone(&admission), Arc::clone(queue));
         let built = Platform::builder()
-            // What works ahead of demand sleeps when it pleases; the promises about sleep are Knative's.
-            .preset(Preset::Knative)
+            .preset(preset)
             .machine(MACHINE)
             .seed(draw.clone().next())
             .clock(Arc::clone(clock))
@@ -98,7 +99,14 @@ impl Host {
             .build()
             .await;
         let platform = built?;
-        Ok(Arc::new(Self { life, runtime, admission, platform, lost: CancellationToken::new() }))
+        Ok(Arc::new(Self {
+            life,
+            ahead: preset == Preset::Default,
+            runtime,
+            admission,
+            platform,
+            lost: CancellationToken::new(),
+        }))
     }
 
     /// SIGKILL. What the parts still do is seen by nobody, and ends.

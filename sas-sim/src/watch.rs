@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 use sas_core::{
     CallError, Claim, ClaimError, Commit, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
     ErrorKind, Instance, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Metered,
-    Pool, PoolBudget, PoolTotals, Request, RequestUsage, Response, Result, RevisionKey, RevisionSpec,
-    RevisionStatus, Runtime, SpecErrors, StemView, Store, StoreLimits, Target, Version, WaitList, Waiting,
-    Watched,
+    Pool, PoolBudget, PoolDecision, PoolTotals, Request, RequestUsage, Response, Result, RevisionKey,
+    RevisionSpec, RevisionStatus, Runtime, SpecErrors, StemView, Store, StoreLimits, Target, Version,
+    WaitList, Waiting, Watched,
 };
 use sas_pool::InstancePool;
 use tokio::time::Instant;
@@ -223,6 +223,17 @@ impl Pool for WatchedPool {
 
     fn take_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
         self.inner.take_load(shard, visit);
+    }
+
+    fn take_decisions(&self, shard: usize, visit: &mut dyn FnMut(&PoolDecision, &Arc<Deployed>)) {
+        let mut seen = |decision: &PoolDecision, deployed: &Arc<Deployed>| {
+            let revision = self.life.revision(decision.revision);
+            if self.inner.deployed(decision.revision).is_some() {
+                self.life.tell(Fact::OwnSize { revision, desired: decision.desired });
+            }
+            visit(decision, deployed);
+        };
+        self.inner.take_decisions(shard, &mut seen);
     }
 
     fn shards(&self) -> usize {

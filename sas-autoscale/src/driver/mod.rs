@@ -19,8 +19,8 @@ use std::{
 
 use parking_lot::Mutex;
 use sas_core::{
-    Decision, DecisionRecord, Deployed, Load, NamedValues, Pool, Reason, RevisionKey, ScaleInput, Scaler,
-    Scalers, Timestamp, Verdict,
+    Decision, DecisionRecord, Deployed, Load, NamedValues, Pool, PoolDecision, Reason, RevisionKey,
+    ScaleInput, Scaler, Scalers, Timestamp, Verdict,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -270,6 +270,55 @@ impl Driver {
         }
     }
 
+    /// Numbers a decision that the pool made by itself, and keeps it in the revision's history. It follows from no load
+    /// and nothing follows from it for the scaler.
+    fn decided_by_pool(&self, shard: &mut Shard, made: &PoolDecision, deployed: &Arc<Deployed>) {
+        if self.pool.deployed(made.revision).is_none() {
+            return;
+        }
+        let mut load = Load::idle(made.revision);
+        load.ready = made.before;
+        let decision = Decision::set(made.desired, made.reason);
+        let mut record = DecisionRecord::new(0, made.at, load, Some(made.before), decision);
+        record.elapsed = Duration::ZERO;
+        if let Some(until) = made.until {
+            record.named.insert("kept_for_seconds", until.since(made.at).as_secs_f64());
+        }
+        let checkpoint = || {
+            let scaler = self.scaler_of(deployed).map(|(_, scaler)| scaler);
+            Checkpoint {
+                scaler: scaler.map_or_else(String::new, |scaler| scaler.name().to_owned()),
+                version: scaler.map_or(0, |scaler| scaler.version()),
+                state: None,
+                governor: Governor::new(&deployed.spec.scaling, &load, false, true),
+                desired: Some(made.before),
+            }
+        };
+        let row = shard.rows.get(&made.revision).copied();
+        match row.and_then(|row| shard.entries[row as usize].as_mut()) {
+            Some(entry) => {
+                entry.sequence += 1;
+                record.sequence = entry.sequence;
+                match entry.history.as_mut() {
+                    Some(history) if history.needs_checkpoint() => {
+                        history.alone(checkpoint(), record.clone());
+                    }
+                    Some(history) => history.push(record.clone()),
+                    None => {}
+                }
+            }
+            None => {
+                let history = self.asleep_history(made.revision).or_else(|| self.new_history());
+                record.sequence = history.as_ref().map_or(0, |history| history.last_sequence()) + 1;
+                if let Some(mut history) = history {
+                    history.alone(checkpoint(), record.clone());
+                    self.keep_asleep(made.revision, Arc::clone(deployed), history);
+                }
+            }
+        }
+        self.config.sink.decided(made.revision, &record);
+    }
+
     fn scaler_of(&self, deployed: &Deployed) -> Option<(usize, &Arc<dyn Scaler>)> {
         let spec = &deployed.spec.scaling;
         self.scalers.validate(spec).ok().and_then(|()| self.scalers.find(&spec.scaler))
@@ -338,6 +387,8 @@ impl Driver {
             entry.asleep = false;
         }
         self.measured.add_to(loads.iter_mut().map(|seen| (&mut seen.load, &mut seen.named)), mono);
+        self.pool
+            .take_decisions(at, &mut |decision, deployed| self.decided_by_pool(shard, decision, deployed));
         self.decide(shard, &loads, &turns, now);
         shard.loads = loads;
         self.put_to_sleep(shard, &mut turns, now, mono);

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sas_core::{
     Claim, ClaimError, Cx, Deployed, EngineKey, Error, ErrorKind, Instance, InstanceId, InstanceView, Lease,
-    Load, Pool, PoolBudget, PoolTotals, Result, RevisionKey, RevisionSpec, RevisionStatus, Runtime,
-    SpecErrors, StemView, Waiting,
+    Load, Pool, PoolBudget, PoolDecision, PoolTotals, Result, RevisionKey, RevisionSpec, RevisionStatus,
+    Runtime, SpecErrors, StemView, Waiting,
 };
 use tokio::time::Instant;
 
@@ -118,6 +118,18 @@ impl Pool for Engines {
         let end = if last { pool.shards() } else { (at + 1).min(pool.shards()) };
         for shard in at..end {
             pool.take_load(shard, visit);
+        }
+    }
+
+    /// Of the shard of [`Pool::take_load`].
+    fn take_decisions(&self, shard: usize, visit: &mut dyn FnMut(&PoolDecision, &Arc<Deployed>)) {
+        let (place, at) = (shard % EngineKey::PLACES, shard / EngineKey::PLACES);
+        let Some(running) = self.places[place].load_full() else { return };
+        let pool = &running.engine.pool;
+        let last = at + 1 == self.shards() / EngineKey::PLACES;
+        let end = if last { pool.shards() } else { (at + 1).min(pool.shards()) };
+        for shard in at..end {
+            pool.take_decisions(shard, visit);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Keep-alive: when the last instance of an idle revision goes, and when one is started ahead of the next call.
 
-use sas_core::Timestamp;
+use sas_core::{Reason, Timestamp};
 
 use super::*;
 
@@ -107,6 +107,10 @@ impl State {
             rules.metrics.wakes.waste();
         }
         active.raised = 0;
+        let (before, target) = (active.have(), active.target());
+        if target < before {
+            self.decided_here(rules, a, (before, target), Reason::NotExpected, None);
+        }
         self.shrink(rules, a, false, now, fx);
         self.rest(now, a, fx);
     }
@@ -145,6 +149,8 @@ impl State {
         if active.have() == 0 {
             active.woken = true;
             rules.metrics.wakes.begin();
+            let left = Duration::from_nanos(until.saturating_sub(now));
+            self.decided_here(rules, a, (0, 1), Reason::Expected, Some(rules.config.clock.now() + left));
         }
         self.grow(rules, a, 0, now, fx);
         let active = &self.actives[a as usize];

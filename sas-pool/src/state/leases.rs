@@ -1,5 +1,7 @@
 //! Leases: which instance is lent, and what happens when a lease comes back.
 
+use sas_core::Reason;
+
 use super::*;
 
 impl State {
@@ -131,8 +133,10 @@ impl State {
         if rules.is_short() && (self.actives[a as usize].waiting() == 0 || self.yields(rules, a)) {
             let active = &mut self.actives[a as usize];
             if active.have() > active.min {
-                active.raised = active.raised.min(active.have() - 1);
-                active.decided = active.decided.min(active.have() - 1);
+                let rest = active.have() - 1;
+                active.raised = active.raised.min(rest);
+                active.decided = active.decided.min(rest);
+                self.decided_here(rules, a, (rest + 1, rest), Reason::Reclaimed, None);
                 self.take_out(rules, i);
                 self.stop(rules, i, None, now, fx);
                 return;

@@ -1,5 +1,7 @@
 //! From the decision to stop an instance until nothing of it is left.
 
+use sas_core::Reason;
+
 use super::*;
 
 impl State {
@@ -405,6 +407,7 @@ impl State {
         active.raised = active.raised.min(rest);
         active.decided = active.decided.min(rest);
         let key = active.key.0;
+        self.decided_here(rules, a, (rest + 1, rest), Reason::Reclaimed, None);
         let memory = self.instances[i as usize].budget.unwrap_or(0);
         left.instances = left.instances.saturating_sub(1);
         left.memory = left.memory.saturating_sub(memory);

@@ -316,3 +316,47 @@ fn a_start_ahead_of_a_call_is_the_calls_once_it_comes() {
     assert!(table.begun().is_empty(), "no second start for it");
     assert_eq!(table.state.actives[0].unclaimed, 0);
 }
+
+/// Keeps a revision for a moment, and expects its next call at a given time.
+#[derive(Debug)]
+struct Foresees;
+
+impl sas_core::KeepAlivePolicy for Foresees {
+    fn called(&mut self, _: RevisionKey, _: sas_core::Timestamp) {}
+    fn idle(&mut self, _: RevisionKey, now: sas_core::Timestamp) -> sas_core::KeepAlive {
+        let mut plan = sas_core::KeepAlive::until(now + Duration::from_secs(1));
+        plan.wake_at = Some(now + Duration::from_secs(10));
+        plan.wake_until = Some(now + Duration::from_secs(20));
+        plan
+    }
+    fn forget(&mut self, _: RevisionKey) {}
+    fn bytes(&self) -> usize {
+        0
+    }
+}
+
+#[test]
+fn what_the_policy_starts_and_lets_go_is_told_as_decisions() {
+    use sas_core::Reason;
+    let second = |n: u64| n * 1_000_000_000;
+    let mut config = PoolConfig::seeded(1);
+    config.idle = IdleRule::policy(Foresees);
+    let mut table = Table::new(config, |_| {});
+    table.state.visited = Some(1);
+    let ticket = table.wait(10, second(1));
+    let id = table.begun()[0];
+    table.started(id, 20);
+    let Some(Ok(grant)) = table.poll(ticket) else { panic!("served") };
+    table.release(&grant, 30);
+    table.desire(0, 40);
+    table.expire(second(2));
+    table.fx.stop.clear();
+    table.state.stopped(&table.rules, id, Some(second(3)), &mut table.fx);
+    table.expire(second(11));
+    assert_eq!(table.fx.begin[0].need, Need::Expected, "nobody waits for it yet");
+    let told: Vec<_> = table.state.take_decisions().into_iter().map(|(told, _)| told).collect();
+    let story: Vec<_> = told.iter().map(|told| (told.before, told.desired, told.reason)).collect();
+    assert_eq!(story, [(1, 0, Reason::NotExpected), (0, 1, Reason::Expected)]);
+    assert!(told[1].until.is_some());
+    assert!(table.state.take_decisions().is_empty(), "each is told once");
+}

@@ -37,6 +37,8 @@ pub(crate) struct RevisionView {
 #[derive(Debug)]
 pub struct View {
     pub(crate) revisions: BTreeMap<(u32, u64), RevisionView>,
+    /// Whether the platform keeps instances warm, and starts them ahead of calls, as it pleases.
+    pub(crate) ahead: bool,
     /// Whether the plan has any fault.
     pub(crate) faulty: bool,
     /// Whether everything is over.
@@ -65,7 +67,7 @@ impl View {
                 revisions.insert((service, host.life.revision(key)), view);
             }
         }
-        Self { revisions, faulty, end }
+        Self { revisions, ahead: host.is_some_and(|host| host.ahead), faulty, end }
     }
 }
 

@@ -43,6 +43,8 @@ impl Invariant for Reasons {
                     }
                     self.open.retain(|(_, of, number)| of != revision || Some(*number) != *desired);
                 }
+                // Each is told again when it has its number, at the same moment.
+                Fact::OwnSize { revision, desired } => self.open.push((*at, *revision, *desired)),
                 Fact::Wished { revision, desired } => {
                     let known =
                         self.decided.get(revision).is_some_and(|(_, number)| *number == Some(*desired));
