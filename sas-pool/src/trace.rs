@@ -1,5 +1,8 @@
 //! Traces: read as they were published, replayed through the policies, scored.
 //!
+//! It is public for whoever has a policy of their own, or traces of their own platform: they score a policy by it before
+//! they configure it ([`crate::config::IdleRule::policy`]), with the yardsticks by which the defaults were chosen.
+//!
 //! [`open`] tells the format by the header, and streams: a reader holds one row at a time, and a row that is broken is
 //! refused with its line, its column, what stands there and what should.
 //!
