@@ -218,7 +218,7 @@ mod tests {
             ("xtrack=beta", false),
             ("", false),
         ] {
-            let mut headers = http::HeaderMap::new();
+            let mut headers = HeaderMap::new();
             headers.insert("cookie", cookies.parse().expect("a value"));
             let query =
                 RouteQuery { method: &Method::GET, host: "a", path: "/", query: None, headers: &headers };
