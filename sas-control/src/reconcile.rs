@@ -132,6 +132,61 @@ impl Default for GcLimits {
     }
 }
 
+/// Reads limits as Knative's `config-gc` names them, with commas between, such as
+/// `retain-since-create-time=48h,max-non-active-revisions=100`; what is not named is as by default. `disabled` takes a rule
+/// away: a time is not asked for (and where neither is, nothing gets old), the maximum is none.
+impl std::str::FromStr for GcLimits {
+    type Err = sas_core::SpecErrors;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut limits = Self::default();
+        let mut errors = sas_core::SpecErrors::default();
+        let (mut create, mut active) =
+            (Some(limits.retain_since_create), Some(limits.retain_since_last_active));
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let (key, value) = part.split_once('=').unwrap_or((part, ""));
+            let time = || match value {
+                "disabled" => Some(None),
+                _ => {
+                    let nanos = sas_knative::parse_duration(value).ok()?;
+                    Some(Some(Duration::from_nanos(u64::try_from(nanos).ok()?)))
+                }
+            };
+            match key {
+                "retain-since-create-time" | "retain-since-last-active-time" => match time() {
+                    Some(time) if key == "retain-since-create-time" => create = time,
+                    Some(time) => active = time,
+                    None => errors.push(key, value, "must be a time such as 48h, or disabled"),
+                },
+                "min-non-active-revisions" => match value.parse() {
+                    Ok(number) => limits.min_non_active = number,
+                    Err(_) => errors.push(key, value, "must be a whole number"),
+                },
+                "max-non-active-revisions" => match value.parse() {
+                    Ok(number) => limits.max_non_active = number,
+                    Err(_) if value == "disabled" => limits.max_non_active = usize::MAX,
+                    Err(_) => errors.push(key, value, "must be a whole number, or disabled"),
+                },
+                _ => errors.push(
+                    key,
+                    value,
+                    "must be retain-since-create-time, retain-since-last-active-time, min-non-active-revisions or \
+                     max-non-active-revisions",
+                ),
+            }
+        }
+        if limits.max_non_active < limits.min_non_active {
+            let problem = format!("must be at least min-non-active-revisions, {}", limits.min_non_active);
+            errors.push("max-non-active-revisions", limits.max_non_active, problem);
+        }
+        let neither = create.is_none() && active.is_none();
+        let without = if neither { Duration::MAX } else { Duration::ZERO };
+        limits.retain_since_create = create.unwrap_or(without);
+        limits.retain_since_last_active = active.unwrap_or(without);
+        errors.into_result().map(|()| limits)
+    }
+}
+
 /// What reconciling is configured with.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

@@ -465,17 +465,16 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use sas_core::Source;
 
     use super::*;
 
-    #[test]
-    fn a_record_of_before_the_scalers_had_options_of_their_own_opens() {
-        let mut record = ServiceRecord::new("default", "hello", TenantKey(7), Timestamp(0));
+    /// One that is ready.
+    pub(crate) fn revision(name: &str) -> RevisionRecord {
         let spec = RevisionSpec::new("process", Source::Path("app".into()));
-        record.revisions.push(RevisionRecord {
-            name: "hello-00001".to_owned(),
+        RevisionRecord {
+            name: name.to_owned(),
             generation: 1,
             created_at: Timestamp(0),
             digest: String::new(),
@@ -490,7 +489,13 @@ mod tests {
             reason: None,
             app_env: None,
             retired_at: None,
-        });
+        }
+    }
+
+    #[test]
+    fn a_record_of_before_the_scalers_had_options_of_their_own_opens() {
+        let mut record = ServiceRecord::new("default", "hello", TenantKey(7), Timestamp(0));
+        record.revisions.push(revision("hello-00001"));
         let mut stored: Value = serde_json::from_slice(&record.encode().unwrap()).unwrap();
         assert_eq!(ServiceRecord::decode("k", stored.to_string().as_bytes()).unwrap(), record);
 

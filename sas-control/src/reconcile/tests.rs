@@ -1,8 +1,8 @@
 //! Laws of reconciling, over random histories of what is wanted and what runs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use super::{Command, Observed, Registration, Rules, reconcile};
+use super::{Command, GcLimits, NO_GC, Observed, Registration, Rules, collectable, reconcile};
 use crate::{RevisionState, ServiceRecord};
 use proptest::prelude::*;
 use sas_core::{HostPattern, RevisionKey, RouteAction, RouteChange, Timestamp};
@@ -121,7 +121,7 @@ impl Model {
                     record.rolling = Some(serde_json::from_value(rolling).expect("a roll-out"));
                 }
             }
-            Step::Pass(seconds) => self.now = self.now + std::time::Duration::from_secs(*seconds),
+            Step::Pass(seconds) => self.now = self.now + Duration::from_secs(*seconds),
             Step::TestRun(at) => {
                 if !ready.is_empty() {
                     self.register(&ready[at % ready.len()].clone(), false);
@@ -294,4 +294,56 @@ proptest! {
         model.settle();
         model.check();
     }
+}
+
+#[test]
+fn limits_are_read_as_knative_names_them() {
+    let read = |text: &str| text.parse::<GcLimits>();
+    assert_eq!(read("").unwrap(), GcLimits::default());
+    let all =
+        read("retain-since-create-time=1h30m, min-non-active-revisions=2,max-non-active-revisions=disabled");
+    let all = all.unwrap();
+    assert_eq!(all.retain_since_create, Duration::from_secs(5400));
+    assert_eq!((all.min_non_active, all.max_non_active), (2, usize::MAX));
+    let one = read("retain-since-create-time=disabled").unwrap();
+    assert_eq!(
+        (one.retain_since_create, one.retain_since_last_active.as_secs()),
+        (Duration::ZERO, 15 * 3600)
+    );
+    let none = read("retain-since-create-time=disabled,retain-since-last-active-time=disabled").unwrap();
+    assert_eq!((none.retain_since_create, none.retain_since_last_active), (Duration::MAX, Duration::MAX));
+    for (wrong, field) in [
+        ("retain=1h", "retain"),
+        ("retain-since-create-time=soon", "retain-since-create-time"),
+        ("retain-since-last-active-time=-1h", "retain-since-last-active-time"),
+        ("min-non-active-revisions=disabled", "min-non-active-revisions"),
+        ("max-non-active-revisions=5", "max-non-active-revisions"),
+    ] {
+        assert_eq!(read(wrong).unwrap_err().0[0].field, field, "{wrong}");
+    }
+}
+
+#[test]
+fn collection_takes_the_old_first_then_what_is_beyond_the_maximum_and_never_what_is_kept() {
+    const HOUR: u64 = 3600;
+    let mut record = ServiceRecord::new("default", "hello", sas_core::TenantKey(1), Timestamp(0));
+    for (number, retired_hours) in [(1, 90), (2, 10), (3, 95), (4, 80), (5, 99)] {
+        let mut revision = crate::record::tests::revision(&format!("r{number}"));
+        revision.retired_at = Some(Timestamp::from_secs(retired_hours * HOUR as i64));
+        record.revisions.push(revision);
+    }
+    record.revisions.push(crate::record::tests::revision("latest"));
+    record.aliases.insert("stable".to_owned(), "r3".to_owned());
+    record.revisions[3].annotations.insert(NO_GC.to_owned(), "true".to_owned());
+    let now = Timestamp::from_secs(100 * HOUR as i64);
+    let mut gc = GcLimits { min_non_active: 0, max_non_active: 1000, ..GcLimits::default() };
+    let collected = |gc: &GcLimits| {
+        let shares = record.shares(now);
+        collectable(&record, &shares, &Observed::default(), now, gc)
+    };
+    assert_eq!(collected(&gc), ["r2"], "90 hours without traffic; the others had some within 15");
+    gc.min_non_active = 3;
+    assert!(collected(&gc).is_empty(), "three of r1, r2 and r5 stay");
+    (gc.min_non_active, gc.max_non_active) = (0, 1);
+    assert_eq!(collected(&gc), ["r2", "r1"], "the old, then the one whose traffic is longest ago");
 }
