@@ -750,3 +750,125 @@ fn mistakes_in_what_a_pod_says_are_told_with_their_fields() {
         assert_eq!(fields, [field.as_str()], "{from} -> {to}: {errors}");
     }
 }
+
+#[test]
+fn a_sidecar_may_be_told_a_port_and_the_serving_container_may_not() {
+    let sidecar = POD.replace(
+        "{name: proxy, image: proxy,",
+        "{name: proxy, image: proxy, env: [{name: PORT, value: '9000'}],",
+    );
+    let pod = read(&sidecar).unwrap_or_else(|errors| panic!("{errors}")).spec.container.expect("a pod");
+    assert_eq!(pod.sidecars[0].env["PORT"], EnvValue::Literal("9000".to_owned()));
+    let pod = "spec.template.spec";
+    for (from, to, field) in [
+        (
+            "image: web\n",
+            "image: web\n          env: [{name: PORT, value: '1'}]\n",
+            format!("{pod}.containers[1].env[0].name"),
+        ),
+        (
+            "{name: proxy, image: proxy,",
+            "{name: proxy, image: proxy, env: [{name: K_REVISION, value: x}],",
+            format!("{pod}.containers[0].env[0].name"),
+        ),
+        (
+            "command: [migrate]",
+            "command: [migrate], env: [{name: PORT}]",
+            format!("{pod}.initContainers[0].env[0].name"),
+        ),
+        ("name: proxy, image", "name: queue-proxy, image", format!("{pod}.containers[0].name")),
+        (
+            "mountPath: /work}\n",
+            "mountPath: /var/log/}\n",
+            format!("{pod}.containers[1].volumeMounts[0].mountPath"),
+        ),
+    ] {
+        let text = POD.replacen(from, to, 1);
+        assert_ne!(text, POD, "{from}");
+        let errors = read(&text).expect_err(to);
+        assert_eq!(errors.0[0].field, field, "{errors}");
+    }
+    let alone = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\nspec: {template: {spec: {containers: [{image: i, env: [{name: PORT, value: '1'}]}]}}}";
+    assert_eq!(read(alone).unwrap_err().0[0].field, format!("{pod}.containers[0].env[0].name"));
+}
+
+#[test]
+fn a_list_of_manifests_is_read_as_its_items() {
+    let service = |name: &str| {
+        format!(
+            "{{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {{name: {name}}}, spec: {{template: {{spec: {{containers: [{{image: i}}]}}}}}}}}"
+        )
+    };
+    let list = |items: &str| {
+        format!("apiVersion: v1\nkind: List\nmetadata: {{resourceVersion: ''}}\nitems: {items}")
+    };
+    let read = |text: &str| parse(text, &ParseOptions::default());
+    let mapping = "{apiVersion: serving.knative.dev/v1beta1, kind: DomainMapping, metadata: {name: a.example.org}, spec: {ref: {name: a, kind: Service, apiVersion: serving.knative.dev/v1}}}";
+    let two = read(&list(&format!("[{}, {}, {mapping}]", service("a"), service("b")))).unwrap();
+    let names: Vec<String> = two.iter().map(Manifest::identity).collect();
+    assert_eq!(names, ["Service default/a", "Service default/b", "DomainMapping a.example.org"]);
+    let services = list(&format!("[{}]", service("a")))
+        .replace("v1\nkind: List", "serving.knative.dev/v1\nkind: ServiceList");
+    assert_eq!(read(&services).unwrap().len(), 1);
+    for (text, field) in [
+        (list("[]"), "items"),
+        (list("nothing"), "items"),
+        (list(&format!("[{}, {}]", service("a"), service("a"))), "items[1].metadata.name"),
+        (list(&format!("[{}, {}]", service("a"), service("B"))), "items[1].metadata.name"),
+        (list("[{apiVersion: v1, kind: List, items: []}]"), "items[0].kind"),
+        (list("[7]"), "items[0].$"),
+        (
+            format!("{}\n---\n{}", service("x"), list(&format!("[{}]", service("x")))),
+            "documents[1].items[0].metadata.name",
+        ),
+        (format!("{}\nmore: 1", list(&format!("[{}]", service("x")))), "more"),
+    ] {
+        let errors = read(&text).expect_err(&text);
+        assert_eq!(errors.0[0].field, field, "{text}: {errors}");
+    }
+}
+
+#[test]
+fn a_domain_mapping_names_a_host_and_a_service_of_its_namespace() {
+    let text = "
+apiVersion: serving.knative.dev/v1beta1
+kind: DomainMapping
+metadata: {name: shop.example.org, namespace: web}
+spec: {ref: {apiVersion: serving.knative.dev/v1, kind: Service, name: shop, namespace: web}}
+";
+    let read = |text: &str| parse(text, &ParseOptions::default());
+    let mut mappings = read(text).unwrap_or_else(|errors| panic!("{errors}"));
+    let Some(Manifest::Domain(mapping)) = mappings.pop() else { panic!("no mapping") };
+    assert_eq!(
+        (mapping.host.as_str(), mapping.namespace.as_str(), mapping.service.as_str()),
+        ("shop.example.org", "web", "shop")
+    );
+    for (from, to, field) in [
+        ("shop.example.org", "shop", "metadata.name"),
+        ("shop.example.org", "Shop.example.org", "metadata.name"),
+        ("shop.example.org", "10.0.0.1", "metadata.name"),
+        ("shop.example.org", "a.b.svc.cluster.local", "metadata.name"),
+        ("namespace: web}}", "namespace: other}}", "spec.ref.namespace"),
+        ("kind: Service", "kind: Route", "spec.ref"),
+        ("name: shop, namespace: web}}", "namespace: web}}", "spec.ref.name"),
+        ("spec: {ref", "spec: {tls: {secretName: a}, ref", "spec.tls"),
+    ] {
+        let errors = read(&text.replacen(from, to, 1)).expect_err(to);
+        assert_eq!(errors.0[0].field, field, "{to}: {errors}");
+    }
+}
+
+/// What was read is kept whole, so that it can be exported again.
+#[test]
+fn a_service_keeps_the_document_that_it_was_read_from() {
+    for (file, text, _) in files() {
+        let Ok(service) = read(&text) else { continue };
+        let mut written: Value = serde_saphyr::from_str(&text).expect("YAML");
+        written.as_object_mut().expect("a mapping").remove("status");
+        let document = service.document.expect("a document");
+        assert_eq!(*document, written, "{file}");
+        let again = read(&serde_json::to_string(&*document).expect("JSON")).expect("read again");
+        assert_eq!(again.spec, service.spec, "{file}");
+        assert_eq!(again.traffic, service.traffic, "{file}");
+    }
+}

@@ -1,7 +1,7 @@
 //! Manifests: what people write, and every mistake in it with its field path.
 //!
-//! YAML 1.2 and JSON, one document or several. Known are Knative's `Service`, `PingSource`, `KafkaSource`,
-//! `Broker`, `Trigger`, `Channel` and `Subscription`, and this platform's own `Trigger` for every kind of source.
+//! YAML 1.2 and JSON, one document or several, or a `List` of them. Known are Knative's `Service`, `DomainMapping`,
+//! `PingSource`, `KafkaSource`, `Broker`, `Trigger`, `Channel` and `Subscription`, and this platform's own `Trigger` for every kind of source.
 //!
 //! ```
 //! use sas_knative::manifest::{Manifest, ParseOptions, parse};
@@ -28,16 +28,22 @@
 //! # Ok::<(), sas_core::SpecErrors>(())
 //! ```
 
+mod domain;
 mod eventing;
 mod ping;
 mod pod;
 mod routing;
+#[cfg(test)]
+mod schema;
 mod service;
 mod tree;
 mod words;
 
+use std::collections::HashSet;
+
 use sas_core::{BrokerSpec, Scalers, SpecErrors, TriggerSpec};
 
+pub use domain::{DomainMapping, is_host};
 pub use pod::{LABEL, is_label};
 pub use routing::TagRoute;
 pub use service::{ServiceManifest, TrafficTarget};
@@ -47,8 +53,9 @@ pub use tree::document;
 use crate::{AutoscalerConfig, Fidelity};
 
 /// The kinds that are known, as their manifests name them.
-pub const KINDS: [(&str, &str); 8] = [
+pub const KINDS: [(&str, &str); 9] = [
     ("serving.knative.dev/v1", "Service"),
+    ("serving.knative.dev/v1beta1", "DomainMapping"),
     ("sources.knative.dev/v1", "PingSource"),
     ("sources.knative.dev/v1", "KafkaSource"),
     ("eventing.knative.dev/v1", "Broker"),
@@ -57,6 +64,10 @@ pub const KINDS: [(&str, &str); 8] = [
     ("messaging.knative.dev/v1", "Subscription"),
     ("sas.dev/v1", "Trigger"),
 ];
+
+/// The JSON schema (draft 2020-12) of the manifests of all kinds, for editors and other tools: which fields there are, and
+/// of which types. What is accepted in the end, [`parse`] says: it also looks at what belongs together.
+pub const SCHEMA: &str = include_str!("../../manifests.schema.json");
 
 /// What manifests mean beyond what they say.
 #[derive(Clone, Debug)]
@@ -92,15 +103,18 @@ pub enum Manifest {
     Trigger(Box<TriggerSpec>),
     /// A broker.
     Broker(Box<BrokerSpec>),
+    /// A host at which a service answers too.
+    Domain(Box<DomainMapping>),
 }
 
 impl Manifest {
-    /// `Service namespace/name`, `Trigger namespace/name` or `Broker namespace/name`.
+    /// `Service namespace/name`, `Trigger namespace/name`, `Broker namespace/name` or `DomainMapping host`.
     pub fn identity(&self) -> String {
         match self {
             Self::Service(service) => format!("Service {}/{}", service.namespace, service.name),
             Self::Trigger(trigger) => format!("Trigger {}", trigger.name),
             Self::Broker(broker) => format!("Broker {}", broker.name),
+            Self::Domain(domain) => format!("DomainMapping {}", domain.host),
         }
     }
 }
@@ -117,22 +131,61 @@ pub fn parse(text: &str, options: &ParseOptions) -> Result<Vec<Manifest>, SpecEr
         errors.push("$", "", "holds no document");
     }
     let mut manifests: Vec<Manifest> = Vec::with_capacity(documents.len());
+    let mut known = HashSet::new();
     for (at, document) in documents.iter().enumerate() {
-        let mut own = SpecErrors::default();
-        if let Some(manifest) = read_document(document, options, &mut own) {
-            if manifests.iter().any(|other| other.identity() == manifest.identity()) {
-                own.push("metadata.name", manifest.identity(), "is declared twice");
+        let place = if several { format!("documents[{at}]") } else { String::new() };
+        for (place, document) in items(&place, document, &mut errors) {
+            let mut own = SpecErrors::default();
+            if let Some(manifest) = read_document(document, options, &mut own) {
+                if !known.insert(manifest.identity()) {
+                    own.push("metadata.name", manifest.identity(), "is declared twice");
+                }
+                manifests.push(manifest);
             }
-            manifests.push(manifest);
-        }
-        if several {
-            errors.extend_under(&format!("documents[{at}]"), own);
-        } else {
-            errors.0.extend(own.0);
+            if place.is_empty() {
+                errors.0.extend(own.0);
+            } else {
+                errors.extend_under(&place, own);
+            }
         }
     }
     errors.into_result()?;
     Ok(manifests)
+}
+
+/// The document with the place that its mistakes are told at; or what is in it, if it is a list of Kubernetes, as
+/// `kubectl get -o yaml` writes them. A list holds no list.
+fn items<'a>(place: &str, document: &'a Node, errors: &mut SpecErrors) -> Vec<(String, &'a Node)> {
+    let said = |name| document.get(name).and_then(Node::text).unwrap_or_default();
+    if !matches!(
+        (said("apiVersion"), said("kind")),
+        ("v1", "List") | ("serving.knative.dev/v1", "ServiceList")
+    ) {
+        return vec![(place.to_owned(), document)];
+    }
+    let mut own = SpecErrors::default();
+    let mut fields = tree::Fields::new("", document, &mut own);
+    fields.ignore(&["apiVersion", "kind", "metadata"]);
+    let items = fields.list("items", &mut own);
+    fields.finish(&mut own);
+    if items.as_ref().is_none_or(Vec::is_empty) && own.is_empty() {
+        own.push("items", "", "missing: a list of manifests");
+    }
+    if place.is_empty() {
+        errors.0.extend(own.0);
+    } else {
+        errors.extend_under(place, own);
+    }
+    let at = |item: String| if place.is_empty() { item } else { format!("{place}.{item}") };
+    items.unwrap_or_default().into_iter().map(|(item, node)| (at(item), node)).collect()
+}
+
+/// The documents of a test, without what `parse` does around them.
+#[cfg(test)]
+fn read_all(text: &str, errors: &mut SpecErrors) {
+    for document in tree::documents(text).expect("documents") {
+        let _ = read_document(&document, &ParseOptions::default(), errors);
+    }
 }
 
 fn read_document(document: &Node, options: &ParseOptions, errors: &mut SpecErrors) -> Option<Manifest> {
@@ -144,6 +197,9 @@ fn read_document(document: &Node, options: &ParseOptions, errors: &mut SpecError
     match (said("apiVersion"), said("kind")) {
         ("serving.knative.dev/v1", "Service") => {
             service::service(document, options, errors).map(|service| Manifest::Service(Box::new(service)))
+        }
+        ("serving.knative.dev/v1beta1" | "serving.knative.dev/v1alpha1", "DomainMapping") => {
+            domain::domain_mapping(document, options, errors).map(|domain| Manifest::Domain(Box::new(domain)))
         }
         ("sources.knative.dev/v1", "PingSource") => {
             ping::ping_source(document, options, errors).map(|trigger| Manifest::Trigger(Box::new(trigger)))

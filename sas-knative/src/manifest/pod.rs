@@ -15,8 +15,14 @@ use crate::quantity;
 
 /// The port that Knative assumes when a container names none.
 pub(super) const DEFAULT_PORT: u16 = 8080;
-/// Names that the runtime contract keeps for itself.
-const RESERVED_ENV: [&str; 4] = ["PORT", "K_SERVICE", "K_CONFIGURATION", "K_REVISION"];
+/// Names that the runtime contract keeps for itself in every container.
+const RESERVED_ENV: [&str; 3] = ["K_SERVICE", "K_CONFIGURATION", "K_REVISION"];
+/// The name that it keeps for itself but in sidecars, which are told no port.
+const PORT_ENV: &str = "PORT";
+/// The name of the container that Knative adds of its own.
+const RESERVED_CONTAINER: &str = "queue-proxy";
+/// Where Knative lets nothing be mounted.
+const RESERVED_PATHS: [&str; 6] = ["/", "/dev", "/dev/log", "/tmp", "/var", "/var/log"];
 
 /// A container as written.
 #[derive(Clone, Debug, Default)]
@@ -68,13 +74,16 @@ pub(super) struct Port {
     pub(super) protocol: Protocol,
 }
 
-/// Reads a container. What has no form of its own goes to `other`.
-pub(super) fn container(path: String, node: &Node, errors: &mut SpecErrors) -> Container {
+/// Reads a container; a `sidecar` stands beside the one that takes the requests. What has no form of its own goes to
+/// `other`.
+pub(super) fn container(path: String, node: &Node, sidecar: bool, errors: &mut SpecErrors) -> Container {
     let mut fields = Fields::new(path.clone(), node, errors);
     let mut out = Container { path, ..Container::default() };
     if let Some(name) = fields.string("name", errors) {
         if !is_label(name) {
             errors.push(fields.at("name"), name, LABEL);
+        } else if name == RESERVED_CONTAINER {
+            errors.push(fields.at("name"), name, "is a reserved name; give the container another");
         }
         name.clone_into(&mut out.name);
     }
@@ -85,7 +94,7 @@ pub(super) fn container(path: String, node: &Node, errors: &mut SpecErrors) -> C
     out.working_dir = fields.string("workingDir", errors).filter(|dir| !dir.is_empty()).map(str::to_owned);
     let env = fields.at("env");
     if let Some(items) = fields.list("env", errors) {
-        out.env = environment(&env, &items, errors);
+        out.env = environment(&env, &items, sidecar, errors);
     }
     let ports = fields.at("ports");
     if let Some(items) = fields.list("ports", errors) {
@@ -182,6 +191,11 @@ fn mount(
         && (!target.starts_with('/') || target.contains(':') || target.split('/').any(|part| part == ".."))
     {
         errors.push(fields.at("mountPath"), target, "must be an absolute path without .. and :");
+    } else if let Some(target) = target
+        && RESERVED_PATHS.contains(&clean(target).as_str())
+    {
+        let problem = format!("is reserved, as are {}; mount it below", RESERVED_PATHS.join(", "));
+        errors.push(fields.at("mountPath"), target, problem);
     }
     let sub_path = fields.string("subPath", errors).filter(|path| !path.is_empty()).map(str::to_owned);
     if let Some(sub) = &sub_path
@@ -204,6 +218,12 @@ fn mount(
     let mut mount = Mount::new(volume, target);
     (mount.sub_path, mount.read_only) = (sub_path, read_only);
     (errors.0.len() == before).then_some(mount)
+}
+
+/// An absolute path without empty parts and `.`.
+fn clean(path: &str) -> String {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    format!("/{}", parts.join("/"))
 }
 
 /// A relative path that stays below where it begins.
@@ -448,7 +468,12 @@ pub fn is_label(text: &str) -> bool {
         && text.bytes().next_back().is_some_and(inner)
 }
 
-fn environment(path: &str, items: &[(String, &Node)], errors: &mut SpecErrors) -> BTreeMap<String, EnvValue> {
+fn environment(
+    path: &str,
+    items: &[(String, &Node)],
+    sidecar: bool,
+    errors: &mut SpecErrors,
+) -> BTreeMap<String, EnvValue> {
     let mut env: BTreeMap<String, EnvValue> = BTreeMap::new();
     for (at, item) in items {
         let mut fields = Fields::new(at.clone(), item, errors);
@@ -473,12 +498,9 @@ fn environment(path: &str, items: &[(String, &Node)], errors: &mut SpecErrors) -
         };
         if name.is_empty() || !name.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'=') {
             errors.push(name_path, name, "must be printable ASCII without =, not empty");
-        } else if RESERVED_ENV.contains(&name) {
-            errors.push(
-                name_path,
-                name,
-                format!("is set by the platform, as are {}", RESERVED_ENV.join(", ")),
-            );
+        } else if RESERVED_ENV.contains(&name) || (name == PORT_ENV && !sidecar) {
+            let problem = format!("is set by the platform, as are {PORT_ENV}, {}", RESERVED_ENV.join(", "));
+            errors.push(name_path, name, problem);
         } else if let Some(value) = value {
             match env.get(name) {
                 Some(before) if *before != value => {

@@ -1,6 +1,6 @@
 //! Knative's `Service`.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use sas_core::{
     Affinity, Companion, ContainerSpec, Principal, Quota, RevisionSpec, RolloutPlan, SecurityContext, Source,
@@ -68,6 +68,9 @@ pub struct ServiceManifest {
     pub serving: usize,
     /// Who deploys it, kept as the author of a new revision; no field of a document.
     pub author: Option<Principal>,
+    /// The document that it was read from, whole but for its `status`, so that it can be exported as it was written;
+    /// `None`: it was made without one.
+    pub document: Option<Arc<serde_json::Value>>,
 }
 
 impl ServiceManifest {
@@ -93,6 +96,7 @@ impl ServiceManifest {
             plan: None,
             serving: 0,
             author: None,
+            document: None,
         }
     }
 
@@ -364,6 +368,7 @@ pub(super) fn service(
         plan,
         serving,
         author: None,
+        document: Some(Arc::new(node.without("status").into_json())),
     })
 }
 
@@ -635,11 +640,13 @@ impl Pod {
             }
         }
         let containers_path = fields.at("containers");
-        let mut containers: Vec<Container> = fields
-            .list("containers", errors)
-            .unwrap_or_default()
+        let items = fields.list("containers", errors).unwrap_or_default();
+        let several = items.len() > 1;
+        let has_ports =
+            |node: &Node| matches!(node.get("ports"), Some(Node::List(ports)) if !ports.is_empty());
+        let mut containers: Vec<Container> = items
             .into_iter()
-            .map(|(path, node)| pod::container(path, node, errors))
+            .map(|(path, node)| pod::container(path, node, several && !has_ports(node), errors))
             .collect();
         if containers.is_empty() && !has_source {
             let problem = "missing: give one container with an image, or the annotation sas.dev/package";
@@ -663,7 +670,7 @@ impl Pod {
         spec.volumes = pod::volumes(&volumes, &mut spec.other, errors);
         let init = fields.list("initContainers", errors).unwrap_or_default();
         let mut init: Vec<Container> =
-            init.into_iter().map(|(path, node)| pod::container(path, node, errors)).collect();
+            init.into_iter().map(|(path, node)| pod::container(path, node, false, errors)).collect();
         let known: Vec<&str> = volumes.iter().filter_map(|(_, node)| node.get("name")?.text()).collect();
         for container in containers.iter().chain(&init) {
             for (index, mount) in container.mounts.iter().enumerate() {

@@ -65,7 +65,15 @@ impl Node {
         }
     }
 
-    fn into_json(self) -> serde_json::Value {
+    /// A mapping without one of its fields; anything else as it is.
+    pub(crate) fn without(&self, name: &str) -> Node {
+        match self {
+            Self::Map(fields) => Self::Map(fields.iter().filter(|(key, _)| key != name).cloned().collect()),
+            other => other.clone(),
+        }
+    }
+
+    pub(crate) fn into_json(self) -> serde_json::Value {
         match self {
             Self::Null => serde_json::Value::Null,
             Self::Bool(value) => value.into(),
@@ -275,6 +283,8 @@ impl<'a> Fields<'a> {
                 Vec::new()
             }
         };
+        #[cfg(test)]
+        super::schema::saw(&path, super::schema::Shape::Object);
         Self { path, fields, known: Vec::new() }
     }
 
@@ -290,6 +300,8 @@ impl<'a> Fields<'a> {
     /// The field, when it is there and not null.
     pub(crate) fn take(&mut self, name: &'static str) -> Option<&'a Node> {
         self.known.push(name);
+        #[cfg(test)]
+        super::schema::saw(&self.at(name), super::schema::Shape::Any);
         let (.., node, read) = self.fields.iter_mut().find(|(key, ..)| *key == name)?;
         *read = true;
         (**node != Node::Null).then_some(*node)
@@ -302,6 +314,8 @@ impl<'a> Fields<'a> {
 
     /// The fields that nobody has asked for, for a mapping whose names are not all known here.
     pub(crate) fn rest(&mut self) -> Vec<(&'a str, &'a Node)> {
+        #[cfg(test)]
+        super::schema::saw(&self.path, super::schema::Shape::Open);
         let unread = self.fields.iter_mut().filter(|(_, _, read)| !read);
         unread
             .map(|(key, node, read)| {
@@ -320,6 +334,8 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn string(&mut self, name: &'static str, errors: &mut SpecErrors) -> Option<&'a str> {
         let path = self.at(name);
+        #[cfg(test)]
+        super::schema::saw(&path, super::schema::Shape::Text);
         let node = self.take(name)?;
         match node {
             Node::Text(text) => Some(text),
@@ -336,6 +352,8 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn boolean(&mut self, name: &'static str, errors: &mut SpecErrors) -> Option<bool> {
         let path = self.at(name);
+        #[cfg(test)]
+        super::schema::saw(&path, super::schema::Shape::Bool);
         let node = self.take(name)?;
         match node {
             Node::Bool(value) => Some(*value),
@@ -354,6 +372,8 @@ impl<'a> Fields<'a> {
         errors: &mut SpecErrors,
     ) -> Option<i128> {
         let path = self.at(name);
+        #[cfg(test)]
+        super::schema::saw(&path, super::schema::Shape::Integer(*range.start(), *range.end()));
         let node = self.take(name)?;
         match node {
             Node::Int(value) if range.contains(value) => Some(*value),
@@ -372,6 +392,8 @@ impl<'a> Fields<'a> {
         errors: &mut SpecErrors,
     ) -> Option<Vec<(String, &'a Node)>> {
         let path = self.at(name);
+        #[cfg(test)]
+        super::schema::saw(&path, super::schema::Shape::List);
         let node = self.take(name)?;
         match node {
             Node::List(items) => {
@@ -386,6 +408,8 @@ impl<'a> Fields<'a> {
 
     /// A list of strings.
     pub(crate) fn strings(&mut self, name: &'static str, errors: &mut SpecErrors) -> Option<Vec<String>> {
+        #[cfg(test)]
+        super::schema::saw(&format!("{}[0]", self.at(name)), super::schema::Shape::Text);
         let items = self.list(name, errors)?;
         let mut strings = Vec::with_capacity(items.len());
         for (path, item) in items {
@@ -404,6 +428,8 @@ impl<'a> Fields<'a> {
         errors: &mut SpecErrors,
     ) -> BTreeMap<String, String> {
         let path = self.at(name);
+        #[cfg(test)]
+        super::schema::saw(&path, super::schema::Shape::Map);
         let mut map = BTreeMap::new();
         match self.take(name) {
             None => {}
