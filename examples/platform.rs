@@ -8,6 +8,8 @@
 //! `--plain-http-registry 127.0.0.1:5000` names a registry without TLS, `--image-root DIR` a directory below which images of
 //! files are read (`oci:DIR/layout:tag`).
 //!
+//! `--allow-registry NAME` lets images come from that registry, or a folder of it, and no other; may be repeated.
+//!
 //! `--log-file FILE` writes the lines of instances to a file that rotates; `--prices FILE` tells costs at `/v1/usage/cost`;
 //! `--usage-file FILE --usage-key NAME=FILE` writes signed records of each hour (docs/metering.md).
 //!
@@ -35,7 +37,7 @@ use std::{
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use sas::{
-    control::{FileUsageExport, LogFileLimits, PackageRoots, PriceTable, UsageKey},
+    control::{AllowedSources, FileUsageExport, LogFileLimits, PackageRoots, PriceTable, UsageKey},
     core::{Recorder, Secret},
     prelude::*,
 };
@@ -43,7 +45,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--event-files DIR] [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--event-files DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -81,6 +83,8 @@ struct Options {
     usage_key: Option<(String, PathBuf)>,
     #[cfg_attr(not(feature = "container"), allow(dead_code, reason = "read where images are run"))]
     images: Images,
+    /// Images come from these registries only, if any is named.
+    registries: Vec<String>,
     manifests: Vec<PathBuf>,
 }
 
@@ -119,6 +123,7 @@ impl Options {
             usage_file: None,
             usage_key: None,
             images: Images::default(),
+            registries: Vec::new(),
             manifests: Vec::new(),
         };
         while let Some(argument) = args.next() {
@@ -149,6 +154,7 @@ impl Options {
                 "--max-pids" => options.max_pids = Some(number(&argument, &value()?)?),
                 "--plain-http-registry" => options.images.plain_http.push(value()?),
                 "--image-root" => options.images.roots.push(value()?.into()),
+                "--allow-registry" => options.registries.push(value()?),
                 "--log-file" => options.log_file = Some(value()?.into()),
                 "--prices" => options.prices = Some(value()?.into()),
                 "--usage-file" => options.usage_file = Some(value()?.into()),
@@ -246,6 +252,15 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         }
         (None, None) => {}
         _ => return Err("--usage-file and --usage-key: give both, or none".into()),
+    }
+    if !options.registries.is_empty() {
+        builder = builder.admission(
+            // Directories have a list of their own, `--package-root`.
+            options
+                .registries
+                .into_iter()
+                .fold(AllowedSources::none().with_root("/"), AllowedSources::with_registry),
+        );
     }
     if options.require_if_match {
         builder = builder.require_conditions();

@@ -47,11 +47,13 @@
 //! | serve all of it as JSON over HTTP | [`Admin`] |
 //! | give people and programs tokens with scopes | [`Tokens`] |
 //! | keep logs, decisions and meter readings | [`LogBuffer`], [`DecisionLog`], [`Meter`] |
+//! | say who may deploy what, and from where | [`AdmissionHook`], [`AllowedSources`] |
 //! | know what is wrong, and what to do about it | [`Control::diagnose`] |
 //! | have several engines, each for somebody | [`Engines`], [`sas_core::EngineSpec`] |
 //! | sign, export and price what was used | [`UsageExporter`], [`UsageRecord`], [`PriceTable`] |
 
 mod admin;
+mod admission;
 mod audit;
 mod control;
 mod decisions;
@@ -59,6 +61,7 @@ mod diagnosis;
 mod engine;
 mod invalid;
 mod invoke;
+mod knative;
 mod labels;
 mod log_files;
 mod logs;
@@ -75,9 +78,10 @@ mod tokens;
 mod view;
 
 pub use admin::{Admin, PeerAuthenticator, TokenAuthenticator};
+pub use admission::{AdmissionHook, AdmissionRequest, AllowedSources, Refusal};
 pub use audit::{AuditLimits, AuditRecord, AuditSink};
 pub use control::{
-    AppRecord, Applied, Control, ControlConfig, DeadLetter, DeployOutcome, EnvVersion, HourUsageView,
+    AppRecord, Applied, Control, ControlConfig, DeadLetter, DeployOutcome, DomainRecord, EnvVersion, HourUsageView,
     NamespaceUsageView, Purged, Recovery, RolloutAction, UsageGapView, UsageHoursView, UsageView,
 };
 pub use decisions::DecisionLog;

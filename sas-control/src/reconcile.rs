@@ -1,7 +1,10 @@
 //! What is to be done so that what runs becomes what is wanted. Pure: tables and properties test it, and a crash
 //! between two commands is mended by asking again.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use sas_core::{HostPattern, Quota, RevisionKey, RouteAction, RouteChange, RouteRule, Split, Timestamp};
 
@@ -18,6 +21,8 @@ pub(crate) struct Observed {
     pub registrations: Vec<Registration>,
     /// Its hosts in the router, with their rules.
     pub hosts: BTreeMap<HostPattern, Vec<RouteRule>>,
+    /// Hosts that are mapped to it.
+    pub domains: BTreeSet<String>,
     /// Revisions that ran before and can't be started now.
     pub blocked: BTreeMap<String, Blocked>,
     /// What its requests are held to.
@@ -270,7 +275,7 @@ pub(crate) fn reconcile(
         return vec![Command::Limit(record.quota)];
     }
     let key = |revision: &str| running(revision).filter(|_| enabled).map(|r| r.key);
-    let hosts = routes(record, &shares, rules, key);
+    let hosts = routes(record, &shares, rules, &observed.domains, key);
     let changes = changes(&observed.hosts, &hosts);
     if !changes.is_empty() {
         return vec![Command::Route(changes)];
@@ -341,6 +346,7 @@ fn routes(
     record: &ServiceRecord,
     shares: &[Share],
     rules: &Rules,
+    mapped: &BTreeSet<String>,
     key: impl Fn(&str) -> Option<RevisionKey>,
 ) -> BTreeMap<HostPattern, Vec<RouteRule>> {
     let rule = |shares: &[(&str, u32)]| {
@@ -393,6 +399,9 @@ fn routes(
                 true => all.extend(with_quiet_paths(routed, &record.no_wake)),
                 false => all.push(routed),
             }
+        }
+        for host in mapped {
+            hosts.insert(HostPattern::Exact(host.clone()), all.clone());
         }
         hosts.insert(HostPattern::Exact(Rules::host_under(record, None, domain)), all);
     }

@@ -80,6 +80,9 @@ pub struct ServiceRecord {
     pub next_number: u32,
     /// Its revisions, oldest first.
     pub revisions: Vec<RevisionRecord>,
+    /// The manifest of the last deploy as it was written, whole but for its `status`; `None`: there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<Arc<Value>>,
 }
 
 /// That a service is switched off.
@@ -281,6 +284,7 @@ impl ServiceRecord {
             aliases: BTreeMap::new(),
             next_number: 1,
             revisions: Vec::new(),
+            document: None,
         }
     }
 

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc}
 
 use sas_autoscale::DriverConfig;
 use sas_control::{
-    AuditSink, ControlConfig, DecisionLog, DiagnosisConfig, LogBuffer, LogFileLimits, MeterConfig,
-    PackageRoots, PriceTable, UsageExport, UsageKey,
+    AdmissionHook, AuditSink, ControlConfig, DecisionLog, DiagnosisConfig, LogBuffer, LogFileLimits,
+    MeterConfig, PackageRoots, PriceTable, UsageExport, UsageKey,
 };
 use sas_core::{
     Authenticator, BlobStore, Clock, DecisionSink, EngineSpec, EventLog, EventPublisher, Fidelity, Invoker,
@@ -109,6 +109,7 @@ pub struct PlatformBuilder {
     gateway: GatewayConfig,
     quotas: Option<AdmissionConfig>,
     tenant_quotas: BTreeMap<String, Quota>,
+    admission: Vec<Arc<dyn AdmissionHook>>,
     server: ServerConfig,
     driver: DriverConfig,
     manifests: ParseOptions,
@@ -178,6 +179,7 @@ impl Default for PlatformBuilder {
             gateway: GatewayConfig::default(),
             quotas: None,
             tenant_quotas: BTreeMap::new(),
+            admission: Vec::new(),
             server: ServerConfig::default(),
             driver: DriverConfig::default(),
             manifests: ParseOptions::default(),
@@ -441,6 +443,14 @@ impl PlatformBuilder {
     #[must_use]
     pub fn usage_export(mut self, name: impl Into<String>, key: UsageKey, target: impl UsageExport) -> Self {
         self.usage_exports.push((name.into(), key, Arc::new(target)));
+        self
+    }
+
+    /// Asks `hook` at each deploy of a service, after the hooks that were given before: a policy, a check of signatures, or
+    /// an [`AllowedSources`](sas_control::AllowedSources). What it refuses is not stored, and whoever deploys is told why.
+    #[must_use]
+    pub fn admission(mut self, hook: impl AdmissionHook) -> Self {
+        self.admission.push(Arc::new(hook));
         self
     }
 

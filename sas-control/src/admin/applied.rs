@@ -17,6 +17,20 @@ pub(super) enum AppliedView {
     Trigger(AppliedTrigger),
     /// A broker takes events.
     Broker(AppliedBroker),
+    /// A host leads to a service.
+    Domain(AppliedDomain),
+}
+
+/// A host that leads to a service.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(super) struct AppliedDomain {
+    /// `DomainMapping`.
+    pub(super) kind: &'static str,
+    /// The host.
+    pub(super) name: String,
+    pub(super) namespace: String,
+    /// The name of the service that answers there.
+    pub(super) service: String,
 }
 
 /// A broker that takes events.

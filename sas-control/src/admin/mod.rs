@@ -12,6 +12,7 @@ mod engines;
 mod events;
 mod extract;
 mod guard;
+mod knative;
 mod life;
 mod limit;
 mod observe;
@@ -259,7 +260,7 @@ impl Admin {
         let of_path = path.strip_prefix("/v1/").and_then(|path| {
             let (kind, rest) = path.split_once('/')?;
             let namespace = rest.split('/').next()?;
-            matches!(kind, "services" | "triggers" | "quotas").then(|| namespace.to_owned())
+            matches!(kind, "services" | "triggers" | "quotas" | "domains").then(|| namespace.to_owned())
         });
         let held_to = principal.tenant().map(str::to_owned);
         let record = AuditRecord {
@@ -325,6 +326,14 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(services::traffic, services::set_traffic))
         .routes(routes!(services::rollout, services::steer_rollout))
         .routes(routes!(services::roll_back))
+        .routes(routes!(services::manifest))
+        .routes(routes!(knative::schema))
+        .routes(routes!(knative::domains))
+        .routes(routes!(knative::delete_domain))
+        .routes(routes!(knative::list))
+        .routes(routes!(knative::get))
+        .routes(routes!(knative::list_domain_mappings))
+        .routes(routes!(knative::get_domain_mapping))
         .routes(routes!(test_run::invoke))
         .routes(routes!(observe::instances))
         .routes(routes!(observe::decisions))

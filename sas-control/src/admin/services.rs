@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Touched,
-    applied::{AppliedBroker, AppliedService, AppliedTrigger, AppliedView},
+    applied::{AppliedBroker, AppliedDomain, AppliedService, AppliedTrigger, AppliedView},
     extract::{Caller, Path, Query, Seen, Sent, ServicePath, after, cursor, entity_tag, page_size},
     problem::Failure,
 };
@@ -286,6 +286,22 @@ pub(super) async fn show(
     Ok(api.tagged(&record, &api.control.view(&record), Some(&headers)))
 }
 
+/// Gives a service's manifest as it was last deployed, with its traffic as it is wanted now: what it is applied again
+/// from, here or elsewhere. 404 where it was deployed without one, by the library.
+#[utoipa::path(get, path = "/v1/services/{namespace}/{name}/manifest", operation_id = "export_manifest", tag = "services",
+    params(ServicePath), security(("token" = ["read"])),
+    responses((status = 200, body = serde_json::Value, description = "The manifest")))]
+pub(super) async fn manifest(
+    State(api): State<Api>,
+    Path(at): Path<ServicePath>,
+) -> Answer<Json<serde_json::Value>> {
+    let record = api.control.record(&at.namespace, &at.name)?;
+    let document = crate::knative::exported(&record).ok_or_else(|| {
+        Failure::not_found(format!("{} was deployed without a manifest; deploy it with one", record.path()))
+    })?;
+    Ok(Json(document))
+}
+
 /// Deletes a service with all its revisions.
 #[utoipa::path(delete, path = "/v1/services/{namespace}/{name}", operation_id = "delete_service", tag = "services", params(ServicePath, Conditions),
     security(("token" = ["deploy"])),
@@ -436,6 +452,7 @@ fn touched(applied: &[Applied]) -> Touched {
             Applied::Service(outcome) => ("Service", outcome.record.path()),
             Applied::Trigger(trigger) => ("Trigger", trigger.name.clone()),
             Applied::Broker(broker) => ("Broker", broker.name.clone()),
+            Applied::Domain(domain) => ("DomainMapping", format!("{}/{}", domain.namespace, domain.host)),
         };
         namespaces.extend(path.split_once('/').map(|(namespace, _)| namespace.to_owned()));
         touched.objects.push(format!("{kind} {path}"));
@@ -461,6 +478,7 @@ impl Api {
                 Manifest::Service(service) => service.namespace.as_str(),
                 Manifest::Trigger(trigger) => namespace_of(&trigger.name),
                 Manifest::Broker(broker) => namespace_of(&broker.name),
+                Manifest::Domain(domain) => domain.namespace.as_str(),
             };
             if !caller.reaches(namespace) {
                 let message = format!("{caller} may not apply manifests of the namespace {namespace:?}");
@@ -493,6 +511,12 @@ impl Api {
                 retention_seconds: broker.retention.as_secs(),
                 most_events: broker.most_events,
                 delivery: broker.delivery.clone(),
+            }),
+            Applied::Domain(domain) => AppliedView::Domain(AppliedDomain {
+                kind: "DomainMapping",
+                name: domain.host.clone(),
+                namespace: domain.namespace.clone(),
+                service: domain.service.clone(),
             }),
         }
     }

@@ -5,6 +5,7 @@ use super::identity::identity;
 use super::{
     Applied, Control, DeployOutcome, SERVICES, blocking, invalid, no_service, precondition, refused,
 };
+use crate::admission::AdmissionRequest;
 use crate::labels::APP_LABEL;
 use crate::package;
 use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord};
@@ -52,7 +53,7 @@ impl Control {
                 service.author = Some(author.clone());
             }
         }
-        self.apply_all(manifests, applied).await
+        self.apply_all_as(Some(author), manifests, applied).await
     }
 
     /// Applies manifests that were read already, each in turn.
@@ -64,12 +65,22 @@ impl Control {
         manifests: Vec<Manifest>,
         applied: &mut Vec<Applied>,
     ) -> Result<()> {
+        self.apply_all_as(None, manifests, applied).await
+    }
+
+    async fn apply_all_as(
+        self: &Arc<Self>,
+        author: Option<&Principal>,
+        manifests: Vec<Manifest>,
+        applied: &mut Vec<Applied>,
+    ) -> Result<()> {
         self.check_triggers(&manifests)?;
         for manifest in manifests {
             let done = match manifest {
                 Manifest::Service(service) => Applied::Service(self.deploy(*service).await?),
                 Manifest::Trigger(trigger) => Applied::Trigger(self.apply_trigger(*trigger).await?),
                 Manifest::Broker(broker) => Applied::Broker(self.apply_broker(*broker).await?),
+                Manifest::Domain(domain) => Applied::Domain(self.apply_domain(author, *domain).await?),
             };
             applied.push(done);
         }
@@ -152,6 +163,7 @@ impl Control {
             // Should the deploy be refused; else a record names it by the time that somebody looks.
             self.pins.suspect([package.clone()]);
         }
+        self.admit(&manifest, &spec, package.as_deref()).await?;
         let own_digest = identity(&spec, package.as_deref())?;
 
         let changing = self.change(&path).await;
@@ -185,6 +197,7 @@ impl Control {
         record.no_wake = manifest.no_wake;
         record.routes = manifest.routes;
         record.quota = manifest.quota;
+        record.document = manifest.document;
         record.rollout = manifest.rollout;
         record.plan = manifest.plan;
         let same = record.latest_created().filter(|latest| {
@@ -260,6 +273,45 @@ impl Control {
             return Err(prepare_failed(reason, message, fields));
         }
         Ok(DeployOutcome { record, revision, created: before.is_none(), new_revision })
+    }
+
+    /// Asks the admission hooks.
+    async fn admit(
+        &self,
+        manifest: &ServiceManifest,
+        spec: &RevisionSpec,
+        package: Option<&str>,
+    ) -> Result<()> {
+        const PACKAGE: &str = "sas.dev/package";
+        let named = manifest.template_annotations.get(PACKAGE).or_else(|| manifest.annotations.get(PACKAGE));
+        let request = AdmissionRequest {
+            principal: manifest.author.as_ref(),
+            namespace: &manifest.namespace,
+            name: &manifest.name,
+            labels: &manifest.labels,
+            annotations: &manifest.annotations,
+            template_annotations: &manifest.template_annotations,
+            source: &manifest.spec.source,
+            uploaded: matches!(manifest.spec.source, Source::Bytes { .. })
+                || named.is_some_and(|named| named.starts_with("sha256:")),
+            spec,
+            package,
+        };
+        for hook in &self.admission {
+            if let Err(refusal) = hook.review(&request).await {
+                let service = format!("{}/{}", manifest.namespace, manifest.name);
+                tracing::warn!(
+                    service,
+                    hook = hook.name(),
+                    field = refusal.field,
+                    reason = refusal.reason,
+                    "refused"
+                );
+                let reason = format!("{} (refused by {})", refusal.reason, hook.name());
+                return Err(invalid("deploy", refusal.field, refusal.value, reason));
+            }
+        }
+        Ok(())
     }
 
     /// The spec with its package pinned, and the package's digest.

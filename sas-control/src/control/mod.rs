@@ -2,6 +2,7 @@
 
 mod apps;
 mod deploy;
+mod domains;
 mod engines;
 mod identity;
 mod letters;
@@ -29,10 +30,11 @@ use sas_core::{
     ErrorKind, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Quota, Recorder, RequestId, Result,
     RevisionKey, Router, Scalers, Store, SystemClock, TenantKey, TriggerSpec, Triggers, UsageQuery, Version,
 };
-use sas_knative::manifest::ParseOptions;
+use sas_knative::manifest::{DomainMapping, ParseOptions};
 use tokio::time::Instant;
 
 use crate::{
+    admission::AdmissionHook,
     audit::{AuditLimits, AuditLog, AuditRecord, AuditSink},
     decisions::DecisionLog,
     diagnosis::{DiagnosisConfig, Memory},
@@ -50,6 +52,7 @@ use parts::{DamagedKeys, Lifecycle, Names, Pins, RequestIds, Services, Sinks, Te
 use recovered::RecoveryReport;
 
 pub use apps::{AppRecord, EnvVersion};
+pub use domains::DomainRecord;
 pub use letters::DeadLetter;
 pub use life::Purged;
 pub(crate) use precondition::{Expected, PRECONDITION, expecting};
@@ -66,6 +69,8 @@ pub(crate) const TRIGGERS: &str = "triggers/";
 const TENANTS: &str = "tenant/";
 /// Where quotas of tenants are in the store.
 const QUOTAS: &str = "quota/";
+/// Where hosts that are mapped to services are in the store.
+const DOMAINS: &str = "domain/";
 /// Where deliveries keep events that they could not deliver.
 const DEAD_LETTERS: &str = "deadletter/";
 /// Entries that are read from the store in one go.
@@ -113,6 +118,8 @@ pub struct ControlConfig {
     pub decisions: Arc<dyn DecisionSink>,
     /// Where readings of what was used go. What it can read back is shown by the admin API.
     pub meter: Arc<dyn MeterSink>,
+    /// Who is asked at each deploy, in this order.
+    pub admission: Vec<Arc<dyn AdmissionHook>>,
     /// How much is kept of who changed what.
     pub audit: AuditLimits,
     /// Who is told each change beside that; `None`: nobody.
@@ -146,6 +153,7 @@ impl ControlConfig {
             logs: Arc::new(LogBuffer::default()),
             decisions: Arc::new(DecisionLog::default()),
             meter: Arc::new(Meter::default()),
+            admission: Vec::new(),
             audit: AuditLimits::default(),
             audit_sink: None,
             prices: None,
@@ -187,6 +195,8 @@ pub struct Control {
     unreadable: Names,
     tenants: Tenants,
     tenant_quotas: TenantQuotas,
+    admission: Vec<Arc<dyn AdmissionHook>>,
+    pub(crate) domains: domains::Domains,
     pins: Pins,
     uploads: uploads::Uploads,
     apps: apps::Apps,
@@ -249,6 +259,8 @@ pub enum Applied {
     Trigger(TriggerSpec),
     /// A broker takes events.
     Broker(BrokerSpec),
+    /// A host leads to a service.
+    Domain(DomainMapping),
 }
 
 /// What came back after a start.
@@ -314,6 +326,8 @@ impl Control {
             unreadable: Names::default(),
             tenants: Tenants::default(),
             tenant_quotas: TenantQuotas::new(config.tenant_quotas, config.plane.quotas),
+            admission: config.admission,
+            domains: domains::Domains::default(),
             pins: Pins::new(config.packages),
             uploads: uploads::Uploads::default(),
             apps: apps::Apps::default(),

@@ -33,6 +33,7 @@ impl Control {
             }
         }
         self.recover_quotas(&mut recovery).await?;
+        self.recover_domains(&mut recovery).await?;
         self.recover_engines(&mut recovery).await?;
         self.recover_apps(&mut recovery).await?;
         self.recover_purges().await?;

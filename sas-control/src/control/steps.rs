@@ -20,7 +20,8 @@ impl Control {
         for _ in 0..ROUNDS {
             let Some(live) = self.live(path) else { return Ok(()) };
             let (record, commands) = {
-                let state = live.state.lock();
+                let mut state = live.state.lock();
+                state.observed.domains = self.domains.of(path);
                 let record = state.record.clone();
                 let commands = reconcile(record.as_deref(), &state.observed, self.clock.now(), &self.rules);
                 (record, commands)

@@ -123,7 +123,7 @@ impl Control {
                     .trigger_host()?
                     .check_broker(broker)
                     .map_err(|errors| refused("manifest", broker_fields(errors)))?,
-                Manifest::Service(_) => {}
+                Manifest::Service(_) | Manifest::Domain(_) => {}
             }
         }
         Ok(())

@@ -1,0 +1,174 @@
+//! Who may deploy what, whose a host is, and what runs in Knative's shapes.
+
+mod support;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sas_control::{AdmissionHook, AdmissionRequest, AllowedSources, Refusal};
+use sas_core::{Body, ErrorKind, Handler as _, MemoryStore, Store};
+use serde_json::{Value, json};
+use support::{TOKEN, World};
+
+async fn ask(world: &World, method: &str, path: &str, body: impl Into<Body>) -> (u16, Value) {
+    let request = http::Request::builder().method(method).uri(path).header("host", "localhost");
+    let request = request.header("authorization", format!("Bearer {TOKEN}"));
+    let response = world.admin.handle(request.body(body.into()).expect("a request")).await;
+    let status = response.status().as_u16();
+    let body = response.into_body().collect(64 << 20).await.expect("a body");
+    (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+}
+
+fn mapping(host: &str, namespace: &str, service: &str) -> String {
+    format!(
+        "{{apiVersion: serving.knative.dev/v1beta1, kind: DomainMapping, metadata: {{name: {host}, namespace: {namespace}}}, \
+         spec: {{ref: {{apiVersion: serving.knative.dev/v1, kind: Service, name: {service}}}}}}}"
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mapped_host_leads_to_its_service_over_restarts_and_is_one_tenants() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let world = World::with(Arc::clone(&store), |_| {}).await;
+    let (status, applied) =
+        ask(&world, "POST", "/v1/services", mapping("shop.example.com", "default", "hello")).await;
+    assert_eq!((status, &applied["applied"][0]["kind"]), (200, &json!("DomainMapping")));
+    assert!(!world.router.hosts().contains(&"shop.example.com".to_owned()), "no service yet");
+    let path = "/apis/serving.knative.dev/v1beta1/namespaces/default/domainmappings/shop.example.com";
+    let (_, view) = ask(&world, "GET", path, "").await;
+    assert_eq!(view["status"]["conditions"][0]["reason"], "ServiceNotFound");
+    world.deploy("one").await.expect("deployed");
+    assert!(world.router.hosts().contains(&"shop.example.com".to_owned()));
+    let (_, view) = ask(&world, "GET", path, "").await;
+    assert_eq!(
+        (&view["status"]["conditions"][0]["status"], &view["kind"]),
+        (&json!("True"), &json!("DomainMapping"))
+    );
+
+    let (status, problem) =
+        ask(&world, "POST", "/v1/services", mapping("shop.example.com", "bank", "hello")).await;
+    assert_eq!(status, 409, "{problem}");
+    for host in ["a.b.example.org", "example.org", "a.b.svc"] {
+        let (status, problem) = ask(&world, "POST", "/v1/services", mapping(host, "default", "hello")).await;
+        assert_eq!((status, &problem["fields"][0]["field"]), (422, &json!("metadata.name")), "{host}");
+    }
+    let again = World::with(store, |_| {}).await;
+    assert!(again.router.hosts().contains(&"shop.example.com".to_owned()), "it came back");
+    assert_eq!(ask(&again, "DELETE", "/v1/domains/bank/shop.example.com", "").await.0, 404);
+    assert_eq!(ask(&again, "DELETE", "/v1/domains/default/shop.example.com", "").await.0, 200);
+    assert!(!again.router.hosts().contains(&"shop.example.com".to_owned()));
+    assert_eq!(
+        ask(&again, "POST", "/v1/services", mapping("shop.example.com", "bank", "hello")).await.0,
+        200,
+        "free"
+    );
+    let (_, listed) = ask(&again, "GET", "/v1/domains", "").await;
+    assert_eq!(
+        (&listed["domains"][0]["namespace"], &listed["domains"][0]["ready"]),
+        (&json!("bank"), &json!(false))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_is_exported_as_it_was_written_and_seen_in_knatives_shapes() {
+    let world = World::new().await;
+    let text = world.manifest("one");
+    let (status, _) = ask(&world, "POST", "/v1/services", text.clone()).await;
+    assert_eq!(status, 201);
+    let written = sas_knative::manifest::document(&text).expect("a document");
+    let (_, exported) = ask(&world, "GET", "/v1/services/default/hello/manifest", "").await;
+    assert_eq!(exported, written);
+    let (status, _) = ask(&world, "POST", "/v1/services", exported.to_string()).await;
+    assert_eq!(status, 200, "applied again");
+    let record = world.control.record("default", "hello").expect("it is there");
+    assert_eq!(record.revisions.len(), 1, "nothing changed");
+
+    // Traffic that was moved since is in the export.
+    let name = record.revisions[0].name.clone();
+    let traffic = json!([{"revisionName": name, "percent": 100, "tag": "now"}]).to_string();
+    assert_eq!(ask(&world, "PUT", "/v1/services/default/hello/traffic", traffic).await.0, 200);
+    let (_, exported) = ask(&world, "GET", "/v1/services/default/hello/manifest", "").await;
+    assert_eq!(exported["spec"]["traffic"][0]["revisionName"], json!(name));
+    assert_eq!(exported["spec"]["template"], written["spec"]["template"]);
+
+    let base = "/apis/serving.knative.dev/v1/namespaces/default";
+    for (plural, kind, at) in [
+        ("services", "Service", "hello"),
+        ("configurations", "Configuration", "hello"),
+        ("routes", "Route", "hello"),
+        ("revisions", "Revision", name.as_str()),
+    ] {
+        let (status, one) = ask(&world, "GET", &format!("{base}/{plural}/{at}"), "").await;
+        assert_eq!((status, &one["kind"], &one["metadata"]["name"]), (200, &json!(kind), &json!(at)));
+        assert_eq!(one["status"]["conditions"][0]["type"], "Ready", "{one}");
+        let (_, list) = ask(&world, "GET", &format!("{base}/{plural}"), "").await;
+        assert_eq!((&list["kind"], &list["items"][0]), (&json!(format!("{kind}List")), &one));
+        assert_eq!(ask(&world, "GET", &format!("{base}/{plural}/none"), "").await.0, 404);
+    }
+    assert_eq!(ask(&world, "GET", &format!("{base}/pods"), "").await.0, 404);
+    let (_, route) = ask(&world, "GET", &format!("{base}/routes/hello"), "").await;
+    assert_eq!(route["status"]["traffic"][0]["tag"], "now");
+    let (_, revision) = ask(&world, "GET", &format!("{base}/revisions/{name}"), "").await;
+    assert_eq!(revision["metadata"]["labels"]["serving.knative.dev/service"], "hello");
+    let (_, schema) = ask(&world, "GET", "/v1/schema", "").await;
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+}
+
+/// Wants a label, and only of those who are not the host itself.
+#[derive(Debug)]
+struct Labelled;
+
+#[async_trait]
+impl AdmissionHook for Labelled {
+    fn name(&self) -> &str {
+        "labelled"
+    }
+
+    async fn review(&self, request: &AdmissionRequest<'_>) -> Result<(), Refusal> {
+        if request.principal.is_none() || request.labels.contains_key("team") {
+            return Ok(());
+        }
+        Err(Refusal::new("metadata.labels.team", "", "missing: who answers for it"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_refuses_a_deploy_with_its_reason_and_nothing_is_stored() {
+    let world =
+        World::with(Arc::new(MemoryStore::default()), |config| config.admission.push(Arc::new(Labelled)))
+            .await;
+    let text = world.manifest("one");
+    let (status, problem) = ask(&world, "POST", "/v1/services", text.clone()).await;
+    assert_eq!((status, &problem["fields"][0]["field"]), (422, &json!("metadata.labels.team")), "{problem}");
+    assert!(problem["fields"][0]["problem"].as_str().unwrap().contains("refused by labelled"), "{problem}");
+    assert!(world.control.records().is_empty());
+    let (_, audit) = ask(&world, "GET", "/v1/audit", "").await;
+    assert_eq!(audit["records"][0]["status"], 422);
+    let labelled = text.replace("  name: hello", "  name: hello\n  labels: {team: shop}");
+    assert_eq!(ask(&world, "POST", "/v1/services", labelled).await.0, 201);
+    world.control.apply(&text, &mut Vec::new()).await.expect("the host itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn code_comes_from_allowed_places_only() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let allowed = AllowedSources::none().with_root(dir.path()).with_registry("ghcr.io/acme");
+    let world =
+        World::with(Arc::new(MemoryStore::default()), |config| config.admission.push(Arc::new(allowed)))
+            .await;
+    let error = world.control.apply(&world.manifest("one"), &mut Vec::new()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidSpec);
+    assert!(error.fields().expect("fields").0[0].field.contains("sas.dev/package"), "{error}");
+    let inside = dir.path().join("app.jar");
+    std::fs::write(&inside, "a jar").expect("written");
+    let text = format!(
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: in, annotations: {{sas.dev/package: {}}}}}\n\
+         spec: {{template: {{spec: {{}}}}}}",
+        inside.display()
+    );
+    world.control.apply(&text, &mut Vec::new()).await.expect("allowed");
+    let outside = dir.path().join("link.jar");
+    std::os::unix::fs::symlink("/etc/hostname", &outside).expect("a link");
+    let text = text.replace("app.jar", "link.jar").replace("name: in", "name: out");
+    assert!(world.control.apply(&text, &mut Vec::new()).await.is_err(), "a link out of it");
+}
