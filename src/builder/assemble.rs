@@ -201,7 +201,7 @@ impl PlatformBuilder {
         control_config.audit_sink = self.audit;
         control_config.triggers = Some(Arc::clone(&triggers) as Arc<dyn Triggers>);
         control_config.tenant_quotas = self.tenant_quotas;
-        control_config.admission = self.admission;
+        control_config.admission.extend(self.admission);
         control_config.scalers = Some(scalers);
         control_config.clock = Arc::clone(&self.clock);
         control_config.domain = self.domain;

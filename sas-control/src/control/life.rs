@@ -277,8 +277,8 @@ impl Control {
         self.begin_purge(namespace, Some(app)).await
     }
 
-    /// Deletes all that a tenant has: services, triggers, dead letters, brokers with their events, environments of apps,
-    /// the quota that was set, and tokens. What it used, what was asked for, and the number that it is known by stay: who
+    /// Deletes all that a tenant has: services, triggers, dead letters, brokers with their events, mapped hosts,
+    /// environments of apps, the quota that was set, and tokens. What it used, what was asked for, and the number that it is known by stay: who
     /// has used something has still to pay for it. Once begun, it comes to its end, as [`Control::delete_app`] says.
     ///
     /// # Errors
@@ -384,6 +384,11 @@ impl Control {
             }
             for entry in self.entries(&format!("{DEAD_LETTERS}{namespace}/")).await? {
                 gone(self.store.delete(&entry.key, entry.version).await)?;
+            }
+            for domain in self.domains() {
+                if domain.mapping.namespace == namespace {
+                    gone(self.delete_domain(namespace, &domain.mapping.host).await)?;
+                }
             }
             if self.tenant_quotas.version(namespace).is_some() {
                 self.set_tenant_quota(namespace, None).await?;
