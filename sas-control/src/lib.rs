@@ -81,8 +81,9 @@ pub use admin::{Admin, PeerAuthenticator, TokenAuthenticator};
 pub use admission::{AdmissionHook, AdmissionRequest, AllowedSources, Refusal};
 pub use audit::{AuditLimits, AuditRecord, AuditSink};
 pub use control::{
-    AppRecord, Applied, Control, ControlConfig, DeadLetter, DeployOutcome, DomainRecord, EnvVersion, HourUsageView,
-    NamespaceUsageView, Purged, Recovery, RolloutAction, UsageGapView, UsageHoursView, UsageView,
+    AppRecord, Applied, Control, ControlConfig, DeadLetter, DeployOutcome, DomainRecord, EnvVersion,
+    HourUsageView, NamespaceUsageView, Purged, Recovery, RolloutAction, UsageGapView, UsageHoursView,
+    UsageView,
 };
 pub use decisions::DecisionLog;
 pub use diagnosis::{Diagnosis, DiagnosisConfig, Evidence, Finding, Severity};
