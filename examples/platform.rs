@@ -8,6 +8,9 @@
 //! `--plain-http-registry 127.0.0.1:5000` names a registry without TLS, `--image-root DIR` a directory below which images of
 //! files are read (`oci:DIR/layout:tag`).
 //!
+//! `--secrets DIR` reads what manifests refer to as secrets from `DIR/NAMESPACE/secret/NAME/KEY`; a changed file counts for
+//! new instances and for webhooks at once.
+//!
 //! `--allow-registry NAME` lets images come from that registry, or a folder of it, and no other; may be repeated.
 //!
 //! `--log-file FILE` writes the lines of instances to a file that rotates; `--prices FILE` tells costs at `/v1/usage/cost`;
@@ -45,7 +48,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--event-files DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -83,6 +86,8 @@ struct Options {
     usage_key: Option<(String, PathBuf)>,
     #[cfg_attr(not(feature = "container"), allow(dead_code, reason = "read where images are run"))]
     images: Images,
+    /// Secrets are files of this directory.
+    secrets: Option<PathBuf>,
     /// Images come from these registries only, if any is named.
     registries: Vec<String>,
     manifests: Vec<PathBuf>,
@@ -123,6 +128,7 @@ impl Options {
             usage_file: None,
             usage_key: None,
             images: Images::default(),
+            secrets: None,
             registries: Vec::new(),
             manifests: Vec::new(),
         };
@@ -154,6 +160,7 @@ impl Options {
                 "--max-pids" => options.max_pids = Some(number(&argument, &value()?)?),
                 "--plain-http-registry" => options.images.plain_http.push(value()?),
                 "--image-root" => options.images.roots.push(value()?.into()),
+                "--secrets" => options.secrets = Some(value()?.into()),
                 "--allow-registry" => options.registries.push(value()?),
                 "--log-file" => options.log_file = Some(value()?.into()),
                 "--prices" => options.prices = Some(value()?.into()),
@@ -252,6 +259,9 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         }
         (None, None) => {}
         _ => return Err("--usage-file and --usage-key: give both, or none".into()),
+    }
+    if let Some(dir) = options.secrets {
+        builder = builder.secrets_dir(dir);
     }
     if !options.registries.is_empty() {
         builder = builder.admission(

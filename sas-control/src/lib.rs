@@ -73,6 +73,7 @@ mod reconcile;
 mod record;
 mod registry;
 mod roots;
+mod secret_dir;
 mod stamp;
 mod tokens;
 mod view;
@@ -102,6 +103,7 @@ pub use reconcile::{GcLimits, Rules};
 pub use record::{AppEnv, Disabled, Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};
 pub use registry::RuntimeRegistry;
 pub use roots::PackageRoots;
+pub use secret_dir::SecretDir;
 pub use tokens::{MadeToken, NewToken, TokenView, Tokens};
 pub use view::{
     Condition, DisabledView, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutStage,

@@ -172,3 +172,47 @@ async fn code_comes_from_allowed_places_only() {
     let text = text.replace("app.jar", "link.jar").replace("name: in", "name: out");
     assert!(world.control.apply(&text, &mut Vec::new()).await.is_err(), "a link out of it");
 }
+
+#[tokio::test]
+async fn secrets_of_a_directory_are_their_namespaces_and_are_read_anew() {
+    use sas_core::SecretSource as _;
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |path: &str, value: &str| {
+        let file = dir.path().join(path);
+        std::fs::create_dir_all(file.parent().expect("a parent")).expect("made");
+        std::fs::write(file, value).expect("written");
+    };
+    write("default/secret/db/password", "m4rk3r-1");
+    write("default/secret/db/user", "shop");
+    write("bank/secret/db/password", "m4rk3r-bank");
+    let source = sas_control::SecretDir::new(dir.path());
+    let world = World::new().await;
+    let early = source.resolve("secret/db/password", sas_core::TenantKey(1)).await.unwrap_err();
+    assert_eq!(early.kind, ErrorKind::Unavailable);
+    source.clone().bind(&world.control);
+    world.deploy("one").await.expect("deployed");
+    let tenant = world.control.record("default", "hello").expect("there").tenant;
+    assert_eq!(source.resolve("secret/db/password", tenant).await.unwrap(), "m4rk3r-1");
+    write("default/secret/db/password", "m4rk3r-2");
+    assert_eq!(source.resolve("secret/db/password", tenant).await.unwrap(), "m4rk3r-2", "rotated");
+    let all = source.entries("secret/db", tenant).await.unwrap();
+    assert_eq!(all.keys().collect::<Vec<_>>(), ["password", "user"]);
+    for (reference, kind) in [
+        ("secret/db/none", ErrorKind::NotFound),
+        ("secret/none/password", ErrorKind::NotFound),
+        ("secret/db", ErrorKind::InvalidSpec),
+        ("secret/../../bank/secret/db/password", ErrorKind::InvalidSpec),
+        ("secret/../password", ErrorKind::InvalidSpec),
+        ("secret//password", ErrorKind::InvalidSpec),
+        ("/etc/passwd", ErrorKind::InvalidSpec),
+    ] {
+        let error = source.resolve(reference, tenant).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{reference}: {error}");
+        assert!(!format!("{error:?} {error}").contains("m4rk3r"), "{error}");
+    }
+    for nobody in [sas_core::TenantKey::HOST, sas_core::TenantKey(99)] {
+        let error = source.resolve("secret/db/password", nobody).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::NotFound);
+    }
+    assert!(!format!("{source:?}").contains("m4rk3r"));
+}

@@ -220,6 +220,9 @@ impl PlatformBuilder {
         control_config.recorder = recorder.clone();
         control_config.seed = self.seed;
         let control = Control::new(control_config);
+        if let Some(dir) = &self.secret_dir {
+            dir.bind(&control);
+        }
 
         let roots = self.access.package_roots(self.package_roots.take(), self.admin);
         let keys = self

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc}
 use sas_autoscale::DriverConfig;
 use sas_control::{
     AdmissionHook, AuditSink, ControlConfig, DecisionLog, DiagnosisConfig, LogBuffer, LogFileLimits,
-    MeterConfig, PackageRoots, PriceTable, UsageExport, UsageKey,
+    MeterConfig, PackageRoots, PriceTable, SecretDir, UsageExport, UsageKey,
 };
 use sas_core::{
     Authenticator, BlobStore, Clock, DecisionSink, EngineSpec, EventLog, EventPublisher, Fidelity, Invoker,
@@ -94,6 +94,8 @@ pub struct PlatformBuilder {
     prices: Option<PriceTable>,
     usage_exports: Vec<(String, UsageKey, Arc<dyn UsageExport>)>,
     secrets: Option<Arc<dyn SecretSource>>,
+    /// The same, if it is ours: it has to be told the namespaces.
+    secret_dir: Option<SecretDir>,
     wrap_invoker: Option<WrapInvoker>,
     machine: Option<Machine>,
     preset: Preset,
@@ -164,6 +166,7 @@ impl Default for PlatformBuilder {
             prices: None,
             usage_exports: Vec::new(),
             secrets: None,
+            secret_dir: None,
             wrap_invoker: None,
             machine: None,
             preset: Preset::Default,
@@ -452,6 +455,15 @@ impl PlatformBuilder {
     pub fn admission(mut self, hook: impl AdmissionHook) -> Self {
         self.admission.push(Arc::new(hook));
         self
+    }
+
+    /// Resolves references to secrets from the files of a directory, `NAMESPACE/secret/NAME/KEY`; see
+    /// [`SecretDir`](sas_control::SecretDir). Instead of [`secrets`](Self::secrets).
+    #[must_use]
+    pub fn secrets_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        let dir = SecretDir::new(dir);
+        self.secret_dir = Some(dir.clone());
+        self.secrets(dir)
     }
 
     /// What resolves the references to secrets in specs, when an instance starts. Without it, services that refer to
