@@ -204,11 +204,11 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let metrics = prometheus.handle();
     let recorder = Recorder::new(Arc::new(prometheus));
 
-    let mut own_ports = vec![options.listen.port()];
-    if let AdminAt::Address(address) = &options.admin {
-        own_ports.push(address.port());
-    }
-    own_ports.retain(|port| *port != 0);
+    // The gateway's port is everybody's, and often one that services must reach elsewhere, such as 443.
+    let closed: Vec<u16> = match &options.admin {
+        AdminAt::Address(address) if address.port() != 0 => vec![address.port()],
+        _ => Vec::new(),
+    };
     let mut builder = Platform::builder()
         .listen(options.listen)
         .domain(options.domain)
@@ -310,7 +310,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         if let Some(most) = options.max_pids {
             config.jail.max_instance_processes = most;
         }
-        config.jail.closed_ports = own_ports;
+        config.jail.closed_ports = closed;
         for port in &config.jail.closed_ports {
             if config.jail.egress_ports.contains(port) || config.jail.egress_grants.contains(port) {
                 tracing::warn!(
@@ -330,7 +330,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         options.egress_grants,
         options.max_disk_bytes,
         options.max_pids,
-        own_ports,
+        closed,
     ));
     #[cfg(all(feature = "container", target_os = "linux"))]
     {

@@ -73,9 +73,12 @@ impl Authenticator for Closed {
 
 impl Access {
     /// Finds out who is to be let in: by what was told, else by the file system where there is a Unix
-    /// socket only, else by a token in the state directory, else by one in a temporary file where there is a listener;
-    /// else nobody.
-    pub(crate) fn keys(&mut self, state: Option<&Path>, listens: bool) -> Result<Keys> {
+    /// socket only and `apart`, else by a token in the state directory, else by one in a temporary file where there is a
+    /// listener or a socket; else nobody.
+    ///
+    /// `apart` says that instances are other users than the platform. Where they are not, whoever can open the socket may
+    /// be an instance.
+    pub(crate) fn keys(&mut self, state: Option<&Path>, listens: bool, apart: bool) -> Result<Keys> {
         if let Some(authenticator) = self.authenticator.take() {
             return Ok(Keys { authenticator, tokens: None, _temporary: None });
         }
@@ -85,13 +88,13 @@ impl Access {
         if let Some(path) = self.token_file.take() {
             return TokenAuthenticator::kept_in(path).map(Keys::from);
         }
-        if !listens && self.socket.is_some() {
+        if !listens && apart && self.socket.is_some() {
             let authenticator = Arc::new(PeerAuthenticator::new());
             return Ok(Keys { authenticator, tokens: None, _temporary: None });
         }
         match state {
             Some(dir) => TokenAuthenticator::kept_in(dir.join(FILE)).map(Keys::from),
-            None if listens => {
+            None if listens || self.socket.is_some() => {
                 let name = TokenAuthenticator::random().map_err(|error| {
                     Error::new(ErrorKind::Unavailable, "admin token", "the system gives no randomness")
                         .with_source(error)
@@ -187,6 +190,19 @@ mod tests {
             assert!(asked(elsewhere, true, false) && asked(elsewhere, false, true), "{elsewhere}");
         }
         assert!(Access::default().check_listener(None, false).is_ok());
+    }
+
+    #[test]
+    fn the_socket_of_a_platform_whose_instances_are_the_same_user_asks_for_a_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = |apart, listens, state: bool| {
+            let mut access = Access { socket: Some("/run/admin".into()), ..Access::default() };
+            access.keys(state.then(|| dir.path()), listens, apart).unwrap()
+        };
+        assert!(keys(true, false, true).tokens.is_none(), "the file system says who may");
+        assert!(keys(false, false, true).tokens.is_some());
+        assert!(keys(false, false, false).tokens.is_some(), "by a temporary file");
+        assert!(keys(true, true, true).tokens.is_some(), "beside a listener");
     }
 
     #[test]

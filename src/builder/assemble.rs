@@ -227,7 +227,7 @@ impl PlatformBuilder {
         let roots = self.access.package_roots(self.package_roots.take(), self.admin);
         let keys = self
             .access
-            .keys(self.state.as_deref(), self.admin.is_some())
+            .keys(self.state.as_deref(), self.admin.is_some(), instances_are_others())
             .map_err(part(BuildPart::AdminToken))?;
         let mut admin =
             Admin::new(Arc::clone(&control), Arc::clone(&keys.authenticator)).with_package_roots(roots);
@@ -322,4 +322,13 @@ impl Parts {
         self.tasks.close();
         Ok(())
     }
+}
+
+/// Whether instances have other user ids than this platform, which takes root. Others of the same user could open whatever
+/// it may open.
+fn instances_are_others() -> bool {
+    #[cfg(unix)]
+    return rustix::process::geteuid().is_root();
+    #[cfg(not(unix))]
+    false
 }

@@ -579,8 +579,9 @@ impl PlatformBuilder {
         self
     }
 
-    /// Serves the admin API on a Unix socket of mode 0600, beside or instead of an address. Alone and without a token, it
-    /// lets in whoever can open the socket: the platform's own user, and root.
+    /// Serves the admin API on a Unix socket of mode 0600, beside or instead of an address. Alone and without a token, a
+    /// platform that is root lets in whoever can open the socket, which is root. One of an ordinary user asks for a token
+    /// there too (made and kept as for a listener): its instances are the same user.
     #[cfg(unix)]
     #[must_use]
     pub fn admin_socket(mut self, path: impl Into<PathBuf>) -> Self {

@@ -192,7 +192,7 @@ impl Engine {
         let marks = Marks::open(Run::dir(&**store.run()), None)
             .map_err(|error| crate::store::disk("write to", Run::dir(&**store.run()), error))?;
         let (guardian, guardian_fd) = Guardian::start(&store.run().stdin(), &marks)?;
-        let ports = Ports::new(config.ports.clone(), &locks_dir(store.run().pod().as_path()))?;
+        let ports = Ports::new(config.ports.clone(), &[], &locks_dir(store.run().pod().as_path()))?;
         let metrics = Metrics::new(&config.recorder);
         let config = Arc::new(config);
         let images = Images { config: Arc::clone(&config), store: Arc::clone(&store) };

@@ -171,6 +171,12 @@ impl Default for JailConfig {
 }
 
 impl JailConfig {
+    /// The TCP ports that some instance may connect to: those of the list, and those that a service may ask for. No
+    /// instance is given one of these to listen on, since others would reach it there past the gateway.
+    pub fn reachable_ports(&self) -> Vec<u16> {
+        [self.open_ports(), self.egress_grants.clone()].concat()
+    }
+
     /// The TCP ports that instances reach by default, where they share the host's network: none that is closed.
     pub(crate) fn open_ports(&self) -> Vec<u16> {
         let ports: &[u16] = match &self.egress {

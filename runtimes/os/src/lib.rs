@@ -9,7 +9,7 @@
 //! ```
 //! # #[cfg(target_os = "linux")] {
 //! let dir = std::env::temp_dir().join(format!("sas-locks-{}", std::process::id()));
-//! let ports = sas_runtime_os::ports::Ports::new(31_400..=31_409, &dir)?;
+//! let ports = sas_runtime_os::ports::Ports::new(31_400..=31_409, &[], &dir)?;
 //! let port = ports.take()?;
 //! assert!((31_400..=31_409).contains(&port.number()));
 //! # std::fs::remove_dir_all(dir).ok();

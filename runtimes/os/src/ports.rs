@@ -22,6 +22,7 @@ use sas_core::{Error, ErrorKind, Result, Retry};
 #[derive(Debug)]
 pub struct Ports {
     range: RangeInclusive<u16>,
+    except: HashSet<u16>,
     locks: PathBuf,
     state: Mutex<State>,
 }
@@ -60,18 +61,20 @@ impl Drop for Port {
 
 impl Ports {
     /// The ports of a range, with their locks in `locks`: a directory of this user's alone, which is made where it is
-    /// missing. Hosts that share it never give out the same port.
+    /// missing. Hosts that share it never give out the same port. Those of `except` are never given out: ports that
+    /// instances may connect to, who would reach each other there.
     ///
     /// # Errors
     /// `Conflict` when the directory is another user's or may be entered by others; `Unavailable` when it can't be made.
-    pub fn new(range: RangeInclusive<u16>, locks: &Path) -> Result<Arc<Self>> {
+    pub fn new(range: RangeInclusive<u16>, except: &[u16], locks: &Path) -> Result<Arc<Self>> {
         private(locks)?;
         let count = u32::from(*range.end()) - u32::from(*range.start()) + 1;
         // Hosts on one machine begin at different places, so that they rarely try the same port.
         let offset = std::process::id().wrapping_mul(7919) % count;
         let next = range.start() + u16::try_from(offset).unwrap_or(0);
         let state = Mutex::new(State { used: HashSet::new(), next });
-        Ok(Arc::new(Self { range, locks: locks.to_path_buf(), state }))
+        let except = except.iter().copied().collect();
+        Ok(Arc::new(Self { range, except, locks: locks.to_path_buf(), state }))
     }
 
     /// A port on which nobody listens.
@@ -87,7 +90,7 @@ impl Ports {
                 let mut state = self.state.lock();
                 let number = state.next;
                 state.next = if number == *self.range.end() { *self.range.start() } else { number + 1 };
-                if !state.used.insert(number) {
+                if self.except.contains(&number) || !state.used.insert(number) {
                     continue;
                 }
                 number
@@ -354,6 +357,16 @@ mod tests {
     }
 
     #[test]
+    fn ports_that_instances_may_connect_to_are_never_given_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let ports = Ports::new(31_330..=31_333, &[31_331, 31_333], &dir.path().join("locks")).unwrap();
+        let taken: Vec<_> = std::iter::from_fn(|| ports.take().ok()).collect();
+        let mut numbers: Vec<u16> = taken.iter().map(super::Port::number).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [31_330, 31_332]);
+    }
+
+    #[test]
     fn both_ways_to_ask_for_listeners_agree() {
         let four = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = four.local_addr().unwrap().port();
@@ -383,7 +396,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        let error = Ports::new(31_310..=31_311, dir.path()).unwrap_err().to_string();
+        let error = Ports::new(31_310..=31_311, &[], dir.path()).unwrap_err().to_string();
         assert!(error.contains("0700"), "{error}");
     }
 
@@ -409,7 +422,7 @@ mod tests {
     #[test]
     fn a_port_is_free_as_soon_as_it_is_given_back_whoever_has_a_copy_of_its_lock() {
         let dir = tempfile::tempdir().unwrap();
-        let ports = Ports::new(31_320..=31_320, &dir.path().join("locks")).unwrap();
+        let ports = Ports::new(31_320..=31_320, &[], &dir.path().join("locks")).unwrap();
         let port = ports.take_fixed(31_320).unwrap();
         let _copy = port.lock.as_ref().unwrap().try_clone().unwrap();
         drop(port);
@@ -420,8 +433,10 @@ mod tests {
     fn two_hosts_never_give_out_the_same_port() {
         let dir = tempfile::tempdir().unwrap();
         let locks = dir.path().join("locks");
-        let (one, two) =
-            (Ports::new(31_300..=31_309, &locks).unwrap(), Ports::new(31_300..=31_309, &locks).unwrap());
+        let (one, two) = (
+            Ports::new(31_300..=31_309, &[], &locks).unwrap(),
+            Ports::new(31_300..=31_309, &[], &locks).unwrap(),
+        );
         let mut taken: Vec<_> = (0..5).flat_map(|_| [one.take().unwrap(), two.take().unwrap()]).collect();
         let mut numbers: Vec<u16> = taken.iter().map(super::Port::number).collect();
         numbers.sort_unstable();

@@ -390,7 +390,11 @@ impl Engine {
             cpu_millis: None,
         };
         Ok(Arc::new(Self {
-            ports: Ports::new(config.ports.clone(), &locks_dir(&store.root().join("ports")))?,
+            ports: Ports::new(
+                config.ports.clone(),
+                &config.jail.reachable_ports(),
+                &locks_dir(&store.root().join("ports")),
+            )?,
             jails,
             cgroups,
             ceilings,

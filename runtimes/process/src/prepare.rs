@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use sas_core::{Artifact, ArtifactInfo, Error, ErrorKind, ProbeAction, Result, RevisionSpec, SpecErrors};
 
-use sas_runtime_os::{Egress, JailLevel, cgroup::Limits};
+use sas_runtime_os::{JailLevel, cgroup::Limits};
 
 use crate::{
     artifact::{ProcessArtifact, StemPlan},
@@ -118,10 +118,6 @@ fn bounded(engine: &Engine, spec: &RevisionSpec, options: &Options, errors: &mut
         let value = &spec.options[options::EGRESS];
         if let Err(why) = jail.grant(asked) {
             errors.push(field, value, why);
-        } else if let Egress::Ports(ports) = asked
-            && let Some(port) = ports.iter().find(|port| engine.config.ports.contains(port))
-        {
-            errors.push(field, value, format!("port {port} is one that instances are given; leave it out"));
         }
     }
     let own = spec.port.map(|port| ("port".to_owned(), port));
@@ -171,6 +167,7 @@ pub(crate) async fn prepare(engine: &Arc<Engine>, stems: &Stems, spec: &Revision
     };
     let mut notes = artifact.launch.notes.clone();
     notes.extend(unenforced(engine, &artifact.limits));
+    notes.extend(reachable(engine, &artifact, spec.port));
     if let Some(jar) = artifact.launch.jar.clone() {
         java(engine, stems, spec, &mut artifact, &jar, &mut notes).await?;
     }
@@ -327,6 +324,19 @@ async fn stem_plan(
         exports: words("Add-Exports"),
         opens: words("Add-Opens"),
     }))
+}
+
+/// What reaches the instances of an artifact beside the gateway.
+fn reachable(engine: &Engine, artifact: &ProcessArtifact, port: Option<u16>) -> Option<String> {
+    let port = port.filter(|port| engine.config.jail.reachable_ports().contains(port))?;
+    let own = engine.jails.has_own_network(&artifact.jail(engine, None, 0));
+    (!own && artifact.level != JailLevel::None).then(|| {
+        format!(
+            "port {port} is one that instances of this host may connect to, so others reach it past the gateway; leave \
+             `port` out, or give it a network of its own (options.{}: strict)",
+            options::JAIL
+        )
+    })
 }
 
 /// Which limits this host does not enforce, or not for the instance as a whole, and why.
