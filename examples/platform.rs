@@ -48,7 +48,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--redis-host HOST:PORT]... [--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -62,6 +62,7 @@ struct Options {
     state: Option<PathBuf>,
     package_roots: Vec<PathBuf>,
     webhook_hosts: Vec<String>,
+    redis_hosts: Vec<String>,
     event_files: Option<PathBuf>,
     domain: String,
     preset: Preset,
@@ -109,6 +110,7 @@ impl Options {
             state: None,
             package_roots: Vec::new(),
             webhook_hosts: Vec::new(),
+            redis_hosts: Vec::new(),
             event_files: None,
             domain: "localhost".to_owned(),
             preset: Preset::Default,
@@ -149,6 +151,12 @@ impl Options {
                 }
                 "--state" => options.state = Some(value()?.into()),
                 "--package-root" => options.package_roots.push(value()?.into()),
+                "--redis-host" => {
+                    if !cfg!(feature = "redis") {
+                        return Err("--redis-host: this program was built without `--features redis`".into());
+                    }
+                    options.redis_hosts.push(value()?);
+                }
                 "--webhook-host" => options.webhook_hosts.push(value()?),
                 "--event-files" => options.event_files = Some(value()?.into()),
                 "--admin-token-file" => options.token_file = Some(value()?.into()),
@@ -239,6 +247,12 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     }
     #[cfg(not(feature = "webhook"))]
     drop((options.webhook_hosts, options.event_files));
+    #[cfg(feature = "redis")]
+    {
+        builder = builder.redis_hosts(options.redis_hosts);
+    }
+    #[cfg(not(feature = "redis"))]
+    drop(options.redis_hosts);
     if options.open_metrics {
         builder = builder.open_metrics();
     }

@@ -274,6 +274,20 @@ impl PlatformBuilder {
         self.trigger_sink("webhook", move |spec, secrets| webhooks.sink(spec, secrets))
     }
 
+    /// Lets triggers read streams of these Redis servers, by the source `redis-stream`: each `host:port`, as it stands in
+    /// a trigger's `url`. Without it the kind is unknown, and other servers are refused.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().redis_hosts(["127.0.0.1:6379"]);
+    /// ```
+    #[cfg(feature = "redis")]
+    #[must_use]
+    pub fn redis_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
+        let streams = sas_redis::RedisStreams::new(hosts);
+        self.trigger_kind("redis-stream", move |spec| Ok(Arc::new(streams.source(spec)?)))
+    }
+
     /// Lets triggers append events to files in this directory, by the sink `file`: `<namespace>.<name>.jsonl`.
     #[cfg(feature = "webhook")]
     #[must_use]
