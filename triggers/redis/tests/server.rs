@@ -1,11 +1,13 @@
 //! Against a real `redis-server`, which the tests start on a free port of loopback.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what was skipped and counted is said")]
+
 use std::{
     collections::{HashMap, HashSet},
     net::TcpListener,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -13,6 +15,7 @@ use redis::{Value, aio::MultiplexedConnection, cmd};
 use sas_core::{Ack, Event, EventSink, Slot, Store, SystemClock, TriggerCx, TriggerSource, TriggerSpec};
 use sas_redis::{RedisStream, RedisStreams};
 use sas_testkit::fake::{FakeEventSink, FakeStore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// A server with its data in a directory. What it answered is on disk: it is killed, and comes back.
