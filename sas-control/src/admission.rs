@@ -164,12 +164,11 @@ impl AdmissionHook for AllowedSources {
             Source::Image(image) if !self.allows_image(image) => {
                 return refuse_image("spec.template.spec.containers[0].image".to_owned(), image);
             }
-            Source::Path(_) | Source::Bytes { .. } if request.uploaded => {
-                if self.no_uploads {
-                    let reason = "packages that are sent to the platform are not allowed here";
-                    return Err(Refusal::new(PACKAGE, "", reason));
-                }
+            Source::Path(_) | Source::Bytes { .. } if request.uploaded && self.no_uploads => {
+                let reason = "packages that are sent to the platform are not allowed here";
+                return Err(Refusal::new(PACKAGE, "", reason));
             }
+            Source::Path(_) | Source::Bytes { .. } if request.uploaded => {}
             Source::Path(path) => {
                 let (allowed, asked) = (self.clone(), path.clone());
                 let inside = tokio::task::spawn_blocking(move || allowed.allows_path(&asked)).await;
