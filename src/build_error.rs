@@ -10,25 +10,25 @@ use sas_core::{Error, SpecErrors};
 pub enum BuildPart {
     /// The pool.
     Pool,
-    /// The engines, of [`PlatformBuilder::engine`].
+    /// The engines, of [`PlatformBuilder::engine`](crate::PlatformBuilder::engine).
     Engines,
     /// The scaling driver.
     Driver,
-    /// The quota of a tenant, of [`PlatformBuilder::tenant_quota`].
+    /// The quota of a tenant, of [`PlatformBuilder::tenant_quota`](crate::PlatformBuilder::tenant_quota).
     TenantQuota,
-    /// The state directory, of [`PlatformBuilder::state_dir`].
+    /// The state directory, of [`PlatformBuilder::state_dir`](crate::PlatformBuilder::state_dir).
     StateDirectory,
-    /// The admin token, of [`PlatformBuilder::admin_token`] or [`PlatformBuilder::admin_token_file`].
+    /// The admin token, of [`PlatformBuilder::admin_token`](crate::PlatformBuilder::admin_token) or [`PlatformBuilder::admin_token_file`](crate::PlatformBuilder::admin_token_file).
     AdminToken,
-    /// The listener for requests, of [`PlatformBuilder::listen`].
+    /// The listener for requests, of [`PlatformBuilder::listen`](crate::PlatformBuilder::listen).
     Ingress,
-    /// The listener of the admin API, of [`PlatformBuilder::admin`] or `admin_socket`.
+    /// The listener of the admin API, of [`PlatformBuilder::admin`](crate::PlatformBuilder::admin) or `admin_socket`.
     Admin,
     /// The store, when what it holds was to be brought back.
     Recovery,
-    /// The meter, or an export of usage, of [`PlatformBuilder::usage_export`].
+    /// The meter, or an export of usage, of [`PlatformBuilder::usage_export`](crate::PlatformBuilder::usage_export).
     Usage,
-    /// The file of [`PlatformBuilder::log_file`].
+    /// The file of [`PlatformBuilder::log_file`](crate::PlatformBuilder::log_file).
     LogFile,
 }
 

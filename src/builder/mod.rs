@@ -39,7 +39,7 @@ type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, Spec
 /// | where code runs | [`runtime`](Self::runtime) | none: add at least one |
 /// | instances | [`pool`](Self::pool) | [`InstancePool`], as the preset says |
 /// | engines | [`engine`](Self::engine) | one, for all namespaces |
-/// | routes | [`router`](Self::router) | [`RouteTable`] |
+/// | routes | [`router`](Self::router) | [`RouteTable`](sas_router::RouteTable) |
 /// | state | [`store`](Self::store), [`state_dir`](Self::state_dir) | in memory |
 /// | events of brokers | [`event_log`](Self::event_log) | in the store |
 /// | code packages | [`packages`](Self::packages) | in the state directory; without one, where they were deployed from |
@@ -49,7 +49,7 @@ type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, Spec
 /// | calls that want no answer now | [`async_calls`](Self::async_calls) | taken, as durable as the store |
 /// | output of instances | [`log_sink`](Self::log_sink) | [`LogBuffer`] |
 /// | scaling decisions | [`decision_sink`](Self::decision_sink) | [`DecisionLog`] |
-/// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`], on the platform's store |
+/// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`](sas_control::Meter), on the platform's store |
 /// | who is told what is changed at the admin API | [`audit_sink`](Self::audit_sink) | nobody; the store keeps the last 10,000 |
 /// | secrets | [`secrets`](Self::secrets) | none: a service that refers to one does not start |
 /// | wall time | [`clock`](Self::clock) | the system's |
@@ -374,7 +374,7 @@ impl PlatformBuilder {
         self
     }
 
-    /// Writes the output of instances to this file too, as JSON lines with names, level and request: see [`LogFiles`].
+    /// Writes the output of instances to this file too, as JSON lines with names, level and request: see [`LogFiles`](sas_control::LogFiles).
     #[must_use]
     pub fn log_file(mut self, path: impl Into<PathBuf>, limits: LogFileLimits) -> Self {
         self.log_file = Some((path.into(), limits));
@@ -446,7 +446,7 @@ impl PlatformBuilder {
         self
     }
 
-    /// What use costs: [`Control::usage_cost`] and the admin API tell costs by it, those of idle instances apart from those
+    /// What use costs: [`Control::usage_cost`](sas_control::Control::usage_cost) and the admin API tell costs by it, those of idle instances apart from those
     /// of busy ones.
     #[must_use]
     pub fn prices(mut self, prices: PriceTable) -> Self {

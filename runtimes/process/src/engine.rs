@@ -515,10 +515,17 @@ impl Engine {
     }
 
     /// Waits until all that was asked to end has ended, and unused packages are removed.
-    pub(crate) async fn quiesce(&self) {
+    pub(crate) async fn quiesce(self: &Arc<Self>) {
         loop {
             let mut quiet = std::pin::pin!(self.quiet.notified());
             quiet.as_mut().enable();
+            // The task runs from the first start on. Until then nobody else removes what an earlier host left.
+            if !self.running.load(Ordering::Acquire)
+                && self.removing.load(Ordering::Acquire) == 0
+                && self.any_unused()
+            {
+                self.sweep();
+            }
             if self.ending.load(Ordering::Acquire) == 0
                 && self.removing.load(Ordering::Acquire) == 0
                 && !self.any_unused()

@@ -580,6 +580,23 @@ async fn what_a_dead_host_left_half_unpacked_is_cleared_by_the_next() {
 }
 
 #[tokio::test]
+async fn a_host_that_started_nothing_ends_at_once_whatever_another_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let mut config = ProcessConfig::in_store(&store);
+    config.keep_packages = std::time::Duration::from_secs(600);
+    let earlier = ProcessRuntime::new(config).unwrap();
+    let source = Source::Bytes { name: "app".into(), bytes: HELLO.into() };
+    drop(earlier.prepare(&RevisionSpec::new("process", source)).await.unwrap());
+    drop(earlier);
+    assert_eq!(left(dir.path()).len(), 1, "it is kept for the next");
+    let next = ProcessRuntime::new(ProcessConfig::in_store(&store)).unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(10), next.quiesce())
+        .await
+        .expect("nothing has to be started first");
+}
+
+#[tokio::test]
 async fn a_changed_file_is_another_package_and_modes_are_made_harmless() {
     let dir = tempfile::tempdir().unwrap();
     let project = dir.path().join("project");
