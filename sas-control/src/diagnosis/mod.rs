@@ -33,7 +33,7 @@ pub enum Severity {
 }
 
 /// A value that something was seen by.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 #[non_exhaustive]
 pub enum Evidence {
@@ -48,6 +48,22 @@ pub enum Evidence {
     /// There is no such value, such as the bound of what is unbounded: `null`.
     Absent,
 }
+
+impl utoipa::PartialSchema for Evidence {
+    /// One schema of several types: a whole number is a number too, so it would never be just one of two schemas.
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+        let types = vec![Type::Boolean, Type::Number, Type::String, Type::Null];
+        ObjectBuilder::new()
+            .schema_type(SchemaType::Array(types))
+            .description(Some(
+                "A value that something was seen by: a flag, a number, a word, or null where there is none.",
+            ))
+            .into()
+    }
+}
+
+impl ToSchema for Evidence {}
 
 impl From<bool> for Evidence {
     fn from(flag: bool) -> Self {

@@ -42,7 +42,7 @@ impl Pool for Engines {
         self.register_on(&running, deployed)
     }
 
-    /// Each engine has budgets of its own, so it is asked itself ([`Engines::of`]): here the first that would hold it says
+    /// Each engine has budgets of its own, so it is asked itself: here the first that would hold it says
     /// yes, else the last says why not.
     fn admits(&self, spec: &RevisionSpec, runtime: &dyn Runtime) -> Result<(), SpecErrors> {
         let mut said = Ok(());
