@@ -1,5 +1,6 @@
 #![forbid(unsafe_code)]
-//! CloudEvents 1.0 on the wire: the HTTP binding in its three modes, both ways, and the JSON format.
+//! CloudEvents 1.0 on the wire: the HTTP binding in its three modes, both ways, the JSON format, and what the bindings to
+//! protocols with named values (Kafka, MQTT, NATS, AMQP) share.
 //!
 //! The crate `cloudevents-sdk` was weighed and left: its 0.9 has no batches, compares media types by case, takes empty
 //! attributes and any name of an extension, and does not decode what the binding encodes (ADR 77).
@@ -18,6 +19,7 @@
 mod attributes;
 mod http;
 mod json;
+mod named;
 
 use jiff::Timestamp as Instant;
 use sas_core::{Error, ErrorKind, EventError, Timestamp};
@@ -26,6 +28,7 @@ pub use self::http::{
     Limits, Message, Mode, batched, binary, from_message, message_request, mode_of, structured, to_request,
 };
 pub use self::json::{from_json, from_json_batch, to_json, to_json_batch};
+pub use self::named::{attributes, from_attributes};
 
 /// Why a message is no CloudEvent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

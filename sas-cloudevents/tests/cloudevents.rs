@@ -375,3 +375,32 @@ proptest! {
         let _ = cloudevents::from_json_batch(document.as_bytes(), 10);
     }
 }
+
+#[test]
+fn named_values_are_an_event_or_say_which_of_them_is_wrong() {
+    let event = Event::new("7", "/shop", "order.paid")
+        .and_then(|event| event.with_subject("grüße"))
+        .and_then(|event| event.with_extension("partitionkey", "a"))
+        .and_then(|event| event.with_data("application/json", "{}"))
+        .expect("an event");
+    let named = sas_cloudevents::attributes(&event);
+    let read = |named: &[(&str, String)], kind: Option<&str>| {
+        let named = named.iter().map(|(name, value)| (*name, value.as_str().into()));
+        sas_cloudevents::from_attributes(named, kind, event.data().clone())
+    };
+    assert_eq!(read(&named, event.data_content_type()), Ok(event.clone()));
+    let without =
+        |left: &str| -> Vec<_> { named.iter().filter(|(name, _)| *name != left).cloned().collect() };
+    for (given, kind, field) in [
+        (without("id"), None, "id"),
+        (without("specversion"), None, "specversion"),
+        ([&named[..], &named[..1]].concat(), None, "specversion"),
+        ([&named[..], &[("time", "noon".to_owned())]].concat(), None, "time"),
+        ([&named[..], &[("datacontenttype", "text/plain".to_owned())]].concat(), None, "datacontenttype"),
+        ([&named[..], &[("Shop", "x".to_owned())]].concat(), None, "extension"),
+        (named.clone(), Some("json"), "datacontenttype"),
+    ] {
+        let error = read(&given, kind).expect_err("it is no event");
+        assert_eq!(error.field, field, "{error}");
+    }
+}

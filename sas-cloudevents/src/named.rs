@@ -1,0 +1,74 @@
+//! Messages of protocols that have named values beside their body, such as the headers of Kafka, NATS and AMQP or the user
+//! properties of MQTT.
+
+use bytes::Bytes;
+use sas_core::{AttributeValue, Event};
+
+use super::{DecodeError, attributes::Attributes, rfc3339};
+
+/// The event that a message in binary mode holds: its attributes by their plain names, with the protocol's prefix taken
+/// off, the media type from where the protocol has it, and the data.
+///
+/// ```
+/// use sas_core::Event;
+/// use sas_cloudevents::{attributes, from_attributes};
+///
+/// let event = Event::new("1", "/sensors", "reading")?.with_data("text/plain", "21.5")?;
+/// let named = attributes(&event);
+/// let named = named.iter().map(|(name, value)| (*name, value.as_str().into()));
+/// let read = from_attributes(named, event.data_content_type(), event.data().clone()).expect("an event");
+/// assert_eq!(read, event);
+/// # Ok::<(), sas_core::EventError>(())
+/// ```
+///
+/// # Errors
+/// [`DecodeError`] names the attribute, what stands there and what should: one that is missing, that is there twice, or
+/// that the specification does not allow.
+pub fn from_attributes<'a>(
+    named: impl IntoIterator<Item = (&'a str, AttributeValue)>,
+    content_type: Option<&str>,
+    data: Bytes,
+) -> Result<Event, DecodeError> {
+    let mut attributes = Attributes::default();
+    let mut seen = Vec::new();
+    for (name, value) in named {
+        if seen.contains(&name) {
+            return Err(DecodeError::new(name, value.to_text(), "each attribute once"));
+        }
+        seen.push(name);
+        if name == "datacontenttype" {
+            return Err(DecodeError::new(
+                name,
+                value.to_text(),
+                "the data's media type stands where the protocol has it",
+            ));
+        }
+        attributes.set(name, value)?;
+    }
+    if let Some(kind) = content_type {
+        attributes.set("datacontenttype", kind.into())?;
+    }
+    let event = attributes.into_event()?;
+    Ok(match content_type {
+        Some(kind) => event.with_data(kind, data)?,
+        None if data.is_empty() => event,
+        None => event.with_untyped_data(data),
+    })
+}
+
+/// The attributes of an event by their plain names, in their canonical text, for a message in binary mode. The media type
+/// of its data ([`Event::data_content_type`]) is not among them: each protocol has a place of its own for that.
+pub fn attributes(event: &Event) -> Vec<(&str, String)> {
+    let mut named = vec![
+        ("specversion", "1.0".to_owned()),
+        ("id", event.id().to_owned()),
+        ("source", event.source().to_owned()),
+        ("type", event.kind().to_owned()),
+    ];
+    named.extend(event.subject().map(|subject| ("subject", subject.to_owned())));
+    named.extend(event.time().and_then(rfc3339).map(|time| ("time", time)));
+    named.extend(event.data_schema().map(|schema| ("dataschema", schema.to_owned())));
+    named
+        .extend(event.extensions().iter().map(|(name, value)| (name.as_str(), value.to_text().into_owned())));
+    named
+}
