@@ -48,7 +48,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--redis-host HOST:PORT]... [--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -62,7 +62,8 @@ struct Options {
     state: Option<PathBuf>,
     package_roots: Vec<PathBuf>,
     webhook_hosts: Vec<String>,
-    redis_hosts: Vec<String>,
+    /// Servers that triggers may read from, by the feature that knows them.
+    broker_hosts: Vec<(&'static str, String)>,
     event_files: Option<PathBuf>,
     domain: String,
     preset: Preset,
@@ -103,6 +104,22 @@ struct Images {
 }
 
 impl Options {
+    /// Takes a server that triggers may read from.
+    fn broker_host(&mut self, feature: &'static str, built: bool, host: String) -> Result<(), String> {
+        if !built {
+            return Err(format!("--{feature}-host: this program was built without `--features {feature}`"));
+        }
+        self.broker_hosts.push((feature, host));
+        Ok(())
+    }
+
+    /// Those of a feature.
+    #[cfg(any(feature = "redis", feature = "nats"))]
+    fn hosts_of(&self, feature: &str) -> Vec<String> {
+        let hosts = self.broker_hosts.iter().filter(|(of, _)| *of == feature);
+        hosts.map(|(_, host)| host.clone()).collect()
+    }
+
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
@@ -110,7 +127,7 @@ impl Options {
             state: None,
             package_roots: Vec::new(),
             webhook_hosts: Vec::new(),
-            redis_hosts: Vec::new(),
+            broker_hosts: Vec::new(),
             event_files: None,
             domain: "localhost".to_owned(),
             preset: Preset::Default,
@@ -151,12 +168,8 @@ impl Options {
                 }
                 "--state" => options.state = Some(value()?.into()),
                 "--package-root" => options.package_roots.push(value()?.into()),
-                "--redis-host" => {
-                    if !cfg!(feature = "redis") {
-                        return Err("--redis-host: this program was built without `--features redis`".into());
-                    }
-                    options.redis_hosts.push(value()?);
-                }
+                "--redis-host" => options.broker_host("redis", cfg!(feature = "redis"), value()?)?,
+                "--nats-host" => options.broker_host("nats", cfg!(feature = "nats"), value()?)?,
                 "--webhook-host" => options.webhook_hosts.push(value()?),
                 "--event-files" => options.event_files = Some(value()?.into()),
                 "--admin-token-file" => options.token_file = Some(value()?.into()),
@@ -249,10 +262,12 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     drop((options.webhook_hosts, options.event_files));
     #[cfg(feature = "redis")]
     {
-        builder = builder.redis_hosts(options.redis_hosts);
+        builder = builder.redis_hosts(options.hosts_of("redis"));
     }
-    #[cfg(not(feature = "redis"))]
-    drop(options.redis_hosts);
+    #[cfg(feature = "nats")]
+    {
+        builder = builder.nats_hosts(options.hosts_of("nats"));
+    }
     if options.open_metrics {
         builder = builder.open_metrics();
     }

@@ -22,9 +22,11 @@
 //! | [`runtime`], [`pool`], [`router`], [`scaler`], [`store`], [`event_log`], [`blobs`], [`trigger`], [`logs`], [`meter`] | the suite of each trait |
 //! | [`fake`] | stand-ins for every trait, scripted by tests |
 //! | [`load`] | an open-loop load generator, and a ledger that pairs each request with its answer |
+//! | [`broker`] | sources of events against real brokers, both killed at random |
 //! | [`fault`] | killing and pausing real processes, closed ports |
 
 pub mod blobs;
+pub mod broker;
 mod check;
 mod client;
 pub mod event_log;

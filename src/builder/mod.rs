@@ -288,6 +288,20 @@ impl PlatformBuilder {
         self.trigger_kind("redis-stream", move |spec| Ok(Arc::new(streams.source(spec)?)))
     }
 
+    /// Lets triggers read streams of these NATS servers, by the source `nats-jetstream`: each `host:port`, as it stands in
+    /// a trigger's `url`. Without it the kind is unknown, and other servers are refused.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().nats_hosts(["127.0.0.1:4222"]);
+    /// ```
+    #[cfg(feature = "nats")]
+    #[must_use]
+    pub fn nats_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
+        let servers = sas_nats::NatsServers::new(hosts);
+        self.trigger_kind("nats-jetstream", move |spec| Ok(Arc::new(servers.source(spec)?)))
+    }
+
     /// Lets triggers append events to files in this directory, by the sink `file`: `<namespace>.<name>.jsonl`.
     #[cfg(feature = "webhook")]
     #[must_use]

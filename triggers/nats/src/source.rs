@@ -1,0 +1,469 @@
+//! The source: a durable pull consumer of a stream.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_nats::{
+    Client, ConnectOptions,
+    jetstream::{
+        self, AckKind, Message,
+        consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+    },
+};
+use async_trait::async_trait;
+use futures_util::{FutureExt as _, StreamExt as _};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+use sas_core::{
+    Deliveries, Error, ErrorKind, EventSink, Result, Slot, SpecErrors, Timestamp, TriggerCx, TriggerOptions,
+    TriggerSecrets, TriggerSource, TriggerSpec,
+};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::message::Received;
+
+/// Messages that one request takes from the stream at most.
+const TAKEN: usize = 64;
+/// How long a request waits at the server for a message.
+const WAIT: Duration = Duration::from_secs(10);
+/// After how long an answer is missed.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long deliveries under way may go on when a run ends; the rest comes again.
+const LAST: Duration = Duration::from_secs(1);
+
+/// The servers that triggers may read from, and the maker of their sources.
+#[derive(Clone, Debug)]
+pub struct NatsServers {
+    hosts: BTreeSet<String>,
+}
+
+/// From where a consumer reads, when it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    Latest,
+    Earliest,
+    Sequence(u64),
+    Time(Timestamp),
+}
+
+impl NatsServers {
+    /// Sources that read from these servers only, each `host:port` as it stands in a trigger's `url`. Whoever declares a
+    /// trigger reaches no other address of the platform's network by it.
+    pub fn new(hosts: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self { hosts: hosts.into_iter().map(Into::into).collect() }
+    }
+
+    /// The source that `spec` declares.
+    ///
+    /// # Errors
+    /// All that is wrong with its options.
+    pub fn source(&self, spec: &TriggerSpec) -> Result<NatsJetStream, SpecErrors> {
+        let mut options = TriggerOptions::new(&spec.options, "options.");
+        let url = options.required("url");
+        let tls = url.starts_with("tls://");
+        let address = url.strip_prefix("nats://").or_else(|| url.strip_prefix("tls://"));
+        match address {
+            None if url.is_empty() => {}
+            None => options.wrong("url", shown(url), "must be nats://host:port or tls://host:port"),
+            Some(address) if address.contains('@') => {
+                let problem = "must hold no credentials: name them by `username` and `password-secret`, \
+                               `token-secret` or `credentials-secret`";
+                options.wrong("url", "(not shown)", problem);
+            }
+            Some(address) if !self.hosts.contains(address) => {
+                let problem =
+                    "is none of the servers that the platform allows (`PlatformBuilder::nats_hosts`)";
+                options.wrong("url", address, problem);
+            }
+            Some(_) => {}
+        }
+        let stream = name(&mut options, "stream", None);
+        let durable: String = spec.name.chars().map(|c| if in_name(c) { c } else { '_' }).collect();
+        let consumer = name(&mut options, "consumer", Some(durable));
+        let subject = options.take("subject").unwrap_or_default();
+        if subject.contains(char::is_whitespace) {
+            options.wrong("subject", subject, "must be a subject such as orders.*.paid or orders.>");
+        }
+        let start = start(&mut options);
+        let ack_wait = options.span("ack-wait", Duration::from_secs(3600), Duration::from_secs(30));
+        if ack_wait < Duration::from_secs(1) {
+            options.wrong("ack-wait", &format!("{ack_wait:?}"), "must be at least 1s");
+        }
+        let max_ack_pending = options.number("max-ack-pending", 1..=65_536, 1000);
+        let reference = |text: Option<&str>| text.map(str::to_owned).filter(|text| !text.is_empty());
+        let username = reference(options.take("username"));
+        let password = reference(options.take("password-secret"));
+        let token = reference(options.take("token-secret"));
+        let credentials = reference(options.take("credentials-secret"));
+        let roots = reference(options.take("ca-secret"));
+        if username.is_some() != password.is_some() {
+            let missing = if username.is_some() { "password-secret" } else { "username" };
+            options.wrong(missing, "", "missing: `username` and `password-secret` belong together");
+        }
+        let login = match (username.zip(password), token, credentials) {
+            (None, None, None) => Login::None,
+            (Some((username, password)), None, None) => Login::Password { username, password },
+            (None, Some(token), None) => Login::Token(token),
+            (None, None, Some(credentials)) => Login::Credentials(credentials),
+            _ => {
+                let problem = "only one of `username` with `password-secret`, `token-secret` and \
+                               `credentials-secret` may be given";
+                options.wrong("credentials-secret", "", problem);
+                Login::None
+            }
+        };
+        if let (Some(reference), false) = (&roots, tls) {
+            options.wrong("ca-secret", reference, "is for tls://");
+        }
+        options.finish()?;
+        Ok(NatsJetStream {
+            server: url.to_owned(),
+            stream,
+            consumer,
+            subject: subject.to_owned(),
+            start,
+            ack_wait,
+            max_ack_pending: i64::try_from(max_ack_pending).unwrap_or(i64::MAX),
+            login,
+            tls,
+            roots,
+            asking: Mutex::default(),
+        })
+    }
+}
+
+/// What of a URL may stand in an error: nothing where there may be a password.
+fn shown(url: &str) -> &str {
+    if url.contains('@') { "(not shown)" } else { url }
+}
+
+fn in_name(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_')
+}
+
+/// The name of a stream or a consumer.
+fn name(options: &mut TriggerOptions<'_>, option: &'static str, default: Option<String>) -> String {
+    let given = match (options.has(option), default) {
+        (false, Some(default)) => return default,
+        _ => options.required(option),
+    };
+    if !given.is_empty() && (given.len() > 255 || !given.chars().all(in_name)) {
+        options.wrong(option, given, "must be letters, digits, - and _ only, 255 at most");
+    }
+    given.to_owned()
+}
+
+fn start(options: &mut TriggerOptions<'_>) -> Start {
+    let text = match options.take("start") {
+        None | Some("latest") => return Start::Latest,
+        Some("earliest") => return Start::Earliest,
+        Some(text) => text,
+    };
+    let time = || text.parse::<jiff::Timestamp>().ok().and_then(|at| i64::try_from(at.as_nanosecond()).ok());
+    match (text.parse::<u64>(), time()) {
+        (Ok(sequence @ 1..), _) => Start::Sequence(sequence),
+        (_, Some(nanos)) => Start::Time(Timestamp(nanos)),
+        _ => {
+            let problem = "must be latest, earliest, a sequence number from 1 on, or a time such as \
+                           2030-01-31T09:00:00Z; it counts when the consumer is made";
+            options.wrong("start", text, problem);
+            Start::Latest
+        }
+    }
+}
+
+/// How a host says who it is, by references to secrets.
+#[derive(Clone, Debug)]
+enum Login {
+    None,
+    Password {
+        username: String,
+        password: String,
+    },
+    Token(String),
+    /// The text of a `.creds` file: a JWT and a seed.
+    Credentials(String),
+}
+
+/// Whom questions for the backlog go to.
+#[derive(Clone, Debug, Default)]
+enum Asking {
+    /// No run has begun yet.
+    #[default]
+    Nobody,
+    /// The consumer of the run that goes on.
+    Consumer(PullConsumer),
+    /// The run ended, and none has begun since.
+    Away,
+}
+
+/// The messages of one stream as events, pulled from a durable consumer.
+pub struct NatsJetStream {
+    server: String,
+    stream: String,
+    consumer: String,
+    subject: String,
+    start: Start,
+    ack_wait: Duration,
+    max_ack_pending: i64,
+    login: Login,
+    tls: bool,
+    roots: Option<String>,
+    asking: Mutex<Asking>,
+}
+
+impl fmt::Debug for NatsJetStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsJetStream")
+            .field("server", &self.server)
+            .field("stream", &self.stream)
+            .field("consumer", &self.consumer)
+            .finish_non_exhaustive()
+    }
+}
+
+fn failed<E: fmt::Display>(what: &str) -> impl Fn(E) -> Error + '_ {
+    move |error| Error::new(ErrorKind::Unavailable, "nats", format!("{what}: {error}"))
+}
+
+async fn text(secrets: &TriggerSecrets, reference: &str) -> Result<String> {
+    let secret = secrets.get(reference).await?;
+    let text = std::str::from_utf8(&secret).map_err(|_| {
+        Error::new(ErrorKind::InvalidSpec, "nats", format!("the secret {reference} is no text"))
+    })?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+impl NatsJetStream {
+    /// A connection with the credentials as they are now. `lost` is cancelled when it breaks.
+    async fn connect(&self, secrets: &TriggerSecrets, lost: &CancellationToken) -> Result<Client> {
+        let mut options = match &self.login {
+            Login::None => ConnectOptions::new(),
+            Login::Password { username, password } => {
+                ConnectOptions::with_user_and_password(username.clone(), text(secrets, password).await?)
+            }
+            Login::Token(token) => ConnectOptions::with_token(text(secrets, token).await?),
+            Login::Credentials(reference) => {
+                let credentials = text(secrets, reference).await?;
+                ConnectOptions::with_credentials(&credentials).map_err(|_| {
+                    let message = format!("the secret {reference} is no text of a .creds file");
+                    Error::new(ErrorKind::InvalidSpec, "nats", message)
+                })?
+            }
+        };
+        let lost = lost.clone();
+        options = options
+            .name(format!("sas {}", self.consumer))
+            .connection_timeout(ANSWER)
+            .request_timeout(Some(ANSWER))
+            // A connection that broke ends the run, whose back-off is the platform's, with the secrets as they are then.
+            .max_reconnects(1)
+            .event_callback(move |event| {
+                let lost = lost.clone();
+                async move {
+                    if matches!(event, async_nats::Event::Disconnected | async_nats::Event::Closed) {
+                        lost.cancel();
+                    }
+                }
+            });
+        if self.tls {
+            options = options.require_tls(true).tls_client_config(self.tls_config(secrets).await?);
+        }
+        options.connect(self.server.as_str()).await.map_err(failed(&format!("connecting to {}", self.server)))
+    }
+
+    async fn tls_config(&self, secrets: &TriggerSecrets) -> Result<ClientConfig> {
+        let roots = match &self.roots {
+            None => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
+            Some(reference) => {
+                let pem = secrets.get(reference).await?;
+                let wrong = || {
+                    let message = format!("the secret {reference} holds no certificates in PEM");
+                    Error::new(ErrorKind::InvalidSpec, "nats", message)
+                };
+                let mut roots = RootCertStore::empty();
+                for certificate in CertificateDer::pem_slice_iter(&pem) {
+                    roots.add(certificate.map_err(|_| wrong())?).map_err(|_| wrong())?;
+                }
+                if roots.is_empty() {
+                    return Err(wrong());
+                }
+                roots
+            }
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring knows TLS 1.2 and 1.3");
+        Ok(config.with_root_certificates(roots).with_no_client_auth())
+    }
+
+    /// The consumer: as it is, where there is one, with what may change of it as it is declared; else a new one.
+    async fn consumer(&self, client: Client) -> Result<PullConsumer> {
+        let context = jetstream::new(client);
+        let stream =
+            context.get_stream(&self.stream).await.map_err(failed(&format!("stream {}", self.stream)))?;
+        let mut config = pull::Config {
+            durable_name: Some(self.consumer.clone()),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: self.ack_wait,
+            max_ack_pending: self.max_ack_pending,
+            filter_subject: self.subject.clone(),
+            deliver_policy: match self.start {
+                Start::Latest => DeliverPolicy::New,
+                Start::Earliest => DeliverPolicy::All,
+                Start::Sequence(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
+                Start::Time(at) => DeliverPolicy::ByStartTime { start_time: time_of(at) },
+            },
+            ..pull::Config::default()
+        };
+        let what = format!("consumer {} of stream {}", self.consumer, self.stream);
+        if let Ok(found) = stream.get_consumer::<pull::Config>(&self.consumer).await {
+            let has = &found.cached_info().config;
+            if has.deliver_subject.is_some() || has.ack_policy != AckPolicy::Explicit {
+                let problem = "must be one that is pulled from, with explicit acknowledgement";
+                return Err(Error::new(ErrorKind::InvalidSpec, "nats", format!("{what}: {problem}")));
+            }
+            if has.ack_wait == config.ack_wait
+                && has.max_ack_pending == config.max_ack_pending
+                && has.filter_subject == config.filter_subject
+            {
+                return Ok(found);
+            }
+            // Where it began stands since it was made.
+            config.deliver_policy = has.deliver_policy;
+        }
+        stream.create_consumer(config).await.map_err(failed(&what))
+    }
+
+    async fn follow(&self, cx: &TriggerCx) -> Result<()> {
+        let lost = CancellationToken::new();
+        let client = self.connect(&cx.secrets, &lost).await?;
+        let consumer = self.consumer(client).await?;
+        self.ask(Asking::Consumer(consumer.clone()));
+        let mut deliveries = Deliveries::default();
+        let pulled = tokio::select! {
+            biased;
+            () = cx.shutdown.cancelled() => Ok(()),
+            () = lost.cancelled() => {
+                Err(Error::new(ErrorKind::Unavailable, "nats", format!("{} has gone away", self.server)))
+            }
+            pulled = self.pull(cx, &consumer, &mut deliveries) => pulled,
+        };
+        let _ = timeout(LAST, deliveries.finish()).await;
+        pulled
+    }
+
+    async fn pull(&self, cx: &TriggerCx, consumer: &PullConsumer, deliveries: &mut Deliveries) -> Result<()> {
+        let mut more = false;
+        loop {
+            let mut slots = vec![deliveries.meanwhile(cx.sink.ready()).await??];
+            // An idle source keeps one slot; one that has much to do takes what is free, for a moment.
+            while more && slots.len() < TAKEN {
+                let Some(slot) = cx.sink.ready().now_or_never() else { break };
+                slots.push(slot?);
+            }
+            let room = slots.len();
+            let request = async {
+                if more {
+                    consumer.fetch().max_messages(room).expires(ANSWER).messages().await
+                } else {
+                    consumer.batch().max_messages(1).expires(WAIT).messages().await
+                }
+            };
+            let mut messages = deliveries.meanwhile(request).await?.map_err(failed("pulling"))?;
+            more = false;
+            while let Some(message) = deliveries.meanwhile(messages.next()).await? {
+                let message = message.map_err(failed("pulling"))?;
+                let Some(slot) = slots.pop() else { break };
+                more = true;
+                deliveries.begin(deliver(Arc::clone(&cx.sink), slot, message, self.ack_wait / 3)?);
+            }
+        }
+    }
+
+    fn ask(&self, whom: Asking) {
+        *self.asking.lock().unwrap_or_else(PoisonError::into_inner) = whom;
+    }
+}
+
+fn time_of(at: Timestamp) -> time::OffsetDateTime {
+    // All of 64 bits of nanoseconds lie within the calendar.
+    time::OffsetDateTime::from_unix_timestamp_nanos(at.0.into()).unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+}
+
+/// Delivers a message, tells the server each `every` that it is under way, and acknowledges it.
+fn deliver(
+    sink: Arc<dyn EventSink>,
+    slot: Slot,
+    message: Message,
+    every: Duration,
+) -> Result<impl Future<Output = Result<()>> + Send + 'static> {
+    let event = {
+        let info = message.info().map_err(failed("a message"))?;
+        let received = Received {
+            stream: info.stream,
+            sequence: info.stream_sequence,
+            deliveries: info.delivered,
+            published: Timestamp(i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or(i64::MAX)),
+            subject: &message.subject,
+            headers: message.headers.as_ref(),
+            payload: message.payload.clone(),
+        };
+        received.event()?
+    };
+    Ok(async move {
+        let mut delivery = sink.deliver(slot, event);
+        let mut ticks = interval_at(Instant::now() + every, every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let delivered = loop {
+            tokio::select! {
+                biased;
+                delivered = &mut delivery => break delivered,
+                _ = ticks.tick() => message.ack_with(AckKind::Progress).await.map_err(failed("in progress"))?,
+            }
+        };
+        if let Err(error) = delivered {
+            // It may come again at once, here or at another host; the platform makes this one wait.
+            let _ = message.ack_with(AckKind::Nak(None)).await;
+            return Err(error);
+        }
+        message.double_ack().await.map_err(failed("acknowledging"))
+    })
+}
+
+#[async_trait]
+impl TriggerSource for NatsJetStream {
+    fn kind(&self) -> &'static str {
+        "nats-jetstream"
+    }
+
+    async fn run(&self, cx: TriggerCx) -> Result<()> {
+        let ended = self.follow(&cx).await;
+        self.ask(Asking::Away);
+        ended
+    }
+
+    /// What the consumer has not given out, and what it has given out that is unacknowledged, as the server counts it.
+    async fn backlog(&self) -> Result<Option<u64>> {
+        let asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match asking {
+            Asking::Nobody => Ok(None),
+            Asking::Away => {
+                Err(Error::new(ErrorKind::Unavailable, "nats", format!("no connection to {}", self.server)))
+            }
+            Asking::Consumer(consumer) => {
+                let info = consumer.get_info().await.map_err(failed("the consumer's state"))?;
+                let unacknowledged = u64::try_from(info.num_ack_pending).unwrap_or(u64::MAX);
+                Ok(Some(info.num_pending.saturating_add(unacknowledged)))
+            }
+        }
+    }
+}
