@@ -199,7 +199,7 @@ enum Asking {
     #[default]
     Nobody,
     /// The consumer of the run that goes on.
-    Consumer(PullConsumer),
+    Consumer(Arc<PullConsumer>),
     /// The run ended, and none has begun since.
     Away,
 }
@@ -346,8 +346,8 @@ impl NatsJetStream {
     async fn follow(&self, cx: &TriggerCx) -> Result<()> {
         let lost = CancellationToken::new();
         let client = self.connect(&cx.secrets, &lost).await?;
-        let consumer = self.consumer(client).await?;
-        self.ask(Asking::Consumer(consumer.clone()));
+        let consumer = Arc::new(self.consumer(client).await?);
+        self.ask(Asking::Consumer(Arc::clone(&consumer)));
         let mut deliveries = Deliveries::default();
         let pulled = tokio::select! {
             biased;
