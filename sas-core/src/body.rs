@@ -75,6 +75,20 @@ impl Body {
         }
     }
 
+    /// The bytes of a body that is in memory; `None`: it streams.
+    ///
+    /// ```
+    /// assert_eq!(sas_core::Body::from("abc").in_memory(), Some(&b"abc"[..]));
+    /// assert_eq!(sas_core::Body::empty().in_memory(), Some(&b""[..]));
+    /// ```
+    pub fn in_memory(&self) -> Option<&[u8]> {
+        match &self.inner {
+            Inner::Empty => Some(&[]),
+            Inner::Full(bytes) => Some(bytes),
+            Inner::Stream(_) => None,
+        }
+    }
+
     /// Reads the whole body, refusing more than `limit` bytes.
     ///
     /// # Errors

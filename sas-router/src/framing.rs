@@ -59,7 +59,8 @@ pub(crate) fn is_bodiless(asked_for_head: bool, status: StatusCode) -> bool {
     asked_for_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
 }
 
-fn digits(text: &[u8]) -> Option<u64> {
+/// A number in digits alone.
+pub(crate) fn digits(text: &[u8]) -> Option<u64> {
     let all = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(text).ok().filter(|_| all)?.parse().ok()
 }

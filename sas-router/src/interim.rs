@@ -66,9 +66,14 @@ impl Interim {
         self.clean.store(clean, Ordering::Relaxed);
     }
 
+    /// Whether there is something to be written now.
+    pub(crate) fn is_due(&self) -> bool {
+        self.some.load(Ordering::Relaxed) && self.clean.load(Ordering::Relaxed)
+    }
+
     /// What is to be written before anything else.
     pub(crate) fn take(&self) -> Option<Vec<u8>> {
-        if !self.some.load(Ordering::Relaxed) || !self.clean.load(Ordering::Relaxed) {
+        if !self.is_due() {
             return None;
         }
         self.some.store(false, Ordering::Relaxed);

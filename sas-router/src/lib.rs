@@ -60,6 +60,7 @@ mod timed;
 mod tower;
 mod upstream;
 mod websocket;
+mod wire;
 
 pub use access::{AccessLog, AccessRecord, End, TracingAccessLog};
 pub use admission::{Admission, AdmissionConfig, Permit, Refusal};

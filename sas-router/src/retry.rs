@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::Method;
 use parking_lot::Mutex;
+use sas_core::Request;
 use tokio::time::Instant;
 
 /// How often requests are tried again.
@@ -65,11 +66,26 @@ impl RetryBudget {
 }
 
 /// Methods that may be sent twice (RFC 9110, section 9.2.2).
-pub(crate) fn is_idempotent(method: &Method) -> bool {
+fn is_idempotent(method: &Method) -> bool {
     matches!(
         *method,
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
     )
+}
+
+/// Whether a request may be sent again after it was sent: its method allows it, and its body is in memory.
+pub(crate) fn may_repeat(request: &Request) -> bool {
+    is_idempotent(request.method()) && request.body().in_memory().is_some()
+}
+
+/// The same request once more; `None` when its body streams.
+pub(crate) fn again(request: &Request) -> Option<Box<Request>> {
+    let mut again = Request::new(request.body().try_clone()?);
+    again.method_mut().clone_from(request.method());
+    again.uri_mut().clone_from(request.uri());
+    *again.version_mut() = request.version();
+    again.headers_mut().clone_from(request.headers());
+    Some(Box::new(again))
 }
 
 #[cfg(test)]

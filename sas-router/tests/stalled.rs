@@ -109,6 +109,8 @@ const SLACK: Duration = Duration::from_secs(5);
 
 #[tokio::test]
 async fn a_window_of_zero_holds_no_slot_beyond_the_deadline() {
+    // Twenty heads must be answered in that time, also beside other work.
+    const SOON: Duration = Duration::from_secs(2);
     for socket in [false, true] {
         let platform = limited(SOON, LONG, spec()).await;
         let (endless, alive) = endless("application/octet-stream");
@@ -126,7 +128,9 @@ async fn a_window_of_zero_holds_no_slot_beyond_the_deadline() {
         }
         let mut bodies = Vec::new();
         for stream in streams {
-            bodies.push(stream.await.unwrap().into_body());
+            let answer = stream.await.unwrap();
+            assert_eq!(answer.status(), 200);
+            bodies.push(answer.into_body());
         }
         let took = freed(&platform, began).await;
         assert!(took >= SOON && took < SOON + SLACK, "{took:?}");

@@ -2,7 +2,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
+use http::{HeaderMap, StatusCode, Uri, Version, header};
 use sas_core::{
     Answer, Body, BoxError, CallError, CallTimings, Claim, ClaimError, Cx, Deployed, Endpoint, Error,
     ErrorKind, InstanceId, InstanceTarget, Lease, Outcome, Protocol, Purpose, Request, RequestUsage,
@@ -23,11 +23,11 @@ use crate::{
     framing::{self, Measured},
     interim::Interim,
     peer::{self, Peer},
-    retry::is_idempotent,
+    retry::{again, may_repeat},
     stall::WriteBy,
     tail::{MeterDraft, Tail},
     timed::{Limits, Timed},
-    upstream::{InstanceBody, Progress},
+    upstream::{Failed, InstanceBody, Progress},
 };
 
 /// How long after the deadline the pool's own answer is waited for, since it says more than ours.
@@ -93,40 +93,6 @@ impl Refused {
     }
 }
 
-/// What a second attempt needs, kept while the first one runs.
-struct Copy {
-    method: Method,
-    uri: Uri,
-    version: Version,
-    headers: HeaderMap,
-    body: Body,
-}
-
-impl Copy {
-    /// `None` when the request may not be sent twice.
-    fn of(request: &Request) -> Option<Self> {
-        if !is_idempotent(request.method()) {
-            return None;
-        }
-        Some(Self {
-            body: request.body().try_clone()?,
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            version: request.version(),
-            headers: request.headers().clone(),
-        })
-    }
-
-    fn into_request(self) -> Request {
-        let mut request = Request::new(self.body);
-        *request.method_mut() = self.method;
-        *request.uri_mut() = self.uri;
-        *request.version_mut() = self.version;
-        *request.headers_mut() = self.headers;
-        request
-    }
-}
-
 /// What an instance answered, before it is made fit for the client.
 enum Answered {
     Socket(http::Response<InstanceBody>),
@@ -180,15 +146,14 @@ impl Gateway {
             };
             let instance = lease.instance.id();
             let last = attempt >= self.config.retry.attempts || delivery.peer.is_some();
-            let copy = if last || upgrading { None } else { Copy::of(&request) };
-            let careful = copy.is_none();
+            let repeats = !last && !upgrading && may_repeat(&request);
             let by = cx.deadline.min(at + manner.response_start);
             // Pinned here, so that the limit does not move a future of kilobytes.
             let called = {
-                let call = pin!(self.call(&lease, request, delivery, careful, upgrading));
+                let call = pin!(self.call(&lease, request, delivery, repeats, upgrading));
                 timeout_at(by, call).await
             };
-            let error = match called {
+            let Failed { error, sent } = match called {
                 Ok(Ok((answered, progress))) => {
                     let timings = timings(&lease, instance, cold, arrived, at);
                     return self
@@ -215,9 +180,9 @@ impl Gateway {
                 _ => Outcome::Failed,
             };
             drop(lease);
-            let again = match (error.unsent, copy) {
+            let again = match (error.unsent, sent) {
                 (Some(unsent), _) => Ok(*unsent),
-                (None, Some(copy)) if error.error.kind == ErrorKind::Crashed => Ok(copy.into_request()),
+                (None, Some(sent)) if error.error.kind == ErrorKind::Crashed => Ok(*sent),
                 (None, _) => Err(None),
             };
             let again = match again {
@@ -272,25 +237,29 @@ impl Gateway {
         }
     }
 
-    /// One attempt on one instance.
+    /// One attempt on one instance. `repeats`: the request comes back with the error if it may be sent again.
     async fn call(
         &self,
         lease: &Lease,
         mut request: Request,
         delivery: &Delivery<'_>,
-        careful: bool,
+        repeats: bool,
         upgrading: bool,
-    ) -> Result<(Answered, Option<Arc<Progress>>), CallError> {
+    ) -> Result<(Answered, Option<Arc<Progress>>), Failed> {
         let (cx, protocol) = (delivery.cx, delivery.manner.protocol);
         let protocol = if delivery.peer.is_some() && upgrading { Protocol::Http1 } else { protocol };
         let endpoint = match lease.instance.target() {
             InstanceTarget::Endpoint(endpoint) => endpoint,
             InstanceTarget::Call(callee) => {
-                return callee.call(request, cx).await.map(|answer| (Answered::Inside(answer), None));
+                let again = if repeats { again(&request) } else { None };
+                return match callee.call(request, cx).await {
+                    Ok(answer) => Ok((Answered::Inside(answer), None)),
+                    Err(error) => Err(Failed { error, sent: again }),
+                };
             }
         };
         if let Err(error) = address(&mut request, endpoint, protocol) {
-            return Err(CallError::unsent(error, request));
+            return Err(CallError::unsent(error, request).into());
         }
         if upgrading && protocol == Protocol::Http1 {
             let response = self.upstream.send_upgrade(endpoint, request).await?;
@@ -305,7 +274,7 @@ impl Gateway {
         let empty = http_body::Body::is_end_stream(request.body());
         let progress = (!empty).then(|| Progress::until(cx.deadline));
         let instance = lease.instance.id();
-        let sending = self.upstream.send(instance, endpoint, protocol, request, progress.clone(), careful);
+        let sending = self.upstream.send(instance, endpoint, protocol, request, progress.clone(), repeats);
         Ok((Answered::Socket(sending.await?), progress))
     }
 

@@ -3,6 +3,7 @@
 mod config;
 mod detect;
 mod listener;
+mod plain;
 mod request_line;
 #[cfg(feature = "tls")]
 mod tls;
@@ -24,6 +25,7 @@ use http::StatusCode;
 use http_body::{Frame, SizeHint};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use sas_core::{Body, BoxError, Error, ErrorKind, Handler, Response, Result};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -40,6 +42,7 @@ pub use self::tls::Tls;
 use self::{
     detect::{Replayed, Spoken, detect},
     listener::{Accepted, Listener},
+    plain::Answered,
     transport::{Carrier, Transport, error_answer},
     watch::{Busy, Signal, Watch, Watched},
 };
@@ -263,8 +266,17 @@ async fn connection(
     let Some((spoken, stream, secure)) = started? else { return Ok(()) };
     watched.read();
     let interim = (spoken == Spoken::Http1).then(Arc::<Interim>::default);
-    let client = Arc::new(ClientConnection::of(peer, secure, Arc::clone(&shared.ending), interim));
-    serve(stream, spoken, client, watched, shared).await
+    let client = Arc::new(ClientConnection::of(peer, secure, Arc::clone(&shared.ending), interim.clone()));
+    let mut io = Transport::new(stream, Arc::clone(watched), Arc::clone(&shared.ids), interim);
+    let mut answered = None;
+    if spoken == Spoken::Http1 && shared.config.plain_http1 {
+        match plain::serve(&mut io, &client, watched, shared).await? {
+            plain::Left::Ended => return Ok(()),
+            plain::Left::Hyper(first) => answered = first,
+        }
+    }
+    // In a box, so that a connection that does not come here is spared its kilobytes.
+    Box::pin(serve(io, spoken, answered, client, watched, shared)).await
 }
 
 /// Encrypts if so configured, and finds out what is spoken.
@@ -330,14 +342,16 @@ impl http_body::Body for Counted {
 }
 
 async fn serve(
-    stream: Replayed<Carrier>,
+    io: Transport<Replayed<Carrier>>,
     spoken: Spoken,
+    answered: Option<Answered>,
     client: Arc<ClientConnection>,
     watched: &Arc<Watched>,
     shared: &Arc<Shared>,
 ) -> Result<(), BoxError> {
     let config = &shared.config;
-    let interim = client.interim().cloned();
+    // The answer to the first request, if that came over the plain way.
+    let answered = Mutex::new(answered);
     // An HTTP/1.1 connection writes one answer after the other; streams of HTTP/2 have marks of their own.
     let answer = Arc::<Writing>::default();
     let handover = Arc::<Handover>::default();
@@ -345,7 +359,11 @@ async fn serve(
         let (shared, watched) = (Arc::clone(shared), Arc::clone(watched));
         let (answer, handover) = (Arc::clone(&answer), Arc::clone(&handover));
         move |request: http::Request<Incoming>| {
-            let busy = watched.begin();
+            let answered = answered.lock().take();
+            let (busy, first) = match answered {
+                Some(Answered { response, busy }) => (busy, Some(response)),
+                None => (watched.begin(), None),
+            };
             let (shared, client, watched) = (Arc::clone(&shared), Arc::clone(&client), Arc::clone(&watched));
             let reader = Arc::clone(&watched);
             let writing = match spoken {
@@ -367,8 +385,13 @@ async fn serve(
                     }
                 });
                 let interim = client.interim().cloned();
-                request.extensions_mut().insert(client);
-                let mut response: Response = shared.handler.handle(request).await;
+                let mut response: Response = match first {
+                    Some(response) => response,
+                    None => {
+                        request.extensions_mut().insert(client);
+                        shared.handler.handle(request).await
+                    }
+                };
                 if let Some(interim) = interim {
                     interim.close();
                 }
@@ -380,7 +403,6 @@ async fn serve(
             }
         }
     });
-    let io = Transport::new(stream, Arc::clone(watched), Arc::clone(&shared.ids), interim);
     let io = TokioIo::new(io);
     match spoken {
         Spoken::Http1 => {

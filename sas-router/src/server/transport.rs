@@ -112,6 +112,11 @@ impl<S> Transport<S> {
         self.stream
     }
 
+    /// Puts back what was read last and not used.
+    pub(super) fn unread(&mut self, read: &[u8]) {
+        self.left.splice(..0, read.iter().copied());
+    }
+
     fn set_clean(&self, clean: bool) {
         if let Some(interim) = &self.interim {
             interim.set_clean(clean);

@@ -14,6 +14,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use sas_core::{Clock as _, SystemClock};
 use tokio::time::Instant;
 
 use super::config::ServerConfig;
@@ -89,6 +90,8 @@ pub(super) struct Watched {
 pub(super) struct Watch {
     born: Instant,
     now: AtomicU32,
+    /// Seconds since the epoch, coarse like `now`.
+    seconds: AtomicU64,
     next: AtomicU64,
     connections: Mutex<HashMap<u64, Arc<Watched>>>,
     /// What new connections are told too.
@@ -103,11 +106,16 @@ fn ticks(time: Duration) -> Tick {
     Tick::try_from(time.as_millis()).unwrap_or(Tick::MAX)
 }
 
+fn epoch_seconds() -> u64 {
+    u64::try_from(SystemClock.now().as_secs()).unwrap_or(0)
+}
+
 impl Watch {
     pub(super) fn new(config: &ServerConfig) -> Arc<Self> {
         Arc::new(Self {
             born: Instant::now(),
             now: AtomicU32::new(1),
+            seconds: AtomicU64::new(epoch_seconds()),
             next: AtomicU64::new(0),
             connections: Mutex::default(),
             standing: AtomicU8::new(Signal::Continue as u8),
@@ -123,6 +131,11 @@ impl Watch {
         let shortest =
             self.header_timeout.min(self.idle_timeout).min(self.write_timeout).min(self.half_close);
         Duration::from_millis(u64::from(shortest / 4)).clamp(Duration::from_millis(5), Duration::from_secs(1))
+    }
+
+    /// Seconds since the epoch, a second late at most.
+    pub(super) fn seconds(&self) -> u64 {
+        self.seconds.load(Ordering::Relaxed)
     }
 
     /// Connections that are open.
@@ -166,6 +179,7 @@ impl Watch {
     pub(super) fn look(&self) -> [u32; 3] {
         let now = ticks(self.born.elapsed()).max(1);
         self.now.store(now, Ordering::Relaxed);
+        self.seconds.store(epoch_seconds(), Ordering::Relaxed);
         let mut ended = [0; 3];
         let connections: Vec<_> = self.connections.lock().values().cloned().collect();
         for watched in &connections {

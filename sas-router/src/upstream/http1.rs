@@ -12,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -23,12 +23,13 @@ use hyper::{
     client::conn::http1::{Builder, Connection, SendRequest},
 };
 use hyper_util::rt::TokioIo;
-use sas_core::{Body, BoxError, Endpoint};
+use sas_core::{Body, BoxError};
 use tokio::time::Instant;
 
 use super::{
     Home, UpstreamConfig,
     io::{Doubt, InstanceIo},
+    plain::Arriving,
 };
 use crate::stall::{Handover, Limit, Writing};
 
@@ -63,6 +64,13 @@ impl Progress {
     /// Bytes of the body that were handed to the connection.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The body went out whole.
+    pub(super) fn went(&self, bytes: usize) {
+        self.bytes.store(bytes as u64, Ordering::Relaxed);
+        self.done.store(true, Ordering::Release);
+        self.writing.ends();
     }
 
     fn is_done(&self) -> bool {
@@ -138,9 +146,10 @@ pub(super) struct Http1 {
     connection: Connection<TokioIo<InstanceIo>, Outgoing>,
     doubt: Doubt,
     open: bool,
-    pub(super) idle_since: Instant,
+    /// It is of no use after its answer.
+    once: bool,
     /// How long the instance keeps it when it is unused, as it said; `None`: it said nothing.
-    pub(super) keep_for: Option<Duration>,
+    keep_for: Option<Duration>,
 }
 
 /// A call that came to nothing, with the request when none of it was sent.
@@ -150,8 +159,8 @@ pub(super) struct Failed {
 }
 
 impl Http1 {
-    pub(super) async fn connect(endpoint: &Endpoint, config: &UpstreamConfig) -> io::Result<Box<Self>> {
-        let io = InstanceIo::connect(endpoint).await?;
+    /// Takes a connection over that was used by nobody, or that is replaying an exchange.
+    pub(super) async fn over(io: InstanceIo, config: &UpstreamConfig) -> io::Result<Box<Self>> {
         let doubt = io.doubt();
         let mut builder = Builder::new();
         builder
@@ -160,14 +169,13 @@ impl Http1 {
             .max_buf_size(config.max_header_bytes.max(LEAST_BUFFER));
         let handshake = builder.handshake(TokioIo::new(io)).await;
         let (sender, connection) = handshake.map_err(io::Error::other)?;
-        Ok(Box::new(Self {
-            sender,
-            connection,
-            doubt,
-            open: true,
-            idle_since: Instant::now(),
-            keep_for: None,
-        }))
+        Ok(Box::new(Self { sender, connection, doubt, open: true, once: false, keep_for: None }))
+    }
+
+    /// The same, for one more answer only.
+    pub(super) fn once(mut self: Box<Self>) -> Box<Self> {
+        self.once = true;
+        self
     }
 
     /// Drives the connection; it never goes on after its end.
@@ -175,11 +183,6 @@ impl Http1 {
         if self.open && Pin::new(&mut self.connection).poll(cx).is_ready() {
             self.open = false;
         }
-    }
-
-    /// Whether the instance still keeps it, by its own word.
-    pub(super) fn is_fresh(&self) -> bool {
-        self.keep_for.is_none_or(|time| self.idle_since.elapsed() < time)
     }
 
     /// Whether a request can be sent now. `doubt` looks at the socket itself, at the price of a system call.
@@ -214,14 +217,13 @@ impl Http1 {
         let (head, incoming) = response.into_parts();
         self.keep_for = keep_for(&head.headers);
         let uploads = progress.filter(|progress| !progress.is_done());
-        let mut body = InstanceBody { incoming: Some(incoming), first: None, connection: None };
         if let Some(progress) = uploads {
             // The upload must go on whatever the reader of the response does, so it gets a task after all.
             tokio::spawn(drive(self, home, Limit::new(Arc::clone(&progress.writing), None)));
-        } else {
-            body.connection = Some((self, home));
-            body.take_what_is_here().await;
+            return Ok(http::Response::from_parts(head, InstanceBody::driven(incoming)));
         }
+        let mut body = InstanceBody { first: None, source: From::Hyper(incoming, self, home) };
+        body.take_what_is_here().await;
         Ok(http::Response::from_parts(head, body))
     }
 
@@ -238,7 +240,7 @@ impl Http1 {
 
 /// How long the instance keeps the connection unused (`Keep-Alive: timeout=5, max=100`), less what a request may be on
 /// its way: one that comes just when the instance hangs up would be lost.
-fn keep_for(headers: &http::HeaderMap) -> Option<Duration> {
+pub(super) fn keep_for(headers: &http::HeaderMap) -> Option<Duration> {
     let list = headers.get("keep-alive")?.to_str().ok()?;
     let mut time = None;
     for item in list.split(',') {
@@ -269,46 +271,82 @@ async fn drive(mut connection: Box<Http1>, home: Home, mut limit: Limit) {
         limit.poll(cx).map(|()| false)
     });
     if free.await {
-        home.check_in(connection);
+        check_in(connection, &home);
+    }
+}
+
+/// Gives a connection back whose answer is over, if it can take another request.
+fn free(mut connection: Box<Http1>, home: &Home, cx: &mut Context<'_>) {
+    if connection.poll_usable(cx, false) {
+        check_in(connection, home);
+    }
+}
+
+fn check_in(connection: Box<Http1>, home: &Home) {
+    if !connection.once {
+        let keep_for = connection.keep_for;
+        home.check_in(super::Connection::Hyper(connection), keep_for);
     }
 }
 
 /// How much of a response is read at once when it has arrived with the head.
-const AT_ONCE: u64 = 64 * 1024;
+pub(super) const AT_ONCE: u64 = 64 * 1024;
 
 /// A response's body, which drives the connection that it comes from and gives it back at its end.
 #[derive(Debug)]
 pub(crate) struct InstanceBody {
-    incoming: Option<Incoming>,
     first: Option<Bytes>,
-    connection: Option<(Box<Http1>, Home)>,
+    source: From,
+}
+
+/// Where the rest of a body comes from.
+#[derive(Debug)]
+enum From {
+    Nowhere,
+    Plain(Arriving),
+    /// A connection that somebody else drives.
+    Driven(Incoming),
+    Hyper(Incoming, Box<Http1>, Home),
 }
 
 impl InstanceBody {
     /// A body whose connection somebody else drives.
     pub(super) fn driven(incoming: Incoming) -> Self {
-        Self { incoming: Some(incoming), first: None, connection: None }
+        Self { first: None, source: From::Driven(incoming) }
+    }
+
+    /// A body that is here.
+    pub(super) fn whole(bytes: Bytes) -> Self {
+        Self { first: (!bytes.is_empty()).then_some(bytes), source: From::Nowhere }
+    }
+
+    /// A body of which `first` is here.
+    pub(super) fn arriving(first: Bytes, rest: Arriving) -> Self {
+        Self { first: (!first.is_empty()).then_some(first), source: From::Plain(rest) }
     }
 
     /// The whole body, when it has arrived already and the instance is done.
     pub(crate) fn complete(&mut self) -> Option<Bytes> {
-        if self.incoming.is_some() {
-            return None;
+        matches!(self.source, From::Nowhere).then(|| self.first.take().unwrap_or_default())
+    }
+
+    fn incoming(&self) -> Option<&Incoming> {
+        match &self.source {
+            From::Driven(incoming) | From::Hyper(incoming, ..) => Some(incoming),
+            From::Nowhere | From::Plain(_) => None,
         }
-        Some(self.first.take().unwrap_or_default())
     }
 
     /// Small bodies mostly come in one read with the head: taking them now frees connection and slot at once.
     async fn take_what_is_here(&mut self) {
-        let small =
-            self.incoming.as_ref().and_then(|body| body.size_hint().exact()).is_some_and(|n| n <= AT_ONCE);
+        let small = self.incoming().and_then(|body| body.size_hint().exact()).is_some_and(|n| n <= AT_ONCE);
         if !small {
             return;
         }
         poll_fn(|cx| {
-            if self.incoming.as_ref().is_some_and(http_body::Body::is_end_stream) {
+            if self.incoming().is_some_and(http_body::Body::is_end_stream) {
                 self.finish(cx);
-            } else if let Poll::Ready(Some(Ok(frame))) = self.poll_incoming(cx) {
+            } else if let Poll::Ready(Some(Ok(frame))) = self.poll_source(cx) {
                 // A body of known length has no trailers here: only chunked ones carry them.
                 self.first = frame.into_data().ok().map(unshared);
             }
@@ -317,39 +355,48 @@ impl InstanceBody {
         .await;
     }
 
-    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
-        let mut polled = Pin::new(&mut *incoming).poll_frame(cx);
-        if let (Poll::Pending, Some((connection, _))) = (&polled, &mut self.connection) {
-            connection.poll(cx);
-            polled = Pin::new(incoming).poll_frame(cx);
-        }
-        match polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                if self.incoming.as_ref().is_some_and(http_body::Body::is_end_stream) {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = match &mut self.source {
+            From::Nowhere => return Poll::Ready(None),
+            From::Plain(arriving) => {
+                let data = ready!(arriving.poll_data(cx));
+                if data.is_err() || arriving.left() == 0 {
+                    self.finish(cx);
+                }
+                return Poll::Ready(Some(data.map(Frame::data)));
+            }
+            From::Driven(incoming) => Pin::new(incoming).poll_frame(cx),
+            From::Hyper(incoming, connection, _) => match Pin::new(&mut *incoming).poll_frame(cx) {
+                Poll::Pending => {
+                    connection.poll(cx);
+                    Pin::new(incoming).poll_frame(cx)
+                }
+                ready => ready,
+            },
+        };
+        match ready!(polled) {
+            Some(Ok(frame)) => {
+                if self.incoming().is_some_and(http_body::Body::is_end_stream) {
                     self.finish(cx);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => {
-                self.incoming = None;
-                self.connection = None;
+            Some(Err(error)) => {
+                self.source = From::Nowhere;
                 Poll::Ready(Some(Err(error.into())))
             }
-            Poll::Ready(None) => {
+            None => {
                 self.finish(cx);
                 Poll::Ready(None)
             }
-            Poll::Pending => Poll::Pending,
         }
     }
 
     fn finish(&mut self, cx: &mut Context<'_>) {
-        self.incoming = None;
-        if let Some((mut connection, home)) = self.connection.take()
-            && connection.poll_usable(cx, false)
-        {
-            home.check_in(connection);
+        match std::mem::replace(&mut self.source, From::Nowhere) {
+            From::Plain(arriving) if arriving.left() == 0 => arriving.finish(),
+            From::Hyper(_, connection, home) => free(connection, &home, cx),
+            _ => {}
         }
     }
 }
@@ -371,15 +418,19 @@ impl http_body::Body for InstanceBody {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        self.poll_incoming(cx)
+        self.poll_source(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.incoming.is_none()
+        self.first.is_none() && matches!(self.source, From::Nowhere)
     }
 
     fn size_hint(&self) -> SizeHint {
-        let mut hint = self.incoming.as_ref().map_or(SizeHint::with_exact(0), http_body::Body::size_hint);
+        let mut hint = match &self.source {
+            From::Nowhere => SizeHint::with_exact(0),
+            From::Plain(arriving) => SizeHint::with_exact(arriving.left()),
+            From::Driven(incoming) | From::Hyper(incoming, ..) => incoming.size_hint(),
+        };
         if let Some(first) = &self.first {
             let read = first.len() as u64;
             if let Some(upper) = hint.upper() {

@@ -34,6 +34,19 @@ pub(super) struct InstanceIo {
     doubt: Doubt,
     /// The instance takes no more bytes.
     deaf: bool,
+    /// For a client that takes the connection over in the middle of an exchange.
+    replay: Option<Box<Replay>>,
+}
+
+/// What a client finds that takes a connection over after the request was sent and the answer has begun.
+#[derive(Debug)]
+struct Replay {
+    /// The request was sent: what the client writes of it, up to its first flush, goes nowhere.
+    sending: bool,
+    wrote: bool,
+    /// The beginning of the answer.
+    read: Vec<u8>,
+    from: usize,
 }
 
 /// Asks an [`InstanceIo`] to look at the socket itself with its next read.
@@ -71,7 +84,30 @@ impl InstanceIo {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, text));
             }
         };
-        Ok(Self { socket, doubt: Doubt::default(), deaf: false })
+        Ok(Self { socket, doubt: Doubt::default(), deaf: false, replay: None })
+    }
+
+    /// The connection for a client that is to go on in the middle of an exchange: it sends the request, which goes
+    /// nowhere, since it was sent, and then reads `read` and what comes after it.
+    pub(super) fn replaying(mut self, read: Vec<u8>) -> Self {
+        self.replay = Some(Box::new(Replay { sending: true, wrote: false, read, from: 0 }));
+        self
+    }
+
+    /// The connection among those that the running runtime waits for.
+    pub(super) fn move_here(self) -> io::Result<Self> {
+        let socket = match self.socket {
+            Socket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream.into_std()?)?),
+            Socket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream.into_std()?)?),
+        };
+        Ok(Self { socket, ..self })
+    }
+
+    /// Whether a write of `bytes` goes nowhere, since the request was sent before.
+    fn swallows(&mut self, bytes: usize) -> bool {
+        let Some(replay) = &mut self.replay else { return false };
+        replay.wrote |= replay.sending && bytes > 0;
+        replay.sending
     }
 
     pub(super) fn doubt(&self) -> Doubt {
@@ -102,7 +138,8 @@ impl InstanceIo {
         }
     }
 
-    fn has_ended(&self) -> bool {
+    /// Whether the socket itself says that the instance has hung up.
+    pub(super) fn has_ended(&self) -> bool {
         let mut byte = [0_u8; 1];
         match rustix::net::recv(self.fd(), &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
             Ok((_, 0)) => true,
@@ -115,6 +152,20 @@ impl InstanceIo {
 impl AsyncRead for InstanceIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if let Some(replay) = &mut this.replay {
+            if replay.sending {
+                // The flush that ends the request wakes the reader.
+                return Poll::Pending;
+            }
+            let left = &replay.read[replay.from..];
+            let count = left.len().min(buf.remaining());
+            buf.put_slice(&left[..count]);
+            replay.from += count;
+            if replay.from == replay.read.len() {
+                this.replay = None;
+            }
+            return Poll::Ready(Ok(()));
+        }
         if this.doubt.0.load(Ordering::Relaxed)
             && this.doubt.0.swap(false, Ordering::Relaxed)
             && this.has_ended()
@@ -131,6 +182,9 @@ impl AsyncRead for InstanceIo {
 impl AsyncWrite for InstanceIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.swallows(buf.len()) {
+            return Poll::Ready(Ok(buf.len()));
+        }
         if this.deaf {
             return Poll::Pending;
         }
@@ -142,7 +196,15 @@ impl AsyncWrite for InstanceIo {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().socket {
+        let this = self.get_mut();
+        if let Some(replay) = &mut this.replay
+            && replay.wrote
+        {
+            replay.wrote = false;
+            replay.sending = false;
+            cx.waker().wake_by_ref();
+        }
+        match &mut this.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
@@ -161,6 +223,10 @@ impl AsyncWrite for InstanceIo {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        let all = bufs.iter().map(|buf| buf.len()).sum();
+        if this.swallows(all) {
+            return Poll::Ready(Ok(all));
+        }
         if this.deaf {
             return Poll::Pending;
         }

@@ -2,6 +2,7 @@
 
 mod http1;
 mod io;
+mod plain;
 
 use std::{
     collections::HashMap,
@@ -9,7 +10,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -20,13 +21,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use sas_core::{CallError, Endpoint, Error, ErrorKind, InstanceId, Protocol, Request, Retry};
 use tokio::{
+    runtime::{Handle, Id},
     sync::OnceCell,
     time::{Instant, timeout},
 };
 
-use self::http1::Http1;
 pub(crate) use self::http1::{InstanceBody, Outgoing, Progress};
-use crate::stall::{Handover, Limit};
+use self::{
+    http1::Http1,
+    io::InstanceIo,
+    plain::{Exchanged, Plain},
+};
+use crate::{
+    retry::again,
+    stall::{Handover, Limit},
+};
 
 /// How connections to instances are made and kept.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +51,9 @@ pub struct UpstreamConfig {
     pub max_header_bytes: usize,
     /// Most header lines of an instance's answer over HTTP/1.1; beyond it the client gets 502. 1,000.
     pub max_headers: usize,
+    /// Whether HTTP/1.1 requests in memory take the short way past hyper (docs/adr/0186). `false` costs some microseconds
+    /// of CPU per request, and nothing else differs. `true`.
+    pub plain_http1: bool,
     /// HTTP/2: how long an instance may leave a ping unanswered before its connection counts as lost. 20 s.
     pub ping_timeout: Duration,
 }
@@ -54,6 +66,7 @@ impl Default for UpstreamConfig {
             max_idle_per_instance: 256,
             max_header_bytes: 256 * 1024,
             max_headers: 1_000,
+            plain_http1: true,
             ping_timeout: Duration::from_secs(20),
         }
     }
@@ -106,11 +119,46 @@ where
     }
 }
 
+/// A connection that can take a request. It begins as a plain one, and becomes hyper's with the first exchange that
+/// is not plain.
+#[derive(Debug)]
+enum Connection {
+    Plain(Plain),
+    Hyper(Box<Http1>),
+}
+
+impl Connection {
+    /// Whether a request can be sent now. `doubt` looks at the socket itself, at the price of a system call.
+    fn poll_usable(&mut self, cx: &mut Context<'_>, doubt: bool) -> bool {
+        match self {
+            Self::Plain(plain) => plain.poll_usable(cx, doubt),
+            Self::Hyper(hyper) => hyper.poll_usable(cx, doubt),
+        }
+    }
+}
+
+/// A connection that lies unused.
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    since: Instant,
+    /// How long the instance keeps it, as it said; `None`: it said nothing.
+    keep_for: Option<Duration>,
+    /// The runtime that waits for its readiness.
+    at: Id,
+}
+
+impl Idle {
+    /// Whether the instance still keeps it, by its own word.
+    fn is_fresh(&self) -> bool {
+        self.keep_for.is_none_or(|time| self.since.elapsed() < time)
+    }
+}
+
 /// The connections of one instance.
 #[derive(Debug, Default)]
 struct Peer {
-    #[allow(clippy::vec_box, reason = "a connection of half a kilobyte moves in and out with every request")]
-    idle: Vec<Box<Http1>>,
+    idle: Vec<Idle>,
     http2: Option<Arc<OnceCell<H2Sender>>>,
     http2_used: Option<Instant>,
 }
@@ -120,8 +168,6 @@ struct Peer {
 pub(crate) struct Upstream {
     config: UpstreamConfig,
     shards: [Mutex<HashMap<InstanceId, Peer>>; SHARDS],
-    /// Unused HTTP/1.1 connections and open HTTP/2 ones.
-    kept: AtomicUsize,
     sweeping: AtomicBool,
 }
 
@@ -130,28 +176,41 @@ pub(crate) struct Upstream {
 struct Home {
     upstream: Arc<Upstream>,
     instance: InstanceId,
+    at: Id,
 }
 
 impl Home {
-    fn check_in(&self, mut connection: Box<Http1>) {
-        connection.idle_since = Instant::now();
-        if connection.keep_for == Some(Duration::ZERO) {
+    fn check_in(&self, connection: Connection, keep_for: Option<Duration>) {
+        if keep_for == Some(Duration::ZERO) {
             return;
         }
+        let idle = Idle { connection, since: Instant::now(), keep_for, at: self.at };
         let refused = {
             let mut shard = self.upstream.shard(self.instance).lock();
-            let idle = &mut shard.entry(self.instance).or_default().idle;
-            if idle.len() < self.upstream.config.max_idle_per_instance {
-                idle.push(connection);
+            let all = &mut shard.entry(self.instance).or_default().idle;
+            if all.len() < self.upstream.config.max_idle_per_instance {
+                all.push(idle);
                 None
             } else {
-                Some(connection)
+                Some(idle)
             }
         };
         if refused.is_none() {
-            self.upstream.kept.fetch_add(1, Ordering::Relaxed);
             self.upstream.sweep_when_due();
         }
+    }
+}
+
+/// A call that failed. The request is handed back where it may be had once more.
+pub(crate) struct Failed {
+    pub(crate) error: CallError,
+    /// The request that was sent, when it can be sent again as it is.
+    pub(crate) sent: Option<Box<Request>>,
+}
+
+impl From<CallError> for Failed {
+    fn from(error: CallError) -> Self {
+        Self { error, sent: None }
     }
 }
 
@@ -168,7 +227,6 @@ impl Upstream {
         Arc::new(Self {
             config,
             shards: std::array::from_fn(|_| Mutex::default()),
-            kept: AtomicUsize::new(0),
             sweeping: AtomicBool::new(false),
         })
     }
@@ -179,12 +237,14 @@ impl Upstream {
 
     /// Connections that are kept for use.
     pub(crate) fn kept(&self) -> usize {
-        self.kept.load(Ordering::Relaxed)
+        let of = |peer: &Peer| peer.idle.len() + usize::from(peer.http2.is_some());
+        self.shards.iter().map(|shard| shard.lock().values().map(of).sum::<usize>()).sum()
     }
 
     /// Sends `request` to the instance and waits for the head of the answer. The caller bounds the time.
     ///
-    /// `careful` is for requests that may not be sent twice: a kept connection is looked at once more.
+    /// `repeats`: the request may be sent again, and comes back with an error that does not say it was not. One that
+    /// may not is careful: a kept connection is looked at once more before it is sent.
     ///
     /// **Cancel safety:** dropping the future closes the connection it used.
     pub(crate) async fn send(
@@ -194,12 +254,16 @@ impl Upstream {
         protocol: Protocol,
         request: Request,
         progress: Option<Arc<Progress>>,
-        careful: bool,
-    ) -> Result<http::Response<InstanceBody>, CallError> {
-        let request = request.map(|body| Outgoing::new(body, progress));
+        repeats: bool,
+    ) -> Result<http::Response<InstanceBody>, Failed> {
         match protocol {
-            Protocol::H2c => self.send_http2(instance, endpoint, request).await,
-            _ => self.send_http1(instance, endpoint, request, careful).await,
+            Protocol::H2c => {
+                let sent = if repeats { again(&request) } else { None };
+                let request = request.map(|body| Outgoing::new(body, progress));
+                let sending = self.send_http2(instance, endpoint, request).await;
+                sending.map_err(|error| Failed { error, sent })
+            }
+            _ => self.send_http1(instance, endpoint, request, progress, repeats).await,
         }
     }
 
@@ -207,40 +271,80 @@ impl Upstream {
         self: &Arc<Self>,
         instance: InstanceId,
         endpoint: &Endpoint,
-        mut request: http::Request<Outgoing>,
-        careful: bool,
-    ) -> Result<http::Response<InstanceBody>, CallError> {
-        let home = Home { upstream: Arc::clone(self), instance };
+        mut request: Request,
+        progress: Option<Arc<Progress>>,
+        repeats: bool,
+    ) -> Result<http::Response<InstanceBody>, Failed> {
+        let home = Home { upstream: Arc::clone(self), instance, at: Handle::current().id() };
+        let is_plain = self.config.plain_http1 && plain::is_plain(&request);
         loop {
-            let kept = poll_fn(|cx| Poll::Ready(self.check_out(instance, cx, careful))).await;
+            let kept = poll_fn(|cx| Poll::Ready(self.check_out(&home, cx, !repeats))).await;
             let reused = kept.is_some();
             let connection = match kept {
                 Some(connection) => connection,
                 None => match self.connect_http1(endpoint).await {
-                    Ok(connection) => connection,
-                    Err(error) => return Err(CallError::unsent(error, request.map(Outgoing::into_body))),
+                    Ok(plain) => Connection::Plain(plain),
+                    Err(error) => return Err(CallError::unsent(error, request).into()),
                 },
             };
-            match connection.send(request, home.clone()).await {
+            let hyper = match connection {
+                Connection::Plain(plain) if is_plain => match plain.exchange(&request, &home).await {
+                    Exchanged::Answer(response) => {
+                        if let Some(progress) = &progress {
+                            progress.went(request.body().in_memory().map_or(0, <[u8]>::len));
+                        }
+                        return Ok(response);
+                    }
+                    // A kept connection that ended before it took the request says nothing about the instance.
+                    Exchanged::Lost { unsent: true, .. } if reused => continue,
+                    Exchanged::Lost { unsent: true, error } => {
+                        return Err(CallError::unsent(took_nothing(error, endpoint), request).into());
+                    }
+                    Exchanged::Lost { unsent: false, error } => {
+                        let error = CallError::sent(ended_before(error, endpoint));
+                        return Err(Failed { error, sent: repeats.then(|| Box::new(request)) });
+                    }
+                    Exchanged::Odd { io, cut } => match Http1::over(io, &self.config).await {
+                        Ok(hyper) if cut => hyper.once(),
+                        Ok(hyper) => hyper,
+                        Err(error) => return Err(CallError::sent(ended_before(error, endpoint)).into()),
+                    },
+                },
+                Connection::Plain(plain) => match self.hyper(plain.into_io(), endpoint).await {
+                    Ok(hyper) => hyper,
+                    Err(error) => return Err(CallError::unsent(error, request).into()),
+                },
+                Connection::Hyper(hyper) => hyper,
+            };
+            let sent = if repeats { again(&request) } else { None };
+            let outgoing = request.map(|body| Outgoing::new(body, progress.clone()));
+            match hyper.send(outgoing, home.clone()).await {
                 Ok(response) => return Ok(response),
-                // A kept connection that ended before it took the request says nothing about the instance.
-                Err(http1::Failed { unsent: Some(unsent), .. }) if reused => request = *unsent,
+                Err(http1::Failed { unsent: Some(unsent), .. }) if reused => {
+                    request = unsent.map(Outgoing::into_body);
+                }
                 Err(http1::Failed { unsent: Some(unsent), error }) => {
-                    let what = format!("{endpoint} ended the connection before it took a request");
                     let unsent = unsent.map(Outgoing::into_body);
-                    return Err(CallError::unsent(lost(error, "send", what), unsent));
+                    return Err(CallError::unsent(took_nothing(error, endpoint), unsent).into());
                 }
                 Err(http1::Failed { unsent: None, error }) => {
-                    return Err(CallError::sent(self.sent(error, endpoint)));
+                    return Err(Failed { error: CallError::sent(self.sent(error, endpoint)), sent });
                 }
             }
         }
     }
 
-    async fn connect_http1(&self, endpoint: &Endpoint) -> Result<Box<Http1>, Error> {
-        let mut connection = self.within(endpoint, Http1::connect(endpoint, &self.config)).await?;
-        if poll_fn(|cx| Poll::Ready(connection.poll_usable(cx, false))).await {
-            return Ok(connection);
+    async fn connect_http1(&self, endpoint: &Endpoint) -> Result<Plain, Error> {
+        Ok(Plain::new(self.within(endpoint, InstanceIo::connect(endpoint)).await?))
+    }
+
+    /// A connection of hyper's over one that nobody has spoken on, or that lies unused.
+    async fn hyper(&self, io: InstanceIo, endpoint: &Endpoint) -> Result<Box<Http1>, Error> {
+        let made = Http1::over(io, &self.config).await;
+        let mut hyper =
+            made.map_err(|error| lost(error, "connect", format!("can't connect to {endpoint}")))?;
+        if poll_fn(|cx| Poll::Ready(hyper.poll_usable(cx, false))).await {
+            return Ok(hyper);
         }
         let what = format!("{endpoint} took a connection and ended it at once");
         Err(Error::new(ErrorKind::Crashed, "connect", what))
@@ -261,13 +365,28 @@ impl Upstream {
         }
     }
 
-    /// The connection that was used last and can take a request.
-    fn check_out(&self, instance: InstanceId, cx: &mut Context<'_>, careful: bool) -> Option<Box<Http1>> {
+    /// The connection that was used last and can take a request: one of the running runtime's, or else of another's. To
+    /// make one more instead would leave an instance with connections that nobody uses, and some serve one at a time.
+    fn check_out(&self, home: &Home, cx: &mut Context<'_>, careful: bool) -> Option<Connection> {
         loop {
-            let mut connection = self.shard(instance).lock().get_mut(&instance)?.idle.pop()?;
-            self.kept.fetch_sub(1, Ordering::Relaxed);
-            if connection.is_fresh() && connection.poll_usable(cx, careful) {
-                return Some(connection);
+            let mut idle = {
+                let mut shard = self.shard(home.instance).lock();
+                let all = &mut shard.get_mut(&home.instance)?.idle;
+                let last = all.len().checked_sub(1)?;
+                let place = all.iter().rposition(|idle| idle.at == home.at).unwrap_or(last);
+                all.remove(place)
+            };
+            if !idle.is_fresh() {
+                continue;
+            }
+            if idle.at != home.at
+                && let Connection::Plain(plain) = idle.connection
+            {
+                let Ok(plain) = plain.move_here() else { continue };
+                idle.connection = Connection::Plain(plain);
+            }
+            if idle.connection.poll_usable(cx, careful) {
+                return Some(idle.connection);
             }
         }
     }
@@ -279,7 +398,8 @@ impl Upstream {
         request: Request,
     ) -> Result<http::Response<InstanceBody>, CallError> {
         // A fresh connection: it is given away, and must not be one that just ends.
-        let connection = match self.connect_http1(endpoint).await {
+        let connecting = async { self.hyper(self.connect_http1(endpoint).await?.into_io(), endpoint).await };
+        let connection = match connecting.await {
             Ok(connection) => connection,
             Err(error) => return Err(CallError::unsent(error, request)),
         };
@@ -340,7 +460,6 @@ impl Upstream {
         let ended = peer.http2.as_ref().is_some_and(|cell| cell.get().is_some_and(H2Sender::is_closed));
         if ended {
             peer.http2 = None;
-            self.kept.fetch_sub(1, Ordering::Relaxed);
         }
         if let Some(cell) = &peer.http2 {
             return Arc::clone(cell);
@@ -348,7 +467,6 @@ impl Upstream {
         let cell = Arc::new(OnceCell::new());
         peer.http2 = Some(Arc::clone(&cell));
         drop(shard);
-        self.kept.fetch_add(1, Ordering::Relaxed);
         self.sweep_when_due();
         cell
     }
@@ -359,14 +477,13 @@ impl Upstream {
             && peer.http2.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, cell))
         {
             peer.http2 = None;
-            self.kept.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     async fn connect_http2(&self, endpoint: &Endpoint) -> Result<H2Sender, Error> {
         let handover = Arc::<Handover>::default();
         let connecting = async {
-            let io = io::InstanceIo::connect(endpoint).await?;
+            let io = InstanceIo::connect(endpoint).await?;
             let mut builder = http2::Builder::new(H2Tasks(Arc::clone(&handover)));
             builder
                 .timer(TokioTimer::new())
@@ -416,18 +533,15 @@ impl Upstream {
                     };
                     (std::mem::take(&mut peer.idle), http2)
                 };
-                let before = idle.len() + usize::from(http2.is_some());
                 drop(http2);
                 let cx = &mut Context::from_waker(Waker::noop());
                 let mut usable: Vec<_> = idle
                     .into_iter()
-                    .filter_map(|mut connection| {
-                        let fresh =
-                            now.duration_since(connection.idle_since) < timeout && connection.is_fresh();
-                        (fresh && connection.poll_usable(cx, false)).then_some(connection)
+                    .filter_map(|mut idle| {
+                        let fresh = now.duration_since(idle.since) < timeout && idle.is_fresh();
+                        (fresh && idle.connection.poll_usable(cx, false)).then_some(idle)
                     })
                     .collect();
-                self.kept.fetch_sub(before - usable.len(), Ordering::Relaxed);
                 let mut shard = shard.lock();
                 let peer = shard.entry(instance).or_default();
                 // Those that came back meanwhile were used last and stay on top.
@@ -485,6 +599,13 @@ fn sent(error: hyper::Error, endpoint: &Endpoint, config: &UpstreamConfig) -> Er
         };
         return Error::new(ErrorKind::Unavailable, operation, what).with_source(error);
     }
-    let what = format!("{endpoint} ended the connection before it had answered");
-    lost(error, "receive", what)
+    ended_before(error, endpoint)
+}
+
+fn took_nothing(error: impl std::error::Error + Send + Sync + 'static, endpoint: &Endpoint) -> Error {
+    lost(error, "send", format!("{endpoint} ended the connection before it took a request"))
+}
+
+fn ended_before(error: impl std::error::Error + Send + Sync + 'static, endpoint: &Endpoint) -> Error {
+    lost(error, "receive", format!("{endpoint} ended the connection before it had answered"))
 }

@@ -423,7 +423,11 @@ impl Platform {
         Self::with(spec(), GatewayConfig::default(), ServerConfig::default()).await
     }
 
-    pub async fn with(spec: RevisionSpec, gateway: GatewayConfig, server: ServerConfig) -> Self {
+    pub async fn with(spec: RevisionSpec, mut gateway: GatewayConfig, mut server: ServerConfig) -> Self {
+        // Every suite must pass on the general way as well: `SAS_TEST_HTTP1=general cargo test -p sas-router`.
+        let general = std::env::var("SAS_TEST_HTTP1").is_ok_and(|way| way == "general");
+        server.plain_http1 &= !general;
+        gateway.upstream.plain_http1 &= !general;
         let table = Arc::new(RouteTable::new(1));
         let pool = FixedPool::new();
         let revision = pool.revision("hello", spec);
