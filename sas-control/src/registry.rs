@@ -110,25 +110,50 @@ impl RuntimeRegistry {
 /// all runtimes alike.
 fn accepts(runtime: &dyn Runtime, spec: &RevisionSpec) -> std::result::Result<(), SpecErrors> {
     let mut errors = runtime.accepts(spec).err().unwrap_or_default();
-    let can = runtime.capabilities();
     for (name, probe) in
         [("startup", &spec.startup), ("readiness", &spec.readiness), ("liveness", &spec.liveness)]
     {
-        match probe.as_ref().map(|probe| &probe.action) {
-            Some(ProbeAction::Exec { command }) if !can.exec => errors.push(
-                format!("{name}.action.exec"),
-                command.join(" "),
-                format!("the {} runtime runs no commands in its instances; ask by HTTP", runtime.name()),
-            ),
-            Some(ProbeAction::Grpc { service, .. }) if can.called => errors.push(
-                format!("{name}.action.grpc"),
-                service.as_deref().unwrap_or_default(),
-                format!("instances of the {} runtime listen on no socket; ask by HTTP", runtime.name()),
-            ),
-            _ => {}
+        if let Some(probe) = probe
+            && let Some((field, value, problem)) = unasked(runtime, name, &probe.action)
+        {
+            errors.push(format!("{name}.action.{field}"), value, problem);
         }
     }
     errors.into_result()
+}
+
+/// Why `runtime` can't ask this probe: the field of the action, its value, and what to do. An instance that is called is
+/// ready once its start has returned, so only its liveness is asked, by a call.
+fn unasked(runtime: &dyn Runtime, name: &str, action: &ProbeAction) -> Option<(&'static str, String, String)> {
+    let can = runtime.capabilities();
+    let who = runtime.name();
+    let no_socket = || format!("instances of the {who} runtime listen on no socket");
+    let (field, value) = match action {
+        ProbeAction::Exec { command } if !can.exec => {
+            let remedy = if can.called { "ask for liveness by HTTP" } else { "ask by HTTP" };
+            let problem = format!("the {who} runtime runs no commands in its instances; {remedy}");
+            return Some(("exec", command.join(" "), problem));
+        }
+        ProbeAction::Http { port: Some(port), .. } if can.called && name == "liveness" => {
+            let problem = format!("{}; leave the port out, and they are asked by a call", no_socket());
+            return Some(("http.port", port.to_string(), problem));
+        }
+        ProbeAction::Http { path, .. } if can.called && name != "liveness" => ("http", path.clone()),
+        ProbeAction::Tcp { port } if can.called => {
+            ("tcp", port.map_or_else(String::new, |port| port.to_string()))
+        }
+        ProbeAction::Grpc { service, .. } if can.called => ("grpc", service.clone().unwrap_or_default()),
+        _ => return None,
+    };
+    let problem = if name == "liveness" {
+        format!("{}; ask by HTTP, which calls them", no_socket())
+    } else {
+        format!(
+            "{} and are ready once they are started, so nobody asks; leave it out, or ask for liveness by HTTP",
+            no_socket()
+        )
+    };
+    Some((field, value, problem))
 }
 
 #[cfg(test)]
@@ -233,17 +258,40 @@ mod tests {
         };
         let each =
             |end: &str| ["startup", "readiness", "liveness"].map(|name| Some(vec![format!("{name}{end}")]));
+        let nowhere = [None, None, None];
         let exec = || ProbeAction::Exec { command: vec!["true".to_owned()] };
         let grpc = || ProbeAction::Grpc { port: None, service: None };
-        let http = ProbeAction::Http { path: "/".to_owned(), port: None, headers: Vec::new() };
+        let tcp = |port| ProbeAction::Tcp { port };
+        let http = |port| ProbeAction::Http { path: "/".to_owned(), port, headers: Vec::new() };
         for name in ["", "wasm"] {
             assert_eq!(refused(runtime(false, false), name, exec()), each(".action.exec"));
-            assert_eq!(refused(runtime(true, false), name, exec()), [None, None, None]);
+            assert_eq!(refused(runtime(true, false), name, exec()), nowhere);
             assert_eq!(refused(runtime(false, true), name, grpc()), each(".action.grpc"));
-            assert_eq!(refused(runtime(false, false), name, grpc()), [None, None, None]);
-            for asked in [http.clone(), ProbeAction::Tcp { port: None }] {
-                assert_eq!(refused(runtime(false, true), name, asked), [None, None, None]);
+            for port in [None, Some(9100)] {
+                assert_eq!(refused(runtime(false, true), name, tcp(port)), each(".action.tcp"));
+            }
+            // A call can ask how an instance is, and only once it runs.
+            let [startup, readiness, _] = each(".action.http");
+            assert_eq!(refused(runtime(false, true), name, http(None)), [startup, readiness, None]);
+            let [.., port] = refused(runtime(false, true), name, http(Some(9100)));
+            assert_eq!(port, Some(vec!["liveness.action.http.port".to_owned()]));
+            for asked in [grpc(), tcp(None), tcp(Some(9100)), http(None), http(Some(9100))] {
+                assert_eq!(refused(runtime(false, false), name, asked), nowhere);
             }
         }
+    }
+
+    #[test]
+    fn a_refused_probe_is_told_with_its_value_and_what_to_do_instead() {
+        let mut can = Capabilities::new(Isolation::Sandbox);
+        can.called = true;
+        let registry = RuntimeRegistry::new(EngineKind::Dedicated, [takes("wasm", can)]);
+        let mut spec = RevisionSpec::new("wasm", Source::Path("a.wasm".into()));
+        let path = "/ready".to_owned();
+        spec.readiness = Some(Probe::new(ProbeAction::Http { path, port: None, headers: Vec::new() }));
+        let error = registry.choose(&spec, TenantKey(1)).unwrap_err();
+        let told = &error.fields().unwrap().0[0];
+        assert_eq!((&*told.field, &*told.value), ("readiness.action.http", "/ready"));
+        assert!(told.problem.contains("leave it out, or ask for liveness by HTTP"), "{}", told.problem);
     }
 }

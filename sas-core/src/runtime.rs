@@ -43,8 +43,9 @@ pub struct Capabilities {
     pub usage: bool,
     /// [`Instance::exec`] runs commands, so that probes may be commands.
     pub exec: bool,
-    /// Instances are called ([`crate::InstanceTarget::Call`]) and listen on no socket: a connection, such as that of a
-    /// gRPC probe, does not reach them.
+    /// Instances are called ([`crate::InstanceTarget::Call`]) and listen on no socket: no probe that connects reaches
+    /// them. They are ready once [`Runtime::start`] has returned, so a spec with a start-up or readiness probe is
+    /// refused at deploy; their liveness is asked by HTTP, which calls them.
     pub called: bool,
     /// [`RevisionSpec::resources`] limits are enforced.
     pub limits: bool,

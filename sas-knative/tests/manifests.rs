@@ -681,6 +681,8 @@ fn what_a_runtime_refuses_is_told_at_the_field_of_the_document() {
         .collect();
     told.push(service.field_of("container.sidecars[1].security.run_as_user"));
     told.push(service.field_of("liveness.action.exec"));
+    told.push(service.field_of("startup.action.tcp"));
+    told.push(service.field_of("liveness.action.http.port"));
     told.push(service.field_of("runtime"));
     let pod = "spec.template.spec";
     let web = "spec.template.spec.containers[1]";
@@ -710,6 +712,8 @@ fn what_a_runtime_refuses_is_told_at_the_field_of_the_document() {
         format!("{pod}.securityContext.sysctls"),
         format!("{pod}.containers[2].securityContext.runAsUser"),
         format!("{web}.livenessProbe.exec"),
+        format!("{web}.startupProbe.tcpSocket"),
+        format!("{web}.livenessProbe.httpGet.port"),
         "runtime".to_owned(),
     ];
     assert_eq!(told, expected);

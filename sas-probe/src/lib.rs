@@ -47,7 +47,7 @@ impl std::error::Error for ProbeFailure {}
 
 /// Asks an instance that runs, in whatever way it is reached. The data plane calls it for liveness.
 ///
-/// An instance that is called instead of connected to answers HTTP probes by a call, and TCP probes by being there.
+/// An instance that is called instead of connected to is asked by HTTP alone, which calls it.
 ///
 /// **Cancel safety:** dropping the future ends the question.
 ///
@@ -139,10 +139,7 @@ pub async fn command(
 /// Asks an instance of this process by a call that is neither metered nor counted as traffic.
 async fn called(probe: &Probe, instance: &dyn Instance, tenant: TenantKey) -> Result<(), ProbeFailure> {
     let ProbeAction::Http { path, headers, .. } = &probe.action else {
-        return match &probe.action {
-            ProbeAction::Tcp { .. } => Ok(()),
-            _ => Err(ProbeFailure::unsupported("it listens on no socket; ask by HTTP, which calls it")),
-        };
+        return Err(ProbeFailure::unsupported("it listens on no socket; ask by HTTP, which calls it"));
     };
     let mut request = ::http::Request::get(path.as_str()).header(::http::header::HOST, "localhost");
     for (name, value) in headers {

@@ -100,15 +100,20 @@ impl ServiceManifest {
         }
     }
 
-    /// The field of the document from which a field of [`RevisionSpec::container`] or a probe by `exec` or `grpc` was
+    /// The field of the document from which a field of [`RevisionSpec::container`] or a probe was
     /// read, such as `spec.template.spec.volumes[0]` for `container.volumes[0]`. Other fields as they are.
     #[must_use]
     pub fn field_of(&self, field: &str) -> String {
         for probe in ["startup", "readiness", "liveness"] {
             let action = field.strip_prefix(probe).and_then(|rest| rest.strip_prefix(".action."));
-            if let Some(action @ ("exec" | "grpc")) = action {
-                return format!("{POD}.containers[{}].{probe}Probe.{action}", self.serving);
-            }
+            let action = match action {
+                Some(action @ ("exec" | "grpc")) => action,
+                Some("tcp") => "tcpSocket",
+                Some("http") => "httpGet",
+                Some("http.port") => "httpGet.port",
+                _ => continue,
+            };
+            return format!("{POD}.containers[{}].{probe}Probe.{action}", self.serving);
         }
         match field {
             "resources.memory_limit_bytes" => {
