@@ -27,7 +27,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+type ExampleResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// The host's middleware: notes who is there for the platform, and how long the answer took for the client.
 async fn notes(
@@ -46,7 +46,7 @@ async fn notes(
 }
 
 #[tokio::main]
-async fn main() -> Outcome<()> {
+async fn main() -> ExampleResult<()> {
     let functions = InlineRuntime::new().with("whoami", |request: Request, _cx| async move {
         let address = request.headers().get("x-forwarded-for").and_then(|value| value.to_str().ok());
         Response::new(Body::from(format!("you are {}\n", address.unwrap_or("unknown"))))
@@ -96,7 +96,7 @@ async fn main() -> Outcome<()> {
 }
 
 /// One request over a connection of its own; the whole answer as text.
-async fn ask(to: SocketAddr, host: &str, path: &str, token: &str) -> Outcome<String> {
+async fn ask(to: SocketAddr, host: &str, path: &str, token: &str) -> ExampleResult<String> {
     let mut stream = TcpStream::connect(to).await?;
     let authorization =
         if token.is_empty() { String::new() } else { format!("authorization: Bearer {token}\r\n") };

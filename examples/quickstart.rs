@@ -33,7 +33,7 @@ use tokio::{
     time::Instant,
 };
 
-type Outcome<T> = Result<T, Box<dyn StdError + Send + Sync>>;
+type ExampleResult<T> = Result<T, Box<dyn StdError + Send + Sync>>;
 
 /// What is sent: for how long, and how many requests per second. Each keeps the program busy for 50 ms.
 const PHASES: [(&str, Duration, u64); 4] = [
@@ -72,7 +72,7 @@ spec:
 }
 
 #[tokio::main]
-async fn main() -> Outcome<()> {
+async fn main() -> ExampleResult<()> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let work = tempfile::tempdir()?;
     let program = compile(&here.join("examples/apps/hello.rs"), work.path())?;
@@ -138,7 +138,7 @@ async fn main() -> Outcome<()> {
 
 /// The first request to a jar that sleeps, on two platforms: one that holds nothing ahead of demand, and one as it comes,
 /// which keeps a booted JVM, a stem, for whichever jar is woken next.
-async fn second_act(here: &Path, work: &Path) -> Outcome<()> {
+async fn second_act(here: &Path, work: &Path) -> ExampleResult<()> {
     println!("\nSecond act: the first request to a Java service that sleeps");
     if let Some(missing) = ["java", "javac", "jar"].into_iter().find(|tool| !installed(tool)) {
         println!("left out: {missing} is not installed; it comes with a JDK (17 or newer)");
@@ -159,7 +159,7 @@ async fn second_act(here: &Path, work: &Path) -> Outcome<()> {
 
 /// Deploys a jar to a platform of its own and sends it one request, asleep before. Gives how long the answer took, and how
 /// long the first stem.
-async fn first_request(preset: Preset, jar: &Path, packages: &Path) -> Outcome<(Duration, Duration)> {
+async fn first_request(preset: Preset, jar: &Path, packages: &Path) -> ExampleResult<(Duration, Duration)> {
     let platform = Platform::builder()
         .runtime(ProcessRuntime::new(ProcessConfig::in_store(packages))?)
         .preset(preset)
@@ -192,7 +192,7 @@ async fn first_request(preset: Preset, jar: &Path, packages: &Path) -> Outcome<(
     Ok((answer, booted))
 }
 
-fn run(tool: &str, args: &[&str], dir: &Path) -> Outcome<()> {
+fn run(tool: &str, args: &[&str], dir: &Path) -> ExampleResult<()> {
     let output = std::process::Command::new(tool).args(args).current_dir(dir).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() { Ok(()) } else { Err(format!("{tool} {args:?}: {said}").into()) }
@@ -205,7 +205,7 @@ fn installed(program: &str) -> bool {
 }
 
 /// Compiles a program with the toolchain at hand.
-fn compile(source: &Path, into: &Path) -> Outcome<PathBuf> {
+fn compile(source: &Path, into: &Path) -> ExampleResult<PathBuf> {
     let program = into.join("hello");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let status = std::process::Command::new(&rustc)
@@ -325,7 +325,7 @@ async fn other_languages(
     platform: &Platform,
     ingress: SocketAddr,
     here: &Path,
-) -> Outcome<Vec<(&'static str, Duration)>> {
+) -> ExampleResult<Vec<(&'static str, Duration)>> {
     let mut woken = Vec::new();
     for (language, interpreter, name) in
         [("Python", "python3", "hello-python"), ("JavaScript", "node", "hello-node")]
@@ -353,7 +353,7 @@ fn report(
     seen: &Seen,
     to_zero: Duration,
     others: &[(&'static str, Duration)],
-) -> Outcome<()> {
+) -> ExampleResult<()> {
     latencies.sort();
     let quantile =
         |q: f64| latencies.get(((latencies.len() as f64 - 1.0) * q) as usize).copied().unwrap_or_default();

@@ -68,7 +68,7 @@ pub enum BuildError {
     Part {
         /// Which part.
         part: BuildPart,
-        /// Why.
+        /// What went wrong, as the part says it.
         #[source]
         error: Error,
     },

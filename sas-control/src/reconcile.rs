@@ -79,12 +79,12 @@ impl Registration {
 pub(crate) enum Command {
     /// Prepare the revision and register it with the pool to take traffic.
     Start {
-        /// Which.
+        /// The revision, by its name within the service.
         revision: String,
     },
     /// Prepare a revision that a younger one overtook, so that it can be gone back to.
     Prepare {
-        /// Which.
+        /// The revision, by its name within the service.
         revision: String,
     },
     /// Hold the service's requests to this quota from now on.
@@ -93,19 +93,19 @@ pub(crate) enum Command {
     Route(Vec<RouteChange>),
     /// Drain a registration, then unregister it.
     Retire {
-        /// Which.
+        /// The registration, by its key in the pool.
         key: RevisionKey,
     },
     /// Remember since when a revision has no traffic.
     MarkRetired {
-        /// Which.
+        /// The revision, by its name within the service.
         revision: String,
         /// Whether it lost its traffic; else it got some again.
         retired: bool,
     },
     /// Forget revisions that nobody will come back to.
     Collect {
-        /// Which.
+        /// Their names within the service.
         revisions: Vec<String>,
     },
     /// A roll-out is over.

@@ -124,7 +124,11 @@ fn accepts(runtime: &dyn Runtime, spec: &RevisionSpec) -> std::result::Result<()
 
 /// Why `runtime` can't ask this probe: the field of the action, its value, and what to do. An instance that is called is
 /// ready once its start has returned, so only its liveness is asked, by a call.
-fn unasked(runtime: &dyn Runtime, name: &str, action: &ProbeAction) -> Option<(&'static str, String, String)> {
+fn unasked(
+    runtime: &dyn Runtime,
+    name: &str,
+    action: &ProbeAction,
+) -> Option<(&'static str, String, String)> {
     let can = runtime.capabilities();
     let who = runtime.name();
     let no_socket = || format!("instances of the {who} runtime listen on no socket");

@@ -145,7 +145,7 @@ pub enum ClaimError {
     /// A budget or quota was met that waiting would not lift in time.
     #[error("{resource} is used up")]
     Exhausted {
-        /// Which.
+        /// The name of the budget or quota that is used up.
         resource: &'static str,
         /// When to come back.
         retry_after: Duration,
@@ -606,7 +606,7 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
     async fn drain(&self, revision: RevisionKey, grace: Duration);
 
     /// Refuses new claims, lets running ones finish until `deadline`, stops everything and joins every task.
-    /// Idempotent.
+    /// Calling it again waits for the same end.
     async fn shutdown(&self, deadline: Instant);
 }
 

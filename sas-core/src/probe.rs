@@ -112,7 +112,7 @@ impl Probe {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ProbeAction {
-    /// Connects.
+    /// Opens a connection, which is closed again at once: success is that somebody takes it.
     Tcp {
         /// Another port than the instance's.
         port: Option<u16>,

@@ -116,7 +116,7 @@ pub enum RolloutState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RolloutStep {
-    /// Nothing.
+    /// The shares stay as they are.
     Hold,
     /// The new revision's share is this many percent from now on. Counting begins anew.
     Shift(u32),

@@ -27,7 +27,7 @@ pub struct RouteQuery<'a> {
 pub enum Route {
     /// To a revision.
     To(RouteTarget),
-    /// Elsewhere.
+    /// The client is sent elsewhere.
     Redirect {
         /// 301, 302, 307 or 308.
         status: http::StatusCode,
@@ -200,7 +200,7 @@ pub enum RouteAction {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Affinity {
-    /// Nothing.
+    /// Requests are not changed.
     #[default]
     None,
     /// The value of a header.

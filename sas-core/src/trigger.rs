@@ -496,7 +496,7 @@ impl BrokerSpec {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum BrokerIngress {
-    /// Nobody.
+    /// Nobody is told.
     #[default]
     Closed,
     /// Whoever has the bearer token that this reference to a secret stands for.

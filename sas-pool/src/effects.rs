@@ -9,7 +9,7 @@ use crate::gate::Need;
 
 /// A start that was decided.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub(crate) struct DecidedStart {
     pub(crate) id: InstanceId,
     pub(crate) revision: RevisionKey,
     pub(crate) deployed: Arc<Deployed>,
@@ -103,7 +103,7 @@ pub(crate) enum Reading {
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     pub(crate) wake: SmallVec<[Waker; 2]>,
-    pub(crate) begin: SmallVec<[Plan; 1]>,
+    pub(crate) begin: SmallVec<[DecidedStart; 1]>,
     pub(crate) stop: SmallVec<[Stop; 1]>,
     pub(crate) freeze: Vec<Freeze>,
     pub(crate) readings: Vec<Reading>,

@@ -87,7 +87,7 @@ pub(crate) struct InstanceSlot {
 ///
 /// It lies beside the instance, not in it: every visit reads all meters, and nothing else of most instances.
 #[derive(Debug)]
-pub(crate) struct Meter {
+pub(crate) struct PhaseMeter {
     pub(crate) id: InstanceId,
     pub(crate) active: u32,
     phase: Option<MeterPhase>,
@@ -98,7 +98,7 @@ pub(crate) struct Meter {
 const PHASES: [MeterPhase; 5] =
     [MeterPhase::Starting, MeterPhase::Pooled, MeterPhase::Idle, MeterPhase::Busy, MeterPhase::Draining];
 
-impl Meter {
+impl PhaseMeter {
     /// Begins, for an instance of the revision in this activation record.
     pub(crate) fn begin(id: InstanceId, active: u32, now: u64) -> Self {
         Self { id, active, phase: Some(MeterPhase::Starting), since: now, spent: [0; 5] }
@@ -115,7 +115,7 @@ impl Meter {
         self.phase = Some(phase);
     }
 
-    /// Ends.
+    /// Its instance is gone: the phase that it was in ends at `now`, and no other begins.
     pub(crate) fn end(&mut self, now: u64) {
         self.settle(now);
         self.phase = None;
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn the_phases_of_a_life_add_up_to_it() {
-        let mut meter = Meter::begin(InstanceId(1), 0, 100);
+        let mut meter = PhaseMeter::begin(InstanceId(1), 0, 100);
         meter.enter(MeterPhase::Idle, 150);
         meter.enter(MeterPhase::Busy, 151);
         let first: u64 = meter.take(160).map(|(_, ns)| ns).sum();

@@ -15,7 +15,7 @@ pub(crate) struct Grant {
 
 /// What became of a waiting claim.
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum WaiterState {
     Free,
     Waiting,
     Granted(Grant),
@@ -28,7 +28,7 @@ pub(crate) struct Waiter {
     pub(crate) generation: u32,
     pub(crate) active: u32,
     pub(crate) claim: Claim,
-    pub(crate) place: Place,
+    pub(crate) place: WaiterState,
     pub(crate) waker: Option<Waker>,
     /// The key of its deadline among the shard's timers.
     pub(crate) timer: Option<(u64, u64)>,
@@ -42,7 +42,7 @@ impl Waiter {
             generation: 0,
             active: 0,
             claim: Claim::new(RevisionKey(0), TenantKey(0)),
-            place: Place::Free,
+            place: WaiterState::Free,
             waker: None,
             timer: None,
             arrived: 0,

@@ -15,7 +15,7 @@ use sas_core::{
 use tokio::time::Instant;
 
 use crate::{
-    effects::{Candidate, Effects, Freeze, Holds, Plan, Started, Stop},
+    effects::{Candidate, DecidedStart, Effects, Freeze, Holds, Started, Stop},
     gate::{Ask, Need, Shortage, mib},
     queue::Grant,
     rules::Rules,
@@ -35,7 +35,7 @@ pub(crate) struct Shard {
     pub(crate) shared: Arc<Shared>,
     pub(crate) state: Mutex<State>,
     /// Starts that wait for their turn at the gate.
-    pub(crate) plans: Mutex<std::collections::BTreeMap<InstanceId, Plan>>,
+    pub(crate) plans: Mutex<std::collections::BTreeMap<InstanceId, DecidedStart>>,
 }
 
 impl Shard {
@@ -162,7 +162,7 @@ impl Shard {
     }
 
     /// Starts now, or puts the start in line at the gate.
-    fn decide(&self, me: Arc<Self>, plan: Plan, claim: Option<&Claim>) -> Option<Grant> {
+    fn decide(&self, me: Arc<Self>, plan: DecidedStart, claim: Option<&Claim>) -> Option<Grant> {
         if !plan.gated {
             return self.start(me, plan, claim);
         }
@@ -190,7 +190,7 @@ impl Shard {
     }
 
     /// Makes a start. One that completes at once costs nothing else; `claim` then gets its first slot.
-    fn start(&self, me: Arc<Self>, plan: Plan, claim: Option<&Claim>) -> Option<Grant> {
+    fn start(&self, me: Arc<Self>, plan: DecidedStart, claim: Option<&Claim>) -> Option<Grant> {
         let id = plan.id;
         let rules = &self.shared.rules;
         // The wait at the gate is not the start's.

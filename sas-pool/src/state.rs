@@ -31,10 +31,10 @@ use self::decisions::OwnDecisions;
 use crate::{
     clock::nanos,
     draw,
-    effects::{Candidate, Effects, Freeze, Holds, LastSample, Plan, Reading, Started, Stop},
+    effects::{Candidate, DecidedStart, Effects, Freeze, Holds, LastSample, Reading, Started, Stop},
     gate::{Need, Shortage},
-    instance::{IdLayout, InstanceSlot, METERED, Meter, Phase},
-    queue::{Grant, Place, Waiter},
+    instance::{IdLayout, InstanceSlot, METERED, Phase, PhaseMeter},
+    queue::{Grant, Waiter, WaiterState},
     revision::{Active, Ended, Link, PackedLink, RevisionKey0, RevisionSlot},
     rules::{Idle, Rules},
     timer::{Timer, Timers},
@@ -53,7 +53,7 @@ pub(crate) struct State {
     pub(crate) instances: Vec<InstanceSlot>,
     pub(crate) free_instances: Vec<u32>,
     /// By instance; none where nobody meters.
-    pub(crate) meters: Vec<Meter>,
+    pub(crate) meters: Vec<PhaseMeter>,
     pub(crate) waiters: Vec<Waiter>,
     pub(crate) free_waiters: Vec<u32>,
     pub(crate) timers: Timers,
@@ -360,5 +360,5 @@ impl State {
 /// Whether an entry of a line still waits.
 fn is_waiting(waiters: &[Waiter], (w, generation): (u32, u32)) -> bool {
     let waiter = &waiters[w as usize];
-    waiter.generation == generation && matches!(waiter.place, Place::Waiting)
+    waiter.generation == generation && matches!(waiter.place, WaiterState::Waiting)
 }

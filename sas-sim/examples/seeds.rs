@@ -10,7 +10,7 @@
 use std::{collections::BTreeMap, process::ExitCode};
 
 use sas_sim::{
-    Outcome, Plant,
+    Plant, SeedRun,
     plan::{self, Step},
     run, shrink,
     store::Applied,
@@ -38,7 +38,7 @@ struct Sums {
 
 impl Sums {
     /// Takes an outcome in; a failing one is shrunk and printed, with its history where one is asked for.
-    fn take(&mut self, outcome: Outcome, plant: Option<Plant>, tell: bool) {
+    fn take(&mut self, outcome: SeedRun, plant: Option<Plant>, tell: bool) {
         self.runs += 1;
         self.facts += outcome.facts;
         self.requests += outcome.requests;

@@ -13,7 +13,7 @@ pub enum Fact {
     Step(String),
     /// A client sent a request.
     Sent {
-        /// Which.
+        /// The request, by the number that the simulator gave it.
         request: u64,
         /// To which service.
         service: u32,
@@ -29,9 +29,9 @@ pub enum Fact {
     },
     /// An instance began to work on a request.
     Executed {
-        /// Which.
+        /// The request, by the number that the simulator gave it.
         request: u64,
-        /// Where.
+        /// The instance, by the number that the simulator gave it.
         instance: u64,
         /// How many run there now, this one included.
         at_once: u32,
@@ -40,17 +40,17 @@ pub enum Fact {
     },
     /// The pool asked the runtime for an instance.
     Starting {
-        /// Which.
+        /// The instance, by the number that the simulator gave it.
         instance: u64,
     },
     /// An instance can serve.
     Ready {
-        /// Which.
+        /// The instance, by the number that the simulator gave it.
         instance: u64,
     },
     /// An instance is gone, or its start was given up.
     Gone {
-        /// Which.
+        /// The instance, by the number that the simulator gave it.
         instance: u64,
         /// Whether it was killed by a fault.
         killed: bool,
@@ -63,7 +63,7 @@ pub enum Fact {
         sequence: u64,
         /// The number; `None`: it stays.
         desired: Option<u32>,
-        /// Why.
+        /// The reason that the decision gives, by its name.
         reason: String,
         /// Whether it says from what.
         grounds: bool,
@@ -95,7 +95,7 @@ pub enum Fact {
     Fired {
         /// The event's id.
         event: String,
-        /// Where.
+        /// The instance, by the number that the simulator gave it.
         instance: u64,
     },
     /// An instance that stops gave a request back unused.
@@ -110,12 +110,12 @@ pub enum Fact {
     },
     /// An instance fails its liveness probe from now on.
     Ill {
-        /// Which.
+        /// The instance, by the number that the simulator gave it.
         instance: u64,
     },
     /// The pool was told to replace an instance.
     Recycled {
-        /// Which.
+        /// The instance, by the number that the simulator gave it.
         instance: u64,
     },
     /// What the tenant may use is being changed, or whether it was is not known: nothing certain holds.
@@ -124,12 +124,12 @@ pub enum Fact {
     Quota(Option<QuotaSet>),
     /// A message came to the queue.
     Queued {
-        /// Which.
+        /// The message, by its place among all that ever came.
         message: u64,
     },
     /// A message was taken off the queue: its delivery was acknowledged.
     Acknowledged {
-        /// Which.
+        /// The message, by its place among all that ever came.
         message: u64,
         /// Whether its target is said to have answered; else it went to the dead letters, or came twice.
         executed: bool,
@@ -143,7 +143,7 @@ pub enum Fact {
     QuietEnds,
     /// Nanoseconds that were metered to an instance.
     Metered {
-        /// Which.
+        /// The instance, by the number that the simulator gave it.
         instance: u64,
         /// How many.
         ns: u64,

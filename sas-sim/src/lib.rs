@@ -36,7 +36,7 @@ pub use pool_day::{Minute, PoolDay, pool_day};
 pub use shrink::shrink;
 pub use storm::storm;
 pub use what_if::{Setup, Summary, what_if, what_if_watched};
-pub use world::{Outcome, Violation, run, run_seed, run_told};
+pub use world::{SeedRun, Violation, run, run_seed, run_told};
 
 /// A bug to plant, one for each invariant, to see that it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -10,7 +10,7 @@ use crate::{draw::Draw, store::Applied};
 pub enum Action {
     /// Deploys a service, or a new revision of it.
     Deploy {
-        /// Which.
+        /// The service, by its number.
         service: u32,
         /// Requests at once per instance; 0: unlimited.
         concurrency: u32,
@@ -26,7 +26,7 @@ pub enum Action {
     },
     /// Deletes a service.
     Delete {
-        /// Which.
+        /// The service, by its number.
         service: u32,
     },
     /// Requests that arrive at random times.
@@ -94,7 +94,7 @@ pub enum Action {
     DeployAs {
         /// Of which service.
         service: u32,
-        /// How.
+        /// What is special about the revision.
         special: Special,
     },
     /// The tenant may use no more than this from now on; 0 limits nothing.

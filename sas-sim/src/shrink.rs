@@ -3,12 +3,12 @@
 use crate::{
     Plant,
     plan::Step,
-    world::{Outcome, run},
+    world::{SeedRun, run},
 };
 
 /// Leaves out steps of a failing outcome's plan, halves first, then one by one, as long as the first of its
 /// violations stays. At most `runs` runs.
-pub fn shrink(failing: Outcome, plant: Option<Plant>, runs: u32) -> Outcome {
+pub fn shrink(failing: SeedRun, plant: Option<Plant>, runs: u32) -> SeedRun {
     let Some(target) = failing.violations.first().map(|violation| violation.invariant) else {
         return failing;
     };

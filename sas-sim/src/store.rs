@@ -24,7 +24,7 @@ pub struct SimStore {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, reason = "a write can leave no more than this")]
 pub enum Applied {
-    /// Nothing.
+    /// The store keeps nothing of the write.
     Not,
     /// All of it, and only the acknowledgement is lost.
     Whole,

@@ -80,10 +80,10 @@ struct Overlooked {
     life: Arc<Life>,
     claim: Claim,
     cx: Cx,
-    state: Mutex<Place>,
+    state: Mutex<LookState>,
 }
 
-enum Place {
+enum LookState {
     Waiting(std::pin::Pin<Box<tokio::time::Sleep>>),
     Seen(std::pin::Pin<Box<Waiting>>),
     Done,
@@ -94,24 +94,24 @@ impl WaitList for Overlooked {
         let mut place = self.state.lock();
         loop {
             match &mut *place {
-                Place::Waiting(sleep) => {
+                LookState::Waiting(sleep) => {
                     std::task::ready!(sleep.as_mut().poll(cx));
                     self.life.overlooked.fetch_sub(1, SeqCst);
-                    *place = Place::Seen(Box::pin(self.pool.claim(&self.claim, &self.cx)));
+                    *place = LookState::Seen(Box::pin(self.pool.claim(&self.claim, &self.cx)));
                 }
-                Place::Seen(waiting) => {
+                LookState::Seen(waiting) => {
                     let answer = std::task::ready!(waiting.as_mut().poll(cx));
-                    *place = Place::Done;
+                    *place = LookState::Done;
                     return Poll::Ready(answer);
                 }
-                Place::Done => return Poll::Ready(Err(ClaimError::Closed)),
+                LookState::Done => return Poll::Ready(Err(ClaimError::Closed)),
             }
         }
     }
 
     fn leave(&self, _: u64) {
-        let left = std::mem::replace(&mut *self.state.lock(), Place::Done);
-        if matches!(left, Place::Waiting(_)) {
+        let left = std::mem::replace(&mut *self.state.lock(), LookState::Done);
+        if matches!(left, LookState::Waiting(_)) {
             self.life.overlooked.fetch_sub(1, SeqCst);
         }
     }
@@ -161,7 +161,7 @@ impl Pool for WatchedPool {
                     life: Arc::clone(&self.life),
                     claim: *claim,
                     cx: *cx,
-                    state: Mutex::new(Place::Waiting(sleep)),
+                    state: Mutex::new(LookState::Waiting(sleep)),
                 }),
                 0,
             );

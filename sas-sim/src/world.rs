@@ -37,7 +37,7 @@ pub struct Violation {
 /// How a plan went.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Outcome {
+pub struct SeedRun {
     /// The seed of everything that the plan leaves open.
     pub seed: u64,
     /// The bug that was planted.
@@ -60,7 +60,7 @@ pub struct Outcome {
     pub told: Vec<(Duration, Fact)>,
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for SeedRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
@@ -96,7 +96,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-impl Outcome {
+impl SeedRun {
     /// The whole plan that these steps are of: that of the seed, or with a crash at a write that is none of its own.
     /// And which steps of it are left, where some are not.
     pub fn origin(&self) -> (Option<(u64, Applied)>, Option<Vec<usize>>) {
@@ -129,7 +129,7 @@ fn preset_of(seed: u64) -> Preset {
 }
 
 /// Runs the plan of a seed.
-pub fn run_seed(seed: u64, plant: Option<Plant>) -> Outcome {
+pub fn run_seed(seed: u64, plant: Option<Plant>) -> SeedRun {
     run(seed, plan(seed), plant)
 }
 
@@ -137,7 +137,7 @@ pub fn run_seed(seed: u64, plant: Option<Plant>) -> Outcome {
 ///
 /// # Panics
 /// When no runtime can be built.
-pub fn run(seed: u64, steps: Vec<Step>, plant: Option<Plant>) -> Outcome {
+pub fn run(seed: u64, steps: Vec<Step>, plant: Option<Plant>) -> SeedRun {
     run_plan(seed, steps, plant, false)
 }
 
@@ -145,11 +145,11 @@ pub fn run(seed: u64, steps: Vec<Step>, plant: Option<Plant>) -> Outcome {
 ///
 /// # Panics
 /// When no runtime can be built.
-pub fn run_told(seed: u64, steps: Vec<Step>, plant: Option<Plant>) -> Outcome {
+pub fn run_told(seed: u64, steps: Vec<Step>, plant: Option<Plant>) -> SeedRun {
     run_plan(seed, steps, plant, true)
 }
 
-fn run_plan(seed: u64, steps: Vec<Step>, plant: Option<Plant>, tell: bool) -> Outcome {
+fn run_plan(seed: u64, steps: Vec<Step>, plant: Option<Plant>, tell: bool) -> SeedRun {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -173,7 +173,7 @@ fn run_plan(seed: u64, steps: Vec<Step>, plant: Option<Plant>, tell: bool) -> Ou
                 .or_else(|| panic.downcast_ref::<&str>().copied())
                 .unwrap_or("a value that is not text");
             let violation = Violation { invariant: "no panic", message: text.to_owned() };
-            Outcome {
+            SeedRun {
                 seed,
                 plant,
                 steps,
@@ -292,7 +292,7 @@ impl World {
         self.boot().await;
     }
 
-    async fn run(self: &Arc<Self>, steps: &[Step]) -> Outcome {
+    async fn run(self: &Arc<Self>, steps: &[Step]) -> SeedRun {
         let mut invariants = crate::invariants::all();
         let mut violations: Vec<Violation> = Vec::new();
         let faulty = steps.iter().any(|step| step.action.fault().is_some());
@@ -341,7 +341,7 @@ impl World {
                 violations.push(violation);
             }
         }
-        Outcome {
+        SeedRun {
             seed: self.seed,
             plant: self.plant,
             steps: Vec::new(),

@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use sas_core::ErrorKind;
 use tokio::time::Instant;
 
-use crate::report::{Checked, Outcome, Report};
+use crate::report::{CheckResult, Checked, Report};
 
 /// Why a check ended early.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ async fn one<G, T, S>(
     builder: &impl AsyncFn() -> (G, T),
     subject: &impl Fn(T) -> S,
     check: Check<S>,
-) -> Outcome {
+) -> CheckResult {
     let whole = async {
         let (guard, built) = builder().await;
         let subject = subject(built);
@@ -87,11 +87,11 @@ async fn one<G, T, S>(
         verdict
     };
     match tokio::time::timeout(limit, AssertUnwindSafe(whole).catch_unwind()).await {
-        Ok(Ok(Ok(()))) => Outcome::Passed,
-        Ok(Ok(Err(Stop::Skip(reason)))) => Outcome::Skipped(reason),
-        Ok(Ok(Err(Stop::Fail(message)))) => Outcome::Failed(message),
-        Ok(Err(panic)) => Outcome::Failed(format!("panicked: {}", panic_text(&*panic))),
-        Err(_) => Outcome::Failed(format!("did not end within {limit:?}")),
+        Ok(Ok(Ok(()))) => CheckResult::Passed,
+        Ok(Ok(Err(Stop::Skip(reason)))) => CheckResult::Skipped(reason),
+        Ok(Ok(Err(Stop::Fail(message)))) => CheckResult::Failed(message),
+        Ok(Err(panic)) => CheckResult::Failed(format!("panicked: {}", panic_text(&*panic))),
+        Err(_) => CheckResult::Failed(format!("did not end within {limit:?}")),
     }
 }
 

@@ -44,4 +44,4 @@ pub mod scaler;
 pub mod store;
 pub mod trigger;
 
-pub use report::{Checked, Outcome, Report};
+pub use report::{CheckResult, Checked, Report};

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 /// How one check ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CheckResult {
     /// The sentence holds.
     Passed,
     /// It was not looked at, and why.
@@ -19,7 +19,7 @@ pub struct Checked {
     /// The sentence of the contract that it proves.
     pub name: &'static str,
     /// How the check ended: passed, failed or skipped.
-    pub outcome: Outcome,
+    pub outcome: CheckResult,
     /// How long it took, in tokio's time.
     pub took: Duration,
 }
@@ -52,13 +52,13 @@ impl Report {
 
     /// The names of the checks that passed.
     pub fn passed(&self) -> impl Iterator<Item = &'static str> {
-        self.checks.iter().filter(|check| check.outcome == Outcome::Passed).map(|check| check.name)
+        self.checks.iter().filter(|check| check.outcome == CheckResult::Passed).map(|check| check.name)
     }
 
     /// The checks that were skipped, with the reason.
     pub fn skipped(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.checks.iter().filter_map(|check| match &check.outcome {
-            Outcome::Skipped(reason) => Some((check.name, reason.as_str())),
+            CheckResult::Skipped(reason) => Some((check.name, reason.as_str())),
             _ => None,
         })
     }
@@ -66,7 +66,7 @@ impl Report {
     /// The checks that failed, with what was seen.
     pub fn failed(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.checks.iter().filter_map(|check| match &check.outcome {
-            Outcome::Failed(message) => Some((check.name, message.as_str())),
+            CheckResult::Failed(message) => Some((check.name, message.as_str())),
             _ => None,
         })
     }
@@ -111,9 +111,9 @@ impl fmt::Display for Report {
         writeln!(f, "{}: {passed} passed, {skipped} skipped, {failed} failed", self.suite)?;
         for check in &self.checks {
             match &check.outcome {
-                Outcome::Passed => writeln!(f, "  pass  {}", check.name)?,
-                Outcome::Skipped(reason) => writeln!(f, "  skip  {} - {reason}", check.name)?,
-                Outcome::Failed(message) => writeln!(f, "  FAIL  {} - {message}", check.name)?,
+                CheckResult::Passed => writeln!(f, "  pass  {}", check.name)?,
+                CheckResult::Skipped(reason) => writeln!(f, "  skip  {} - {reason}", check.name)?,
+                CheckResult::Failed(message) => writeln!(f, "  FAIL  {} - {message}", check.name)?,
             }
         }
         Ok(())

@@ -34,7 +34,7 @@ use crate::{
 pub(crate) const RESULTS: &str = "/.well-known/sas/async/";
 /// Calls that were accepted.
 const CALLS: &str = "async/call/";
-/// Answers.
+/// Answers that were got, until they are forgotten.
 const ANSWERS: &str = "async/answer/";
 /// When answers are forgotten.
 const EXPIRIES: &str = "async/expiry/";

@@ -346,7 +346,7 @@ pub(crate) fn cron(spec: &TriggerSpec, recorder: &Recorder) -> Result<Arc<dyn Tr
 /// Kind `cron`, which this build can't read.
 ///
 /// # Errors
-/// Always.
+/// Always, at `kind`: this build was made without the feature `cron`.
 #[cfg(not(feature = "cron"))]
 pub(crate) fn cron(spec: &TriggerSpec, _: &Recorder) -> Result<Arc<dyn TriggerSource>, SpecErrors> {
     let mut errors = SpecErrors::default();

@@ -115,7 +115,7 @@ impl Groups {
         self.ours.any_unused() || self.theirs.as_ref().is_some_and(|theirs| !theirs.unused.lock().is_empty())
     }
 
-    /// Blocks.
+    /// Removes groups that no container is in any more. It touches the file system and blocks the caller.
     pub(crate) fn remove_unused(&self) {
         self.ours.remove_unused();
         if let Some(theirs) = &self.theirs {

@@ -26,7 +26,7 @@ use crate::{
     engine::{Engine, Killed, Kind},
     logs::{self, LastWords, LogTarget},
     pod::Pod,
-    spec::{self, Plan},
+    spec::{self, ContainerShape},
 };
 
 /// Puts itself into the groups that it is given, up to `--`, and becomes what follows.
@@ -48,7 +48,7 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) name: String,
-    pub(crate) plan: Plan,
+    pub(crate) plan: ContainerShape,
     pub(crate) words: LastWords,
     home: PathBuf,
     /// The groups that a command is put into as well.
@@ -73,7 +73,7 @@ pub(crate) struct Spawned {
     runtime_fd: OwnedFd,
     stdout: io::PipeReader,
     stderr: io::PipeReader,
-    plan: Plan,
+    plan: ContainerShape,
     home: PathBuf,
 }
 
@@ -103,7 +103,7 @@ pub(crate) fn spawn(
     pod: &Pod,
     home: &Path,
     group: Option<&Group>,
-    plan: impl FnOnce() -> io::Result<Plan> + Send,
+    plan: impl FnOnce() -> io::Result<ContainerShape> + Send,
 ) -> io::Result<Spawned> {
     // In the host's table of descriptors: that of the thread goes with it.
     let (stdout, stdout_writer) = io::pipe()?;

@@ -24,7 +24,7 @@ pub struct ImageSettings {
     pub entrypoint: Vec<String>,
     /// Further arguments, which whoever runs the image may replace.
     pub cmd: Vec<String>,
-    /// Variables.
+    /// Variables that every container of the image is given.
     pub env: BTreeMap<String, String>,
     /// The directory to start in. Default: where the files are.
     pub working_dir: Option<String>,
@@ -32,7 +32,7 @@ pub struct ImageSettings {
     pub user: String,
     /// The port that it listens on.
     pub port: Option<u16>,
-    /// Labels.
+    /// Labels of the image, by key.
     pub labels: BTreeMap<String, String>,
     /// Where the files stand in the image. Default `/app`; `/` for a whole root file system.
     pub prefix: Option<String>,

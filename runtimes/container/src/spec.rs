@@ -43,7 +43,7 @@ pub(crate) struct Bind {
 
 /// All that decides what a container is.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct ContainerShape {
     pub(crate) hostname: String,
     pub(crate) root: PathBuf,
     pub(crate) read_only: bool,
@@ -80,7 +80,7 @@ fn namespace(kind: LinuxNamespaceType) -> Result<LinuxNamespace, OciSpecError> {
 }
 
 /// The process of a plan, also of a command that is run beside it.
-pub(crate) fn process(plan: &Plan, args: Vec<String>) -> Result<Process, OciSpecError> {
+pub(crate) fn process(plan: &ContainerShape, args: Vec<String>) -> Result<Process, OciSpecError> {
     let capabilities: Capabilities = plan.capabilities.iter().copied().collect();
     let none: Capabilities = HashSet::new();
     // A user other than 0 gets none by itself; what it may have stays in the bounding set.
@@ -117,7 +117,7 @@ pub(crate) fn process(plan: &Plan, args: Vec<String>) -> Result<Process, OciSpec
 }
 
 /// The specification of a plan.
-pub(crate) fn spec(plan: &Plan) -> Result<Spec, OciSpecError> {
+pub(crate) fn spec(plan: &ContainerShape) -> Result<Spec, OciSpecError> {
     let size = format!("size={}", plan.disk_bytes);
     let mut mounts = vec![
         mount("proc", "proc", "/proc", &["nosuid", "noexec", "nodev"])?,

@@ -28,7 +28,7 @@ use crate::{
     instance::ContainerInstance,
     logs::LogTarget,
     pod::{self, Pod},
-    spec::{Bind, Plan, User, capability},
+    spec::{Bind, ContainerShape, User, capability},
     volumes::{self, Filled},
 };
 
@@ -338,7 +338,7 @@ fn plan(
     root: &Path,
     number: u64,
     hostname: &str,
-) -> io::Result<Plan> {
+) -> io::Result<ContainerShape> {
     let image = &asked.image.config;
     let security = &asked.security;
     let mut args = if asked.command.is_empty() { image.entrypoint.clone() } else { asked.command.clone() };
@@ -420,7 +420,7 @@ fn plan(
             add(path, 0o777);
         }
     }
-    Ok(Plan {
+    Ok(ContainerShape {
         hostname: hostname.to_owned(),
         root: root.to_path_buf(),
         read_only,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sas_core::{RevisionSpec, Runtime, Source};
 use sas_testkit::runtime::{self, Fixtures};
 use std::sync::Arc;
-use support::Place;
+use support::Workplace;
 
 /// Starts take time, calls go over a socket and belong to the data plane, and a container has no stem.
 const SKIPPED: [&str; 7] = [
@@ -20,8 +20,8 @@ const SKIPPED: [&str; 7] = [
     "a suspended instance",
 ];
 
-fn fixtures() -> (Place, Fixtures) {
-    let place = Place::new();
+fn fixtures() -> (Workplace, Fixtures) {
+    let place = Workplace::new();
     let runtime = place.runtime();
     let mut no_name = place.app(&[]);
     no_name.source = Source::Image("not a name".into());

@@ -9,7 +9,7 @@ use sas_core::{
     Companion, ContainerSpec, EnvFrom, EnvValue, ErrorKind, Mount, Probe, ProbeAction, Runtime as _, Volume,
     VolumeSource,
 };
-use support::{Place, get, get_with, start, until};
+use support::{Workplace, get, get_with, start, until};
 
 fn text(logs: &sas_testkit::fake::RecordingLogs) -> String {
     logs.lines().iter().map(|line| format!("{}\n", String::from_utf8_lossy(&line.line))).collect()
@@ -22,7 +22,7 @@ fn with(spec: &mut sas_core::RevisionSpec, fill: impl FnOnce(&mut ContainerSpec)
 #[tokio::test]
 async fn the_selected_port_is_in_port_and_the_revision_configuration_and_service_are_named() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let runtime = place.runtime();
     let mut spec = place.app(&["$(FROM_IMAGE)", "$$(KEPT)"]);
     spec.port = Some(9191);
@@ -53,7 +53,7 @@ async fn the_selected_port_is_in_port_and_the_revision_configuration_and_service
 #[tokio::test]
 async fn inbound_request_headers_are_the_same_as_those_of_the_incoming_request() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let started = start(&place.runtime(), place.app(&[])).await.unwrap();
     let (_, head) = get_with(&*started.instance, "/head", &[("x-own", "kept"), ("forwarded", "for=1.2.3.4")])
         .await
@@ -64,7 +64,7 @@ async fn inbound_request_headers_are_the_same_as_those_of_the_incoming_request()
 #[tokio::test]
 async fn a_read_from_stdin_results_in_eof_and_output_is_collected() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let started = start(&place.runtime(), place.app(&[])).await.unwrap();
     assert_eq!(get(&*started.instance, "/stdin").await, "done: 0");
     get(&*started.instance, "/say").await;
@@ -79,7 +79,7 @@ async fn a_read_from_stdin_results_in_eof_and_output_is_collected() {
 #[tokio::test]
 async fn a_container_is_sent_sigterm_and_after_the_grace_it_is_killed() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let runtime = place.runtime();
     let polite = start(&runtime, place.app(&[])).await.unwrap();
     polite.instance.stop(Duration::from_secs(10)).await.unwrap();
@@ -98,7 +98,7 @@ async fn a_container_is_sent_sigterm_and_after_the_grace_it_is_killed() {
 #[tokio::test]
 async fn failures_of_the_program_are_in_the_error_and_in_the_logs() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let error = start(&place.runtime(), place.app(&["exit"])).await.map(|_| ()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Crashed);
     assert!(
@@ -111,7 +111,7 @@ async fn failures_of_the_program_are_in_the_error_and_in_the_logs() {
 #[tokio::test]
 async fn tmp_can_be_written_also_where_the_root_is_read_only() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let runtime = place.runtime();
     let mut spec = place.app(&[]);
     with(&mut spec, |container| container.security.read_only_root_filesystem = Some(true));
@@ -130,7 +130,7 @@ async fn tmp_can_be_written_also_where_the_root_is_read_only() {
 #[tokio::test]
 async fn files_for_name_resolution_are_there() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let started = start(&place.runtime(), place.app(&[])).await.unwrap();
     let name = get(&*started.instance, "/read/etc/hostname").await;
     assert!(name.starts_with("hello-00001-"), "{name}");
@@ -144,7 +144,7 @@ async fn files_for_name_resolution_are_there() {
 #[tokio::test]
 async fn it_runs_as_the_specified_user_and_group() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let runtime = place.runtime();
     let mut spec = place.app(&[]);
     with(&mut spec, |container| {
@@ -176,7 +176,7 @@ async fn it_runs_as_the_specified_user_and_group() {
 #[tokio::test]
 async fn where_the_identity_is_not_allowed_the_execution_fails() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let mut spec = place.app(&[]);
     with(&mut spec, |container| container.security.run_as_non_root = Some(true));
     let error = start(&place.runtime(), spec).await.map(|_| ()).unwrap_err();
@@ -195,7 +195,7 @@ async fn where_the_identity_is_not_allowed_the_execution_fails() {
 #[tokio::test]
 async fn the_limits_are_enforced_and_shown_in_the_control_groups_which_are_read_only() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let runtime = place.runtime();
     if !runtime.capabilities().limits {
         println!("skipped: this host has no control groups");
@@ -226,7 +226,7 @@ async fn the_limits_are_enforced_and_shown_in_the_control_groups_which_are_read_
 #[tokio::test]
 async fn secrets_and_configuration_maps_are_mounted_read_only_and_empty_directories_are_not() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let mut spec = place.app(&[]);
     with(&mut spec, |container| {
         let secret = VolumeSource::Secret {
@@ -271,7 +271,7 @@ async fn secrets_and_configuration_maps_are_mounted_read_only_and_empty_director
 #[tokio::test]
 async fn init_containers_end_before_and_sidecars_run_beside_in_one_network_with_the_same_volumes() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let runtime = place.runtime();
     let image = match place.app(&[]).source {
         sas_core::Source::Image(name) => name,
@@ -312,7 +312,7 @@ async fn init_containers_end_before_and_sidecars_run_beside_in_one_network_with_
 #[tokio::test]
 async fn probes_ask_over_http_over_tcp_and_by_commands_and_startup_comes_before_readiness() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let runtime = place.runtime();
     let http =
         |path: &str| Probe::new(ProbeAction::Http { path: path.into(), port: None, headers: Vec::new() });
@@ -351,7 +351,7 @@ async fn probes_ask_over_http_over_tcp_and_by_commands_and_startup_comes_before_
 #[tokio::test]
 async fn the_working_directory_and_the_command_are_the_images_unless_said() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let runtime = place.runtime();
     let mut spec = place.app(&["x"]);
     spec.command = vec!["/bin/app".into(), "own".into()];
@@ -364,7 +364,7 @@ async fn the_working_directory_and_the_command_are_the_images_unless_said() {
 #[tokio::test]
 async fn no_container_gets_out() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let runtime = place.runtime();
     let one = start(&runtime, place.app(&[])).await.unwrap();
     let mut strong = place.app(&[]);
@@ -411,7 +411,7 @@ async fn no_container_gets_out() {
 #[tokio::test]
 async fn a_fork_bomb_stays_within_its_limit() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let mut config = place.config();
     config.processes = 64;
     let runtime = std::sync::Arc::new(sas_runtime_container::ContainerRuntime::new(config).unwrap());
@@ -431,7 +431,7 @@ async fn a_fork_bomb_stays_within_its_limit() {
 #[tokio::test]
 async fn in_the_hosts_network_each_instance_has_a_port_of_its_own() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let mut config = place.config();
     config.network = sas_runtime_container::Network::Host;
     let runtime = std::sync::Arc::new(sas_runtime_container::ContainerRuntime::new(config).unwrap());

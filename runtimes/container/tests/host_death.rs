@@ -16,7 +16,7 @@ use std::{
 
 use sas_core::Runtime as _;
 use sas_runtime_container::{ContainerConfig, ContainerRuntime};
-use support::{Place, get, prepare, start_deployed, until};
+use support::{Workplace, get, prepare, start_deployed, until};
 
 fn count(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
@@ -79,7 +79,7 @@ async fn a_host_killed_under_load_leaves_nothing_behind() {
         return be_the_host(&layout, &store).await;
     }
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let store = place.store();
     for round in 0..count("SAS_KILLS", 5) {
         let mut host = Command::new(std::env::current_exe().unwrap())
@@ -122,7 +122,7 @@ async fn a_host_killed_under_load_leaves_nothing_behind() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cycles_of_deploy_load_kill_and_removal_leave_nothing_behind() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let store = place.store();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
     let runtime = place.runtime();

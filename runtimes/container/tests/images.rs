@@ -23,7 +23,7 @@ use sas_runtime_container::{
     ContainerConfig, ContainerRuntime, Credentials, ImageSettings, StaticCredentials, write_image,
 };
 use sha2::{Digest as _, Sha256};
-use support::{Place, get, start};
+use support::{Workplace, get, start};
 
 fn digest(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
@@ -113,7 +113,7 @@ async fn layers_that_mean_harm_are_refused_and_nothing_is_written_outside() {
         ("broken off", archive(&[("a", Regular, "", &[1; 4096])])[..2000].to_vec(), "layer"),
     ];
     for (name, layer, part) in cases {
-        let place = Place::new();
+        let place = Workplace::new();
         let made = layout(place.dir.path(), &layer, &digest(&layer), run.clone());
         let mut config = place.config();
         config.local_images.push(made.clone());
@@ -130,7 +130,7 @@ async fn layers_that_mean_harm_are_refused_and_nothing_is_written_outside() {
         ("dev", Directory, "", b""),
         ("dev/sda", Block, "", b""),
     ]);
-    let place = Place::new();
+    let place = Workplace::new();
     let made = layout(place.dir.path(), &layer, &digest(&layer), run);
     let mut config = place.config();
     config.local_images.push(made.clone());
@@ -160,7 +160,7 @@ async fn limits_of_size_of_ratio_and_of_number_hold_while_a_layer_is_unpacked() 
         (&many, &many, "more than 100 members"),
         (&bomb, &bomb, "larger than"),
     ] {
-        let place = Place::new();
+        let place = Workplace::new();
         let run = serde_json::json!({"Entrypoint": ["/bin/app"]});
         let made = layout(place.dir.path(), layer, &digest(content), run);
         let mut config = place.config();
@@ -178,7 +178,7 @@ async fn limits_of_size_of_ratio_and_of_number_hold_while_a_layer_is_unpacked() 
 async fn an_image_without_a_program_a_digest_that_lies_and_another_platform_are_refused() {
     support::needs_containers!();
     let layer = archive(&[("a", tar::EntryType::Regular, "", b"x")]);
-    let place = Place::new();
+    let place = Workplace::new();
     let made = layout(place.dir.path(), &layer, &digest(&layer), serde_json::json!({}));
     let mut config = place.config();
     config.local_images.push(made.clone());
@@ -205,7 +205,7 @@ async fn an_image_without_a_program_a_digest_that_lies_and_another_platform_are_
 async fn later_layers_hide_what_lower_ones_have_with_an_overlay_and_with_a_copy() {
     support::needs_containers!();
     use tar::EntryType::{Directory, Regular, Symlink};
-    let place = Place::new();
+    let place = Workplace::new();
     let app = fs::read(support::program()).unwrap();
     let lower = archive(&[
         ("bin", Directory, "", b""),
@@ -306,7 +306,7 @@ fn sent(bytes: impl Into<Bytes>) -> Response<Full<Bytes>> {
     Response::new(Full::new(bytes.into()))
 }
 
-fn runtime_for(place: &Place, registry: SocketAddr) -> Arc<ContainerRuntime> {
+fn runtime_for(place: &Workplace, registry: SocketAddr) -> Arc<ContainerRuntime> {
     let mut config = place.config();
     config.registries.plain_http.push(registry.to_string());
     Arc::new(ContainerRuntime::new(config).unwrap())
@@ -315,7 +315,7 @@ fn runtime_for(place: &Place, registry: SocketAddr) -> Arc<ContainerRuntime> {
 #[tokio::test]
 async fn what_a_registry_answers_is_told_with_the_remedy() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let schema1 = r#"{"schemaVersion": 1, "name": "a", "fsLayers": []}"#;
     let elsewhere = r#"{"schemaVersion": 2, "manifests": [{"digest": "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "size": 1, "platform": {"os": "plan9", "architecture": "mips"}}]}"#;
     let cases: Vec<(&str, Arc<Answer>, ErrorKind, &str)> = vec![
@@ -350,7 +350,7 @@ async fn what_a_registry_answers_is_told_with_the_remedy() {
 }
 
 /// The blobs of this place's image, by digest, and its manifest.
-fn blobs(place: &Place) -> (std::collections::HashMap<String, Bytes>, Bytes) {
+fn blobs(place: &Workplace) -> (std::collections::HashMap<String, Bytes>, Bytes) {
     let index: serde_json::Value =
         serde_json::from_slice(&fs::read(place.layout.join("index.json")).unwrap()).unwrap();
     let manifest = index["manifests"][0]["digest"].as_str().unwrap().to_owned();
@@ -368,7 +368,7 @@ fn blobs(place: &Place) -> (std::collections::HashMap<String, Bytes>, Bytes) {
 #[tokio::test]
 async fn a_busy_registry_is_asked_again_and_a_pull_that_breaks_off_goes_on_from_there() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let (all, manifest) = blobs(&place);
     let ranges = Arc::new(parking_lot::Mutex::new(Vec::<u64>::new()));
     let seen = Arc::clone(&ranges);
@@ -410,7 +410,7 @@ async fn a_busy_registry_is_asked_again_and_a_pull_that_breaks_off_goes_on_from_
 #[tokio::test]
 async fn a_blob_that_is_not_what_its_digest_says_is_refused_and_not_kept() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let (all, manifest) = blobs(&place);
     for lie in ["other bytes", "too long"] {
         let (all, manifest) = (all.clone(), manifest.clone());
@@ -447,7 +447,7 @@ async fn a_blob_that_is_not_what_its_digest_says_is_refused_and_not_kept() {
 #[tokio::test]
 async fn a_tag_is_pinned_pulled_once_by_many_and_runs_from_the_store_when_the_registry_is_gone() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let Some(registry) = support::Registry::start().await else { return };
     let wanted = registry.push(&place.layout, "app", "team/app:live").await;
     let runtime = runtime_for(&place, registry.address);
@@ -501,7 +501,7 @@ async fn start_pinned(runtime: &Arc<ContainerRuntime>, spec: &RevisionSpec) -> s
 #[tokio::test]
 async fn credentials_are_those_of_the_tenant_that_asks() {
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     let (_, manifest) = blobs(&place);
     let fake = Fake::start(Arc::new(move |_: &str, _: Option<&str>, _: usize| sent(manifest.clone()))).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

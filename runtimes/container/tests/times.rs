@@ -10,7 +10,7 @@ use std::{fs, sync::Arc, time::Duration};
 
 use sas_core::{RevisionSpec, Runtime as _, Source, TenantKey};
 use sas_runtime_container::{ContainerRuntime, ImageSettings, write_image};
-use support::{Place, get, prepare, start_deployed};
+use support::{Workplace, get, prepare, start_deployed};
 use tokio::time::Instant;
 
 fn median(mut times: Vec<Duration>) -> Duration {
@@ -25,7 +25,7 @@ async fn times() {
         return;
     }
     support::needs_containers!();
-    let place = Place::new();
+    let place = Workplace::new();
     if let Some(registry) = support::Registry::start().await {
         for megabytes in [1usize, 100] {
             let files = place.dir.path().join(format!("files-{megabytes}"));

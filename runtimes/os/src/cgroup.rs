@@ -71,7 +71,7 @@ struct Stock {
 
 /// Where groups can be made: one directory per hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum Bases {
     One { cpu: PathBuf, memory: PathBuf, pids: Option<PathBuf> },
     Two(PathBuf),
 }
@@ -82,8 +82,8 @@ pub struct Cgroups(Result<Arc<Groups>, String>);
 
 #[derive(Debug)]
 struct Groups {
-    /// The directories of this run, in the order of [`Place`].
-    bases: Place,
+    /// The directories of this run, in the order of [`Bases`].
+    bases: Bases,
     next_name: AtomicU64,
     ready: Mutex<Stock>,
     unused: Mutex<Vec<Vec<PathBuf>>>,
@@ -145,8 +145,8 @@ impl Cgroups {
         match &self.0 {
             Err(reason) => Some(reason),
             Ok(groups) => match &groups.bases {
-                Place::One { pids: None, .. } => Some("the controller pids is not mounted"),
-                Place::Two(base) if !hands_on(base, "pids") => Some("the controller pids was not delegated"),
+                Bases::One { pids: None, .. } => Some("the controller pids is not mounted"),
+                Bases::Two(base) if !hands_on(base, "pids") => Some("the controller pids was not delegated"),
                 _ => None,
             },
         }
@@ -313,7 +313,7 @@ impl Cgroup {
     /// Those of the control group file system.
     pub fn join(&self) -> io::Result<bool> {
         // The thread counts until it ends: with a limit of one there would be no room for what it spawns.
-        if matches!(self.groups.bases, Place::Two(_)) || self.limits().processes.is_some_and(|most| most < 2)
+        if matches!(self.groups.bases, Bases::Two(_)) || self.limits().processes.is_some_and(|most| most < 2)
         {
             return Ok(false);
         }
@@ -379,7 +379,7 @@ impl Drop for Cgroup {
     }
 }
 
-impl Place {
+impl Bases {
     fn dirs(&self) -> Vec<&Path> {
         match self {
             // Controllers may be mounted together.
@@ -477,16 +477,16 @@ fn base_name(run: &Path) -> String {
 }
 
 /// Where groups below this process's own could be made.
-fn here() -> Result<Place, String> {
+fn here() -> Result<Bases, String> {
     let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
     let mounts = Mounts::parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
     if let Some(dir) = &mounts.two
         && has_controllers(dir)
     {
-        return Ok(Place::Two(dir.clone()));
+        return Ok(Bases::Two(dir.clone()));
     }
     match (mounts.cpu, mounts.memory) {
-        (Some(cpu), Some(memory)) => Ok(Place::One { cpu, memory, pids: mounts.pids }),
+        (Some(cpu), Some(memory)) => Ok(Bases::One { cpu, memory, pids: mounts.pids }),
         (cpu, memory) => Err(format!(
             "this host has no control groups with the controllers cpu and memory (version 2: {}, version 1: cpu {}, \
              memory {})",
@@ -515,9 +515,9 @@ pub fn memory_here() -> Option<u64> {
     all.into_iter().chain(total).min()
 }
 
-fn under(dir: &Path) -> Result<Place, String> {
+fn under(dir: &Path) -> Result<Bases, String> {
     if has_controllers(dir) {
-        return Ok(Place::Two(dir.to_path_buf()));
+        return Ok(Bases::Two(dir.to_path_buf()));
     }
     Err(format!(
         "cgroups: {}: it is no directory of control groups of version 2 with the controllers cpu and memory",
@@ -711,7 +711,7 @@ mod tests {
     #[test]
     fn controllers_that_are_mounted_together_have_one_directory() {
         let both = PathBuf::from("/cpu,memory");
-        let place = Place::One { cpu: both.clone(), memory: both.clone(), pids: None };
+        let place = Bases::One { cpu: both.clone(), memory: both.clone(), pids: None };
         assert_eq!(place.dirs(), [both.as_path()]);
     }
 

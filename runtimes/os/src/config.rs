@@ -74,7 +74,7 @@ pub enum Egress {
     /// To the ports in [`JailConfig::egress_ports`].
     #[default]
     Allowed,
-    /// None.
+    /// No connection goes out.
     Denied,
     /// To these TCP ports.
     Ports(Vec<u16>),

@@ -135,12 +135,12 @@ pub struct Jail<'a> {
     jails: &'a Jails,
     request: JailRequest,
     user: Option<u32>,
-    place: Place<'a>,
+    place: Namespaces<'a>,
 }
 
 /// The namespaces of a program.
 #[derive(Debug)]
-enum Place<'a> {
+enum Namespaces<'a> {
     /// The host's.
     Host,
     /// Its own.
@@ -410,7 +410,7 @@ impl Jails {
         }
         if request.level == JailLevel::None || self.config.level == JailLevel::None {
             let request = JailRequest { level: JailLevel::None, ..request };
-            return Ok(Jail { jails: self, request, user: None, place: Place::Host });
+            return Ok(Jail { jails: self, request, user: None, place: Namespaces::Host });
         }
         // Without mounts of its own another user would not find its package.
         let user =
@@ -431,9 +431,9 @@ impl Jails {
                     Error::new(ErrorKind::Exhausted, "start", format!("namespaces for the instance: {error}"))
                         .with_source(error)
                 })?;
-            Place::Own(made)
+            Namespaces::Own(made)
         } else {
-            Place::Host
+            Namespaces::Host
         };
         Ok(Jail { jails: self, request, user, place: cell })
     }
@@ -441,7 +441,7 @@ impl Jails {
     /// A place in the namespaces of a program that runs already, with its user and what it may do: for commands that
     /// belong to it. What runs there ends with it.
     pub fn beside<'a>(&'a self, entrance: &'a Entrance, request: JailRequest) -> Jail<'a> {
-        Jail { jails: self, request, user: entrance.user(), place: Place::Beside(entrance) }
+        Jail { jails: self, request, user: entrance.user(), place: Namespaces::Beside(entrance) }
     }
 }
 
@@ -496,13 +496,13 @@ fn own(dir: &Path, user: u32) -> io::Result<()> {
 impl Jail<'_> {
     /// Whether the program gets a view of its package of its own, at the package's own path.
     pub fn has_view(&self) -> bool {
-        !matches!(self.place, Place::Host)
+        !matches!(self.place, Namespaces::Host)
     }
 
     /// Variables that say where its own places are, where it has some.
     pub fn environment(&self) -> BTreeMap<&'static str, &'static str> {
         match self.place {
-            Place::Host => BTreeMap::new(),
+            Namespaces::Host => BTreeMap::new(),
             _ => [("HOME", cell::HOME), ("TMPDIR", "/tmp")].into(),
         }
     }
@@ -534,7 +534,7 @@ impl Jail<'_> {
     ) -> io::Result<(T, Option<Cell>, bool)> {
         let Self { jails, request, user, mut place } = self;
         let dumpable = user.and_then(|_| rustix::process::dumpable_behavior().ok());
-        if let Place::Own(cell) = &mut place {
+        if let Namespaces::Own(cell) = &mut place {
             cell.belongs_to(user);
         }
         let spawned = std::thread::scope(|scope| {
@@ -553,7 +553,7 @@ impl Jail<'_> {
             let _ = rustix::process::set_dumpable_behavior(dumpable);
         }
         let cell = match place {
-            Place::Own(mut cell) => {
+            Namespaces::Own(mut cell) => {
                 cell.forget_rules();
                 Some(cell)
             }
@@ -579,11 +579,11 @@ fn view(request: &JailRequest) -> View {
 }
 
 /// Jails the calling thread for good.
-fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, place: &Place<'_>) -> io::Result<()> {
+fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, place: &Namespaces<'_>) -> io::Result<()> {
     match place {
-        Place::Host => Ok(()),
-        Place::Own(cell) => cell.enter(),
-        Place::Beside(entrance) => entrance.enter(),
+        Namespaces::Host => Ok(()),
+        Namespaces::Own(cell) => cell.enter(),
+        Namespaces::Beside(entrance) => entrance.enter(),
     }
     .map_err(|error| failed("namespaces", error))?;
     unshare(CloneFlags::CLONE_FILES).map_err(|error| failed("descriptors", error))?;
@@ -591,7 +591,7 @@ fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, place: &Place<'
     if request.level == JailLevel::None {
         return Ok(());
     }
-    if let Place::Own(cell) = place
+    if let Namespaces::Own(cell) = place
         && !cell.is_shown()
     {
         cell::show(jails.ready.layout(), &view(request), user)
@@ -627,7 +627,7 @@ fn jail(jails: &Jails, request: &JailRequest, user: Option<u32>, place: &Place<'
 fn rules(
     jails: &Jails,
     request: &JailRequest,
-    place: &Place<'_>,
+    place: &Namespaces<'_>,
 ) -> std::result::Result<Rules, landlock::RulesetError> {
     let config = &jails.config;
     let (out, default): (Vec<u16>, bool) = match &request.egress {
@@ -639,22 +639,26 @@ fn rules(
     let out: Vec<u16> = out.into_iter().filter(|port| !config.closed_ports.contains(port)).collect();
     let layout = jails.ready.layout();
     let prepared = match place {
-        Place::Own(cell) if default => cell.rules().and_then(|rules| rules.try_clone().ok()),
+        Namespaces::Own(cell) if default => cell.rules().and_then(|rules| rules.try_clone().ok()),
         _ => None,
     };
     let rules = match (place, prepared) {
         // Its `/proc` was mounted after the rules were made.
         (_, Some(prepared)) => prepared.add([Path::new("/proc")], Right::Read)?,
         // Port 0 is any port of the range for outgoing connections, in which no instance is given one.
-        (Place::Host, None) => Rules::new(false, true)?.add_places(&jails.places)?.add_ports(&[0], &out)?,
-        (Place::Own(cell), None) => layout.rules(cell.network().is_some(), true)?.add_ports(&[0], &out)?,
+        (Namespaces::Host, None) => {
+            Rules::new(false, true)?.add_places(&jails.places)?.add_ports(&[0], &out)?
+        }
+        (Namespaces::Own(cell), None) => {
+            layout.rules(cell.network().is_some(), true)?.add_ports(&[0], &out)?
+        }
         // Whom it may signal its namespace says: the program that it belongs to.
-        (Place::Beside(entrance), None) => {
+        (Namespaces::Beside(entrance), None) => {
             layout.rules(entrance.own_network(), false)?.add_ports(&[0], &out)?
         }
     };
     let rules = rules.add_ports(&request.ports, request.own_port.as_slice())?;
-    let in_cell = !matches!(place, Place::Host);
+    let in_cell = !matches!(place, Namespaces::Host);
     let known = |path: &&Path| !(in_cell && layout.allows(path));
     let all = request.data.iter().chain(&request.writable).map(PathBuf::as_path).filter(known);
     let read = request.readable.iter().map(PathBuf::as_path).filter(known);

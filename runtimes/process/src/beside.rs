@@ -8,7 +8,7 @@ use sas_runtime_os::cgroup::Limits;
 
 use crate::{
     engine::{Engine, Proc},
-    spawn::{self, Placed, Plan},
+    spawn::{self, Placed, SpawnRequest},
 };
 
 /// What a command beside an instance runs with: the instance's environment, directory and limits, in its namespaces and
@@ -46,7 +46,7 @@ impl Beside {
             let path = self.with.placed.env.0.get("PATH").map(String::as_str).unwrap_or_default();
             Error::new(ErrorKind::NotFound, "exec", format!("{name}: no such program in {path}"))
         })?;
-        let plan = Plan {
+        let plan = SpawnRequest {
             program,
             args: args.iter().map(|arg| self.with.placed.env.expand(arg)).collect(),
             env: self.with.placed.env.clone(),

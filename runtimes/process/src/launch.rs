@@ -22,7 +22,7 @@ use crate::{
     logs::LogTarget,
     options,
     ready::{self, Quickest},
-    spawn::{self, Environment, Placed, Plan},
+    spawn::{self, Environment, Placed, SpawnRequest},
 };
 
 /// The port of an instance that has a network of its own and insists on none.
@@ -72,7 +72,7 @@ pub(crate) async fn start(
             bare.0.insert("PATH".into(), engine.config.path.clone());
             bare.0.insert("LANG".into(), LANG.to_owned());
             let placed = Placed { env: env.clone(), cwd: cwd.clone(), jail: jail.clone(), copied: 0 };
-            let boot = || Plan {
+            let boot = || SpawnRequest {
                 program,
                 args,
                 env: bare,
@@ -101,7 +101,8 @@ pub(crate) async fn start(
         (_, stdin) => {
             let rlimits = rlimits.clone();
             let logs = Some(logs);
-            let plan = Plan { program, args, env, cwd, stdin, rlimits, limits, logs, jail, beside: None };
+            let plan =
+                SpawnRequest { program, args, env, cwd, stdin, rlimits, limits, logs, jail, beside: None };
             spawn::spawn(engine, plan).await?
         }
     };

@@ -28,7 +28,7 @@ use crate::{
 
 /// Everything about a new process.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub(crate) struct SpawnRequest {
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<String>,
     pub(crate) env: Environment,
@@ -142,7 +142,7 @@ pub(crate) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Spawns on a thread where blocking is allowed. A dropped future kills what was spawned.
-pub(crate) async fn spawn(engine: &Arc<Engine>, plan: Plan) -> Result<(Spawned, Placed)> {
+pub(crate) async fn spawn(engine: &Arc<Engine>, plan: SpawnRequest) -> Result<(Spawned, Placed)> {
     let engine = Arc::clone(engine);
     tokio::task::spawn_blocking(move || spawn_now(&engine, plan)).await.map_err(|error| {
         Error::new(ErrorKind::Unavailable, "start", "the host shuts down").with_source(error)
@@ -210,7 +210,7 @@ pub(crate) fn own_places(env: &mut Environment, run: &Path) {
 
 /// Where a program finds its own places: in its cell, or, where there are none, in directories of the run, among them a
 /// copy of its package.
-fn place(engine: &Engine, plan: &mut Plan, jail: &mut JailRequest) -> Result<Option<(Discard, u64)>> {
+fn place(engine: &Engine, plan: &mut SpawnRequest, jail: &mut JailRequest) -> Result<Option<(Discard, u64)>> {
     if jail.level == JailLevel::None {
         return Ok(None);
     }
@@ -242,7 +242,7 @@ fn place(engine: &Engine, plan: &mut Plan, jail: &mut JailRequest) -> Result<Opt
     Ok(Some((copy, copied)))
 }
 
-fn spawn_now(engine: &Arc<Engine>, mut plan: Plan) -> Result<(Spawned, Placed)> {
+fn spawn_now(engine: &Arc<Engine>, mut plan: SpawnRequest) -> Result<(Spawned, Placed)> {
     if engine.is_closed() {
         return Err(Error::new(ErrorKind::Unavailable, "start", "the process runtime was closed"));
     }

@@ -40,7 +40,7 @@ use tokio::{
 use crate::{
     engine::{Engine, NewProc, Proc, Spawned},
     logs::LogTarget,
-    spawn::{self, Environment, Plan},
+    spawn::{self, Environment, SpawnRequest},
 };
 
 /// The longest environment that fits into one message.
@@ -69,7 +69,7 @@ impl Zygote {
     /// Forks an instance that serves `listener`.
     pub(crate) async fn fork(
         &self,
-        boot: impl FnOnce() -> Plan,
+        boot: impl FnOnce() -> SpawnRequest,
         listener: OwnedFd,
         env: &Environment,
         logs: LogTarget,
@@ -135,7 +135,7 @@ impl Zygote {
         }
     }
 
-    async fn boot(&self, mut plan: Plan) -> Result<Running> {
+    async fn boot(&self, mut plan: SpawnRequest) -> Result<Running> {
         let failed = |what: String| Error::new(ErrorKind::Unavailable, "start", format!("zygote: {what}"));
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)

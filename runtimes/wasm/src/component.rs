@@ -11,12 +11,12 @@ use wasmtime_wasi_http::{
 };
 
 use crate::{
-    admission::{Keep, Place},
     context::InstanceContext,
     http_guest::{HttpGuest, Reply},
     http02::{self, Asked},
     http03,
     sandbox::{Sandbox, store},
+    slots::{Keep, SlotPermit},
     usage::CallUsage,
 };
 
@@ -50,7 +50,7 @@ pub(crate) struct Warm {
     handler: Handler,
     served: u32,
     born: Instant,
-    pub(crate) place: Option<(Place, Keep)>,
+    pub(crate) place: Option<(SlotPermit, Keep)>,
 }
 
 impl std::fmt::Debug for Warm {

@@ -2,14 +2,14 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{admission::Admission, cgi::Block, host::Host, kind::Kind, options::Options};
+use crate::{cgi::Block, host::Host, kind::Kind, options::Options, slots::FairSlots};
 
 /// All of a function but its code.
 pub(crate) struct Function {
     pub(crate) kind: Kind,
     pub(crate) options: Arc<Options>,
     pub(crate) arguments: Arc<Block>,
-    pub(crate) admission: Arc<Admission>,
+    pub(crate) slots: Arc<FairSlots>,
     /// Slots that one sandbox takes.
     pub(crate) units: u32,
     /// Bytes of the compiled code, which all instances share.

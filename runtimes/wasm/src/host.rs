@@ -16,8 +16,7 @@ use tokio::{
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::{
-    admission::Admission, budget::Budget, config::WasmConfig, metrics::Metrics, outbound::Outside,
-    ticker::Ticker,
+    budget::Budget, config::WasmConfig, metrics::Metrics, outbound::Outside, slots::FairSlots, ticker::Ticker,
 };
 
 /// Core instances and tables per slot: components are made of several modules, and few of them have a memory.
@@ -37,7 +36,7 @@ pub(crate) struct Host {
     pub(crate) outside: Arc<Outside>,
     pub(crate) started: Instant,
     pub(crate) engine: Engine,
-    pub(crate) admission: Arc<Admission>,
+    pub(crate) slots: Arc<FairSlots>,
     pub(crate) budget: Arc<Budget>,
     stops: Arc<Notify>,
     gone: Notify,
@@ -64,7 +63,7 @@ impl Host {
             metrics: Metrics::new(&config.recorder),
             outside: Arc::new(Outside::new(&config.trusted_roots)),
             budget: Arc::new(Budget::new(config.memory_bytes)),
-            admission: Arc::new(Admission::new(
+            slots: Arc::new(FairSlots::new(
                 config.slots,
                 config.tenant_slots.unwrap_or(config.slots - config.slots / 4),
                 config.queue,

@@ -10,7 +10,6 @@ use sas_core::{
 use tokio::sync::oneshot;
 
 use crate::{
-    admission::{Place, RETRY_AFTER, Refusal},
     cgi::Output,
     component::{self, Warm, Work},
     files::{self, FilesGuest},
@@ -20,6 +19,7 @@ use crate::{
     program::Program,
     run::{ResponseSource, Run, answer},
     sandbox::Sandbox,
+    slots::{RETRY_AFTER, Refusal, SlotPermit},
     stdin::Stdin,
     sync::{Lock, Shared},
     usage::CallUsage,
@@ -47,11 +47,11 @@ impl WasmInstance {
         &self.life.context.function
     }
 
-    async fn wait_for_place(&self, cx: &Cx) -> Result<Place> {
+    async fn wait_for_place(&self, cx: &Cx) -> Result<SlotPermit> {
         let function = self.function();
         function.host.metrics.waited();
-        function.admission.enter(Some(self.tenant), function.units, cx.deadline).await.map_err(|refusal| {
-            let slots = function.admission.share();
+        function.slots.enter(Some(self.tenant), function.units, cx.deadline).await.map_err(|refusal| {
+            let slots = function.slots.share();
             match refusal {
                 Refusal::QueueFull => {
                     let message = format!(
@@ -134,7 +134,7 @@ impl Call for WasmInstance {
         let mut kept = self.life.take_kept();
         let place = match kept.as_mut().and_then(|warm| warm.place.take()) {
             Some((place, _keep)) => place,
-            None => match self.function().admission.try_enter(Some(self.tenant), self.function().units) {
+            None => match self.function().slots.try_enter(Some(self.tenant), self.function().units) {
                 Some(place) => place,
                 // In a box, so that calls that need not wait have no room for it in their future.
                 None => match Box::pin(self.wait_for_place(cx)).await {

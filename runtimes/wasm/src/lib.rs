@@ -27,7 +27,6 @@
 //! | what a request used | [`CallUsage`], in the extensions of its response |
 //! | metrics | [`metrics`] |
 
-mod admission;
 mod budget;
 mod cache;
 mod cgi;
@@ -58,6 +57,7 @@ mod roots;
 mod run;
 mod runtime;
 mod sandbox;
+mod slots;
 mod stdin;
 mod stint;
 mod sync;

@@ -8,7 +8,7 @@ use std::sync::{
 
 use sas_core::{ExitReport, InstanceEvents, StartRequest};
 
-use crate::{admission::Place, component::Warm, context::InstanceContext, function::Function, sync::Lock};
+use crate::{component::Warm, context::InstanceContext, function::Function, slots::SlotPermit, sync::Lock};
 
 /// No more requests; the bit above the count of those at work.
 const STOPPING: usize = 1 << (usize::BITS - 1);
@@ -51,13 +51,13 @@ impl Lifecycle {
     }
 
     /// Keeps a sandbox for later requests, if it may serve more and there is room.
-    pub(crate) fn keep(&self, mut warm: Warm, place: Option<Place>) {
+    pub(crate) fn keep(&self, mut warm: Warm, place: Option<SlotPermit>) {
         let reuse = self.context.function.options.reuse;
         if !reuse.keeps() || !warm.is_fit(reuse.requests, reuse.age) || self.is_stopping() {
             return;
         }
         let (Some(place), Some(keep)) =
-            (place, self.context.function.admission.try_keep(self.context.function.units))
+            (place, self.context.function.slots.try_keep(self.context.function.units))
         else {
             return;
         };

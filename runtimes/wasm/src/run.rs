@@ -16,13 +16,13 @@ use tokio::{
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 use crate::{
-    admission::Place,
     cgi::Output,
     component::Work,
     context::InstanceContext,
     ends::{BadAnswer, Limit, call_error},
     http_guest::Reply,
     lifecycle::{Entered, Stream},
+    slots::SlotPermit,
     sync::{Lock, Shared},
     ticker::Ticking,
     usage::CallUsage,
@@ -32,7 +32,7 @@ use crate::{
 pub(crate) struct Run {
     // First, so that the sandbox is gone before its place is given to another.
     work: Option<Work>,
-    place: Option<Place>,
+    place: Option<SlotPermit>,
     pub(crate) usage: Arc<CallUsage>,
     deadline: Instant,
     timer: Option<Pin<Box<Sleep>>>,
@@ -44,7 +44,7 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn new(
         work: Work,
-        place: Place,
+        place: SlotPermit,
         usage: Arc<CallUsage>,
         deadline: Instant,
         ticking: Ticking,

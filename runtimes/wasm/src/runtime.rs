@@ -18,7 +18,6 @@ use tokio::time::Instant;
 use wasmtime_wasi_http::{p2::bindings::ProxyPre, p3::bindings::ServicePre};
 
 use crate::{
-    admission::{Admission, RETRY_AFTER, Refusal, Who},
     cache::{Cache, Code, Key},
     cgi::Block,
     component::Linked,
@@ -32,6 +31,7 @@ use crate::{
     options::Options,
     preview1::CgiProgram,
     program::Program,
+    slots::{FairSlots, RETRY_AFTER, Refusal, Who},
     sync::Lock,
 };
 
@@ -64,7 +64,7 @@ pub struct WasmRuntime {
     host: Arc<Host>,
     linkers: Linkers,
     cache: Option<Arc<Cache>>,
-    compiling: Arc<Admission>,
+    compiling: Arc<FairSlots>,
     compiled: Lock<Known>,
 }
 
@@ -110,7 +110,7 @@ impl WasmRuntime {
         config.validate()?;
         let cache = config.cache_dir.as_deref().map(Cache::open).transpose()?.map(Arc::new);
         let parallel = config.compile.parallel;
-        let compiling = Arc::new(Admission::new(parallel, parallel.saturating_sub(1), COMPILES_WAITING));
+        let compiling = Arc::new(FairSlots::new(parallel, parallel.saturating_sub(1), COMPILES_WAITING));
         let host = Arc::new(Host::new(config)?);
         let linkers = Linkers::new(&host.engine, host.config.wasi_03)?;
         Ok(Self { host, linkers, cache, compiling, compiled: Lock::default() })
@@ -244,13 +244,13 @@ impl WasmRuntime {
             }
         };
         let units = needs.map_or(Ok(1), |needs| units(&needs, &options))?;
-        let admission = Arc::clone(&self.host.admission);
+        let slots = Arc::clone(&self.host.slots);
         let function = Function {
             kind,
             options,
             arguments: Arc::new(arguments(spec)),
-            units: units.min(admission.share()),
-            admission,
+            units: units.min(slots.share()),
+            slots,
             code_bytes: code.size(),
             host: Arc::clone(&self.host),
         };

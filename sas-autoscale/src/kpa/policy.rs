@@ -147,7 +147,7 @@ pub(crate) struct Sample {
     pub(crate) queued: f64,
     pub(crate) ready: i32,
     pub(crate) starting: i32,
-    /// Seconds.
+    /// Since the last tick, in seconds.
     pub(crate) elapsed: f64,
 }
 

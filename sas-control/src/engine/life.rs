@@ -74,7 +74,7 @@ pub struct UpgradeReport {
 pub struct LeftBehind {
     /// `namespace/name`.
     pub service: String,
-    /// Why.
+    /// Why it was done, for whoever reads the history.
     pub reason: String,
 }
 

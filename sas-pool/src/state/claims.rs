@@ -140,7 +140,7 @@ impl State {
             generation,
             active: a,
             claim: *claim,
-            place: Place::Waiting,
+            place: WaiterState::Waiting,
             waker: None,
             timer: Some(self.timers.set(deadline, Timer::Waiter(w))),
             arrived: now,
@@ -156,22 +156,22 @@ impl State {
     pub(crate) fn poll(&mut self, ticket: u64, waker: &Waker) -> Poll<Result<Grant, ClaimError>> {
         let waiter = &mut self.waiters[ticket as u32 as usize];
         debug_assert_eq!(waiter.generation, (ticket >> 32) as u32, "a spent ticket is not polled");
-        match std::mem::replace(&mut waiter.place, Place::Waiting) {
-            Place::Granted(grant) => {
+        match std::mem::replace(&mut waiter.place, WaiterState::Waiting) {
+            WaiterState::Granted(grant) => {
                 self.free_waiter(ticket as u32);
                 Poll::Ready(Ok(grant))
             }
-            Place::Failed(error) => {
+            WaiterState::Failed(error) => {
                 self.free_waiter(ticket as u32);
                 Poll::Ready(Err(error))
             }
-            Place::Waiting => {
+            WaiterState::Waiting => {
                 if !waiter.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
                     waiter.waker = Some(waker.clone());
                 }
                 Poll::Pending
             }
-            Place::Free => unreachable!("a free place has no ticket"),
+            WaiterState::Free => unreachable!("a free place has no ticket"),
         }
     }
 
@@ -179,12 +179,12 @@ impl State {
     pub(crate) fn leave(&mut self, rules: &Rules, ticket: u64, now: u64, fx: &mut Effects) -> Option<Grant> {
         let w = ticket as u32;
         let waiter = &mut self.waiters[w as usize];
-        match std::mem::replace(&mut waiter.place, Place::Free) {
-            Place::Granted(grant) => {
+        match std::mem::replace(&mut waiter.place, WaiterState::Free) {
+            WaiterState::Granted(grant) => {
                 self.free_waiter(w);
                 Some(grant)
             }
-            Place::Waiting => {
+            WaiterState::Waiting => {
                 let (a, claim) = (waiter.active, waiter.claim);
                 self.unqueue(rules, w, now);
                 self.free_waiter(w);
@@ -194,7 +194,7 @@ impl State {
                 self.rest(now, a, fx);
                 None
             }
-            Place::Failed(_) | Place::Free => {
+            WaiterState::Failed(_) | WaiterState::Free => {
                 self.free_waiter(w);
                 None
             }
@@ -203,7 +203,7 @@ impl State {
 
     pub(super) fn free_waiter(&mut self, w: u32) {
         let waiter = &mut self.waiters[w as usize];
-        waiter.place = Place::Free;
+        waiter.place = WaiterState::Free;
         waiter.waker = None;
         waiter.generation = waiter.generation.wrapping_add(1);
         self.free_waiters.push(w);
@@ -254,7 +254,7 @@ impl State {
                 grant.start.clone_from(&instance.start);
             }
             let waiter = &mut self.waiters[w as usize];
-            waiter.place = Place::Granted(grant);
+            waiter.place = WaiterState::Granted(grant);
             fx.wake.extend(waiter.waker.take());
         }
     }
@@ -286,7 +286,7 @@ impl State {
     ) {
         self.unqueue(rules, w, now);
         let waiter = &mut self.waiters[w as usize];
-        waiter.place = Place::Failed(error);
+        waiter.place = WaiterState::Failed(error);
         fx.wake.extend(waiter.waker.take());
         let (a, metered) = (waiter.active, waiter.claim.metered);
         self.actives[a as usize].depart(metered, now);

@@ -40,7 +40,7 @@ impl State {
     }
 
     /// Decides a start.
-    pub(super) fn plan(&mut self, rules: &Rules, a: u32, priority: u8, now: u64) -> Option<Plan> {
+    pub(super) fn plan(&mut self, rules: &Rules, a: u32, priority: u8, now: u64) -> Option<DecidedStart> {
         let i = match self.free_instances.pop() {
             Some(i) => i,
             None => {
@@ -78,14 +78,14 @@ impl State {
         let revision = active.key.0;
         let id = self.id(rules, i);
         if rules.metering {
-            let meter = Meter::begin(id, a, now);
+            let meter = PhaseMeter::begin(id, a, now);
             match self.meters.get_mut(i as usize) {
                 Some(free) => *free = meter,
                 None => self.meters.push(meter),
             }
         }
         let measured = self.actives[a as usize].measured;
-        Some(Plan { id, revision, deployed, priority, need, asked: now, gated, measured })
+        Some(DecidedStart { id, revision, deployed, priority, need, asked: now, gated, measured })
     }
 
     /// A decided start has its turn, and holds what it was given from now on. False when it is not wanted any more.

@@ -21,7 +21,7 @@ pub enum TraceError {
     Read {
         /// The line that could not be read, from 1.
         line: u64,
-        /// Why.
+        /// What stopped the reading, as the system or the parser says it.
         #[source]
         source: io::Error,
     },

@@ -17,12 +17,12 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ServerTiming {
-    /// Never.
+    /// No answer carries them.
     Never,
     /// When the request has the header `x-sas-timing`.
     #[default]
     WhenAsked,
-    /// Always.
+    /// Every answer carries them.
     Always,
 }
 

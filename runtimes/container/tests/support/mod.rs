@@ -96,12 +96,12 @@ pub(crate) fn settings() -> ImageSettings {
 }
 
 /// A place with a layout of one image, and the settings of a runtime that reads it.
-pub(crate) struct Place {
+pub(crate) struct Workplace {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) layout: PathBuf,
 }
 
-impl Place {
+impl Workplace {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let dir_path = fs::canonicalize(dir.path()).unwrap();

@@ -21,7 +21,7 @@ use crate::{
     jvm::jdk::Jdk,
     package::error::disk,
     ready::{self, Quickest},
-    spawn::{self, Environment, Plan},
+    spawn::{self, Environment, SpawnRequest},
 };
 
 /// The flag that uses an archive, and the one that writes it.
@@ -100,7 +100,7 @@ pub(crate) async fn make(
     // It is asked from here, whatever its instances may reach.
     jail.level = jail.level.min(JailLevel::Basic);
     jail.egress = Egress::default();
-    let plan = Plan {
+    let plan = SpawnRequest {
         jail,
         program: jdk.java.clone(),
         args,

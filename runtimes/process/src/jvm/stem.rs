@@ -38,7 +38,7 @@ use crate::{
     instance::ProcessInstance,
     launch::{log_target, until_ready},
     package::{error::disk, store::Discard},
-    spawn::{self, Environment, Placed, Plan},
+    spawn::{self, Environment, Placed, SpawnRequest},
 };
 
 /// The Java side, compiled: `java/README.md` says how. A JRE is enough to run it.
@@ -173,7 +173,7 @@ impl Stems {
         jail.later = Some(engine.store.packages_dir());
         jail.data = vec![cwd.path().to_path_buf(), home.path().to_path_buf()];
         jail.readable = vec![engine.store.stems_dir()];
-        let plan = Plan {
+        let plan = SpawnRequest {
             jail,
             program: boot.jdk.java.clone(),
             args,

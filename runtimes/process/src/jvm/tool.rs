@@ -8,7 +8,7 @@ use sas_runtime_os::{JailLevel, cgroup::Limits, jail::JailRequest};
 
 use crate::{
     engine::Engine,
-    spawn::{self, Environment, Plan},
+    spawn::{self, Environment, SpawnRequest},
 };
 
 /// Runs a program to its end, which must be status 0. A dropped future kills it.
@@ -22,7 +22,7 @@ pub(crate) async fn run(
     let name = program.display().to_string();
     let mut env = Environment::default();
     env.0.insert("PATH".into(), engine.config.path.clone());
-    let plan = Plan {
+    let plan = SpawnRequest {
         program,
         args,
         env,

@@ -49,7 +49,7 @@ impl KpaColumns {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum Residence {
     Empty,
     Scalar(u32),
     Column { group: u16, at: u32 },
@@ -58,7 +58,7 @@ enum Place {
 /// The states of all rows.
 #[derive(Debug, Default)]
 struct States {
-    rows: Vec<Place>,
+    rows: Vec<Residence>,
     scalars: Vec<Option<Box<KpaState>>>,
     free_scalars: Vec<u32>,
     groups: Vec<Group>,
@@ -112,38 +112,38 @@ impl Run {
 
 impl States {
     /// Where the row is, given its input; a row without state, or whose configuration changed, is placed.
-    fn place(&mut self, kpa: &Kpa, input: &ScaleInput<'_>) -> Place {
+    fn place(&mut self, kpa: &Kpa, input: &ScaleInput<'_>) -> Residence {
         let row = input.row as usize;
         if self.rows.len() <= row {
-            self.rows.resize(row + 1, Place::Empty);
+            self.rows.resize(row + 1, Residence::Empty);
         }
         match self.rows[row] {
-            Place::Empty => self.begin(kpa, input, None),
-            Place::Scalar(at) => Place::Scalar(at),
-            Place::Column { group, at } => {
+            Residence::Empty => self.begin(kpa, input, None),
+            Residence::Scalar(at) => Residence::Scalar(at),
+            Residence::Column { group, at } => {
                 let found = &mut self.groups[usize::from(group)];
                 let identity = Identity::of(input);
                 let target = found.tag(at).target();
                 if found.known == Some((identity, target)) {
-                    return Place::Column { group, at };
+                    return Residence::Column { group, at };
                 }
                 let params = Params::new(input, kpa.metric(input.spec), None);
                 let same = Shape::of(&params, input.spec.fidelity) == Some(found.shape)
                     && found.targets[target] == (params.spec.target_value, params.spec.total_value);
                 if same {
                     found.known = Some((identity, target));
-                    return Place::Column { group, at };
+                    return Residence::Column { group, at };
                 }
                 // Another configuration: what was learnt moves with it, as the scalar code has it.
                 let state = found.load(at);
                 found.remove(at);
-                self.rows[row] = Place::Empty;
+                self.rows[row] = Residence::Empty;
                 self.begin(kpa, input, Some(state))
             }
         }
     }
 
-    fn begin(&mut self, kpa: &Kpa, input: &ScaleInput<'_>, state: Option<KpaState>) -> Place {
+    fn begin(&mut self, kpa: &Kpa, input: &ScaleInput<'_>, state: Option<KpaState>) -> Residence {
         let params = Params::new(input, kpa.metric(input.spec), None);
         let column = state.is_none().then(|| self.column(&params, input)).flatten();
         let place = column.unwrap_or_else(|| self.scalar(state.unwrap_or_default()));
@@ -151,7 +151,7 @@ impl States {
         place
     }
 
-    fn column(&mut self, params: &Params, input: &ScaleInput<'_>) -> Option<Place> {
+    fn column(&mut self, params: &Params, input: &ScaleInput<'_>) -> Option<Residence> {
         let shape = Shape::of(params, input.spec.fidelity)?;
         let group = match self.groups.iter().position(|group| group.shape == shape) {
             Some(group) => group,
@@ -163,32 +163,32 @@ impl States {
         };
         let target = self.groups[group].target_of(params)?;
         let at = self.groups[group].add(target);
-        Some(Place::Column { group: u16::try_from(group).ok()?, at })
+        Some(Residence::Column { group: u16::try_from(group).ok()?, at })
     }
 
-    fn scalar(&mut self, state: KpaState) -> Place {
+    fn scalar(&mut self, state: KpaState) -> Residence {
         let state = Some(Box::new(state));
         match self.free_scalars.pop() {
             Some(at) => {
                 self.scalars[at as usize] = state;
-                Place::Scalar(at)
+                Residence::Scalar(at)
             }
             None => {
                 self.scalars.push(state);
-                Place::Scalar(u32::try_from(self.scalars.len() - 1).unwrap_or(u32::MAX))
+                Residence::Scalar(u32::try_from(self.scalars.len() - 1).unwrap_or(u32::MAX))
             }
         }
     }
 
     /// Decides one row by the scalar code.
-    fn one(&mut self, kpa: &Kpa, input: &ScaleInput<'_>, place: Place) -> Decision {
+    fn one(&mut self, kpa: &Kpa, input: &ScaleInput<'_>, place: Residence) -> Decision {
         match place {
-            Place::Empty => Decision::hold(Reason::ScalerFailed),
-            Place::Scalar(at) => match &mut self.scalars[at as usize] {
+            Residence::Empty => Decision::hold(Reason::ScalerFailed),
+            Residence::Scalar(at) => match &mut self.scalars[at as usize] {
                 Some(state) => kpa.decide(state, input),
                 None => Decision::hold(Reason::ScalerFailed),
             },
-            Place::Column { group, at } => {
+            Residence::Column { group, at } => {
                 let columns = &mut self.groups[usize::from(group)];
                 let mut state = columns.load(at);
                 let decision = kpa.decide(&mut state, input);
@@ -203,21 +203,21 @@ impl States {
 
     fn state_of(&self, row: u32) -> Option<KpaState> {
         match *self.rows.get(row as usize)? {
-            Place::Empty => None,
-            Place::Scalar(at) => self.scalars[at as usize].as_deref().cloned(),
-            Place::Column { group, at } => Some(self.groups[usize::from(group)].load(at)),
+            Residence::Empty => None,
+            Residence::Scalar(at) => self.scalars[at as usize].as_deref().cloned(),
+            Residence::Column { group, at } => Some(self.groups[usize::from(group)].load(at)),
         }
     }
 
     fn forget(&mut self, row: u32) {
         let Some(place) = self.rows.get_mut(row as usize) else { return };
-        match std::mem::replace(place, Place::Empty) {
-            Place::Empty => {}
-            Place::Scalar(at) => {
+        match std::mem::replace(place, Residence::Empty) {
+            Residence::Empty => {}
+            Residence::Scalar(at) => {
                 self.scalars[at as usize] = None;
                 self.free_scalars.push(at);
             }
-            Place::Column { group, at } => self.groups[usize::from(group)].remove(at),
+            Residence::Column { group, at } => self.groups[usize::from(group)].remove(at),
         }
     }
 
@@ -225,7 +225,7 @@ impl States {
     /// False when it can't take the first.
     fn run(&mut self, kpa: &Kpa, batch: &[ScaleInput<'_>], run: &mut Run) -> bool {
         let Some(first) = batch.first() else { return false };
-        let Place::Column { group, at } = self.place(kpa, first) else { return false };
+        let Residence::Column { group, at } = self.place(kpa, first) else { return false };
         let columns = &mut self.groups[usize::from(group)];
         let elapsed = first.elapsed.as_secs_f64();
         let tag = columns.tag(at);
@@ -238,7 +238,7 @@ impl States {
         run.inputs.elapsed = elapsed;
         let block = spot(at).0;
         let dense = batch.get(DENSE - 1).is_some_and(|input| {
-            matches!(self.rows.get(input.row as usize), Some(Place::Column { group: other, at })
+            matches!(self.rows.get(input.row as usize), Some(Residence::Column { group: other, at })
                 if *other == group && spot(*at).0 == block)
         });
         if dense {
@@ -296,7 +296,7 @@ impl States {
     /// lanes, or of any and side by side. Gives the lanes as bits.
     #[inline(always)]
     fn fill<const DENSE: bool>(
-        places: &[Place],
+        places: &[Residence],
         columns: &mut Group,
         group: u16,
         batch: &[ScaleInput<'_>],
@@ -306,7 +306,7 @@ impl States {
         let Run { inputs, rows, count: taken, .. } = run;
         *taken = 0;
         let first = &batch[0];
-        let Some(Place::Column { at, .. }) = places.get(first.row as usize) else { return 0 };
+        let Some(Residence::Column { at, .. }) = places.get(first.row as usize) else { return 0 };
         let block = spot(*at).0;
         // Once per run it is seen that these are still the spec and limit that the row's target was made from.
         let (spec, concurrency, lasted) = (std::ptr::from_ref(first.spec), first.concurrency, first.elapsed);
@@ -319,7 +319,7 @@ impl States {
         let mut seen = 0_u64;
         let mut count = 0;
         for input in batch.iter().take(LANES) {
-            let Some(Place::Column { group: other, at }) = places.get(input.row as usize).copied() else {
+            let Some(Residence::Column { group: other, at }) = places.get(input.row as usize).copied() else {
                 break;
             };
             let (in_block, lane) = spot(at);
@@ -424,7 +424,7 @@ impl Scaler for KpaColumns {
         states.forget(row);
         let at = row as usize;
         if states.rows.len() <= at {
-            states.rows.resize(at + 1, Place::Empty);
+            states.rows.resize(at + 1, Residence::Empty);
         }
         // Its configuration comes with the next tick; until then, and from then on, it stays scalar.
         states.rows[at] = states.scalar(state);

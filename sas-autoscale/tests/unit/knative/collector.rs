@@ -16,7 +16,7 @@ pub struct Stat {
     pub concurrency: f64,
     /// Of these, requests that came through an activator, which counts them itself.
     pub proxied_concurrency: f64,
-    /// Requests.
+    /// Requests per second that came.
     pub requests: f64,
     /// Of these, requests that came through an activator.
     pub proxied_requests: f64,

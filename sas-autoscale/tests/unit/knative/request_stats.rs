@@ -23,7 +23,7 @@ pub struct RequestReport {
     pub concurrency: f64,
     /// Of these, proxied.
     pub proxied_concurrency: f64,
-    /// Requests.
+    /// Requests per second that came.
     pub requests: f64,
     /// Of these, proxied.
     pub proxied_requests: f64,

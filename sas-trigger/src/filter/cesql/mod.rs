@@ -115,7 +115,7 @@ pub enum Value {
     Boolean(bool),
     /// A whole number of 32 bits.
     Integer(i32),
-    /// Text.
+    /// A text.
     String(String),
 }
 

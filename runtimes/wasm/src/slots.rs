@@ -19,15 +19,15 @@ pub(crate) type Who = Option<sas_core::TenantKey>;
 
 /// Room for one guest or one compilation, given back on drop.
 #[derive(Debug)]
-pub(crate) struct Place {
-    admission: Arc<Admission>,
+pub(crate) struct SlotPermit {
+    slots: Arc<FairSlots>,
     tenant: Who,
     units: u32,
 }
 
-impl Drop for Place {
+impl Drop for SlotPermit {
     fn drop(&mut self) {
-        self.admission.give_back(self.tenant, self.units);
+        self.slots.give_back(self.tenant, self.units);
     }
 }
 
@@ -44,7 +44,7 @@ pub(crate) enum Refusal {
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub(crate) struct Admission {
+pub(crate) struct FairSlots {
     /// The most that one tenant has.
     share: u32,
     queue: usize,
@@ -78,7 +78,7 @@ struct Waiter {
     turn: oneshot::Sender<()>,
 }
 
-impl Admission {
+impl FairSlots {
     /// `total` places, of which a tenant has at most `share`, and a line of at most `queue`, shared alike.
     pub(crate) fn new(total: u32, share: u32, queue: u32) -> Self {
         let share = share.clamp(1, total.max(1));
@@ -110,7 +110,7 @@ impl Admission {
     }
 
     /// Takes `units` places at once, if they are free and it is nobody else's turn.
-    pub(crate) fn try_enter(self: &Arc<Self>, tenant: Who, units: u32) -> Option<Place> {
+    pub(crate) fn try_enter(self: &Arc<Self>, tenant: Who, units: u32) -> Option<SlotPermit> {
         let mut state = self.state.lock();
         if state.short || state.free < units {
             return None;
@@ -124,7 +124,7 @@ impl Admission {
         }
         theirs.held += units;
         state.free -= units;
-        Some(Place { admission: Arc::clone(self), tenant, units })
+        Some(SlotPermit { slots: Arc::clone(self), tenant, units })
     }
 
     /// Waits for `units` places. Dropping the future leaves the line.
@@ -133,7 +133,7 @@ impl Admission {
         tenant: Who,
         units: u32,
         deadline: Instant,
-    ) -> Result<Place, Refusal> {
+    ) -> Result<SlotPermit, Refusal> {
         if let Some(place) = self.try_enter(tenant, units) {
             return Ok(place);
         }
@@ -148,7 +148,7 @@ impl Admission {
             state.next_ticket += 1;
             state.waiting += 1;
             state.tenants.entry(tenant).or_default().line.push_back(Waiter { ticket, units, turn });
-            Seat { admission: self, tenant, units, ticket, over: false }
+            Seat { slots: self, tenant, units, ticket, over: false }
         };
         // What was given back since we looked.
         self.serve(&mut self.state.lock());
@@ -157,7 +157,7 @@ impl Admission {
             return Err(Refusal::Deadline);
         }
         seat.over = true;
-        Ok(Place { admission: Arc::clone(self), tenant, units })
+        Ok(SlotPermit { slots: Arc::clone(self), tenant, units })
     }
 
     fn give_back(&self, tenant: Who, units: u32) {
@@ -205,26 +205,26 @@ impl Admission {
         self.keepable
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(units))
             .ok()?;
-        Some(Keep { admission: Arc::clone(self), units })
+        Some(Keep { slots: Arc::clone(self), units })
     }
 }
 
 /// Leave to keep an idle sandbox.
 #[derive(Debug)]
 pub(crate) struct Keep {
-    admission: Arc<Admission>,
+    slots: Arc<FairSlots>,
     units: u32,
 }
 
 impl Drop for Keep {
     fn drop(&mut self) {
-        self.admission.keepable.fetch_add(self.units, Ordering::Relaxed);
+        self.slots.keepable.fetch_add(self.units, Ordering::Relaxed);
     }
 }
 
 /// A place in the line. Dropped without having been served, it leaves the line, or gives back what it was just given.
 struct Seat<'a> {
-    admission: &'a Arc<Admission>,
+    slots: &'a Arc<FairSlots>,
     tenant: Who,
     units: u32,
     ticket: u64,
@@ -236,7 +236,7 @@ impl Drop for Seat<'_> {
         if self.over {
             return;
         }
-        let mut state = self.admission.state.lock();
+        let mut state = self.slots.state.lock();
         let Some(theirs) = state.tenants.get_mut(&self.tenant) else { return };
         if let Some(at) = theirs.line.iter().position(|waiter| waiter.ticket == self.ticket) {
             theirs.line.remove(at);
@@ -245,10 +245,10 @@ impl Drop for Seat<'_> {
             if empty {
                 state.tenants.remove(&self.tenant);
             }
-            self.admission.serve(&mut state);
+            self.slots.serve(&mut state);
         } else {
             drop(state);
-            self.admission.give_back(self.tenant, self.units);
+            self.slots.give_back(self.tenant, self.units);
         }
     }
 }
@@ -266,42 +266,42 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waiters_are_served_in_order_and_bounded() {
-        let admission = Arc::new(Admission::new(1, 1, 2));
-        let first = admission.try_enter(T, 1).unwrap();
+        let slots = Arc::new(FairSlots::new(1, 1, 2));
+        let first = slots.try_enter(T, 1).unwrap();
         let order = Arc::new(std::sync::Mutex::new(Vec::new()));
         let mut tasks = Vec::new();
         for name in ["second", "third"] {
-            let (admission, order) = (Arc::clone(&admission), Arc::clone(&order));
+            let (slots, order) = (Arc::clone(&slots), Arc::clone(&order));
             tasks.push(tokio::spawn(async move {
-                let place = admission.enter(T, 1, soon()).await.unwrap();
+                let place = slots.enter(T, 1, soon()).await.unwrap();
                 order.lock().unwrap().push(name);
                 drop(place);
             }));
             tokio::task::yield_now().await;
         }
-        assert_eq!(admission.enter(T, 1, soon()).await.unwrap_err(), Refusal::QueueFull);
+        assert_eq!(slots.enter(T, 1, soon()).await.unwrap_err(), Refusal::QueueFull);
         drop(first);
         for task in tasks {
             task.await.unwrap();
         }
         assert_eq!(*order.lock().unwrap(), ["second", "third"]);
-        assert_eq!(admission.waiting(), 0);
+        assert_eq!(slots.waiting(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_waiter_leaves_at_its_deadline_or_when_it_is_dropped() {
-        let admission = Arc::new(Admission::new(2, 2, 5));
-        let held = admission.try_enter(T, 2).unwrap();
-        assert_eq!(admission.enter(T, 1, soon()).await.unwrap_err(), Refusal::Deadline);
+        let slots = Arc::new(FairSlots::new(2, 2, 5));
+        let held = slots.try_enter(T, 2).unwrap();
+        assert_eq!(slots.enter(T, 1, soon()).await.unwrap_err(), Refusal::Deadline);
         {
-            let mut waiting = std::pin::pin!(admission.enter(T, 1, soon()));
+            let mut waiting = std::pin::pin!(slots.enter(T, 1, soon()));
             let polled = futures_poll(waiting.as_mut()).await;
             assert!(polled.is_none());
-            assert_eq!(admission.waiting(), 1);
+            assert_eq!(slots.waiting(), 1);
         }
-        assert_eq!(admission.waiting(), 0);
+        assert_eq!(slots.waiting(), 0);
         drop(held);
-        assert!(admission.try_enter(T, 2).is_some());
+        assert!(slots.try_enter(T, 2).is_some());
     }
 
     async fn futures_poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
@@ -317,41 +317,41 @@ mod tests {
 
     #[test]
     fn at_most_half_of_the_slots_are_kept_idle() {
-        let admission = Arc::new(Admission::new(4, 4, 1));
-        let (one, two) = (admission.try_keep(1), admission.try_keep(1));
-        assert!(one.is_some() && two.is_some() && admission.try_keep(1).is_none());
+        let slots = Arc::new(FairSlots::new(4, 4, 1));
+        let (one, two) = (slots.try_keep(1), slots.try_keep(1));
+        assert!(one.is_some() && two.is_some() && slots.try_keep(1).is_none());
         drop(one);
-        assert!(admission.try_keep(1).is_some());
+        assert!(slots.try_keep(1).is_some());
     }
 
     #[test]
     fn a_tenant_never_has_all_of_the_places() {
-        let admission = Arc::new(Admission::new(4, 3, 4));
-        let theirs: Vec<_> = std::iter::from_fn(|| admission.try_enter(T, 1)).collect();
+        let slots = Arc::new(FairSlots::new(4, 3, 4));
+        let theirs: Vec<_> = std::iter::from_fn(|| slots.try_enter(T, 1)).collect();
         assert_eq!(theirs.len(), 3);
-        assert!(admission.try_enter(U, 1).is_some());
+        assert!(slots.try_enter(U, 1).is_some());
         drop(theirs);
-        assert!(admission.try_enter(T, 3).is_some(), "nothing is lost");
+        assert!(slots.try_enter(T, 3).is_some(), "nothing is lost");
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_has_least_is_served_first_however_many_others_wait() {
-        let admission = Arc::new(Admission::new(4, 3, 40));
-        let mut held: Vec<_> = std::iter::from_fn(|| admission.try_enter(T, 1)).collect();
-        held.extend(admission.try_enter(U, 1));
+        let slots = Arc::new(FairSlots::new(4, 3, 40));
+        let mut held: Vec<_> = std::iter::from_fn(|| slots.try_enter(T, 1)).collect();
+        held.extend(slots.try_enter(U, 1));
         let order = Arc::new(std::sync::Mutex::new(Vec::new()));
         let mut tasks = Vec::new();
         for tenant in [T, T, T, T, T, U, U] {
-            let (admission, order) = (Arc::clone(&admission), Arc::clone(&order));
+            let (slots, order) = (Arc::clone(&slots), Arc::clone(&order));
             tasks.push(tokio::spawn(async move {
-                let place = admission.enter(tenant, 1, soon()).await.unwrap();
+                let place = slots.enter(tenant, 1, soon()).await.unwrap();
                 order.lock().unwrap().push(tenant);
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 drop(place);
             }));
             tokio::task::yield_now().await;
         }
-        assert_eq!(admission.waiting(), 7);
+        assert_eq!(slots.waiting(), 7);
         drop(held.remove(0));
         tokio::task::yield_now().await;
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -360,21 +360,21 @@ mod tests {
         for task in tasks {
             task.await.unwrap();
         }
-        assert_eq!((admission.waiting(), admission.state.lock().free), (0, 4));
-        assert!(admission.state.lock().tenants.is_empty(), "whoever has nothing is forgotten");
+        assert_eq!((slots.waiting(), slots.state.lock().free), (0, 4));
+        assert!(slots.state.lock().tenants.is_empty(), "whoever has nothing is forgotten");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_tenant_can_not_fill_the_line_either() {
-        let admission = Arc::new(Admission::new(4, 3, 4));
-        let _held: Vec<_> = std::iter::from_fn(|| admission.try_enter(T, 1)).collect();
+        let slots = Arc::new(FairSlots::new(4, 3, 4));
+        let _held: Vec<_> = std::iter::from_fn(|| slots.try_enter(T, 1)).collect();
         let mut waiting = Vec::new();
         for _ in 0..3 {
-            let admission = Arc::clone(&admission);
-            waiting.push(tokio::spawn(async move { admission.enter(T, 1, soon()).await.map(drop) }));
+            let slots = Arc::clone(&slots);
+            waiting.push(tokio::spawn(async move { slots.enter(T, 1, soon()).await.map(drop) }));
             tokio::task::yield_now().await;
         }
-        assert_eq!(admission.enter(T, 1, soon()).await.unwrap_err(), Refusal::QueueFull);
-        assert!(admission.enter(U, 1, soon()).await.is_ok());
+        assert_eq!(slots.enter(T, 1, soon()).await.unwrap_err(), Refusal::QueueFull);
+        assert!(slots.enter(U, 1, soon()).await.is_ok());
     }
 }
