@@ -77,11 +77,18 @@ pub(crate) fn decision(entry: &Value) -> String {
         "fallback" => "a metric is missing, and this is the fallback",
         "scheduled" => "the schedule says so",
         "forecast" => "load is expected",
-        "timed_out" => "the scaler took too long",
-        "between_ticks" => "a request could not wait for the next tick",
+        "timed_out" => "no instance became ready in time",
+        "between_ticks" => "the scaler decides on some of the ticks only",
+        "activated" => "requests met no instance",
+        "expected" => "a call is expected",
+        "not_expected" => "no call is expected any more",
+        "reclaimed" => "others lacked room in a budget",
         _ => "the scaler has a reason of its own",
     };
     let mut text = format!("{} {} {verdict}: {reason}", cell(&entry["at"]), cell(&entry["revision"]));
+    if let Some(waited) = entry["named"]["requests_waited"].as_f64() {
+        let _ = write!(text, "; {waited} waited");
+    }
     for vote in decided["votes"].as_array().into_iter().flatten() {
         let value = vote["value"].as_f64().map_or("not measured".to_owned(), |value| format!("{value:.2}"));
         let desired = vote["desired"].as_u64().map_or("no opinion".to_owned(), |n| format!("asks for {n}"));

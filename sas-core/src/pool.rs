@@ -441,10 +441,13 @@ pub struct PoolDecision {
     pub before: u32,
     /// Instances from now on, until something else is decided.
     pub desired: u32,
-    /// Why: [`Reason::Expected`], [`Reason::NotExpected`] or [`Reason::Reclaimed`].
+    /// Why: one of those of which [`Reason::is_pools_own`] says yes.
     pub reason: Reason,
     /// Until when what was started ahead is kept for its call.
     pub until: Option<Timestamp>,
+    /// Requests that found no slot and waited, with [`Reason::Activated`]; else 0. They are counted, like the instances in
+    /// `desired`, from the first of them until the driver took the decision.
+    pub waited: u32,
 }
 
 impl PoolDecision {
@@ -456,7 +459,7 @@ impl PoolDecision {
         desired: u32,
         reason: Reason,
     ) -> Self {
-        Self { revision, at, before, desired, reason, until: None }
+        Self { revision, at, before, desired, reason, until: None, waited: 0 }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use sas_core::{Deployed, Error, RevisionKey, SlotView, TenantKey};
+use sas_core::{Deployed, Error, RevisionKey, SlotView, TenantKey, Timestamp};
 
 use crate::queue::Line;
 
@@ -159,6 +159,18 @@ pub(crate) struct Active {
     pub(crate) kept: bool,
     /// It was started ahead of a call that has not come yet.
     pub(crate) woken: bool,
+    /// Requests found it without an instance since the last visit of a driver, which is to be told.
+    pub(crate) activation: Option<Activation>,
+}
+
+/// What requests that met no instance have had started so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Activation {
+    pub(crate) at: Timestamp,
+    /// Instances at the most.
+    pub(crate) started: u32,
+    /// Requests that found no slot.
+    pub(crate) waited: u32,
 }
 
 /// A key with a default, for records that are free.

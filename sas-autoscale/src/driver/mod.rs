@@ -284,6 +284,9 @@ impl Driver {
         if let Some(until) = made.until {
             record.named.insert("kept_for_seconds", until.since(made.at).as_secs_f64());
         }
+        if made.waited > 0 {
+            record.named.insert("requests_waited", f64::from(made.waited));
+        }
         let checkpoint = || {
             let scaler = self.scaler_of(deployed).map(|(_, scaler)| scaler);
             Checkpoint {

@@ -56,7 +56,9 @@ impl State {
         active.drained = false;
         active.inline += 1;
         active.raised = active.raised.max(active.demand());
+        let from_zero = active.have() == 0;
         self.grow(rules, a, claim.priority, now, fx);
+        self.note_activation(rules, a, from_zero);
         self.promote(rules, a, fx);
         Met::Waits(a)
     }

@@ -1,10 +1,11 @@
 //! What the pool decides by itself, kept until a driver takes it into the history of decisions.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use sas_core::{PoolDecision, Reason, Timestamp};
 
 use super::*;
+use crate::revision::Activation;
 
 /// How many are kept in a shard between two visits. When there are more the oldest go, and the log says how many: a
 /// second in which a shard decides more often than this is one in which its host runs out of memory.
@@ -15,6 +16,35 @@ const KEPT: usize = 4096;
 pub(crate) struct OwnDecisions {
     kept: VecDeque<(PoolDecision, Arc<Deployed>)>,
     lost: u64,
+    /// Records that have an activation to tell: however many requests come, a revision has one between two visits.
+    activated: BTreeSet<u32>,
+}
+
+impl OwnDecisions {
+    fn keep(&mut self, decision: (PoolDecision, Arc<Deployed>)) {
+        if self.kept.len() >= KEPT {
+            self.kept.pop_front();
+            self.lost += 1;
+        }
+        self.kept.push_back(decision);
+    }
+
+    /// Nothing is added any more to the activation that this revision may have to tell: something else is decided, or it
+    /// is at rest again.
+    pub(super) fn end_activation(&mut self, active: &mut Active) {
+        if let Some(told) = active.activation.take().and_then(|activation| activation.told(active)) {
+            self.keep(told);
+        }
+    }
+}
+
+impl Activation {
+    fn told(self, active: &Active) -> Option<(PoolDecision, Arc<Deployed>)> {
+        let deployed = active.deployed.as_ref().filter(|_| !active.orphan)?;
+        let mut decision = PoolDecision::new(active.key.0, self.at, 0, self.started, Reason::Activated);
+        decision.waited = self.waited;
+        Some((decision, Arc::clone(deployed)))
+    }
 }
 
 impl State {
@@ -28,6 +58,8 @@ impl State {
         reason: Reason,
         until: Option<Timestamp>,
     ) {
+        let active = &mut self.actives[a as usize];
+        self.own.end_activation(active);
         let active = &self.actives[a as usize];
         let name = &self.deployed(a).name;
         tracing::debug!(revision = %name, before, desired, ?reason, "the pool changes a size by itself");
@@ -37,19 +69,36 @@ impl State {
         let mut decision = PoolDecision::new(active.key.0, rules.config.clock.now(), before, desired, reason);
         decision.until = until;
         let deployed = Arc::clone(self.deployed(a));
-        if self.own.kept.len() >= KEPT {
-            self.own.kept.pop_front();
-            self.own.lost += 1;
-        }
-        self.own.kept.push_back((decision, deployed));
+        self.own.keep((decision, deployed));
     }
 
-    /// What was decided here since the last call.
+    /// A request waits, and the pool may have started something for it: of a revision that had nothing, that is a decision.
+    pub(super) fn note_activation(&mut self, rules: &Rules, a: u32, from_zero: bool) {
+        let active = &mut self.actives[a as usize];
+        let have = active.have();
+        if from_zero && have > 0 && self.visited.is_some() && !active.orphan {
+            self.own.end_activation(active);
+            active.activation = Some(Activation { at: rules.config.clock.now(), started: 0, waited: 0 });
+            self.own.activated.insert(a);
+        }
+        if let Some(activation) = &mut active.activation {
+            activation.started = activation.started.max(have);
+            activation.waited = activation.waited.saturating_add(1);
+        }
+    }
+
+    /// What was decided here since the last call, oldest first for each revision.
     pub(crate) fn take_decisions(&mut self) -> VecDeque<(PoolDecision, Arc<Deployed>)> {
         let lost = std::mem::take(&mut self.own.lost);
         if lost > 0 {
             tracing::warn!(lost, "decisions of the pool's own were not taken in time");
         }
-        std::mem::take(&mut self.own.kept)
+        let mut taken = std::mem::take(&mut self.own.kept);
+        for a in std::mem::take(&mut self.own.activated) {
+            let active = &mut self.actives[a as usize];
+            // The revision may be at rest again, and then this was told.
+            taken.extend(active.activation.take().and_then(|activation| activation.told(active)));
+        }
+        taken
     }
 }

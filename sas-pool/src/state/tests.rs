@@ -356,7 +356,37 @@ fn what_the_policy_starts_and_lets_go_is_told_as_decisions() {
     assert_eq!(table.fx.begin[0].need, Need::Expected, "nobody waits for it yet");
     let told: Vec<_> = table.state.take_decisions().into_iter().map(|(told, _)| told).collect();
     let story: Vec<_> = told.iter().map(|told| (told.before, told.desired, told.reason)).collect();
-    assert_eq!(story, [(1, 0, Reason::NotExpected), (0, 1, Reason::Expected)]);
-    assert!(told[1].until.is_some());
+    assert_eq!(story, [(0, 1, Reason::Activated), (1, 0, Reason::NotExpected), (0, 1, Reason::Expected)]);
+    assert!(told[2].until.is_some());
     assert!(table.state.take_decisions().is_empty(), "each is told once");
+}
+
+#[test]
+fn a_burst_from_zero_is_one_decision_with_what_it_started_and_how_many_waited() {
+    use sas_core::Reason;
+    let told = |table: &mut Table| -> Vec<_> {
+        let taken = table.state.take_decisions().into_iter();
+        taken.map(|(told, _)| (told.before, told.desired, told.reason, told.waited)).collect()
+    };
+    let mut table = Table::new(PoolConfig::seeded(1), |spec| spec.concurrency = 10);
+    for _ in 0..25 {
+        table.wait(10, 500);
+    }
+    assert_eq!(told(&mut table), [], "nobody takes them, so none is kept");
+
+    let mut table = Table::new(PoolConfig::seeded(1), |spec| spec.concurrency = 10);
+    table.state.visited = Some(1);
+    let tickets: Vec<u64> = (0..25).map(|_| table.wait(10, 500)).collect();
+    let started = table.begun();
+    assert_eq!(told(&mut table), [(0, 3, Reason::Activated, 25)]);
+    table.wait(20, 500);
+    assert_eq!(told(&mut table), [], "from now on the scaler decides");
+    for id in started {
+        table.started(id, 30);
+    }
+    for ticket in tickets {
+        let Some(Ok(grant)) = table.poll(ticket) else { panic!("served") };
+        table.release(&grant, 40);
+    }
+    assert_eq!(told(&mut table), [], "a warm request decides nothing");
 }
