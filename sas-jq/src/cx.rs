@@ -1,0 +1,60 @@
+//! What an evaluation may still take.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+};
+
+use crate::{
+    Error, Limits,
+    value::{Maker, Meter, Value},
+};
+
+pub(crate) struct Cx {
+    steps: u64,
+    left: Cell<u64>,
+    pub(crate) make: Maker,
+    /// The regular expressions of late, by pattern with flags.
+    pub(crate) patterns: RefCell<VecDeque<(String, regex::Regex)>>,
+}
+
+impl Cx {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            steps: limits.steps,
+            left: Cell::new(limits.steps),
+            make: Maker { meter: Some(Meter::default()), most: limits.bytes },
+            patterns: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn left(&self) -> u64 {
+        self.left.get()
+    }
+
+    pub(crate) fn spent(&self) -> u64 {
+        self.steps - self.left.get()
+    }
+
+    pub(crate) fn spend(&self, steps: u64) -> Result<(), Error> {
+        match self.left.get().checked_sub(steps) {
+            Some(left) => {
+                self.left.set(left);
+                Ok(())
+            }
+            None => {
+                self.left.set(0);
+                Err(Error::Steps(self.steps))
+            }
+        }
+    }
+
+    /// For work over so many bytes.
+    pub(crate) fn spend_bytes(&self, bytes: usize) -> Result<(), Error> {
+        self.spend(bytes as u64 / 64)
+    }
+
+    pub(crate) fn raise(&self, message: impl Into<String>) -> Error {
+        Error::Raised(Value::from(message.into()))
+    }
+}
