@@ -31,6 +31,9 @@ pub struct WasmConfig {
     /// Bytes of linear memory of all sandboxes together. By default half of the memory that this process may have: of
     /// its control group or of the machine. A guest that asks for more is ended, and the client may come back.
     pub memory_bytes: u64,
+    /// Of these, the most that the sandboxes of one tenant hold together; `None`: three quarters, so that there is
+    /// room for others. 64 KiB to `memory_bytes`. A guest that asks for more is ended, and the client may come back.
+    pub tenant_memory_bytes: Option<u64>,
     /// Requests that may wait for a sandbox when all are taken; more are refused at once.
     pub queue: u32,
     /// Where compiled code is kept between runs, in files that only this user can read and write; `None`: compiled
@@ -67,6 +70,7 @@ impl Default for WasmConfig {
             slots: 1_000,
             tenant_slots: None,
             memory_bytes: default_total(),
+            tenant_memory_bytes: None,
             queue: 10_000,
             cache_dir: None,
             compile: CompileLimits::default(),
@@ -177,6 +181,11 @@ impl WasmConfig {
     /// Most sandboxes that fit into the address space of a process.
     pub const MOST_SLOTS: u32 = 16_384;
 
+    /// Bytes that the sandboxes of one tenant may hold together. A page at least: with less no guest would start.
+    pub(crate) fn tenant_memory(&self) -> u64 {
+        self.tenant_memory_bytes.unwrap_or((self.memory_bytes - self.memory_bytes / 4).max(PAGE))
+    }
+
     /// Checks every field.
     ///
     /// # Errors
@@ -195,6 +204,11 @@ impl WasmConfig {
         }
         if self.memory_bytes < PAGE {
             errors.push("memory_bytes", self.memory_bytes, "at least 64 KiB, the page of WebAssembly");
+        }
+        if self.tenant_memory_bytes.is_some_and(|most| most < PAGE || most > self.memory_bytes) {
+            let most = self.tenant_memory_bytes.unwrap_or_default();
+            let remedy = format!("65536 (a page) to memory_bytes, {}", self.memory_bytes);
+            errors.push("tenant_memory_bytes", most, remedy);
         }
         if self.compile.parallel == 0 {
             errors.push("compile.parallel", 0, "at least 1");

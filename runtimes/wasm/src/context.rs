@@ -8,13 +8,15 @@ use std::sync::{
 
 use sas_core::{InstanceId, LogSink, RevisionKey, StartRequest};
 
-use crate::function::Function;
+use crate::{budget::Share, function::Function};
 
 /// Who an instance is, where its output goes, whether it was killed, and what its guests use together.
 pub(crate) struct InstanceContext {
     pub(crate) id: InstanceId,
     pub(crate) revision: RevisionKey,
     pub(crate) function: Arc<Function>,
+    /// What its sandboxes hold is taken from this.
+    pub(crate) budget: Arc<Share>,
     /// Variables of the revision.
     pub(crate) declared: Option<Arc<[(String, String)]>>,
     pub(crate) logs: Arc<dyn LogSink>,
@@ -37,6 +39,7 @@ impl InstanceContext {
         Self {
             id: request.id,
             revision: request.revision,
+            budget: function.host.budget.of(request.tenant()),
             function,
             declared,
             logs: Arc::clone(&request.logs),

@@ -24,6 +24,13 @@ pub(crate) enum Limit {
         /// What the guest asked for on top of what is held.
         wanted: u64,
     },
+    /// Bytes of all guests of a tenant together; the platform's `tenant_memory_bytes`.
+    TenantMemory {
+        /// What a tenant's guests may hold together.
+        share: u64,
+        /// What the guest asked for on top of what is held.
+        wanted: u64,
+    },
     /// Elements of a table; the platform's `limits.table_elements`.
     Table {
         /// The limit.
@@ -46,6 +53,7 @@ impl Limit {
             Self::Cpu(_) => "cpu",
             Self::Memory { .. } => "memory",
             Self::HostMemory { .. } => "host_memory",
+            Self::TenantMemory { .. } => "tenant_memory",
             Self::Table { .. } => "table",
             Self::Stack => "stack",
             Self::Response(_) => "response",
@@ -69,6 +77,11 @@ impl fmt::Display for Limit {
                 f,
                 "the guests of this host hold all of the {total} bytes that they may have together: {wanted} more were \
                  asked for (WasmConfig.memory_bytes)"
+            ),
+            Self::TenantMemory { share, wanted } => write!(
+                f,
+                "the guests of this tenant hold all of the {share} bytes that a tenant's may have together: {wanted} more \
+                 were asked for (WasmConfig.tenant_memory_bytes)"
             ),
             Self::Table { limit, wanted } => write!(
                 f,
@@ -117,7 +130,7 @@ pub(crate) fn call_error(error: &wasmtime::Error) -> (Error, &'static str) {
             _ => ErrorKind::Exhausted,
         };
         let mut told = Error::new(kind, "call", limit.to_string());
-        if matches!(limit, Limit::HostMemory { .. }) {
+        if matches!(limit, Limit::HostMemory { .. } | Limit::TenantMemory { .. }) {
             told = told.with_retry(Retry::After(Duration::from_secs(1)));
         }
         return (told, limit.name());

@@ -62,7 +62,7 @@ impl Host {
         Ok(Self {
             metrics: Metrics::new(&config.recorder),
             outside: Arc::new(Outside::new(&config.trusted_roots)),
-            budget: Arc::new(Budget::new(config.memory_bytes)),
+            budget: Arc::new(Budget::new(config.memory_bytes, config.tenant_memory())),
             slots: Arc::new(FairSlots::new(
                 config.slots,
                 config.tenant_slots.unwrap_or(config.slots - config.slots / 4),

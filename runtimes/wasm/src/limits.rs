@@ -4,26 +4,20 @@ use std::sync::Arc;
 
 use wasmtime::ResourceLimiter;
 
-use crate::{budget::Budget, config::CallLimits, context::InstanceContext, ends::Limit, usage::CallUsage};
+use crate::{config::CallLimits, context::InstanceContext, ends::Limit, usage::CallUsage};
 
 /// Refuses growth over the limits, and counts what is used.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     limits: CallLimits,
-    budget: Arc<Budget>,
     memory: u64,
     pub(crate) usage: Arc<CallUsage>,
     instance: Arc<InstanceContext>,
 }
 
 impl Limiter {
-    pub(crate) fn new(
-        limits: CallLimits,
-        budget: Arc<Budget>,
-        usage: Arc<CallUsage>,
-        instance: Arc<InstanceContext>,
-    ) -> Self {
-        Self { limits, budget, memory: 0, usage, instance }
+    pub(crate) fn new(limits: CallLimits, usage: Arc<CallUsage>, instance: Arc<InstanceContext>) -> Self {
+        Self { limits, memory: 0, usage, instance }
     }
 
     /// A kept sandbox takes its next request: what it holds counts for that one from the start.
@@ -60,9 +54,7 @@ impl ResourceLimiter for Limiter {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
-        if !self.budget.take(more) {
-            return Err(Limit::HostMemory { total: self.budget.total, wanted: more }.into());
-        }
+        self.instance.budget.take(more)?;
         self.memory = wanted;
         self.usage.grow(more);
         self.instance.add_memory(more);
@@ -84,7 +76,7 @@ impl ResourceLimiter for Limiter {
 
 impl Drop for Limiter {
     fn drop(&mut self) {
-        self.budget.give(self.memory);
+        self.instance.budget.give(self.memory);
         self.instance.remove_memory(self.memory);
     }
 }

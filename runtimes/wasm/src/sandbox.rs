@@ -50,8 +50,7 @@ impl Sandbox {
 
     pub(crate) fn limiter(&self, usage: Arc<CallUsage>) -> Limiter {
         let function = &self.instance.function;
-        let budget = Arc::clone(&function.host.budget);
-        Limiter::new(function.options.limits, budget, usage, Arc::clone(&self.instance))
+        Limiter::new(function.options.limits, usage, Arc::clone(&self.instance))
     }
 
     pub(crate) fn lines(&self, stream: LogStream) -> Lines {

@@ -1,11 +1,11 @@
 //! Code that no honest toolchain makes.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
-use sas_core::{ErrorKind, Runtime};
+use sas_core::{ErrorKind, Retry, Runtime, TenantKey};
 use sas_runtime_wasm::{CallLimits, CompileLimits, WasmConfig};
 
-use crate::support::{HELLO, Stage, always, bytes_spec, call, cx, fails, get, spec};
+use crate::support::{HELLO, Stage, always, ask, bytes_spec, call, cx, cx_within, fails, get, spec};
 
 /// An unsigned number as WebAssembly writes it.
 fn leb(mut n: usize) -> Vec<u8> {
@@ -89,7 +89,7 @@ async fn all_guests_together_have_no_more_memory_than_the_host_gives() {
         told.iter().filter(|(.., message)| message.contains("WasmConfig.memory_bytes")).collect();
     assert_eq!(refused.len(), 1, "one of the two fits: {told:?}");
     assert_eq!(refused[0].0, ErrorKind::Exhausted);
-    assert_eq!(refused[0].1, sas_core::Retry::After(Duration::from_secs(1)));
+    assert_eq!(refused[0].1, Retry::After(Duration::from_secs(1)));
     // What they held came back.
     for _ in 0..3 {
         assert!(fails(&*one, get("/")).await.message.contains("CPU limit"));
@@ -98,6 +98,50 @@ async fn all_guests_together_have_no_more_memory_than_the_host_gives() {
         (drop (memory.grow (i32.const 600)))))";
     let grower = stage.instance(&spec(grows)).await;
     assert!(fails(&*grower, get("/")).await.message.contains("33554432 bytes that they may have together"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_takes_all_memory_it_can_leaves_another_enough_to_answer() {
+    let limits = CallLimits { cpu: Duration::from_secs(20), ..CallLimits::default() };
+    let config = WasmConfig { slots: 16, limits, memory_bytes: 32 << 20, ..WasmConfig::default() };
+    let stage = Stage::shared(config);
+    // 8 MB each, and busy for as long as it is asked: three of them are the share of 24 MiB.
+    let hog = "(module (memory (export \"memory\") 128) (func (export \"_start\") (loop $l (br $l))))";
+    let hungry = stage.instance_of(TenantKey(7), &spec(hog)).await;
+    let polite = stage.instance_of(TenantKey(8), &spec(HELLO)).await;
+    let mut held = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let hungry = Arc::clone(&hungry);
+        held.spawn(async move { call(&*hungry, get("/"), &cx_within(Duration::from_secs(15))).await });
+    }
+    while hungry.usage().unwrap().memory_bytes < 24 << 20 {
+        assert!(held.try_join_next().is_none(), "all three fit");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let refused = fails(&*hungry, get("/")).await;
+    assert_eq!((refused.kind, refused.retry), (ErrorKind::Exhausted, Retry::After(Duration::from_secs(1))));
+    assert!(refused.message.contains("25165824 bytes that a tenant's may have together"), "{refused}");
+    assert!(refused.message.contains("WasmConfig.tenant_memory_bytes"), "{refused}");
+    for _ in 0..5 {
+        assert_eq!(ask(&*polite, get("/")).await.0, 200);
+    }
+    hungry.stop(Duration::ZERO).await.unwrap();
+    while let Some(outcome) = held.join_next().await {
+        assert!(outcome.unwrap().is_err(), "it was stopped while it held its memory");
+    }
+    let again = stage.instance_of(TenantKey(7), &spec(HELLO)).await;
+    assert_eq!(ask(&*again, get("/")).await.0, 200, "what was held came back");
+}
+
+#[test]
+fn a_share_that_is_none_is_refused_by_name() {
+    for (most, fine) in [(65_535, false), (65_536, true), (1 << 20, true), ((1 << 20) + 1, false)] {
+        let config =
+            WasmConfig { memory_bytes: 1 << 20, tenant_memory_bytes: Some(most), ..WasmConfig::default() };
+        let said = config.validate().err().map(|errors| errors.to_string()).unwrap_or_default();
+        assert_eq!(said.is_empty(), fine, "{most}: {said}");
+        assert!(fine || (said.contains("tenant_memory_bytes") && said.contains(&most.to_string())), "{said}");
+    }
 }
 
 #[tokio::test]
@@ -313,8 +357,7 @@ async fn pointers_outside_of_the_memory_are_errors_of_the_call() {
 async fn a_guest_can_not_sleep_past_its_deadline_or_wait_for_what_never_comes() {
     let stage = Stage::small();
     let instance = stage.instance(&spec(always("idle"))).await;
-    let response =
-        call(&*instance, get("/"), &crate::support::cx_within(Duration::from_millis(100))).await.unwrap();
+    let response = call(&*instance, get("/"), &cx_within(Duration::from_millis(100))).await.unwrap();
     let error = crate::support::text(response).await.unwrap_err();
     assert!(error.to_string().contains("deadline"), "{error}");
 }

@@ -67,6 +67,12 @@ impl Stage {
     /// One tenant may have all, unless the test says otherwise.
     pub(crate) fn new(mut config: WasmConfig) -> Self {
         config.tenant_slots.get_or_insert(config.slots);
+        config.tenant_memory_bytes.get_or_insert(config.memory_bytes);
+        Self::shared(config)
+    }
+
+    /// Tenants have shares, as the configuration says.
+    pub(crate) fn shared(config: WasmConfig) -> Self {
         Self {
             runtime: Arc::new(WasmRuntime::new(config).unwrap()),
             told: Arc::default(),
@@ -79,13 +85,17 @@ impl Stage {
     }
 
     pub(crate) async fn instance(&self, spec: &RevisionSpec) -> Arc<dyn Instance> {
+        self.instance_of(TenantKey(1), spec).await
+    }
+
+    pub(crate) async fn instance_of(&self, tenant: TenantKey, spec: &RevisionSpec) -> Arc<dyn Instance> {
         let artifact = self.runtime.prepare(spec).await.unwrap_or_else(|error| panic!("{}", error.chain()));
         let deployed = Arc::new(Deployed::new(
             Arc::clone(&self.runtime) as _,
             artifact,
             Arc::new(spec.clone()),
             RevisionName::new("test", "function", "function-00001"),
-            TenantKey(1),
+            tenant,
         ));
         let id = InstanceId(self.next.fetch_add(1, Ordering::Relaxed));
         let request = StartRequest::new(
