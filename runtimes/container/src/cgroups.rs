@@ -16,7 +16,7 @@ use std::{
 use parking_lot::Mutex;
 use sas_runtime_os::{
     ControlGroups,
-    cgroup::{self, Cgroup, Cgroups, Limits, Run},
+    cgroup::{self, Cgroup, Cgroups, Limits, Met, Run},
 };
 
 use crate::store::RunDir;
@@ -75,18 +75,29 @@ pub(crate) fn hybrid() -> Option<&'static Path> {
 }
 
 impl Groups {
-    pub(crate) fn open(config: &ControlGroups, run: &Arc<RunDir>, theirs: bool) -> Self {
+    /// All of them are held to `together`, beside what each is held to.
+    pub(crate) fn open(config: &ControlGroups, run: &Arc<RunDir>, theirs: bool, together: &Limits) -> Self {
         let as_run: Arc<dyn Run> = Arc::clone(run) as Arc<dyn Run>;
         if !theirs || *config == ControlGroups::Off {
-            return Self { ours: Cgroups::open(config, &as_run), theirs: None };
+            return Self { ours: Cgroups::open(config, &as_run, together), theirs: None };
         }
         let inode = fs::metadata(run.dir()).map_or(0, |metadata| metadata.ino());
         let name = format!("sas-{inode:x}-{}", run.dir().file_name().unwrap_or_default().to_string_lossy());
         let mounts = mounts();
         let list: String = mounts.iter().map(|mount| format!("{}\n", mount.join(&name).display())).collect();
-        let ours = Cgroups::open(&ControlGroups::Off, &as_run);
+        let ours = Cgroups::open(&ControlGroups::Off, &as_run, together);
         // Known before they are made, so that none is forgotten.
         let listed = fs::write(run.dir().join(cgroup::LIST), list);
+        let bases: Vec<PathBuf> = mounts.iter().map(|mount| mount.join(&name)).collect();
+        if listed.is_ok() {
+            let held = bases
+                .iter()
+                .try_for_each(fs::create_dir)
+                .and_then(|()| cgroup::hold_together(&bases, together));
+            if let Err(error) = held {
+                tracing::warn!(%error, "containers have no ceiling of memory and processes together");
+            }
+        }
         let theirs = (!mounts.is_empty() && listed.is_ok()).then(|| Theirs {
             name,
             mounts,
@@ -166,6 +177,14 @@ impl Group {
         match self {
             Self::Ours(group) => group.ran_out_of_memory(),
             Self::Theirs(group) => cgroup::ran_out_of_memory(&group.dirs),
+        }
+    }
+
+    /// Which limit of memory it has met.
+    pub(crate) fn met_memory(&self) -> Met {
+        match self {
+            Self::Ours(group) => group.met_memory(),
+            Self::Theirs(group) => cgroup::met_memory(&group.dirs),
         }
     }
 }

@@ -84,6 +84,13 @@ pub struct ContainerConfig {
     pub cgroups: ControlGroups,
     /// Processes and threads of one container. Default 4096.
     pub processes: u64,
+    /// Bytes of memory of all containers together, what each may have aside. `None`: seven eighths of the machine's, or
+    /// of the host's own control group. The container that asks for more than all may have is ended, or another that
+    /// holds more; never the host. Held by control groups; without them not at all.
+    pub total_memory: Option<u64>,
+    /// Processes and threads of all containers together. `None`: three quarters of what the kernel or the host's own
+    /// control group allows.
+    pub total_processes: Option<u64>,
     /// Open files of each process of a container. Default 65536.
     pub open_files: u64,
     /// Bytes that an instance may write to its files, `/tmp` and `emptyDir` volumes each; they are held in memory and
@@ -148,6 +155,8 @@ impl Default for ContainerConfig {
             keep_free_bytes: 2 << 30,
             cgroups: ControlGroups::default(),
             processes: 4096,
+            total_memory: None,
+            total_processes: None,
             open_files: 65_536,
             disk_bytes: 512 << 20,
             network: Network::default(),
@@ -194,6 +203,8 @@ impl ContainerConfig {
         }
         for (field, value, least) in [
             ("processes", self.processes, 8),
+            ("total_memory", self.total_memory.unwrap_or(u64::MAX), 16 << 20),
+            ("total_processes", self.total_processes.unwrap_or(u64::MAX), self.processes),
             ("open_files", self.open_files, 64),
             ("disk_bytes", self.disk_bytes, 1 << 20),
             ("limits.bytes", self.limits.bytes, 1),

@@ -15,6 +15,7 @@ use std::{
 use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use sas_core::{Error, ErrorKind, ExecOutput, ExitReport, LogStream, Result, Usage};
+use sas_runtime_os::cgroup::Met;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     net::unix::pipe,
@@ -484,6 +485,10 @@ impl Run {
                     && group.as_ref().is_some_and(Group::ran_out_of_memory)
                 {
                     report = report.with_out_of_memory();
+                    if group.as_ref().is_some_and(|group| group.met_memory() == Met::Together) {
+                        let how = "ContainerConfig::total_memory";
+                        report = report.with_reason(format!("the ceiling of all containers together: {how}"));
+                    }
                     engine.metrics.out_of_memory.increment(1);
                 }
             }

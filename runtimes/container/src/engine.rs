@@ -13,11 +13,11 @@ use std::{
 use parking_lot::Mutex;
 use sas_core::{Error, ErrorKind, Result};
 use sas_runtime_os::{
-    cgroup::Run,
+    cgroup::{Limits, Run},
     guardian::Guardian,
     network::Network,
     ports::{Ports, locks_dir},
-    strays::Marks,
+    strays::{Marks, Orphans},
 };
 use tokio::sync::Notify;
 
@@ -184,7 +184,8 @@ impl Engine {
         }
         std::fs::create_dir_all(store.run().pod())
             .map_err(|error| crate::store::disk("create", &store.run().pod(), error))?;
-        let groups = Groups::open(&config.cgroups, store.run(), program.kind == Kind::Runc);
+        let together = Limits::together(config.total_memory, config.total_processes);
+        let groups = Groups::open(&config.cgroups, store.run(), program.kind == Kind::Runc, &together);
         let hidden =
             (program.kind == Kind::Crun).then(cgroups::hybrid).flatten().map(std::path::Path::to_path_buf);
         // Containers are found by their standard input, which no process of theirs can leave behind with its namespace;
@@ -237,6 +238,7 @@ impl Engine {
         let Some(fd) = self.guardian_fd.lock().take() else { return Ok(()) };
         tokio::spawn(async move {
             let mut fd = fd;
+            let (began, orphans) = (tokio::time::Instant::now(), Arc::new(Mutex::new(Orphans::default())));
             loop {
                 #[allow(
                     deprecated,
@@ -253,6 +255,14 @@ impl Engine {
                     engine.guardian.flush();
                     if ended {
                         break;
+                    }
+                    if Orphans::are_ours() {
+                        // What runs containers is waited for at once: none of it is left for a minute.
+                        let (orphans, guardian) = (Arc::clone(&orphans), engine.guardian.pid());
+                        let now = began.elapsed();
+                        tokio::task::spawn_blocking(move || {
+                            orphans.lock().collect(now, |pid| pid == guardian)
+                        });
                     }
                 }
                 let Some(engine) = engine.upgrade() else { return };

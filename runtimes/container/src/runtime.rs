@@ -216,7 +216,9 @@ fn remedy(path: &str) -> &'static str {
         "tty" | "stdin" | "stdinOnce" => {
             "a container has no terminal and an empty standard input; leave it out"
         }
-        "dnsConfig" | "dnsPolicy" | "hostAliases" => "names are resolved as on this host; leave it out",
+        "dnsConfig" | "dnsPolicy" | "hostAliases" => {
+            "a container in a network of its own reaches no name server, and one in the host's asks the host's; leave it out"
+        }
         _ => "the container runtime does not know it; leave it out",
     }
 }

@@ -252,8 +252,12 @@ fn furnish(pod: &Pod, hostname: &str, volumes: &[(String, Filled)], group: Optio
     let hosts = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     fs::write(etc.join("hosts"), hosts)?;
     fs::write(etc.join("hostname"), format!("{hostname}\n"))?;
-    // A name server of the host's loopback is not there in another network; who has one of its own is told of none.
-    let resolv = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    // In a network of its own no name server is there, the host's least of all: with none named a program asks loopback, where
+    // nothing answers, and fails at once instead of waiting for one that it can't reach.
+    let resolv = match pod.network() {
+        Some(_) => "# no name server is reached from here\n".to_owned(),
+        None => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+    };
     fs::write(etc.join("resolv.conf"), resolv)?;
     for (name, filled) in volumes {
         let path = pod.dir.join("vol").join(name);

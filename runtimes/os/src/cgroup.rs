@@ -3,6 +3,9 @@
 //! Version 2 is used where its `cpu` and `memory` controllers can be had, else version 1, else neither, which is said
 //! in the notes of what is prepared and in the runtime's capabilities. Every instance with a limit gets a group, which
 //! by default is every instance; a few groups with the limits that were asked for last are kept ready.
+//! The group of a run, in which those of its instances are, bounds them all together, so that what instances take beyond
+//! what is counted with ends one of them and never the host.
+//!
 //! The groups of a run are listed in its directory, so that whoever finds the run dead can remove them.
 //!
 //! In version 1 a thread can join a group by itself, and what it spawns is born there: nothing runs outside for a moment,
@@ -59,6 +62,24 @@ impl Limits {
     }
 }
 
+impl Limits {
+    /// What all instances of a runtime may use together: as given, else what this machine (or the host's own control
+    /// group) has, less a reserve for the host: an eighth of the memory, 256 MiB at least and half of it at most, and a
+    /// quarter of the processes.
+    pub fn together(memory_bytes: Option<u64>, processes: Option<u64>) -> Self {
+        let memory = || memory_here().map(|all| all - (all / 8).max(LEAST_RESERVE).min(all / 2));
+        let count = || processes_here().map(|all| all / 4 * 3);
+        Self {
+            cpu_millis: None,
+            memory_bytes: memory_bytes.or_else(memory),
+            processes: processes.or_else(count),
+        }
+    }
+}
+
+/// Memory that is left to the host, unless that is half of all.
+const LEAST_RESERVE: u64 = 256 << 20;
+
 /// Groups that are kept ready.
 const READY: usize = 2;
 
@@ -84,6 +105,8 @@ pub struct Cgroups(Result<Arc<Groups>, String>);
 struct Groups {
     /// The directories of this run, in the order of [`Bases`].
     bases: Bases,
+    /// What all groups below them are held to together.
+    together: Limits,
     next_name: AtomicU64,
     ready: Mutex<Stock>,
     unused: Mutex<Vec<Vec<PathBuf>>>,
@@ -101,8 +124,9 @@ pub struct Cgroup {
 }
 
 impl Cgroups {
-    /// Finds out what can be had here, and makes the directories of this run.
-    pub fn open(config: &ControlGroups, run: &Arc<dyn Run>) -> Self {
+    /// Finds out what can be had here, and makes the directories of this run. All groups that are made later are held
+    /// to `together`, beside what each is held to.
+    pub fn open(config: &ControlGroups, run: &Arc<dyn Run>, together: &Limits) -> Self {
         let place = match config {
             ControlGroups::Off => Err("control groups are switched off (ProcessConfig::cgroups)".to_owned()),
             ControlGroups::Under(dir) => under(dir),
@@ -120,12 +144,14 @@ impl Cgroups {
                 remove_base(dir);
                 fs::create_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
             }
+            bases.hold(together)?;
             bases.prepare()?;
             Ok(bases)
         });
         Self(made.map(|bases| {
             Arc::new(Groups {
                 bases,
+                together: *together,
                 next_name: AtomicU64::new(0),
                 ready: Mutex::default(),
                 unused: Mutex::default(),
@@ -370,6 +396,25 @@ impl Cgroup {
     pub fn ran_out_of_memory(&self) -> bool {
         ran_out_of_memory(&self.dirs)
     }
+
+    /// What it and all others of its run are held to together.
+    pub fn together(&self) -> Limits {
+        self.groups.together
+    }
+
+    /// Which limit of memory was met, when something in it was killed for want of memory.
+    pub fn met_memory(&self) -> Met {
+        met_memory(&self.dirs)
+    }
+
+    /// Whether all groups of the run have had as many processes as they may have together; true where the kernel does
+    /// not say.
+    pub fn met_processes_together(&self) -> bool {
+        let Some(most) = self.groups.together.processes else { return false };
+        let peaks = self.groups.bases.dirs();
+        let mut peaks = peaks.iter().filter_map(|dir| fs::read_to_string(dir.join("pids.peak")).ok());
+        peaks.next().and_then(|text| text.trim().parse::<u64>().ok()).is_none_or(|peak| peak >= most)
+    }
 }
 
 impl Drop for Cgroup {
@@ -423,6 +468,42 @@ impl Bases {
         Ok(())
     }
 
+    /// Holds all groups that are made below it together, before there is one.
+    ///
+    /// Whom the kernel ends when they run out of memory is one of them: `memory.oom.group` is left as it is here, since
+    /// it would end them all.
+    fn hold(&self, limits: &Limits) -> Result<(), String> {
+        let write = |dir: &Path, file: &str, text: String| {
+            let path = dir.join(file);
+            fs::write(&path, &text).map_err(|error| format!("{}: {text}: {error}", path.display()))
+        };
+        match self {
+            Self::One { memory, pids, .. } => {
+                if let Some(bytes) = limits.memory_bytes {
+                    count_below(memory)
+                        .map_err(|error| format!("{}: use_hierarchy: {error}", memory.display()))?;
+                    write(memory, "memory.limit_in_bytes", bytes.to_string())?;
+                    optional(&memory.join("memory.memsw.limit_in_bytes"), &bytes.to_string())
+                        .map_err(|error| format!("{}: swap: {error}", memory.display()))?;
+                }
+                if let (Some(most), Some(pids)) = (limits.processes, pids) {
+                    write(pids, "pids.max", most.to_string())?;
+                }
+            }
+            Self::Two(dir) => {
+                if let Some(bytes) = limits.memory_bytes {
+                    write(dir, "memory.max", bytes.to_string())?;
+                }
+                if let Some(most) = limits.processes
+                    && dir.parent().is_some_and(|above| hands_on(above, "pids"))
+                {
+                    write(dir, "pids.max", most.to_string())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn limit(&self, limits: &Limits) -> io::Result<()> {
         let quota = |millis: u32| (u64::from(millis) * PERIOD_US / 1000).max(LEAST_QUOTA_US);
         match self {
@@ -464,6 +545,15 @@ fn hands_on(dir: &Path, controller: &str) -> bool {
         .is_ok_and(|text| text.split_whitespace().any(|one| one == controller))
 }
 
+/// Has a group of version 1 count the memory of those below it, as newer kernels always do.
+fn count_below(dir: &Path) -> io::Result<()> {
+    let hierarchy = dir.join("memory.use_hierarchy");
+    if fs::read_to_string(&hierarchy).is_ok_and(|text| text.trim() == "0") {
+        fs::write(&hierarchy, "1")?;
+    }
+    Ok(())
+}
+
 /// Writes where the kernel has the file at all.
 fn optional(path: &Path, text: &str) -> io::Result<()> {
     if path.exists() { fs::write(path, text) } else { Ok(()) }
@@ -478,8 +568,7 @@ fn base_name(run: &Path) -> String {
 
 /// Where groups below this process's own could be made.
 fn here() -> Result<Bases, String> {
-    let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
-    let mounts = Mounts::parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
+    let mounts = Mounts::here();
     if let Some(dir) = &mounts.two
         && has_controllers(dir)
     {
@@ -499,20 +588,28 @@ fn here() -> Result<Bases, String> {
 
 /// The memory that this host may use: the machine's, or what its control group or one above it leaves of it. Bytes.
 pub fn memory_here() -> Option<u64> {
-    let read = |path: &Path| fs::read_to_string(path).ok();
-    let total = read(Path::new("/proc/meminfo")).and_then(|text| {
+    let total = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
     });
-    let own = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
-    let mounts = Mounts::parse(&read(Path::new("/proc/self/mountinfo")).unwrap_or_default(), &own);
-    let above = |dir: Option<PathBuf>, file: &str| -> Vec<u64> {
-        let dir = dir.unwrap_or_default();
-        dir.ancestors().filter_map(|dir| read(&dir.join(file))?.trim().parse().ok()).collect()
-    };
-    let mut all = above(mounts.two, "memory.max");
-    all.extend(above(mounts.memory, "memory.limit_in_bytes"));
-    all.into_iter().chain(total).min()
+    let mounts = Mounts::here();
+    let groups = least_above(mounts.two, "memory.max");
+    groups.into_iter().chain(least_above(mounts.memory, "memory.limit_in_bytes")).chain(total).min()
+}
+
+/// Processes and threads that there may be at a time, of the host's control group or the machine.
+fn processes_here() -> Option<u64> {
+    let kernel = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"];
+    let kernel = kernel.iter().filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
+    let mounts = Mounts::here();
+    let groups = least_above(mounts.two, "pids.max").into_iter().chain(least_above(mounts.pids, "pids.max"));
+    groups.chain(kernel).min()
+}
+
+/// The least number in the files of this name in a directory and those above it.
+fn least_above(dir: Option<PathBuf>, file: &str) -> Option<u64> {
+    let dir = dir?;
+    dir.ancestors().filter_map(|dir| fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok()).min()
 }
 
 fn under(dir: &Path) -> Result<Bases, String> {
@@ -541,6 +638,11 @@ struct Mounts {
 }
 
 impl Mounts {
+    fn here() -> Self {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        Self::parse(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"))
+    }
+
     /// From `/proc/self/mountinfo` and `/proc/self/cgroup`.
     fn parse(mountinfo: &str, own: &str) -> Self {
         let mut mounts = Self::default();
@@ -590,6 +692,60 @@ pub fn ran_out_of_memory(dirs: &[PathBuf]) -> bool {
             })
         })
     })
+}
+
+/// A limit that was met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Met {
+    /// The group's own.
+    Own,
+    /// That of all groups of a run together.
+    Together,
+    /// Neither: that of the machine, or of a group above.
+    Above,
+}
+
+/// Which limit of memory a group has met, by its directories.
+pub fn met_memory(dirs: &[PathBuf]) -> Met {
+    /// The kernel charges by the page and some pages ahead.
+    const NEAR: u64 = 64 << 10;
+    let number = |dir: &Path, file: &str| -> Option<u64> {
+        fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok()
+    };
+    let met = |dir: &Path| {
+        // Version 1 counts no failures where the limit with swap is met first, so it is the high-water mark that tells.
+        let most = number(dir, "memory.limit_in_bytes").zip(number(dir, "memory.max_usage_in_bytes"));
+        let events = fs::read_to_string(dir.join("memory.events")).unwrap_or_default();
+        most.is_some_and(|(limit, peak)| peak.saturating_add(NEAR) >= limit)
+            || events.lines().any(|line| line.strip_prefix("oom ").is_some_and(|count| count.trim() != "0"))
+    };
+    if dirs.iter().any(|dir| met(dir)) {
+        Met::Own
+    } else if dirs.iter().filter_map(|dir| dir.parent()).any(met) {
+        Met::Together
+    } else {
+        Met::Above
+    }
+}
+
+/// Holds all groups that somebody else makes below these directories together, where their files are. Fails with what was
+/// not taken; what a hierarchy does not bound is left.
+///
+/// # Errors
+/// Those of the control group file system.
+pub fn hold_together(dirs: &[PathBuf], limits: &Limits) -> io::Result<()> {
+    for dir in dirs {
+        if let Some(bytes) = limits.memory_bytes {
+            count_below(dir)?;
+            for file in ["memory.max", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"] {
+                optional(&dir.join(file), &bytes.to_string())?;
+            }
+        }
+        if let Some(most) = limits.processes {
+            optional(&dir.join("pids.max"), &most.to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// Ends what runs in a group and in the groups below it and removes them; false when something does not go, and for a
@@ -706,6 +862,164 @@ mod tests {
         for (mountinfo, own, expected) in cases {
             assert_eq!(Mounts::parse(mountinfo, own), expected, "{mountinfo}");
         }
+    }
+
+    #[derive(Debug)]
+    struct NoRun(PathBuf);
+
+    impl Run for NoRun {
+        fn dir(&self) -> &Path {
+            &self.0
+        }
+        fn wake_sweeper(&self) {}
+        fn leave(&self) {}
+    }
+
+    /// A tree that looks like version 2 with its controllers, as far as files in a directory can.
+    fn version_two(controllers: &str) -> (tempfile::TempDir, PathBuf, Arc<dyn Run>) {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, run) = (dir.path().join("tree"), dir.path().join("run"));
+        fs::create_dir(&tree).unwrap();
+        fs::create_dir(&run).unwrap();
+        fs::write(tree.join("cgroup.controllers"), controllers).unwrap();
+        fs::write(tree.join("cgroup.subtree_control"), controllers).unwrap();
+        (dir, tree, Arc::new(NoRun(run)))
+    }
+
+    fn text(dir: &Path, file: &str) -> Option<String> {
+        fs::read_to_string(dir.join(file)).ok()
+    }
+
+    #[test]
+    fn version_two_holds_each_instance_and_all_together() {
+        let (_dir, tree, run) = version_two("cpu memory pids");
+        let together = Limits { cpu_millis: None, memory_bytes: Some(1 << 30), processes: Some(500) };
+        let groups = Cgroups::open(&ControlGroups::Under(tree.clone()), &run, &together);
+        assert_eq!(groups.missing(), None);
+        let base = tree.join(base_name(run.dir()));
+        assert_eq!(text(&base, "memory.max").as_deref(), Some("1073741824"));
+        assert_eq!(text(&base, "pids.max").as_deref(), Some("500"));
+        assert_eq!(text(&base, "cpu.max"), None, "CPU is shared by weight");
+        assert_eq!(text(&base, "memory.oom.group"), None, "one that takes too much does not end them all");
+        assert!(text(&base, "cgroup.subtree_control").unwrap().starts_with('+'));
+        assert_eq!(text(run.dir(), LIST), Some(format!("{}\n", base.display())), "the next host finds it");
+
+        let own = Limits { cpu_millis: Some(250), memory_bytes: Some(64 << 20), processes: Some(20) };
+        let group = groups.make(&own).unwrap().expect("a group");
+        let [leaf] = group.dirs() else { panic!("{:?}", group.dirs()) };
+        assert_eq!(leaf.parent(), Some(base.as_path()));
+        assert_eq!(text(leaf, "memory.max").as_deref(), Some("67108864"));
+        assert_eq!(text(leaf, "pids.max").as_deref(), Some("20"));
+        assert_eq!(text(leaf, "cpu.max").as_deref(), Some("25000 100000"));
+        // The kernel makes these files with the group.
+        fs::write(leaf.join("memory.oom.group"), "0").unwrap();
+        fs::write(leaf.join("memory.swap.max"), "max").unwrap();
+        group.set(&Limits { memory_bytes: Some(32 << 20), ..own }).unwrap();
+        assert_eq!(text(leaf, "memory.max").as_deref(), Some("33554432"));
+        assert_eq!(text(leaf, "memory.oom.group").as_deref(), Some("1"), "half an instance serves nobody");
+        assert_eq!(text(leaf, "memory.swap.max").as_deref(), Some("0"));
+        group.add(Pid::from_raw(4_194_000).unwrap()).unwrap();
+        assert_eq!(text(leaf, "cgroup.procs").as_deref(), Some("4194000"));
+        assert!(!group.join().unwrap(), "a thread can't be moved by itself");
+        group.kill();
+        assert_eq!(text(leaf, "cgroup.kill").as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn version_two_tells_an_instances_own_limit_from_that_of_all() {
+        let (_dir, tree, run) = version_two("cpu memory pids");
+        let together = Limits { memory_bytes: Some(1 << 30), processes: Some(500), ..Limits::default() };
+        let groups = Cgroups::open(&ControlGroups::Under(tree.clone()), &run, &together);
+        let group = groups.make(&Limits { memory_bytes: Some(64 << 20), ..together }).unwrap().unwrap();
+        let leaf = group.dirs()[0].clone();
+        let base = leaf.parent().unwrap();
+        let events = |dir: &Path, oom: u64, kills: u64| {
+            let text = format!("low 0\nhigh 0\nmax 7\noom {oom}\noom_kill {kills}\noom_group_kill 0\n");
+            fs::write(dir.join("memory.events"), text).unwrap();
+        };
+        events(&leaf, 0, 0);
+        assert!(!group.ran_out_of_memory(), "it gave back what it could");
+        events(&leaf, 0, 1);
+        assert!(group.ran_out_of_memory());
+        assert_eq!(group.met_memory(), Met::Above, "the machine's");
+        events(base, 1, 1);
+        assert_eq!(group.met_memory(), Met::Together);
+        events(&leaf, 1, 1);
+        assert_eq!(group.met_memory(), Met::Own);
+
+        assert!(group.met_processes_together(), "an old kernel does not say");
+        fs::write(base.join("pids.peak"), "499\n").unwrap();
+        assert!(!group.met_processes_together());
+        fs::write(base.join("pids.peak"), "500\n").unwrap();
+        assert!(group.met_processes_together());
+        fs::write(leaf.join("pids.events"), "max 3\n").unwrap();
+        assert_eq!(group.refused_processes(), 3);
+    }
+
+    #[test]
+    fn version_one_tells_an_instances_own_limit_from_that_of_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let leaf = dir.path().join("0");
+        fs::create_dir(&leaf).unwrap();
+        for (dir, limit) in [(leaf.as_path(), 1 << 26), (dir.path(), 1 << 27)] {
+            fs::write(dir.join("memory.limit_in_bytes"), format!("{limit}\n")).unwrap();
+        }
+        let peaks = |own: u64, all: u64| {
+            fs::write(leaf.join("memory.max_usage_in_bytes"), format!("{own}\n")).unwrap();
+            fs::write(dir.path().join("memory.max_usage_in_bytes"), format!("{all}\n")).unwrap();
+            met_memory(std::slice::from_ref(&leaf))
+        };
+        assert_eq!(peaks(1 << 25, 1 << 26), Met::Above);
+        assert_eq!(peaks(1 << 25, 1 << 27), Met::Together);
+        assert_eq!(peaks((1 << 26) - 4096, 1 << 26), Met::Own);
+    }
+
+    #[test]
+    fn an_old_kernels_group_counts_those_below_it_before_it_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = |name: &str| {
+            let base = dir.path().join(name);
+            fs::create_dir(&base).unwrap();
+            base
+        };
+        let (cpu, memory, pids) = (base("cpu"), base("memory"), base("pids"));
+        for (file, was) in [("memory.use_hierarchy", "0\n"), ("memory.memsw.limit_in_bytes", "999")] {
+            fs::write(memory.join(file), was).unwrap();
+        }
+        let place = Bases::One { cpu: cpu.clone(), memory: memory.clone(), pids: Some(pids.clone()) };
+        place.hold(&Limits { cpu_millis: None, memory_bytes: Some(4096), processes: Some(9) }).unwrap();
+        assert_eq!(text(&memory, "memory.use_hierarchy").as_deref(), Some("1"));
+        assert_eq!(text(&memory, "memory.limit_in_bytes").as_deref(), Some("4096"));
+        assert_eq!(
+            text(&memory, "memory.memsw.limit_in_bytes").as_deref(),
+            Some("4096"),
+            "swap is no way out"
+        );
+        assert_eq!(text(&pids, "pids.max").as_deref(), Some("9"));
+        assert_eq!(fs::read_dir(&cpu).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn version_two_without_the_controller_of_processes_says_so_and_holds_the_rest() {
+        let (_dir, tree, run) = version_two("cpu memory");
+        let together = Limits { memory_bytes: Some(1 << 30), processes: Some(500), ..Limits::default() };
+        let groups = Cgroups::open(&ControlGroups::Under(tree.clone()), &run, &together);
+        assert_eq!(groups.missing(), None);
+        assert!(groups.missing_pids().unwrap().contains("pids"));
+        let base = tree.join(base_name(run.dir()));
+        assert_eq!(text(&base, "memory.max").as_deref(), Some("1073741824"));
+        assert_eq!(text(&base, "pids.max"), None);
+    }
+
+    #[test]
+    fn a_machine_keeps_a_reserve_for_the_host() {
+        let given = Limits::together(Some(5), Some(6));
+        assert_eq!((given.memory_bytes, given.processes, given.cpu_millis), (Some(5), Some(6), None));
+        let (all, together) = (memory_here().unwrap(), Limits::together(None, None));
+        let memory = together.memory_bytes.unwrap();
+        assert!(memory >= all / 2 && memory <= all - all / 8, "{memory} of {all}");
+        let count = together.processes.unwrap();
+        assert!(count > 1000 && count < processes_here().unwrap(), "{count}");
     }
 
     #[test]

@@ -140,6 +140,14 @@ pub struct JailConfig {
     pub instance_processes: u64,
     /// The most that a service may ask for instead of [`instance_processes`](Self::instance_processes). Default 8192.
     pub max_instance_processes: u64,
+    /// Bytes of memory of all instances together, what each may have aside. `None`: seven eighths of the machine's, or of
+    /// the host's own control group, so that the host keeps an eighth; 256 MiB at least, where that is not more than
+    /// half. The instance that asks for more than all may have is ended, or another that holds more; never the host. Held
+    /// by control groups; without them not at all.
+    pub total_memory: Option<u64>,
+    /// Processes and threads of all instances together. `None`: three quarters of what the kernel or the host's own
+    /// control group allows. Held by control groups only.
+    pub total_processes: Option<u64>,
     /// Files and directories that instances may read beside the system's own.
     pub readable: Vec<PathBuf>,
 }
@@ -165,6 +173,8 @@ impl Default for JailConfig {
             instance_memory: None,
             instance_processes: 1024,
             max_instance_processes: 8192,
+            total_memory: None,
+            total_processes: None,
             readable: Vec::new(),
         }
     }
@@ -239,6 +249,8 @@ impl JailConfig {
             ("processes", self.processes, 16),
             ("instance_processes", self.instance_processes, 2),
             ("instance_memory", self.instance_memory.unwrap_or(u64::MAX), 16 << 20),
+            ("total_memory", self.total_memory.unwrap_or(u64::MAX), self.instance_memory.unwrap_or(16 << 20)),
+            ("total_processes", self.total_processes.unwrap_or(u64::MAX), self.instance_processes),
         ] {
             if value < least {
                 return wrong(format!("jail.{field}: {value}: at least {least}"));
@@ -300,5 +312,14 @@ mod tests {
         assert!(config.validate().unwrap_err().to_string().contains("jail.uids"));
         config = JailConfig { disk_bytes: 1, ..JailConfig::default() };
         assert!(config.validate().unwrap_err().to_string().contains("jail.disk_bytes"));
+        config = JailConfig { total_processes: Some(1023), ..JailConfig::default() };
+        let said = config.validate().unwrap_err().to_string();
+        assert!(said.contains("jail.total_processes: 1023: at least 1024"), "{said}");
+        config = JailConfig {
+            total_memory: Some(1 << 30),
+            instance_memory: Some(2 << 30),
+            ..JailConfig::default()
+        };
+        assert!(config.validate().unwrap_err().to_string().contains("jail.total_memory"));
     }
 }

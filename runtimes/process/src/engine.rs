@@ -30,7 +30,7 @@ use tokio::{
 use sas_runtime_os::{
     cell::Cell,
     cell::Entrance,
-    cgroup::{Cgroup, Cgroups, Limits, Run},
+    cgroup::{Cgroup, Cgroups, Limits, Met, Run},
     guardian::Guardian,
     jail::Jails,
     network::Network,
@@ -281,9 +281,13 @@ impl Proc {
 fn refused_processes(group: &Cgroup) -> Option<String> {
     let (most, refused) = (group.limits().processes?, group.refused_processes());
     (refused > 0).then(|| {
+        let together = group.together().processes.filter(|_| group.met_processes_together());
+        let together = together.map_or_else(String::new, |most| {
+            format!(", or at that of all instances together, {most}: jail.total_processes of the host")
+        });
         format!(
             "it was refused a process or thread {refused} times, at its ceiling of {most}: {}, or jail.instance_processes of \
-             the host",
+             the host{together}",
             crate::options::PIDS_MAX
         )
     })
@@ -382,7 +386,11 @@ impl Engine {
         epoll::add(&poll, &pidfd, epoll::EventData::new_u64(GUARDIAN), epoll::EventFlags::IN)
             .map_err(failed)?;
         let run: Arc<dyn Run> = Arc::new(store.clone());
-        let cgroups = Cgroups::open(&config.cgroups, &run);
+        let together = Limits::together(config.jail.total_memory, config.jail.total_processes);
+        let cgroups = Cgroups::open(&config.cgroups, &run, &together);
+        if let Some(reason) = cgroups.missing() {
+            tracing::warn!(reason, "all instances together have no ceiling of memory and processes here");
+        }
         let half = || sas_runtime_os::cgroup::memory_here().map(|bytes| (bytes / 2).max(LEAST_MEMORY));
         let ceilings = Limits {
             memory_bytes: config.jail.instance_memory.or_else(half),
@@ -800,9 +808,20 @@ impl Engine {
             return state.why.clone();
         }
         if report.out_of_memory {
-            let most = state.group.as_ref().and_then(|group| group.limits().memory_bytes)?;
-            let how = "resources.limits.memory, or jail.instance_memory of the host";
-            return Some(format!("its ceiling is {most} bytes: {how}").into());
+            let group = state.group.as_ref()?;
+            return Some(match group.met_memory() {
+                Met::Own => {
+                    let most = group.limits().memory_bytes?;
+                    let how = "resources.limits.memory, or jail.instance_memory of the host";
+                    format!("its ceiling is {most} bytes: {how}").into()
+                }
+                Met::Together => {
+                    let most = group.together().memory_bytes?;
+                    let how = "jail.total_memory of the host";
+                    format!("the ceiling of all instances together is {most} bytes: {how}").into()
+                }
+                Met::Above => "the machine, or the host's own control group, had none left".into(),
+            });
         }
         if state.forced || state.ending || report.code == Some(0) {
             return None;

@@ -150,6 +150,70 @@ async fn an_instance_without_limits_is_held_to_the_hosts_ceilings() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_instances_together_have_no_more_memory_than_the_host_leaves_them() {
+    let Some((dir, runtime)) = with_ceilings(|config| config.jail.total_memory = Some(160 << 20)) else {
+        return;
+    };
+    let base_of =
+        |file: &str| bases(dir.path()).iter().find_map(|base| std::fs::read_to_string(base.join(file)).ok());
+    let held = base_of("memory.max").or_else(|| base_of("memory.limit_in_bytes")).unwrap();
+    assert_eq!(held.trim(), (160 << 20).to_string());
+    let deployed = prepare(&runtime, app(&[])).await.unwrap();
+    let (one, two, small) = (
+        start_deployed(&runtime, &deployed, 1).await.unwrap(),
+        start_deployed(&runtime, &deployed, 2).await.unwrap(),
+        start_deployed(&runtime, &deployed, 3).await.unwrap(),
+    );
+    assert_eq!(fetch(&small.instance, "/grow/8").await.unwrap(), "grown");
+    assert_eq!(fetch(&one.instance, "/keep/90").await.unwrap(), "kept");
+    // Each is far below its own ceiling.
+    let _ = fetch(&two.instance, "/keep/90").await;
+    let ended = || one.events.exits().into_iter().chain(two.events.exits()).collect::<Vec<_>>();
+    eventually("one of the two is ended", || !ended().is_empty()).await;
+    let reports = ended();
+    assert_eq!(reports.len(), 1, "and no more than one: {reports:?}");
+    let report = &reports[0].1;
+    assert!(report.out_of_memory, "{report:?}");
+    let said = report.to_string();
+    assert!(
+        said.contains("all instances together is 167772160") && said.contains("jail.total_memory"),
+        "{said}"
+    );
+    assert_eq!(fetch(&small.instance, "/grow/8").await.unwrap(), "grown", "the others serve on");
+    assert_eq!(small.events.exits().len(), 0);
+    // What the ended one held is there for others.
+    let after = start_deployed(&runtime, &deployed, 4).await.unwrap();
+    assert_eq!(fetch(&after.instance, "/grow/30").await.unwrap(), "grown");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_instances_together_have_no_more_processes_than_the_host_leaves_them() {
+    let Some((_dir, runtime)) = with_ceilings(|config| {
+        config.jail.instance_processes = 20;
+        config.jail.total_processes = Some(20);
+    }) else {
+        return;
+    };
+    let deployed = prepare(&runtime, app(&[])).await.unwrap();
+    if let Some(note) = deployed.artifact.info().notes.first() {
+        support::skipped(note);
+        return;
+    }
+    let one = start_deployed(&runtime, &deployed, 1).await.unwrap();
+    let two = start_deployed(&runtime, &deployed, 2).await.unwrap();
+    let mut children = 0;
+    while fetch(&one.instance, "/child").await.is_ok() {
+        children += 1;
+        assert!(children < 20, "more processes than all may have");
+    }
+    assert!(children > 0, "some it may have");
+    let refused = fetch(&two.instance, "/child").await;
+    assert!(refused.is_err(), "all may have no more together: {refused:?}");
+    one.instance.stop(Duration::from_secs(5)).await.unwrap();
+    assert!(fetch(&two.instance, "/child").await.is_ok(), "who has left makes room");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_that_fails_at_the_ceiling_of_processes_says_so() {
     let Some((_dir, runtime)) = with_ceilings(|config| config.jail.instance_processes = 8) else { return };
     let text = "#!/bin/sh\nfor n in 1 2 3 4 5 6 7 8 9 10; do sleep 30 & done\nexit 1\n";

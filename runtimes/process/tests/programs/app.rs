@@ -175,6 +175,9 @@ fn answer(path: &str, reader: &mut BufReader<TcpStream>, writer: &mut TcpStream)
         let block = vec![1u8; mib.parse::<usize>().ok()? << 20];
         std::hint::black_box(&block);
         body = b"grown".to_vec();
+    } else if let Some(mib) = path.strip_prefix("/keep/") {
+        vec![1u8; mib.parse::<usize>().ok()? << 20].leak();
+        body = b"kept".to_vec();
     } else if path.starts_with("/pid") {
         body = std::process::id().to_string().into_bytes();
     } else if path.starts_with("/cwd") {
