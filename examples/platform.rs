@@ -20,8 +20,9 @@
 //! stderr, as much as `RUST_LOG` says (`info` without it). SIGTERM and SIGINT drain and end it with status 0.
 //!
 //! Instances connect to no port that the platform listens on itself. `--egress-grant PORT` lets services list one more port
-//! in `sas.dev/egress`, `--max-disk-bytes` and `--max-pids` bound what they ask for, and `--allow-zygotes` lets them bring
-//! programs that run without namespaces as the host's user (SECURITY.md).
+//! in `sas.dev/egress`, `--max-disk-bytes` and `--max-pids` bound what they ask for (and are what each container has),
+//! `--total-memory-bytes` and `--total-pids` what all instances of packages, and all containers, have together, and
+//! `--allow-zygotes` lets them bring programs that run without namespaces as the host's user (SECURITY.md).
 //!
 //! The admin API wants `Authorization: Bearer TOKEN`, with the token of `SAS_ADMIN_TOKEN`, or else of the file that the
 //! JSON line names; a new token in that file counts at once. A Unix socket has mode 0600, and wants no token unless
@@ -48,7 +49,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--total-memory-bytes BYTES] [--total-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -78,6 +79,8 @@ struct Options {
     egress_grants: Vec<u16>,
     max_disk_bytes: Option<u64>,
     max_pids: Option<u64>,
+    total_memory_bytes: Option<u64>,
+    total_pids: Option<u64>,
     /// Lines of instances go here too.
     log_file: Option<PathBuf>,
     /// A price table.
@@ -142,6 +145,8 @@ impl Options {
             egress_grants: Vec::new(),
             max_disk_bytes: None,
             max_pids: None,
+            total_memory_bytes: None,
+            total_pids: None,
             log_file: None,
             prices: None,
             usage_file: None,
@@ -179,6 +184,10 @@ impl Options {
                 "--egress-grant" => options.egress_grants.push(number(&argument, &value()?)?),
                 "--max-disk-bytes" => options.max_disk_bytes = Some(number(&argument, &value()?)?),
                 "--max-pids" => options.max_pids = Some(number(&argument, &value()?)?),
+                "--total-memory-bytes" => {
+                    options.total_memory_bytes = Some(number(&argument, &value()?)?);
+                }
+                "--total-pids" => options.total_pids = Some(number(&argument, &value()?)?),
                 "--plain-http-registry" => options.images.plain_http.push(value()?),
                 "--image-root" => options.images.roots.push(value()?.into()),
                 "--secrets" => options.secrets = Some(value()?.into()),
@@ -225,11 +234,9 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let metrics = prometheus.handle();
     let recorder = Recorder::new(Arc::new(prometheus));
 
-    // The gateway's port is everybody's, and often one that services must reach elsewhere, such as 443.
-    let closed: Vec<u16> = match &options.admin {
-        AdminAt::Address(address) if address.port() != 0 => vec![address.port()],
-        _ => Vec::new(),
-    };
+    // The gateway's port is everybody's, and often one that services must reach elsewhere, such as 443. The admin API's is
+    // taken now, so that the one that the kernel chooses is closed to instances too.
+    let mut closed: Vec<u16> = Vec::new();
     let mut builder = Platform::builder()
         .listen(options.listen)
         .domain(options.domain)
@@ -237,7 +244,12 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         .recorder(recorder.clone())
         .metrics_text(move || metrics.render());
     builder = match options.admin {
-        AdminAt::Address(address) => builder.admin(address),
+        AdminAt::Address(address) => {
+            let listener = std::net::TcpListener::bind(address)
+                .map_err(|error| format!("--admin {address}: can't listen there: {error}"))?;
+            closed.push(listener.local_addr()?.port());
+            builder.admin_listener(listener)?
+        }
         AdminAt::Socket(path) => builder.admin_socket(path),
     };
     match std::env::var("SAS_ADMIN_TOKEN") {
@@ -289,7 +301,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         (None, None) => {}
         _ => return Err("--usage-file and --usage-key: give both, or none".into()),
     }
-    if let Some(dir) = options.secrets {
+    if let Some(dir) = &options.secrets {
         builder = builder.secrets_dir(dir);
     }
     if !options.registries.is_empty() {
@@ -339,6 +351,8 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         if let Some(most) = options.max_pids {
             config.jail.max_instance_processes = most;
         }
+        config.jail.total_memory = options.total_memory_bytes;
+        config.jail.total_processes = options.total_pids;
         config.jail.closed_ports = closed;
         for port in &config.jail.closed_ports {
             if config.jail.egress_ports.contains(port) || config.jail.egress_grants.contains(port) {
@@ -353,14 +367,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         builder = builder.runtime(runtime);
     }
     #[cfg(not(feature = "process"))]
-    drop((
-        options.jail,
-        options.zygotes,
-        options.egress_grants,
-        options.max_disk_bytes,
-        options.max_pids,
-        closed,
-    ));
+    drop((options.jail, options.zygotes, options.egress_grants, closed));
     #[cfg(all(feature = "container", target_os = "linux"))]
     {
         let mut config = ContainerConfig::default();
@@ -368,6 +375,17 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
             config.store = std::path::absolute(state.join("images"))?;
         }
         config.recorder = recorder.clone();
+        config.secrets = options
+            .secrets
+            .map(|dir| Arc::new(sas::control::SecretDir::new(dir)) as Arc<dyn sas::core::SecretSource>);
+        if let Some(most) = options.max_disk_bytes {
+            config.disk_bytes = most;
+        }
+        if let Some(most) = options.max_pids {
+            config.processes = most;
+        }
+        config.total_memory = options.total_memory_bytes;
+        config.total_processes = options.total_pids;
         config.registries.plain_http = options.images.plain_http;
         config.local_images =
             options.images.roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;

@@ -1,8 +1,14 @@
 //! Attacks on the admin API of a running `platform`, each of which deployed, read or stopped something without a token.
 
+#![allow(clippy::print_stderr, reason = "says what it skips")]
+
 mod shared;
 
-use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    time::Duration,
+};
 
 use shared::{
     ADMIN_TOKEN, Answer, PlatformProcess, call, call_admin, call_with, eventually, hello_manifest,
@@ -104,47 +110,102 @@ async fn a_web_page_a_rebound_name_and_a_stranger_deploy_nothing_and_read_nothin
     assert!(platform.terminate().success());
 }
 
-#[tokio::test]
-async fn an_instance_finds_no_token_in_what_it_is_given() {
-    let python = std::process::Command::new("python3").arg("--version").output();
-    if !python.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: there is no python3");
-        return;
-    }
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let program = r#"
-import http.server, os, urllib.error, urllib.request
+/// An instance that asks whatever port it is told for, with everything that it was given and could be a token, and says
+/// what came of each try: a status, or the number of the error.
+const SPY: &str = r#"
+import errno, http.server, os, urllib.error, urllib.request
 class Spy(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        if self.path == "/self":
+            return self.say("200")
+        port = self.path[1:] if self.path != "/own" else os.environ["PORT"]
         tokens = [""] + [value for name, value in os.environ.items() if "TOKEN" in name or "SAS" in name]
-        said = []
-        for token in tokens:
-            ask = urllib.request.Request("http://127.0.0.1:" + self.path[1:] + "/v1/services")
-            if token:
-                ask.add_header("Authorization", "Bearer " + token)
-            try:
-                said.append(urllib.request.urlopen(ask, timeout=5).status)
-            except urllib.error.HTTPError as error:
-                said.append(error.code)
-            except OSError:
-                said.append(0)
+        self.say(" ".join(self.ask(port, token) for token in tokens))
+    def ask(self, port, token):
+        path = "/self" if port == os.environ["PORT"] else "/v1/services"
+        ask = urllib.request.Request("http://127.0.0.1:" + port + path)
+        if token:
+            ask.add_header("Authorization", "Bearer " + token)
+        try:
+            return str(urllib.request.urlopen(ask, timeout=5).status)
+        except urllib.error.HTTPError as error:
+            return str(error.code)
+        except OSError as error:
+            return errno.errorcode.get(getattr(error.reason, "errno", None), repr(error))
+    def say(self, text):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(("in" if 200 in said else "kept out").encode())
+        self.wfile.write(text.encode())
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Spy).serve_forever()
 "#;
-    fs::write(dir.path().join("main.py"), program).expect("written");
+
+/// A service of [`SPY`] in a directory of its own; `None`, with a word why, where there is no Python.
+fn spy() -> Option<(tempfile::TempDir, std::path::PathBuf)> {
+    let python = std::process::Command::new("python3").arg("--version").output();
+    if !python.is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "there is no python3, which CI installs");
+        eprintln!("skipped: there is no python3");
+        return None;
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    fs::write(dir.path().join("main.py"), SPY).expect("written");
     let manifest = dir.path().join("spy.yaml");
-    let text = format!(
-        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata:\n  name: spy\n  annotations: {{sas.dev/package: {}, sas.dev/command: python3 main.py}}\nspec: {{template: {{spec: {{containers: [{{}}]}}}}}}\n",
-        dir.path().display()
-    );
-    fs::write(&manifest, text).expect("written");
-    let platform = PlatformProcess::start(&[manifest.to_str().expect("UTF-8")]);
-    let path = format!("/{}", platform.admin.port());
-    let answer = call(platform.listen, "GET", "spy.default.localhost", &path, "").await.expect("an answer");
-    assert_eq!((answer.status, answer.body.as_str()), (200, "kept out"), "{answer:?}");
-    assert!(platform.terminate().success());
+    fs::write(&manifest, spy_manifest("spy", dir.path(), "")).expect("written");
+    Some((dir, manifest))
+}
+
+fn spy_manifest(name: &str, package: &std::path::Path, annotations: &str) -> String {
+    format!(
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata:\n  name: {name}\n  annotations: {{sas.dev/package: {}, sas.dev/command: python3 main.py{annotations}}}\nspec: {{template: {{spec: {{containers: [{{}}]}}}}}}\n",
+        package.display()
+    )
+}
+
+/// Whether this machine can keep an instance that shares the host's network from a TCP port.
+fn ports_are_kept() -> bool {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let runtime = sas::process::ProcessRuntime::new(sas::process::ProcessConfig::in_store(dir.path()));
+    let report = runtime.expect("a runtime").jail_report().clone();
+    let kept = !report.missing().any(|means| means.name.contains("TCP"));
+    assert!(kept || std::env::var_os("CI").is_none(), "{report}");
+    kept
+}
+
+#[tokio::test]
+async fn an_instance_is_kept_from_the_admin_port_by_its_jail_and_without_one_finds_no_token() {
+    let kept = if ports_are_kept() { "EACCES" } else { "401" };
+    // At `strict` nothing of the host's is in its network, if the host is root and it can be had at all.
+    let root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    let levels: &[(&str, &str)] = if root && kept == "EACCES" {
+        &[("none", "401"), ("basic", kept), ("strict", "ECONNREFUSED")]
+    } else {
+        &[("none", "401"), ("basic", kept)]
+    };
+    for (level, expected) in levels {
+        let Some((dir, manifest)) = spy() else { return };
+        let platform = PlatformProcess::start(&["--jail", level, manifest.to_str().expect("UTF-8")]);
+        let port = platform.admin.port();
+        let path = format!("/{port}");
+        let tried = call(platform.listen, "GET", "spy.default.localhost", &path, "");
+        // The port answers everybody else in that very moment.
+        let (tried, open) = tokio::join!(tried, ask(&platform, "GET", &[], "/healthz", ""));
+        let tried = tried.expect("an answer");
+        assert_eq!((open.status, tried.status), (200, 200), "{level}: {tried:?}");
+        assert!(
+            !tried.body.is_empty() && tried.body.split(' ').all(|one| one == *expected),
+            "{level}: {tried:?}"
+        );
+        // And the instance does connect: to where it may.
+        let own = call(platform.listen, "GET", "spy.default.localhost", "/own", "").await.expect("an answer");
+        assert_eq!(own.body, "200", "{level}: {own:?}");
+        assert_eq!(services(&platform).await, 1, "{level}: with the token it is open");
+        // Nor does a service get it by asking, though the kernel chose it: it is the host's own.
+        let asks = spy_manifest("asks", dir.path(), &format!(", sas.dev/egress: \"443,{port}\""));
+        let refused = call_admin(platform.admin, "POST", "/v1/services", &asks).await.expect("an answer");
+        let said = format!("port {port} is the host's own");
+        assert_eq!((refused.status, refused.body.contains(&said)), (422, true), "{level}: {refused:?}");
+        assert!(platform.terminate().success());
+    }
 }
 
 #[tokio::test]

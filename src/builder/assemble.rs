@@ -263,7 +263,8 @@ impl PlatformBuilder {
         let mut server_config = self.server;
         server_config.recorder = recorder;
         server_config.max_connections = Some(Preset::connections(machine, server_config.max_connections));
-        match parts.start(self.listen, self.admin, socket, server_config, own_meter).await {
+        let admin = (self.admin, self.admin_listener);
+        match parts.start(self.listen, admin, socket, server_config, own_meter).await {
             Ok(()) => Ok(Platform::new(parts)),
             Err(error) => {
                 Platform::new(parts).shutdown(Duration::from_secs(1)).await;
@@ -277,7 +278,7 @@ impl Parts {
     async fn start(
         &mut self,
         listen: Option<SocketAddr>,
-        admin: Option<SocketAddr>,
+        admin: (Option<SocketAddr>, Option<std::net::TcpListener>),
         socket: Option<PathBuf>,
         server: ServerConfig,
         own_meter: Option<Arc<Meter>>,
@@ -290,7 +291,19 @@ impl Parts {
             None => Ok(None),
         };
         self.ingress = bind(listen, Arc::clone(&self.entrance) as _, BuildPart::Ingress).await?;
-        self.admin_server = bind(admin, Arc::clone(&self.admin) as _, BuildPart::Admin).await?;
+        self.admin_server = match admin {
+            (address, None) => bind(address, Arc::clone(&self.admin) as _, BuildPart::Admin).await?,
+            (_, Some(listener)) => {
+                let opened = listener.set_nonblocking(true).and_then(|()| listener.try_into());
+                let opened = opened.map_err(|error| {
+                    Error::new(ErrorKind::Unavailable, "serve", "the admin listener can't be used")
+                        .with_source(error)
+                });
+                let served =
+                    opened.and_then(|it| Server::serve(it, Arc::clone(&self.admin) as _, server.clone()));
+                Some(served.map_err(part(BuildPart::Admin))?)
+            }
+        };
         #[cfg(unix)]
         if let Some(path) = socket {
             let bound = UnixServer::bind(path, Arc::clone(&self.admin) as _, server.clone());

@@ -103,6 +103,7 @@ pub struct PlatformBuilder {
     domain: String,
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
+    admin_listener: Option<std::net::TcpListener>,
     package_roots: Option<PackageRoots>,
     access: Access,
     publisher: Option<Arc<dyn EventPublisher>>,
@@ -174,6 +175,7 @@ impl Default for PlatformBuilder {
             domain: "localhost".to_owned(),
             listen: None,
             admin: None,
+            admin_listener: None,
             package_roots: None,
             access: Access::default(),
             publisher: None,
@@ -604,7 +606,37 @@ impl PlatformBuilder {
     #[must_use]
     pub fn admin(mut self, address: SocketAddr) -> Self {
         self.admin = Some(address);
+        self.admin_listener = None;
         self
+    }
+
+    /// Serves the admin API on a listener that the host opened, as [`admin`](Self::admin) does on an address. A host whose
+    /// admin port is chosen by the kernel learns it here before it makes its runtimes, and closes it to their instances
+    /// (`JailConfig::closed_ports`).
+    ///
+    /// ```
+    /// # #[cfg(feature = "inline")]
+    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let port = listener.local_addr()?.port();
+    /// let platform = sas::Platform::builder()
+    ///     .runtime(sas::inline::InlineRuntime::new())
+    ///     .admin_listener(listener)?
+    ///     .build()
+    ///     .await?;
+    /// assert_eq!(platform.admin_addr().map(|address| address.port()), Some(port));
+    /// platform.shutdown(std::time::Duration::from_secs(1)).await;
+    /// # Ok(()) }
+    /// # #[cfg(not(feature = "inline"))]
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn admin_listener(mut self, listener: std::net::TcpListener) -> std::io::Result<Self> {
+        self.admin = Some(listener.local_addr()?);
+        self.admin_listener = Some(listener);
+        Ok(self)
     }
 
     /// Serves the admin API on a Unix socket of mode 0600, beside or instead of an address. Alone and without a token, a

@@ -41,6 +41,11 @@ const RLIMITS: [(&str, Resource); 5] = [
     ("sas.dev/rlimit-data", Resource::Data),
 ];
 
+/// The option that sets a limit of each process.
+pub(crate) fn rlimit_name(resource: Resource) -> &'static str {
+    RLIMITS.iter().find(|(_, known)| *known == resource).map_or("sas.dev/rlimit", |(name, _)| name)
+}
+
 /// Options that begin like this are this runtime's, and must be known to it.
 const OURS: [&str; 9] = [
     "sas.dev/disk",

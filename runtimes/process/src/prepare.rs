@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
+use rustix::process::Resource;
 use sas_core::{Artifact, ArtifactInfo, Error, ErrorKind, ProbeAction, Result, RevisionSpec, SpecErrors};
 
 use sas_runtime_os::{JailLevel, cgroup::Limits};
@@ -145,6 +146,40 @@ fn bounded(engine: &Engine, spec: &RevisionSpec, options: &Options, errors: &mut
             );
         }
     }
+    for (resource, asked) in &options.rlimits {
+        let (most, setting) = most_of(engine, spec, *resource);
+        if *asked > most {
+            errors.push(
+                format!("options.{}", options::rlimit_name(*resource)),
+                asked.to_string(),
+                format!("at most {most}, {setting}; leave it out for the host's own"),
+            );
+        }
+    }
+}
+
+/// The most that a service may set a limit of its processes to, and whose word that is.
+fn most_of(engine: &Engine, spec: &RevisionSpec, resource: Resource) -> (u64, &'static str) {
+    let jail = &engine.config.jail;
+    let own = (
+        rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX),
+        "the hard limit of the host itself",
+    );
+    let other = match resource {
+        // With more a process could have what its instance may not.
+        Resource::Data => spec.resources.memory_limit_bytes.map_or_else(
+            || {
+                (
+                    engine.ceilings.memory_bytes.unwrap_or(u64::MAX),
+                    "the memory of an instance without a limit of its own",
+                )
+            },
+            |bytes| (bytes, "resources.limits.memory"),
+        ),
+        Resource::Fsize | Resource::Core => (jail.max_disk_bytes, "the host's jail.max_disk_bytes"),
+        _ => return own,
+    };
+    if other.0 < own.0 { other } else { own }
 }
 
 /// Whether instances may read a program: it is the package's, the system's, or in a directory that the host configured,

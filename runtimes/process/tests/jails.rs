@@ -148,11 +148,31 @@ async fn a_manifest_gets_no_more_than_the_host_allows() {
         ("sas.dev/zygote", "true", "ProcessConfig::zygotes"),
         ("sas.dev/disk-bytes", "99999999999", "jail.max_disk_bytes"),
         ("sas.dev/pids-max", "8193", "jail.max_instance_processes"),
+        ("sas.dev/rlimit-nofile", "18446744073709551614", "at most "),
+        ("sas.dev/rlimit-fsize", "2147483649", "at most 2147483648, the host's jail.max_disk_bytes"),
+        ("sas.dev/rlimit-core", "2147483649", "at most 2147483648, the host's jail.max_disk_bytes"),
+        ("sas.dev/rlimit-data", "9223372036854775808", "at most "),
     ] {
         let mut spec = app(&[]);
         spec.options.insert(name.into(), value.into());
         let error = runtime.prepare(&spec).await.unwrap_err().to_string();
         assert!(error.contains(name) && error.contains(why), "{error}");
+        assert!(name.ends_with("egress") || name.ends_with("zygote") || error.contains(value), "{error}");
+    }
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    for (name, value, fine) in [
+        ("sas.dev/rlimit-fsize", Some(2_147_483_648), true),
+        ("sas.dev/rlimit-nofile", most, true),
+        ("sas.dev/rlimit-nofile", most.map(|most| most + 1), false),
+        ("sas.dev/rlimit-data", Some(64 << 20), true),
+        ("sas.dev/rlimit-data", Some((64 << 20) + 1), false),
+    ] {
+        let Some(value) = value else { continue };
+        let mut spec = app(&[]);
+        spec.resources.memory_limit_bytes = Some(64 << 20);
+        spec.options.insert(name.into(), value.to_string());
+        let outcome = runtime.prepare(&spec).await.map(drop).map_err(|error| error.to_string());
+        assert_eq!(outcome.is_ok(), fine, "{name}: {value}: {outcome:?}");
     }
     let mut probed = app(&[]);
     probed.liveness = Some(sas_core::Probe::new(ProbeAction::Tcp { port: Some(8081) }));
