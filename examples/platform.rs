@@ -49,7 +49,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--total-memory-bytes BYTES] [--total-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... [--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--total-memory-bytes BYTES] [--total-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... \
+[--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--postgres-host HOST:PORT]... \
+[--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -98,6 +100,12 @@ struct Options {
     manifests: Vec<PathBuf>,
 }
 
+/// The servers of one feature.
+#[cfg(any(feature = "redis", feature = "nats", feature = "postgres"))]
+fn hosts_of(feature: &str, hosts: &[(&str, String)]) -> Vec<String> {
+    hosts.iter().filter(|(of, _)| *of == feature).map(|(_, host)| host.clone()).collect()
+}
+
 /// Where images come from.
 #[derive(Default)]
 #[cfg_attr(not(feature = "container"), allow(dead_code, reason = "read where images are run"))]
@@ -114,13 +122,6 @@ impl Options {
         }
         self.broker_hosts.push((feature, host));
         Ok(())
-    }
-
-    /// Those of a feature.
-    #[cfg(any(feature = "redis", feature = "nats"))]
-    fn hosts_of(&self, feature: &str) -> Vec<String> {
-        let hosts = self.broker_hosts.iter().filter(|(of, _)| *of == feature);
-        hosts.map(|(_, host)| host.clone()).collect()
     }
 
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
@@ -175,6 +176,7 @@ impl Options {
                 "--package-root" => options.package_roots.push(value()?.into()),
                 "--redis-host" => options.broker_host("redis", cfg!(feature = "redis"), value()?)?,
                 "--nats-host" => options.broker_host("nats", cfg!(feature = "nats"), value()?)?,
+                "--postgres-host" => options.broker_host("postgres", cfg!(feature = "postgres"), value()?)?,
                 "--webhook-host" => options.webhook_hosts.push(value()?),
                 "--event-files" => options.event_files = Some(value()?.into()),
                 "--admin-token-file" => options.token_file = Some(value()?.into()),
@@ -274,11 +276,15 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     drop((options.webhook_hosts, options.event_files));
     #[cfg(feature = "redis")]
     {
-        builder = builder.redis_hosts(options.hosts_of("redis"));
+        builder = builder.redis_hosts(hosts_of("redis", &options.broker_hosts));
     }
     #[cfg(feature = "nats")]
     {
-        builder = builder.nats_hosts(options.hosts_of("nats"));
+        builder = builder.nats_hosts(hosts_of("nats", &options.broker_hosts));
+    }
+    #[cfg(feature = "postgres")]
+    {
+        builder = builder.postgres_hosts(hosts_of("postgres", &options.broker_hosts));
     }
     if options.open_metrics {
         builder = builder.open_metrics();

@@ -36,6 +36,7 @@ mod blob;
 mod body;
 mod call;
 mod clock;
+mod connected;
 mod container;
 mod context;
 mod deliveries;
@@ -76,6 +77,7 @@ pub use blob::{Blob, BlobStore};
 pub use body::{Body, Request, Response};
 pub use call::{Answer, Call, CallError, Io};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
+pub use connected::Connected;
 pub use container::{Companion, ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};
 pub use context::{Cx, IdempotencyKey, Payer, Purpose};
 pub use deliveries::Deliveries;
@@ -130,4 +132,4 @@ pub use trigger::{
     BrokerIngress, BrokerSpec, BrokerStatus, Fires, Redrive, Redriven, SinkSpec, TriggerCx, TriggerSecrets,
     TriggerSource, TriggerSpec, TriggerStatus, Triggers,
 };
-pub use trigger_options::TriggerOptions;
+pub use trigger_options::{ServerUrl, TriggerOptions};

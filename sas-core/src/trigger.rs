@@ -80,6 +80,21 @@ impl TriggerSecrets {
         };
         source.resolve(reference, tenant).await
     }
+
+    /// The same as text, without the line's end that a file of one secret has.
+    ///
+    /// # Errors
+    /// As [`TriggerSecrets::get`]; `InvalidSpec` where it is no text.
+    pub async fn text(&self, reference: &str) -> Result<String> {
+        let secret = self.get(reference).await?;
+        match std::str::from_utf8(&secret) {
+            Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
+            Err(_) => {
+                let message = format!("{reference}: must be text in UTF-8");
+                Err(Error::new(ErrorKind::InvalidSpec, "secret", message))
+            }
+        }
+    }
 }
 
 /// Where events come from: a timer, a queue, a topic.

@@ -1,6 +1,10 @@
 //! Reads the options of a trigger or a sink.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use crate::SpecErrors;
 
@@ -111,6 +115,50 @@ impl<'a> TriggerOptions<'a> {
         }
     }
 
+    /// The URL of a server, which must be there: with one of `schemes`, without credentials, and at one of the addresses
+    /// that the platform's operator allows (`host:port`), by the means that `allowed_by` names. What is wrong is noted, and
+    /// never shows a password.
+    pub fn server(
+        &mut self,
+        name: &'static str,
+        schemes: &[&'static str],
+        allowed: &BTreeSet<String>,
+        allowed_by: &str,
+    ) -> ServerUrl<'a> {
+        const HIDDEN: &str = "(not shown)";
+        let url = self.required(name);
+        let nowhere =
+            ServerUrl { scheme: schemes.first().copied().unwrap_or_default(), address: "", path: "" };
+        if url.is_empty() {
+            return nowhere;
+        }
+        let of = |scheme: &&'static str| {
+            url.strip_prefix(*scheme).and_then(|rest| rest.strip_prefix("://")).map(|rest| (*scheme, rest))
+        };
+        let Some((scheme, rest)) = schemes.iter().find_map(of) else {
+            let forms: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://host:port")).collect();
+            let shown = if url.contains('@') { HIDDEN } else { url };
+            self.wrong(name, shown, format!("must be {}", forms.join(" or ")));
+            return nowhere;
+        };
+        if url.contains('@') {
+            let problem = "must hold no credentials: name them by `username` and the references to secrets";
+            self.wrong(name, HIDDEN, problem);
+            return nowhere;
+        }
+        let (address, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        if !allowed.contains(address) {
+            let problem = format!("is none of the servers that the platform allows ({allowed_by})");
+            self.wrong(name, address, problem);
+        }
+        ServerUrl { scheme, address, path: path.strip_prefix('/').unwrap_or(path) }
+    }
+
+    /// A reference to a secret, or a name that goes with one; `None` where it is not there or empty.
+    pub fn reference(&mut self, name: &'static str) -> Option<String> {
+        self.take(name).map(str::to_owned).filter(|text| !text.is_empty())
+    }
+
     /// What nobody has read yet.
     pub fn rest(&self) -> BTreeMap<String, String> {
         self.left.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -126,6 +174,26 @@ impl<'a> TriggerOptions<'a> {
             self.wrong(name, value, problem);
         }
         self.errors.into_result()
+    }
+}
+
+/// Where a server is, as [`TriggerOptions::server`] reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerUrl<'a> {
+    /// How it is spoken to.
+    pub scheme: &'static str,
+    /// `host:port`; empty where the URL was wrong.
+    pub address: &'a str,
+    /// What comes after the address, without the slash.
+    pub path: &'a str,
+}
+
+impl<'a> ServerUrl<'a> {
+    /// The host, without the brackets of an IPv6 address, and the port; `None`: one of them is missing.
+    pub fn host_and_port(&self) -> Option<(&'a str, u16)> {
+        let (host, port) = self.address.rsplit_once(':')?;
+        Some((host.trim_start_matches('[').trim_end_matches(']'), port.parse().ok()?))
     }
 }
 
@@ -188,6 +256,33 @@ mod tests {
             ("99999999999999h", None),
         ] {
             assert_eq!(parse_span(text), nanos.map(Duration::from_nanos), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_one_of_those_that_are_allowed_and_its_url_holds_no_password() {
+        let allowed = BTreeSet::from(["broker:4222".to_owned(), "[::1]:4222".to_owned()]);
+        let read = |url: &str| {
+            let given = BTreeMap::from([("url".to_owned(), url.to_owned())]);
+            let mut options = TriggerOptions::new(&given, "options.");
+            let server = options.server("url", &["nats", "tls"], &allowed, "`nats_hosts`");
+            let found = (server.scheme, server.host_and_port().map(|(host, port)| format!("{host} {port}")));
+            let found = (found.0, found.1, server.path.to_owned());
+            options.finish().map(|()| found).map_err(|errors| errors.to_string())
+        };
+        let found = Ok(("tls", Some("broker 4222".to_owned()), "a".to_owned()));
+        assert_eq!(read("tls://broker:4222/a"), found);
+        assert_eq!(read("nats://[::1]:4222").unwrap().1.unwrap(), "::1 4222");
+        for (url, says) in [
+            ("", "missing"),
+            ("http://broker:4222", "must be nats://host:port or tls://host:port"),
+            ("nats://other:4222", "none of the servers that the platform allows (`nats_hosts`)"),
+            ("nats://me:hidden@broker:4222", "no credentials"),
+            ("x://me:hidden@broker:4222", "must be nats"),
+        ] {
+            let errors = read(url).unwrap_err();
+            assert!(errors.contains("options.url") && errors.contains(says), "{url}: {errors}");
+            assert!(!errors.contains("hidden"), "{errors}");
         }
     }
 

@@ -304,6 +304,20 @@ impl PlatformBuilder {
         self.trigger_kind("nats-jetstream", move |spec| Ok(Arc::new(servers.source(spec)?)))
     }
 
+    /// Lets triggers read outbox tables of these PostgreSQL servers, by the source `postgres-outbox`: each `host:port`, as
+    /// it stands in a trigger's `url`. Without it the kind is unknown, and other servers are refused.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().postgres_hosts(["127.0.0.1:5432"]);
+    /// ```
+    #[cfg(feature = "postgres")]
+    #[must_use]
+    pub fn postgres_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
+        let servers = sas_postgres::PostgresServers::new(hosts);
+        self.trigger_kind("postgres-outbox", move |spec| Ok(Arc::new(servers.source(spec)?)))
+    }
+
     /// Lets triggers append events to files in this directory, by the sink `file`: `<namespace>.<name>.jsonl`.
     #[cfg(feature = "webhook")]
     #[must_use]

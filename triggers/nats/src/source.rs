@@ -1,11 +1,6 @@
 //! The source: a durable pull consumer of a stream.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use async_nats::{
     Client, ConnectOptions,
@@ -21,8 +16,8 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject as _},
 };
 use sas_core::{
-    Deliveries, Error, ErrorKind, EventSink, Result, Slot, SpecErrors, Timestamp, TriggerCx, TriggerOptions,
-    TriggerSecrets, TriggerSource, TriggerSpec,
+    Connected, Deliveries, Error, ErrorKind, EventSink, Result, Slot, SpecErrors, Timestamp, TriggerCx,
+    TriggerOptions, TriggerSecrets, TriggerSource, TriggerSpec,
 };
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
@@ -66,24 +61,12 @@ impl NatsServers {
     /// All that is wrong with its options.
     pub fn source(&self, spec: &TriggerSpec) -> Result<NatsJetStream, SpecErrors> {
         let mut options = TriggerOptions::new(&spec.options, "options.");
-        let url = options.required("url");
-        let tls = url.starts_with("tls://");
-        let address = url.strip_prefix("nats://").or_else(|| url.strip_prefix("tls://"));
-        match address {
-            None if url.is_empty() => {}
-            None => options.wrong("url", shown(url), "must be nats://host:port or tls://host:port"),
-            Some(address) if address.contains('@') => {
-                let problem = "must hold no credentials: name them by `username` and `password-secret`, \
-                               `token-secret` or `credentials-secret`";
-                options.wrong("url", "(not shown)", problem);
-            }
-            Some(address) if !self.hosts.contains(address) => {
-                let problem =
-                    "is none of the servers that the platform allows (`PlatformBuilder::nats_hosts`)";
-                options.wrong("url", address, problem);
-            }
-            Some(_) => {}
+        let by = "`PlatformBuilder::nats_hosts`";
+        let server = options.server("url", &["nats", "tls"], &self.hosts, by);
+        if !server.path.is_empty() {
+            options.wrong("url", server.path, "must have nothing after the port");
         }
+        let tls = server.scheme == "tls";
         let stream = name(&mut options, "stream", None);
         let durable: String = spec.name.chars().map(|c| if in_name(c) { c } else { '_' }).collect();
         let consumer = name(&mut options, "consumer", Some(durable));
@@ -97,12 +80,10 @@ impl NatsServers {
             options.wrong("ack-wait", &format!("{ack_wait:?}"), "must be at least 1s");
         }
         let max_ack_pending = options.number("max-ack-pending", 1..=65_536, 1000);
-        let reference = |text: Option<&str>| text.map(str::to_owned).filter(|text| !text.is_empty());
-        let username = reference(options.take("username"));
-        let password = reference(options.take("password-secret"));
-        let token = reference(options.take("token-secret"));
-        let credentials = reference(options.take("credentials-secret"));
-        let roots = reference(options.take("ca-secret"));
+        let (username, password) = (options.reference("username"), options.reference("password-secret"));
+        let (token, credentials) =
+            (options.reference("token-secret"), options.reference("credentials-secret"));
+        let roots = options.reference("ca-secret");
         if username.is_some() != password.is_some() {
             let missing = if username.is_some() { "password-secret" } else { "username" };
             options.wrong(missing, "", "missing: `username` and `password-secret` belong together");
@@ -124,7 +105,7 @@ impl NatsServers {
         }
         options.finish()?;
         Ok(NatsJetStream {
-            server: url.to_owned(),
+            server: format!("{}://{}", server.scheme, server.address),
             stream,
             consumer,
             subject: subject.to_owned(),
@@ -134,14 +115,9 @@ impl NatsServers {
             login,
             tls,
             roots,
-            asking: Mutex::default(),
+            connected: Connected::default(),
         })
     }
-}
-
-/// What of a URL may stand in an error: nothing where there may be a password.
-fn shown(url: &str) -> &str {
-    if url.contains('@') { "(not shown)" } else { url }
 }
 
 fn in_name(letter: char) -> bool {
@@ -192,18 +168,6 @@ enum Login {
     Credentials(String),
 }
 
-/// Whom questions for the backlog go to.
-#[derive(Clone, Debug, Default)]
-enum Asking {
-    /// No run has begun yet.
-    #[default]
-    Nobody,
-    /// The consumer of the run that goes on.
-    Consumer(Arc<PullConsumer>),
-    /// The run ended, and none has begun since.
-    Away,
-}
-
 /// The messages of one stream as events, pulled from a durable consumer.
 pub struct NatsJetStream {
     server: String,
@@ -216,7 +180,7 @@ pub struct NatsJetStream {
     login: Login,
     tls: bool,
     roots: Option<String>,
-    asking: Mutex<Asking>,
+    connected: Connected<PullConsumer>,
 }
 
 impl fmt::Debug for NatsJetStream {
@@ -233,25 +197,17 @@ fn failed<E: fmt::Display>(what: &str) -> impl Fn(E) -> Error + '_ {
     move |error| Error::new(ErrorKind::Unavailable, "nats", format!("{what}: {error}"))
 }
 
-async fn text(secrets: &TriggerSecrets, reference: &str) -> Result<String> {
-    let secret = secrets.get(reference).await?;
-    let text = std::str::from_utf8(&secret).map_err(|_| {
-        Error::new(ErrorKind::InvalidSpec, "nats", format!("the secret {reference} is no text"))
-    })?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
-}
-
 impl NatsJetStream {
     /// A connection with the credentials as they are now. `lost` is cancelled when it breaks.
     async fn connect(&self, secrets: &TriggerSecrets, lost: &CancellationToken) -> Result<Client> {
         let mut options = match &self.login {
             Login::None => ConnectOptions::new(),
             Login::Password { username, password } => {
-                ConnectOptions::with_user_and_password(username.clone(), text(secrets, password).await?)
+                ConnectOptions::with_user_and_password(username.clone(), secrets.text(password).await?)
             }
-            Login::Token(token) => ConnectOptions::with_token(text(secrets, token).await?),
+            Login::Token(token) => ConnectOptions::with_token(secrets.text(token).await?),
             Login::Credentials(reference) => {
-                let credentials = text(secrets, reference).await?;
+                let credentials = secrets.text(reference).await?;
                 ConnectOptions::with_credentials(&credentials).map_err(|_| {
                     let message = format!("the secret {reference} is no text of a .creds file");
                     Error::new(ErrorKind::InvalidSpec, "nats", message)
@@ -347,7 +303,7 @@ impl NatsJetStream {
         let lost = CancellationToken::new();
         let client = self.connect(&cx.secrets, &lost).await?;
         let consumer = Arc::new(self.consumer(client).await?);
-        self.ask(Asking::Consumer(Arc::clone(&consumer)));
+        self.connected.begin(Arc::clone(&consumer));
         let mut deliveries = Deliveries::default();
         let pulled = tokio::select! {
             biased;
@@ -387,10 +343,6 @@ impl NatsJetStream {
                 deliveries.begin(deliver(Arc::clone(&cx.sink), slot, message, self.ack_wait / 3)?);
             }
         }
-    }
-
-    fn ask(&self, whom: Asking) {
-        *self.asking.lock().unwrap_or_else(PoisonError::into_inner) = whom;
     }
 }
 
@@ -447,23 +399,15 @@ impl TriggerSource for NatsJetStream {
 
     async fn run(&self, cx: TriggerCx) -> Result<()> {
         let ended = self.follow(&cx).await;
-        self.ask(Asking::Away);
+        self.connected.end();
         ended
     }
 
     /// What the consumer has not given out, and what it has given out that is unacknowledged, as the server counts it.
     async fn backlog(&self) -> Result<Option<u64>> {
-        let asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match asking {
-            Asking::Nobody => Ok(None),
-            Asking::Away => {
-                Err(Error::new(ErrorKind::Unavailable, "nats", format!("no connection to {}", self.server)))
-            }
-            Asking::Consumer(consumer) => {
-                let info = consumer.get_info().await.map_err(failed("the consumer's state"))?;
-                let unacknowledged = u64::try_from(info.num_ack_pending).unwrap_or(u64::MAX);
-                Ok(Some(info.num_pending.saturating_add(unacknowledged)))
-            }
-        }
+        let Some(consumer) = self.connected.get(&self.server)? else { return Ok(None) };
+        let info = consumer.get_info().await.map_err(failed("the consumer's state"))?;
+        let unacknowledged = u64::try_from(info.num_ack_pending).unwrap_or(u64::MAX);
+        Ok(Some(info.num_pending.saturating_add(unacknowledged)))
     }
 }
