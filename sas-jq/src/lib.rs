@@ -118,6 +118,11 @@ impl Program {
         &self.0.text
     }
 
+    /// The names of the variables that it may use, in the order in which `run` takes their values.
+    pub fn variables(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.0.variables.iter().map(String::as_str)
+    }
+
     /// The results for an input, one by one as they are asked for. The variables' values are in the order in which
     /// `parse` named them; one that is missing is `null`.
     pub fn run(&self, input: Value, variables: &[Value], limits: &Limits) -> Outputs<'_> {

@@ -375,6 +375,22 @@ impl Value {
         Maker::outside().json(json, DEEPEST + 1)
     }
 
+    /// An array.
+    ///
+    /// # Errors
+    /// It would be nested deeper than 127.
+    pub fn list(items: Vec<Self>) -> Result<Self, Error> {
+        Maker::outside().list(items)
+    }
+
+    /// An object; the last of members with one name counts.
+    ///
+    /// # Errors
+    /// It would be nested deeper than 127.
+    pub fn object(members: impl IntoIterator<Item = (String, Self)>) -> Result<Self, Error> {
+        Maker::outside().map(members.into_iter().map(|(name, value)| (name.into(), value)).collect())
+    }
+
     /// The value for `serde_json`, as jq would print it: what is not a number is `null`, what is infinite is the largest double.
     pub fn to_json(&self) -> serde_json::Value {
         use serde_json::Value as Json;

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use sas_core::{AttributeValue, Event, SpecErrors};
+use sas_jq::{Limits, Program};
 use serde_json::{Map, Value};
 
 /// The longest template, in bytes of its JSON.
@@ -14,6 +15,12 @@ const MOST_REFERENCES: usize = 256;
 /// The most bytes that a template makes of an event.
 const OUTPUT: usize = 1 << 20;
 
+/// What one evaluation of a jq program may take: some 20 ms.
+const JQ: Limits = Limits { steps: 200_000, bytes: 8 << 20 };
+
+/// How one event becomes another: a template, or a program in jq.
+///
+/// # Templates
 /// A template of an event: attributes and data with `{{ references }}` to those of the event that came.
 ///
 /// A JSON object of `type`, `source`, `subject`, `dataschema`, `datacontenttype`, `extensions` and `data`; what it does not
@@ -22,6 +29,19 @@ const OUTPUT: usize = 1 << 20;
 /// is not there makes the event undeliverable, unless it ends in `?`: then it is nothing (`null`, or an empty text).
 /// There are no loops and no functions, so the work is bounded by template and event; at most 256 references, nested at
 /// most 32 deep, and at most 1 MiB comes out.
+///
+/// # jq
+/// `{"jq": "..."}`: the program's input is the event in the JSON format of CloudEvents, with `data` as JSON where it is JSON, and its
+/// one result is the event that it becomes, whose id stays. Steps and memory are bounded (see `sas-jq`); nothing of the host is seen.
+///
+/// ```
+/// # use sas_core::Event;
+/// # use sas_trigger::Transform;
+/// let transform = Transform::parse(r#"{"jq": ".type = \"billing\" | .data |= {total: (.lines | map(.price) | add)}"}"#).unwrap();
+/// let event = Event::new("1", "/shop", "order")?.with_data("application/json", r#"{"lines": [{"price": 2}, {"price": 3}]}"#)?;
+/// assert_eq!(transform.apply(&event).unwrap().data(), r#"{"total":5}"#);
+/// # Ok::<(), sas_core::EventError>(())
+/// ```
 ///
 /// ```
 /// use sas_core::Event;
@@ -36,8 +56,10 @@ const OUTPUT: usize = 1 << 20;
 /// assert_eq!(made.data(), r#"{"note":"for ","order":7}"#);
 /// # Ok::<(), sas_core::EventError>(())
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Transform {
+    /// When there is one, it is all that there is.
+    program: Option<Program>,
     attributes: Vec<(&'static str, Vec<Piece>)>,
     /// `None`: the attribute is taken off.
     extensions: BTreeMap<String, Option<Vec<Piece>>>,
@@ -88,12 +110,32 @@ impl Transform {
         let fields: Map<String, Value> = match serde_json::from_str(text) {
             Ok(fields) => fields,
             Err(error) => {
-                let shown: String = text.chars().take(80).collect();
-                errors.push("transform", shown, format!("must be a JSON object: {error}"));
+                errors.push("transform", head(text), format!("must be a JSON object: {error}"));
                 return Err(errors);
             }
         };
-        let mut transform = Self { attributes: Vec::new(), extensions: BTreeMap::new(), data: None };
+        if let Some(program) = fields.get("jq") {
+            if let Some(other) = fields.keys().find(|name| *name != "jq") {
+                errors.push(
+                    format!("transform.{other}"),
+                    "",
+                    "a program in jq makes all of the event: leave this out",
+                );
+            }
+            let program = match program {
+                Value::String(text) => Program::parse(text, &[])
+                    .map_err(|error| errors.push("transform.jq", text, error.to_string()))
+                    .ok(),
+                other => {
+                    errors.push("transform.jq", other, "must be a text: a program in jq");
+                    None
+                }
+            };
+            errors.into_result()?;
+            return Ok(Self { program, ..Self::default() });
+        }
+        let mut transform =
+            Self { program: None, attributes: Vec::new(), extensions: BTreeMap::new(), data: None };
         let mut left = MOST_REFERENCES;
         for (name, value) in &fields {
             let place = format!("transform.{name}");
@@ -140,6 +182,9 @@ impl Transform {
     /// # Errors
     /// What is missing or does not fit, for people.
     pub fn apply(&self, event: &Event) -> Result<Event, String> {
+        if let Some(program) = &self.program {
+            return compute(program, event);
+        }
         let seen = Seen { event, data: std::cell::OnceCell::new() };
         let mut attributes: BTreeMap<&str, String> = BTreeMap::new();
         for (name, pieces) in &self.attributes {
@@ -209,6 +254,34 @@ impl Transform {
         }
         Ok(made)
     }
+}
+
+fn compute(program: &Program, event: &Event) -> Result<Event, String> {
+    let document: Value =
+        serde_json::from_str(&sas_cloudevents::to_json(event)).map_err(|error| error.to_string())?;
+    let input = sas_jq::Value::from_json(&document).map_err(|error| error.to_string())?;
+    let mut results = program.run(input, &[], &JQ);
+    let mut result = || results.next().transpose().map_err(|error| format!("jq: {error}"));
+    let Some(mut made) = result()?.map(|made| made.to_json()) else {
+        return Err("jq: the program gives no event; leave events out by a filter".to_owned());
+    };
+    if result()?.is_some() {
+        return Err("jq: the program gives more than one event".to_owned());
+    }
+    let Some(members) = made.as_object_mut() else {
+        return Err(format!("jq: the program gives no event but {}", head(&made.to_string())));
+    };
+    members.insert("id".to_owned(), Value::from(event.id()));
+    let text = made.to_string();
+    if text.len() > OUTPUT {
+        return Err(format!("jq: the program makes {} bytes of it; at most {OUTPUT}", text.len()));
+    }
+    sas_cloudevents::from_json(text.as_bytes())
+        .map_err(|error| format!("jq: the program gives no event: {error}"))
+}
+
+fn head(text: &str) -> String {
+    text.chars().take(80).collect()
 }
 
 fn is_json(kind: &str) -> bool {

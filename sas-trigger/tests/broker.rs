@@ -365,6 +365,40 @@ async fn events_go_on_to_brokers_and_are_transformed_on_the_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn events_are_transformed_in_jq() {
+    let invoker = FakeInvoker::new(|_| Ok(ok()));
+    let (host, store, _) = host(&invoker);
+    host.apply_broker(BrokerSpec::new("default/orders")).await.unwrap();
+    let jq = |program: &str| {
+        let option = serde_json::json!({"jq": program}).to_string();
+        reads("t", "default/t").with_option("transform", option)
+    };
+    host.apply(jq(
+        r#".type = "bill" | .of = .partitionkey | .id = "other" | .data |= {n: (.n | map(. * 2) | add)}"#,
+    ))
+    .await
+    .unwrap();
+    let sent = event(4).with_data("application/json", r#"{"n": [1, 2], "secret": true}"#).unwrap();
+    let id = sent.id().to_owned();
+    host.accept("default/orders", vec![sent, event(5)]).await.unwrap();
+    sleep(Duration::from_secs(5)).await;
+    let seen = invoker.seen();
+    let headers = seen[0].head.headers();
+    assert_eq!((&headers["ce-type"], &headers["ce-of"]), (&"bill".parse().unwrap(), &"1".parse().unwrap()));
+    assert_eq!((&headers["ce-id"], &*seen[0].body), (&id.parse().unwrap(), br#"{"n":6}"#.as_slice()));
+    assert_eq!(seen.len(), 1, "the one whose n is no list is a dead letter");
+    assert_eq!(store.list("deadletter/", None, 9).await.unwrap().len(), 1);
+    for (program, problem) in
+        [("env.HOME", "env is refused"), (".a | ", "expected a term"), ("f", "f/0 is not defined")]
+    {
+        let errors = host.check(&jq(program)).unwrap_err();
+        assert_eq!(errors.0[0].field, "options.transform.jq");
+        assert!(errors.to_string().contains(problem), "{errors}");
+    }
+    shut(&host).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_trigger_takes_over_what_its_broker_says_of_delivery() {
     let invoker = FakeInvoker::new(|_| Ok(status(503)));
     let (host, store, _) = host(&invoker);
