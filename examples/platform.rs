@@ -16,6 +16,11 @@
 //! `--log-file FILE` writes the lines of instances to a file that rotates; `--prices FILE` tells costs at `/v1/usage/cost`;
 //! `--usage-file FILE --usage-key NAME=FILE` writes signed records of each hour (docs/metering.md).
 //!
+//! Built with `--features otel`, `--otlp http://127.0.0.1:4318` sends traces and metrics to an OpenTelemetry collector:
+//! `--otlp-ratio 0.01` records one trace in a hundred beside all errors and cold starts, `--otlp-ignore-parent` does not let
+//! clients decide that, `--otlp-logs` sends the lines of instances too. `OTEL_EXPORTER_OTLP_HEADERS` holds headers for it, as
+//! `name=value,name=value` (docs/telemetry.md).
+//!
 //! A service answers at `Host: <name>.<namespace>.<domain>`. One JSON line on stdout says that it serves; logs go to
 //! stderr, as much as `RUST_LOG` says (`info` without it). SIGTERM and SIGINT drain and end it with status 0.
 //!
@@ -51,7 +56,8 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
 [--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--total-memory-bytes BYTES] [--total-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... \
 [--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--postgres-host HOST:PORT]... \
-[--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] MANIFEST...\n       platform --openapi";
+[--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] \
+[--otlp URL [--otlp-ratio SHARE] [--otlp-ignore-parent] [--otlp-logs]] MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
 enum AdminAt {
@@ -97,6 +103,8 @@ struct Options {
     secrets: Option<PathBuf>,
     /// Images come from these registries only, if any is named.
     registries: Vec<String>,
+    #[cfg_attr(not(feature = "otel"), allow(dead_code, reason = "read where telemetry is exported"))]
+    otlp: Otlp,
     manifests: Vec<PathBuf>,
 }
 
@@ -112,6 +120,46 @@ fn hosts_of(feature: &str, hosts: &[(&str, String)]) -> Vec<String> {
 struct Images {
     plain_http: Vec<String>,
     roots: Vec<PathBuf>,
+}
+
+/// Where telemetry goes, and which.
+#[derive(Default)]
+#[cfg_attr(not(feature = "otel"), allow(dead_code, reason = "read where telemetry is exported"))]
+struct Otlp {
+    endpoint: Option<String>,
+    ratio: Option<f64>,
+    ignore_parent: bool,
+    logs: bool,
+}
+
+#[cfg(feature = "otel")]
+impl Otlp {
+    fn config(self) -> Result<Option<sas::otel::OtelConfig>, String> {
+        let Some(endpoint) = self.endpoint else {
+            let alone = self.ratio.is_some() || self.ignore_parent || self.logs;
+            let problem = "--otlp-ratio, --otlp-ignore-parent and --otlp-logs want --otlp URL beside them";
+            return if alone { Err(problem.to_owned()) } else { Ok(None) };
+        };
+        let mut config = sas::otel::OtelConfig::new(endpoint);
+        if let Some(ratio) = self.ratio {
+            config.sampling.ratio = ratio;
+        }
+        config.sampling.parent = !self.ignore_parent;
+        config.logs = self.logs;
+        match std::env::var("OTEL_EXPORTER_OTLP_HEADERS") {
+            Ok(headers) => {
+                for header in headers.split(',').filter(|header| !header.trim().is_empty()) {
+                    let (name, value) = header
+                        .split_once('=')
+                        .ok_or("OTEL_EXPORTER_OTLP_HEADERS: write name=value,name=value")?;
+                    config.headers.push((name.trim().to_owned(), Secret::new(value.trim())));
+                }
+            }
+            Err(VarError::NotPresent) => {}
+            Err(error) => return Err(format!("OTEL_EXPORTER_OTLP_HEADERS: {error}")),
+        }
+        Ok(Some(config))
+    }
 }
 
 impl Options {
@@ -155,6 +203,7 @@ impl Options {
             images: Images::default(),
             secrets: None,
             registries: Vec::new(),
+            otlp: Otlp::default(),
             manifests: Vec::new(),
         };
         while let Some(argument) = args.next() {
@@ -203,6 +252,20 @@ impl Options {
                         text.split_once('=').ok_or_else(|| format!("--usage-key {text}: write NAME=FILE"))?;
                     options.usage_key = Some((name.to_owned(), file.into()));
                 }
+                "--otlp" | "--otlp-ratio" | "--otlp-ignore-parent" | "--otlp-logs"
+                    if !cfg!(feature = "otel") =>
+                {
+                    return Err(format!("{argument}: this program was built without `--features otel`"));
+                }
+                "--otlp" => options.otlp.endpoint = Some(value()?),
+                "--otlp-ratio" => {
+                    let text = value()?;
+                    let ratio =
+                        text.parse().map_err(|_| format!("--otlp-ratio {text}: a share from 0 to 1"))?;
+                    options.otlp.ratio = Some(ratio);
+                }
+                "--otlp-ignore-parent" => options.otlp.ignore_parent = true,
+                "--otlp-logs" => options.otlp.logs = true,
                 "--open-metrics" => options.open_metrics = true,
                 "--admin-without-tls" => options.admin_without_tls = true,
                 "--require-if-match" => options.require_if_match = true,
@@ -309,6 +372,10 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     }
     if let Some(dir) = &options.secrets {
         builder = builder.secrets_dir(dir);
+    }
+    #[cfg(feature = "otel")]
+    if let Some(config) = options.otlp.config()? {
+        builder = builder.otel(config);
     }
     if !options.registries.is_empty() {
         builder = builder.admission(

@@ -30,6 +30,8 @@ pub enum BuildPart {
     Usage,
     /// The file of [`PlatformBuilder::log_file`](crate::PlatformBuilder::log_file).
     LogFile,
+    /// The exporter of traces, metrics and logs, of `PlatformBuilder::otel`.
+    Otel,
 }
 
 impl fmt::Display for BuildPart {
@@ -46,6 +48,7 @@ impl fmt::Display for BuildPart {
             Self::Recovery => "recovery",
             Self::Usage => "usage",
             Self::LogFile => "log file",
+            Self::Otel => "otel",
         })
     }
 }

@@ -29,6 +29,8 @@ pub use sas_autoscale as autoscale;
 pub use sas_control as control;
 pub use sas_core as core;
 pub use sas_knative as knative;
+#[cfg(feature = "otel")]
+pub use sas_otel as otel;
 pub use sas_pool as pool;
 pub use sas_router as router;
 #[cfg(all(feature = "container", target_os = "linux"))]

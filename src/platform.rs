@@ -47,6 +47,9 @@ pub(crate) struct Parts {
     pub(crate) own_meter: Option<Arc<Meter>>,
     /// Written to the end by the shutdown.
     pub(crate) log_files: Option<Arc<LogFiles>>,
+    /// Sent to the end by the shutdown.
+    #[cfg(feature = "otel")]
+    pub(crate) otel: Option<sas_otel::Otel>,
     /// What is to be started with the platform.
     pub(crate) exporters: Vec<UsageExporter>,
     pub(crate) ingress: Option<Server>,
@@ -297,6 +300,11 @@ impl Platform {
         }
         if let Some(files) = parts.log_files.clone() {
             let _ = tokio::task::spawn_blocking(move || files.flush()).await;
+        }
+        #[cfg(feature = "otel")]
+        if let Some(otel) = &parts.otel {
+            // A moment even when the time is over: a collector that is there needs no more.
+            otel.shutdown(deadline.max(Instant::now() + Duration::from_millis(500))).await;
         }
         #[cfg(feature = "redb")]
         if let Some(store) = &parts.own_store {

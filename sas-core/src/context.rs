@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{RequestId, TenantKey};
+use crate::{FaasTrigger, RequestId, TenantKey};
 
 /// Why a call is made: it decides metering and whether the call may wake a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -117,6 +117,8 @@ pub struct Cx {
     pub request: RequestId,
     /// Why the call is made, which decides metering and waking.
     pub purpose: Purpose,
+    /// What caused the call, for traces.
+    pub trigger: FaasTrigger,
     /// 0 is ordinary; higher goes first where requests wait for the same thing.
     pub priority: u8,
     /// What the call does, where a repetition is to be told.
@@ -127,7 +129,15 @@ impl Cx {
     /// Context of an ordinary request, paid by a tenant or by the owner of what is called.
     pub fn new(payer: impl Into<Payer>, request: RequestId, deadline: Instant) -> Self {
         let payer = payer.into();
-        Self { payer, deadline, request, purpose: Purpose::Traffic, priority: 0, idempotency: None }
+        Self {
+            payer,
+            deadline,
+            request,
+            purpose: Purpose::Traffic,
+            trigger: FaasTrigger::Http,
+            priority: 0,
+            idempotency: None,
+        }
     }
 
     /// The same for a call that does what `key` names.
@@ -137,10 +147,18 @@ impl Cx {
         self
     }
 
-    /// The same with another purpose.
+    /// The same with another purpose, and what calls of that purpose are caused by.
     #[must_use]
     pub fn for_purpose(mut self, purpose: Purpose) -> Self {
         self.purpose = purpose;
+        self.trigger = FaasTrigger::of(purpose);
+        self
+    }
+
+    /// The same, caused by something else than most calls of its purpose.
+    #[must_use]
+    pub fn caused_by(mut self, trigger: FaasTrigger) -> Self {
+        self.trigger = trigger;
         self
     }
 

@@ -69,6 +69,7 @@ mod sink;
 mod spec;
 mod spec_error;
 mod store;
+mod trace;
 mod trigger;
 mod trigger_options;
 
@@ -128,6 +129,9 @@ pub use sink::{
 pub use spec::{Protocol, RevisionSpec, Source, Timeouts};
 pub use spec_error::{SpecError, SpecErrors};
 pub use store::{Change, Commit, Entry, Guard, Store, StoreLimits, Version, Watched, Write, guard_failed};
+pub use trace::{
+    AttemptSpan, DeliverySpan, FaasTrigger, ParentSpan, RequestSpan, TraceContext, TraceSink, UpstreamSpan,
+};
 pub use trigger::{
     BrokerIngress, BrokerSpec, BrokerStatus, Fires, Redrive, Redriven, SinkSpec, TriggerCx, TriggerSecrets,
     TriggerSource, TriggerSpec, TriggerStatus, Triggers,

@@ -50,6 +50,7 @@ mod retry;
 mod rule;
 mod seed;
 mod server;
+mod span;
 mod split;
 mod stall;
 mod table;

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::{
     access::{AccessLog, AccessRecord, End},
     admission::Permit,
+    span::SpanDraft,
     upstream::Progress,
 };
 
@@ -46,6 +47,7 @@ pub(crate) struct Tail {
     pub(crate) permit: Option<Permit>,
     pub(crate) draft: Option<Box<Draft>>,
     pub(crate) meter: Option<MeterDraft>,
+    pub(crate) span: Option<SpanDraft>,
     /// Given back with the last byte, or when the body is dropped.
     pub(crate) lease: Option<Lease>,
 }
@@ -58,6 +60,9 @@ impl Tail {
         if let Some(meter) = &mut self.meter {
             meter.used.bytes_out += bytes as u64;
         }
+        if let Some(span) = &mut self.span {
+            span.bytes_out += bytes as u64;
+        }
     }
 
     /// Bytes of a connection that was joined to the instance went to it.
@@ -68,6 +73,9 @@ impl Tail {
         if let Some(meter) = &mut self.meter {
             meter.used.bytes_in += bytes as u64;
         }
+        if let Some(span) = &mut self.span {
+            span.bytes_in += bytes as u64;
+        }
     }
 
     pub(crate) fn ended(&mut self, end: End) {
@@ -75,6 +83,9 @@ impl Tail {
         self.lease = None;
         if let Some(meter) = self.meter.take() {
             meter.tell();
+        }
+        if let Some(span) = self.span.take() {
+            span.tell(end);
         }
         if let Some(draft) = self.draft.take() {
             let Draft { log, mut record, arrived, sent } = *draft;

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use sas_core::{Recorder, Schedule, SpecErrors, Timestamp, TriggerOptions, TriggerSource, TriggerSpec};
+use sas_core::{
+    FaasTrigger, Recorder, Schedule, SpecErrors, Timestamp, TriggerOptions, TriggerSource, TriggerSpec,
+};
 
 #[cfg(feature = "cron")]
 use crate::cron::{CronOptions, CronSchedule, Dialect, Fold, Gap};
@@ -68,6 +70,11 @@ pub(crate) fn split(
     errors: &mut SpecErrors,
 ) -> Declared {
     let mut config = DeliveryConfig::new(spec.name.as_str(), spec.target.as_str());
+    config.cause = match spec.kind.as_str() {
+        "cron" | "timer" => FaasTrigger::Timer,
+        "webhook" => FaasTrigger::Http,
+        _ => FaasTrigger::PubSub,
+    };
     if spec.name.split('/').filter(|part| !part.is_empty()).count() != 2 {
         errors.push("name", &spec.name, "must be namespace/name");
     }

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use sas_core::{
     BrokerSpec, BrokerStatus, Clock, Error, ErrorKind, Event, EventLog, EventPublisher, EventSink, Invoker,
     Recorder, Redrive, Redriven, Result, SecretSource, SinkSpec, SpecErrors, Store, StoreLog, SystemClock,
-    Timestamp, TriggerCx, TriggerSecrets, TriggerSource, TriggerSpec, TriggerStatus, Triggers,
+    Timestamp, TraceSink, TriggerCx, TriggerSecrets, TriggerSource, TriggerSpec, TriggerStatus, Triggers,
 };
 use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -70,6 +70,8 @@ pub struct TriggerHostConfig {
     pub longest_restart_delay: Duration,
     /// The recorder that metrics of triggers go to.
     pub recorder: Recorder,
+    /// Is told of every delivery when it is over, for traces.
+    pub traces: Option<Arc<dyn TraceSink>>,
     /// The way out of the platform for events that can't be delivered, for triggers with `dead-letter: publish`.
     pub publisher: Option<Arc<dyn EventPublisher>>,
     /// What resolves the references to secrets in options of triggers and brokers.
@@ -88,6 +90,7 @@ impl TriggerHostConfig {
             restart_delay: Duration::from_millis(100),
             longest_restart_delay: Duration::from_secs(30),
             recorder: Recorder::default(),
+            traces: None,
             publisher: None,
             secrets: None,
         }
@@ -300,7 +303,7 @@ impl TriggerHost {
     /// A delivery to a service that shares the host's slots.
     pub fn delivery(&self, config: DeliveryConfig) -> Delivery {
         let metrics = self.metrics.labelled(&self.config.recorder, &self.labels.of(&config.trigger));
-        let delivery = Delivery::new(
+        let mut delivery = Delivery::new(
             config,
             Arc::clone(&self.config.invoker),
             Arc::clone(&self.config.store),
@@ -308,6 +311,9 @@ impl TriggerHost {
         )
         .with_clock(Arc::clone(&self.config.clock))
         .with_metrics(metrics);
+        if let Some(traces) = &self.config.traces {
+            delivery = delivery.with_traces(Arc::clone(traces));
+        }
         match &self.config.publisher {
             Some(publisher) => delivery.with_publisher(Arc::clone(publisher)),
             None => delivery,

@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use http::{HeaderMap, Method, StatusCode, header};
 use sas_core::{
-    Body, BrokerIngress, Error, ErrorKind, Event, Handler, Request, Response, Retry, TriggerSecrets,
-    Triggers as _,
+    Body, BrokerIngress, Error, ErrorKind, Event, Handler, Request, Response, Retry, TraceContext,
+    TriggerSecrets, Triggers as _,
 };
 use serde_json::json;
 use subtle::ConstantTimeEq as _;
@@ -194,10 +194,9 @@ fn carries_token(headers: &HeaderMap, token: &[u8]) -> bool {
 
 /// The event in the trace of the request, unless it brings one of its own.
 fn traced(event: Event, headers: &HeaderMap) -> Result<Event, String> {
-    let parent = headers.get("traceparent").and_then(|value| value.to_str().ok());
-    match parent {
-        Some(parent) if !event.extensions().contains_key("traceparent") => {
-            event.with_extension("traceparent", parent).map_err(|error| error.to_string())
+    match TraceContext::of(headers) {
+        Some(context) if !event.extensions().contains_key("traceparent") => {
+            event.with_extension("traceparent", context.to_string()).map_err(|error| error.to_string())
         }
         _ => Ok(event),
     }

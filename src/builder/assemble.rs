@@ -43,7 +43,21 @@ impl PlatformBuilder {
     /// # Errors
     /// [`BuildError`] names the part and what it refused.
     pub async fn build(mut self) -> Result<Platform, BuildError> {
-        let recorder = self.recorder.unwrap_or_default();
+        #[cfg_attr(not(feature = "otel"), expect(unused_mut, reason = "an exporter is put beside them"))]
+        let (mut recorder, mut traces) = (self.recorder.unwrap_or_default(), self.traces);
+        #[cfg(feature = "otel")]
+        let otel = match self.otel {
+            Some(mut config) => {
+                config.recorder = recorder;
+                config.clock = Arc::clone(&self.clock);
+                let otel = sas_otel::Otel::start(config).map_err(invalid(BuildPart::Otel))?;
+                recorder = otel.recorder().clone();
+                traces = traces.or_else(|| otel.traces());
+                self.logs = otel.logs(self.logs);
+                Some(otel)
+            }
+            None => None,
+        };
         for describe in [
             sas_autoscale::metrics::describe,
             sas_control::metrics::describe,
@@ -147,6 +161,7 @@ impl PlatformBuilder {
         gateway_config.seed = self.seed;
         gateway_config.recorder = recorder.clone();
         gateway_config.meter = Some(Arc::clone(&meter));
+        gateway_config.traces = traces.clone();
         if let Some(quotas) = self.quotas {
             gateway_config.admission = Admission::new(quotas);
         }
@@ -168,6 +183,7 @@ impl PlatformBuilder {
         trigger_config.log = log;
         trigger_config.clock = Arc::clone(&self.clock);
         trigger_config.recorder = recorder.clone();
+        trigger_config.traces = traces;
         trigger_config.publisher = self.publisher;
         trigger_config.secrets = self.secrets;
         let triggers = TriggerHost::new(trigger_config);
@@ -253,6 +269,8 @@ impl PlatformBuilder {
             own_meter: None,
             exporters,
             log_files,
+            #[cfg(feature = "otel")]
+            otel,
             ingress: None,
             admin_server: None,
             #[cfg(unix)]

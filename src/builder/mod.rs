@@ -12,7 +12,7 @@ use sas_control::{
 use sas_core::{
     Authenticator, BlobStore, Clock, DecisionSink, EngineSpec, EventLog, EventPublisher, Fidelity, Invoker,
     LogSink, MeterSink, Pool, Quota, Recorder, Router, Runtime, Scaler, SecretSource, SinkSpec, SpecErrors,
-    Store, SystemClock, TriggerSecrets, TriggerSource, TriggerSpec,
+    Store, SystemClock, TraceSink, TriggerSecrets, TriggerSource, TriggerSpec,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
@@ -52,6 +52,7 @@ type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, Spec
 /// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`](sas_control::Meter), on the platform's store |
 /// | who is told what is changed at the admin API | [`audit_sink`](Self::audit_sink) | nobody; the store keeps the last 10,000 |
 /// | secrets | [`secrets`](Self::secrets) | none: a service that refers to one does not start |
+/// | who is told of requests and events, for traces | [`trace_sink`](Self::trace_sink) | nobody; an exporter by `otel`, with the feature |
 /// | wall time | [`clock`](Self::clock) | the system's |
 ///
 /// `examples/custom_parts.rs` replaces those that do the work: runtime, pool, router, store, log of events, packages, a
@@ -82,6 +83,9 @@ pub struct PlatformBuilder {
     packages: Option<Arc<dyn BlobStore>>,
     clock: Arc<dyn Clock>,
     recorder: Option<Recorder>,
+    traces: Option<Arc<dyn TraceSink>>,
+    #[cfg(feature = "otel")]
+    otel: Option<sas_otel::OtelConfig>,
     logs: Arc<dyn LogSink>,
     log_file: Option<(PathBuf, LogFileLimits)>,
     decisions: Arc<dyn DecisionSink>,
@@ -155,6 +159,9 @@ impl Default for PlatformBuilder {
             packages: None,
             clock: Arc::new(SystemClock),
             recorder: None,
+            traces: None,
+            #[cfg(feature = "otel")]
+            otel: None,
             logs: Arc::new(LogBuffer::default()),
             log_file: None,
             decisions: Arc::new(DecisionLog::default()),
@@ -540,6 +547,31 @@ impl PlatformBuilder {
     #[must_use]
     pub fn recorder(mut self, recorder: Recorder) -> Self {
         self.recorder = Some(recorder);
+        self
+    }
+
+    /// Who is told of every request and delivery when it is over, for traces. Without it, and without `otel`, nobody:
+    /// instances get the context of a trace all the same.
+    #[must_use]
+    pub fn trace_sink(mut self, sink: impl TraceSink) -> Self {
+        self.traces = Some(Arc::new(sink));
+        self
+    }
+
+    /// Exports traces, metrics and, where its configuration says so, the lines of instances to an OpenTelemetry collector.
+    /// Metrics go to the platform's recorder too; recorder and clock of the configuration are set by the builder. A
+    /// [`Self::trace_sink`] is told instead of the exporter.
+    ///
+    /// ```
+    /// use sas::{otel::OtelConfig, prelude::*};
+    /// let mut config = OtelConfig::new("http://127.0.0.1:4318");
+    /// config.sampling.ratio = 0.01;
+    /// let builder = Platform::builder().otel(config);
+    /// ```
+    #[cfg(feature = "otel")]
+    #[must_use]
+    pub fn otel(mut self, config: sas_otel::OtelConfig) -> Self {
+        self.otel = Some(config);
         self
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sas_core::{MeterSink, Recorder};
+use sas_core::{MeterSink, Recorder, TraceSink};
 
 use crate::{
     access::AccessLog,
@@ -60,6 +60,9 @@ pub struct GatewayConfig {
     /// Takes what requests used, once the answer of an instance is over: their number, cold starts, events and bytes.
     /// `None`: they are not metered.
     pub meter: Option<Arc<dyn MeterSink>>,
+    /// Is told of every request when it is over, for traces. `None`: instances get a context all the same, of spans that
+    /// nobody records.
+    pub traces: Option<Arc<dyn TraceSink>>,
     /// The page that browsers get while a revision starts whose route has `placeholder`.
     pub placeholder: bytes::Bytes,
 }
@@ -84,6 +87,7 @@ impl Default for GatewayConfig {
             hooks: Vec::new(),
             access: None,
             meter: None,
+            traces: None,
             placeholder: bytes::Bytes::from_static(PLACEHOLDER.as_bytes()),
         }
     }

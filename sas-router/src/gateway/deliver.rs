@@ -91,6 +91,16 @@ impl Refused {
     pub(super) fn new(failure: Failure, unsent: Option<Box<Request>>) -> Box<Self> {
         Box::new(Self { failure, unsent })
     }
+
+    /// For a caller within the platform, whose request is over with it.
+    pub(super) fn into_error(self, tail: &mut Tail) -> CallError {
+        let Self { failure, unsent } = self;
+        if let Some(span) = &mut tail.span {
+            span.failed(&failure);
+        }
+        tail.ended(End::Complete);
+        CallError { error: failure.into_error(), unsent }
+    }
 }
 
 /// What an instance answered, before it is made fit for the client.
@@ -136,6 +146,9 @@ impl Gateway {
         let mut on_upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
         let mut attempt = 1;
         loop {
+            if let Some(span) = &mut delivery.tail.span {
+                span.asks(if attempt == 1 { arrived } else { Instant::now() });
+            }
             let claimed = match delivery.peer {
                 Some(peer) => Ok(Claimed { lease: peer::lease(peer), at: Instant::now(), cold: false }),
                 None => self.claim(&claim, cx).await,
@@ -147,6 +160,10 @@ impl Gateway {
             let instance = lease.instance.id();
             let last = attempt >= self.config.retry.attempts || delivery.peer.is_some();
             let repeats = !last && !upgrading && may_repeat(&request);
+            if let Some(span) = &mut delivery.tail.span {
+                let to = delivery.peer.is_none().then_some(instance);
+                span.exchanges(self.ids.next_span(), to, &lease, at, request.headers_mut());
+            }
             let by = cx.deadline.min(at + manner.response_start);
             // Pinned here, so that the limit does not move a future of kilobytes.
             let called = {
@@ -165,6 +182,9 @@ impl Gateway {
                 }
                 Ok(Err(error)) => error,
                 Err(_) => {
+                    if let Some(span) = &mut delivery.tail.span {
+                        span.broke(ErrorKind::Timeout.as_str());
+                    }
                     lease.outcome = Outcome::Failed;
                     self.tallies.count(claim.revision, true);
                     let text =
@@ -172,6 +192,9 @@ impl Gateway {
                     return Err(Refused::new(Failure::deadline(text), None));
                 }
             };
+            if let Some(span) = &mut delivery.tail.span {
+                span.broke(error.error.kind.as_str());
+            }
             lease.outcome = match error.error.kind {
                 ErrorKind::Crashed | ErrorKind::Timeout => Outcome::Lost,
                 // The client's fault, or nobody's.
@@ -295,8 +318,12 @@ impl Gateway {
         };
         delivery.tail.meter = self.meter(timings.cold, progress.clone(), delivery);
         self.metrics.answered(status, timings.cold, timings.total.as_secs_f64());
-        let mut tail = std::mem::take(delivery.tail);
-        if let Some(draft) = &mut tail.draft {
+        if let Some(span) = &mut delivery.tail.span {
+            span.answered(status);
+            span.bytes_in = delivery.bytes_in;
+            span.sent.clone_from(&progress);
+        }
+        if let Some(draft) = &mut delivery.tail.draft {
             draft.record.status = status;
             draft.record.timings = Some(timings.clone());
             draft.sent = progress;
@@ -319,12 +346,14 @@ impl Gateway {
                 };
                 let instance = upgrade::InstanceEnd::Socket(instance);
                 self.tallies.count(delivery.target.revision, false);
+                let tail = &mut *delivery.tail;
                 return upgrade::splice(head, instance, on_upgrade, connection, &self.metrics, lease, tail);
             }
             Answered::Inside(Answer::Upgrade { head, io }) => {
                 let (head, ()) = head.into_parts();
                 let instance = upgrade::InstanceEnd::Inside(io);
                 self.tallies.count(delivery.target.revision, false);
+                let tail = &mut *delivery.tail;
                 return upgrade::splice(head, instance, on_upgrade, connection, &self.metrics, lease, tail);
             }
             _ if status.is_informational() => {
@@ -354,6 +383,7 @@ impl Gateway {
                 } else {
                     body
                 };
+                let mut tail = std::mem::take(delivery.tail);
                 let body = if body.try_clone().is_some() {
                     // In memory, so the function is done.
                     lease.outcome = outcome(status);
@@ -369,6 +399,7 @@ impl Gateway {
             Answered::Socket(response) => {
                 let (mut head, mut body) = response.into_parts();
                 settle(&mut head, &mut lease)?;
+                let mut tail = std::mem::take(delivery.tail);
                 let body = match body.complete() {
                     // The instance is done: its slot need not wait for a slow client.
                     Some(bytes) => {

@@ -13,7 +13,7 @@ use http::{HeaderValue, Method, Response as HttpResponse, StatusCode, Version, h
 use sas_core::{
     AnswerCounter, AnswerCounts, Body, CallError, CallTimings, Cx, Deployed, Error, ErrorKind, Handler,
     Invoker, Payer, Pool, Purpose, RemoteTarget, Request, RequestId, Response, RevisionKey, Route,
-    RouteError, RouteQuery, RouteTarget, Router, Target,
+    RouteError, RouteQuery, RouteTarget, Router, Target, TraceContext,
 };
 use tokio::time::Instant;
 
@@ -31,6 +31,7 @@ use crate::{
     metrics::GatewayMetrics,
     peer::{self, Marked},
     retry::RetryBudget,
+    span::{self, SpanDraft},
     tail::{Draft, Tail},
     tally::{Tallies, Tally},
     upstream::Upstream,
@@ -158,6 +159,9 @@ impl Gateway {
                 if let Some(draft) = &mut tail.draft {
                     draft.record.tenant = Some(remote.tenant);
                 }
+                if let Some(span) = &mut tail.span {
+                    span.goes_to(remote.tenant, None);
+                }
                 let cx = Cx::new(Payer::Owner, id, arrived + remote.timeout);
                 let passed = self.pass_on(request, &remote, &cx, arrived, connection, tail).await;
                 return passed.map_err(|refused| refused.failure);
@@ -170,13 +174,19 @@ impl Gateway {
             draft.record.revision = Some(target.revision);
             draft.record.name = Some(deployed.name.clone());
         }
+        if let Some(span) = &mut tail.span {
+            span.goes_to(target.tenant, Some((target.revision, &deployed)));
+        }
         let mut cx = Cx::new(target.tenant, id, arrived + target.timeout);
         if let Some(marked) = marked {
             target.tenant = marked.payer.tenant(target.tenant);
             cx.payer = Payer::Tenant(target.tenant);
-            cx.purpose = marked.purpose;
+            cx = cx.for_purpose(marked.purpose);
             cx.deadline = cx.deadline.min(arrived + marked.left.min(target.timeout));
             target.wakes &= marked.purpose.wakes();
+            if let Some(span) = &mut tail.span {
+                span.caused(&cx);
+            }
         }
         if cx.purpose.metered() {
             tail.permit = Some(self.admit(&request, &target, &deployed, arrived)?);
@@ -185,7 +195,7 @@ impl Gateway {
         let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
         let asked = request.headers().contains_key(&ASK_TIMING);
         let browses = target.placeholder && wants_page(&request);
-        self.prepare(&mut request, id, connection, marked.is_some());
+        self.prepare(&mut request, id, connection, marked.is_some(), tail);
         if browses && let Some(page) = self.placeholder(&target, &cx) {
             return Ok(page);
         }
@@ -216,6 +226,9 @@ impl Gateway {
                     if let Some(draft) = &mut tail.draft {
                         draft.record.revision = Some(fallback);
                         draft.record.name = Some(deployed.name.clone());
+                    }
+                    if let Some(span) = &mut tail.span {
+                        span.goes_to(target.tenant, Some((fallback, &deployed)));
                     }
                     request = *unsent;
                 }
@@ -257,7 +270,7 @@ impl Gateway {
             return Err(unsent(unknown(why), request));
         };
         let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
-        self.prepare(&mut request, cx.request, connection, false);
+        self.prepare(&mut request, cx.request, connection, false, tail);
         peers.sign(&mut request, &peer, cx);
         // The key of no revision: nothing is counted for one here.
         let mut target = RouteTarget::new(RevisionKey(u64::MAX), remote.tenant);
@@ -332,8 +345,15 @@ impl Gateway {
         Some(response.expect("valid headers"))
     }
 
-    /// Makes the head of a request fit for an instance.
-    fn prepare(&self, request: &mut Request, id: RequestId, connection: &ClientConnection, marked: bool) {
+    /// Makes the head of a request fit for an instance. Where a span is told, each exchange puts its own into the head.
+    fn prepare(
+        &self,
+        request: &mut Request,
+        id: RequestId,
+        connection: &ClientConnection,
+        marked: bool,
+        tail: &Tail,
+    ) {
         let upgrade = forward::wants_upgrade(request.headers())
             && request.extensions().get::<hyper::upgrade::OnUpgrade>().is_some();
         let headers = request.headers_mut();
@@ -343,7 +363,9 @@ impl Gateway {
         headers.remove(&ASK_TIMING);
         headers.remove(&peer::MARK);
         forward::stamp(headers, connection.origin(), self.config.trust_forwarded || marked);
-        identity::trace(headers, id);
+        if tail.span.is_none() {
+            span::own_context(TraceContext::of(headers), id, self.ids.next_span()).put(headers);
+        }
         headers.insert(REQUEST_ID, request_id_value(id));
     }
 
@@ -369,6 +391,18 @@ impl Gateway {
         let given =
             (self.config.trust_forwarded || marked).then(|| request.headers().get(REQUEST_ID)).flatten();
         given.and_then(identity::parse_request_id).unwrap_or_else(|| self.ids.next())
+    }
+
+    fn span(
+        &self,
+        request: &Request,
+        id: RequestId,
+        arrived: Instant,
+        inside: bool,
+        secure: bool,
+    ) -> Option<SpanDraft> {
+        let sink = self.config.traces.as_ref()?;
+        Some(SpanDraft::begin(sink, request, id, self.ids.next_span(), arrived, inside, secure))
     }
 
     fn draft(&self, request: &Request, id: RequestId, arrived: Instant) -> Option<Box<Draft>> {
@@ -419,6 +453,7 @@ impl Handler for Gateway {
         let connection = connection.unwrap_or_else(|| Arc::clone(&self.embedded));
         let mut tail = Tail::default();
         tail.draft = self.draft(&request, id, arrived);
+        tail.span = self.span(&request, id, arrived, marked.is_some(), connection.is_secure());
         let mut response =
             match self.serve(request, id, arrived, &connection, &mut tail, marked.as_ref()).await {
                 Ok(response) => response,
@@ -426,6 +461,9 @@ impl Handler for Gateway {
                     self.metrics.refused(&failure);
                     if let Some(draft) = &mut tail.draft {
                         draft.record.reason = Some(failure.reason);
+                    }
+                    if let Some(span) = &mut tail.span {
+                        span.failed(&failure);
                     }
                     failure.into_response(id)
                 }
@@ -438,6 +476,10 @@ impl Handler for Gateway {
         if let Some(draft) = &mut tail.draft {
             draft.record.status = response.status();
             draft.record.bytes_out = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
+        }
+        if let Some(span) = &mut tail.span {
+            span.status = Some(response.status());
+            span.bytes_out = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
         }
         tail.ended(End::Complete);
         response
@@ -477,12 +519,14 @@ impl Invoker for Gateway {
                         let connection = request.extensions_mut().remove::<Arc<ClientConnection>>();
                         let connection = connection.unwrap_or_else(|| Arc::clone(&self.embedded));
                         let mut tail = Tail::default();
+                        tail.span = self.span(&request, cx.request, arrived, true, false);
+                        if let Some(span) = &mut tail.span {
+                            span.caused(&cx);
+                            span.goes_to(remote.tenant, None);
+                        }
                         let passed =
                             self.pass_on(request, &remote, &cx, arrived, &connection, &mut tail).await;
-                        return passed.map_err(|refused| {
-                            let Refused { failure, unsent } = *refused;
-                            CallError { error: failure.into_error(), unsent }
-                        });
+                        return passed.map_err(|refused| refused.into_error(&mut tail));
                     }
                     Ok(_) => return not_found(format!("{path}: no route that this version knows"), request),
                     Err(failure) => return Err(CallError::unsent(failure.into_error(), request)),
@@ -512,13 +556,20 @@ impl Invoker for Gateway {
         let mut cx = *cx;
         cx.deadline = cx.deadline.min(arrived + to.timeout);
         let mut tail = Tail::default();
+        tail.span = self.span(&request, cx.request, arrived, true, false);
+        if let Some(span) = &mut tail.span {
+            span.caused(&cx);
+            span.goes_to(to.tenant, Some((to.revision, &deployed)));
+        }
         if cx.purpose.metered() {
             match self.admit(&request, &to, &deployed, arrived) {
                 Ok(permit) => tail.permit = Some(permit),
-                Err(failure) => return Err(CallError::unsent(failure.into_error(), request)),
+                Err(failure) => {
+                    return Err(Refused::new(failure, Some(Box::new(request))).into_error(&mut tail));
+                }
             }
         }
-        self.prepare(&mut request, cx.request, &connection, false);
+        self.prepare(&mut request, cx.request, &connection, false, &tail);
         self.give_key(&mut request, &cx);
         let mut delivery = Delivery {
             target: &to,
@@ -533,10 +584,8 @@ impl Invoker for Gateway {
             bytes_in: 0,
             tail: &mut tail,
         };
-        self.deliver(request, &mut delivery).await.map_err(|refused| {
-            let Refused { failure, unsent } = *refused;
-            CallError { error: failure.into_error(), unsent }
-        })
+        let delivered = self.deliver(request, &mut delivery).await;
+        delivered.map_err(|refused| refused.into_error(&mut tail))
     }
 }
 

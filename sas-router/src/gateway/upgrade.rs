@@ -46,7 +46,7 @@ pub(super) fn splice(
     connection: &Arc<ClientConnection>,
     metrics: &Arc<GatewayMetrics>,
     mut lease: Lease,
-    mut tail: Tail,
+    tail: &mut Tail,
 ) -> Result<Response, Failure> {
     let Some(client) = client else {
         lease.outcome = Outcome::Unused;
@@ -54,6 +54,7 @@ pub(super) fn splice(
         return Err(Failure::new(StatusCode::BAD_GATEWAY, "instance", "bad_response", text));
     };
     lease.outcome = Outcome::Ok;
+    let mut tail = std::mem::take(tail);
     let websocket = is_websocket(&head.headers);
     let (connection, metrics) = (Arc::clone(connection), Arc::clone(metrics));
     let ending = Arc::clone(connection.ending());

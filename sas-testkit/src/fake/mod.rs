@@ -6,9 +6,11 @@ mod events;
 mod runtime;
 mod sinks;
 mod store;
+mod traces;
 
 pub use clock::FakeClock;
 pub use events::{FakeEventSink, FakeInvoker, Invocation};
 pub use runtime::{FakeInstance, FakeRuntime};
 pub use sinks::{Line, RecordingDecisions, RecordingEvents, RecordingLogs, RecordingMeter};
 pub use store::FakeStore;
+pub use traces::{RecordingTraces, ToldDelivery, ToldRequest};

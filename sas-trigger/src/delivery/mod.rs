@@ -3,6 +3,7 @@
 mod circuit;
 pub(crate) mod letters;
 mod retry;
+mod span;
 mod turns;
 
 use std::{
@@ -15,11 +16,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use parking_lot::Mutex;
 use sas_core::{
-    Ack, CallError, Clock, Cx, Error, ErrorKind, Event, EventPublisher, EventSink, IdempotencyKey, Invoker,
-    Payer, Purpose, Recorder, Request, RequestId, Response, Result, Retry, Slot, Store, SystemClock, Target,
+    Ack, CallError, Clock, Cx, Error, ErrorKind, Event, EventPublisher, EventSink, FaasTrigger,
+    IdempotencyKey, Invoker, Payer, Purpose, Recorder, Request, RequestId, Response, Result, Retry, Slot,
+    Store, SystemClock, Target, TraceContext, TraceSink,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -34,6 +36,7 @@ use crate::{
 };
 use circuit::Circuit;
 use letters::Failure;
+use span::SpanDraft;
 use turns::{Remembered, Turns};
 
 pub use circuit::CircuitPolicy;
@@ -81,6 +84,8 @@ pub struct DeliveryConfig {
     pub target: Arc<str>,
     /// The path of the service, with its query.
     pub path: String,
+    /// What the trigger is, for traces.
+    pub cause: FaasTrigger,
     /// The tenant and service that pay for the calls.
     pub payer: Payer,
     /// Which events are wanted; `None`: all.
@@ -113,6 +118,7 @@ impl DeliveryConfig {
             trigger: trigger.into(),
             target: target.into(),
             path: "/".to_owned(),
+            cause: FaasTrigger::PubSub,
             payer: Payer::Owner,
             filter: None,
             transform: None,
@@ -157,6 +163,7 @@ pub struct Delivery {
     calls: AtomicU64,
     attempts: AtomicU64,
     metrics: Metrics,
+    traces: Option<Arc<dyn TraceSink>>,
 }
 
 impl fmt::Debug for Delivery {
@@ -238,6 +245,7 @@ impl Delivery {
             calls: AtomicU64::new(0),
             attempts: AtomicU64::new(0),
             metrics: Metrics::default(),
+            traces: None,
         }
     }
 
@@ -277,6 +285,13 @@ impl Delivery {
         self
     }
 
+    /// With somebody who is told of each delivery when it is over.
+    #[must_use]
+    pub fn with_traces(mut self, traces: Arc<dyn TraceSink>) -> Self {
+        self.traces = Some(traces);
+        self
+    }
+
     pub(crate) fn with_metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = metrics;
         self
@@ -305,7 +320,12 @@ impl Delivery {
         let shaped = self.shaped(event).map_err(|failure| failure.reason)?;
         let own = self.way();
         let attempts = self
-            .attempts(way.unwrap_or(&own), shaped.as_ref().unwrap_or(event), &mut Permits::of(slot))
+            .attempts(
+                way.unwrap_or(&own),
+                shaped.as_ref().unwrap_or(event),
+                &mut Permits::of(slot),
+                &mut None,
+            )
             .await;
         match attempts {
             Ok(()) => Ok(()),
@@ -325,6 +345,7 @@ impl Delivery {
         way: &Way,
         event: &Event,
         permits: &mut Permits,
+        span: &mut Option<SpanDraft>,
     ) -> std::result::Result<(), Failed> {
         let seed = IdempotencyKey::of(&[event.source(), event.id()]).0 as u64;
         let until = Instant::now() + self.config.retry.deadline.unwrap_or(NEVER);
@@ -337,11 +358,16 @@ impl Delivery {
             permits.renew(&self.slots).await?;
             self.attempts.fetch_add(1, Ordering::Relaxed);
             self.metrics.attempts.increment(1);
-            match self.attempt(way, event, until).await {
+            let context = span.as_mut().map(SpanDraft::attempts);
+            let attempt = self.attempt(way, event, until, context, span).await;
+            if let Some(span) = span {
+                span.attempted(&attempt);
+            }
+            match attempt {
                 Attempt::Done(replies) => {
                     pass.succeeded();
                     return self
-                        .pass_on(event, replies)
+                        .pass_on(event, replies, context)
                         .await
                         .map_err(|failure| Failed::For(Failure { attempts: retry + 1, ..failure }));
                 }
@@ -395,19 +421,27 @@ impl Delivery {
         Failed::For(Failure { attempts, ..Failure::new("deadline", reason) })
     }
 
-    async fn attempt(&self, way: &Way, event: &Event, until: Instant) -> Attempt {
+    async fn attempt(
+        &self,
+        way: &Way,
+        event: &Event,
+        until: Instant,
+        context: Option<TraceContext>,
+        span: &mut Option<SpanDraft>,
+    ) -> Attempt {
         match way {
             Way::Service(target, path) => {
-                let request = match to_request(event, path) {
+                let mut request = match to_request(event, path) {
                     Ok(request) => request,
                     Err(error) => return Attempt::Refused(Failure::new("refused", error.message)),
                 };
                 let key = IdempotencyKey::of(&[event.source(), event.id()]);
-                self.call(target, traced(request, event), key, until).await
+                span::put(request.headers_mut(), event, context);
+                self.call(target, request, key, until, span).await
             }
             Way::Publisher(publisher) => {
                 let deadline = (Instant::now() + self.config.retry.timeout).min(until);
-                match timeout_at(deadline, publisher.publish(event.clone())).await {
+                match timeout_at(deadline, publisher.publish(span::carried(event.clone(), context))).await {
                     Err(_) => Attempt::Again(self.no_answer(), None),
                     Ok(Ok(())) => Attempt::Done(Vec::new()),
                     Ok(Err(error)) => failed(&error),
@@ -422,8 +456,9 @@ impl Delivery {
         request: Request,
         key: IdempotencyKey,
         until: Instant,
+        span: &mut Option<SpanDraft>,
     ) -> Attempt {
-        match self.answer(target, request, key, until).await {
+        match self.answer(target, request, key, until, span).await {
             Err(attempt) => attempt,
             Ok((response, deadline)) => self.judge(response, deadline).await,
         }
@@ -436,16 +471,23 @@ impl Delivery {
         request: Request,
         key: IdempotencyKey,
         until: Instant,
+        span: &mut Option<SpanDraft>,
     ) -> std::result::Result<(Response, Instant), Attempt> {
         let deadline = (Instant::now() + self.config.retry.timeout).min(until);
         let cx = Cx::new(self.config.payer, self.request_id(), deadline)
             .for_purpose(Purpose::Event)
+            .caused_by(self.config.cause)
             .with_idempotency(key);
         let call = self.invoker.invoke(Target::Service(Arc::clone(target)), request, &cx);
         match timeout_at(deadline, call).await {
             Err(_) => Err(Attempt::Again(self.no_answer(), None)),
             Ok(Err(CallError { error, .. })) => Err(failed(&error)),
-            Ok(Ok(response)) => Ok((response, deadline)),
+            Ok(Ok(response)) => {
+                if let Some(span) = span {
+                    span.answered(&response);
+                }
+                Ok((response, deadline))
+            }
         }
     }
 
@@ -530,7 +572,12 @@ impl Delivery {
     }
 
     /// Passes the service's answer on as the next events.
-    async fn pass_on(&self, cause: &Event, replies: Vec<Event>) -> std::result::Result<(), Failure> {
+    async fn pass_on(
+        &self,
+        cause: &Event,
+        replies: Vec<Event>,
+        context: Option<TraceContext>,
+    ) -> std::result::Result<(), Failure> {
         let Some(reply) = &self.reply else { return Ok(()) };
         let left = match cause.extensions().get(HOPS).map(|value| value.to_text().parse::<i32>()) {
             Some(Ok(left)) => left.min(i32::from(self.config.hops)) - 1,
@@ -547,6 +594,9 @@ impl Delivery {
             }
             let marked =
                 event.with_extension(HOPS, left).map_err(|error| Failure::new("reply", error.to_string()))?;
+            // A service that knows of traces says itself what its reply belongs to.
+            let context = context.filter(|_| span::context_of(&marked).is_none());
+            let marked = span::carried(marked, context);
             reply.publish(marked).await.map_err(|error| {
                 Failure::new("reply", format!("its reply was not taken: {}", error.chain()))
             })?;
@@ -604,7 +654,8 @@ impl Delivery {
             if permits.renew(&self.slots).await.is_err() {
                 return Err("the platform is shutting down".to_owned());
             }
-            let failure = match self.attempt(way, letter, Instant::now() + NEVER).await {
+            let attempt = self.attempt(way, letter, Instant::now() + NEVER, None, &mut None).await;
+            let failure = match attempt {
                 Attempt::Done(_) => return Ok(()),
                 Attempt::Refused(failure) => return Err(failure.reason),
                 Attempt::Again(failure, _) => failure,
@@ -643,13 +694,15 @@ impl Delivery {
 
     /// An event, past its filter, to the end.
     async fn send(&self, event: &Event, permits: &mut Permits) -> Result<Ack> {
+        let mut span = self.span(std::slice::from_ref(event));
         let failure = match self.shaped(event) {
             Err(failure) => failure,
             Ok(shaped) => {
                 let sent = shaped.as_ref().unwrap_or(event);
-                match self.attempts(&self.way(), sent, permits).await {
+                match self.attempts(&self.way(), sent, permits, &mut span).await {
                     Ok(()) => {
                         self.metrics.completed.increment(1);
+                        self.tell(span, std::slice::from_ref(event), None);
                         return Ok(Ack::Completed);
                     }
                     Err(Failed::Closed) => return Err(shutting_down("deliver")),
@@ -657,7 +710,20 @@ impl Delivery {
                 }
             }
         };
+        self.tell(span, std::slice::from_ref(event), Some(&failure));
         self.give_up(event, failure, permits).await
+    }
+
+    fn span(&self, events: &[Event]) -> Option<SpanDraft> {
+        let sink = self.traces.as_ref()?;
+        Some(SpanDraft::begin(sink, self.config.cause, events, self.request_id()))
+    }
+
+    fn tell(&self, span: Option<SpanDraft>, events: &[Event], failure: Option<&Failure>) {
+        if let Some(span) = span {
+            let reason = failure.map(|failure| failure.reason.as_str());
+            span.tell(events, &self.config.trigger, &self.config.target, reason);
+        }
     }
 
     /// Whether the event is to be left out.
@@ -686,9 +752,18 @@ impl Delivery {
             }
         }
         let until = Instant::now() + self.config.retry.deadline.unwrap_or(NEVER);
+        let mut span = if shaped.is_empty() { None } else { self.span(events) };
+        let mut given_up = None;
         let mut retry = 0;
         while !shaped.is_empty() {
-            let failure = match self.attempt_batch(&mut shaped, &mut answers, until, permits).await {
+            let attempt = self.attempt_batch(&mut shaped, &mut answers, until, permits, &mut span).await;
+            if let Some(span) = &mut span {
+                span.ended(match &attempt {
+                    Ok(None) | Err(Failed::Closed) => None,
+                    Ok(Some((failure, _))) | Err(Failed::For(failure)) => Some(failure),
+                });
+            }
+            let failure = match attempt {
                 Ok(None) => break,
                 Ok(Some((failure, asked))) if retry < self.config.retry.retries => {
                     self.metrics.retries.increment(1);
@@ -715,7 +790,9 @@ impl Delivery {
             for (at, _) in shaped.drain(..) {
                 answers[at] = Some(self.give_up(&events[at], failure.clone(), permits).await);
             }
+            given_up = Some(failure);
         }
+        self.tell(span, events, given_up.as_ref());
         answers.into_iter().map(|answer| answer.unwrap_or(Ok(Ack::Completed))).collect()
     }
 
@@ -726,6 +803,7 @@ impl Delivery {
         answers: &mut [Option<Result<Ack>>],
         until: Instant,
         permits: &mut Permits,
+        span: &mut Option<SpanDraft>,
     ) -> std::result::Result<Option<(Failure, Option<Duration>)>, Failed> {
         self.room(until, permits, 0).await?;
         let Ok(pass) = timeout_at(until, self.circuit.admit()).await else { return Err(self.too_late(0)) };
@@ -734,11 +812,14 @@ impl Delivery {
         self.metrics.attempts.increment(1);
         let events: Vec<Event> = left.iter().map(|(_, event)| event.clone()).collect();
         let message = cloudevents::batched(&events);
-        let request = cloudevents::message_request(message, &self.config.path)
+        let mut request = cloudevents::message_request(message, &self.config.path)
             .map_err(|error| Failed::For(Failure::new("refused", error.message)))?;
+        if let Some(span) = span {
+            span.attempts().put(request.headers_mut());
+        }
         let ids: Vec<&str> = events.iter().flat_map(|event| [event.source(), event.id()]).collect();
         let key = IdempotencyKey::of(&ids);
-        let (response, deadline) = match self.answer(&self.config.target, request, key, until).await {
+        let (response, deadline) = match self.answer(&self.config.target, request, key, until, span).await {
             Ok(answer) => answer,
             Err(Attempt::Again(failure, asked)) => {
                 pass.failed(asked);
@@ -826,18 +907,6 @@ fn partly_failed(body: &[u8], events: &[Event]) -> Vec<String> {
 fn carries_event(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     headers.contains_key("ce-specversion") || kind.to_ascii_lowercase().starts_with("application/cloudevents")
-}
-
-/// The request in the trace that the event belongs to, by CloudEvents' extension for distributed tracing.
-fn traced(mut request: Request, event: &Event) -> Request {
-    for name in ["traceparent", "tracestate"] {
-        let value =
-            event.extensions().get(name).and_then(|value| HeaderValue::try_from(&*value.to_text()).ok());
-        if let Some(value) = value {
-            request.headers_mut().insert(name, value);
-        }
-    }
-    request
 }
 
 fn failed(error: &Error) -> Attempt {
