@@ -194,7 +194,7 @@ spec:
         ("topics", "x,y"),
         ("group", "g"),
         ("start", "earliest"),
-        ("ordering", "unordered"),
+        ("ordering", "none"),
         ("tls", "true"),
         ("ca-secret", "secret/kafka/ca"),
         ("username-secret", "secret/kafka/user"),
@@ -203,6 +203,8 @@ spec:
     ] {
         assert_eq!(read.options.get(option).map(String::as_str), Some(value), "{option}");
     }
+    let ordered = one(&text.replace("ordering: unordered", "ordering: ordered"));
+    assert_eq!(ordered.options["ordering"], "partition");
     for (from, to, field) in [
         ("topics: [x, y]", "topics: []", "spec.topics"),
         ("consumerGroup: g", "consumers: 3", "spec.consumers"),

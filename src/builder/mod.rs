@@ -325,6 +325,23 @@ impl PlatformBuilder {
         self.trigger_kind("postgres-outbox", move |spec| Ok(Arc::new(servers.source(spec)?)))
     }
 
+    /// Lets triggers read topics of these Apache Kafka brokers, by the source `kafka`, and write to them, by the sink `kafka`:
+    /// each `host:port`, as it stands in a trigger's `brokers`. Without it the kinds are unknown, and other brokers are
+    /// refused; the brokers of a cluster say each other's addresses.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().kafka_hosts(["127.0.0.1:9092"]);
+    /// ```
+    #[cfg(feature = "kafka")]
+    #[must_use]
+    pub fn kafka_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
+        let brokers = sas_kafka::KafkaBrokers::new(hosts);
+        let sinks = brokers.clone();
+        self.trigger_kind("kafka", move |spec| Ok(Arc::new(brokers.source(spec)?)))
+            .trigger_sink("kafka", move |spec, secrets| sinks.sink(spec, secrets))
+    }
+
     /// Lets triggers append events to files in this directory, by the sink `file`: `<namespace>.<name>.jsonl`.
     #[cfg(feature = "webhook")]
     #[must_use]

@@ -342,13 +342,16 @@ pub(super) fn kafka_source(
             other => errors.push("spec.initialOffset", other, "must be earliest or latest"),
         }
     }
-    match spec.string("ordering", errors) {
-        None | Some("ordered") => {}
-        Some("unordered") => {
-            all.insert("ordering".to_owned(), "unordered".to_owned());
+    // As Knative has it: ordered is one record of a partition at a time, which is also the default.
+    let ordering = match spec.string("ordering", errors) {
+        None | Some("ordered") => "partition",
+        Some("unordered") => "none",
+        Some(other) => {
+            errors.push("spec.ordering", other, "must be ordered or unordered");
+            ""
         }
-        Some(other) => errors.push("spec.ordering", other, "must be ordered or unordered"),
-    }
+    };
+    all.insert("ordering".to_owned(), ordering.to_owned());
     let consumers = spec.at("consumers");
     if let Some(node) = spec.take("consumers")
         && *node != Node::Int(1)

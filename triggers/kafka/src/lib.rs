@@ -1,0 +1,14 @@
+#![forbid(unsafe_code)]
+#![doc = include_str!("../README.md")]
+
+mod access;
+mod group;
+mod ledger;
+mod members;
+mod record;
+mod sink;
+mod source;
+
+pub use access::KafkaBrokers;
+pub use sink::KafkaSink;
+pub use source::KafkaSource;

@@ -1,0 +1,409 @@
+//! The source: a member of a consumer group.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, Weak},
+    task::Poll,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use krafka::{
+    CloseOptions, Kafka,
+    consumer::{AutoOffsetReset, Consumer, ConsumerRecord, IsolationLevel, PartitionAssignmentStrategy},
+    error::KrafkaError,
+};
+use sas_core::{
+    Error, Result, Slot, SpecErrors, Timestamp, TriggerCx, TriggerOptions, TriggerSecrets, TriggerSource,
+    TriggerSpec,
+};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::{
+    access::{Access, KafkaBrokers, failed},
+    group::{Group, Start},
+    ledger::{Ledger, Ordering, Receipt, Work},
+    members::{Members, Shared, commit},
+    record::Record,
+};
+
+/// Records that wait here at most, and their bytes: what comes beyond is left with the broker.
+const WAITING: (usize, usize) = (512, 16 << 20);
+/// Records of one poll.
+const POLLED: i32 = 256;
+/// Bytes of one answer of a broker.
+const FETCHED: i32 = 8 << 20;
+/// How long a broker holds a request for records while there are none.
+const IDLE: Duration = Duration::from_secs(5);
+/// How long after a delivery the group's offset follows: so much comes again after a crash.
+const COMMIT: Duration = Duration::from_millis(100);
+/// How long deliveries under way are waited for at the end.
+const GRACE: Duration = Duration::from_secs(5);
+
+impl KafkaBrokers {
+    /// The source that `spec` declares.
+    ///
+    /// # Errors
+    /// All that is wrong with its options.
+    pub fn source(&self, spec: &TriggerSpec) -> Result<KafkaSource, SpecErrors> {
+        let mut options = TriggerOptions::new(&spec.options, "options.");
+        let access = Access::read(&mut options, &self.allowed);
+        let mut topics: Vec<String> = options.list("topics").into_iter().map(str::to_owned).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        if topics.is_empty() {
+            options.wrong("topics", "", "must name a topic, or several with commas between them");
+        }
+        for topic in &topics {
+            let plain = topic.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+            if !plain || topic.len() > 249 || topic == "." || topic == ".." {
+                options.wrong(
+                    "topics",
+                    topic,
+                    "a topic's name has 1 to 249 letters, digits, dots, dashes and underscores",
+                );
+            }
+        }
+        let group = options.take("group").filter(|group| !group.is_empty()).unwrap_or(&spec.name).to_owned();
+        let member = options.take("consumer").filter(|name| !name.is_empty()).map(str::to_owned);
+        let start =
+            options.word("start", &[("latest", Start::Latest), ("earliest", Start::Earliest)], Start::Latest);
+        let orderings =
+            [("key", Ordering::Key), ("partition", Ordering::Partition), ("none", Ordering::None)];
+        let ordering = options.word("ordering", &orderings, Ordering::Key);
+        let given = options.has("session-timeout");
+        let session = options.span("session-timeout", Duration::from_secs(1800), Duration::from_secs(10));
+        if given && session < Duration::from_secs(6) {
+            options.wrong(
+                "session-timeout",
+                &format!("{session:?}"),
+                "must be at least 6s, the least that brokers take",
+            );
+        }
+        options.finish()?;
+        let group = Group { name: group, topics, start };
+        Ok(KafkaSource { access, group, member, ordering, session, asking: Mutex::default() })
+    }
+}
+
+/// What questions for the backlog are asked with.
+#[derive(Debug, Default)]
+struct Asking {
+    /// Those of the run that began last.
+    secrets: Option<TriggerSecrets>,
+    client: Option<Kafka>,
+    shared: Weak<Shared>,
+}
+
+/// The records of topics as events, read as a member of a consumer group.
+#[derive(Debug)]
+pub struct KafkaSource {
+    access: Access,
+    group: Group,
+    member: Option<String>,
+    ordering: Ordering,
+    session: Duration,
+    asking: Mutex<Asking>,
+}
+
+/// What became of work: an answer for each of its records; `None`: it was broken off.
+type Delivered = (Receipt, Option<Vec<Result<()>>>);
+type Polled = BoxFuture<'static, std::result::Result<Vec<ConsumerRecord>, KrafkaError>>;
+
+impl KafkaSource {
+    fn asking(&self) -> std::sync::MutexGuard<'_, Asking> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn follow(&self, cx: &TriggerCx) -> Result<()> {
+        let client = self.access.connect(&cx.secrets).await?;
+        let shared = Arc::new(Shared::new(Ledger::new(self.ordering, cx.sink.batch_limit())));
+        *self.asking() = Asking {
+            secrets: Some(cx.secrets.clone()),
+            client: Some(client.clone()),
+            shared: Arc::downgrade(&shared),
+        };
+        self.group.begin(&client.admin()).await?;
+        let members = Arc::new(Members::new(Arc::clone(&shared)));
+        let mut building = client
+            .consumer(&self.group.name)
+            // Only where the log no longer has what the group stands at, and in partitions that are younger than the group.
+            .auto_offset_reset(AutoOffsetReset::Earliest)
+            .enable_auto_commit(false)
+            .isolation_level(IsolationLevel::ReadCommitted)
+            .partition_assignment_strategy(PartitionAssignmentStrategy::CooperativeSticky)
+            .session_timeout(self.session)
+            .heartbeat_interval(self.session / 4)
+            .max_poll_records(POLLED)
+            .fetch_max_bytes(FETCHED)
+            .fetch_max_wait(IDLE)
+            .metrics_push(false)
+            .rebalance_listener(Arc::clone(&members));
+        if let Some(member) = &self.member {
+            building = building.group_instance_id(member);
+        }
+        let consumer = Arc::new(building.build().await.map_err(failed("a consumer"))?);
+        members.serve(&consumer);
+        consumer.subscribe(&self.group.topics).await.map_err(failed("subscribing"))?;
+        let mut run = Run { cx, consumer, shared, under_way: FuturesUnordered::new(), failure: None };
+        let ended = run.pull().await;
+        run.end().await;
+        ended
+    }
+}
+
+/// One run of the source.
+struct Run<'a> {
+    cx: &'a TriggerCx,
+    consumer: Arc<Consumer>,
+    shared: Arc<Shared>,
+    under_way: FuturesUnordered<BoxFuture<'static, Delivered>>,
+    /// Why the run ends: of a delivery that failed.
+    failure: Option<Error>,
+}
+
+impl Run<'_> {
+    async fn pull(&mut self) -> Result<()> {
+        let sink = Arc::clone(&self.cx.sink);
+        let shutdown = self.cx.shutdown.clone();
+        let mut polling = self.poll();
+        let mut room: Option<BoxFuture<'static, Result<Slot>>> = None;
+        let mut committing: Option<BoxFuture<'static, Result<()>>> = None;
+        let mut commit_at: Option<Instant> = None;
+        let mut paused = false;
+        loop {
+            if let Some(failure) = self.failure.take() {
+                return Err(failure);
+            }
+            let (count, bytes) = self.shared.ledger().waiting();
+            let full = count >= WAITING.0 || bytes >= WAITING.1;
+            if full && !paused {
+                self.hold(true).await;
+            } else if paused && !full {
+                self.hold(false).await;
+                self.consumer.wakeup();
+            }
+            paused = full;
+            if room.is_none() && self.shared.ledger().has_work() {
+                let sink = Arc::clone(&sink);
+                room = Some(Box::pin(async move { sink.ready().await }));
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                Some(delivered) = self.under_way.next() => {
+                    self.over(delivered);
+                    commit_at.get_or_insert_with(|| Instant::now() + COMMIT);
+                }
+                () = some(committing.as_mut()) => {
+                    committing = None;
+                }
+                () = until(commit_at), if committing.is_none() => {
+                    commit_at = None;
+                    committing = Some(self.commit());
+                }
+                slot = answer(room.as_mut()) => {
+                    room = None;
+                    let work = self.shared.ledger().next();
+                    if let Some(work) = work {
+                        self.begin(slot?, work)?;
+                        commit_at.get_or_insert_with(|| Instant::now() + COMMIT);
+                    }
+                }
+                polled = &mut polling => {
+                    match polled {
+                        Ok(records) if records.is_empty() => {
+                            self.stand().await;
+                            commit_at.get_or_insert_with(|| Instant::now() + COMMIT);
+                        }
+                        Ok(records) => self.read(records),
+                        Err(KrafkaError::Wakeup) => {}
+                        Err(error) => return Err(failed("reading")(error)),
+                    }
+                    polling = self.poll();
+                }
+            }
+        }
+    }
+
+    /// Never dropped before its end while the run goes on: a change of the group's members is within.
+    fn poll(&self) -> Polled {
+        let consumer = Arc::clone(&self.consumer);
+        Box::pin(async move { consumer.poll(IDLE).await })
+    }
+
+    /// Pauses what is this host's, or goes on. Records of a partition that comes meanwhile are held from the next turn on.
+    async fn hold(&mut self, hold: bool) {
+        for (topic, partitions) in self.consumer.assignment().await {
+            if hold {
+                self.consumer.pause(&topic, &partitions).await;
+            } else {
+                self.consumer.resume(&topic, &partitions).await;
+            }
+        }
+    }
+
+    fn read(&self, records: Vec<ConsumerRecord>) {
+        let mut ledger = self.shared.ledger();
+        for record in records {
+            let leader_epoch = record.leader_epoch;
+            let record = Record {
+                topic: record.topic.to_string(),
+                partition: record.partition,
+                offset: record.offset,
+                timestamp: record.timestamp,
+                key: record.key,
+                value: record.value,
+                headers: record.headers,
+            };
+            ledger.read(record, leader_epoch);
+        }
+    }
+
+    /// Notes where the consumer stands in partitions of which nothing is left: a transaction's marker is no record, and
+    /// would be counted as one that waits.
+    async fn stand(&mut self) {
+        let idle = self.shared.ledger().idle();
+        for place in idle {
+            if let Some(position) = self.consumer.position(&place.0, place.1).await {
+                self.shared.ledger().stands_at(&place, position);
+            }
+        }
+    }
+
+    fn begin(&mut self, slot: Slot, work: Work) -> Result<()> {
+        let receipt = work.receipt();
+        let mut events = Vec::with_capacity(work.records.len());
+        for record in &work.records {
+            events.push(record.event()?);
+        }
+        let (sink, abandoned) = (Arc::clone(&self.cx.sink), work.abandoned);
+        let mut delivery: BoxFuture<'static, Delivered> = Box::pin(async move {
+            let answers = async {
+                if events.len() == 1
+                    && let Some(event) = events.pop()
+                {
+                    return vec![sink.deliver(slot, event).await.map(drop)];
+                }
+                sink.deliver_batch(slot, events).await.into_iter().map(|answer| answer.map(drop)).collect()
+            };
+            tokio::select! {
+                biased;
+                () = abandoned.cancelled() => (receipt, None),
+                answers = answers => (receipt, Some(answers)),
+            }
+        });
+        // Begun at once, so that the sink gets events in the partition's order.
+        match now(&mut delivery) {
+            Some(delivered) => self.over(delivered),
+            None => self.under_way.push(delivery),
+        }
+        Ok(())
+    }
+
+    fn over(&mut self, (receipt, answers): Delivered) {
+        let answers = answers.unwrap_or_default();
+        self.shared.over(&receipt, |at| matches!(answers.get(at), Some(Ok(()))));
+        for answer in answers {
+            if let Err(error) = answer {
+                self.failure.get_or_insert(error);
+            }
+        }
+    }
+
+    fn commit(&self) -> BoxFuture<'static, Result<()>> {
+        let (consumer, shared) = (Arc::clone(&self.consumer), Arc::clone(&self.shared));
+        Box::pin(async move { commit(&consumer, &shared, None).await })
+    }
+
+    /// What is under way is waited for, for a while, and what was delivered is committed, so that it does not come twice for
+    /// the sake of another.
+    async fn end(&mut self) {
+        let all = async {
+            while let Some(delivered) = self.under_way.next().await {
+                self.shared.over(&delivered.0, |at| {
+                    matches!(delivered.1.as_ref().and_then(|answers| answers.get(at)), Some(Ok(())))
+                });
+            }
+        };
+        let _ = timeout(GRACE, all).await;
+        self.under_way.clear();
+        if let Ok(Err(error)) = timeout(GRACE, commit(&self.consumer, &self.shared, None)).await {
+            tracing::debug!(%error, "offsets are not committed at the end: records come again");
+        }
+        let places = self.shared.ledger().places();
+        self.shared.ledger().remove(&places);
+        if let Err(error) = self.consumer.close_with(CloseOptions::new().timeout(GRACE)).await {
+            tracing::debug!(%error, "leaving the group");
+        }
+    }
+}
+
+/// The end of what may be there; never, if it is not. A commit that failed is made again with the next.
+async fn some(committing: Option<&mut BoxFuture<'static, Result<()>>>) {
+    match committing {
+        Some(committing) => {
+            if let Err(error) = committing.await {
+                tracing::warn!(%error, "offsets are not committed");
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn answer(room: Option<&mut BoxFuture<'static, Result<Slot>>>) -> Result<Slot> {
+    match room {
+        Some(room) => room.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a future gives when it is asked once; `None`: it goes on.
+fn now<T>(future: &mut BoxFuture<'static, T>) -> Option<T> {
+    use std::task::{Context, Waker};
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+#[async_trait]
+impl TriggerSource for KafkaSource {
+    fn kind(&self) -> &'static str {
+        "kafka"
+    }
+
+    async fn run(&self, cx: TriggerCx) -> Result<()> {
+        self.follow(&cx).await
+    }
+
+    /// What the group has not taken: unread, and read and not delivered.
+    async fn backlog(&self) -> Result<Option<u64>> {
+        let (secrets, client) = {
+            let asking = self.asking();
+            (asking.secrets.clone(), asking.client.clone())
+        };
+        let Some(secrets) = secrets else { return Ok(None) };
+        let client = match client {
+            Some(client) => client,
+            None => self.access.connect(&secrets).await?,
+        };
+        let answer = self.group.backlog(&client.admin()).await;
+        // After a failure the next question is asked by a new connection, with the credentials as they are then.
+        self.asking().client = answer.is_ok().then_some(client);
+        answer.map(Some)
+    }
+
+    fn oldest(&self) -> Option<Timestamp> {
+        let shared = self.asking().shared.upgrade()?;
+        let oldest = shared.ledger().oldest()?;
+        Some(Timestamp::from_millis(oldest))
+    }
+}
