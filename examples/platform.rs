@@ -354,10 +354,6 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     {
         builder = builder.postgres_hosts(hosts_of("postgres", &options.broker_hosts));
     }
-    #[cfg(feature = "kafka")]
-    {
-        builder = builder.kafka_hosts(options.hosts_of("kafka"));
-    }
     if options.open_metrics {
         builder = builder.open_metrics();
     }

@@ -8,6 +8,7 @@ use krafka::{
         ListConsumerGroupOffsetsOptions, ListOffsetsOptions, OffsetSpec,
     },
     consumer::TopicPartition,
+    error::{ErrorCode, KrafkaError},
 };
 use sas_core::Result;
 
@@ -51,9 +52,10 @@ impl Group {
             .alter_consumer_group_offsets(&self.name, begin, AlterConsumerGroupOffsetsOptions::default())
             .await
             .map_err(failed("the group's first offsets"))?;
-        for (partition, made) in made {
-            if let Err(error) = made {
-                tracing::debug!(%error, ?partition, group = self.name, "others of the group were first");
+        for made in made.into_values() {
+            match made {
+                Err(error) if !others_run(&error) => return Err(failed("the group's first offsets")(error)),
+                _ => {}
             }
         }
         Ok(())
@@ -111,6 +113,21 @@ impl Group {
         }
         Ok(offsets)
     }
+}
+
+/// Whether the broker takes no offsets from outside of the group, since it has members: they have made the first ones.
+fn others_run(error: &KrafkaError) -> bool {
+    matches!(
+        error,
+        KrafkaError::Broker {
+            code: ErrorCode::UnknownMemberId
+                | ErrorCode::IllegalGeneration
+                | ErrorCode::StaleMemberEpoch
+                | ErrorCode::NonEmptyGroup
+                | ErrorCode::RebalanceInProgress,
+            ..
+        }
+    )
 }
 
 fn topics_with_offsets(offsets: &Offsets) -> BTreeSet<&str> {

@@ -22,11 +22,13 @@ const HANDING_OVER: Duration = Duration::from_secs(30);
 pub(crate) struct Shared {
     ledger: Mutex<Ledger>,
     over: Notify,
+    /// One commit at a time, which looks at the ledger when it is its turn: else an older offset could follow a newer one.
+    committing: tokio::sync::Mutex<()>,
 }
 
 impl Shared {
     pub(crate) fn new(ledger: Ledger) -> Self {
-        Self { ledger: Mutex::new(ledger), over: Notify::new() }
+        Self { ledger: Mutex::new(ledger), over: Notify::new(), committing: tokio::sync::Mutex::new(()) }
     }
 
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -56,6 +58,7 @@ impl Shared {
 
 /// Commits what was delivered; of these partitions, or of all.
 pub(crate) async fn commit(consumer: &Consumer, shared: &Shared, of: Option<&[Place]>) -> Result<()> {
+    let _alone = shared.committing.lock().await;
     let commits: Vec<_> = shared
         .ledger()
         .commits()

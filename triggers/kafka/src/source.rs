@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use krafka::{
     CloseOptions, Kafka,
-    consumer::{AutoOffsetReset, Consumer, ConsumerRecord, IsolationLevel, PartitionAssignmentStrategy},
+    consumer::{
+        AutoOffsetReset, Consumer, ConsumerRecord, GroupProtocol, IsolationLevel, PartitionAssignmentStrategy,
+    },
     error::KrafkaError,
 };
 use sas_core::{
@@ -34,11 +36,15 @@ const POLLED: i32 = 256;
 /// Bytes of one answer of a broker.
 const FETCHED: i32 = 8 << 20;
 /// How long a broker holds a request for records while there are none.
-const IDLE: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(2);
 /// How long after a delivery the group's offset follows: so much comes again after a crash.
 const COMMIT: Duration = Duration::from_millis(100);
-/// How long deliveries under way are waited for at the end.
+/// Between two signs of life to the group, in the classic protocol.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How long deliveries under way are waited for at the end, and then the broker.
 const GRACE: Duration = Duration::from_secs(5);
+/// The same, when the run failed.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 impl KafkaBrokers {
     /// The source that `spec` declares.
@@ -71,9 +77,17 @@ impl KafkaBrokers {
         let orderings =
             [("key", Ordering::Key), ("partition", Ordering::Partition), ("none", Ordering::None)];
         let ordering = options.word("ordering", &orderings, Ordering::Key);
+        let protocols = [("consumer", GroupProtocol::Consumer), ("classic", GroupProtocol::Classic)];
+        let protocol = options.word("group-protocol", &protocols, GroupProtocol::Consumer);
         let given = options.has("session-timeout");
-        let session = options.span("session-timeout", Duration::from_secs(1800), Duration::from_secs(10));
-        if given && session < Duration::from_secs(6) {
+        let session = options.span("session-timeout", Duration::from_secs(1800), Duration::from_secs(45));
+        if given && protocol == GroupProtocol::Consumer {
+            options.wrong(
+                "session-timeout",
+                &format!("{session:?}"),
+                "is the broker's to say (group.consumer.session.timeout.ms), unless `group-protocol` is classic",
+            );
+        } else if session < Duration::from_secs(6) {
             options.wrong(
                 "session-timeout",
                 &format!("{session:?}"),
@@ -82,7 +96,7 @@ impl KafkaBrokers {
         }
         options.finish()?;
         let group = Group { name: group, topics, start };
-        Ok(KafkaSource { access, group, member, ordering, session, asking: Mutex::default() })
+        Ok(KafkaSource { access, group, member, ordering, protocol, session, asking: Mutex::default() })
     }
 }
 
@@ -102,6 +116,8 @@ pub struct KafkaSource {
     group: Group,
     member: Option<String>,
     ordering: Ordering,
+    protocol: GroupProtocol,
+    /// Of the classic protocol.
     session: Duration,
     asking: Mutex<Asking>,
 }
@@ -131,23 +147,35 @@ impl KafkaSource {
             .auto_offset_reset(AutoOffsetReset::Earliest)
             .enable_auto_commit(false)
             .isolation_level(IsolationLevel::ReadCommitted)
-            .partition_assignment_strategy(PartitionAssignmentStrategy::CooperativeSticky)
-            .session_timeout(self.session)
-            .heartbeat_interval(self.session / 4)
+            .group_protocol(self.protocol)
             .max_poll_records(POLLED)
             .fetch_max_bytes(FETCHED)
             .fetch_max_wait(IDLE)
             .metrics_push(false)
             .rebalance_listener(Arc::clone(&members));
+        if self.protocol == GroupProtocol::Classic {
+            building = building
+                .partition_assignment_strategy(PartitionAssignmentStrategy::CooperativeSticky)
+                .session_timeout(self.session)
+                .heartbeat_interval((self.session / 4).min(HEARTBEAT));
+        }
         if let Some(member) = &self.member {
             building = building.group_instance_id(member);
         }
         let consumer = Arc::new(building.build().await.map_err(failed("a consumer"))?);
         members.serve(&consumer);
         consumer.subscribe(&self.group.topics).await.map_err(failed("subscribing"))?;
-        let mut run = Run { cx, consumer, shared, under_way: FuturesUnordered::new(), failure: None };
+        let mut run = Run {
+            cx,
+            client,
+            consumer,
+            shared,
+            under_way: FuturesUnordered::new(),
+            failure: None,
+            left: false,
+        };
         let ended = run.pull().await;
-        run.end().await;
+        run.end(if ended.is_ok() { GRACE } else { AFTER_FAILURE }).await;
         ended
     }
 }
@@ -155,11 +183,30 @@ impl KafkaSource {
 /// One run of the source.
 struct Run<'a> {
     cx: &'a TriggerCx,
+    client: Kafka,
     consumer: Arc<Consumer>,
     shared: Arc<Shared>,
     under_way: FuturesUnordered<BoxFuture<'static, Delivered>>,
     /// Why the run ends: of a delivery that failed.
     failure: Option<Error>,
+    /// Whether it left the group.
+    left: bool,
+}
+
+/// A run that is dropped leaves the group, as fast as a message goes: the client would keep it a member for minutes. It
+/// commits nothing, as if its host had crashed.
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        if self.left {
+            return;
+        }
+        let places = self.shared.ledger().places();
+        self.shared.ledger().remove(&places);
+        let consumer = Arc::clone(&self.consumer);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { consumer.close_with(CloseOptions::new().timeout(GRACE)).await });
+        }
+    }
 }
 
 impl Run<'_> {
@@ -213,6 +260,10 @@ impl Run<'_> {
                 polled = &mut polling => {
                     match polled {
                         Ok(records) if records.is_empty() => {
+                            // The client would try for ever, with the credentials of then.
+                            if self.client.metrics().connections.active_connections == 0 {
+                                return Err(away());
+                            }
                             self.stand().await;
                             commit_at.get_or_insert_with(|| Instant::now() + COMMIT);
                         }
@@ -318,7 +369,7 @@ impl Run<'_> {
 
     /// What is under way is waited for, for a while, and what was delivered is committed, so that it does not come twice for
     /// the sake of another.
-    async fn end(&mut self) {
+    async fn end(&mut self, grace: Duration) {
         let all = async {
             while let Some(delivered) = self.under_way.next().await {
                 self.shared.over(&delivered.0, |at| {
@@ -326,17 +377,22 @@ impl Run<'_> {
                 });
             }
         };
-        let _ = timeout(GRACE, all).await;
+        let _ = timeout(grace, all).await;
         self.under_way.clear();
-        if let Ok(Err(error)) = timeout(GRACE, commit(&self.consumer, &self.shared, None)).await {
+        if let Ok(Err(error)) = timeout(grace, commit(&self.consumer, &self.shared, None)).await {
             tracing::debug!(%error, "offsets are not committed at the end: records come again");
         }
         let places = self.shared.ledger().places();
         self.shared.ledger().remove(&places);
-        if let Err(error) = self.consumer.close_with(CloseOptions::new().timeout(GRACE)).await {
+        if let Err(error) = self.consumer.close_with(CloseOptions::new().timeout(grace)).await {
             tracing::debug!(%error, "leaving the group");
         }
+        self.left = true;
     }
+}
+
+fn away() -> Error {
+    Error::new(sas_core::ErrorKind::Unavailable, "kafka", "no broker answers, or none takes the credentials")
 }
 
 /// The end of what may be there; never, if it is not. A commit that failed is made again with the next.

@@ -11,50 +11,31 @@ use std::{
 };
 
 use async_trait::async_trait;
-use broker::{Broker, produce};
+use broker::{Extra, Server, free_port, produce};
 use krafka::{
     Record,
     admin::{AdminClient, ListConsumerGroupOffsetsOptions},
 };
 use sas_core::{
-    Ack, Event, EventSink, SinkSpec, Slot, Store, SystemClock, TriggerCx, TriggerSecrets, TriggerSource,
+    Ack, Event, EventSink, SecretSource, SinkSpec, Slot, TenantKey, TriggerSecrets, TriggerSource,
     TriggerSpec,
 };
 use sas_kafka::{KafkaBrokers, KafkaSource};
-use sas_testkit::fake::{FakeEventSink, FakeStore};
+use sas_testkit::{
+    broker::{Broker, Running, kill_at_random, until},
+    fake::{FakeEventSink, FakeStore},
+};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-fn spec(broker: &Broker, topic: &str) -> TriggerSpec {
+fn spec(broker: &Server, topic: &str) -> TriggerSpec {
     TriggerSpec::new(topic, "kafka", "default/orders")
         .with_option("brokers", broker.address())
         .with_option("topics", topic)
         .with_option("start", "earliest")
-        .with_option("session-timeout", "6s")
 }
 
-fn source(broker: &Broker, spec: &TriggerSpec) -> Arc<KafkaSource> {
+fn source(broker: &Server, spec: &TriggerSpec) -> Arc<KafkaSource> {
     Arc::new(KafkaBrokers::new([broker.address()]).source(spec).unwrap())
-}
-
-type Running = (tokio::task::JoinHandle<sas_core::Result<()>>, CancellationToken);
-
-fn run(source: &Arc<KafkaSource>, sink: &Arc<impl EventSink>) -> Running {
-    run_with(source, sink, TriggerSecrets::default())
-}
-
-fn run_with(source: &Arc<KafkaSource>, sink: &Arc<impl EventSink>, secrets: TriggerSecrets) -> Running {
-    let shutdown = CancellationToken::new();
-    let store: Arc<dyn Store> = Arc::new(FakeStore::default());
-    let cx = TriggerCx::new("orders", Arc::clone(sink) as _, store, Arc::new(SystemClock), shutdown.clone())
-        .with_secrets(secrets);
-    let source = Arc::clone(source);
-    (tokio::spawn(async move { source.run(cx).await }), shutdown)
-}
-
-async fn stop((task, shutdown): Running) {
-    shutdown.cancel();
-    task.await.unwrap().unwrap();
 }
 
 fn number(event: &Event) -> usize {
@@ -66,14 +47,6 @@ async fn offsets(admin: &AdminClient, group: &str) -> BTreeMap<i32, i64> {
     let known = admin.list_consumer_group_offsets(group, ListConsumerGroupOffsetsOptions::default()).await;
     let known = known.unwrap().into_iter();
     known.filter_map(|(part, offset)| Some((part.partition(), offset.unwrap().offset?))).collect()
-}
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let began = Instant::now();
-    while !holds().await {
-        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Notes what is under way and what was delivered, and takes as long for each as its number says. Two of a key at once, or
@@ -153,8 +126,8 @@ impl Order {
 /// What a running broker is for: one is started for all that follows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn read_as_a_group_and_written() {
-    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
-    let Some(broker) = Broker::start().await else { return };
+    logged();
+    let Some(broker) = Server::start().await else { return };
     let began = Instant::now();
     let passed = |what: &str| println!("{what}: {:?}", began.elapsed());
     ordered_by_key_committed_after_delivery_and_counted(&broker).await;
@@ -173,14 +146,14 @@ async fn read_as_a_group_and_written() {
     passed("markers of transactions do not wait");
 }
 
-async fn ordered_by_key_committed_after_delivery_and_counted(broker: &Broker) {
+async fn ordered_by_key_committed_after_delivery_and_counted(broker: &Server) {
     broker.topic("ordered", 4).await;
     let (producer, admin) = (broker.producer().await, broker.client().await.admin());
     produce(&producer, "ordered", 0..2000, 37).await;
     let source = source(broker, &spec(broker, "ordered"));
     assert_eq!(source.backlog().await.unwrap(), None, "not known before it has connected");
     let sink = Arc::new(Order::default());
-    let running = run(&source, &sink);
+    let running = Running::start(source.clone(), &sink);
     until("some come", async || sink.delivered() > 100).await;
     // Asked before it is looked what was delivered meanwhile: never ahead.
     let asked = offsets(&admin, "ordered").await;
@@ -190,7 +163,7 @@ async fn ordered_by_key_committed_after_delivery_and_counted(broker: &Broker) {
     until("all come", async || sink.delivered() == 2000).await;
     until("all are committed", async || offsets(&admin, "ordered").await.values().sum::<i64>() == 2000).await;
     assert_eq!((source.backlog().await.unwrap(), source.oldest()), (Some(0), None));
-    stop(running).await;
+    running.stop().await.unwrap();
     let seen = sink.seen.lock().unwrap();
     assert_eq!((seen.violations.as_slice(), seen.repeated), ([].as_slice(), 0));
     drop(seen);
@@ -201,27 +174,27 @@ async fn ordered_by_key_committed_after_delivery_and_counted(broker: &Broker) {
     producer.close().await.unwrap();
 }
 
-async fn two_hosts_share_the_partitions(broker: &Broker) {
+async fn two_hosts_share_the_partitions(broker: &Server) {
     broker.topic("shared", 4).await;
     let (producer, admin) = (broker.producer().await, broker.client().await.admin());
     produce(&producer, "shared", 0..1000, 31).await;
     // One sink for both hosts: what is under way on one counts for the other.
     let sink = Arc::new(Order::default());
     let (first, second) = (source(broker, &spec(broker, "shared")), source(broker, &spec(broker, "shared")));
-    let one = run(&first, &sink);
+    let one = Running::start(first.clone(), &sink);
     until("some come", async || sink.delivered() > 300).await;
-    let other = run(&second, &sink);
+    let other = Running::start(second.clone(), &sink);
     for round in 1..6 {
         produce(&producer, "shared", round * 1000..(round + 1) * 1000, 31).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         sink.holds(&offsets(&admin, "shared").await);
     }
     until("all come", async || sink.delivered() == 6000).await;
-    stop(one).await;
+    one.stop().await.unwrap();
     produce(&producer, "shared", 6000..7000, 31).await;
     until("the other goes on alone", async || sink.delivered() == 7000).await;
     until("all are committed", async || offsets(&admin, "shared").await.values().sum::<i64>() == 7000).await;
-    stop(other).await;
+    other.stop().await.unwrap();
     let seen = sink.seen.lock().unwrap();
     println!("two hosts: 7000 events, {} twice", seen.repeated);
     assert_eq!((seen.violations.as_slice(), seen.repeated), ([].as_slice(), 0));
@@ -229,32 +202,31 @@ async fn two_hosts_share_the_partitions(broker: &Broker) {
     producer.close().await.unwrap();
 }
 
-async fn a_failed_delivery_comes_again(broker: &Broker) {
+async fn a_failed_delivery_comes_again(broker: &Server) {
     broker.topic("failed", 1).await;
     let (producer, admin) = (broker.producer().await, broker.client().await.admin());
     produce(&producer, "failed", 0..20, 3).await;
     let (source, sink) = (source(broker, &spec(broker, "failed")), FakeEventSink::new(4));
     sink.fail_next(sas_core::ErrorKind::Unavailable);
-    let (task, _shutdown) = run(&source, &sink);
-    task.await.unwrap().expect_err("a delivery failed");
+    Running::start(source.clone(), &sink).ended().await.expect_err("a delivery failed");
     assert_eq!(offsets(&admin, "failed").await[&0], 0, "the first was not delivered");
     assert_eq!(source.backlog().await.unwrap(), Some(20));
-    let running = run(&source, &sink);
+    let running = Running::start(source.clone(), &sink);
     until("all come", async || sink.delivered().iter().map(number).collect::<HashSet<_>>().len() == 20).await;
     until("all are committed", async || offsets(&admin, "failed").await[&0] == 20).await;
-    stop(running).await;
+    running.stop().await.unwrap();
     producer.close().await.unwrap();
 }
 
-async fn a_group_begins_where_it_is_told(broker: &Broker) {
+async fn a_group_begins_where_it_is_told(broker: &Server) {
     broker.topic("begin", 2).await;
     let (producer, admin) = (broker.producer().await, broker.client().await.admin());
     produce(&producer, "begin", 0..100, 10).await;
     let spec = spec(broker, "begin").with_option("start", "latest");
     let (source, sink) = (source(broker, &spec), FakeEventSink::new(4));
-    let running = run(&source, &sink);
+    let running = Running::start(source.clone(), &sink);
     until("the group has begun", async || offsets(&admin, "begin").await.values().sum::<i64>() == 100).await;
-    stop(running).await;
+    running.stop().await.unwrap();
     // It was its own from then on, though no host read: also in a partition that is younger.
     produce(&producer, "begin", 100..110, 10).await;
     let grown =
@@ -269,15 +241,15 @@ async fn a_group_begins_where_it_is_told(broker: &Broker) {
     })
     .await;
     assert_eq!(source.backlog().await.unwrap(), Some(11));
-    let running = run(&source, &sink);
+    let running = Running::start(source.clone(), &sink);
     until("all since then come", async || sink.delivered().len() == 11).await;
     let came: BTreeSet<usize> = sink.delivered().iter().map(number).collect();
     assert_eq!(came, (100..111).collect());
-    stop(running).await;
+    running.stop().await.unwrap();
     producer.close().await.unwrap();
 }
 
-async fn events_of_each_form_come_and_go(broker: &Broker) {
+async fn events_of_each_form_come_and_go(broker: &Server) {
     broker.topic("forms", 1).await;
     let event = Event::new("7", "/shop", "order.paid")
         .and_then(|event| event.with_subject("grüße"))
@@ -297,9 +269,9 @@ async fn events_of_each_form_come_and_go(broker: &Broker) {
     let _ = producer.send(Record::new("forms", "plain").key("k").header("Trace-Id", "t")).await.unwrap();
     let _ = producer.send(Record::new("forms", "{}").header("ce_specversion", "1.0")).await.unwrap();
     let (source, sink) = (source(broker, &spec(broker, "forms")), FakeEventSink::new(4));
-    let running = run(&source, &sink);
+    let running = Running::start(source.clone(), &sink);
     until("all come", async || sink.delivered().len() == 4).await;
-    stop(running).await;
+    running.stop().await.unwrap();
     let mut came = sink.delivered();
     came.sort_by_key(position);
     for (offset, came) in came[..2].iter().enumerate() {
@@ -354,17 +326,16 @@ impl EventSink for Batches {
     }
 }
 
-async fn batches_succeed_in_part(broker: &Broker) {
+async fn batches_succeed_in_part(broker: &Server) {
     broker.topic("batches", 1).await;
     let (producer, admin) = (broker.producer().await, broker.client().await.admin());
     produce(&producer, "batches", 0..100, 5).await;
     let (source, sink) = (source(broker, &spec(broker, "batches")), Arc::new(Batches::default()));
-    let (task, _shutdown) = run(&source, &sink);
-    task.await.unwrap().expect_err("one of the batch failed");
+    Running::start(source.clone(), &sink).ended().await.expect_err("one of the batch failed");
     assert_eq!(offsets(&admin, "batches").await[&0], 2, "up to the one that failed");
-    let running = run(&source, &sink);
+    let running = Running::start(source.clone(), &sink);
     until("all are committed", async || offsets(&admin, "batches").await[&0] == 100).await;
-    stop(running).await;
+    running.stop().await.unwrap();
     let taken: BTreeSet<usize> = sink.taken.lock().unwrap().iter().copied().collect();
     assert_eq!(taken, (0..100).collect());
     let sizes = sink.sizes.lock().unwrap();
@@ -373,7 +344,7 @@ async fn batches_succeed_in_part(broker: &Broker) {
     producer.close().await.unwrap();
 }
 
-async fn markers_of_transactions_do_not_wait(broker: &Broker) {
+async fn markers_of_transactions_do_not_wait(broker: &Server) {
     broker.topic("transactions", 1).await;
     let client = broker.client().await;
     let producer = client.producer().metrics_push(false).build_transactional("t").await.unwrap();
@@ -387,9 +358,245 @@ async fn markers_of_transactions_do_not_wait(broker: &Broker) {
         }
     }
     let (source, sink) = (source(broker, &spec(broker, "transactions")), FakeEventSink::new(4));
-    let running = run(&source, &sink);
+    let running = Running::start(source.clone(), &sink);
     until("nothing waits", async || source.backlog().await.unwrap() == Some(0)).await;
-    stop(running).await;
+    running.stop().await.unwrap();
     assert_eq!(sink.delivered().iter().map(number).collect::<Vec<_>>(), [0, 2], "1 was taken back");
     producer.close().await.unwrap();
+}
+
+fn logged() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).try_init();
+}
+
+/// Secrets that a test changes while a source runs.
+#[derive(Debug, Default)]
+struct Secrets(Mutex<HashMap<String, Vec<u8>>>);
+
+impl Secrets {
+    fn set(&self, name: &str, value: impl Into<Vec<u8>>) {
+        self.0.lock().unwrap().insert(name.to_owned(), value.into());
+    }
+}
+
+#[async_trait]
+impl SecretSource for Secrets {
+    async fn resolve(&self, reference: &str, _: TenantKey) -> sas_core::Result<bytes::Bytes> {
+        let known = self.0.lock().unwrap().get(reference).cloned();
+        known.map(Into::into).ok_or_else(|| {
+            sas_core::Error::new(sas_core::ErrorKind::NotFound, "secret", reference.to_owned())
+        })
+    }
+}
+
+const JAAS: &str = "org.apache.kafka.common.security";
+
+/// A broker that wants users (SASL: PLAIN, SCRAM) at one port, and certificates of both sides at another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_certificates_and_new_passwords() {
+    logged();
+    let (sasl, tls) = (free_port(), free_port());
+    let files = tempfile::tempdir().unwrap();
+    let key = || rcgen::KeyPair::generate().unwrap();
+    let (authority_key, server_key, client_key) = (key(), key(), key());
+    let mut of_authority = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    of_authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = of_authority.self_signed(&authority_key).unwrap();
+    let issuer = rcgen::Issuer::new(of_authority, authority_key);
+    let of_server = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let server = of_server.signed_by(&server_key, &issuer).unwrap();
+    let of_client = rcgen::CertificateParams::new(vec!["sas".to_owned()]).unwrap();
+    let client = of_client.signed_by(&client_key, &issuer).unwrap();
+    let (keystore, truststore) = (files.path().join("server.pem"), files.path().join("ca.pem"));
+    std::fs::write(&keystore, format!("{}{}", server_key.serialize_pem(), server.pem())).unwrap();
+    std::fs::write(&truststore, authority.pem()).unwrap();
+    let extra = Extra {
+        properties: format!(
+            "listeners=PLAINTEXT://127.0.0.1:PORT0,USERS://127.0.0.1:{sasl},TLS://127.0.0.1:{tls},CONTROLLER://127.0.0.1:CONTROLLER_PORT
+advertised.listeners=PLAINTEXT://127.0.0.1:PORT0,USERS://127.0.0.1:{sasl},TLS://127.0.0.1:{tls}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,USERS:SASL_PLAINTEXT,TLS:SSL
+inter.broker.listener.name=PLAINTEXT
+listener.name.users.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256
+listener.name.users.plain.sasl.jaas.config={JAAS}.plain.PlainLoginModule required user_anna=\"first\";
+listener.name.users.scram-sha-256.sasl.jaas.config={JAAS}.scram.ScramLoginModule required;
+listener.name.tls.ssl.keystore.type=PEM
+listener.name.tls.ssl.keystore.location={}
+listener.name.tls.ssl.truststore.type=PEM
+listener.name.tls.ssl.truststore.location={}
+listener.name.tls.ssl.client.auth=required
+",
+            keystore.display(),
+            truststore.display()
+        ),
+        scram: Some("SCRAM-SHA-256=[name=berta,password=second]".to_owned()),
+        ..Extra::default()
+    };
+    let Some(mut broker) = Server::start_with(&extra).await else { return };
+    broker.topic("guarded", 1).await;
+    let producer = broker.producer().await;
+    produce(&producer, "guarded", 0..10, 3).await;
+    let secrets = Arc::new(Secrets::default());
+    secrets.set("secret/kafka/password", "first\n");
+    secrets.set("secret/kafka/berta", "second");
+    secrets.set("secret/kafka/type", "SCRAM-SHA-256");
+    secrets.set("secret/kafka/ca", authority.pem());
+    secrets.set("secret/kafka/cert", client.pem());
+    secrets.set("secret/kafka/key", client_key.serialize_pem());
+    let brokers = KafkaBrokers::new([format!("127.0.0.1:{sasl}"), format!("127.0.0.1:{tls}")]);
+    let of = |group: &str, port: u16, options: &[(&str, &str)]| {
+        let mut spec = spec(&broker, "guarded")
+            .with_option("brokers", format!("127.0.0.1:{port}"))
+            .with_option("group", group);
+        for (name, value) in options {
+            spec = spec.with_option(*name, *value);
+        }
+        Arc::new(brokers.source(&spec).unwrap())
+    };
+    let started = |source: &Arc<KafkaSource>, sink: &Arc<FakeEventSink>| {
+        let (store, secrets) = (Arc::new(FakeStore::default()), Arc::clone(&secrets));
+        Running::with(Arc::clone(source) as _, sink, store, Some(secrets as _))
+    };
+    let scram = of(
+        "scram",
+        sasl,
+        &[
+            ("username", "berta"),
+            ("password-secret", "secret/kafka/berta"),
+            ("sasl-mechanism-secret", "secret/kafka/type"),
+        ],
+    );
+    let certified = of(
+        "tls",
+        tls,
+        &[
+            ("tls", "true"),
+            ("ca-secret", "secret/kafka/ca"),
+            ("cert-secret", "secret/kafka/cert"),
+            ("key-secret", "secret/kafka/key"),
+        ],
+    );
+    for (what, source) in [("SCRAM", scram), ("TLS", certified)] {
+        let sink = FakeEventSink::new(4);
+        let running = started(&source, &sink);
+        until(what, async || sink.delivered().len() == 10).await;
+        running.stop().await.unwrap();
+    }
+    let stranger = of("tls", tls, &[("tls", "true"), ("ca-secret", "secret/kafka/ca")]);
+    started(&stranger, &FakeEventSink::new(1)).ended().await.expect_err("it shows no certificate");
+
+    let plain = of("plain", sasl, &[("username", "anna"), ("password-secret", "secret/kafka/password")]);
+    let sink = FakeEventSink::new(4);
+    let running = started(&plain, &sink);
+    until("PLAIN", async || sink.delivered().len() == 10).await;
+    // The password is another after the broker was restarted: the old one is refused, the new one taken, by the same source.
+    broker.kill();
+    broker.reconfigure("user_anna=\"first\"", "user_anna=\"third\"");
+    broker.restart().await;
+    produce(&broker.producer().await, "guarded", 10..20, 3).await;
+    let refused = running.ended().await.expect_err("the password is not good any more");
+    assert!(!format!("{refused:?} {plain:?}").contains("first"), "{refused:?}");
+    started(&plain, &sink).ended().await.expect_err("nor is it in the next run");
+    secrets.set("secret/kafka/password", "third");
+    let running = started(&plain, &sink);
+    until("with the new password", async || {
+        sink.delivered().iter().map(number).collect::<HashSet<_>>().len() == 20
+    })
+    .await;
+    assert!(plain.backlog().await.unwrap().is_some(), "it is asked with the new password too");
+    running.stop().await.unwrap();
+    producer.close().await.unwrap();
+}
+
+#[test]
+fn options_are_refused_by_name() {
+    let brokers = KafkaBrokers::new(["127.0.0.1:9092"]);
+    let spec = |options: &[(&str, &str)]| {
+        let mut spec = TriggerSpec::new("t", "kafka", "default/x")
+            .with_option("brokers", "127.0.0.1:9092")
+            .with_option("topics", "a, b");
+        for (name, value) in options {
+            spec = spec.with_option(*name, *value);
+        }
+        brokers.source(&spec).map(|_| ()).map_err(|errors| errors.to_string())
+    };
+    spec(&[("ordering", "none"), ("group-protocol", "classic"), ("session-timeout", "10s")]).unwrap();
+    for (options, says) in [
+        (&[("brokers", "10.0.0.1:9092")][..], "options.brokers: \"10.0.0.1:9092\""),
+        (&[("topics", " ")], "options.topics"),
+        (&[("topics", "a b")], "options.topics: \"a b\""),
+        (&[("start", "middle")], "options.start"),
+        (&[("ordering", "most")], "options.ordering"),
+        (&[("session-timeout", "10s")], "options.session-timeout"),
+        (&[("group-protocol", "classic"), ("session-timeout", "1s")], "at least 6s"),
+        (&[("username", "anna")], "options.password-secret"),
+        (&[("sasl-mechanism", "gssapi")], "options.sasl-mechanism"),
+        (&[("sasl-mechanism", "plain")], "options.sasl-mechanism"),
+        (&[("ca-secret", "secret/a/b")], "options.ca-secret"),
+        (&[("tls", "true"), ("key-secret", "secret/a/b")], "options.cert-secret"),
+        (&[("partition", "3")], "options.partition"),
+    ] {
+        let errors = spec(options).unwrap_err();
+        assert!(errors.contains(says), "{options:?}: {errors}");
+    }
+    let sink = SinkSpec::new("default/t", "kafka", BTreeMap::from([("mode".to_owned(), "both".to_owned())]));
+    let errors = brokers.sink(&sink, TriggerSecrets::default()).unwrap_err().to_string();
+    for field in ["options.sink.brokers", "options.sink.topic", "options.sink.mode"] {
+        assert!(errors.contains(field), "{errors}");
+    }
+}
+
+struct Killed {
+    server: Server,
+    events: u64,
+}
+
+#[async_trait]
+impl Broker for Killed {
+    fn source(&self) -> Arc<dyn TriggerSource> {
+        source(&self.server, &spec(&self.server, "killed"))
+    }
+
+    async fn kill_and_restart(&mut self) {
+        self.server.kill();
+        self.server.restart().await;
+    }
+
+    async fn unacknowledged(&mut self) -> u64 {
+        let committed = offsets(&self.server.client().await.admin(), "killed").await;
+        self.events - u64::try_from(committed.values().sum::<i64>()).unwrap()
+    }
+}
+
+/// Broker and host are killed at random while events come: none is lost. 20,000 events; 100,000 with `SAS_LONG=1`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_random_loses_nothing() {
+    logged();
+    let extra = Extra { session_millis: Some(3_000), ..Extra::default() };
+    let Some(server) = Server::start_with(&extra).await else { return };
+    let events = if std::env::var_os("SAS_LONG").is_some() { 100_000 } else { 20_000 };
+    server.topic("killed", 4).await;
+    let producer = server.producer().await;
+    for chunk in 0..events / 1000 {
+        produce(&producer, "killed", chunk * 1000..(chunk + 1) * 1000, 101).await;
+    }
+    producer.close().await.unwrap();
+    let mut killed = Killed { server, events: events as u64 };
+    let done = kill_at_random(&mut killed, events, (2, 6), 0x5a5, |event| number(event).to_string()).await;
+    println!("{done}");
+}
+
+/// A broker that is away at the start and later: the run ends with an error that says so, at once, and the platform's
+/// back-off decides when the next one begins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_away_ends_the_run() {
+    let port = free_port();
+    let brokers = KafkaBrokers::new([format!("127.0.0.1:{port}")]);
+    let spec = TriggerSpec::new("t", "kafka", "default/x")
+        .with_option("brokers", format!("127.0.0.1:{port}"))
+        .with_option("topics", "orders");
+    let source = Arc::new(brokers.source(&spec).unwrap());
+    let began = Instant::now();
+    let error = Running::start(source, &FakeEventSink::new(1)).ended().await.expect_err("nobody listens");
+    assert!(error.to_string().contains("connecting") && began.elapsed() < Duration::from_secs(10), "{error}");
 }

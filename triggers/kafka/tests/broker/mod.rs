@@ -21,14 +21,14 @@ const POM: &str = if matches!(env!("CARGO_PKG_NAME").as_bytes(), b"sas-kafka") {
 };
 
 /// A broker with its data in a directory: it is killed, and comes back.
-pub(crate) struct Broker {
+pub(crate) struct Server {
     child: Child,
     dir: tempfile::TempDir,
     pub(crate) port: u16,
     jars: PathBuf,
 }
 
-impl Drop for Broker {
+impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -42,6 +42,8 @@ pub(crate) struct Extra {
     pub(crate) properties: String,
     /// A user, as the option `--add-scram` of the storage tool has it.
     pub(crate) scram: Option<String>,
+    /// After how long a host that gives no sign is taken out of its groups.
+    pub(crate) session_millis: Option<u32>,
 }
 
 pub(crate) fn free_port() -> u16 {
@@ -85,7 +87,7 @@ fn java(jars: &Path) -> Command {
     java
 }
 
-fn properties(dir: &Path, port: u16, controller: u16, extra: &str) -> String {
+fn properties(dir: &Path, port: u16, controller: u16, extra: &Extra) -> String {
     format!(
         "process.roles=broker,controller
 node.id=1
@@ -99,9 +101,14 @@ transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=1
 group.initial.rebalance.delay.ms=0
 auto.create.topics.enable=false
+group.consumer.min.session.timeout.ms=1000
+group.consumer.min.heartbeat.interval.ms=200
+group.consumer.heartbeat.interval.ms=1000
+group.consumer.session.timeout.ms={}
 {}",
         dir.join("data").display(),
-        if extra.is_empty() {
+        extra.session_millis.unwrap_or(45_000),
+        if extra.properties.is_empty() {
             format!(
                 "listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
@@ -109,12 +116,15 @@ listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 "
             )
         } else {
-            extra.replace("PORT0", &port.to_string()).replace("CONTROLLER_PORT", &controller.to_string())
+            extra
+                .properties
+                .replace("PORT0", &port.to_string())
+                .replace("CONTROLLER_PORT", &controller.to_string())
         }
     )
 }
 
-impl Broker {
+impl Server {
     /// `None`, and a line about it, where there is no Java or no Maven; in CI that is a failure.
     pub(crate) async fn start() -> Option<Self> {
         Self::start_with(&Extra::default()).await
@@ -141,7 +151,7 @@ impl Broker {
         let dir = tempfile::tempdir()?;
         let (port, controller) = (free_port(), free_port());
         let file = dir.path().join("server.properties");
-        std::fs::write(&file, properties(dir.path(), port, controller, &extra.properties))?;
+        std::fs::write(&file, properties(dir.path(), port, controller, extra))?;
         let mut format = java(&jars);
         format.args(["kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qg", "-c"]).arg(&file);
         if let Some(scram) = &extra.scram {
