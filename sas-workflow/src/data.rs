@@ -43,10 +43,6 @@ impl Expression {
             self.0.variables().map(|name| variables.get(name).cloned().unwrap_or_default()).collect();
         Ok(self.0.first(input, &values, &LIMITS)?.unwrap_or_default())
     }
-
-    pub(crate) fn uses_secrets(&self) -> bool {
-        self.0.text().contains("$secret")
-    }
 }
 
 /// The expression with quotation marks where apostrophes quote.
@@ -203,19 +199,6 @@ impl Data {
                 Value::object(members.collect::<Result<Vec<_>, Error>>()?)?
             }
         })
-    }
-
-    pub(crate) fn uses_secrets(&self) -> bool {
-        match self {
-            Self::Constant(_) => false,
-            Self::Expression(expression) => expression.uses_secrets(),
-            Self::Text(pieces) => pieces.iter().any(|piece| match piece {
-                Piece::Text(_) => false,
-                Piece::Expression(expression) => expression.uses_secrets(),
-            }),
-            Self::List(items) => items.iter().any(Self::uses_secrets),
-            Self::Map(members) => members.iter().any(|(_, data)| data.uses_secrets()),
-        }
     }
 }
 

@@ -1,13 +1,16 @@
 #![doc = include_str!("../README.md")]
 
-#[allow(dead_code, reason = "the machine, which comes next, evaluates and reads these")]
 mod data;
-#[allow(dead_code, reason = "the machine, which comes next, evaluates and reads these")]
 mod definition;
+mod fault;
+mod machine;
 mod mistakes;
 mod read;
+mod record;
 
 pub use self::{
     definition::{Definition, Refused, Schedule},
+    machine::{Machine, MissingSecret, Status, Visit},
     mistakes::{Mistake, Mistakes},
+    record::{Body, Command, Outcome, Record, Request},
 };

@@ -11,11 +11,87 @@ use serde_json::Value as Json;
 use crate::{
     data::{Data, Expression, Span},
     definition::{
-        Authentication, Backoff, Extension, Filter, Head, Inner, Raised, Refused, Retry, Schedule, Schema,
-        Timeout, Uses, digest,
+        Authentication, Backoff, Definition, Extension, Filter, Head, Inner, Raised, Refused, Retry,
+        Schedule, Schema, Timeout, Uses, digest,
     },
     mistakes::{Fields, Mistakes, below, shown},
 };
+
+/// The longest document, in bytes.
+const LONGEST: usize = 1 << 20;
+/// How deep a document may be nested.
+const DEEPEST: usize = 64;
+
+impl Definition {
+    /// Reads a definition in YAML (1.2) or JSON.
+    ///
+    /// # Errors
+    /// All mistakes at once, each with a JSON pointer.
+    pub fn parse(text: &str) -> Result<Self, Mistakes> {
+        let one = |problem: String| {
+            let mut mistakes = Mistakes::default();
+            mistakes.push("", problem);
+            mistakes
+        };
+        if text.len() > LONGEST {
+            return Err(one(format!("the document has {} bytes; at most {LONGEST}", text.len())));
+        }
+        let document: Json = if text.trim_start().starts_with('{') {
+            serde_json::from_str(text).map_err(|error| one(format!("no JSON: {error}")))?
+        } else {
+            let mut options = serde_saphyr::Options::default();
+            options.strict_booleans = true;
+            options.with_snippet = false;
+            let mut budget = serde_saphyr::budget::Budget::default();
+            budget.max_nodes = 100_000;
+            budget.max_depth = DEEPEST;
+            budget.max_events = 400_000;
+            budget.max_aliases = 1_000;
+            options.budget = Some(budget);
+            serde_saphyr::from_str_with_options(text, options)
+                .map_err(|error| one(format!("no YAML: {error}")))?
+        };
+        Self::from_json(document)
+    }
+
+    /// Reads a definition from JSON that was parsed.
+    ///
+    /// # Errors
+    /// As [`Definition::parse`].
+    pub fn from_json(document: Json) -> Result<Self, Mistakes> {
+        let mut mistakes = Mistakes::default();
+        if depth(&document) > DEEPEST {
+            mistakes.push("", format!("the document is nested deeper than {DEEPEST}"));
+            return Err(mistakes);
+        }
+        if !document.is_object() {
+            mistakes.push("", format!("is {}, must be an object with document and do", shown(&document)));
+            return Err(mistakes);
+        }
+        let inner = definition(document, &mut mistakes);
+        match inner {
+            Some(inner) if mistakes.0.is_empty() => Ok(Self(Arc::new(inner))),
+            _ => Err(mistakes),
+        }
+    }
+}
+
+/// Without recursion: what comes in may be deep.
+fn depth(document: &Json) -> usize {
+    let (mut deepest, mut left) = (0, vec![(document, 1)]);
+    while let Some((value, depth)) = left.pop() {
+        deepest = deepest.max(depth);
+        if depth > DEEPEST {
+            break;
+        }
+        match value {
+            Json::Array(items) => left.extend(items.iter().map(|item| (item, depth + 1))),
+            Json::Object(members) => left.extend(members.values().map(|value| (value, depth + 1))),
+            _ => {}
+        }
+    }
+    deepest
+}
 
 /// What is read with, and what was found.
 pub(crate) struct Reader<'m> {
@@ -37,7 +113,7 @@ enum Component {
     Timeout,
 }
 
-pub(crate) fn definition(document: Json, mistakes: &mut Mistakes) -> Option<Inner> {
+fn definition(document: Json, mistakes: &mut Mistakes) -> Option<Inner> {
     let mut reader = Reader {
         mistakes,
         names: Vec::new(),
