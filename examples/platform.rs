@@ -21,6 +21,8 @@
 //! clients decide that, `--otlp-logs` sends the lines of instances too. `OTEL_EXPORTER_OTLP_HEADERS` holds headers for it, as
 //! `name=value,name=value` (docs/telemetry.md).
 //!
+//! `--workers COUNT` serves requests from that many threads of the listener's own (docs/data-plane.md, "Speed").
+//!
 //! A service answers at `Host: <name>.<namespace>.<domain>`. One JSON line on stdout says that it serves; logs go to
 //! stderr, as much as `RUST_LOG` says (`info` without it). SIGTERM and SIGINT drain and end it with status 0.
 //!
@@ -53,7 +55,7 @@ use sas::{
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain DOMAIN] \
+const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--workers COUNT] [--state DIR] [--domain DOMAIN] \
 [--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--total-memory-bytes BYTES] [--total-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... \
 [--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--kafka-host HOST:PORT]... [--postgres-host HOST:PORT]... \
 [--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] \
@@ -67,6 +69,7 @@ enum AdminAt {
 
 struct Options {
     listen: SocketAddr,
+    workers: usize,
     admin: AdminAt,
     state: Option<PathBuf>,
     package_roots: Vec<PathBuf>,
@@ -175,6 +178,7 @@ impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            workers: 0,
             admin: AdminAt::Address(SocketAddr::from(([127, 0, 0, 1], 8081))),
             state: None,
             package_roots: Vec::new(),
@@ -214,6 +218,7 @@ impl Options {
             };
             match argument.as_str() {
                 "--listen" => options.listen = address(value()?)?,
+                "--workers" => options.workers = number(&argument, &value()?)?,
                 "--admin" => {
                     let text = value()?;
                     options.admin = match text.strip_prefix("unix:") {
@@ -305,6 +310,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let mut closed: Vec<u16> = Vec::new();
     let mut builder = Platform::builder()
         .listen(options.listen)
+        .workers(options.workers)
         .domain(options.domain)
         .preset(options.preset)
         .recorder(recorder.clone())

@@ -194,13 +194,23 @@ impl Failure {
     }
 }
 
+/// Writes the lower digits of a number in hexadecimal, as many as there is room for.
+fn write_hex(into: &mut [u8], number: u128) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (pair, byte) in into.rchunks_mut(2).zip(number.to_le_bytes()) {
+        if let [.., last] = pair {
+            *last = DIGITS[usize::from(byte & 15)];
+        }
+        if let [first, _] = pair {
+            *first = DIGITS[usize::from(byte >> 4)];
+        }
+    }
+}
+
 /// A request id as a header value.
 pub(crate) fn request_id_value(request: RequestId) -> HeaderValue {
     let mut digits = [0_u8; 32];
-    for (at, digit) in digits.iter_mut().enumerate() {
-        let nibble = (request.0 >> (124 - 4 * at)) as usize & 0xf;
-        *digit = b"0123456789abcdef"[nibble];
-    }
+    write_hex(&mut digits, request.0);
     HeaderValue::from_bytes(&digits).expect("hexadecimal digits are visible ASCII")
 }
 

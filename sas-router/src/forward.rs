@@ -63,8 +63,25 @@ pub(crate) fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> 
     })
 }
 
+/// Whether a header is for the next hop only. Looking at each name once costs less than looking each of these up.
+fn is_for_this_hop(name: &HeaderName) -> bool {
+    match name.as_str().len() {
+        2 => name == header::TE,
+        7 => name == header::UPGRADE,
+        10 => name == header::CONNECTION || name == KEEP_ALIVE,
+        16 => name == PROXY_CONNECTION,
+        17 => name == header::TRANSFER_ENCODING,
+        18 => name == header::PROXY_AUTHENTICATE,
+        19 => name == header::PROXY_AUTHORIZATION,
+        _ => false,
+    }
+}
+
 /// Takes out what is meant for the next hop only. `Upgrade` and its `Connection` stay when `upgrade` is asked for.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    if !headers.keys().any(is_for_this_hop) {
+        return;
+    }
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)

@@ -35,13 +35,17 @@ pub fn host_of(authority: &str) -> Option<&str> {
 
 /// Whether `host` is a DNS name or an IPv4 address as RFC 1123 and practice (underscores) allow.
 fn is_name(host: &str) -> bool {
-    !host.is_empty()
-        && host.len() <= MAX_HOST
-        && host.split('.').all(|label| {
-            !label.is_empty()
-                && label.len() <= 63
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-        })
+    // How long the label is that is being read.
+    let mut label = 0;
+    for byte in host.bytes() {
+        label = match byte {
+            b'.' if label == 0 => return false,
+            b'.' => 0,
+            b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' if label < 63 => label + 1,
+            _ => return false,
+        };
+    }
+    label > 0 && host.len() <= MAX_HOST
 }
 
 /// `host` in lower case and without a final dot, written into `buffer`; `None` when it is too long to be one.

@@ -302,23 +302,26 @@ impl Parts {
         own_meter: Option<Arc<Meter>>,
     ) -> Result<(), BuildError> {
         // Ports first: a port that is taken is the mistake that is quickest to mend.
-        let bind = async |address: Option<SocketAddr>, handler: Arc<dyn Handler>, name| match address {
-            Some(address) => {
-                Server::bind(address, handler, server.clone()).await.map(Some).map_err(part(name))
-            }
+        let bind = async |address: Option<SocketAddr>, handler: Arc<dyn Handler>, config, name| match address
+        {
+            Some(address) => Server::bind(address, handler, config).await.map(Some).map_err(part(name)),
             None => Ok(None),
         };
-        self.ingress = bind(listen, Arc::clone(&self.entrance) as _, BuildPart::Ingress).await?;
+        let entrance = Arc::clone(&self.entrance) as _;
+        self.ingress = bind(listen, entrance, server.clone(), BuildPart::Ingress).await?;
+        // The admin API needs no threads of its own.
+        let mut server = server;
+        server.workers = 0;
+        let handler = Arc::clone(&self.admin) as _;
         self.admin_server = match admin {
-            (address, None) => bind(address, Arc::clone(&self.admin) as _, BuildPart::Admin).await?,
+            (address, None) => bind(address, handler, server.clone(), BuildPart::Admin).await?,
             (_, Some(listener)) => {
                 let opened = listener.set_nonblocking(true).and_then(|()| listener.try_into());
                 let opened = opened.map_err(|error| {
                     Error::new(ErrorKind::Unavailable, "serve", "the admin listener can't be used")
                         .with_source(error)
                 });
-                let served =
-                    opened.and_then(|it| Server::serve(it, Arc::clone(&self.admin) as _, server.clone()));
+                let served = opened.and_then(|it| Server::serve(it, handler, server.clone()));
                 Some(served.map_err(part(BuildPart::Admin))?)
             }
         };

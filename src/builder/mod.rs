@@ -844,6 +844,21 @@ impl PlatformBuilder {
         self
     }
 
+    /// Serves requests from this many threads of the listener's own, each with a runtime of one thread: a connection stays
+    /// on the core that took it, and so do the connections to instances that it uses. As many as there are cores, for a
+    /// program that does little else; functions that compute for long hold up the other connections of their thread. 0, the
+    /// default: requests are served by the runtime that the platform is built in. The admin API always is.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().workers(2);
+    /// ```
+    #[must_use]
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.server.workers = workers;
+        self
+    }
+
     /// Changes the configuration of the listeners. Unless it says how many connections they take, they take what the
     /// machine's descriptors are enough for.
     #[must_use]

@@ -27,7 +27,7 @@ use crate::{
     stall::WriteBy,
     tail::{MeterDraft, Tail},
     timed::{Limits, Timed},
-    upstream::{Failed, InstanceBody, Progress},
+    upstream::{Failed, InstanceBody, Left, Progress, To},
 };
 
 /// How long after the deadline the pool's own answer is waited for, since it says more than ours.
@@ -51,6 +51,8 @@ pub(super) struct Delivery<'a> {
     pub(super) interim: Option<&'a Arc<Interim>>,
     /// Bytes of the body as far as they are known beforehand; for an instance behind a socket those that it took count.
     pub(super) bytes_in: u64,
+    /// Whether somebody looks at the answer's [`CallTimings`].
+    pub(super) timed: bool,
     /// Taken along by the answer of an instance.
     pub(super) tail: &'a mut Tail,
 }
@@ -80,26 +82,26 @@ impl Manner {
     }
 }
 
-/// Why a request got no answer from an instance, with the request when no byte of it reached one.
+/// Why a request got no answer from an instance. `unsent`: no byte of it reached one, and it stands where it was.
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) failure: Failure,
-    pub(super) unsent: Option<Box<Request>>,
+    pub(super) unsent: bool,
 }
 
 impl Refused {
-    pub(super) fn new(failure: Failure, unsent: Option<Box<Request>>) -> Box<Self> {
+    pub(super) fn new(failure: Failure, unsent: bool) -> Box<Self> {
         Box::new(Self { failure, unsent })
     }
 
-    /// For a caller within the platform, whose request is over with it.
-    pub(super) fn into_error(self, tail: &mut Tail) -> CallError {
+    /// For a caller within the platform, whose request is over with it; it has the request if nothing of it was sent.
+    pub(super) fn into_error(self, request: Request, tail: &mut Tail) -> CallError {
         let Self { failure, unsent } = self;
         if let Some(span) = &mut tail.span {
             span.failed(&failure);
         }
         tail.ended(End::Complete);
-        CallError { error: failure.into_error(), unsent }
+        CallError { error: failure.into_error(), unsent: unsent.then(|| Box::new(request)) }
     }
 }
 
@@ -127,12 +129,12 @@ pub(super) fn claim(target: &RouteTarget, cx: &Cx) -> Claim {
 }
 
 impl Gateway {
-    /// Brings `request` to an instance and answers with the head of the response.
+    /// Brings `request` to an instance and answers with the head of the response. What is sent is taken out of it.
     ///
     /// **Cancel safety:** dropping the future gives up the place in the queue, or aborts the call.
     pub(super) async fn deliver(
         &self,
-        mut request: Request,
+        request: &mut Request,
         delivery: &mut Delivery<'_>,
     ) -> Result<Response, Box<Refused>> {
         let (cx, manner, arrived) = (delivery.cx, delivery.manner, delivery.arrived);
@@ -155,11 +157,11 @@ impl Gateway {
             };
             let Claimed { mut lease, at, cold } = match claimed {
                 Ok(claimed) => claimed,
-                Err(failure) => return Err(Refused::new(failure, Some(Box::new(request)))),
+                Err(failure) => return Err(Refused::new(failure, true)),
             };
             let instance = lease.instance.id();
             let last = attempt >= self.config.retry.attempts || delivery.peer.is_some();
-            let repeats = !last && !upgrading && may_repeat(&request);
+            let repeats = !last && !upgrading && may_repeat(request);
             if let Some(span) = &mut delivery.tail.span {
                 let to = delivery.peer.is_none().then_some(instance);
                 span.exchanges(self.ids.next_span(), to, &lease, at, request.headers_mut());
@@ -170,17 +172,17 @@ impl Gateway {
                 let call = pin!(self.call(&lease, request, delivery, repeats, upgrading));
                 timeout_at(by, call).await
             };
-            let Failed { error, sent } = match called {
+            let failed = match called {
                 Ok(Ok((answered, progress))) => {
                     let timings = timings(&lease, instance, cold, arrived, at);
                     return self
                         .answer(answered, lease, on_upgrade.take(), progress, timings, delivery)
                         .map_err(|failure| {
                             self.tallies.count(claim.revision, true);
-                            Refused::new(failure, None)
+                            Refused::new(failure, false)
                         });
                 }
-                Ok(Err(error)) => error,
+                Ok(Err(failed)) => failed,
                 Err(_) => {
                     if let Some(span) = &mut delivery.tail.span {
                         span.broke(ErrorKind::Timeout.as_str());
@@ -189,46 +191,38 @@ impl Gateway {
                     self.tallies.count(claim.revision, true);
                     let text =
                         format!("instance {instance} had not answered {:?} after arrival", arrived.elapsed());
-                    return Err(Refused::new(Failure::deadline(text), None));
+                    return Err(Refused::new(Failure::deadline(text), false));
                 }
             };
+            let Failed { error, left } = *failed;
             if let Some(span) = &mut delivery.tail.span {
-                span.broke(error.error.kind.as_str());
+                span.broke(error.kind.as_str());
             }
-            lease.outcome = match error.error.kind {
+            lease.outcome = match error.kind {
                 ErrorKind::Crashed | ErrorKind::Timeout => Outcome::Lost,
                 // The client's fault, or nobody's.
                 ErrorKind::Unavailable => Outcome::Unused,
-                _ if error.unsent.is_some() => Outcome::Unused,
+                _ if left == Left::Unsent => Outcome::Unused,
                 _ => Outcome::Failed,
             };
             drop(lease);
-            let again = match (error.unsent, sent) {
-                (Some(unsent), _) => Ok(*unsent),
-                (None, Some(sent)) if error.error.kind == ErrorKind::Crashed => Ok(*sent),
-                (None, _) => Err(None),
+            let again = match left {
+                Left::Unsent => true,
+                Left::Sent => error.kind == ErrorKind::Crashed,
+                Left::Nothing => false,
             };
-            let again = match again {
-                Ok(request) if last || !self.may_retry(&error.error) => Err(Some(Box::new(request))),
-                other => other,
-            };
-            match again {
-                Ok(next) => {
-                    tracing::debug!(request = %cx.request, %instance, error = %error.error, "trying another instance");
-                    self.metrics.retries.increment(1);
-                    request = next;
-                    claim.exclude = Some(instance);
-                    attempt += 1;
-                }
-                Err(unsent) => {
-                    self.tallies.count(claim.revision, true);
-                    let failure = match delivery.peer {
-                        Some(_) => Failure::from_peer(&error.error, unsent.is_some()),
-                        None => Failure::from_call(&error.error),
-                    };
-                    return Err(Refused::new(failure, unsent));
-                }
+            if !again || last || !self.may_retry(&error) {
+                self.tallies.count(claim.revision, true);
+                let failure = match delivery.peer {
+                    Some(_) => Failure::from_peer(&error, again),
+                    None => Failure::from_call(&error),
+                };
+                return Err(Refused::new(failure, again));
             }
+            tracing::debug!(request = %cx.request, %instance, %error, "trying another instance");
+            self.metrics.retries.increment(1);
+            claim.exclude = Some(instance);
+            attempt += 1;
         }
     }
 
@@ -243,6 +237,12 @@ impl Gateway {
         if let Some(lease) = self.pool.try_claim(claim) {
             return Ok(Claimed { lease, at: Instant::now(), cold: false });
         }
+        // In a box, so that requests that need not wait are spared its bytes.
+        Box::pin(self.wait(claim, cx)).await
+    }
+
+    /// A place in the queue.
+    async fn wait(&self, claim: &Claim, cx: &Cx) -> Result<Claimed, Failure> {
         // Pools hold to the deadline themselves. One that does not must not hold a client for ever.
         let claimed = timeout_at(cx.deadline + POOL_GRACE, self.pool.claim(claim, cx)).await;
         match claimed.unwrap_or(Err(ClaimError::Deadline)) {
@@ -260,45 +260,45 @@ impl Gateway {
         }
     }
 
-    /// One attempt on one instance. `repeats`: the request comes back with the error if it may be sent again.
+    /// One attempt on one instance. `repeats`: the request stands where it was after an error if it may be sent again.
     async fn call(
         &self,
         lease: &Lease,
-        mut request: Request,
+        request: &mut Request,
         delivery: &Delivery<'_>,
         repeats: bool,
         upgrading: bool,
-    ) -> Result<(Answered, Option<Arc<Progress>>), Failed> {
+    ) -> Result<(Answered, Option<Arc<Progress>>), Box<Failed>> {
         let (cx, protocol) = (delivery.cx, delivery.manner.protocol);
         let protocol = if delivery.peer.is_some() && upgrading { Protocol::Http1 } else { protocol };
         let endpoint = match lease.instance.target() {
             InstanceTarget::Endpoint(endpoint) => endpoint,
             InstanceTarget::Call(callee) => {
-                let again = if repeats { again(&request) } else { None };
-                return match callee.call(request, cx).await {
+                let copy = if repeats { again(request) } else { None };
+                return match callee.call(std::mem::take(request), cx).await {
                     Ok(answer) => Ok((Answered::Inside(answer), None)),
-                    Err(error) => Err(Failed { error, sent: again }),
+                    Err(CallError { error, unsent }) => Err(Failed::put_back(error, unsent, copy, request)),
                 };
             }
         };
-        if let Err(error) = address(&mut request, endpoint, protocol) {
-            return Err(CallError::unsent(error, request).into());
+        if let Err(error) = address(request, endpoint, protocol) {
+            return Err(Failed::unsent(error));
         }
         if upgrading && protocol == Protocol::Http1 {
-            let response = self.upstream.send_upgrade(endpoint, request).await?;
-            return Ok((Answered::Socket(response), None));
-        }
-        if let Some(interim) = delivery.interim {
-            let interim = Arc::clone(interim);
-            hyper::ext::on_informational(&mut request, move |answer| {
-                interim.push(answer.status(), answer.headers());
-            });
+            let sending = Box::pin(self.upstream.send_upgrade(endpoint, std::mem::take(request)));
+            return match sending.await {
+                Ok(response) => Ok((Answered::Socket(response), None)),
+                Err(CallError { error, unsent }) => Err(Failed::put_back(error, unsent, None, request)),
+            };
         }
         let empty = http_body::Body::is_end_stream(request.body());
         let progress = (!empty).then(|| Progress::until(cx.deadline));
-        let instance = lease.instance.id();
-        let sending = self.upstream.send(instance, endpoint, protocol, request, progress.clone(), repeats);
-        Ok((Answered::Socket(sending.await?), progress))
+        let to = To { instance: lease.instance.id(), endpoint, interim: delivery.interim, repeats };
+        let sent = match protocol {
+            Protocol::H2c => Box::pin(self.upstream.send_http2(to, request, progress.clone())).await,
+            _ => self.upstream.send_http1(to, request, progress.as_ref()).await,
+        };
+        Ok((Answered::Socket(sent?), progress))
     }
 
     /// Makes an instance's answer fit for the client; the lease goes where the bytes are.
@@ -417,7 +417,9 @@ impl Gateway {
         self.tallies.count(delivery.target.revision, status.is_server_error());
         forward::strip_hop_by_hop(&mut head.headers, false);
         head.version = Version::HTTP_11;
-        head.extensions.insert(timings);
+        if delivery.timed {
+            head.extensions.insert(timings);
+        }
         Ok(Response::from_parts(head, body))
     }
 
@@ -496,7 +498,8 @@ fn address(request: &mut Request, endpoint: &Endpoint, protocol: Protocol) -> Re
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
     if protocol == Protocol::H2c {
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-        let named = host.and_then(|host| host.parse().ok());
+        // Of a second attempt the first one took Host out.
+        let named = host.and_then(|host| host.parse().ok()).or(parts.authority.take());
         parts.authority = match (named, endpoint) {
             (Some(authority), _) => Some(authority),
             (None, Endpoint::Tcp(_) | Endpoint::Host { .. }) => endpoint.to_string().parse().ok(),
@@ -519,4 +522,24 @@ fn address(request: &mut Request, endpoint: &Endpoint, protocol: Protocol) -> Re
             .with_source(error)
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_attempt_names_the_same_host() {
+        let endpoint = Endpoint::Tcp(([127, 0, 0, 1], 9).into());
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = "/path?q".parse().unwrap();
+        request.headers_mut().insert(header::HOST, http::HeaderValue::from_static("hello.example.com"));
+        for _ in 0..2 {
+            address(&mut request, &endpoint, Protocol::H2c).unwrap();
+            assert_eq!(request.uri(), "http://hello.example.com/path?q");
+            assert!(!request.headers().contains_key(header::HOST));
+        }
+        address(&mut request, &endpoint, Protocol::Http1).unwrap();
+        assert_eq!(request.uri(), "/path?q");
+    }
 }

@@ -130,16 +130,16 @@ impl Gateway {
     /// The way of a request from outside.
     async fn serve(
         &self,
-        mut request: Request,
+        request: &mut Request,
         id: RequestId,
         arrived: Instant,
         connection: &Arc<ClientConnection>,
         tail: &mut Tail,
         marked: Option<&Marked>,
     ) -> Result<Response, Failure> {
-        vet::vet(&mut request, self.config.max_uri_bytes)?;
+        vet::vet(request, self.config.max_uri_bytes)?;
         for hook in &self.config.hooks {
-            match hook.on_request(&mut request, &HookCx::new(id, connection)).await? {
+            match hook.on_request(request, &HookCx::new(id, connection)).await? {
                 Step::Continue => {}
                 Step::Answer(response) => return Ok(*response),
             }
@@ -149,7 +149,7 @@ impl Gateway {
         if marked.is_none() && self.is_internal(host) {
             return Err(Failure::from_route(RouteError::NoRoute, host));
         }
-        let mut target = match self.route(&request, host)? {
+        let mut target = match self.route(request, host)? {
             Route::To(target) => target,
             Route::Redirect { status, location } => return redirect(status, &location),
             Route::Remote(remote) => {
@@ -163,7 +163,7 @@ impl Gateway {
                     span.goes_to(remote.tenant, None);
                 }
                 let cx = Cx::new(Payer::Owner, id, arrived + remote.timeout);
-                let passed = self.pass_on(request, &remote, &cx, arrived, connection, tail).await;
+                let passed = Box::pin(self.pass_on(request, &remote, &cx, arrived, connection, tail)).await;
                 return passed.map_err(|refused| refused.failure);
             }
             _ => return Err(Failure::from_route(RouteError::NoRoute, host)),
@@ -189,16 +189,23 @@ impl Gateway {
             }
         }
         if cx.purpose.metered() {
-            tail.permit = Some(self.admit(&request, &target, &deployed, arrived)?);
+            tail.permit = Some(self.admit(request, &target, &deployed, arrived)?);
         }
         let head_only = *request.method() == Method::HEAD;
         let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
         let asked = request.headers().contains_key(&ASK_TIMING);
-        let browses = target.placeholder && wants_page(&request);
-        self.prepare(&mut request, id, connection, marked.is_some(), tail);
+        let browses = target.placeholder && wants_page(request);
+        self.prepare(request, id, connection, marked.is_some(), tail);
         if browses && let Some(page) = self.placeholder(&target, &cx) {
             return Ok(page);
         }
+        let tells = match self.config.server_timing {
+            ServerTiming::Always => true,
+            ServerTiming::WhenAsked => asked,
+            ServerTiming::Never => false,
+        };
+        // Hooks may look at how an answer came about.
+        let timed = tells || !self.config.hooks.is_empty();
         let mut response = loop {
             let mut delivery = Delivery {
                 target: &target,
@@ -211,13 +218,14 @@ impl Gateway {
                 head_only,
                 interim,
                 bytes_in: 0,
+                timed,
                 tail,
             };
             match self.deliver(request, &mut delivery).await {
                 Ok(response) => break response,
                 Err(refused) => {
                     let Refused { failure, unsent } = *refused;
-                    let (Some(fallback), Some(unsent)) = (target.fallback.take(), unsent) else {
+                    let Some(fallback) = target.fallback.take().filter(|_| unsent) else {
                         return Err(failure);
                     };
                     tracing::debug!(request = %id, reason = failure.reason, "going to the fallback");
@@ -230,13 +238,10 @@ impl Gateway {
                     if let Some(span) = &mut tail.span {
                         span.goes_to(target.tenant, Some((fallback, &deployed)));
                     }
-                    request = *unsent;
                 }
             }
         };
-        if self.config.server_timing == ServerTiming::Always
-            || (asked && self.config.server_timing == ServerTiming::WhenAsked)
-        {
+        if tells {
             add_server_timing(&mut response);
         }
         Ok(response)
@@ -245,7 +250,7 @@ impl Gateway {
     /// Passes a request on to another host, which admits, routes and meters it itself.
     async fn pass_on(
         &self,
-        mut request: Request,
+        request: &mut Request,
         remote: &RemoteTarget,
         cx: &Cx,
         arrived: Instant,
@@ -256,22 +261,22 @@ impl Gateway {
             Failure::new(StatusCode::SERVICE_UNAVAILABLE, "router", "no_such_peer", why)
                 .after(std::time::Duration::from_secs(1))
         };
-        let unsent = |failure, request| Refused::new(failure, Some(Box::new(request)));
+        let unsent = |failure| Refused::new(failure, true);
         let Some(peers) = &self.config.peers else {
             let why =
                 format!("the route leads to the host {}, and this gateway knows no others", remote.peer);
-            return Err(unsent(unknown(why), request));
+            return Err(unsent(unknown(why)));
         };
         if peers.has_passed(request.headers()) {
-            return Err(unsent(passed_on_twice("it passed this host before"), request));
+            return Err(unsent(passed_on_twice("it passed this host before")));
         }
         let Some(peer) = peers.get(&remote.peer) else {
             let why = format!("the route leads to the host {}, which is not there now", remote.peer);
-            return Err(unsent(unknown(why), request));
+            return Err(unsent(unknown(why)));
         };
         let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
-        self.prepare(&mut request, cx.request, connection, false, tail);
-        peers.sign(&mut request, &peer, cx);
+        self.prepare(request, cx.request, connection, false, tail);
+        peers.sign(request, &peer, cx);
         // The key of no revision: nothing is counted for one here.
         let mut target = RouteTarget::new(RevisionKey(u64::MAX), remote.tenant);
         target.timeout = remote.timeout;
@@ -286,6 +291,7 @@ impl Gateway {
             head_only: *request.method() == Method::HEAD,
             interim,
             bytes_in: 0,
+            timed: true,
             tail,
         };
         self.deliver(request, &mut delivery).await
@@ -359,9 +365,12 @@ impl Gateway {
         let headers = request.headers_mut();
         forward::strip_hop_by_hop(headers, upgrade);
         // The ingress answers 100 itself, as soon as an instance takes the body.
-        headers.remove(header::EXPECT);
-        headers.remove(&ASK_TIMING);
-        headers.remove(&peer::MARK);
+        let ours = [header::EXPECT, ASK_TIMING, peer::MARK];
+        if headers.keys().any(|name| ours.contains(name)) {
+            for name in &ours {
+                headers.remove(name);
+            }
+        }
         forward::stamp(headers, connection.origin(), self.config.trust_forwarded || marked);
         if tail.span.is_none() {
             span::own_context(TraceContext::of(headers), id, self.ids.next_span()).put(headers);
@@ -455,7 +464,7 @@ impl Handler for Gateway {
         tail.draft = self.draft(&request, id, arrived);
         tail.span = self.span(&request, id, arrived, marked.is_some(), connection.is_secure());
         let mut response =
-            match self.serve(request, id, arrived, &connection, &mut tail, marked.as_ref()).await {
+            match self.serve(&mut request, id, arrived, &connection, &mut tail, marked.as_ref()).await {
                 Ok(response) => response,
                 Err(failure) => {
                     self.metrics.refused(&failure);
@@ -524,9 +533,10 @@ impl Invoker for Gateway {
                             span.caused(&cx);
                             span.goes_to(remote.tenant, None);
                         }
-                        let passed =
-                            self.pass_on(request, &remote, &cx, arrived, &connection, &mut tail).await;
-                        return passed.map_err(|refused| refused.into_error(&mut tail));
+                        let passing =
+                            self.pass_on(&mut request, &remote, &cx, arrived, &connection, &mut tail);
+                        let passed = Box::pin(passing).await;
+                        return passed.map_err(|refused| refused.into_error(request, &mut tail));
                     }
                     Ok(_) => return not_found(format!("{path}: no route that this version knows"), request),
                     Err(failure) => return Err(CallError::unsent(failure.into_error(), request)),
@@ -565,7 +575,7 @@ impl Invoker for Gateway {
             match self.admit(&request, &to, &deployed, arrived) {
                 Ok(permit) => tail.permit = Some(permit),
                 Err(failure) => {
-                    return Err(Refused::new(failure, Some(Box::new(request))).into_error(&mut tail));
+                    return Err(Refused::new(failure, true).into_error(request, &mut tail));
                 }
             }
         }
@@ -582,10 +592,11 @@ impl Invoker for Gateway {
             head_only: *request.method() == Method::HEAD,
             interim: None,
             bytes_in: 0,
+            timed: true,
             tail: &mut tail,
         };
-        let delivered = self.deliver(request, &mut delivery).await;
-        delivered.map_err(|refused| refused.into_error(&mut tail))
+        let delivered = self.deliver(&mut request, &mut delivery).await;
+        delivered.map_err(|refused| refused.into_error(request, &mut tail))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a request must satisfy before anything else looks at it.
 
-use http::{HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use sas_core::Request;
 
 use crate::{failure::Failure, host_of};
@@ -52,6 +52,20 @@ pub(super) fn vet(request: &mut Request, max_uri_bytes: usize) -> Result<(), Fai
     if let Some(authority) = authority {
         request.headers_mut().insert(header::HOST, authority?);
     }
+    let frames = |name: &HeaderName| *name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING;
+    if request.headers().keys().any(frames) {
+        one_framing(request)?;
+    }
+    let path = request.uri().path();
+    let asks_the_server = path == "*" && *request.method() == Method::OPTIONS;
+    if !path.starts_with('/') && !asks_the_server {
+        return Err(Failure::malformed("bad_path", "a path begins with /"));
+    }
+    Ok(())
+}
+
+/// A request with a body says its length in one way.
+fn one_framing(request: &Request) -> Result<(), Failure> {
     let lengths = request.headers().get_all(header::CONTENT_LENGTH).iter().count();
     if lengths > 1 || (lengths == 1 && request.headers().contains_key(header::TRANSFER_ENCODING)) {
         return Err(Failure::malformed("ambiguous_length", "a request says its length once and in one way"));
@@ -65,11 +79,6 @@ pub(super) fn vet(request: &mut Request, max_uri_bytes: usize) -> Result<(), Fai
                 "a request is chunked once, and in no other coding",
             ));
         }
-    }
-    let path = request.uri().path();
-    let asks_the_server = path == "*" && *request.method() == Method::OPTIONS;
-    if !path.starts_with('/') && !asks_the_server {
-        return Err(Failure::malformed("bad_path", "a path begins with /"));
     }
     Ok(())
 }

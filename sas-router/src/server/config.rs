@@ -11,6 +11,10 @@ pub struct ServerConfig {
     /// Connections at once; more wait in the kernel's backlog until one ends. `None`:
     /// [`ServerConfig::DEFAULT_MAX_CONNECTIONS`], or what whoever composes the server finds right for the machine.
     pub max_connections: Option<usize>,
+    /// Threads of the listener's own, each with a runtime of one thread, that take its connections and serve them: as many
+    /// as there are cores for a program that does little else. Handlers run on them, too. 0: connections are served by the
+    /// runtime that the server is made in. Not for Unix sockets. 0.
+    pub workers: usize,
     /// How long a request's head may take, from its first byte. 10 s.
     pub header_timeout: Duration,
     /// How long a connection may lie without a request. 75 s.
@@ -53,6 +57,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             max_connections: None,
+            workers: 0,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(30),

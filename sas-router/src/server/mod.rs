@@ -9,6 +9,7 @@ mod request_line;
 mod tls;
 mod transport;
 mod watch;
+mod workers;
 
 use std::{
     convert::Infallible,
@@ -45,6 +46,7 @@ use self::{
     plain::Answered,
     transport::{Carrier, Transport, error_answer},
     watch::{Busy, Signal, Watch, Watched},
+    workers::Workers,
 };
 use crate::{
     connection::{ClientConnection, Ending},
@@ -115,6 +117,7 @@ impl Shared {
 pub struct Server {
     local: SocketAddr,
     shared: Arc<Shared>,
+    workers: Workers,
 }
 
 impl Server {
@@ -135,15 +138,29 @@ impl Server {
     /// Serves `handler` on a listener that the host opened.
     ///
     /// # Errors
-    /// `Unavailable` when the listener has no local address.
+    /// `Unavailable` when the listener has no local address, or the threads of [`ServerConfig::workers`] can't be had.
     pub fn serve(listener: TcpListener, handler: Arc<dyn Handler>, config: ServerConfig) -> Result<Self> {
         let local = listener.local_addr().map_err(|error| {
             Error::new(ErrorKind::Unavailable, "serve", "the listener has no address").with_source(error)
         })?;
         let shared = Arc::new(Shared::new(handler, config));
-        shared.ending.tasks.spawn(accept(Listener::Tcp(listener), Arc::clone(&shared)));
+        let workers = match shared.config.workers {
+            0 => {
+                shared.ending.tasks.spawn(accept(Listener::Tcp(listener), Arc::clone(&shared)));
+                Workers::default()
+            }
+            count => {
+                let started =
+                    listener.into_std().and_then(|listener| Workers::start(count, &listener, &shared));
+                started.map_err(|error| {
+                    shared.ending.drain.cancel();
+                    let text = format!("can't start {count} workers; ServerConfig::workers says how many");
+                    Error::new(ErrorKind::Unavailable, "serve", text).with_source(error)
+                })?
+            }
+        };
         shared.ending.tasks.spawn(look(Arc::clone(&shared)));
-        Ok(Self { local, shared })
+        Ok(Self { local, shared, workers })
     }
 
     /// The address on which it listens, with the port that it was given.
@@ -161,6 +178,7 @@ impl Server {
     /// when every task is gone. Idempotent.
     pub async fn shutdown(&self, deadline: Instant) {
         self.shared.ending.run(deadline).await;
+        self.workers.end().await;
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, StatusCode, Uri, Version, header};
+use http::{Method, Uri, Version, header};
 use sas_core::{Body, Request, Response};
 use tokio::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt as _, ReadBuf};
 
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     connection::ClientConnection,
     framing,
-    wire::{self, MOST, Scratch, put_headers, put_line},
+    wire::{self, MOST, Scratch, put_line},
 };
 
 /// Longest answer that is written here.
@@ -49,12 +49,13 @@ pub(super) enum Left {
     Hyper(Option<Answered>),
 }
 
+#[allow(clippy::large_enum_variant, reason = "it is that variant nearly always, and is taken apart at once")]
 enum Parsed {
     Partial,
     /// Not for here.
     Odd,
     /// A request, how many bytes it had, and whether it is the last one.
-    Request(Box<Request>, usize, bool),
+    Request(Request, usize, bool),
 }
 
 /// Reads a request, if it is a plain one.
@@ -114,12 +115,13 @@ fn parse(read: &[u8], shared: &Shared) -> Parsed {
     *request.method_mut() = method;
     *request.uri_mut() = target;
     *request.headers_mut() = headers;
-    Parsed::Request(Box::new(request), end, last)
+    Parsed::Request(request, end, last)
 }
 
 /// What comes of waiting for a request.
+#[allow(clippy::large_enum_variant, reason = "it is that variant nearly always, and is taken apart at once")]
 enum Came {
-    Request(Box<Request>, bool),
+    Request(Request, bool),
     /// Something that is hyper's: bytes, or a word of the watch.
     Odd,
     End,
@@ -185,56 +187,64 @@ fn take(read: &mut Vec<u8>, shared: &Shared) -> Option<Came> {
     }
 }
 
-/// Whether `response` can be written here.
-fn is_plain(response: &Response) -> bool {
-    let headers = response.headers();
+/// Writes an answer into the scratch. `false`: it is none for here.
+fn encode(response: &Response, last: bool, seconds: u64, scratch: &mut Scratch) -> bool {
     let status = response.status();
-    let Some(body) = response.body().in_memory() else { return false };
-    body.len() <= MOST_ANSWER
-        && response.version() == Version::HTTP_11
-        && status.as_u16() >= 200
-        && !framing::is_bodiless(false, status)
-        && status.canonical_reason().is_some()
-        && !headers.contains_key(header::CONNECTION)
-        && !headers.contains_key(header::TRANSFER_ENCODING)
-        && {
-            let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-            let said = lengths.next().map(|length| framing::digits(length.as_bytes()));
-            said.is_none_or(|said| said == Some(body.len() as u64)) && lengths.next().is_none()
+    let Some(body) = response.body().in_memory().filter(|body| body.len() <= MOST_ANSWER) else {
+        return false;
+    };
+    let said =
+        response.extensions().get::<hyper::ext::ReasonPhrase>().map(hyper::ext::ReasonPhrase::as_bytes);
+    let Some(reason) = said.or_else(|| status.canonical_reason().map(str::as_bytes)) else { return false };
+    if response.version() != Version::HTTP_11
+        || status.is_informational()
+        || framing::is_bodiless(false, status)
+    {
+        return false;
+    }
+    let out = &mut scratch.out;
+    out.clear();
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(reason);
+    out.extend_from_slice(b"\r\n");
+    let (mut measured, mut dated) = (false, false);
+    for (name, value) in response.headers() {
+        match *name {
+            header::CONNECTION | header::TRANSFER_ENCODING => return false,
+            header::CONTENT_LENGTH => {
+                if measured || framing::digits(value.as_bytes()) != Some(body.len() as u64) {
+                    return false;
+                }
+                measured = true;
+            }
+            header::DATE => dated = true,
+            _ => {}
         }
-}
-
-/// Writes a plain answer into the scratch.
-fn encode(response: &Response, last: bool, seconds: u64, scratch: &mut Scratch) {
-    let status = response.status();
-    let headers = response.headers();
-    let body = response.body().in_memory().unwrap_or_default();
-    scratch.out.clear();
-    if status == StatusCode::OK && response.extensions().get::<hyper::ext::ReasonPhrase>().is_none() {
-        scratch.out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
-    } else {
-        scratch.out.extend_from_slice(b"HTTP/1.1 ");
-        scratch.out.extend_from_slice(status.as_str().as_bytes());
-        scratch.out.push(b' ');
-        let reason = match response.extensions().get::<hyper::ext::ReasonPhrase>() {
-            Some(reason) => reason.as_bytes(),
-            None => status.canonical_reason().unwrap_or_default().as_bytes(),
-        };
-        scratch.out.extend_from_slice(reason);
-        scratch.out.extend_from_slice(b"\r\n");
+        put_line(name.as_str(), value.as_bytes(), out);
     }
-    put_headers(headers, &mut scratch.out);
-    if !headers.contains_key(header::CONTENT_LENGTH) {
-        put_line("content-length", body.len().to_string().as_bytes(), &mut scratch.out);
-    }
-    if !headers.contains_key(header::DATE) {
-        scratch.put_date(seconds);
+    if !measured {
+        put_line("content-length", body.len().to_string().as_bytes(), out);
     }
     if last {
-        put_line("connection", b"close", &mut scratch.out);
+        put_line("connection", b"close", out);
+    }
+    if !dated {
+        scratch.put_date(seconds);
     }
     scratch.out.extend_from_slice(b"\r\n");
     scratch.out.extend_from_slice(body);
+    true
+}
+
+/// What came of writing an answer.
+enum Wrote {
+    All,
+    /// It is none for here, and nothing of it was written.
+    Odd,
+    /// The connection is over.
+    End,
 }
 
 /// A connection on the plain way.
@@ -288,36 +298,40 @@ impl Plain<'_> {
         if left { Poll::Ready(()) } else { self.poll_told(cx) }
     }
 
-    /// Writes an answer. `false`: the connection is over.
-    async fn write(&mut self, response: Response, last: bool) -> io::Result<bool> {
+    async fn write(&mut self, response: &Response, last: bool) -> io::Result<Wrote> {
         let mut started = false;
         let mut rest = Vec::new();
         poll_fn(|cx| {
             if !started {
                 started = true;
                 let seconds = self.shared.watch.seconds();
-                wire::scratch(|scratch| {
-                    encode(&response, last, seconds, scratch);
+                let plain = wire::scratch(|scratch| {
+                    if !encode(response, last, seconds, scratch) {
+                        return Ok(false);
+                    }
                     match Pin::new(&mut *self.io).poll_write(cx, &scratch.out) {
                         Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                         Poll::Ready(Ok(count)) => rest.extend_from_slice(&scratch.out[count..]),
                         Poll::Ready(Err(error)) => return Err(error),
                         Poll::Pending => rest.extend_from_slice(&scratch.out),
                     }
-                    Ok(())
+                    Ok(true)
                 })?;
+                if !plain {
+                    return Poll::Ready(Ok(Wrote::Odd));
+                }
             }
             while !rest.is_empty() {
                 match Pin::new(&mut *self.io).poll_write(cx, &rest) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                     Poll::Ready(Ok(count)) => drop(rest.drain(..count)),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Pending => return self.poll_told(cx).map(|()| Ok(false)),
+                    Poll::Pending => return self.poll_told(cx).map(|()| Ok(Wrote::End)),
                 }
             }
             match Pin::new(&mut *self.io).poll_flush(cx) {
-                Poll::Ready(done) => Poll::Ready(done.map(|()| true)),
-                Poll::Pending => self.poll_told(cx).map(|()| Ok(false)),
+                Poll::Ready(done) => Poll::Ready(done.map(|()| Wrote::All)),
+                Poll::Pending => self.poll_told(cx).map(|()| Ok(Wrote::End)),
             }
         })
         .await
@@ -337,7 +351,7 @@ pub(super) async fn serve(
     let mut plain = Plain { io, watched, shared, client, read: Vec::new(), known: Signal::Continue };
     loop {
         let came = poll_fn(|cx| poll_request(plain.io, &mut plain.read, watched, shared, cx)).await?;
-        let (request, mut last) = match came {
+        let (mut request, mut last) = match came {
             Came::Request(request, last) => (request, last),
             Came::Odd => {
                 plain.io.unread(&plain.read);
@@ -346,7 +360,6 @@ pub(super) async fn serve(
             Came::End => return Ok(Left::Ended),
         };
         let busy = watched.begin();
-        let mut request = *request;
         request.extensions_mut().insert(Arc::clone(client));
         let mut handling = shared.handler.handle(request);
         let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
@@ -358,19 +371,21 @@ pub(super) async fn serve(
         if let Some(interim) = client.interim() {
             interim.close();
         }
-        if !is_plain(&response) {
-            // The request is answered: all that hyper needs of it is that it was there, and whether it is the last.
-            let asked: &[u8] = match last {
-                true => b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n",
-                false => b"GET / HTTP/1.1\r\n\r\n",
-            };
-            plain.io.unread(&[asked, &plain.read].concat());
-            return Ok(Left::Hyper(Some(Answered { response, busy })));
-        }
         last |= plain.known == Signal::Drain;
-        if !plain.write(response, last).await? {
-            return Ok(Left::Ended);
+        match plain.write(&response, last).await? {
+            Wrote::All => {}
+            Wrote::Odd => {
+                // The request is answered: all that hyper needs of it is that it was there, and whether it is the last.
+                let asked: &[u8] = match last {
+                    true => b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n",
+                    false => b"GET / HTTP/1.1\r\n\r\n",
+                };
+                plain.io.unread(&[asked, &plain.read].concat());
+                return Ok(Left::Hyper(Some(Answered { response, busy })));
+            }
+            Wrote::End => return Ok(Left::Ended),
         }
+        drop(response);
         drop(busy);
         if last {
             plain.io.shutdown().await?;

@@ -19,7 +19,7 @@ use std::{
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use sas_core::{CallError, Endpoint, Error, ErrorKind, InstanceId, Protocol, Request, Retry};
+use sas_core::{CallError, Endpoint, Error, ErrorKind, InstanceId, Request, Retry};
 use tokio::{
     runtime::{Handle, Id},
     sync::OnceCell,
@@ -33,6 +33,7 @@ use self::{
     plain::{Exchanged, Plain},
 };
 use crate::{
+    interim::Interim,
     retry::again,
     stall::{Handover, Limit},
 };
@@ -137,6 +138,15 @@ impl Connection {
     }
 }
 
+/// A connection for hyper.
+enum Given {
+    Hyper(Box<Http1>),
+    /// Nobody speaks on it.
+    Unused(InstanceIo),
+    /// The request was sent (with `true`: not all of it) and the answer has begun.
+    Begun(InstanceIo, bool),
+}
+
 /// A connection that lies unused.
 #[derive(Debug)]
 struct Idle {
@@ -201,16 +211,58 @@ impl Home {
     }
 }
 
-/// A call that failed. The request is handed back where it may be had once more.
-pub(crate) struct Failed {
-    pub(crate) error: CallError,
-    /// The request that was sent, when it can be sent again as it is.
-    pub(crate) sent: Option<Box<Request>>,
+/// Where a request goes, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct To<'a> {
+    pub(crate) instance: InstanceId,
+    pub(crate) endpoint: &'a Endpoint,
+    /// Where interim answers go, if the client takes any.
+    pub(crate) interim: Option<&'a Arc<Interim>>,
+    /// The request may be sent again. One that may not is careful: a kept connection is looked at once more before.
+    pub(crate) repeats: bool,
 }
 
-impl From<CallError> for Failed {
-    fn from(error: CallError) -> Self {
-        Self { error, sent: None }
+/// What is left of a request whose call failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    Nothing,
+    /// It stands where it was, and may have been executed.
+    Sent,
+    /// It stands where it was, and no byte of it reached an instance.
+    Unsent,
+}
+
+/// A call that failed.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) error: Error,
+    pub(crate) left: Left,
+}
+
+impl Failed {
+    pub(crate) fn unsent(error: Error) -> Box<Self> {
+        Box::new(Self { error, left: Left::Unsent })
+    }
+
+    /// Puts what there is of a request back into its place.
+    pub(crate) fn put_back(
+        error: Error,
+        unsent: Option<Box<Request>>,
+        copy: Option<Box<Request>>,
+        place: &mut Request,
+    ) -> Box<Self> {
+        let left = match (unsent, copy) {
+            (Some(unsent), _) => {
+                *place = *unsent;
+                Left::Unsent
+            }
+            (None, Some(copy)) => {
+                *place = *copy;
+                Left::Sent
+            }
+            (None, None) => Left::Nothing,
+        };
+        Box::new(Self { error, left })
     }
 }
 
@@ -241,56 +293,32 @@ impl Upstream {
         self.shards.iter().map(|shard| shard.lock().values().map(of).sum::<usize>()).sum()
     }
 
-    /// Sends `request` to the instance and waits for the head of the answer. The caller bounds the time.
-    ///
-    /// `repeats`: the request may be sent again, and comes back with an error that does not say it was not. One that
-    /// may not is careful: a kept connection is looked at once more before it is sent.
+    /// Sends `request` over HTTP/1.1 and waits for the head of the answer. The caller bounds the time. What is sent may be
+    /// taken out of the request.
     ///
     /// **Cancel safety:** dropping the future closes the connection it used.
-    pub(crate) async fn send(
+    pub(crate) async fn send_http1(
         self: &Arc<Self>,
-        instance: InstanceId,
-        endpoint: &Endpoint,
-        protocol: Protocol,
-        request: Request,
-        progress: Option<Arc<Progress>>,
-        repeats: bool,
-    ) -> Result<http::Response<InstanceBody>, Failed> {
-        match protocol {
-            Protocol::H2c => {
-                let sent = if repeats { again(&request) } else { None };
-                let request = request.map(|body| Outgoing::new(body, progress));
-                let sending = self.send_http2(instance, endpoint, request).await;
-                sending.map_err(|error| Failed { error, sent })
-            }
-            _ => self.send_http1(instance, endpoint, request, progress, repeats).await,
-        }
-    }
-
-    async fn send_http1(
-        self: &Arc<Self>,
-        instance: InstanceId,
-        endpoint: &Endpoint,
-        mut request: Request,
-        progress: Option<Arc<Progress>>,
-        repeats: bool,
-    ) -> Result<http::Response<InstanceBody>, Failed> {
-        let home = Home { upstream: Arc::clone(self), instance, at: Handle::current().id() };
-        let is_plain = self.config.plain_http1 && plain::is_plain(&request);
+        to: To<'_>,
+        request: &mut Request,
+        progress: Option<&Arc<Progress>>,
+    ) -> Result<http::Response<InstanceBody>, Box<Failed>> {
+        let home = Home { upstream: Arc::clone(self), instance: to.instance, at: Handle::current().id() };
+        let is_plain = self.config.plain_http1 && plain::is_plain(request);
         loop {
-            let kept = poll_fn(|cx| Poll::Ready(self.check_out(&home, cx, !repeats))).await;
+            let kept = poll_fn(|cx| Poll::Ready(self.check_out(&home, cx, !to.repeats))).await;
             let reused = kept.is_some();
             let connection = match kept {
                 Some(connection) => connection,
-                None => match self.connect_http1(endpoint).await {
+                None => match Box::pin(self.connect_http1(to.endpoint)).await {
                     Ok(plain) => Connection::Plain(plain),
-                    Err(error) => return Err(CallError::unsent(error, request).into()),
+                    Err(error) => return Err(Failed::unsent(error)),
                 },
             };
-            let hyper = match connection {
-                Connection::Plain(plain) if is_plain => match plain.exchange(&request, &home).await {
+            let given = match connection {
+                Connection::Plain(plain) if is_plain => match plain.exchange(request, &home).await {
                     Exchanged::Answer(response) => {
-                        if let Some(progress) = &progress {
+                        if let Some(progress) = progress {
                             progress.went(request.body().in_memory().map_or(0, <[u8]>::len));
                         }
                         return Ok(response);
@@ -298,40 +326,62 @@ impl Upstream {
                     // A kept connection that ended before it took the request says nothing about the instance.
                     Exchanged::Lost { unsent: true, .. } if reused => continue,
                     Exchanged::Lost { unsent: true, error } => {
-                        return Err(CallError::unsent(took_nothing(error, endpoint), request).into());
+                        return Err(Failed::unsent(took_nothing(error, to.endpoint)));
                     }
                     Exchanged::Lost { unsent: false, error } => {
-                        let error = CallError::sent(ended_before(error, endpoint));
-                        return Err(Failed { error, sent: repeats.then(|| Box::new(request)) });
+                        let left = if to.repeats { Left::Sent } else { Left::Nothing };
+                        return Err(Box::new(Failed { error: ended_before(error, to.endpoint), left }));
                     }
-                    Exchanged::Odd { io, cut } => match Http1::over(io, &self.config).await {
-                        Ok(hyper) if cut => hyper.once(),
-                        Ok(hyper) => hyper,
-                        Err(error) => return Err(CallError::sent(ended_before(error, endpoint)).into()),
-                    },
+                    Exchanged::Odd { io, cut } => Given::Begun(io, cut),
                 },
-                Connection::Plain(plain) => match self.hyper(plain.into_io(), endpoint).await {
-                    Ok(hyper) => hyper,
-                    Err(error) => return Err(CallError::unsent(error, request).into()),
-                },
-                Connection::Hyper(hyper) => hyper,
+                Connection::Plain(plain) => Given::Unused(plain.into_io()),
+                Connection::Hyper(hyper) => Given::Hyper(hyper),
             };
-            let sent = if repeats { again(&request) } else { None };
-            let outgoing = request.map(|body| Outgoing::new(body, progress.clone()));
-            match hyper.send(outgoing, home.clone()).await {
-                Ok(response) => return Ok(response),
-                Err(http1::Failed { unsent: Some(unsent), .. }) if reused => {
-                    request = unsent.map(Outgoing::into_body);
-                }
-                Err(http1::Failed { unsent: Some(unsent), error }) => {
-                    let unsent = unsent.map(Outgoing::into_body);
-                    return Err(CallError::unsent(took_nothing(error, endpoint), unsent).into());
-                }
-                Err(http1::Failed { unsent: None, error }) => {
-                    return Err(Failed { error: CallError::sent(self.sent(error, endpoint)), sent });
-                }
+            // In a box, so that plain requests are spared its kilobytes.
+            match Box::pin(self.send_general(given, to, request, progress, &home)).await {
+                Err(failed) if failed.left == Left::Unsent && reused => {}
+                sent => return sent,
             }
         }
+    }
+
+    /// Sends a request by hyper, or lets hyper go on with one.
+    async fn send_general(
+        &self,
+        given: Given,
+        to: To<'_>,
+        request: &mut Request,
+        progress: Option<&Arc<Progress>>,
+        home: &Home,
+    ) -> Result<http::Response<InstanceBody>, Box<Failed>> {
+        let hyper = match given {
+            Given::Hyper(hyper) => hyper,
+            Given::Unused(io) => self.hyper(io, to.endpoint).await.map_err(Failed::unsent)?,
+            Given::Begun(io, cut) => match Http1::over(io, &self.config).await {
+                Ok(hyper) if cut => hyper.once(),
+                Ok(hyper) => hyper,
+                Err(error) => {
+                    let error = ended_before(error, to.endpoint);
+                    return Err(Box::new(Failed { error, left: Left::Nothing }));
+                }
+            },
+        };
+        let copy = if to.repeats { again(request) } else { None };
+        let mut outgoing = std::mem::take(request).map(|body| Outgoing::new(body, progress.cloned()));
+        if let Some(interim) = to.interim {
+            let interim = Arc::clone(interim);
+            hyper::ext::on_informational(&mut outgoing, move |answer| {
+                interim.push(answer.status(), answer.headers());
+            });
+        }
+        hyper.send(outgoing, home.clone()).await.map_err(|http1::Failed { unsent, error }| {
+            let error = match &unsent {
+                Some(_) => took_nothing(error, to.endpoint),
+                None => self.sent(error, to.endpoint),
+            };
+            let unsent = unsent.map(|unsent| Box::new(unsent.map(Outgoing::into_body)));
+            Failed::put_back(error, unsent, copy, request)
+        })
     }
 
     async fn connect_http1(&self, endpoint: &Endpoint) -> Result<Plain, Error> {
@@ -417,35 +467,39 @@ impl Upstream {
         }
     }
 
-    async fn send_http2(
+    /// The same over HTTP/2.
+    pub(crate) async fn send_http2(
         self: &Arc<Self>,
-        instance: InstanceId,
-        endpoint: &Endpoint,
-        mut request: http::Request<Outgoing>,
-    ) -> Result<http::Response<InstanceBody>, CallError> {
+        to: To<'_>,
+        request: &mut Request,
+        progress: Option<Arc<Progress>>,
+    ) -> Result<http::Response<InstanceBody>, Box<Failed>> {
+        let copy = if to.repeats { again(request) } else { None };
+        let mut outgoing = std::mem::take(request).map(|body| Outgoing::new(body, progress));
         // One connection per instance, made by whoever comes first; a second try when a kept one has ended.
         for attempt in 0..2 {
-            let cell = self.http2_cell(instance);
-            let made = cell.get_or_try_init(|| self.connect_http2(endpoint)).await;
+            let cell = self.http2_cell(to.instance);
+            let made = cell.get_or_try_init(|| self.connect_http2(to.endpoint)).await;
             let mut sender = match made {
                 Ok(sender) => sender.clone(),
-                Err(error) => return Err(CallError::unsent(error, request.map(Outgoing::into_body))),
+                Err(error) => {
+                    *request = outgoing.map(Outgoing::into_body);
+                    return Err(Failed::unsent(error));
+                }
             };
             let handover = &sender.handover;
-            let given = request.map(|body| body.handed_over(Arc::clone(handover)));
+            let given = outgoing.map(|body| body.handed_over(Arc::clone(handover)));
             match sender.sender.try_send_request(given).await {
                 Ok(response) => return Ok(response.map(InstanceBody::driven)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if attempt == 0 => {
-                        self.forget_http2(instance, &cell);
-                        request = unsent;
+                        self.forget_http2(to.instance, &cell);
+                        outgoing = unsent;
                     }
                     unsent => {
-                        let error = self.sent(error.into_error(), endpoint);
-                        return Err(match unsent {
-                            Some(unsent) => CallError::unsent(error, unsent.map(Outgoing::into_body)),
-                            None => CallError::sent(error),
-                        });
+                        let error = self.sent(error.into_error(), to.endpoint);
+                        let unsent = unsent.map(|unsent| Box::new(unsent.map(Outgoing::into_body)));
+                        return Err(Failed::put_back(error, unsent, copy, request));
                     }
                 },
             }
@@ -556,7 +610,22 @@ impl Upstream {
     }
 }
 
+/// Tells that nobody sweeps any more, also when the sweeper's runtime ends before it.
+struct Sweeping {
+    upstream: Weak<Upstream>,
+    told: bool,
+}
+
+impl Drop for Sweeping {
+    fn drop(&mut self) {
+        if let (false, Some(upstream)) = (self.told, self.upstream.upgrade()) {
+            upstream.sweeping.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
 async fn sweep(upstream: Weak<Upstream>, idle_timeout: Duration) {
+    let mut sweeping = Sweeping { upstream: Weak::clone(&upstream), told: false };
     let period = (idle_timeout / 4).clamp(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         tokio::time::sleep(period).await;
@@ -567,6 +636,7 @@ async fn sweep(upstream: Weak<Upstream>, idle_timeout: Duration) {
         // A connection may have come in between the count and this store; whoever sees it takes the sweeping on.
         upstream.sweeping.store(false, Ordering::SeqCst);
         if upstream.kept() == 0 || upstream.sweeping.swap(true, Ordering::SeqCst) {
+            sweeping.told = true;
             return;
         }
     }

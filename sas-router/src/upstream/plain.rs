@@ -71,11 +71,12 @@ struct Head {
     read: Bytes,
 }
 
+#[allow(clippy::large_enum_variant, reason = "it is that variant nearly always, and is taken apart at once")]
 enum Parsed {
     Partial,
     /// Not for here.
     Odd,
-    Head(Box<Head>),
+    Head(Head),
 }
 
 /// Reads the head of an answer to a request of `method`, if it is a plain one.
@@ -124,10 +125,11 @@ fn parse(read: &[u8], method: &Method) -> Parsed {
     let Ok(reason) = reason.transpose() else { return Parsed::Odd };
     let closes = headers.contains_key(header::CONNECTION)
         && forward::has_token(&headers, &header::CONNECTION, "close");
-    Parsed::Head(Box::new(Head { status, headers, reason, bytes, length, closes, read: copied }))
+    Parsed::Head(Head { status, headers, reason, bytes, length, closes, read: copied })
 }
 
 /// How an exchange went.
+#[allow(clippy::large_enum_variant, reason = "it is the largest nearly always")]
 pub(super) enum Exchanged {
     Answer(http::Response<InstanceBody>),
     /// The answer is for hyper, which reads it from here as if it had sent the request. `cut`: not all of the request
@@ -162,8 +164,9 @@ struct Exchange<'a> {
     read: Vec<u8>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "it is that variant nearly always, and is taken apart at once")]
 enum Step {
-    Head(Box<Head>, usize),
+    Head(Head, usize),
     Odd(Vec<u8>),
 }
 
@@ -282,7 +285,7 @@ impl Plain {
             Ok(Step::Odd(read)) => return Exchanged::Odd { io: self.io.replaying(read), cut },
             Err(error) => return Exchanged::Lost { error, unsent: !sent },
         };
-        let Head { status, headers, reason, bytes, length, closes, read: whole } = *head;
+        let Head { status, headers, reason, bytes, length, closes, read: whole } = head;
         let keep_for = keep_for(&headers);
         let came = whole.slice(bytes..);
         let more = read > bytes + came.len();
