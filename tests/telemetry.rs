@@ -395,3 +395,25 @@ spec:
     assert_eq!(named(&order, "POST").parent, served.id);
     assert!(platform.terminate().success());
 }
+
+#[tokio::test]
+async fn mistakes_are_told_with_their_field() {
+    let free = "127.0.0.1:0";
+    for (args, words) in [
+        (&["--otlp", "localhost:4317"][..], "otel: endpoint"),
+        (&["--otlp", "http://127.0.0.1:4318", "--otlp-ratio", "2"], "sampling.ratio"),
+        (&["--otlp-logs"], "--otlp URL"),
+        (&["--otlp-ratio", "much"], "--otlp-ratio much"),
+    ] {
+        let all = [&["--listen", free, "--admin", free][..], args].concat();
+        let output = shared::platform_command(&all).output().expect("it runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(words), "{args:?}: {stderr}");
+    }
+    let mut command =
+        shared::platform_command(&["--listen", free, "--admin", free, "--otlp", "http://127.0.0.1:1"]);
+    let output = command.env("OTEL_EXPORTER_OTLP_HEADERS", "bad name=hidden").output().expect("it runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("headers.bad name"), "{stderr}");
+    assert!(!stderr.contains("hidden"), "{stderr}");
+}
