@@ -57,7 +57,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--workers COUNT] [--state DIR] [--domain DOMAIN] \
 [--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--total-memory-bytes BYTES] [--total-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... \
-[--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--kafka-host HOST:PORT]... [--postgres-host HOST:PORT]... \
+[--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--kafka-host HOST:PORT]... [--mqtt-host HOST:PORT]... [--postgres-host HOST:PORT]... \
 [--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] \
 [--otlp URL [--otlp-ratio SHARE] [--otlp-ignore-parent] [--otlp-logs]] MANIFEST...\n       platform --openapi";
 
@@ -112,7 +112,7 @@ struct Options {
 }
 
 /// The servers of one feature.
-#[cfg(any(feature = "kafka", feature = "redis", feature = "nats", feature = "postgres"))]
+#[cfg(any(feature = "kafka", feature = "mqtt", feature = "redis", feature = "nats", feature = "postgres"))]
 fn hosts_of(feature: &str, hosts: &[(&str, String)]) -> Vec<String> {
     hosts.iter().filter(|(of, _)| *of == feature).map(|(_, host)| host.clone()).collect()
 }
@@ -229,6 +229,7 @@ impl Options {
                 "--state" => options.state = Some(value()?.into()),
                 "--package-root" => options.package_roots.push(value()?.into()),
                 "--redis-host" => options.broker_host("redis", cfg!(feature = "redis"), value()?)?,
+                "--mqtt-host" => options.broker_host("mqtt", cfg!(feature = "mqtt"), value()?)?,
                 "--kafka-host" => options.broker_host("kafka", cfg!(feature = "kafka"), value()?)?,
                 "--nats-host" => options.broker_host("nats", cfg!(feature = "nats"), value()?)?,
                 "--postgres-host" => options.broker_host("postgres", cfg!(feature = "postgres"), value()?)?,
@@ -347,6 +348,10 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     #[cfg(feature = "redis")]
     {
         builder = builder.redis_hosts(hosts_of("redis", &options.broker_hosts));
+    }
+    #[cfg(feature = "mqtt")]
+    {
+        builder = builder.mqtt_hosts(hosts_of("mqtt", &options.broker_hosts));
     }
     #[cfg(feature = "kafka")]
     {

@@ -342,6 +342,22 @@ impl PlatformBuilder {
             .trigger_sink("kafka", move |spec, secrets| sinks.sink(spec, secrets))
     }
 
+    /// Lets triggers read topics of these MQTT brokers, by the source `mqtt`, and send to them, by the sink `mqtt`: each
+    /// `host:port`, as it stands in a trigger's `url`. Without it the kinds are unknown, and other brokers are refused.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().mqtt_hosts(["127.0.0.1:1883"]);
+    /// ```
+    #[cfg(feature = "mqtt")]
+    #[must_use]
+    pub fn mqtt_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
+        let brokers = sas_mqtt::MqttBrokers::new(hosts);
+        let sinks = brokers.clone();
+        self.trigger_kind("mqtt", move |spec| Ok(Arc::new(brokers.source(spec)?)))
+            .trigger_sink("mqtt", move |spec, secrets| sinks.sink(spec, secrets))
+    }
+
     /// Lets triggers append events to files in this directory, by the sink `file`: `<namespace>.<name>.jsonl`.
     #[cfg(feature = "webhook")]
     #[must_use]

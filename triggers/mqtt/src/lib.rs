@@ -1,0 +1,11 @@
+#![forbid(unsafe_code)]
+#![doc = include_str!("../README.md")]
+
+mod message;
+mod session;
+mod sink;
+mod source;
+
+pub use session::MqttBrokers;
+pub use sink::MqttSink;
+pub use source::MqttSource;

@@ -1,0 +1,362 @@
+//! Against a real `mosquitto`, which the tests start on a free port of loopback.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what was skipped and counted is said")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use sas_core::{
+    Ack, Event, EventPublisher, EventSink, SecretSource, SinkSpec, Slot, TenantKey, TriggerSecrets,
+    TriggerSpec,
+};
+use sas_mqtt::{MqttBrokers, MqttSource};
+use sas_testkit::{
+    broker::{Running, until},
+    fake::{FakeEventSink, FakeStore},
+};
+use tokio::time::Instant;
+
+/// A broker with its sessions in a directory: it writes them when it is told to end.
+struct Broker {
+    child: Child,
+    dir: tempfile::TempDir,
+    port: u16,
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn program() -> &'static str {
+    if std::path::Path::new("/usr/sbin/mosquitto").exists() { "/usr/sbin/mosquitto" } else { "mosquitto" }
+}
+
+fn spawn(dir: &std::path::Path) -> std::io::Result<Child> {
+    Command::new(program())
+        .arg("-c")
+        .arg(dir.join("mosquitto.conf"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+impl Broker {
+    /// `None`, and a line about it, where there is no broker; in CI that is a failure.
+    async fn start(more: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let configuration = format!(
+            "listener {port} 127.0.0.1\nuser root\npersistence true\npersistence_location {}/\nmax_queued_messages 0\n{}\n",
+            dir.path().display(),
+            if more.is_empty() { "allow_anonymous true" } else { more }
+        );
+        std::fs::write(dir.path().join("mosquitto.conf"), configuration).unwrap();
+        match spawn(dir.path()) {
+            Ok(child) => {
+                let broker = Self { child, dir, port };
+                broker.answers().await;
+                Some(broker)
+            }
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none(), "mosquitto: {error}");
+                eprintln!("SKIPPED: mosquitto: {error} (Debian has it as mosquitto)");
+                None
+            }
+        }
+    }
+
+    async fn answers(&self) {
+        until("the broker answers", async || {
+            tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_ok()
+        })
+        .await;
+    }
+
+    /// Told to end, so that it writes down its sessions, and started again.
+    async fn restart(&mut self) {
+        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(told.success());
+        self.child.wait().unwrap();
+        self.child = spawn(self.dir.path()).unwrap();
+        self.answers().await;
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    fn spec(&self, topics: &str, client: &str) -> TriggerSpec {
+        TriggerSpec::new("default/orders", "mqtt", "default/orders")
+            .with_option("url", format!("mqtt://{}", self.address()))
+            .with_option("topics", topics)
+            .with_option("client-id", client)
+    }
+
+    fn source(&self, spec: &TriggerSpec) -> Arc<MqttSource> {
+        Arc::new(MqttBrokers::new([self.address()]).source(spec).unwrap())
+    }
+
+    fn sink(&self, topic: &str, more: &[(&str, &str)]) -> Arc<dyn EventPublisher> {
+        let url = format!("mqtt://{}", self.address());
+        let mut options = BTreeMap::from([("url".to_owned(), url), ("topic".to_owned(), topic.to_owned())]);
+        options.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let spec = SinkSpec::new("default/t", "mqtt", options);
+        MqttBrokers::new([self.address()]).sink(&spec, TriggerSecrets::default()).unwrap()
+    }
+}
+
+fn event(number: usize) -> Event {
+    Event::new(number.to_string(), "/shop", "order.paid")
+        .and_then(|event| event.with_data("text/plain", number.to_string()))
+        .unwrap()
+}
+
+async fn send(sink: &Arc<dyn EventPublisher>, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        sink.publish(event(number)).await.unwrap();
+    }
+}
+
+fn ids(sink: &FakeEventSink) -> BTreeSet<usize> {
+    sink.delivered().iter().map(|event| event.id().parse().unwrap()).collect()
+}
+
+/// A session exists when what is sent is kept for it.
+async fn subscribed(source: &Arc<MqttSource>, sink: &Arc<FakeEventSink>, probe: &Arc<dyn EventPublisher>) {
+    let running = Running::start(Arc::clone(source) as _, sink);
+    until("the subscription is there", async || {
+        probe.publish(event(0)).await.unwrap();
+        !sink.delivered().is_empty()
+    })
+    .await;
+    running.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_both_versions_come_and_go() {
+    let Some(broker) = Broker::start("").await else { return };
+    for (version, modes) in [("5", &["binary", "structured"][..]), ("3.1.1", &["structured"])] {
+        let topic = format!("orders/{}", version.len());
+        let spec = broker.spec(&topic, &format!("forms{version}")).with_option("version", version);
+        let (source, sink) = (broker.source(&spec), FakeEventSink::new(4));
+        let probe = broker.sink(&topic, &[("version", version)]);
+        subscribed(&source, &sink, &probe).await;
+        let before = sink.delivered().len();
+        // While no host is there, the session keeps what comes.
+        for mode in modes {
+            let way = broker.sink(&topic, &[("version", version), ("mode", mode)]);
+            way.publish(event(7)).await.unwrap();
+        }
+        let running = Running::start(source as _, &sink);
+        until("they come", async || ids(&sink).contains(&7)).await;
+        until("all come", async || {
+            sink.delivered().iter().filter(|event| event.id() == "7").count() == modes.len()
+        })
+        .await;
+        running.stop().await.unwrap();
+        let expected = event(7).with_extension("sasposition", topic.as_str()).unwrap();
+        let came: Vec<Event> =
+            sink.delivered()[before..].iter().filter(|event| event.id() == "7").cloned().collect();
+        assert!(came.iter().all(|came| *came == expected), "{came:?}");
+    }
+}
+
+/// Notes what was offered in which order.
+#[derive(Debug, Default)]
+struct Order {
+    offered: Mutex<Vec<usize>>,
+    done: Mutex<usize>,
+}
+
+#[async_trait]
+impl EventSink for Order {
+    async fn ready(&self) -> sas_core::Result<Slot> {
+        Ok(Slot(Box::new(())))
+    }
+
+    async fn deliver(&self, _slot: Slot, event: Event) -> sas_core::Result<Ack> {
+        let number: usize = event.id().parse().unwrap();
+        self.offered.lock().unwrap().push(number);
+        tokio::time::sleep(Duration::from_millis((number as u64 * 7) % 11)).await;
+        *self.done.lock().unwrap() += 1;
+        Ok(Ack::Completed)
+    }
+}
+
+/// 3,000 messages, of which the host acknowledges what it delivered only, while it crashes and fails and the broker restarts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crashes_failures_and_restarts_lose_nothing() {
+    let Some(mut broker) = Broker::start("").await else { return };
+    let spec = broker.spec("orders/#", "killed");
+    let (sink, probe) = (FakeEventSink::new(8), broker.sink("orders/new", &[]));
+    subscribed(&broker.source(&spec), &sink, &probe).await;
+    send(&probe, 1..3001).await;
+    let mut crashes = 0;
+    sink.set_delivery_time(Duration::from_millis(1));
+    for round in 0..8 {
+        let running = Running::start(broker.source(&spec) as _, &sink);
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        if round == 3 {
+            broker.restart().await;
+        } else if round == 5 {
+            sink.fail_next(sas_core::ErrorKind::Unavailable);
+            running.ended().await.expect_err("a delivery failed");
+            continue;
+        }
+        running.crash().await;
+        crashes += 1;
+    }
+    let running = Running::start(broker.source(&spec) as _, &sink);
+    until("all come", async || ids(&sink).len() == 3001).await;
+    running.stop().await.unwrap();
+    let again = sink.delivered().len() - 3001;
+    println!("3000 messages, {crashes} crashes of the host, a restart of the broker: lost 0, {again} twice");
+
+    // What was acknowledged does not come again, and what comes is in its order.
+    let (order, source) = (Arc::new(Order::default()), broker.source(&spec));
+    send(&broker.sink("orders/new", &[]), 4000..4200).await;
+    let running = Running::start(source as _, &order);
+    until("the rest comes", async || *order.done.lock().unwrap() == 200).await;
+    running.stop().await.unwrap();
+    assert_eq!(*order.offered.lock().unwrap(), (4000..4200).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hosts_share_a_subscription() {
+    let Some(broker) = Broker::start("").await else { return };
+    let of = |client: &str| broker.source(&broker.spec("shared", client).with_option("share", "group"));
+    let (one, other) = (FakeEventSink::new(4), FakeEventSink::new(4));
+    let probe = broker.sink("shared", &[]);
+    let first = Running::start(of("a") as _, &one);
+    until("the first is there", async || {
+        probe.publish(event(0)).await.unwrap();
+        !one.delivered().is_empty()
+    })
+    .await;
+    let second = Running::start(of("b") as _, &other);
+    until("the second is there", async || {
+        probe.publish(event(0)).await.unwrap();
+        !other.delivered().is_empty()
+    })
+    .await;
+    send(&probe, 1..301).await;
+    let each = |sink: &FakeEventSink| sink.delivered().iter().filter(|event| event.id() != "0").count();
+    until("all come", async || each(&one) + each(&other) == 300).await;
+    assert!(each(&one) > 0 && each(&other) > 0, "{} and {}", each(&one), each(&other));
+    assert_eq!(ids(&one).union(&ids(&other)).count(), 301);
+    first.stop().await.unwrap();
+    second.stop().await.unwrap();
+}
+
+/// One secret, which a test changes while a source runs.
+#[derive(Debug, Default)]
+struct Password(Mutex<String>);
+
+#[async_trait]
+impl SecretSource for Password {
+    async fn resolve(&self, _: &str, _: TenantKey) -> sas_core::Result<bytes::Bytes> {
+        Ok(self.0.lock().unwrap().clone().into())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_have_passwords_which_change() {
+    let files = tempfile::tempdir().unwrap();
+    let users = files.path().join("users");
+    let set = |password: &str| {
+        let made =
+            Command::new("mosquitto_passwd").args(["-b", "-c"]).arg(&users).args(["anna", password]).status();
+        made.is_ok_and(|made| made.success())
+    };
+    if !set("first") {
+        assert!(std::env::var_os("CI").is_none(), "mosquitto_passwd makes no file");
+        eprintln!("SKIPPED: mosquitto_passwd makes no file (Debian has it in mosquitto)");
+        return;
+    }
+    let more = format!("allow_anonymous false\npassword_file {}", users.display());
+    let Some(mut broker) = Broker::start(&more).await else { return };
+    let password = Arc::new(Password(Mutex::new("first\n".to_owned())));
+    let spec =
+        broker.spec("t", "anna").with_option("username", "anna").with_option("password-secret", "secret/m/p");
+    let (source, sink) = (broker.source(&spec), FakeEventSink::new(1));
+    let started = || {
+        let secrets = Arc::clone(&password) as Arc<dyn SecretSource>;
+        Running::with(Arc::clone(&source) as _, &sink, Arc::new(FakeStore::default()), Some(secrets))
+    };
+    let running = started();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!running.has_ended(), "the password is good");
+    assert!(set("second"));
+    broker.restart().await;
+    running.ended().await.expect_err("the broker went away");
+    let refused = started().ended().await.expect_err("the password is not good any more");
+    assert!(!format!("{refused:?}").contains("first"), "{refused:?}");
+    "second".clone_into(&mut password.0.lock().unwrap());
+    let running = started();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!running.has_ended(), "the new password is good");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_broker_that_is_away_ends_the_run() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("127.0.0.1:{port}");
+    let spec = TriggerSpec::new("t", "mqtt", "default/x")
+        .with_option("url", format!("mqtt://{address}"))
+        .with_option("topics", "t");
+    let source = MqttBrokers::new([address]).source(&spec).unwrap();
+    let began = Instant::now();
+    let error =
+        Running::start(Arc::new(source), &FakeEventSink::new(1)).ended().await.expect_err("nobody listens");
+    assert!(
+        error.to_string().contains("the connection") && began.elapsed() < Duration::from_secs(6),
+        "{error}"
+    );
+}
+
+#[test]
+fn options_are_refused_by_name() {
+    let brokers = MqttBrokers::new(["127.0.0.1:1883"]);
+    let spec = |options: &[(&str, &str)]| {
+        let mut spec = TriggerSpec::new("t", "mqtt", "default/x")
+            .with_option("url", "mqtt://127.0.0.1:1883")
+            .with_option("topics", "a/+, b/#");
+        for (name, value) in options {
+            spec = spec.with_option(*name, *value);
+        }
+        brokers.source(&spec).map(|_| ()).map_err(|errors| errors.to_string())
+    };
+    spec(&[("share", "g"), ("version", "3.1.1")]).unwrap();
+    for (options, says) in [
+        (&[("url", "mqtts://127.0.0.1:1883")][..], "options.url"),
+        (&[("url", "mqtt://10.0.0.1:1883")], "none of the servers"),
+        (&[("url", "mqtt://a:pw@127.0.0.1:1883")], "no credentials"),
+        (&[("topics", "a/#/b")], "options.topics"),
+        (&[("topics", "$share/g/a")], "options.topics"),
+        (&[("share", "a/b")], "options.share"),
+        (&[("version", "4")], "options.version"),
+        (&[("session-expiry", "0")], "options.session-expiry"),
+        (&[("username", "a")], "options.password-secret"),
+        (&[("qos", "2")], "options.qos"),
+    ] {
+        let errors = spec(options).unwrap_err();
+        assert!(errors.contains(says) && !errors.contains("pw"), "{options:?}: {errors}");
+    }
+    let options =
+        [("url", "mqtt://127.0.0.1:1883"), ("topic", "a/+"), ("version", "3.1.1"), ("mode", "binary")];
+    let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let sink = SinkSpec::new("default/t", "mqtt", BTreeMap::from(options));
+    let errors = brokers.sink(&sink, TriggerSecrets::default()).unwrap_err().to_string();
+    assert!(errors.contains("options.sink.topic") && errors.contains("options.sink.mode"), "{errors}");
+}
