@@ -16,6 +16,8 @@ pub struct Definition(pub(crate) Arc<Inner>);
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) document: Json,
+    /// The document for expressions: one for all runs.
+    pub(crate) value: sas_jq::Value,
     pub(crate) digest: String,
     pub(crate) head: Head,
     pub(crate) uses: Uses,

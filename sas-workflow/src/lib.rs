@@ -2,6 +2,7 @@
 
 mod data;
 mod definition;
+mod driver;
 mod fault;
 mod machine;
 mod mistakes;
@@ -10,6 +11,7 @@ mod record;
 
 pub use self::{
     definition::{Definition, Refused, Schedule},
+    driver::{Actions, Phase, RunState, StepKey, Workflows, invoke_service},
     machine::{Machine, MissingSecret, Status, Visit},
     mistakes::{Mistake, Mistakes},
     record::{Body, Command, Outcome, Record, Request},

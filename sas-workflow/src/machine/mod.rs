@@ -231,7 +231,7 @@ impl Run {
         ];
         let workflow = [
             ("id".to_owned(), id.into()),
-            ("definition".to_owned(), Value::from_json(cx.definition.document()).map_err(deep)?),
+            ("definition".to_owned(), cx.definition.0.value.clone()),
             ("input".to_owned(), raw.clone()),
             ("startedAt".to_owned(), Value::object(started).map_err(deep)?),
         ];

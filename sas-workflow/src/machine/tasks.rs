@@ -11,7 +11,7 @@ use crate::{
     data::Data,
     definition::{Backoff, Catch, Kind, Raised, Retry, Task, Then},
     fault::{Fault, Standard},
-    record::{Command, Outcome},
+    record::{Body as Bytes, Command, Outcome},
 };
 
 /// Most rounds of a loop.
@@ -360,9 +360,14 @@ impl Cx {
             Some(Outcome::Failed { reason }) => Err(Fault::new(Standard::Communication, pointer, reason)),
             Some(Outcome::Error(Json::Object(members))) => Err(Fault(members)),
             Some(Outcome::Error(other)) => Err(Fault::new(Standard::Runtime, pointer, other.to_string())),
-            Some(Outcome::Answer { status, .. }) => {
-                let problem = format!("an answer of HTTP ({status}) came for what is no call by HTTP");
-                Err(Fault::new(Standard::Runtime, pointer, problem))
+            // A service of the platform that answered with no success.
+            Some(Outcome::Answer { status, body, .. }) => {
+                let text: String = match &body {
+                    Bytes::Text(text) => text.chars().take(1_000).collect(),
+                    Bytes::Base64(_) => "bytes".to_owned(),
+                };
+                let detail = format!("the answer has the status {status}: {text}");
+                Err(Fault::new(Standard::Communication, pointer, detail).with_status(status))
             }
         }
     }

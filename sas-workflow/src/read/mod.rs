@@ -151,7 +151,21 @@ fn definition(document: Json, mistakes: &mut Mistakes) -> Option<Inner> {
     reader.check(&uses);
     let refused = reader.refused;
     let digest = digest(&document);
-    Some(Inner { digest, head: head?, uses, input, output, timeout, schedule, tasks, refused, document })
+    // No deeper than `DEEPEST`, and so never too deep for a value.
+    let value = sas_jq::Value::from_json(&document).unwrap_or_default();
+    Some(Inner {
+        digest,
+        head: head?,
+        uses,
+        input,
+        output,
+        timeout,
+        schedule,
+        tasks,
+        refused,
+        value,
+        document,
+    })
 }
 
 fn is_name(text: &str) -> bool {

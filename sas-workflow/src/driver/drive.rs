@@ -1,0 +1,286 @@
+//! One run, as long as it does something.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use sas_core::{Error, ErrorKind, Result, Version};
+use serde_json::Value as Json;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Inner, Letter, Told,
+    actions::StepKey,
+    has_ended,
+    records::{Parent, Phase, RunState},
+};
+use crate::{Command, Machine, Outcome, Record, Status};
+
+/// What came of an action; `None`: it is told later.
+type Flight = BoxFuture<'static, (String, Option<Outcome>)>;
+
+enum Turn {
+    /// Nothing is left to do now.
+    Parked,
+    /// Somebody else has written: read again.
+    Again,
+}
+
+impl Inner {
+    pub(super) async fn drive(self: Arc<Self>, run: &str) {
+        let Ok(_permit) = self.active.acquire().await else { return };
+        let mut wait = Duration::from_millis(50);
+        // What is under way goes on when the run is read again.
+        let mut flights: FuturesUnordered<Flight> = FuturesUnordered::new();
+        let mut asked: HashSet<String> = HashSet::new();
+        loop {
+            match self.clone().drive_once(run, &mut flights, &mut asked).await {
+                Ok(Turn::Parked) => return,
+                Ok(Turn::Again) => {}
+                Err(error) if error.kind == ErrorKind::Unavailable => {
+                    // The store is away: what was told waits, and who told it, too.
+                    tracing::warn!(run, %error, "a run cannot go on now");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(Duration::from_secs(10));
+                }
+                Err(error) => {
+                    tracing::error!(run, %error, "a run cannot go on");
+                    if let Some(live) = self.live.lock().remove(run) {
+                        for letter in live.inbox {
+                            answer(letter, Err(Error::new(error.kind, "workflow", error.message.clone())));
+                        }
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The machine of a run as its records make it.
+    async fn load(&self, run: &str) -> Result<Option<(RunState, Version, Machine)>> {
+        let Some((state, version)) = self.records.state(run).await? else { return Ok(None) };
+        let definition = self.definition(&state.namespace, &state.name, &state.version).await?;
+        let Some(definition) = definition.filter(|definition| definition.digest() == state.digest) else {
+            let message =
+                format!("the definition {}/{} {} is not there", state.namespace, state.name, state.version);
+            return Err(Error::new(ErrorKind::NotFound, "workflow", message));
+        };
+        let secrets = self.actions.secrets(&state.namespace, definition.secrets()).await;
+        let mut machine = Machine::new(definition, &secrets)
+            .map_err(|missing| Error::new(ErrorKind::NotFound, "workflow", missing.to_string()))?;
+        let records = self.records.history(run).await?;
+        // A state that is newer than the records that were read is read again with its next append, which fails.
+        for (at, record) in records.iter().enumerate() {
+            machine.apply(record);
+            if at % 64 == 63 {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(Some((state, version, machine)))
+    }
+
+    async fn drive_once(
+        self: Arc<Self>,
+        run: &str,
+        flights: &mut FuturesUnordered<Flight>,
+        asked: &mut HashSet<String>,
+    ) -> Result<Turn> {
+        let Some((mut state, mut version, mut machine)) = self.load(run).await? else {
+            self.live.lock().remove(run);
+            return Ok(Turn::Parked);
+        };
+        loop {
+            if state.phase != Phase::Running {
+                self.finish(run, &state);
+                return Ok(Turn::Parked);
+            }
+            let wanted: HashSet<&str> = machine.commands().iter().map(Command::step).collect();
+            asked.retain(|step| wanted.contains(step.as_str()));
+            for command in machine.commands() {
+                if matches!(command, Command::Arm { .. } | Command::Subscribe { .. }) {
+                    continue;
+                }
+                if asked.insert(command.step().to_owned()) {
+                    flights.push(self.clone().act(&state, command.clone()));
+                }
+            }
+            let due = next_time(&machine);
+            let now = self.now();
+            let letter = {
+                let mut live = self.live.lock();
+                let Some(own) = live.get_mut(run) else { return Ok(Turn::Parked) };
+                match own.inbox.pop_front() {
+                    Some(letter) => Ok(letter),
+                    None if due.is_some_and(|at| at <= now) => Ok(Letter { told: Told::Wake, stored: None }),
+                    None if flights.is_empty() => {
+                        // Under the lock: what is told from here on finds nobody, and drives the run anew.
+                        live.remove(run);
+                        self.timers.lock().set(run, due);
+                        self.timers_changed.notify_one();
+                        return Ok(Turn::Parked);
+                    }
+                    None => Err(own.notify.clone()),
+                }
+            };
+            let letter = match letter {
+                Ok(letter) => letter,
+                Err(notify) => {
+                    let wait = due.map_or(3_600_000, |at| at.saturating_sub(now).clamp(1, 3_600_000));
+                    tokio::select! {
+                        biased;
+                        Some((step, outcome)) = flights.next() => match outcome {
+                            Some(outcome) => Letter { told: Told::Done(step, outcome), stored: None },
+                            None => continue,
+                        },
+                        () = notify.notified() => continue,
+                        () = tokio::time::sleep(Duration::from_millis(wait)) => continue,
+                    }
+                }
+            };
+            let at = self.now();
+            let record = match &letter.told {
+                Told::Event(event) => Record::Event { event: event.clone(), at },
+                Told::Done(step, outcome) => {
+                    Record::Done { step: step.clone(), outcome: outcome.clone(), at }
+                }
+                Told::Cancelled => Record::Cancelled { at },
+                Told::Wake if due.is_some_and(|due| due <= at) => Record::Time { at },
+                Told::Wake => continue,
+            };
+            let record = match self.records.fitting(record) {
+                Ok(record) => record,
+                Err(error) => {
+                    answer(letter, Err(error));
+                    continue;
+                }
+            };
+            machine.apply(&record);
+            let mut next = RunState { records: state.records + 1, updated: at, ..state.clone() };
+            described(&mut next, &machine, self.records.most());
+            match self.records.append(&record, &next, version).await {
+                Ok(written) => {
+                    (state, version) = (next, written);
+                    answer(letter, Ok(()));
+                }
+                Err(error) => {
+                    // What a machine was told and is not stored did not happen.
+                    if let Some(own) = self.live.lock().get_mut(run) {
+                        own.inbox.push_front(letter);
+                    }
+                    return match error.kind {
+                        ErrorKind::Conflict => Ok(Turn::Again),
+                        _ => Err(error),
+                    };
+                }
+            }
+        }
+    }
+
+    /// A run has ended: who waits for it is told.
+    fn finish(self: &Arc<Self>, run: &str, state: &RunState) {
+        self.timers.lock().set(run, None);
+        if let Some(live) = self.live.lock().remove(run) {
+            for letter in live.inbox {
+                answer(letter, Err(has_ended(run)));
+            }
+        }
+        if let (Some(parent), Some(outcome)) = (&state.parent, outcome_of(state)) {
+            let letter = Letter { told: Told::Done(parent.step.clone(), outcome), stored: None };
+            // A full inbox: the parent asks again when it goes on.
+            let _ = self.clone().post(&parent.run, letter);
+        }
+    }
+
+    fn act(self: Arc<Self>, state: &RunState, command: Command) -> Flight {
+        let key = StepKey {
+            namespace: state.namespace.clone(),
+            run: state.id.clone(),
+            step: command.step().to_owned(),
+        };
+        Box::pin(async move {
+            let step = key.step.clone();
+            let outcome = match command {
+                Command::Call { request, .. } => Some(self.actions.call(&key, &request).await),
+                Command::Invoke { service, input, .. } => {
+                    Some(self.actions.invoke(&key, &service, &input).await)
+                }
+                Command::Emit { event, .. } => Some(self.actions.emit(&key, &event).await),
+                Command::Start { namespace, name, version, input, wait, .. } => {
+                    self.child(&key, [&namespace, &name, &version], input, wait).await
+                }
+                Command::Arm { .. } | Command::Subscribe { .. } => None,
+            };
+            (step, outcome)
+        })
+    }
+
+    async fn child(
+        self: Arc<Self>,
+        key: &StepKey,
+        definition: [&str; 3],
+        input: Json,
+        wait: bool,
+    ) -> Option<Outcome> {
+        let digest =
+            Sha256::new().chain_update(&key.run).chain_update([0]).chain_update(&key.step).finalize();
+        let id = digest.iter().take(16).fold("child-".to_owned(), |id, byte| format!("{id}{byte:02x}"));
+        let parent = wait.then(|| Parent { run: key.run.clone(), step: key.step.clone() });
+        match self.start(definition, &id, input, parent).await {
+            Ok(_) if !wait => Some(Outcome::Output(Json::Null)),
+            Ok(state) => outcome_of(&state),
+            Err(error) => Some(Outcome::Failed { reason: error.to_string() }),
+        }
+    }
+}
+
+fn answer(letter: Letter, result: Result<()>) {
+    if let Some(stored) = letter.stored {
+        // Who has gone does not want to know.
+        let _ = stored.send(result);
+    }
+}
+
+fn next_time(machine: &Machine) -> Option<u64> {
+    let times = machine.commands().iter().filter_map(|command| match command {
+        Command::Arm { at, .. } => Some(*at),
+        _ => None,
+    });
+    times.min()
+}
+
+/// How a child ended; `None`: it has not.
+fn outcome_of(state: &RunState) -> Option<Outcome> {
+    let error = |title: &str| serde_json::json!({"type": "about:blank", "status": 500, "title": title});
+    match state.phase {
+        Phase::Running => None,
+        Phase::Completed => Some(Outcome::Output(state.output.clone().unwrap_or(Json::Null))),
+        Phase::Faulted => {
+            Some(Outcome::Error(state.error.clone().unwrap_or_else(|| error("the child faulted"))))
+        }
+        Phase::Cancelled => Some(Outcome::Error(error("the child was cancelled"))),
+    }
+}
+
+/// Writes down how the machine stands.
+fn described(state: &mut RunState, machine: &Machine, most: usize) {
+    state.wakes = next_time(machine);
+    state.asks = machine
+        .commands()
+        .iter()
+        .any(|command| !matches!(command, Command::Arm { .. } | Command::Subscribe { .. }));
+    match machine.status() {
+        Status::Pending | Status::Running => {}
+        Status::Completed(output) => {
+            let size = output.to_string().len();
+            if size > most / 2 {
+                state.phase = Phase::Faulted;
+                let detail = format!("the output has {size} bytes; this store takes {}", most / 2);
+                state.error =
+                    Some(serde_json::json!({"type": "about:blank", "status": 500, "detail": detail}));
+            } else {
+                (state.phase, state.output) = (Phase::Completed, Some(output.clone()));
+            }
+        }
+        Status::Faulted(error) => (state.phase, state.error) = (Phase::Faulted, Some(error.clone())),
+        Status::Cancelled => state.phase = Phase::Cancelled,
+    }
+}

@@ -1,0 +1,339 @@
+//! The driver: runs that survive crashes, on any [`Store`].
+
+mod actions;
+mod drive;
+mod records;
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use sas_core::{Clock, Error, ErrorKind, Result, Store};
+use serde_json::Value as Json;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use self::records::{Parent, Records};
+pub use self::{
+    actions::{Actions, StepKey, invoke_service},
+    records::{Phase, RunState},
+};
+use crate::{Definition, Outcome, Record};
+
+/// How many runs may do something at once; those that wait count for nothing.
+const ACTIVE: usize = 256;
+/// How many events and other words may wait for one run.
+const INBOX: usize = 1_000;
+
+/// Workflows on a store: their definitions, and the runs of these.
+///
+/// What happens to a run is a record in the store before anything is done about it; a commit is guarded by the run's state, so that of
+/// two drivers one appends and the other reads again. Steps are done at least once: after a crash, what was asked for and not
+/// answered is asked for again, under the same [`StepKey`]. A run that waits (for a time, an event, a child) takes no task and no
+/// machine: it is its records, and an entry in a list where it waits for a time.
+#[derive(Clone, Debug)]
+pub struct Workflows(Arc<Inner>);
+
+struct Inner {
+    records: Records,
+    clock: Arc<dyn Clock>,
+    actions: Arc<dyn Actions>,
+    active: Semaphore,
+    live: Mutex<HashMap<String, Live>>,
+    timers: Mutex<Timers>,
+    timers_changed: Notify,
+    definitions: Mutex<HashMap<String, Definition>>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workflows").field("live", &self.live.lock().len()).finish_non_exhaustive()
+    }
+}
+
+/// A run that is being driven.
+#[derive(Default)]
+struct Live {
+    inbox: VecDeque<Letter>,
+    notify: Arc<Notify>,
+}
+
+/// What a run is told, and who wants to know that it is stored.
+struct Letter {
+    told: Told,
+    stored: Option<oneshot::Sender<Result<()>>>,
+}
+
+enum Told {
+    Event(Json),
+    Done(String, Outcome),
+    Cancelled,
+    /// Nothing: it is to look.
+    Wake,
+}
+
+#[derive(Default)]
+struct Timers {
+    due: BTreeSet<(u64, String)>,
+    at: HashMap<String, u64>,
+}
+
+impl Timers {
+    fn set(&mut self, run: &str, at: Option<u64>) {
+        if let Some(before) = self.at.remove(run) {
+            self.due.remove(&(before, run.to_owned()));
+        }
+        if let Some(at) = at {
+            self.at.insert(run.to_owned(), at);
+            self.due.insert((at, run.to_owned()));
+        }
+    }
+}
+
+fn wrong(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidSpec, "workflow", message)
+}
+
+impl Workflows {
+    /// Workflows in this store, which do what they ask for by `actions`. Nothing happens before [`Workflows::run`].
+    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, actions: Arc<dyn Actions>) -> Self {
+        Self(Arc::new(Inner {
+            records: Records { store },
+            clock,
+            actions,
+            active: Semaphore::new(ACTIVE),
+            live: Mutex::default(),
+            timers: Mutex::default(),
+            timers_changed: Notify::new(),
+            definitions: Mutex::default(),
+        }))
+    }
+
+    /// Stores a definition. A version is for ever: the same document again is fine, another one is not.
+    ///
+    /// # Errors
+    /// `Conflict` when the version has another document; the store's.
+    pub async fn define(&self, definition: &Definition) -> Result<()> {
+        self.0.records.define(definition).await
+    }
+
+    /// The definition of this version.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn definition(&self, namespace: &str, name: &str, version: &str) -> Result<Option<Definition>> {
+        self.0.definition(namespace, name, version).await
+    }
+
+    /// Starts a run with an id of the caller's: letters, digits and `-._~`, at most 100. When it returns, the run is stored and will
+    /// come to its end. A second start with the same id does nothing and gives the run's state.
+    ///
+    /// # Errors
+    /// `NotFound` when the definition is not there; `InvalidSpec` for a bad id or too large an input; `Conflict` when a run of another
+    /// definition has the id; the store's.
+    pub async fn start(
+        &self,
+        namespace: &str,
+        name: &str,
+        version: &str,
+        run: &str,
+        input: Json,
+    ) -> Result<RunState> {
+        self.0.clone().start([namespace, name, version], run, input, None).await
+    }
+
+    /// Tells a run of an event, in the JSON format of CloudEvents. When it returns, the run has it for good; an event that the run
+    /// does not wait for is kept as a record and changes nothing.
+    ///
+    /// # Errors
+    /// `NotFound`, `Conflict` when the run has ended, `Exhausted` when too many events wait for it; the store's.
+    pub async fn event(&self, run: &str, event: Json) -> Result<()> {
+        self.0.clone().told(run, Told::Event(event)).await
+    }
+
+    /// Ends a run where it is. What was asked for and is under way may still happen.
+    ///
+    /// # Errors
+    /// As [`Workflows::event`].
+    pub async fn cancel(&self, run: &str) -> Result<()> {
+        self.0.clone().told(run, Told::Cancelled).await
+    }
+
+    /// How a run stands.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn state(&self, run: &str) -> Result<Option<RunState>> {
+        Ok(self.0.records.state(run).await?.map(|(state, _)| state))
+    }
+
+    /// Up to `limit` runs whose ids come after `after`, in the order of their ids.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn list(&self, after: Option<&str>, limit: usize) -> Result<Vec<RunState>> {
+        self.0.records.states(after, limit).await
+    }
+
+    /// All records of a run, in order.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn history(&self, run: &str) -> Result<Vec<Record>> {
+        self.0.records.history(run).await
+    }
+
+    /// Waits until the run has ended.
+    ///
+    /// **Cancel safety:** dropping it leaves nothing behind.
+    ///
+    /// # Errors
+    /// `NotFound`; the store's.
+    pub async fn ended(&self, run: &str) -> Result<RunState> {
+        self.0.records.ended(run).await
+    }
+
+    /// Goes on with all runs of the store that have not ended, and tells runs the time when it has come, until `stop`.
+    ///
+    /// # Errors
+    /// The store's, when the runs cannot be listed.
+    pub async fn run(&self, stop: CancellationToken) -> Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let states = self.0.records.states(after.as_deref(), 500).await?;
+            let Some(last) = states.last() else { break };
+            after = Some(last.id.clone());
+            for state in states.iter().filter(|state| state.phase == Phase::Running) {
+                if state.asks {
+                    self.0.clone().post(&state.id, Letter { told: Told::Wake, stored: None })?;
+                } else {
+                    self.0.timers.lock().set(&state.id, state.wakes);
+                }
+            }
+        }
+        self.0.clone().tell_times(&stop).await;
+        Ok(())
+    }
+
+    /// How many runs are being driven now.
+    pub fn driven(&self) -> usize {
+        self.0.live.lock().len()
+    }
+}
+
+impl Inner {
+    fn now(&self) -> u64 {
+        u64::try_from(self.clock.now().0 / 1_000_000).unwrap_or(0)
+    }
+
+    async fn definition(&self, namespace: &str, name: &str, version: &str) -> Result<Option<Definition>> {
+        let key = format!("{namespace}/{name}/{version}");
+        if let Some(definition) = self.definitions.lock().get(&key) {
+            return Ok(Some(definition.clone()));
+        }
+        let definition = self.records.definition(&key).await?;
+        if let Some(definition) = &definition {
+            let mut kept = self.definitions.lock();
+            // Definitions are some 100 KB at most times; beyond a thousand they are read again.
+            if kept.len() >= 1_000 {
+                kept.clear();
+            }
+            kept.insert(key, definition.clone());
+        }
+        Ok(definition)
+    }
+
+    async fn start(
+        self: Arc<Self>,
+        [namespace, name, version]: [&str; 3],
+        run: &str,
+        input: Json,
+        parent: Option<Parent>,
+    ) -> Result<RunState> {
+        let known = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
+        if run.is_empty()
+            || run.len() > 200
+            || !run.bytes().all(known)
+            || (run.len() > 100 && parent.is_none())
+        {
+            return Err(wrong(format!("the run's id {run:?} must be 1 to 100 letters, digits and -._~")));
+        }
+        let Some(definition) = self.definition(namespace, name, version).await? else {
+            let message = format!("there is no workflow {namespace}/{name} {version}");
+            return Err(Error::new(ErrorKind::NotFound, "workflow", message));
+        };
+        let (state, new) = self.records.start(&definition, run, input, parent, self.now()).await?;
+        if new || state.phase == Phase::Running {
+            self.post(run, Letter { told: Told::Wake, stored: None })?;
+        }
+        Ok(state)
+    }
+
+    async fn told(self: Arc<Self>, run: &str, told: Told) -> Result<()> {
+        match self.records.state(run).await? {
+            None => Err(Error::new(ErrorKind::NotFound, "workflow", format!("there is no run {run:?}"))),
+            Some((state, _)) if state.phase != Phase::Running => Err(has_ended(run)),
+            Some(_) => {
+                let (stored, is_stored) = oneshot::channel();
+                self.post(run, Letter { told, stored: Some(stored) })?;
+                is_stored.await.unwrap_or_else(|_| {
+                    Err(Error::new(ErrorKind::Unavailable, "workflow", "the driver has stopped"))
+                })
+            }
+        }
+    }
+
+    /// Puts a letter into a run's inbox; a run that nobody drives is driven.
+    fn post(self: Arc<Self>, run: &str, letter: Letter) -> Result<()> {
+        let mut live = self.live.lock();
+        if let Some(driven) = live.get_mut(run) {
+            if driven.inbox.len() >= INBOX {
+                let message = format!("{INBOX} words wait for the run {run:?}; tell it later");
+                return Err(Error::new(ErrorKind::Exhausted, "workflow", message));
+            }
+            driven.inbox.push_back(letter);
+            driven.notify.notify_one();
+            return Ok(());
+        }
+        live.insert(run.to_owned(), Live { inbox: [letter].into(), notify: Arc::default() });
+        drop(live);
+        let (inner, run) = (self.clone(), run.to_owned());
+        tokio::spawn(async move { inner.drive(&run).await });
+        Ok(())
+    }
+
+    /// One task for all timers.
+    async fn tell_times(self: Arc<Self>, stop: &CancellationToken) {
+        loop {
+            let now = self.now();
+            let (due, next) = {
+                let mut timers = self.timers.lock();
+                let mut due = Vec::new();
+                while let Some((at, run)) = timers.due.first().cloned().filter(|(at, _)| *at <= now) {
+                    timers.due.remove(&(at, run.clone()));
+                    timers.at.remove(&run);
+                    due.push(run);
+                }
+                (due, timers.due.first().map(|(at, _)| *at))
+            };
+            for run in due {
+                // A full inbox wakes it, too.
+                let _ = self.clone().post(&run, Letter { told: Told::Wake, stored: None });
+            }
+            // The wall clock may jump: it is looked at once a minute at least.
+            let wait = next.map_or(60_000, |at| at.saturating_sub(now).clamp(1, 60_000));
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = self.timers_changed.notified() => {}
+                () = tokio::time::sleep(std::time::Duration::from_millis(wait)) => {}
+            }
+        }
+    }
+}
+
+fn has_ended(run: &str) -> Error {
+    Error::new(ErrorKind::Conflict, "workflow", format!("the run {run:?} has ended"))
+}

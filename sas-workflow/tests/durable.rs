@@ -1,0 +1,287 @@
+//! The driver: what it stores it goes on from, whoever crashes or races.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use sas_core::{
+    Commit, Entry, Error, ErrorKind, MemoryStore, Result, Store, StoreLimits, Timestamp, TokioClock, Version,
+    Watched,
+};
+use sas_workflow::{Actions, Definition, Machine, Outcome, Phase, Record, Request, StepKey, Workflows};
+use serde_json::{Value as Json, json};
+use tokio_util::sync::CancellationToken;
+
+/// Services that note who calls them under which key.
+#[derive(Debug, Default)]
+struct Services {
+    called: Mutex<Vec<(String, StepKey)>>,
+}
+
+#[async_trait]
+impl Actions for Services {
+    async fn call(&self, _: &StepKey, request: &Request) -> Outcome {
+        Outcome::Failed { reason: format!("nobody is at {}", request.uri) }
+    }
+
+    async fn invoke(&self, step: &StepKey, service: &str, input: &Json) -> Outcome {
+        self.called.lock().push((service.to_owned(), step.clone()));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        match service {
+            // Fails at its first attempt, wherever that is.
+            "flaky" if !step.step.contains('@') => Outcome::Failed { reason: "not yet".to_owned() },
+            _ => Outcome::Output(json!({"by": service, "n": input["n"]})),
+        }
+    }
+
+    async fn emit(&self, step: &StepKey, _: &Json) -> Outcome {
+        self.called.lock().push(("emit".to_owned(), step.clone()));
+        Outcome::Output(Json::Null)
+    }
+
+    async fn secrets(&self, _: &str, _: &[String]) -> BTreeMap<String, Json> {
+        BTreeMap::new()
+    }
+}
+
+impl Services {
+    /// Each service with each step that it was called for, once.
+    fn keys(&self) -> BTreeSet<(String, String)> {
+        self.called.lock().iter().map(|(service, key)| (service.clone(), key.step.clone())).collect()
+    }
+}
+
+/// A store that is gone after so many commits: for who uses it, the process has died.
+#[derive(Debug)]
+struct Dying {
+    store: Arc<MemoryStore>,
+    left: AtomicU64,
+}
+
+#[async_trait]
+impl Store for Dying {
+    fn limits(&self) -> StoreLimits {
+        self.store.limits()
+    }
+
+    async fn version(&self) -> Result<Version> {
+        self.store.version().await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Entry>> {
+        self.store.get(key).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {
+        self.store.list(prefix, after, limit).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Version> {
+        if self.left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_err() {
+            return Err(Error::new(ErrorKind::Unavailable, "store", "gone"));
+        }
+        self.store.commit(commit).await
+    }
+
+    async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
+        self.store.watch(prefix, since).await
+    }
+}
+
+const ORDER: &str = "
+document: {dsl: '1.0.3', namespace: shop, name: order, version: '1.0.0'}
+do:
+  - reserve: {call: stock, with: {n: '${ .n }'}}
+  - both:
+      fork:
+        branches:
+          - pay:
+              try: [{charge: {call: flaky, with: {n: '${ .n + 1 }'}}}]
+              catch: {retry: {delay: PT5S, limit: {attempt: {count: 2}}}}
+          - rest: {wait: PT1M}
+  - tell: {emit: {event: {with: {type: paid, data: '${ .[0] }'}}}, output: {as: .data}}
+";
+
+const WAITS: &str = "
+document: {dsl: '1.0.3', namespace: shop, name: waits, version: '1.0.0'}
+do: [{w: {wait: PT1H}}, {s: {set: {ok: true}}}]
+";
+
+fn clock() -> Arc<TokioClock> {
+    Arc::new(TokioClock::starting_at(Timestamp(1_767_225_600_000_000_000)))
+}
+
+struct Host {
+    workflows: Workflows,
+    services: Arc<Services>,
+    stop: CancellationToken,
+}
+
+async fn host(store: Arc<dyn Store>, clock: Arc<TokioClock>) -> Host {
+    let services = Arc::new(Services::default());
+    let workflows = Workflows::new(store, clock, services.clone());
+    let stop = CancellationToken::new();
+    let (running, token) = (workflows.clone(), stop.clone());
+    tokio::spawn(async move { running.run(token).await });
+    tokio::task::yield_now().await;
+    Host { workflows, services, stop }
+}
+
+async fn define(host: &Host, text: &str) {
+    let definition = Definition::parse(text).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    host.workflows.define(&definition).await.expect("stored");
+}
+
+async fn order(host: &Host) -> Json {
+    define(host, ORDER).await;
+    host.workflows.start("shop", "order", "1.0.0", "o-1", json!({"n": 1})).await.expect("started");
+    let state = host.workflows.ended("o-1").await.expect("ends");
+    assert_eq!(state.phase, Phase::Completed, "{state:?}");
+    state.output.expect("an output")
+}
+
+/// Applied to a new machine, the records end as the run did.
+async fn replays(host: &Host, run: &str, text: &str) {
+    let state = host.workflows.state(run).await.expect("a store").expect("a run");
+    let records = host.workflows.history(run).await.expect("records");
+    assert_eq!(records.len() as u64, state.records);
+    let mut machine =
+        Machine::new(Definition::parse(text).expect("right"), &BTreeMap::new()).expect("no secrets");
+    records.iter().for_each(|record| machine.apply(record));
+    assert_eq!(*machine.status(), sas_workflow::Status::Completed(state.output.expect("an output")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_goes_to_its_end() {
+    let host = host(Arc::new(MemoryStore::default()), clock()).await;
+    assert_eq!(order(&host).await, json!({"by": "flaky", "n": 2}));
+    replays(&host, "o-1", ORDER).await;
+    let keys = host.services.keys();
+    assert_eq!(keys.len(), host.services.called.lock().len(), "each step once");
+    assert_eq!(keys.len(), 4);
+    let again =
+        host.workflows.start("shop", "order", "1.0.0", "o-1", json!({"n": 9})).await.expect("is there");
+    assert_eq!((again.phase, again.output), (Phase::Completed, Some(json!({"by": "flaky", "n": 2}))));
+    assert_eq!(host.workflows.driven(), 0);
+    host.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_at_any_commit_changes_neither_output_nor_keys() {
+    let whole = host(Arc::new(MemoryStore::default()), clock()).await;
+    let (output, keys) = (order(&whole).await, whole.services.keys());
+    let commits = 1 + whole.workflows.state("o-1").await.expect("a store").expect("a run").records;
+    for left in 2..=commits {
+        let (store, clock) = (Arc::new(MemoryStore::default()), clock());
+        let dying = Arc::new(Dying { store: store.clone(), left: AtomicU64::new(left) });
+        let first = host(dying, clock.clone()).await;
+        define(&first, ORDER).await;
+        first.workflows.start("shop", "order", "1.0.0", "o-1", json!({"n": 1})).await.expect("started");
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        first.stop.cancel();
+        let second = host(store, clock).await;
+        let state = second.workflows.ended("o-1").await.expect("ends");
+        assert_eq!(
+            (state.phase, state.output),
+            (Phase::Completed, Some(output.clone())),
+            "after {left} commits"
+        );
+        replays(&second, "o-1", ORDER).await;
+        let both: BTreeSet<_> = first.services.keys().union(&second.services.keys()).cloned().collect();
+        assert_eq!(both, keys, "after {left} commits");
+        second.stop.cancel();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_drivers_make_one_run() {
+    let (store, clock) = (Arc::new(MemoryStore::default()), clock());
+    let (a, b) = (host(store.clone(), clock.clone()).await, host(store, clock).await);
+    define(&a, ORDER).await;
+    let (one, other) = tokio::join!(
+        a.workflows.start("shop", "order", "1.0.0", "o-1", json!({"n": 1})),
+        b.workflows.start("shop", "order", "1.0.0", "o-1", json!({"n": 1})),
+    );
+    assert_eq!((one.expect("starts").records, other.expect("is there").records), (1, 1));
+    let state = a.workflows.ended("o-1").await.expect("ends");
+    assert_eq!(state.output, Some(json!({"by": "flaky", "n": 2})));
+    replays(&b, "o-1", ORDER).await;
+    let records = a.workflows.history("o-1").await.expect("records");
+    let starts = records.iter().filter(|record| matches!(record, Record::Started { .. })).count();
+    assert_eq!(starts, 1);
+    let keys: BTreeSet<_> = b.services.keys().union(&a.services.keys()).cloned().collect();
+    assert_eq!(keys.len(), 4, "both call for the same steps: {keys:?}");
+    for host in [&a, &b] {
+        assert_eq!(host.services.keys().len(), host.services.called.lock().len(), "each at most once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_that_wait_take_no_task_and_no_timer_is_early() {
+    let host = host(Arc::new(MemoryStore::default()), clock()).await;
+    define(&host, WAITS).await;
+    for n in 0..2_000 {
+        host.workflows
+            .start("shop", "waits", "1.0.0", &format!("w-{n:05}"), json!({}))
+            .await
+            .expect("started");
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(host.workflows.driven(), 0);
+    tokio::time::sleep(Duration::from_secs(3_590)).await;
+    let states = host.workflows.list(None, 3_000).await.expect("a list");
+    assert!(states.iter().all(|state| state.phase == Phase::Running && state.records == 1), "none is early");
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let states = host.workflows.list(None, 3_000).await.expect("a list");
+    assert_eq!(states.len(), 2_000);
+    assert!(
+        states
+            .iter()
+            .all(|state| state.phase == Phase::Completed && state.updated >= state.started + 3_600_000)
+    );
+    host.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_children_and_cancels() {
+    let host = host(Arc::new(MemoryStore::default()), clock()).await;
+    define(&host, WAITS).await;
+    define(
+        &host,
+        "
+document: {dsl: '1.0.3', namespace: shop, name: parent, version: '1.0.0'}
+do:
+  - l: {listen: {to: {one: {with: {type: go}}}}}
+  - c: {run: {workflow: {namespace: shop, name: waits, version: '1.0.0', input: {}}}}
+",
+    )
+    .await;
+    host.workflows.start("shop", "parent", "1.0.0", "p", json!({})).await.expect("started");
+    let event = json!({"specversion": "1.0", "id": "1", "source": "s", "type": "go", "data": 1});
+    host.workflows.event("p", event.clone()).await.expect("stored");
+    let state = host.workflows.ended("p").await.expect("ends");
+    assert_eq!(state.output, Some(json!({"ok": true})), "the child's output, an hour later");
+    assert_eq!(host.workflows.event("p", event.clone()).await.unwrap_err().kind, ErrorKind::Conflict);
+    assert_eq!(host.workflows.event("q", event).await.unwrap_err().kind, ErrorKind::NotFound);
+    host.workflows.start("shop", "waits", "1.0.0", "w", json!({})).await.expect("started");
+    host.workflows.cancel("w").await.expect("stored");
+    assert_eq!(host.workflows.ended("w").await.expect("ends").phase, Phase::Cancelled);
+    for (run, kind) in
+        [("w", ErrorKind::Conflict), ("", ErrorKind::InvalidSpec), ("a/b", ErrorKind::InvalidSpec)]
+    {
+        let started = host.workflows.start("shop", "parent", "1.0.0", run, json!({})).await;
+        assert_eq!(started.unwrap_err().kind, kind, "{run:?}");
+    }
+    let missing = host.workflows.start("shop", "parent", "2.0.0", "x", json!({})).await;
+    assert_eq!(missing.unwrap_err().kind, ErrorKind::NotFound);
+    let other = Definition::parse(&WAITS.replace("PT1H", "PT2H")).expect("right");
+    assert_eq!(host.workflows.define(&other).await.unwrap_err().kind, ErrorKind::Conflict);
+    host.stop.cancel();
+}
