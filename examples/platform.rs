@@ -26,8 +26,10 @@
 //! A service answers at `Host: <name>.<namespace>.<domain>`. One JSON line on stdout says that it serves; logs go to
 //! stderr, as much as `RUST_LOG` says (`info` without it). SIGTERM and SIGINT drain and end it with status 0.
 //!
-//! Instances connect to no port that the platform listens on itself. `--egress-grant PORT` lets services list one more port
+//! Instances connect to no port that the platform listens on itself, and not to the metadata services of clouds;
+//! `--close-network 10.0.0.0/8` closes one more network to them (as root). `--egress-grant PORT` lets services list one more port
 //! in `sas.dev/egress`, `--max-disk-bytes` and `--max-pids` bound what they ask for (and are what each container has),
+//! `--max-data-bytes` what the directory of a service holds that stays (`sas.dev/data`),
 //! `--total-memory-bytes` and `--total-pids` what all instances of packages, and all containers, have together, and
 //! `--allow-zygotes` lets them bring programs that run without namespaces as the host's user (SECURITY.md).
 //!
@@ -39,7 +41,7 @@ use std::{
     env::VarError,
     error::Error,
     io::Write as _,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -56,7 +58,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--workers COUNT] [--state DIR] [--domain DOMAIN] \
-[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--total-memory-bytes BYTES] [--total-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... \
+[--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--close-network ADDRESS/PREFIX]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--max-data-bytes BYTES] [--total-memory-bytes BYTES] [--total-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... \
 [--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--kafka-host HOST:PORT]... [--mqtt-host HOST:PORT]... [--postgres-host HOST:PORT]... \
 [--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] \
 [--otlp URL [--otlp-ratio SHARE] [--otlp-ignore-parent] [--otlp-logs]] MANIFEST...\n       platform --openapi";
@@ -88,8 +90,10 @@ struct Options {
     jail: String,
     zygotes: bool,
     egress_grants: Vec<u16>,
+    closed_networks: Vec<(IpAddr, u8)>,
     max_disk_bytes: Option<u64>,
     max_pids: Option<u64>,
+    max_data_bytes: Option<u64>,
     total_memory_bytes: Option<u64>,
     total_pids: Option<u64>,
     /// Lines of instances go here too.
@@ -196,8 +200,10 @@ impl Options {
             jail: "basic".to_owned(),
             zygotes: false,
             egress_grants: Vec::new(),
+            closed_networks: Vec::new(),
             max_disk_bytes: None,
             max_pids: None,
+            max_data_bytes: None,
             total_memory_bytes: None,
             total_pids: None,
             log_file: None,
@@ -240,8 +246,18 @@ impl Options {
                 "--jail" => options.jail = value()?,
                 "--allow-zygotes" => options.zygotes = true,
                 "--egress-grant" => options.egress_grants.push(number(&argument, &value()?)?),
+                "--close-network" => {
+                    let text = value()?;
+                    let network = text
+                        .split_once('/')
+                        .and_then(|(address, prefix)| Some((address.parse().ok()?, prefix.parse().ok()?)));
+                    let network = network
+                        .ok_or_else(|| format!("--close-network {text}: write one like 10.0.0.0/8"))?;
+                    options.closed_networks.push(network);
+                }
                 "--max-disk-bytes" => options.max_disk_bytes = Some(number(&argument, &value()?)?),
                 "--max-pids" => options.max_pids = Some(number(&argument, &value()?)?),
+                "--max-data-bytes" => options.max_data_bytes = Some(number(&argument, &value()?)?),
                 "--total-memory-bytes" => {
                     options.total_memory_bytes = Some(number(&argument, &value()?)?);
                 }
@@ -434,11 +450,15 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         config.jail.level = options.jail.parse()?;
         config.zygotes = options.zygotes;
         config.jail.egress_grants = options.egress_grants;
+        config.jail.closed_networks.extend(options.closed_networks);
         if let Some(most) = options.max_disk_bytes {
             config.jail.max_disk_bytes = most;
         }
         if let Some(most) = options.max_pids {
             config.jail.max_instance_processes = most;
+        }
+        if let Some(most) = options.max_data_bytes {
+            config.jail.data_bytes = most;
         }
         config.jail.total_memory = options.total_memory_bytes;
         config.jail.total_processes = options.total_pids;
@@ -456,7 +476,14 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         builder = builder.runtime(runtime);
     }
     #[cfg(not(feature = "process"))]
-    drop((options.jail, options.zygotes, options.egress_grants, closed));
+    drop((
+        options.jail,
+        options.zygotes,
+        options.egress_grants,
+        options.closed_networks,
+        options.max_data_bytes,
+        closed,
+    ));
     #[cfg(all(feature = "container", target_os = "linux"))]
     {
         let mut config = ContainerConfig::default();

@@ -113,15 +113,19 @@ async fn a_web_page_a_rebound_name_and_a_stranger_deploy_nothing_and_read_nothin
 /// An instance that asks whatever port it is told for, with everything that it was given and could be a token, and says
 /// what came of each try: a status, or the number of the error.
 const SPY: &str = r#"
-import errno, http.server, os, urllib.error, urllib.request
+import errno, http.server, os, socket, urllib.error, urllib.request
 class Spy(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/self":
             return self.say("200")
         port = self.path[1:] if self.path != "/own" else os.environ["PORT"]
+        if self.path.startswith("/unix/"):
+            port = self.path[5:]
         tokens = [""] + [value for name, value in os.environ.items() if "TOKEN" in name or "SAS" in name]
         self.say(" ".join(self.ask(port, token) for token in tokens))
     def ask(self, port, token):
+        if port.startswith("/"):
+            return self.ask_socket(port, token)
         path = "/self" if port == os.environ["PORT"] else "/v1/services"
         ask = urllib.request.Request("http://127.0.0.1:" + port + path)
         if token:
@@ -132,6 +136,15 @@ class Spy(http.server.BaseHTTPRequestHandler):
             return str(error.code)
         except OSError as error:
             return errno.errorcode.get(getattr(error.reason, "errno", None), repr(error))
+    def ask_socket(self, path, token):
+        try:
+            with socket.socket(socket.AF_UNIX) as stream:
+                stream.connect(path)
+                bearer = "Authorization: Bearer " + token + "\r\n" if token else ""
+                stream.sendall(("GET /v1/services HTTP/1.1\r\nHost: localhost\r\n" + bearer + "\r\n").encode())
+                return stream.recv(12).decode().split(" ")[1]
+        except OSError as error:
+            return errno.errorcode.get(error.errno, repr(error))
     def say(self, text):
         self.send_response(200)
         self.end_headers()
@@ -330,4 +343,103 @@ async fn a_unix_socket_is_for_its_owner_and_asks_a_media_type_instead_of_a_token
     let output = platform_command(&["--listen", "127.0.0.1:0", "--admin", &at]).output().expect("it runs");
     assert!(!output.status.success());
     assert_eq!(fs::read_to_string(&socket).expect("still there"), "mine");
+}
+
+/// A user that is nobody's account, and another.
+const NOBODY: u32 = 65_534;
+const OTHER: u32 = 65_533;
+
+/// Runs a program as an ordinary user.
+fn as_user(user: u32) -> std::process::Command {
+    let mut command = std::process::Command::new("setpriv");
+    let (uid, gid) = (format!("--reuid={user}"), format!("--regid={user}"));
+    command.args([&uid, &gid, "--clear-groups", "--"]);
+    command
+}
+
+#[tokio::test]
+async fn an_ordinary_users_socket_asks_for_a_token_and_lets_no_other_user_in() {
+    use std::os::unix::fs::chown;
+    let root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    if !root || !as_user(NOBODY).arg("true").status().is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "CI is root and installs setpriv");
+        eprintln!("skipped: to be another user needs root and setpriv");
+        return;
+    }
+    let Some((package, _)) = spy() else { return };
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for path in [package.path(), dir.path()] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("changed");
+    }
+    // The program lies where only its builder may be.
+    let program = dir.path().join("platform");
+    fs::copy(shared::example("platform"), &program).expect("copied");
+    let own = dir.path().join("own");
+    fs::create_dir(&own).expect("made");
+    chown(&own, Some(NOBODY), Some(NOBODY)).expect("given");
+    let (socket, state) = (own.join("admin.sock"), own.join("state"));
+    let mut command = as_user(NOBODY);
+    command.arg(&program).args(["--listen", "127.0.0.1:0", "--admin", &format!("unix:{}", socket.display())]);
+    command.arg("--state").arg(&state).env("TMPDIR", &own).env("HOME", &own).env_remove("SAS_ADMIN_TOKEN");
+    let platform = PlatformProcess::run(command, &[]);
+
+    let metadata = fs::metadata(&socket).expect("there");
+    assert_eq!((metadata.uid(), metadata.permissions().mode() & 0o777), (NOBODY, 0o600));
+    let file = platform.token_file.clone().expect("its instances are the same user, so there is a token");
+    let metadata = fs::metadata(&file).expect("there");
+    assert_eq!((metadata.uid(), metadata.permissions().mode() & 0o777), (NOBODY, 0o600));
+    let token = fs::read_to_string(&file).expect("readable").trim().to_owned();
+
+    let request = |headers: &str, method: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "{method} /v1/services HTTP/1.1\r\nhost: localhost\r\n{headers}connection: close\r\ncontent-type: application/yaml\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+    };
+    let right = format!("authorization: Bearer {token}\r\n");
+    assert_eq!(ask_socket(&socket, &request("", "GET", "")).await, 401, "also who can open it");
+    assert_eq!(ask_socket(&socket, &request("authorization: Bearer wrong\r\n", "GET", "")).await, 401);
+    assert_eq!(ask_socket(&socket, &request(&right, "GET", "")).await, 200);
+    let manifest = spy_manifest("spy", package.path(), "");
+    assert_eq!(ask_socket(&socket, &request("", "POST", &manifest)).await, 401);
+    assert_eq!(ask_socket(&socket, &request(&right, "POST", &manifest)).await, 201);
+
+    // Another user does not get as far as asking.
+    let connects = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ns.sendall(sys.argv[2].encode())\nprint(s.recv(12).decode())";
+    let python = |user: u32| {
+        let mut command = as_user(user);
+        command.args(["/usr/bin/python3", "-c", connects]).arg(&socket).arg(request(&right, "GET", ""));
+        let output = command.output().expect("it runs");
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let refused = python(OTHER);
+    assert!(refused.contains("PermissionError"), "{refused}");
+    assert_eq!(python(NOBODY).trim(), "HTTP/1.1 200", "the same user with the token, in that very moment");
+
+    // And its own instance, which is the same user and may open the socket, has no token to show.
+    let path = format!("/unix{}", socket.display());
+    let tried = call(platform.listen, "GET", "spy.default.localhost", &path, "").await.expect("an answer");
+    let kept_out = tried.body.split(' ').all(|one| ["401", "EACCES", "ENOENT"].contains(&one));
+    assert!(tried.status == 200 && !tried.body.is_empty() && kept_out, "{tried:?}");
+    assert!(platform.terminate().success());
+    assert!(!socket.exists(), "it goes with the platform");
+}
+
+#[test]
+fn the_page_of_attacks_names_tests_that_exist() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/security-tests.md")).expect("readable");
+    let rows = page.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+        cells
+            .get(3)
+            .filter(|file| file.ends_with(".rs"))
+            .map(|file| (cells[2].to_owned(), (*file).to_owned()))
+    });
+    let rows: Vec<(String, String)> = rows.collect();
+    assert!(rows.len() > 40, "{} rows", rows.len());
+    for (test, file) in rows {
+        let text = fs::read_to_string(root.join(&file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert!(text.contains(&format!("fn {test}(")), "{file} has no test {test}");
+    }
 }

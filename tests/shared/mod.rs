@@ -113,7 +113,8 @@ impl PlatformProcess {
         Self::run(command, args)
     }
 
-    fn run(mut command: Command, args: &[&str]) -> Self {
+    /// Whatever command it is that starts it.
+    pub(crate) fn run(mut command: Command, args: &[&str]) -> Self {
         let mut child = command.args(args).stdout(Stdio::piped()).spawn().expect("the example starts");
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();

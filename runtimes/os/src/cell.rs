@@ -239,7 +239,7 @@ impl Cell {
                 }
                 unshare(CloneFlags::CLONE_FS | spaces)?;
                 if network {
-                    crate::network::bring_lo_up()?;
+                    crate::rtnetlink::bring_lo_up()?;
                 }
                 mount_all(layout)?;
                 // Their descriptor is the host's, so they are made before the thread has a table of its own.

@@ -1,6 +1,12 @@
 //! Settings that every system has, and that do something on Linux.
 
-use std::{fmt, ops::RangeInclusive, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    str::FromStr,
+};
 
 use sas_core::{Error, ErrorKind, Result};
 
@@ -123,11 +129,21 @@ pub struct JailConfig {
     /// TCP ports of the host's own, such as the admin API's and the gateway's: no instance connects to them or listens on
     /// them where it shares the host's network, whatever the lists above say, and a service that names one is refused.
     pub closed_ports: Vec<u16>,
+    /// Networks (address and length of the prefix) that no instance reaches where it shares the host's network, over TCP or
+    /// UDP; name servers (port 53) in them are reached. By default link-local addresses and what else the metadata
+    /// services of clouds answer at, since these hand out the machine's credentials. Held as root at the level `basic`, by rules
+    /// of routing for [`uids`](Self::uids), which stay when the host ends (`ip rule` lists them); addresses of this machine
+    /// itself can't be closed so.
+    pub closed_networks: Vec<(IpAddr, u8)>,
     /// Bytes that an instance may write to its own view of the disk, its home and `/tmp` together; it is held in
     /// memory, and counts as the instance's. Default 512 MiB. As an ordinary user: the largest file.
     pub disk_bytes: u64,
     /// The most that a service may ask for instead of [`disk_bytes`](Self::disk_bytes). Default 2 GiB.
     pub max_disk_bytes: u64,
+    /// The most bytes that the directory of a service holds that stays (`sas.dev/data`), over all its instances. Looked at
+    /// every two seconds; above it the instances are stopped with the reason, until somebody has removed something. No file
+    /// of it grows larger. Default 2 GiB.
+    pub data_bytes: u64,
     /// Open files of each process, unless the service says otherwise; at most what the host may have. Default 65536.
     pub open_files: u64,
     /// Processes and threads of each tenant, in all its instances; used with user ids. Default 32768.
@@ -166,8 +182,20 @@ impl Default for JailConfig {
             ],
             egress_grants: Vec::new(),
             closed_ports: Vec::new(),
+            closed_networks: vec![
+                // Link-local: AWS, Google, Azure, Oracle, OpenStack, DigitalOcean, ...
+                (IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16),
+                (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+                // AWS and Google over IPv6.
+                (IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)), 128),
+                (IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)), 128),
+                // Alibaba Cloud, and the host's agent of Azure.
+                (IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)), 32),
+                (IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)), 32),
+            ],
             disk_bytes: 512 << 20,
             max_disk_bytes: 2 << 30,
+            data_bytes: 2 << 30,
             open_files: 65_536,
             processes: 32_768,
             instance_memory: None,
@@ -239,12 +267,22 @@ impl JailConfig {
         if *self.uids.end() >= u32::MAX - 1 {
             return wrong(format!("jail.uids: {:?}: user ids below 4294967294", self.uids));
         }
+        for (address, prefix) in &self.closed_networks {
+            let most = if address.is_ipv4() { 32 } else { 128 };
+            if *prefix == 0 || *prefix > most || address.is_loopback() {
+                return wrong(format!(
+                    "jail.closed_networks: {address}/{prefix}: a network that is not this machine's own, with a prefix from \
+                     1 to {most}; the egress deny closes all of them"
+                ));
+            }
+        }
         if self.disk_bytes < 1 << 20 {
             return wrong(format!("jail.disk_bytes: {}: at least 1048576", self.disk_bytes));
         }
         for (field, value, least) in [
             ("max_disk_bytes", self.max_disk_bytes, self.disk_bytes),
             ("max_instance_processes", self.max_instance_processes, self.instance_processes),
+            ("data_bytes", self.data_bytes, 1 << 20),
             ("open_files", self.open_files, 64),
             ("processes", self.processes, 16),
             ("instance_processes", self.instance_processes, 2),
@@ -312,6 +350,16 @@ mod tests {
         assert!(config.validate().unwrap_err().to_string().contains("jail.uids"));
         config = JailConfig { disk_bytes: 1, ..JailConfig::default() };
         assert!(config.validate().unwrap_err().to_string().contains("jail.disk_bytes"));
+        for (network, fine) in
+            [("10.0.0.0/8", true), ("10.0.0.0/33", false), ("0.0.0.0/0", false), ("127.0.0.0/8", false)]
+        {
+            let (address, prefix) = network.split_once('/').unwrap();
+            let closed_networks = vec![(address.parse().unwrap(), prefix.parse().unwrap())];
+            let config = JailConfig { closed_networks, ..JailConfig::default() };
+            let said = config.validate().map_err(|error| error.to_string());
+            assert_eq!(said.is_ok(), fine, "{network}: {said:?}");
+            assert!(fine || said.unwrap_err().contains(network));
+        }
         config = JailConfig { total_processes: Some(1023), ..JailConfig::default() };
         let said = config.validate().unwrap_err().to_string();
         assert!(said.contains("jail.total_processes: 1023: at least 1024"), "{said}");

@@ -21,6 +21,7 @@ use crate::{
     cell::{self, Cell, Entrance, Layout, Ready, Shown, View},
     cgroup::Cgroup,
     config::{Egress, JailConfig, JailLevel},
+    rtnetlink,
     rules::{self, Places, Right, Rules},
     seccomp::Filter,
     strays::Signature,
@@ -74,6 +75,7 @@ const FILES: &str = "landlock for files";
 const PORTS: &str = "landlock for TCP ports";
 const SIGNALS: &str = "landlock for signals and abstract sockets";
 const CALLS: &str = "filter of system calls";
+const NETWORKS: &str = "routing rules for closed networks";
 
 /// What one instance asks for.
 #[derive(Clone, Debug)]
@@ -208,10 +210,10 @@ impl Jails {
         let filter = Filter::new();
         let mut means = Vec::new();
         let mut tell = |name, missing: Option<String>| means.push(Means { name, missing });
+        let not_root = || "the host is not root (CAP_SYS_ADMIN, CAP_SETUID, CAP_CHOWN, ...)".to_owned();
         if config.level == JailLevel::None {
             tell(USERS, None);
         } else {
-            let not_root = || "the host is not root (CAP_SYS_ADMIN, CAP_SETUID, CAP_CHOWN, ...)".to_owned();
             tell(USERS, (!root).then(not_root));
             for (name, network) in [(SPACES, false), (NETWORK, true)] {
                 let missing = if root { probe_spaces(network) } else { Some(not_root()) };
@@ -228,6 +230,15 @@ impl Jails {
                 Ok(_) => None,
             };
             tell(CALLS, no_filter);
+            // Who has a network of its own reaches none of the host's.
+            if config.level == JailLevel::Basic && !config.closed_networks.is_empty() {
+                let closed = match root {
+                    true => rtnetlink::close_networks(&config.closed_networks, &config.uids)
+                        .map_err(|error| format!("{error} (CAP_NET_ADMIN and policy routing are needed)")),
+                    false => Err(not_root()),
+                };
+                tell(NETWORKS, closed.err());
+            }
         }
         let report = JailReport { level: config.level, means };
         let this = Self {
@@ -295,6 +306,7 @@ impl Jails {
         } else {
             self.report
                 .missing()
+                .filter(|means| means.name != NETWORKS)
                 .map(|means| format!("no {} ({})", means.name, means.missing.as_deref().unwrap_or_default()))
                 .collect()
         };
@@ -458,7 +470,7 @@ fn probe_spaces(network: bool) -> Option<String> {
     };
     let made = std::thread::spawn(move || {
         unshare(flags)?;
-        if network { crate::network::bring_lo_up() } else { Ok(()) }
+        if network { rtnetlink::bring_lo_up() } else { Ok(()) }
     });
     match made.join() {
         Ok(Ok(())) => None,

@@ -36,6 +36,8 @@ pub mod network;
 #[cfg(target_os = "linux")]
 pub mod ports;
 #[cfg(target_os = "linux")]
+mod rtnetlink;
+#[cfg(target_os = "linux")]
 mod rules;
 #[cfg(target_os = "linux")]
 mod seccomp;

@@ -35,7 +35,7 @@ impl Network {
             let making =
                 std::thread::Builder::new().name("sas-network".into()).spawn_scoped(scope, || {
                     unshare(CloneFlags::CLONE_NEWNET)?;
-                    bring_lo_up()?;
+                    crate::rtnetlink::bring_lo_up()?;
                     let path = "/proc/thread-self/ns/net";
                     Ok::<_, io::Error>(OwnedFd::from(std::fs::File::open(path)?))
                 })?;
@@ -79,42 +79,5 @@ impl sas_core::SocketSource for Network {
         let socket = made.pop().ok_or_else(|| io::Error::other("no socket was made"))?;
         self.sockets[at].lock().append(&mut made);
         Ok(socket)
-    }
-}
-
-/// `ip link set lo up`, by the one message of rtnetlink that it takes.
-pub(crate) fn bring_lo_up() -> io::Result<()> {
-    let netlink = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        // NETLINK_ROUTE is protocol 0.
-        None,
-    )?;
-    // struct nlmsghdr: length, RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, sequence, port.
-    let mut message = Vec::with_capacity(32);
-    message.extend_from_slice(&32u32.to_ne_bytes());
-    message.extend_from_slice(&16u16.to_ne_bytes());
-    message.extend_from_slice(&5u16.to_ne_bytes());
-    message.extend_from_slice(&1u32.to_ne_bytes());
-    message.extend_from_slice(&0u32.to_ne_bytes());
-    // struct ifinfomsg: family, padding, type, index (lo is 1), flags (IFF_UP), what of the flags to change.
-    message.extend_from_slice(&[0, 0, 0, 0]);
-    message.extend_from_slice(&1i32.to_ne_bytes());
-    message.extend_from_slice(&1u32.to_ne_bytes());
-    message.extend_from_slice(&1u32.to_ne_bytes());
-    rustix::io::write(&netlink, &message)?;
-    let mut answer = [0u8; 64];
-    let read = rustix::io::read(&netlink, &mut answer)?;
-    // struct nlmsgerr: a negative errno, or 0.
-    match answer
-        .get(16..20)
-        .filter(|_| read >= 20)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map(i32::from_ne_bytes)
-    {
-        Some(0) => Ok(()),
-        Some(errno) => Err(io::Error::from_raw_os_error(-errno)),
-        None => Err(io::Error::other("rtnetlink gave no answer")),
     }
 }

@@ -541,7 +541,7 @@ fn pause() {
 fn what_the_machine_lacks_is_said() {
     let host = host(JailLevel::Basic);
     let report = host.jails.report();
-    assert_eq!(report.means.len(), 7, "{report}");
+    assert_eq!(report.means.len(), 8, "{report}");
     if rustix::process::geteuid().is_root() && Path::new("/proc/sys/kernel/seccomp").exists() {
         assert!(report.to_string().starts_with("jail basic"), "{report}");
     }

@@ -90,8 +90,7 @@ impl ProcessArtifact {
         if !self.options.data {
             return Ok(None);
         }
-        let root = engine.config.data.clone().unwrap_or_else(|| engine.store.root().join("data"));
-        let dir = root.join(name.namespace()).join(name.service());
+        let dir = engine.data_root().join(name.namespace()).join(name.service());
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(|error| disk("create", &dir, error))?;
         Ok(Some(dir))
@@ -117,6 +116,10 @@ impl ProcessArtifact {
             ceiling(Resource::Core, 0);
             if engine.jails.has_namespaces() && self.zygote.is_none() {
                 ceiling(Resource::Nproc, jail.processes);
+                if self.options.data {
+                    // The look at what its directory holds comes every two seconds only.
+                    ceiling(Resource::Fsize, jail.data_bytes.max(self.disk_bytes(engine)));
+                }
             } else {
                 ceiling(Resource::Fsize, self.disk_bytes(engine));
             }

@@ -98,6 +98,8 @@ struct State {
     group: Option<Arc<Cgroup>>,
     /// What it may write to its directories, where nothing but a look from time to time bounds it.
     disk: Option<Disk>,
+    /// The directory of its service that stays, which is looked at too.
+    data: Option<PathBuf>,
     /// Why it is ended by force.
     why: Option<Arc<str>>,
     /// The namespaces that it runs in. They end with it, and nothing in them stays.
@@ -619,11 +621,29 @@ impl Engine {
         }
     }
 
+    /// Where the directories are that services ask for.
+    pub(crate) fn data_root(&self) -> PathBuf {
+        self.config.data.clone().unwrap_or_else(|| self.store.root().join("data"))
+    }
+
+    /// Watches what the directory of an instance's service holds: nothing else bounds it.
+    pub(crate) fn bound_data(&self, proc: &Proc, dir: PathBuf) {
+        let mut state = proc.state.lock();
+        if state.exit.is_none() {
+            state.data = Some(dir);
+            self.watched.fetch_add(1, Ordering::AcqRel);
+            self.wake.notify_one();
+        }
+    }
+
     /// Looks at what instances have written, unless the disk as a whole is hardly fuller than at its emptiest since the
     /// last look. Blocks on the disk.
     fn look_at_disks(&self, emptiest: &Mutex<Option<u64>>) {
-        let Ok(disk) = rustix::fs::statvfs(self.store.run_dir()) else { return };
-        let used = disk.f_blocks.saturating_sub(disk.f_bfree).saturating_mul(disk.f_frsize);
+        let used = [self.store.run_dir().to_path_buf(), self.data_root()];
+        let used = used.iter().filter_map(|dir| rustix::fs::statvfs(dir).ok());
+        let used: u64 = used
+            .map(|disk| disk.f_blocks.saturating_sub(disk.f_bfree).saturating_mul(disk.f_frsize))
+            .fold(0, u64::saturating_add);
         {
             let mut emptiest = emptiest.lock();
             let before = *emptiest.get_or_insert(used);
@@ -634,22 +654,43 @@ impl Engine {
             *emptiest = Some(used);
         }
         let all: Vec<Arc<Proc>> = self.procs.lock().values().cloned().collect();
+        // Instances of a service share its directory.
+        let mut held: HashMap<PathBuf, u64> = HashMap::new();
         for proc in all {
-            let looked = {
+            let (disk, data, dirs) = {
                 let state = proc.state.lock();
+                if state.exit.is_some() || state.ending {
+                    continue;
+                }
                 let dirs: Vec<PathBuf> = state.dirs.iter().map(|dir| dir.path().to_path_buf()).collect();
-                state.disk.filter(|_| state.exit.is_none()).map(|disk| (disk, dirs))
+                (state.disk, state.data.clone(), dirs)
             };
-            let Some((Disk { ceiling, copied }, dirs)) = looked else { continue };
-            let written: u64 = dirs.iter().map(|dir| view::bytes(dir)).sum();
-            let written = written + view::unlinked_bytes(proc.pid(), self.store.run_dir());
-            if written.saturating_sub(copied) > ceiling {
-                let why = format!(
-                    "it had written {} bytes to its own directories, and may write {ceiling}: {}, or jail.disk_bytes of \
-                     the host",
-                    written - copied,
-                    crate::options::DISK
-                );
+            let mut why = None;
+            if let Some(Disk { ceiling, copied }) = disk {
+                let written: u64 = dirs.iter().map(|dir| view::bytes(dir)).sum();
+                let written = written + view::unlinked_bytes(proc.pid(), self.store.run_dir());
+                why = (written.saturating_sub(copied) > ceiling).then(|| {
+                    format!(
+                        "it had written {} bytes to its own directories, and may write {ceiling}: {}, or jail.disk_bytes \
+                         of the host",
+                        written - copied,
+                        crate::options::DISK
+                    )
+                });
+            }
+            if let Some(dir) = data {
+                let unlinked = view::unlinked_bytes(proc.pid(), &dir);
+                let bytes = *held.entry(dir).or_insert_with_key(|dir| view::bytes(dir));
+                let most = self.config.jail.data_bytes;
+                if bytes.saturating_add(unlinked) > most {
+                    why.get_or_insert(format!(
+                        "its service's directory ({}) held {} bytes, and may hold {most}: jail.data_bytes of the host",
+                        crate::options::DATA,
+                        bytes.saturating_add(unlinked)
+                    ));
+                }
+            }
+            if let Some(why) = why {
                 tracing::warn!(pid = proc.pid(), why, "an instance is stopped");
                 proc.state.lock().why = Some(why.into());
                 self.stop(&proc, Duration::ZERO);
@@ -868,9 +909,9 @@ impl Engine {
             state.dirs.clear();
             state.group = None;
             state.cell = None;
-            if state.disk.take().is_some() {
-                self.watched.fetch_sub(1, Ordering::AcqRel);
-            }
+            let looked_at =
+                usize::from(state.disk.take().is_some()) + usize::from(state.data.take().is_some());
+            self.watched.fetch_sub(looked_at, Ordering::AcqRel);
             (state.told.take(), state.ending)
         };
         self.procs.lock().remove(&proc.token);

@@ -62,9 +62,10 @@ pub(crate) async fn start(
     let logs = log_target(&request);
     let cwd = artifact.launch.cwd.clone();
     let mut jail = artifact.jail(engine, Some(request.tenant()), address.port());
-    if let Some(data) = artifact.data(engine, request.name())? {
+    let data = artifact.data(engine, request.name())?;
+    if let Some(data) = &data {
         env.0.insert(options::DATA_DIR.to_owned(), data.display().to_string());
-        jail.data.push(data);
+        jail.data.push(data.clone());
     }
     let (spawned, placed) = match (&artifact.zygote, stdin) {
         (Some(zygote), Some(listener)) => {
@@ -110,6 +111,9 @@ pub(crate) async fn start(
     spawned.proc().hold_dir(home.into_dir());
     if artifact.level != JailLevel::None {
         engine.bound_disk(spawned.proc(), artifact.disk_bytes(engine), placed.copied);
+        if let Some(data) = data {
+            engine.bound_data(spawned.proc(), data);
+        }
     }
     let beside = Beside::new(engine, spawned.proc(), placed, &rlimits);
     request.events.phase(request.id, StartPhase::Spawned);

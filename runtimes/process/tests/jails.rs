@@ -76,6 +76,36 @@ async fn strict_instances_share_a_port_that_nobody_else_reaches() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_machines_credentials_are_not_asked_for_though_the_web_is_open() {
+    let Some((_dir, runtime)) = at(JailLevel::Basic) else { return };
+    if runtime.jail_report().missing().any(|means| means.name.contains("closed networks"))
+        || support::missing("python3")
+    {
+        support::skipped(&runtime.jail_report().to_string());
+        return;
+    }
+    let program = "#!/usr/bin/env python3\nimport http.server, os, socket\n\
+         class H(http.server.BaseHTTPRequestHandler):\n\
+         \x20def do_GET(self):\n\
+         \x20 kind, host = self.path[1:].split('/')\n\
+         \x20 with socket.socket(socket.AF_INET, getattr(socket, kind)) as s:\n\
+         \x20  s.settimeout(0.2)\n\
+         \x20  try: s.connect((host, 80)); said = b'reached'\n\
+         \x20  except OSError as e: said = type(e).__name__.encode()\n\
+         \x20 self.send_response(200); self.send_header('Content-Length', str(len(said))); self.end_headers(); self.wfile.write(said)\n\
+         http.server.HTTPServer(('127.0.0.1', int(os.environ['PORT'])), H).serve_forever()\n";
+    let started = start(&runtime, script(program)).await.unwrap();
+    for path in
+        ["/SOCK_STREAM/169.254.169.254", "/SOCK_DGRAM/169.254.169.254", "/SOCK_STREAM/100.100.100.200"]
+    {
+        assert_eq!(fetch(&started.instance, path).await.unwrap(), "PermissionError", "{path}");
+    }
+    // An address of the documentation's, on a port that every instance may connect to: there may be no way, but none is closed.
+    let open = fetch(&started.instance, "/SOCK_STREAM/198.51.100.1").await.unwrap();
+    assert_ne!(open, "PermissionError");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_way_out_nothing_is_reached_and_the_instance_still_serves() {
     let Some((_dir, runtime)) = at(JailLevel::Basic) else { return };
     if !rustix::process::geteuid().is_root() || support::missing("python3") {
@@ -275,6 +305,43 @@ async fn a_service_may_have_a_directory_that_stays() {
     }
     let kept = dir.path().join("store/data");
     assert_eq!(std::fs::read_to_string(kept.join("default/hello/kept")).unwrap(), "xx");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_does_not_fill_the_hosts_disk_by_what_it_keeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = ProcessConfig::in_store(dir.path().join("store"));
+    config.jail.data_bytes = 8 << 20;
+    config.jail.disk_bytes = 1 << 20;
+    let runtime = Arc::new(ProcessRuntime::new(config).unwrap());
+    if !rustix::process::geteuid().is_root() || support::missing("python3") {
+        support::skipped("an ordinary user's files are no larger than what each instance may write");
+        return;
+    }
+    let program = "#!/usr/bin/env python3\nimport http.server, os\n\
+         class H(http.server.BaseHTTPRequestHandler):\n\
+         \x20def do_GET(self):\n\
+         \x20 said = b'written'\n\
+         \x20 try:\n\
+         \x20  with open(os.environ['SAS_DATA_DIR'] + self.path, 'ab') as f: f.write(bytes(6 << 20))\n\
+         \x20 except OSError as e: said = type(e).__name__.encode() + str(e.errno).encode()\n\
+         \x20 self.send_response(200); self.send_header('Content-Length', str(len(said))); self.end_headers(); self.wfile.write(said)\n\
+         import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n\
+         http.server.HTTPServer(('127.0.0.1', int(os.environ['PORT'])), H).serve_forever()\n";
+    let mut spec = script(program);
+    spec.options.insert("sas.dev/data".into(), "true".into());
+    let deployed = prepare(&runtime, spec).await.unwrap();
+    let started = start_deployed(&runtime, &deployed, 1).await.unwrap();
+    assert_eq!(fetch(&started.instance, "/one").await.unwrap(), "written");
+    // One file does not grow beyond it, at once.
+    assert_eq!(fetch(&started.instance, "/one").await.unwrap(), "OSError27", "EFBIG");
+    assert_eq!(started.events.exits().len(), 0, "it holds no more than it may");
+    std::fs::write(dir.path().join("store/data/default/hello/one"), "less").unwrap();
+    assert_eq!(fetch(&started.instance, "/two").await.unwrap(), "written");
+    assert_eq!(fetch(&started.instance, "/three").await.unwrap(), "written");
+    support::eventually("it is stopped", || !started.events.exits().is_empty()).await;
+    let said = started.events.exits().remove(0).1.to_string();
+    assert!(said.contains("sas.dev/data") && said.contains("may hold 8388608: jail.data_bytes"), "{said}");
 }
 
 #[tokio::test]
