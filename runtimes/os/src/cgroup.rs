@@ -929,7 +929,7 @@ mod tests {
     fn version_two_tells_an_instances_own_limit_from_that_of_all() {
         let (_dir, tree, run) = version_two("cpu memory pids");
         let together = Limits { memory_bytes: Some(1 << 30), processes: Some(500), ..Limits::default() };
-        let groups = Cgroups::open(&ControlGroups::Under(tree.clone()), &run, &together);
+        let groups = Cgroups::open(&ControlGroups::Under(tree), &run, &together);
         let group = groups.make(&Limits { memory_bytes: Some(64 << 20), ..together }).unwrap().unwrap();
         let leaf = group.dirs()[0].clone();
         let base = leaf.parent().unwrap();
