@@ -354,6 +354,13 @@ pub trait Triggers: fmt::Debug + Send + Sync + 'static {
     /// All triggers, by name.
     fn status(&self) -> Vec<TriggerStatus>;
 
+    /// Something else answers at the service `target` (`namespace/name`) from now on: triggers that leave it alone, since
+    /// it failed them many times in a row, try it at once. Control calls it after each change of the service's routes; it
+    /// does not block.
+    fn retry_now(&self, target: &str) {
+        let _ = target;
+    }
+
     /// Starts a trigger that reads from a broker again from the first event that was accepted at `from` or later.
     ///
     /// # Errors

@@ -108,4 +108,8 @@ fn the_bugs_that_were_found_stay_fixed() {
         let outcome = run(seed, plan::base(seed), None);
         assert!(outcome.violations.is_empty(), "{outcome}");
     }
+    // A service that was away for long and is deployed anew: its triggers left it alone for the rest of a pause of half a
+    // minute.
+    let outcome = run(516, plan::only(plan::plan(516), &[0, 1, 6]), None);
+    assert!(outcome.violations.is_empty(), "{outcome}");
 }

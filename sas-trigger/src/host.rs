@@ -668,6 +668,15 @@ impl Triggers for TriggerHost {
         with_fires.collect()
     }
 
+    fn retry_now(&self, target: &str) {
+        let running = self.running.lock();
+        for declared in running.values().filter_map(|running| running.declared.as_ref()) {
+            if declared.spec.target == target {
+                declared.delivery.retry_now();
+            }
+        }
+    }
+
     async fn replay(&self, name: &str, from: Timestamp) -> Result<()> {
         let _changing = self.changing.lock().await;
         let declared = self.declared(name)?;

@@ -121,6 +121,39 @@ async fn a_target_that_comes_back_gets_all_that_waited() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_target_that_is_deployed_anew_is_tried_at_once() {
+    let down = Arc::new(AtomicBool::new(true));
+    let flag = Arc::clone(&down);
+    let invoker =
+        FakeInvoker::new(move |_| if flag.load(Ordering::Relaxed) { Ok(status(503)) } else { Ok(ok()) });
+    let (host, ..) = host(&invoker);
+    host.apply_broker(BrokerSpec::new("default/orders")).await.unwrap();
+    host.apply(reads("t", "default/t").with_option("retry", "1000").with_option("concurrency", "4"))
+        .await
+        .unwrap();
+    host.accept("default/orders", (0..50).map(event).collect()).await.unwrap();
+    sleep(Duration::from_secs(3600)).await;
+    let waiting = async |host: &TriggerHost| host.backlogs(Duration::from_secs(1)).await["default/t"];
+    let attempts = |host: &TriggerHost| host.status()[0].attempts;
+    let before = attempts(&host);
+    host.retry_now("default/other");
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(attempts(&host), before, "that was another service");
+    host.retry_now("default/t");
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!((attempts(&host), waiting(&host).await), (before + 1, 50), "one attempt shows that it is still down");
+    sleep(Duration::from_secs(10)).await;
+    let again = attempts(&host) - before;
+    assert!((3..=6).contains(&again), "the pauses begin anew, and there are {again} attempts in 10 s");
+
+    down.store(false, Ordering::Relaxed);
+    host.retry_now("default/t");
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(waiting(&host).await, 0, "all that waited, without the rest of any pause");
+    shut(&host).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn events_of_one_key_are_delivered_in_order_and_others_pass() {
     let seen: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
     let failures = AtomicU32::new(0);

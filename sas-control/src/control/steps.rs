@@ -87,6 +87,9 @@ impl Control {
             }
             Command::Route(changes) => {
                 self.router.apply(changes.clone())?;
+                if let Some(triggers) = &self.triggers {
+                    triggers.retry_now(path);
+                }
                 let mut state = live.state.lock();
                 for change in changes {
                     match change {

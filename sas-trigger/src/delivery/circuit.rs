@@ -32,6 +32,8 @@ pub(super) struct Circuit {
     policy: CircuitPolicy,
     state: Mutex<State>,
     changed: Notify,
+    /// Told when the target may be mended while it is left alone.
+    renewed: Notify,
 }
 
 #[derive(Debug)]
@@ -55,11 +57,32 @@ pub(super) struct Pass<'a> {
 impl Circuit {
     pub(super) fn new(policy: CircuitPolicy) -> Self {
         let state = State { failures: 0, until: None, period: policy.first, probing: false };
-        Self { policy, state: Mutex::new(state), changed: Notify::new() }
+        Self { policy, state: Mutex::new(state), changed: Notify::new(), renewed: Notify::new() }
     }
 
     pub(super) fn is_open(&self) -> bool {
         self.state.lock().until.is_some()
+    }
+
+    /// What was wrong with the target may be mended: an attempt may be made at once, and if it fails the pauses begin anew.
+    pub(super) fn retry_now(&self) {
+        let mut state = self.state.lock();
+        state.period = self.policy.first;
+        if state.until.is_none() {
+            return;
+        }
+        // One that is under way says by itself how it went.
+        if !state.probing {
+            state.until = Some(Instant::now());
+        }
+        self.changed.notify_waiters();
+        self.renewed.notify_waiters();
+    }
+
+    /// Waits until the target, which is left alone, may be mended. A target that merely failed now and then is not waited
+    /// for: its events have their pauses, and only so many attempts.
+    pub(super) async fn renewed(&self) {
+        self.renewed.notified().await;
     }
 
     /// Waits until an attempt may be made.

@@ -307,6 +307,11 @@ impl Delivery {
         self.circuit.is_open()
     }
 
+    /// The target is another than the one that failed: it is tried at once.
+    pub(crate) fn retry_now(&self) {
+        self.circuit.retry_now();
+    }
+
     fn way(&self) -> Way {
         match &self.target {
             Some(publisher) => Way::Publisher(Arc::clone(publisher)),
@@ -393,7 +398,11 @@ impl Delivery {
                         return Err(self.too_late(retry));
                     }
                     permits.release();
-                    sleep(wait).await;
+                    tokio::select! {
+                        biased;
+                        () = self.circuit.renewed() => {}
+                        () = sleep(wait) => {}
+                    }
                 }
             }
         }
