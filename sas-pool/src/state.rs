@@ -177,7 +177,7 @@ impl State {
             return;
         }
         active.account(now);
-        self.own.end_activation(active);
+        self.own.end_activation(active, self.visited.is_some());
         for key in [active.retry.take(), active.sleep.take()].into_iter().flatten() {
             self.timers.cancel(key);
         }

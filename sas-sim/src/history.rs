@@ -42,6 +42,8 @@ pub enum Fact {
     Starting {
         /// The instance, by the number that the simulator gave it.
         instance: u64,
+        /// Slot and generation of its revision's key.
+        revision: u64,
     },
     /// An instance can serve.
     Ready {
@@ -81,6 +83,8 @@ pub enum Fact {
         revision: u64,
         /// The size.
         desired: u32,
+        /// Whether it is a start ahead of a call that is expected.
+        ahead: bool,
     },
     /// The host was killed.
     HostDied,

@@ -9,11 +9,15 @@ use sas::{BuildError, Machine, Platform, Preset};
 use sas_autoscale::{BacklogSpec, Driver, Options, ScheduleWindow};
 use sas_control::{Control, Recovery};
 use sas_core::{
-    EnvValue, Pool, Probe, ProbeAction, Quotas as _, RevisionKey, RevisionSpec, RolloutPlan, Source,
-    TenantKey,
+    EnvValue, KeepAlive, KeepAlivePolicy, Pool, Probe, ProbeAction, Quotas as _, RevisionKey, RevisionSpec,
+    RolloutPlan, Source, TenantKey, Timestamp,
 };
 use sas_knative::manifest::ServiceManifest;
-use sas_pool::InstancePool;
+use sas_pool::{
+    InstancePool,
+    config::IdleRule,
+    keep_alive::{Hazard, HazardConfig},
+};
 use sas_router::{Admission, AdmissionConfig, Gateway};
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +42,8 @@ pub(crate) const STOP_GRACE: Duration = Duration::from_secs(5);
 pub(crate) const PROBE_PERIOD: Duration = Duration::from_secs(2);
 /// How long one answer may take.
 pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How far the keep-alive policy of the preset `Default` looks ahead.
+pub(crate) const HORIZON_MINUTES: u32 = 15;
 /// Failures in a row.
 pub(crate) const PROBE_FAILURES: u32 = 2;
 
@@ -66,6 +72,7 @@ impl Host {
         epoch: u64,
     ) -> Result<Arc<Self>, BuildError> {
         let life = Life::new(Arc::clone(history), epoch, plant);
+        let ahead = preset == Preset::Default;
         let runtime = Arc::new(SimRuntime::new(
             Arc::clone(history),
             Arc::clone(clock) as _,
@@ -83,9 +90,14 @@ impl Host {
             .clock(Arc::clone(clock))
             .runtime(Arc::clone(&runtime))
             .store(HostStore { inner: Arc::clone(store), life: Arc::clone(&life) })
-            .configure_pool(|pool| {
+            .configure_pool(move |pool| {
                 pool.shards = 4;
                 pool.backoff.longest = Duration::from_secs(10);
+                if plant == Some(Plant::KeepsForever) && ahead {
+                    pool.idle = IdleRule::policy(KeepsForever);
+                } else if ahead {
+                    pool.idle = IdleRule::policy(short_sighted());
+                }
             })
             .pool(move |config| {
                 Arc::new(WatchedPool { inner: InstancePool::new(config), life: Arc::clone(&in_pool) })
@@ -99,14 +111,7 @@ impl Host {
             .build()
             .await;
         let platform = built?;
-        Ok(Arc::new(Self {
-            life,
-            ahead: preset == Preset::Default,
-            runtime,
-            admission,
-            platform,
-            lost: CancellationToken::new(),
-        }))
+        Ok(Arc::new(Self { life, ahead, runtime, admission, platform, lost: CancellationToken::new() }))
     }
 
     /// SIGKILL. What the parts still do is seen by nobody, and ends.
@@ -173,8 +178,38 @@ pub(crate) fn name(service: u32) -> String {
     format!("svc-{service}")
 }
 
-/// What a deploy asks for. `version` makes it differ from the one before.
-pub(crate) fn manifest(service: u32, concurrency: u32, max: u32, version: u64) -> ServiceManifest {
+/// The preset's policy, which looks ahead for minutes only and keeps what is likelier to be called than the preset asks
+/// for: that it lets go is seen within the run of a seed.
+fn short_sighted() -> Hazard {
+    let mut config = HazardConfig::with_threshold(0.06);
+    config.horizon_minutes = HORIZON_MINUTES;
+    Hazard::new(&config).expect("values within bounds")
+}
+
+/// The planted bug: a policy that keeps what was called once.
+#[derive(Debug)]
+struct KeepsForever;
+
+impl KeepAlivePolicy for KeepsForever {
+    fn called(&mut self, _: RevisionKey, _: Timestamp) {}
+    fn idle(&mut self, _: RevisionKey, now: Timestamp) -> KeepAlive {
+        KeepAlive::until(now + Duration::from_secs(24 * 3600))
+    }
+    fn forget(&mut self, _: RevisionKey) {}
+    fn bytes(&self) -> usize {
+        0
+    }
+}
+
+/// What a deploy asks for. `version` makes it differ from the one before. `ahead`: on a platform that decides itself when
+/// what sleeps, so the service does not say so.
+pub(crate) fn manifest(
+    service: u32,
+    concurrency: u32,
+    max: u32,
+    version: u64,
+    ahead: bool,
+) -> ServiceManifest {
     let mut spec = RevisionSpec::new("sim", Source::Function("f".into()));
     spec.concurrency = concurrency;
     spec.env.insert(LIMIT.into(), EnvValue::Literal(concurrency.to_string()));
@@ -183,8 +218,10 @@ pub(crate) fn manifest(service: u32, concurrency: u32, max: u32, version: u64) -
     spec.timeouts.stop_grace = STOP_GRACE;
     spec.timeouts.request = Duration::from_secs(60);
     spec.scaling.max = max;
-    spec.scaling.stable_window = Duration::from_secs(10);
-    spec.scaling.scale_to_zero_grace = Duration::from_secs(2);
+    if !ahead {
+        spec.scaling.stable_window = Duration::from_secs(10);
+        spec.scaling.scale_to_zero_grace = Duration::from_secs(2);
+    }
     let mut probe =
         Probe::new(ProbeAction::Http { path: "/healthz".into(), port: None, headers: Vec::new() });
     (probe.period, probe.timeout, probe.failure_threshold) = (PROBE_PERIOD, PROBE_TIMEOUT, PROBE_FAILURES);
@@ -193,8 +230,8 @@ pub(crate) fn manifest(service: u32, concurrency: u32, max: u32, version: u64) -
 }
 
 /// The same with what is special about it.
-pub(crate) fn special(service: u32, special: Special, version: u64) -> ServiceManifest {
-    let mut manifest = manifest(service, 2, 5, version);
+pub(crate) fn special(service: u32, special: Special, version: u64, ahead: bool) -> ServiceManifest {
+    let mut manifest = manifest(service, 2, 5, version, ahead);
     match special {
         Special::Backlog => {
             let scaling = &mut manifest.spec.scaling;

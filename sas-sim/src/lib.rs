@@ -70,11 +70,15 @@ pub enum Plant {
     ForgetsQuotas,
     /// Instances that were found ill are not replaced.
     KeepsTheIll,
+    /// What the pool starts for the first requests is not told as a decision.
+    HidesActivations,
+    /// The keep-alive policy lets nothing go.
+    KeepsForever,
 }
 
 impl Plant {
     /// All of them, with the invariant that each breaks.
-    pub const ALL: [(Self, &'static str); 14] = [
+    pub const ALL: [(Self, &'static str); 16] = [
         (Self::LosesAnswers, "one answer"),
         (Self::RaisesLimits, "limits"),
         (Self::LosesWakeups, "no lost wake-up"),
@@ -89,5 +93,7 @@ impl Plant {
         (Self::RewritesHistory, "decisions replay"),
         (Self::ForgetsQuotas, "quotas"),
         (Self::KeepsTheIll, "health"),
+        (Self::HidesActivations, "reasons"),
+        (Self::KeepsForever, "desired is reached"),
     ];
 }

@@ -199,7 +199,8 @@ impl Runtime for SimRuntime {
             return Err(Error::new(ErrorKind::Unavailable, "start", "simulated: the host is dead"));
         }
         let mut starting = StartGuard { shared, id: request.id, done: false };
-        shared.tell(Fact::Starting { instance: shared.number(request.id) });
+        let revision = (shared.epoch << 48) ^ request.revision.0;
+        shared.tell(Fact::Starting { instance: shared.number(request.id), revision });
         let fault = shared.faults.lock().pop_front();
         // Half to twice the usual time: starts of one program differ about that much under load.
         let time = {

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use sas_core::{
     CallError, Claim, ClaimError, Commit, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
     ErrorKind, Instance, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Metered,
-    Pool, PoolBudget, PoolDecision, PoolTotals, Request, RequestUsage, Response, Result, RevisionKey,
+    Pool, PoolBudget, PoolDecision, PoolTotals, Reason, Request, RequestUsage, Response, Result, RevisionKey,
     RevisionSpec, RevisionStatus, Runtime, SpecErrors, StemView, Store, StoreLimits, Target, Version,
     WaitList, Waiting, Watched,
 };
@@ -227,9 +227,13 @@ impl Pool for WatchedPool {
 
     fn take_decisions(&self, shard: usize, visit: &mut dyn FnMut(&PoolDecision, &Arc<Deployed>)) {
         let mut seen = |decision: &PoolDecision, deployed: &Arc<Deployed>| {
+            if self.life.plant == Some(Plant::HidesActivations) && decision.reason == Reason::Activated {
+                return;
+            }
             let revision = self.life.revision(decision.revision);
             if self.inner.deployed(decision.revision).is_some() {
-                self.life.tell(Fact::OwnSize { revision, desired: decision.desired });
+                let ahead = decision.reason == Reason::Expected;
+                self.life.tell(Fact::OwnSize { revision, desired: decision.desired, ahead });
             }
             visit(decision, deployed);
         };

@@ -16,7 +16,7 @@ use crate::{
     clock::SimClock,
     draw::Draw,
     history::{Answered, Fact, History, QuotaSet},
-    host::{Host, manifest, name, special},
+    host::{HORIZON_MINUTES, Host, manifest, name, special},
     invariants::{Invariant, View, durable::Durable, leaks, replay},
     plan::{Action, SAFETY, Step, plan, with_crash},
     queue::{self, SimQueue},
@@ -250,6 +250,11 @@ impl World {
         })
     }
 
+    /// Whether the platform works ahead of demand.
+    fn ahead(&self) -> bool {
+        preset_of(self.seed) == Preset::Default
+    }
+
     fn host(&self) -> Option<Arc<Host>> {
         self.host.lock().clone()
     }
@@ -395,7 +400,7 @@ impl World {
                     *versions += 1;
                     *versions
                 };
-                self.deploy(*service, manifest(*service, *concurrency, *max, version), actions);
+                self.deploy(*service, manifest(*service, *concurrency, *max, version, self.ahead()), actions);
             }
             Action::DeployAs { service, special: kind } => {
                 let version = {
@@ -403,7 +408,7 @@ impl World {
                     *versions += 1;
                     *versions
                 };
-                self.deploy(*service, special(*service, *kind, version), actions);
+                self.deploy(*service, special(*service, *kind, version, self.ahead()), actions);
             }
             Action::Quota { concurrency, rate, burst } => {
                 let set = QuotaSet { concurrency: *concurrency, rate: *rate, burst: *burst };
@@ -617,7 +622,7 @@ impl World {
         for key in self.store.damaged().await {
             let done = if let Some(service) = key.strip_prefix("service/default/svc-") {
                 let service: u32 = service.parse().unwrap_or(0);
-                let deployed = host.control().deploy(manifest(service, 2, 3, 1_000_000)).await;
+                let deployed = host.control().deploy(manifest(service, 2, 3, 1_000_000, self.ahead())).await;
                 self.changed(host, "deploy", &name(service), deployed.is_ok());
                 deployed.map(drop)
             } else if key.starts_with("quota/") {
@@ -687,7 +692,7 @@ impl World {
             else {
                 continue;
             };
-            let deployed = host.control().deploy(manifest(service, 2, 3, 1_000_000)).await;
+            let deployed = host.control().deploy(manifest(service, 2, 3, 1_000_000, self.ahead())).await;
             self.history
                 .tell(Fact::Control { what: format!("deploy {}", record.name), done: deployed.is_ok() });
             if let Err(error) = deployed {
@@ -734,20 +739,11 @@ impl World {
             let _ = host.control().delete_trigger(namespace, trigger).await;
         }
         // What is kept warm goes later, by decisions of the pool's own.
-        sleep(if host.ahead { AHEAD_REST } else { Duration::from_secs(60) }).await;
+        let rest = if host.ahead { AHEAD_REST } else { Duration::from_secs(60) };
+        sleep(rest).await;
         let live = host.runtime.live();
-        if !host.ahead && !live.is_empty() {
-            broken("desired is reached", format!("a minute after the last request {live:?} still run"));
-        }
-        // A policy that keeps warm keeps the last one only.
-        for (name, key) in host.revisions() {
-            let Some(status) = host.pool().status(key) else { continue };
-            if status.ready + status.starting > 1 {
-                broken(
-                    "desired is reached",
-                    format!("a minute after the last request {name} has {status:?}"),
-                );
-            }
+        if !live.is_empty() {
+            broken("desired is reached", format!("{rest:?} after the last request {live:?} still run"));
         }
         for message in leaks::at_rest(&host) {
             broken("no leaks", message);
@@ -777,8 +773,9 @@ impl World {
     }
 }
 
-/// How long a platform that keeps instances warm is watched after the last request.
-const AHEAD_REST: Duration = Duration::from_secs(20 * 60);
+/// How long a platform that keeps instances warm is watched after the last request: for as long as its policy looks ahead,
+/// and a while more.
+const AHEAD_REST: Duration = Duration::from_secs((HORIZON_MINUTES as u64 + 5) * 60);
 
 /// What brings messages of the queue to the first service.
 fn work() -> TriggerSpec {

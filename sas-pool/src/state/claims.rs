@@ -58,7 +58,7 @@ impl State {
         active.raised = active.raised.max(active.demand());
         let from_zero = active.have() == 0;
         self.grow(rules, a, claim.priority, now, fx);
-        self.note_activation(rules, a, from_zero);
+        self.note_activation(rules, a, from_zero, 1);
         self.promote(rules, a, fx);
         Met::Waits(a)
     }

@@ -30,9 +30,10 @@ impl OwnDecisions {
     }
 
     /// Nothing is added any more to the activation that this revision may have to tell: something else is decided, or it
-    /// is at rest again.
-    pub(super) fn end_activation(&mut self, active: &mut Active) {
-        if let Some(told) = active.activation.take().and_then(|activation| activation.told(active)) {
+    /// is at rest again. It is kept where somebody comes to take it.
+    pub(super) fn end_activation(&mut self, active: &mut Active, visited: bool) {
+        let told = active.activation.take().and_then(|activation| activation.told(active));
+        if let Some(told) = told.filter(|_| visited) {
             self.keep(told);
         }
     }
@@ -59,7 +60,7 @@ impl State {
         until: Option<Timestamp>,
     ) {
         let active = &mut self.actives[a as usize];
-        self.own.end_activation(active);
+        self.own.end_activation(active, self.visited.is_some());
         let active = &self.actives[a as usize];
         let name = &self.deployed(a).name;
         tracing::debug!(revision = %name, before, desired, ?reason, "the pool changes a size by itself");
@@ -72,18 +73,19 @@ impl State {
         self.own.keep((decision, deployed));
     }
 
-    /// A request waits, and the pool may have started something for it: of a revision that had nothing, that is a decision.
-    pub(super) fn note_activation(&mut self, rules: &Rules, a: u32, from_zero: bool) {
+    /// So many more requests wait, and the pool may have started something for them: of a revision that had nothing, that is
+    /// a decision.
+    pub(super) fn note_activation(&mut self, rules: &Rules, a: u32, from_zero: bool, waited: u32) {
         let active = &mut self.actives[a as usize];
         let have = active.have();
-        if from_zero && have > 0 && self.visited.is_some() && !active.orphan {
-            self.own.end_activation(active);
+        if from_zero && have > 0 && !active.orphan {
+            self.own.end_activation(active, self.visited.is_some());
             active.activation = Some(Activation { at: rules.config.clock.now(), started: 0, waited: 0 });
             self.own.activated.insert(a);
         }
         if let Some(activation) = &mut active.activation {
             activation.started = activation.started.max(have);
-            activation.waited = activation.waited.saturating_add(1);
+            activation.waited = activation.waited.saturating_add(waited);
         }
     }
 

@@ -406,7 +406,12 @@ impl State {
         let active = &mut self.actives[a as usize];
         active.retry = None;
         if active.have() < active.target() {
+            let (from_zero, waiting) = (active.have() == 0, active.waiting());
             self.grow(rules, a, 0, now, fx);
+            // Where no decision asks for it, it is those who wait who do.
+            if from_zero && self.actives[a as usize].decided == 0 {
+                self.note_activation(rules, a, true, waiting);
+            }
             return;
         }
         // Nobody does. The failures are remembered for a while, so that the pauses of a revision that is called now

@@ -369,13 +369,6 @@ fn a_burst_from_zero_is_one_decision_with_what_it_started_and_how_many_waited() 
         taken.map(|(told, _)| (told.before, told.desired, told.reason, told.waited)).collect()
     };
     let mut table = Table::new(PoolConfig::seeded(1), |spec| spec.concurrency = 10);
-    for _ in 0..25 {
-        table.wait(10, 500);
-    }
-    assert_eq!(told(&mut table), [], "nobody takes them, so none is kept");
-
-    let mut table = Table::new(PoolConfig::seeded(1), |spec| spec.concurrency = 10);
-    table.state.visited = Some(1);
     let tickets: Vec<u64> = (0..25).map(|_| table.wait(10, 500)).collect();
     let started = table.begun();
     assert_eq!(told(&mut table), [(0, 3, Reason::Activated, 25)]);

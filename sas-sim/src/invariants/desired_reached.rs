@@ -24,12 +24,15 @@ impl Invariant for DesiredReached {
             match fact {
                 Fact::QuietEnds => self.quiet_since = Some(*at),
                 Fact::Control { what, .. } if what == "boot" => self.quiet_since = None,
-                Fact::OwnSize { desired, .. } => self.expected += desired,
+                Fact::OwnSize { ahead: true, .. } => {
+                    let late = |since: Duration| *at > since + Duration::from_secs(20);
+                    self.expected += u32::from(self.quiet_since.is_some_and(late));
+                }
                 Fact::Starting { .. } if view.ahead => {
                     let late = |since: Duration| *at > since + Duration::from_secs(20);
                     self.started += u32::from(self.quiet_since.is_some_and(late));
                 }
-                Fact::Starting { instance } => {
+                Fact::Starting { instance, .. } => {
                     // An event that was on its way may still wake its service.
                     if let Some(since) = self.quiet_since
                         && *at > since + Duration::from_secs(20)

@@ -23,7 +23,7 @@ impl Invariant for Metering {
     fn look(&mut self, facts: &[(Duration, Fact)], view: &View) -> Result<(), String> {
         for (at, fact) in facts {
             match fact {
-                Fact::Starting { instance } => {
+                Fact::Starting { instance, .. } => {
                     self.last_epoch = self.last_epoch.max(instance >> 48);
                     self.began.insert(*instance, *at);
                 }

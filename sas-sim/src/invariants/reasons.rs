@@ -1,4 +1,5 @@
-//! The size of a revision is never changed without a decision that says why; decisions are counted without a gap.
+//! The size of a revision is never changed without a decision that says why; decisions are counted without a gap. That holds
+//! for starts, too, that requests cause between two ticks: the next decision says so.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,7 +12,12 @@ pub(crate) struct Reasons {
     decided: BTreeMap<u64, (u64, Option<u32>)>,
     /// Numbers that were set before their decision was told, at the same moment.
     open: Vec<(Duration, u64, u32)>,
+    /// Starts, by revision, that no decision had asked for.
+    started: BTreeMap<u64, Duration>,
 }
+
+/// The reasons with which the pool tells that it started something.
+const STARTS: [&str; 2] = ["Activated", "Expected"];
 
 impl Invariant for Reasons {
     fn name(&self) -> &'static str {
@@ -38,13 +44,22 @@ impl Invariant for Reasons {
                         return Err(format!("decision {sequence} of {revision:x} came after {}", entry.0));
                     }
                     entry.0 = *sequence;
+                    if let Some(since) = self.started.remove(revision) {
+                        let asked = STARTS.contains(&reason.as_str())
+                            || (since == *at && desired.is_some_and(|desired| desired > 0));
+                        if !asked {
+                            return Err(format!(
+                                "revision {revision:x} was started at {since:?} without a decision; the next one is {reason}"
+                            ));
+                        }
+                    }
                     if desired.is_some() {
                         entry.1 = *desired;
                     }
                     self.open.retain(|(_, of, number)| of != revision || Some(*number) != *desired);
                 }
                 // Each is told again when it has its number, at the same moment.
-                Fact::OwnSize { revision, desired } => self.open.push((*at, *revision, *desired)),
+                Fact::OwnSize { revision, desired, .. } => self.open.push((*at, *revision, *desired)),
                 Fact::Wished { revision, desired } => {
                     let known =
                         self.decided.get(revision).is_some_and(|(_, number)| *number == Some(*desired));
@@ -52,6 +67,13 @@ impl Invariant for Reasons {
                         self.open.push((*at, *revision, *desired));
                     }
                 }
+                Fact::Starting { revision, .. } => {
+                    let wanted = self.decided.get(revision).and_then(|(_, number)| *number).unwrap_or(0);
+                    if wanted == 0 {
+                        self.started.entry(*revision).or_insert(*at);
+                    }
+                }
+                Fact::HostDied => self.started.clear(),
                 _ => {}
             }
         }
