@@ -4,15 +4,18 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use sas_core::{
-    Affinity, Error, ErrorKind, Fidelity, Principal, Quota, Result, RevisionSpec, RolloutPlan,
-    RolloutProgress, RolloutState, SpecError, TenantKey, Timestamp,
+    Affinity, Error, ErrorKind, Fidelity, Principal, Quota, Result, RevisionSpec, RolloutPlan, SpecError,
+    TenantKey, Timestamp,
 };
 use sas_knative::manifest::{TagRoute, TrafficTarget};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::labels::APP_LABEL;
+use crate::{
+    labels::APP_LABEL,
+    rollout::{RolloutProgress, RolloutState},
+};
 
 /// The format of the records that this version writes.
 const FORMAT: u16 = 1;

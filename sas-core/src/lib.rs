@@ -109,7 +109,7 @@ pub use probe::{Probe, ProbeAction};
 pub use program::{EnvValue, Resources, Secret};
 pub use quota::{Quota, QuotaPressure, Quotas};
 pub use recorder::Recorder;
-pub use rollout::{AnswerCounter, AnswerCounts, RolloutPlan, RolloutProgress, RolloutState, RolloutStep};
+pub use rollout::{AnswerCounter, AnswerCounts, RolloutPlan};
 pub use route::{
     Affinity, HostPattern, RemoteTarget, Route, RouteAction, RouteChange, RouteError, RouteMatch, RouteQuery,
     RouteRule, RouteTarget, Router, Split, ValueMatch,

@@ -141,7 +141,11 @@ async fn a_target_that_is_deployed_anew_is_tried_at_once() {
     assert_eq!(attempts(&host), before, "that was another service");
     host.retry_now("default/t");
     sleep(Duration::from_millis(10)).await;
-    assert_eq!((attempts(&host), waiting(&host).await), (before + 1, 50), "one attempt shows that it is still down");
+    assert_eq!(
+        (attempts(&host), waiting(&host).await),
+        (before + 1, 50),
+        "one attempt shows that it is still down"
+    );
     sleep(Duration::from_secs(10)).await;
     let again = attempts(&host) - before;
     assert!((3..=6).contains(&again), "the pauses begin anew, and there are {again} attempts in 10 s");

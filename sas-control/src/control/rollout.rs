@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use sas_core::{
-    AnswerCounts, Error, ErrorKind, Principal, Result, RevisionKey, RolloutPlan, RolloutProgress, RolloutStep,
-};
+use sas_core::{AnswerCounts, Error, ErrorKind, Principal, Result, RevisionKey, RolloutPlan};
 use serde::Deserialize;
 
 use super::{Control, Live, no_service};
 use crate::{
     record::{Rolling, ServiceRecord},
+    rollout::{RolloutProgress, RolloutStep},
     stamp::rfc3339,
     view::{RolloutAnswers, RolloutStage, RolloutView},
 };

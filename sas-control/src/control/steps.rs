@@ -5,9 +5,9 @@ use super::{Control, Live, ROUNDS, blocking, invalid};
 use crate::package;
 use crate::reconcile::{Command, Registration, reconcile, waits_for_time};
 use crate::record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord};
+use crate::rollout::RolloutProgress;
 use sas_core::{
-    Artifact, Deployed, Error, ErrorKind, Result, RevisionKey, RevisionName, RevisionSpec, RolloutProgress,
-    Source,
+    Artifact, Deployed, Error, ErrorKind, Result, RevisionKey, RevisionName, RevisionSpec, Source,
 };
 use std::sync::Arc;
 use std::time::Duration;
