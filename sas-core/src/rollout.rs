@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{RevisionKey, SpecErrors, Timestamp};
+use crate::{RevisionKey, SpecErrors};
 
 /// How traffic moves to a new revision, step by step: a deployer gives it, the control plane follows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
