@@ -19,6 +19,7 @@ import (
 	"go.opentelemetry.io/collector/pdata/ptrace"
 	"go.opentelemetry.io/collector/receiver"
 	"go.opentelemetry.io/collector/receiver/otlpreceiver"
+	"go.opentelemetry.io/collector/service/telemetry"
 )
 
 type lines struct {
@@ -77,7 +78,6 @@ func main() {
 receivers: {otlp: {protocols: {http: {endpoint: %q}}}}
 exporters: {lines: {}}
 service:
-  telemetry: {metrics: {level: none}, logs: {level: warn}}
   pipelines:
     traces: {receivers: [otlp], exporters: [lines]}
     metrics: {receivers: [otlp], exporters: [lines]}
@@ -89,6 +89,8 @@ service:
 			return otelcol.Factories{
 				Receivers: map[component.Type]receiver.Factory{otlp.Type(): otlp},
 				Exporters: map[component.Type]exporter.Factory{kind: stdout},
+				// It tells nothing of itself.
+				Telemetry: telemetry.NewFactory(func() component.Config { return &struct{}{} }),
 			}, nil
 		},
 		ConfigProviderSettings: otelcol.ConfigProviderSettings{ResolverSettings: confmap.ResolverSettings{
