@@ -1,18 +1,20 @@
 //! Bench h: a warm request through the ingress to a native HTTP instance, beside nginx with the same upstream.
 //!
-//! `cargo bench --bench proxy` prints a table in about two minutes. Three processes of this binary take part: the
-//! upstream, our proxy (ingress, gateway, route table, pool) and the load generator. nginx is started here too, on
-//! free ports with a configuration of its own in a temporary directory; without it its rows are left out, and said
-//! so.
+//! `cargo bench --bench proxy` prints a table in about three minutes. Processes of this binary take part: the upstream,
+//! our proxy (ingress, gateway, route table, pool) in two layouts, a floor (a proxy on tokio that does the least and checks
+//! nothing) and the load generator. nginx and haproxy are started here too, on free ports with configurations of their
+//! own in a temporary directory; without one its rows are left out, and said so.
 //!
 //! The machine is shared by all of them, so requests per second say how fast the chain is, and CPU per request what
 //! the proxy costs. Rounds of the ways alternate; the median of the rounds is shown.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     process::{Child, Command, Stdio},
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -38,12 +40,14 @@ const HOST: &str = "hello.default.localhost";
 const ROUNDS: usize = 3;
 const MEASURE: Duration = Duration::from_millis(2_000);
 const KIB: usize = 1024;
+const FLOOR: &str = "the floor";
 
 fn main() {
     match std::env::var("SAS_BENCH_PROXY_ROLE").as_deref() {
         Ok("upstream") => runtime(1).block_on(upstream()),
         Ok("sas") => runtime(2).block_on(proxy()),
-        Ok("sas-per-core") => per_core(),
+        Ok("sas-per-core") => runtime(1).block_on(per_core()),
+        Ok("floor") => floor(),
         _ => runtime(1).block_on(bench()),
     }
 }
@@ -200,27 +204,113 @@ async fn proxy() {
     std::future::pending::<()>().await;
 }
 
-/// A runtime of one thread per core, each with its own share of the connections, as nginx has its workers. Pool, table and
-/// gateway are one.
-fn per_core() {
-    let first = runtime(1);
-    let gateway = first.block_on(gateway());
+/// Two workers, each with its own share of the connections, as nginx has its workers. Pool, table and gateway are one.
+async fn per_core() {
+    let mut config = server_config();
+    config.workers = 2;
+    let address = (Ipv4Addr::LOCALHOST, 0).into();
+    let server = Server::bind(address, gateway().await, config).await.expect("a free port");
+    announce(server.local_addr());
+    std::future::pending::<()>().await;
+}
+
+// The floor: what a proxy on tokio costs that knows one shape of request and answer. A measuring stick, not a proxy.
+
+fn floor() {
+    let to: SocketAddr =
+        std::env::var("SAS_BENCH_PROXY_UPSTREAM").ok().and_then(|to| to.parse().ok()).expect("where to");
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.set_nonblocking(true).expect("a socket");
-    let serve = |runtime: tokio::runtime::Runtime| {
-        let (listener, gateway) = (listener.try_clone().expect("a descriptor"), Arc::clone(&gateway));
-        move || {
-            runtime.block_on(async {
-                let listener = TcpListener::from_std(listener).expect("a listener");
-                let _server = Server::serve(listener, gateway, server_config()).expect("a listener");
-                std::future::pending::<()>().await;
-            });
+    announce(listener.local_addr().expect("bound"));
+    let worker = move |listener: std::net::TcpListener| {
+        tokio::task::LocalSet::new().block_on(&runtime(1), async {
+            let listener = TcpListener::from_std(listener).expect("a listener");
+            let idle = Rc::<RefCell<Vec<TcpStream>>>::default();
+            loop {
+                let (client, _) = listener.accept().await.expect("a connection");
+                client.set_nodelay(true).expect("a TCP socket");
+                tokio::task::spawn_local(least(client, to, Rc::clone(&idle)));
+            }
+        });
+    };
+    let second = listener.try_clone().expect("a descriptor");
+    let second = std::thread::spawn(move || worker(second));
+    worker(listener);
+    second.join().expect("it serves for ever");
+}
+
+async fn least(
+    mut client: TcpStream,
+    to: SocketAddr,
+    idle: Rc<RefCell<Vec<TcpStream>>>,
+) -> std::io::Result<()> {
+    const ADDED: &[u8] =
+        b"forwarded: for=127.0.0.1;proto=http\r\nx-forwarded-for: 127.0.0.1\r\nx-forwarded-proto: http\r\n\
+        x-request-id: 0123456789abcdef0123456789abcdef\r\n\
+        traceparent: 00-0123456789abcdef0123456789abcdef-0123456789abcdef-01\r\n\r\n";
+    let [mut asked, mut answer, mut out] = [(); 3].map(|()| Vec::<u8>::with_capacity(16 * KIB));
+    let put = |headers: &[httparse::Header<'_>], out: &mut Vec<u8>| {
+        for header in headers.iter().filter(|header| !header.name.eq_ignore_ascii_case("connection")) {
+            for part in [header.name.as_bytes(), b": ", header.value, b"\r\n"] {
+                out.extend_from_slice(part);
+            }
         }
     };
-    let second = std::thread::spawn(serve(runtime(1)));
-    announce(listener.local_addr().expect("bound"));
-    serve(first)();
-    second.join().expect("it serves for ever");
+    loop {
+        let head = loop {
+            let mut lines = [httparse::EMPTY_HEADER; 64];
+            let mut request = httparse::Request::new(&mut lines);
+            if let Ok(httparse::Status::Complete(head)) = request.parse(&asked) {
+                out.clear();
+                let (method, path) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
+                for part in [method, " ", path, " HTTP/1.1\r\n"] {
+                    out.extend_from_slice(part.as_bytes());
+                }
+                put(request.headers, &mut out);
+                out.extend_from_slice(ADDED);
+                break head;
+            }
+            if client.read_buf(&mut asked).await? == 0 {
+                return Ok(());
+            }
+        };
+        asked.drain(..head);
+        let kept = idle.borrow_mut().pop();
+        let mut instance = match kept {
+            Some(kept) => kept,
+            None => {
+                let made = TcpStream::connect(to).await?;
+                made.set_nodelay(true)?;
+                made
+            }
+        };
+        instance.write_all(&out).await?;
+        answer.clear();
+        let (head, length) = loop {
+            if instance.read_buf(&mut answer).await? == 0 {
+                return Ok(());
+            }
+            let mut lines = [httparse::EMPTY_HEADER; 64];
+            let mut response = httparse::Response::new(&mut lines);
+            if let Ok(httparse::Status::Complete(head)) = response.parse(&answer) {
+                out.clear();
+                out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+                put(response.headers, &mut out);
+                out.extend_from_slice(b"x-request-id: 0123456789abcdef0123456789abcdef\r\n\r\n");
+                let length = response.headers.iter().find(|header| header.name == "content-length");
+                let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok());
+                break (head, length.unwrap_or(0));
+            }
+        };
+        while answer.len() < head + length {
+            if instance.read_buf(&mut answer).await? == 0 {
+                return Ok(());
+            }
+        }
+        out.extend_from_slice(&answer[head..]);
+        client.write_all(&out).await?;
+        idle.borrow_mut().push(instance);
+    }
 }
 
 // The bench.
@@ -283,19 +373,48 @@ http {{
     );
     let file = directory.join("nginx.conf");
     std::fs::write(&file, config).ok()?;
-    let child = Command::new(binary)
-        .arg("-p")
-        .arg(directory)
-        .arg("-c")
-        .arg(&file)
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
+    started(Command::new(binary).arg("-p").arg(directory).arg("-c").arg(&file), free).await
+}
+
+/// haproxy as a proxy of the same upstream, with two threads.
+async fn haproxy(upstream: SocketAddr, directory: &Path) -> Option<(Ended, SocketAddr, u32)> {
+    let binary = ["/usr/sbin/haproxy", "/usr/bin/haproxy", "/usr/local/sbin/haproxy"]
+        .into_iter()
+        .find(|path| Path::new(path).exists())?;
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.ok()?.local_addr().ok()?;
+    let config = format!(
+        "global
+  nbthread 2
+  maxconn 5000
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 300s
+  timeout server 300s
+  option forwardfor
+  http-reuse always
+frontend in
+  bind {free}
+  unique-id-format %{{+X}}o\\ %ci:%cp_%fi:%fp_%Ts_%rt:%pid
+  http-request set-header X-Request-Id %[unique-id]
+  default_backend instance
+backend instance
+  server one {upstream}
+"
+    );
+    let file = directory.join("haproxy.cfg");
+    std::fs::write(&file, config).ok()?;
+    started(Command::new(binary).arg("-q").arg("-db").arg("-f").arg(&file), free).await
+}
+
+/// Starts another proxy, and waits until it listens.
+async fn started(command: &mut Command, at: SocketAddr) -> Option<(Ended, SocketAddr, u32)> {
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
     let pid = child.id();
     let child = Ended(child);
     for _ in 0..200 {
-        if TcpStream::connect(free).await.is_ok() {
-            return Some((child, free, pid));
+        if TcpStream::connect(at).await.is_ok() {
+            return Some((child, at, pid));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -424,6 +543,8 @@ async fn bench() {
     let (split, split_at) = role("sas-per-core", Some(to)).await;
     let directory = tempfile::tempdir().expect("a temporary directory");
     let nginx = nginx(to, directory.path()).await;
+    let haproxy = haproxy(to, directory.path()).await;
+    let (floor, floor_at) = role("floor", Some(to)).await;
     let mut ways = vec![Way { name: "direct", address: to, pid: None }];
     match &nginx {
         Some((_, address, pid)) => ways.push(Way { name: "nginx", address: *address, pid: Some(*pid) }),
@@ -431,7 +552,12 @@ async fn bench() {
             "nginx is not installed here (or did not start): its rows are missing, and so is the ratio"
         ),
     }
-    ways.push(Way { name: "sas, a runtime per core", address: split_at, pid: Some(split.0.id()) });
+    match &haproxy {
+        Some((_, address, pid)) => ways.push(Way { name: "haproxy", address: *address, pid: Some(*pid) }),
+        None => println!("haproxy is not installed here (or did not start): its rows are missing"),
+    }
+    ways.push(Way { name: FLOOR, address: floor_at, pid: Some(floor.0.id()) });
+    ways.push(Way { name: "sas, two workers", address: split_at, pid: Some(split.0.id()) });
     ways.push(Way { name: "sas", address: sas_at, pid: Some(sas.0.id()) });
 
     let cases = [("/1k", 1), ("/1k", 64), ("/1m", 64), ("/stream", 64)];
@@ -439,6 +565,10 @@ async fn bench() {
     for _ in 0..ROUNDS {
         for (case, (path, connections)) in cases.iter().enumerate() {
             for (way, named) in ways.iter().enumerate() {
+                // It knows answers with a length, that it holds as a whole.
+                if named.name == FLOOR && *path != "/1k" {
+                    continue;
+                }
                 all.entry((case, way)).or_default().push(measure(named, path, *connections).await);
             }
         }
@@ -477,6 +607,17 @@ async fn bench() {
                     one(way, case, |f| f.cpu) / one(1, case, |f| f.cpu),
                 );
             }
+        }
+    }
+    let at = ways.iter().position(|way| way.name == FLOOR).expect("it is always there");
+    for way in [last, last - 1] {
+        for case in [0, 1] {
+            println!(
+                "{} / the floor, 1 KiB at {}: CPU per request {:.2} (target ≤ 1.4 at 64)",
+                ways[way].name,
+                cases[case].1,
+                one(way, case, |f| f.cpu) / one(at, case, |f| f.cpu),
+            );
         }
     }
     for way in &ways[1..] {
