@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{FaasTrigger, RequestId, TenantKey};
+use crate::{RequestId, TenantKey};
 
 /// Why a call is made: it decides metering and whether the call may wake a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -33,6 +33,44 @@ impl Purpose {
     /// Whether such a call may start an instance.
     pub const fn wakes(self) -> bool {
         !matches!(self, Self::Probe)
+    }
+}
+
+/// What made a function run, in the words of OpenTelemetry's `faas.trigger`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FaasTrigger {
+    /// A change of data elsewhere, such as a row or a file.
+    Datasource,
+    /// A request from outside.
+    Http,
+    /// A message or an event of a broker, queue or stream.
+    PubSub,
+    /// A time, once or again and again.
+    Timer,
+    /// None of these: a test run, a step of a workflow.
+    Other,
+}
+
+impl FaasTrigger {
+    /// What calls of this purpose are caused by, unless who makes them knows better.
+    pub const fn of(purpose: Purpose) -> Self {
+        match purpose {
+            Purpose::Traffic => Self::Http,
+            Purpose::Event => Self::PubSub,
+            _ => Self::Other,
+        }
+    }
+
+    /// The word of the semantic conventions.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Datasource => "datasource",
+            Self::Http => "http",
+            Self::PubSub => "pubsub",
+            Self::Timer => "timer",
+            Self::Other => "other",
+        }
     }
 }
 

@@ -80,7 +80,7 @@ pub use call::{Answer, Call, CallError, Io};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
 pub use connected::Connected;
 pub use container::{Companion, ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};
-pub use context::{Cx, IdempotencyKey, Payer, Purpose};
+pub use context::{Cx, FaasTrigger, IdempotencyKey, Payer, Purpose};
 pub use deliveries::Deliveries;
 pub use engine::{DEFAULT_ENGINE, DataPlane, Engine, EngineFactory, EngineKind, EngineSpec, Reserved};
 pub use error::{BoxError, Error, ErrorKind, Result, Retry};
@@ -129,9 +129,7 @@ pub use sink::{
 pub use spec::{Protocol, RevisionSpec, Source, Timeouts};
 pub use spec_error::{SpecError, SpecErrors};
 pub use store::{Change, Commit, Entry, Guard, Store, StoreLimits, Version, Watched, Write, guard_failed};
-pub use trace::{
-    AttemptSpan, DeliverySpan, FaasTrigger, ParentSpan, RequestSpan, TraceContext, TraceSink, UpstreamSpan,
-};
+pub use trace::{AttemptSpan, DeliverySpan, ParentSpan, RequestSpan, TraceContext, TraceSink, UpstreamSpan};
 pub use trigger::{
     BrokerIngress, BrokerSpec, BrokerStatus, Fires, Redrive, Redriven, SinkSpec, TriggerCx, TriggerSecrets,
     TriggerSource, TriggerSpec, TriggerStatus, Triggers,

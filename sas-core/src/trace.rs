@@ -7,7 +7,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use crate::{InstanceId, Purpose, RequestId, RevisionKey, RevisionName, StartTimings, TenantKey};
+use crate::{
+    FaasTrigger, InstanceId, Purpose, RequestId, RevisionKey, RevisionName, StartTimings, TenantKey,
+};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -147,44 +149,6 @@ fn is_trace_state(state: &[u8]) -> bool {
             && (1..=256).contains(&value.len())
             && value.iter().all(|byte| matches!(byte, 0x20..=0x2b | 0x2d..=0x3c | 0x3e..=0x7e))
     })
-}
-
-/// What made a function run, in the words of OpenTelemetry's `faas.trigger`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum FaasTrigger {
-    /// A change of data elsewhere, such as a row or a file.
-    Datasource,
-    /// A request from outside.
-    Http,
-    /// A message or an event of a broker, queue or stream.
-    PubSub,
-    /// A time, once or again and again.
-    Timer,
-    /// None of these: a test run, a step of a workflow.
-    Other,
-}
-
-impl FaasTrigger {
-    /// What calls of this purpose are caused by, unless who makes them knows better.
-    pub const fn of(purpose: Purpose) -> Self {
-        match purpose {
-            Purpose::Traffic => Self::Http,
-            Purpose::Event => Self::PubSub,
-            _ => Self::Other,
-        }
-    }
-
-    /// The word of the semantic conventions.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Datasource => "datasource",
-            Self::Http => "http",
-            Self::PubSub => "pubsub",
-            Self::Timer => "timer",
-            Self::Other => "other",
-        }
-    }
 }
 
 /// Where a span hangs.

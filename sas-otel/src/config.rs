@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::{HeaderName, HeaderValue, Uri};
 use sas_core::{Clock, Recorder, Secret, SpecErrors, SystemClock};
 
 /// Which traces are recorded. Beside these every request that failed and every one that waited for a start is, whatever
@@ -121,11 +122,11 @@ impl OtelConfig {
     /// Every field that is wrong, with its value and what should stand there.
     pub fn validate(&self) -> Result<(), SpecErrors> {
         let mut errors = SpecErrors::default();
-        if let Err(problem) = crate::transport::base(&self.endpoint) {
+        if let Err(problem) = base(&self.endpoint) {
             errors.push("endpoint", &self.endpoint, problem);
         }
         for (name, value) in &self.headers {
-            if let Err(problem) = crate::transport::header(name, value) {
+            if let Err(problem) = header(name, value) {
                 // Never the value: it is a secret.
                 errors.push(format!("headers.{name}"), "…", problem);
             }
@@ -154,5 +155,45 @@ impl OtelConfig {
             }
         }
         errors.into_result()
+    }
+}
+
+/// The base of the signals' URLs.
+pub(crate) fn base(endpoint: &str) -> Result<Uri, String> {
+    let example = "write one like http://127.0.0.1:4318";
+    let uri: Uri = endpoint.parse().map_err(|error| format!("{error}; {example}"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+        return Err(format!("must be a URL with http or https and a host; {example}"));
+    }
+    if uri.query().is_some() {
+        return Err(format!("must have no query; {example}"));
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("must hold no user and password: give them as a header".to_owned());
+    }
+    Ok(uri)
+}
+
+/// A header that is sent along.
+pub(crate) fn header(name: &str, value: &Secret) -> Result<(HeaderName, HeaderValue), String> {
+    let name = HeaderName::try_from(name).map_err(|_| "no name of a header".to_owned())?;
+    let mut value =
+        HeaderValue::try_from(value.expose()).map_err(|_| "its value fits into no header".to_owned())?;
+    value.set_sensitive(true);
+    Ok((name, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_a_url_of_a_host() {
+        for good in ["http://127.0.0.1:4318", "https://otlp.example.org/team/", "http://[::1]:4318"] {
+            assert!(base(good).is_ok(), "{good}");
+        }
+        for bad in ["", "127.0.0.1:4318", "grpc://a:4317", "http://", "http://a?x=1", "http://u:p@a"] {
+            assert!(base(bad).is_err(), "{bad}");
+        }
     }
 }

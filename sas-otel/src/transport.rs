@@ -3,7 +3,10 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, header};
+use http::{
+    HeaderMap, HeaderValue, Request, StatusCode, Uri,
+    header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT},
+};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -11,10 +14,9 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls::{ClientConfig, RootCertStore};
-use sas_core::Secret;
 use tokio::time::timeout;
 
-use crate::OtelConfig;
+use crate::config::{OtelConfig, base, header};
 
 /// How much of an answer is read.
 const ANSWER: usize = 64 << 10;
@@ -46,31 +48,6 @@ impl fmt::Debug for Transport {
     }
 }
 
-/// The base of the signals' URLs.
-pub(crate) fn base(endpoint: &str) -> Result<Uri, String> {
-    let example = "write one like http://127.0.0.1:4318";
-    let uri: Uri = endpoint.parse().map_err(|error| format!("{error}; {example}"))?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
-        return Err(format!("must be a URL with http or https and a host; {example}"));
-    }
-    if uri.query().is_some() {
-        return Err(format!("must have no query; {example}"));
-    }
-    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        return Err("must hold no user and password: give them as a header".to_owned());
-    }
-    Ok(uri)
-}
-
-/// A header that is sent along.
-pub(crate) fn header(name: &str, value: &Secret) -> Result<(HeaderName, HeaderValue), String> {
-    let name = HeaderName::try_from(name).map_err(|_| "no name of a header".to_owned())?;
-    let mut value =
-        HeaderValue::try_from(value.expose()).map_err(|_| "its value fits into no header".to_owned())?;
-    value.set_sensitive(true);
-    Ok((name, value))
-}
-
 impl Transport {
     pub(crate) fn new(config: &OtelConfig) -> Result<Self, String> {
         let base = base(&config.endpoint)?;
@@ -79,9 +56,9 @@ impl Transport {
             let (name, value) = header(name, value)?;
             headers.insert(name, value);
         }
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
         let agent = concat!("sas-otel/", env!("CARGO_PKG_VERSION"));
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(agent));
+        headers.insert(USER_AGENT, HeaderValue::from_static(agent));
         let roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
@@ -131,7 +108,7 @@ impl Transport {
 /// The rules of OTLP: 429, 502, 503 and 504 may pass, and say when.
 fn refused(status: StatusCode, headers: &HeaderMap) -> Failed {
     let again = matches!(status.as_u16(), 429 | 502 | 503 | 504);
-    let asked = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let asked = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     let after = asked.map(|seconds| Duration::from_secs(seconds).min(LONGEST_WAIT)).filter(|_| again);
     Failed { why: format!("it answered {status}"), again, after }
 }
@@ -141,19 +118,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_endpoint_is_a_url_of_a_host() {
-        for good in ["http://127.0.0.1:4318", "https://otlp.example.org/team/", "http://[::1]:4318"] {
-            assert!(base(good).is_ok(), "{good}");
-        }
-        for bad in ["", "127.0.0.1:4318", "grpc://a:4317", "http://", "http://a?x=1", "http://u:p@a"] {
-            assert!(base(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn a_busy_collector_says_when_to_come_back() {
         let mut headers = HeaderMap::new();
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("7"));
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("7"));
         let busy = refused(StatusCode::SERVICE_UNAVAILABLE, &headers);
         assert!(busy.again && busy.after == Some(Duration::from_secs(7)));
         let wrong = refused(StatusCode::BAD_REQUEST, &headers);
