@@ -7,6 +7,8 @@
 //! Times are the median from send to answer, and the CPU time of the whole process (client, gateway, function and exporter)
 //! for each request.
 
+#![allow(clippy::print_stdout, reason = "a bench prints its table")]
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     time::Duration,

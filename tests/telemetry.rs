@@ -1,6 +1,8 @@
 //! `platform --otlp` against the OpenTelemetry Collector (`sas-otel/tests/collector`): a trace each of a request that
 //! finds its service asleep, of a schedule, and of an event, from what the collector took.
 
+#![allow(clippy::print_stderr, reason = "says what it skips")]
+
 mod shared;
 
 use std::{
