@@ -58,11 +58,10 @@ impl Access {
                 );
             }
         }
-        let reference = |given: Option<&str>| given.filter(|text| !text.is_empty()).map(str::to_owned);
         let tls = options.flag("tls", false);
-        let authority = reference(options.take("ca-secret"));
-        let certificate = reference(options.take("cert-secret"));
-        let key = reference(options.take("key-secret"));
+        let authority = options.reference("ca-secret");
+        let certificate = options.reference("cert-secret");
+        let key = options.reference("key-secret");
         if !tls {
             for (name, given) in
                 [("ca-secret", &authority), ("cert-secret", &certificate), ("key-secret", &key)]
@@ -75,9 +74,9 @@ impl Access {
         if certificate.is_some() != key.is_some() {
             options.wrong("cert-secret", "", "a certificate and its key (`key-secret`) go together");
         }
-        let username = reference(options.take("username"));
-        let username_secret = reference(options.take("username-secret"));
-        let password = reference(options.take("password-secret"));
+        let username = options.reference("username");
+        let username_secret = options.reference("username-secret");
+        let password = options.reference("password-secret");
         if username.is_some() && username_secret.is_some() {
             options.wrong("username-secret", "", "contradicts `username`: give one of the two");
         }
@@ -90,7 +89,7 @@ impl Access {
         }
         let given = options.has("sasl-mechanism");
         let mechanism = options.word("sasl-mechanism", &MECHANISMS, Mechanism::Plain);
-        let mechanism_secret = reference(options.take("sasl-mechanism-secret"));
+        let mechanism_secret = options.reference("sasl-mechanism-secret");
         if given && mechanism_secret.is_some() {
             options.wrong("sasl-mechanism-secret", "", "contradicts `sasl-mechanism`: give one of the two");
         }
@@ -127,10 +126,10 @@ impl Access {
         let mut security = match &self.password {
             None => AuthConfig::plaintext(),
             Some(reference) => {
-                let password = text(secrets, reference).await?;
+                let password = secrets.text(reference).await?;
                 let username = match (&self.username, &self.username_secret) {
                     (Some(username), _) => username.clone(),
-                    (None, Some(reference)) => text(secrets, reference).await?,
+                    (None, Some(reference)) => secrets.text(reference).await?,
                     (None, None) => String::new(),
                 };
                 match self.mechanism(secrets).await? {
@@ -156,7 +155,7 @@ impl Access {
 
     async fn mechanism(&self, secrets: &TriggerSecrets) -> Result<Mechanism> {
         let Some(reference) = &self.mechanism_secret else { return Ok(self.mechanism) };
-        let given = text(secrets, reference).await?;
+        let given = secrets.text(reference).await?;
         let known = MECHANISMS.iter().find(|(name, _)| name.eq_ignore_ascii_case(&given));
         known.map(|(_, mechanism)| *mechanism).ok_or_else(|| {
             let problem = "must hold PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512";
@@ -167,14 +166,6 @@ impl Access {
             )
         })
     }
-}
-
-/// A secret as text, without the line's end that files have.
-async fn text(secrets: &TriggerSecrets, reference: &str) -> Result<String> {
-    let value = secrets.get(reference).await?;
-    let text = std::str::from_utf8(value.trim_ascii_end());
-    text.map(str::to_owned)
-        .map_err(|_| Error::new(ErrorKind::InvalidSpec, "kafka", format!("{reference}: is no text")))
 }
 
 /// The brokers that triggers may read from and send to: what the options `brokers` may name.

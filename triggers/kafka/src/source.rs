@@ -131,7 +131,8 @@ impl KafkaSource {
         self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn follow(&self, cx: &TriggerCx) -> Result<()> {
+    /// Connects, and makes what reads as a member of the group. It is none before it has read.
+    async fn join<'a>(&self, cx: &'a TriggerCx) -> Result<Run<'a>> {
         let client = self.access.connect(&cx.secrets).await?;
         let shared = Arc::new(Shared::new(Ledger::new(self.ordering, cx.sink.batch_limit())));
         *self.asking() = Asking {
@@ -165,7 +166,7 @@ impl KafkaSource {
         let consumer = Arc::new(building.build().await.map_err(failed("a consumer"))?);
         members.serve(&consumer);
         consumer.subscribe(&self.group.topics).await.map_err(failed("subscribing"))?;
-        let mut run = Run {
+        Ok(Run {
             cx,
             client,
             consumer,
@@ -173,10 +174,7 @@ impl KafkaSource {
             under_way: FuturesUnordered::new(),
             failure: None,
             left: false,
-        };
-        let ended = run.pull().await;
-        run.end(if ended.is_ok() { GRACE } else { AFTER_FAILURE }).await;
-        ended
+        })
     }
 }
 
@@ -437,7 +435,14 @@ impl TriggerSource for KafkaSource {
     }
 
     async fn run(&self, cx: TriggerCx) -> Result<()> {
-        self.follow(&cx).await
+        let mut run = tokio::select! {
+            biased;
+            () = cx.shutdown.cancelled() => return Ok(()),
+            joined = self.join(&cx) => joined?,
+        };
+        let ended = run.pull().await;
+        run.end(if ended.is_ok() { GRACE } else { AFTER_FAILURE }).await;
+        ended
     }
 
     /// What the group has not taken: unread, and read and not delivered.

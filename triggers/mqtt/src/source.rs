@@ -15,6 +15,8 @@ use crate::session::{Access, Client, Incoming, Line, MqttBrokers, Receipt, WINDO
 
 /// How long deliveries under way are waited for at the end.
 const GRACE: Duration = Duration::from_secs(5);
+/// The same, when the run failed.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How long a session waits for its host unless the trigger says.
 const EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -166,26 +168,31 @@ impl TriggerSource for MqttSource {
         let (sender, came) = mpsc::channel(usize::from(WINDOW) * 16);
         let mut speaking = pin!(speak(line, sender));
         let mut deliveries = Deliveries::default();
+        let mut connected = true;
         let ended = tokio::select! {
             biased;
             () = cx.shutdown.cancelled() => Ok(()),
-            ended = &mut speaking => ended,
+            ended = &mut speaking => {
+                connected = false;
+                ended
+            }
             ended = self.pull(&cx, &mut deliveries, &acknowledging, came) => ended,
         };
-        // What is under way is acknowledged, so that it does not come again for the sake of another.
-        let finishing = async {
-            deliveries.finish().await;
-            acknowledging.client.leave();
-            std::future::pending::<()>().await;
-        };
-        if ended.is_ok() {
+        if connected {
+            // What is under way is acknowledged, so that it does not come again for the sake of another.
+            let finishing = async {
+                deliveries.finish().await;
+                acknowledging.client.leave();
+                // The farewell is spoken, and then the line ends.
+                std::future::pending::<()>().await;
+            };
             let both = async {
                 tokio::select! {
                     _ = &mut speaking => {}
                     () = finishing => {}
                 }
             };
-            let _ = timeout(GRACE, both).await;
+            let _ = timeout(if ended.is_ok() { GRACE } else { AFTER_FAILURE }, both).await;
         }
         ended
     }
