@@ -59,7 +59,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--workers COUNT] [--state DIR] [--domain DOMAIN] \
 [--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--close-network ADDRESS/PREFIX]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--max-data-bytes BYTES] [--total-memory-bytes BYTES] [--total-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... \
-[--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--kafka-host HOST:PORT]... [--mqtt-host HOST:PORT]... [--postgres-host HOST:PORT]... \
+[--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--kafka-host HOST:PORT]... [--mqtt-host HOST:PORT]... [--postgres-host HOST:PORT]... [--rabbitmq-host HOST:PORT]... [--file-root DIR]... \
 [--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] \
 [--otlp URL [--otlp-ratio SHARE] [--otlp-ignore-parent] [--otlp-logs]] MANIFEST...\n       platform --openapi";
 
@@ -78,6 +78,8 @@ struct Options {
     webhook_hosts: Vec<String>,
     /// Servers that triggers may read from, by the feature that knows them.
     broker_hosts: Vec<(&'static str, String)>,
+    /// Directories whose files triggers may watch.
+    file_roots: Vec<PathBuf>,
     event_files: Option<PathBuf>,
     domain: String,
     preset: Preset,
@@ -116,7 +118,14 @@ struct Options {
 }
 
 /// The servers of one feature.
-#[cfg(any(feature = "kafka", feature = "mqtt", feature = "redis", feature = "nats", feature = "postgres"))]
+#[cfg(any(
+    feature = "kafka",
+    feature = "mqtt",
+    feature = "redis",
+    feature = "nats",
+    feature = "postgres",
+    feature = "rabbitmq"
+))]
 fn hosts_of(feature: &str, hosts: &[(&str, String)]) -> Vec<String> {
     hosts.iter().filter(|(of, _)| *of == feature).map(|(_, host)| host.clone()).collect()
 }
@@ -188,6 +197,7 @@ impl Options {
             package_roots: Vec::new(),
             webhook_hosts: Vec::new(),
             broker_hosts: Vec::new(),
+            file_roots: Vec::new(),
             event_files: None,
             domain: "localhost".to_owned(),
             preset: Preset::Default,
@@ -239,6 +249,11 @@ impl Options {
                 "--kafka-host" => options.broker_host("kafka", cfg!(feature = "kafka"), value()?)?,
                 "--nats-host" => options.broker_host("nats", cfg!(feature = "nats"), value()?)?,
                 "--postgres-host" => options.broker_host("postgres", cfg!(feature = "postgres"), value()?)?,
+                "--rabbitmq-host" => options.broker_host("rabbitmq", cfg!(feature = "rabbitmq"), value()?)?,
+                "--file-root" if cfg!(feature = "files") => options.file_roots.push(value()?.into()),
+                "--file-root" => {
+                    return Err("--file-root: this program was built without `--features files`".into());
+                }
                 "--webhook-host" => options.webhook_hosts.push(value()?),
                 "--event-files" => options.event_files = Some(value()?.into()),
                 "--admin-token-file" => options.token_file = Some(value()?.into()),
@@ -380,6 +395,16 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     #[cfg(feature = "postgres")]
     {
         builder = builder.postgres_hosts(hosts_of("postgres", &options.broker_hosts));
+    }
+    #[cfg(feature = "files")]
+    {
+        builder = builder.file_roots(options.file_roots);
+    }
+    #[cfg(not(feature = "files"))]
+    drop(options.file_roots);
+    #[cfg(feature = "rabbitmq")]
+    {
+        builder = builder.rabbitmq_hosts(hosts_of("rabbitmq", &options.broker_hosts));
     }
     if options.open_metrics {
         builder = builder.open_metrics();

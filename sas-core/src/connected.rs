@@ -13,9 +13,9 @@ use crate::{Error, ErrorKind, Result};
 /// use sas_core::Connected;
 /// let connected = Connected::default();
 /// assert_eq!(connected.get("orders")?, None, "nothing is known before the first run");
-/// connected.begin("a connection".into());
+/// let run = connected.begin("a connection".into());
 /// assert_eq!(connected.get("orders")?.as_deref(), Some("a connection"));
-/// connected.end();
+/// drop(run);
 /// assert!(connected.get("orders").is_err(), "a run is to come, and has not connected yet");
 /// # Ok::<(), sas_core::Error>(())
 /// ```
@@ -38,17 +38,11 @@ impl<T: ?Sized> Default for Connected<T> {
 }
 
 impl<T: ?Sized> Connected<T> {
-    /// A run has connected.
-    pub fn begin(&self, connection: Arc<T>) {
+    /// A run has connected. It ends when what this returns is dropped, also when the run itself is.
+    #[must_use = "the run ends when this is dropped"]
+    pub fn begin(&self, connection: Arc<T>) -> ConnectedRun<'_, T> {
         *self.0.lock() = Kept::Now(connection);
-    }
-
-    /// The run has ended. Without effect where none had connected.
-    pub fn end(&self) {
-        let mut kept = self.0.lock();
-        if matches!(*kept, Kept::Now(_)) {
-            *kept = Kept::Away;
-        }
+        ConnectedRun(self)
     }
 
     /// The connection; `None` before the first run has connected.
@@ -63,5 +57,15 @@ impl<T: ?Sized> Connected<T> {
                 Err(Error::new(ErrorKind::Unavailable, "trigger", format!("no connection to {upstream}")))
             }
         }
+    }
+}
+
+/// A run that has connected, from [`Connected::begin`].
+#[derive(Debug)]
+pub struct ConnectedRun<'a, T: ?Sized>(&'a Connected<T>);
+
+impl<T: ?Sized> Drop for ConnectedRun<'_, T> {
+    fn drop(&mut self) {
+        *self.0.0.lock() = Kept::Away;
     }
 }

@@ -78,7 +78,7 @@ pub use blob::{Blob, BlobStore};
 pub use body::{Body, Request, Response};
 pub use call::{Answer, Call, CallError, Io};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
-pub use connected::Connected;
+pub use connected::{Connected, ConnectedRun};
 pub use container::{Companion, ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};
 pub use context::{Cx, FaasTrigger, IdempotencyKey, Payer, Purpose};
 pub use deliveries::Deliveries;

@@ -146,17 +146,35 @@ impl fmt::Display for Kills {
 pub async fn kill_at_random(
     broker: &mut impl Broker,
     events: usize,
+    kills: (u32, u32),
+    seed: u64,
+    identity: impl Fn(&Event) -> String,
+) -> Kills {
+    kill_at_random_with(broker, None, events, kills, seed, identity).await
+}
+
+/// [`kill_at_random`] for sources that ask for secrets.
+///
+/// # Panics
+/// As [`kill_at_random`].
+pub async fn kill_at_random_with(
+    broker: &mut impl Broker,
+    secrets: Option<Arc<dyn SecretSource>>,
+    events: usize,
     (of_broker, of_host): (u32, u32),
     mut seed: u64,
     identity: impl Fn(&Event) -> String,
 ) -> Kills {
+    let run = |broker: &dyn Broker, sink: &Arc<FakeEventSink>| {
+        Running::with(broker.source(), sink, Arc::new(FakeStore::default()), secrets.clone())
+    };
     let sink = FakeEventSink::new(16);
     let mut done = Kills { events, of_broker: 0, of_host: 0, again: 0, took: Duration::ZERO };
     let began = Instant::now();
     let mut unacknowledged = u64::MAX;
     while unacknowledged > 0 {
         assert!(began.elapsed() < Duration::from_secs(240), "{} offered, {done:?}", sink.offered());
-        let mut running = Running::start(broker.source(), &sink);
+        let mut running = run(&*broker, &sink);
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         tokio::time::sleep(Duration::from_millis(100 + (seed >> 40) % 300)).await;
         // Three crashes of the host for one of the broker.
@@ -170,9 +188,11 @@ pub async fn kill_at_random(
             for _ in 0..20 {
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 if running.has_ended() {
-                    running = Running::start(broker.source(), &sink);
+                    running = run(&*broker, &sink);
                 }
-                if broker.unacknowledged().await == 0 {
+                if unique(&sink, &identity) == events {
+                    // The last acknowledgements are on their way.
+                    tokio::time::sleep(Duration::from_millis(300)).await;
                     break;
                 }
             }

@@ -358,6 +358,34 @@ impl PlatformBuilder {
             .trigger_sink("mqtt", move |spec, secrets| sinks.sink(spec, secrets))
     }
 
+    /// Lets triggers read queues of these RabbitMQ servers, by the source `rabbitmq-queue`: each `host:port`, as it stands
+    /// in a trigger's `url`. Without it the kind is unknown, and other servers are refused.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().rabbitmq_hosts(["127.0.0.1:5672"]);
+    /// ```
+    #[cfg(feature = "rabbitmq")]
+    #[must_use]
+    pub fn rabbitmq_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
+        let servers = sas_rabbitmq::RabbitServers::new(hosts);
+        self.trigger_kind("rabbitmq-queue", move |spec| Ok(Arc::new(servers.source(spec)?)))
+    }
+
+    /// Lets triggers watch files in these directories and below them, by the source `files`. Without it the kind is
+    /// unknown, and other directories are refused.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().file_roots(["/srv/uploads"]);
+    /// ```
+    #[cfg(feature = "files")]
+    #[must_use]
+    pub fn file_roots<D: Into<PathBuf>>(self, roots: impl IntoIterator<Item = D>) -> Self {
+        let files = sas_files::FilesBelow::new(roots);
+        self.trigger_kind("files", move |spec| Ok(Arc::new(files.source(spec)?)))
+    }
+
     /// Lets triggers append events to files in this directory, by the sink `file`: `<namespace>.<name>.jsonl`.
     #[cfg(feature = "webhook")]
     #[must_use]

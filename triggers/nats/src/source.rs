@@ -303,7 +303,7 @@ impl NatsJetStream {
         let lost = CancellationToken::new();
         let client = self.connect(&cx.secrets, &lost).await?;
         let consumer = Arc::new(self.consumer(client).await?);
-        self.connected.begin(Arc::clone(&consumer));
+        let _connected = self.connected.begin(Arc::clone(&consumer));
         let mut deliveries = Deliveries::default();
         let pulled = tokio::select! {
             biased;
@@ -398,9 +398,7 @@ impl TriggerSource for NatsJetStream {
     }
 
     async fn run(&self, cx: TriggerCx) -> Result<()> {
-        let ended = self.follow(&cx).await;
-        self.connected.end();
-        ended
+        self.follow(&cx).await
     }
 
     /// What the consumer has not given out, and what it has given out that is unacknowledged, as the server counts it.

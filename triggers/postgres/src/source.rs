@@ -293,7 +293,7 @@ impl PostgresOutbox {
             () = cx.shutdown.cancelled() => return Ok(()),
             rows = self.connect(&cx.secrets, &lost, &wake) => Arc::new(rows?),
         };
-        self.connected.begin(Arc::clone(&rows));
+        let _connected = self.connected.begin(Arc::clone(&rows));
         let mut deliveries = Deliveries::default();
         let pulled = tokio::select! {
             biased;
@@ -347,9 +347,7 @@ impl TriggerSource for PostgresOutbox {
     }
 
     async fn run(&self, cx: TriggerCx) -> Result<()> {
-        let ended = self.follow(&cx).await;
-        self.connected.end();
-        ended
+        self.follow(&cx).await
     }
 
     /// The rows that were not delivered, those under way among them, as the server counts them.

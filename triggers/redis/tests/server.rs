@@ -11,10 +11,17 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use redis::{Value, aio::MultiplexedConnection, cmd};
-use sas_core::{Ack, Event, EventSink, Slot, Store, SystemClock, TriggerCx, TriggerSource, TriggerSpec};
+use sas_core::{
+    Ack, Event, EventSink, SecretSource, Slot, Store, SystemClock, TenantKey, TriggerCx, TriggerSource,
+    TriggerSpec,
+};
 use sas_redis::{RedisStream, RedisStreams};
-use sas_testkit::fake::{FakeEventSink, FakeStore};
+use sas_testkit::{
+    broker::{Running, until},
+    fake::{FakeEventSink, FakeStore},
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -164,14 +171,6 @@ impl EventSink for Order {
     }
 }
 
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let began = Instant::now();
-    while !holds().await {
-        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 #[tokio::test]
 async fn in_order_acknowledged_after_delivery_and_counted() {
     let Some(server) = Server::start().await else { return };
@@ -235,6 +234,74 @@ async fn events_in_a_field_and_malformed_ones() {
     assert_eq!((events[0].id(), events[0].source(), events[0].kind()), ("7", "/shop", "order.paid"));
     assert!(events[0].extensions()["sasposition"].to_text().starts_with("orders@"));
     assert_eq!(events[1].kind(), "dev.sas.redis.malformed");
+}
+
+/// Secrets that a test changes.
+#[derive(Debug)]
+struct Secrets(Mutex<String>);
+
+#[async_trait]
+impl SecretSource for Secrets {
+    async fn resolve(&self, reference: &str, _tenant: TenantKey) -> sas_core::Result<Bytes> {
+        assert_eq!(reference, "secret/redis/password");
+        Ok(Bytes::from(self.0.lock().unwrap().clone()))
+    }
+}
+
+#[tokio::test]
+async fn a_password_that_was_replaced_counts_at_the_next_connection() {
+    let Some(server) = Server::start().await else { return };
+    let mut client = server.client().await;
+    add(&mut client, 0, 5).await;
+    let mut set = async |password: &str| {
+        let mut set = cmd("CONFIG");
+        set.arg("SET").arg("requirepass").arg(password).query_async::<()>(&mut client).await.unwrap();
+        let mut kill = cmd("CLIENT");
+        kill.arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes");
+        kill.query_async::<u64>(&mut client).await.unwrap();
+    };
+    set("first-pass").await;
+    let streams = RedisStreams::new([format!("127.0.0.1:{}", server.port)]);
+    let spec = server.spec("a").with_option("password-secret", "secret/redis/password");
+    let source = Arc::new(streams.source(&spec).unwrap());
+    let (sink, secrets) = (FakeEventSink::new(4), Arc::new(Secrets(Mutex::new("wrong-pass".to_owned()))));
+    let run = || Running::with(source.clone(), &sink, Arc::new(FakeStore::default()), Some(secrets.clone()));
+    let refused = run().ended().await.expect_err("a wrong password").chain();
+    assert!(refused.contains("AUTH") && !refused.contains("wrong-pass"), "{refused}");
+
+    "first-pass".clone_into(&mut secrets.0.lock().unwrap());
+    let running = run();
+    until("they come", async || sink.delivered().len() == 5).await;
+    // The server asks for another password and hangs up; no source is made anew.
+    set("second-pass").await;
+    running.ended().await.expect_err("its connection was ended");
+    run().ended().await.expect_err("the password is an old one");
+    "second-pass".clone_into(&mut secrets.0.lock().unwrap());
+    let running = run();
+    add(&mut client, 5, 3).await;
+    until("the rest comes", async || sink.delivered().len() == 8).await;
+    running.stop().await.unwrap();
+    assert!(!format!("{source:?}").contains("-pass"));
+}
+
+#[tokio::test]
+async fn two_hosts_share_a_group() {
+    let Some(server) = Server::start().await else { return };
+    let mut client = server.client().await;
+    add(&mut client, 0, 2000).await;
+    let (one, two) = (FakeEventSink::new(4), FakeEventSink::new(4));
+    for sink in [&one, &two] {
+        sink.set_delivery_time(Duration::from_millis(2));
+    }
+    let first = Running::start(server.source("a"), &one);
+    let second = Running::start(server.source("b"), &two);
+    until("both work", async || one.delivered().len() > 20 && two.delivered().len() > 20).await;
+    // One of them dies and does not come back: the other takes over what it held.
+    first.crash().await;
+    until("all are acknowledged", async || unacknowledged(&mut client).await == 0).await;
+    second.stop().await.unwrap();
+    let numbers = |sink: &FakeEventSink| sink.delivered().iter().map(number).collect::<HashSet<_>>();
+    assert_eq!(numbers(&one).union(&numbers(&two)).count(), 2000);
 }
 
 #[test]

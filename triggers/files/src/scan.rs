@@ -1,0 +1,67 @@
+//! What is below a directory.
+
+use std::{collections::BTreeMap, io, path::Path, time::UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// What tells one state of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stamp {
+    /// When its content was changed last, in nanoseconds of the epoch.
+    pub(crate) modified: i64,
+    pub(crate) bytes: u64,
+    /// Tells a file that took another's place from that one; 0 where the system has no such number.
+    pub(crate) inode: u64,
+}
+
+/// The regular files below `root`, by their paths from there with `/` between. Links are not followed, so that nothing
+/// outside is reached. A name that is no UTF-8 is left out, with a line in the log. More than `most` are an error.
+pub(crate) fn scan(root: &Path, most: usize) -> io::Result<BTreeMap<String, Stamp>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![(root.to_owned(), String::new())];
+    while let Some((dir, prefix)) = open.pop() {
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            // Removed since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !prefix.is_empty() => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else {
+                tracing::warn!(directory = %dir.display(), name = %name.display(), "no UTF-8: left out");
+                continue;
+            };
+            let metadata = match entry.metadata() {
+                Ok(metadata) => metadata,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if metadata.is_dir() {
+                open.push((entry.path(), format!("{prefix}{name}/")));
+            } else if metadata.is_file() {
+                if found.len() >= most {
+                    let message =
+                        format!("more than {most} files: watch a directory below, or raise `most-files`");
+                    return Err(io::Error::other(message));
+                }
+                found.insert(format!("{prefix}{name}"), stamp(&metadata));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn stamp(metadata: &std::fs::Metadata) -> Stamp {
+    let modified = metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    #[cfg(unix)]
+    let inode = std::os::unix::fs::MetadataExt::ino(metadata);
+    #[cfg(not(unix))]
+    let inode = 0;
+    Stamp {
+        modified: modified.and_then(|at| i64::try_from(at.as_nanos()).ok()).unwrap_or(0),
+        bytes: metadata.len(),
+        inode,
+    }
+}
