@@ -104,10 +104,17 @@ impl Server {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn();
+        if names.is_ok() {
+            // Else the server starts a register of its own, which stays behind.
+            until("the register of names listens", async || {
+                std::net::TcpStream::connect(("127.0.0.1", ports.names)).is_ok()
+            })
+            .await;
+        }
         match names.and_then(|names| Ok((names, spawn(dir.path(), ports)?))) {
             Ok((names, child)) => {
-                let server = Self { child, names, dir, ports };
-                server.channel().await;
+                let mut server = Self { child, names, dir, ports };
+                server.answers().await;
                 Some(server)
             }
             Err(error) => {
@@ -118,24 +125,39 @@ impl Server {
         }
     }
 
-    /// A channel that confirms what is published, and the connection that it lives in.
-    async fn channel(&self) -> (Connection, Channel) {
+    async fn try_channel(&self) -> Option<(Connection, Channel)> {
         let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.ports.amqp);
-        let attempt = async || {
+        let attempt = async {
             let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
             let channel = connection.create_channel().await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             Ok::<_, lapin::Error>((connection, channel))
         };
-        let began = Instant::now();
-        while began.elapsed() < Duration::from_secs(180) {
-            // A client that is cut off while it greets the server waits for ever.
-            if let Ok(Ok(connected)) = timeout(Duration::from_secs(5), attempt()).await {
+        // A client that is cut off while it greets the server waits for ever.
+        timeout(Duration::from_secs(5), attempt).await.ok()?.ok()
+    }
+
+    /// A channel that confirms what is published, and the connection that it lives in.
+    async fn channel(&self) -> (Connection, Channel) {
+        for _ in 0..200 {
+            if let Some(connected) = self.try_channel().await {
                 return connected;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         panic!("the server does not answer");
+    }
+
+    /// Waits until the server answers; one that found a port of its former self taken is started again.
+    async fn answers(&mut self) {
+        let began = Instant::now();
+        while self.try_channel().await.is_none() {
+            assert!(began.elapsed() < Duration::from_secs(180), "the server does not come up");
+            if self.child.try_wait().unwrap().is_some() {
+                self.child = spawn(self.dir.path(), self.ports).unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     fn spec(&self, queue: &str) -> TriggerSpec {
@@ -396,7 +418,7 @@ impl Broker for Killed {
     async fn kill_and_restart(&mut self) {
         kill(&mut self.0.child);
         self.0.child = spawn(self.0.dir.path(), self.0.ports).unwrap();
-        self.0.channel().await;
+        self.0.answers().await;
     }
 
     /// Exact while nobody consumes; what a host that consumes was given is not told by the broker's protocol.
