@@ -6,7 +6,7 @@ use sas_core::{Clock, Recorder, SpecErrors, SystemClock};
 
 use tokio_rustls::rustls::RootCertStore;
 
-use crate::{budget::default_total, network::Network, roots::add_root};
+use crate::{memory::default_total, network::Network, roots::add_root};
 
 /// Bytes of a WebAssembly page.
 pub(crate) const PAGE: u64 = 64 * 1024;
