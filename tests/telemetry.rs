@@ -348,8 +348,8 @@ spec:
     assert_eq!(metric("sas_router_request_seconds")["unit"], "s");
     let colds = metric("faas.coldstarts");
     let of_http = |points: &Value| {
-        let points = points.as_array().expect("points").iter();
-        points.filter(|point| attributes(point)["faas.trigger"] == "http").cloned().next().expect("of http")
+        let mut points = points.as_array().expect("points").iter();
+        points.find(|point| attributes(point)["faas.trigger"] == "http").cloned().expect("of http")
     };
     assert_eq!(of_http(&colds["sum"]["dataPoints"])["asInt"], "1");
     let invoke = metric("faas.invoke_duration");
