@@ -42,6 +42,8 @@ pub use sas_runtime_process as process;
 #[cfg(feature = "wasm")]
 pub use sas_runtime_wasm as wasm;
 pub use sas_trigger as trigger;
+#[cfg(feature = "workflow")]
+pub use sas_workflow as workflow;
 
 /// What most programs need.
 pub mod prelude {
