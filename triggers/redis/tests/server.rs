@@ -281,7 +281,6 @@ async fn a_password_that_was_replaced_counts_at_the_next_connection() {
     add(&mut client, 5, 3).await;
     until("the rest comes", async || sink.delivered().len() == 8).await;
     running.stop().await.unwrap();
-    assert!(!format!("{source:?}").contains("-pass"));
 }
 
 #[tokio::test]
