@@ -23,10 +23,10 @@ use sas::{
         AppendLimits, Artifact, Blob, BlobStore, BrokerSpec, Capabilities, Claim, Clock, Commit, Decision,
         DecisionQuery, DecisionRecord, DecisionSink, Deployed, Entry, EnvValue, Event, EventLog, Instance,
         InstanceId, InstanceView, Lease, Load, LogEntry, LogQuery, LogRecord, LogSink, MemoryStore,
-        MeterPhase, MeterSink, Metered, Pool, PoolBudget, PoolDecision, PoolTotals, RequestUsage, Result,
-        RevisionKey, RevisionName, RevisionSpec, RevisionStatus, Route, RouteChange, RouteError, RouteQuery,
-        Router, Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource, SpecErrors, StartRequest, Stem,
-        StemRequest, StemView, Store, StoreLimits, StoreLog, SystemClock, Timestamp, TriggerCx,
+        MeterPhase, MeterSink, Metered, Pool, PoolBudget, PoolDecision, PoolTotals, Quotas, RequestUsage,
+        Result, RevisionKey, RevisionName, RevisionSpec, RevisionStatus, Route, RouteChange, RouteError,
+        RouteQuery, Router, Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource, SpecErrors, StartRequest,
+        Stem, StemRequest, StemView, Store, StoreLimits, StoreLog, SystemClock, Timestamp, TriggerCx,
         TriggerSource, TriggerSpec, UsageQuery, UsageScope, Version, Waiting, Watched,
     },
     http,
@@ -111,6 +111,9 @@ impl Pool for Counted<Arc<InstancePool>> {
     }
     fn take_decisions(&self, shard: usize, visit: &mut dyn FnMut(&PoolDecision, &Arc<Deployed>)) {
         self.part.take_decisions(shard, visit);
+    }
+    fn quotas(&self) -> Option<&dyn Quotas> {
+        self.part.quotas()
     }
     fn set_budget(&self, budget: PoolBudget) -> Result<()> {
         self.part.set_budget(budget)

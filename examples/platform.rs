@@ -11,6 +11,11 @@
 //! `--secrets DIR` reads what manifests refer to as secrets from `DIR/NAMESPACE/secret/NAME/KEY`; a changed file counts for
 //! new instances and for webhooks at once.
 //!
+//! `--secrets-env PREFIX` reads them from the variables `PREFIXNAMESPACE__NAME__KEY` of its environment instead.
+//!
+//! `--default-quota FILE` is what every tenant may use that has no quota of its own: JSON as `PUT /v1/quotas/NAMESPACE` takes
+//! it (docs/tenancy.md).
+//!
 //! `--allow-registry NAME` lets images come from that registry, or a folder of it, and no other; may be repeated.
 //!
 //! `--log-file FILE` writes the lines of instances to a file that rotates; `--prices FILE` tells costs at `/v1/usage/cost`;
@@ -60,7 +65,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 const USAGE: &str = "usage: platform --listen ADDR --admin ADDR|unix:PATH [--workers COUNT] [--state DIR] [--domain DOMAIN] \
 [--preset default|knative|frugal] [--drain SECONDS] [--admin-token-file FILE] [--admin-host NAME]... [--open-metrics] [--require-if-match] [--admin-without-tls] [--jail none|basic|strict] [--allow-zygotes] [--egress-grant PORT]... [--close-network ADDRESS/PREFIX]... [--max-disk-bytes BYTES] [--max-pids COUNT] [--max-data-bytes BYTES] [--total-memory-bytes BYTES] [--total-pids COUNT] [--package-root DIR]... [--plain-http-registry HOST]... [--image-root DIR]... [--webhook-host HOST]... \
 [--redis-host HOST:PORT]... [--nats-host HOST:PORT]... [--kafka-host HOST:PORT]... [--mqtt-host HOST:PORT]... [--postgres-host HOST:PORT]... [--rabbitmq-host HOST:PORT]... [--file-root DIR]... \
-[--event-files DIR] [--secrets DIR] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] \
+[--event-files DIR] [--secrets DIR | --secrets-env PREFIX] [--default-quota FILE] [--allow-registry NAME]... [--log-file FILE] [--prices FILE] [--usage-file FILE --usage-key NAME=FILE] \
 [--otlp URL [--otlp-ratio SHARE] [--otlp-ignore-parent] [--otlp-logs]] MANIFEST...\n       platform --openapi";
 
 /// Where the admin API is.
@@ -110,6 +115,10 @@ struct Options {
     images: Images,
     /// Secrets are files of this directory.
     secrets: Option<PathBuf>,
+    /// Secrets are variables of this prefix.
+    secrets_env: Option<String>,
+    /// What tenants may use.
+    default_quota: Option<PathBuf>,
     /// Images come from these registries only, if any is named.
     registries: Vec<String>,
     #[cfg_attr(not(feature = "otel"), allow(dead_code, reason = "read where telemetry is exported"))]
@@ -222,6 +231,8 @@ impl Options {
             usage_key: None,
             images: Images::default(),
             secrets: None,
+            secrets_env: None,
+            default_quota: None,
             registries: Vec::new(),
             otlp: Otlp::default(),
             manifests: Vec::new(),
@@ -280,6 +291,8 @@ impl Options {
                 "--plain-http-registry" => options.images.plain_http.push(value()?),
                 "--image-root" => options.images.roots.push(value()?.into()),
                 "--secrets" => options.secrets = Some(value()?.into()),
+                "--secrets-env" => options.secrets_env = Some(value()?),
+                "--default-quota" => options.default_quota = Some(value()?.into()),
                 "--allow-registry" => options.registries.push(value()?),
                 "--log-file" => options.log_file = Some(value()?.into()),
                 "--prices" => options.prices = Some(value()?.into()),
@@ -427,8 +440,17 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         (None, None) => {}
         _ => return Err("--usage-file and --usage-key: give both, or none".into()),
     }
-    if let Some(dir) = &options.secrets {
-        builder = builder.secrets_dir(dir);
+    match (&options.secrets, options.secrets_env) {
+        (Some(dir), None) => builder = builder.secrets_dir(dir),
+        (None, Some(prefix)) => builder = builder.secrets_env(prefix),
+        (None, None) => {}
+        _ => return Err("--secrets and --secrets-env: give one of them".into()),
+    }
+    if let Some(file) = options.default_quota {
+        let failed = |error: &dyn std::fmt::Display| format!("--default-quota {}: {error}", file.display());
+        let text = std::fs::read_to_string(&file).map_err(|error| failed(&error))?;
+        let quota: TenantQuota = serde_json::from_str(&text).map_err(|error| failed(&error))?;
+        builder = builder.default_tenant_quota(quota);
     }
     #[cfg(feature = "otel")]
     if let Some(config) = options.otlp.config()? {

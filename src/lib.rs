@@ -50,7 +50,7 @@ pub mod prelude {
     pub use crate::{Platform, PlatformBuilder, Preset, ShutdownReport};
     pub use sas_core::{
         Body, Cx, EngineKind, EngineSpec, Error, ErrorKind, Fidelity, Handler, Invoker, Purpose, Quota,
-        Request, RequestId, Response, RevisionSpec, Source, Target, TenantKey,
+        Request, RequestId, Response, RevisionSpec, Source, Target, TenantKey, TenantQuota,
     };
     pub use sas_knative::manifest::ServiceManifest;
     #[cfg(all(feature = "container", target_os = "linux"))]

@@ -6,6 +6,7 @@
 //! sasctl logs NAME [-f] | invoke NAME [PATH] | why NAME | usage [NAME] | diagnose
 //! sasctl traffic NAME REVISION=PERCENT... | rollback NAME [REVISION] | alias NAME ALIAS [REVISION]
 //! sasctl disable NAME | enable NAME | delete NAME [--revision REVISION] | apps | app APP | env APP NAME=VALUE...
+//! sasctl quota [FIELD=AMOUNT...]
 //! sasctl tokens create NAME --scope deploy | tokens list | tokens revoke ID | audit | whoami
 //! sasctl completion bash
 //! ```
@@ -16,6 +17,7 @@
 
 mod client;
 mod deploy;
+mod quota;
 mod words;
 
 use std::{
@@ -179,6 +181,14 @@ enum Command {
     Usage { name: Option<String> },
     /// Tells what is wrong with the platform, what it was seen by, and what to do about it.
     Diagnose,
+    /// Shows what the namespace may use and what it uses, or says it: instances=10 memoryBytes=2Gi coldStartsPerSecond-.
+    Quota {
+        /// FIELD=AMOUNT, or FIELD- for no limit. The others stay.
+        changes: Vec<String>,
+        /// Takes the namespace's own quota back: it may use what all may.
+        #[arg(long, conflicts_with = "changes")]
+        clear: bool,
+    },
     /// Tokens of the admin API.
     #[command(subcommand)]
     Tokens(Tokens),
@@ -396,6 +406,7 @@ async fn run(cli: Cli) -> Result<(), Failed> {
             (answer, text)
         }
         Command::Usage { name } => usage(&client, name.map(|name| service(&name))).await?,
+        Command::Quota { changes, clear } => quota::quota(&client, &cli.namespace, &changes, clear).await?,
         Command::Diagnose => diagnose(&client).await?,
         Command::Tokens(tokens_command) => tokens(&client, tokens_command).await?,
         Command::Audit { last } => {

@@ -74,7 +74,7 @@ mod record;
 mod registry;
 mod rollout;
 mod roots;
-mod secret_dir;
+mod secrets;
 mod stamp;
 mod tokens;
 mod view;
@@ -105,7 +105,7 @@ pub use record::{AppEnv, Disabled, Field, RevisionRecord, RevisionState, Rolling
 pub use registry::RuntimeRegistry;
 pub use rollout::{RolloutProgress, RolloutState, RolloutStep};
 pub use roots::PackageRoots;
-pub use secret_dir::SecretDir;
+pub use secrets::{Namespaces, SecretDir, SecretEnv};
 pub use tokens::{MadeToken, NewToken, TokenView, Tokens};
 pub use view::{
     Condition, DisabledView, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutStage,

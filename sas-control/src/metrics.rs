@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Unit};
-use sas_core::Recorder;
+use sas_core::{QuotaPressure, QuotaResource, Recorder};
 
 /// Deploys, by `result` (`ok` or `error`).
 pub const DEPLOYS: &str = "sas_control_deploys_total";
@@ -17,6 +17,8 @@ pub const SERVICES: &str = "sas_control_services";
 pub const REVISIONS: &str = "sas_control_revisions";
 /// Things that a diagnosis found wrong at its last look, by `check`.
 pub const FINDINGS: &str = "sas_control_findings";
+/// The largest share of a quota that any tenant or service uses, by `resource`: 1 is all of it. Looked at every 15 s.
+pub const QUOTA_USED: &str = "sas_control_quota_used_ratio";
 /// Test runs, by `result` (`ok` or `error`).
 pub const TEST_RUNS: &str = "sas_control_test_runs_total";
 
@@ -28,6 +30,11 @@ pub fn describe(recorder: &Recorder) {
     recorder.describe_gauge(SERVICES, Unit::Count, "Services that there are");
     recorder.describe_gauge(REVISIONS, Unit::Count, "Revisions that there are");
     recorder.describe_gauge(FINDINGS, Unit::Count, "Things found wrong at the last look, by check");
+    recorder.describe_gauge(
+        QUOTA_USED,
+        Unit::Count,
+        "The largest share of a quota that is used, by resource",
+    );
     recorder.describe_counter(TEST_RUNS, "Test runs, by result");
 }
 
@@ -74,6 +81,16 @@ impl Metrics {
     pub(crate) fn count(&self, services: usize, revisions: usize) {
         self.services.set(services as f64);
         self.revisions.set(revisions as f64);
+    }
+
+    /// What is used of quotas. Those that nobody has make no series.
+    pub(crate) fn quotas(&self, pressure: &[QuotaPressure]) {
+        for resource in QuotaResource::ALL {
+            let of_it = pressure.iter().filter(|one| one.resource == resource && one.most > 0.0);
+            if let Some(share) = of_it.map(|one| one.used / one.most).max_by(f64::total_cmp) {
+                self.recorder.gauge(QUOTA_USED, &[("resource", resource.as_str())]).set(share);
+            }
+        }
     }
 
     pub(crate) fn services(&self, services: usize) {

@@ -204,6 +204,7 @@ impl PackageDir {
             Source::Bytes { bytes, .. } => walk.bytes(&name, bytes, &target)?,
             _ => {}
         }
+        let bytes = walk.bytes;
         let digest = walk.digest();
         let home = self.home(&digest);
         sync_tree(incoming)?;
@@ -215,7 +216,7 @@ impl PackageDir {
             }
             Err(error) => return Err(storage(&home, error)),
         }
-        Ok(Blob::new(digest, Source::Path(home.join(name))))
+        Ok(Blob::new(digest, Source::Path(home.join(name))).with_bytes(bytes))
     }
 
     /// Where a package would be; none for what is no digest, and might be a path out of here.
@@ -438,6 +439,7 @@ impl Walk {
 
     fn bytes(&mut self, name: &str, bytes: &Bytes, target: &Path) -> Result<()> {
         self.file_bytes(name, false, bytes);
+        self.bytes = bytes.len() as u64;
         let mut file = fs::File::create(target).map_err(|error| storage(target, error))?;
         file.write_all(bytes).map_err(|error| storage(target, error))
     }

@@ -139,6 +139,9 @@ pub struct RevisionRecord {
     pub digest: String,
     /// `sha256:` of its package's content, if it has one.
     pub package: Option<String>,
+    /// Bytes of the platform's copy of its package, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package_bytes: Option<u64>,
     /// The digest that the runtime gave, once it was prepared.
     pub artifact: Option<String>,
     /// Labels of the template.
@@ -486,6 +489,7 @@ pub(crate) mod tests {
             created_at: Timestamp(0),
             digest: String::new(),
             package: None,
+            package_bytes: None,
             artifact: None,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use sas_control::ControlConfig;
 use sas_core::{
     AnswerCounter, AnswerCounts, ErrorKind, MemoryStore, Quota, Quotas, RevisionKey, Store, TenantKey,
-    ValueMatch,
+    TenantQuota, ValueMatch,
 };
 use support::{World, eventually};
 
@@ -17,13 +17,13 @@ const HOST: &str = "hello.default.example.org";
 /// Remembers quotas, and counts what it is told to.
 #[derive(Debug, Default)]
 struct DataPlane {
-    tenants: Mutex<BTreeMap<u32, Quota>>,
+    tenants: Mutex<BTreeMap<u32, TenantQuota>>,
     services: Mutex<BTreeMap<String, Quota>>,
     counts: Mutex<BTreeMap<RevisionKey, AnswerCounts>>,
 }
 
 impl Quotas for DataPlane {
-    fn set_tenant(&self, tenant: TenantKey, quota: Option<Quota>) {
+    fn set_tenant(&self, tenant: TenantKey, quota: Option<TenantQuota>) {
         match quota {
             Some(quota) => self.tenants.lock().insert(tenant.0, quota),
             None => self.tenants.lock().remove(&tenant.0),
@@ -117,18 +117,18 @@ async fn a_tenants_quota_is_set_by_host_and_admin_api_and_comes_back() {
         let with = with(plane);
         move |config: &mut ControlConfig| {
             with(config);
-            config.tenant_quotas = [("default".to_owned(), Quota::rate(100.0, 100))].into();
+            config.tenant_quotas = [("default".to_owned(), Quota::rate(100.0, 100).into())].into();
         }
     };
     let plane = Arc::<DataPlane>::default();
     let world = World::with(Arc::clone(&store), configure(&plane)).await;
     deploy(&world, "one", &[]).await.unwrap();
     let tenant = |plane: &DataPlane| plane.tenants.lock().values().copied().collect::<Vec<_>>();
-    assert_eq!(tenant(&plane), [Quota::rate(100.0, 100)]);
+    assert_eq!(tenant(&plane), [Quota::rate(100.0, 100).into()]);
 
     let (status, said) = world.call("PUT", "/v1/quotas/default", r#"{"rate": 5, "burst": 2}"#).await;
     assert_eq!((status, said["quota"].clone()), (200, serde_json::json!({"rate": 5.0, "burst": 2})));
-    assert_eq!(tenant(&plane), [Quota::rate(5.0, 2)]);
+    assert_eq!(tenant(&plane), [Quota::rate(5.0, 2).into()]);
     let (status, said) = world.call("PUT", "/v1/quotas/default", r#"{"rate": -5, "burst": 0}"#).await;
     assert_eq!((status, said["fields"].as_array().map(Vec::len)), (422, Some(2)), "{said}");
     let (status, said) = world.call("PUT", "/v1/quotas/default", r#"{"speed": 5}"#).await;
@@ -140,9 +140,13 @@ async fn a_tenants_quota_is_set_by_host_and_admin_api_and_comes_back() {
 
     let later = Arc::<DataPlane>::default();
     let again = World::with(store, configure(&later)).await;
-    assert_eq!(tenant(&later), [Quota::rate(5.0, 2)], "what was stored goes before what the host says");
+    assert_eq!(
+        tenant(&later),
+        [Quota::rate(5.0, 2).into()],
+        "what was stored goes before what the host says"
+    );
     assert_eq!(again.call("DELETE", "/v1/quotas/default", "").await.0, 200);
-    assert_eq!(tenant(&later), [Quota::rate(100.0, 100)]);
+    assert_eq!(tenant(&later), [Quota::rate(100.0, 100).into()]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -154,7 +158,11 @@ async fn what_nothing_can_hold_to_is_refused() {
     let error = deploy(&world, "one", &["sas.dev/rollout-steps: 1,100"]).await.unwrap_err();
     assert!(error.to_string().contains("rollout"), "{error}");
     assert!(!error.to_string().contains("unsupported: unsupported"), "{error}");
-    assert_eq!(world.call("PUT", "/v1/quotas/default", "{}").await.0, 422);
+    for quota in [r#"{"rate": 1}"#, r#"{"instances": 1}"#, r#"{"eventsPerSecond": 1}"#] {
+        let (status, said) = world.call("PUT", "/v1/quotas/default", quota).await;
+        assert_eq!(status, 422, "nothing here would hold it: {said}");
+    }
+    assert_eq!(world.call("PUT", "/v1/quotas/default", r#"{"storageBytes": 1}"#).await.0, 200);
 }
 
 #[test]

@@ -185,11 +185,12 @@ async fn secrets_of_a_directory_are_their_namespaces_and_are_read_anew() {
     write("default/secret/db/password", "m4rk3r-1");
     write("default/secret/db/user", "shop");
     write("bank/secret/db/password", "m4rk3r-bank");
-    let source = sas_control::SecretDir::new(dir.path());
+    let namespaces = sas_control::Namespaces::default();
+    let source = sas_control::SecretDir::new(dir.path(), namespaces.clone());
     let world = World::new().await;
     let early = source.resolve("secret/db/password", sas_core::TenantKey(1)).await.unwrap_err();
     assert_eq!(early.kind, ErrorKind::Unavailable);
-    source.clone().bind(&world.control);
+    namespaces.bind(&world.control);
     world.deploy("one").await.expect("deployed");
     let tenant = world.control.record("default", "hello").expect("there").tenant;
     assert_eq!(source.resolve("secret/db/password", tenant).await.unwrap(), "m4rk3r-1");
@@ -215,4 +216,88 @@ async fn secrets_of_a_directory_are_their_namespaces_and_are_read_anew() {
         assert_eq!(error.kind, ErrorKind::NotFound);
     }
     assert!(!format!("{source:?}").contains("m4rk3r"));
+}
+
+fn service(namespace: &str, name: &str, package: &str) -> String {
+    format!(
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}, annotations: \
+         {{sas.dev/package: {package}}}}}\nspec: {{template: {{spec: {{}}}}}}\n"
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenants_packages_take_no_more_than_its_storage_and_a_deploy_beyond_it_is_refused_at_once() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let dir = tempfile::tempdir().expect("a directory");
+    let keep = |config: &mut sas_control::ControlConfig| {
+        config.packages = Some(Arc::new(sas_control::PackageDir::new(dir.path())));
+        config.default_tenant_quota = sas_core::TenantQuota::default().with_storage_bytes(1_000);
+    };
+    let world = World::with(Arc::clone(&store), keep).await;
+    let package = |name: &str, byte: u8, bytes: usize| {
+        let content = String::from_utf8(vec![byte; bytes]).expect("letters");
+        world.dir_file(name, &content).display().to_string()
+    };
+    let (first, second, large) =
+        (package("a.jar", b'a', 400), package("b.jar", b'b', 500), package("c.jar", b'c', 900));
+    let apply = async |namespace: &str, name: &str, package: &str| {
+        ask(&world, "POST", "/v1/services", service(namespace, name, package)).await
+    };
+    let used = async |world: &World, namespace: &str| {
+        let (status, tenant) = ask(world, "GET", &format!("/v1/tenants/{namespace}"), "").await;
+        assert_eq!((status, &tenant["usage"][0]["field"]), (200, &json!("storageBytes")), "{tenant}");
+        ["used", "limit", "refused"].map(|name| tenant["usage"][0][name].as_f64().expect("a number"))
+    };
+    assert_eq!(apply("shop", "one", &first).await.0, 201);
+    assert_eq!(apply("shop", "two", &second).await.0, 201);
+    assert_eq!(apply("shop", "again", &first).await.0, 201, "the same package is stored once");
+    assert_eq!(used(&world, "shop").await, [900.0, 1_000.0, 0.0]);
+    let (status, problem) = apply("shop", "three", &large).await;
+    let told = problem["message"].as_str().or(problem["detail"].as_str()).expect("a reason").to_owned();
+    assert_eq!(status, 429, "{problem}");
+    assert!(
+        told.contains("storageBytes") && told.contains("900 of 1000") && told.contains("900 more"),
+        "{told}"
+    );
+    assert!(world.control.record("shop", "three").is_err(), "nothing is stored");
+    assert_eq!(used(&world, "shop").await, [900.0, 1_000.0, 1.0]);
+    assert_eq!(apply("bank", "one", &large).await.0, 201, "another tenant has its own");
+
+    // What a service had is free when it goes; what is set holds from the next deploy on, also after a restart.
+    assert_eq!(ask(&world, "DELETE", "/v1/services/shop/two", "").await.0, 200);
+    let larger = r#"{"storageBytes": 2000}"#;
+    assert_eq!(ask(&world, "PUT", "/v1/quotas/shop", larger).await.0, 200);
+    assert_eq!(apply("shop", "three", &large).await.0, 201);
+    let later = World::with(store, keep).await;
+    assert_eq!(used(&later, "shop").await[..2], [1_300.0, 2_000.0]);
+    let more = service("shop", "four", &package("d.jar", b'd', 800));
+    assert_eq!(ask(&later, "POST", "/v1/services", more).await.0, 429);
+    assert_eq!(ask(&later, "GET", "/v1/tenants/nobody", "").await.0, 404);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_tenants_quota_could_never_hold_is_refused_at_the_deploy() {
+    let quota =
+        sas_core::TenantQuota::default().with_instances(3).with_memory_bytes(1 << 30).with_cpu_millis(900);
+    // The pool of these tests holds nobody to anything: what is asked for is checked all the same.
+    let world = World::with(Arc::new(MemoryStore::default()), |config| {
+        config.tenant_quotas = [("default".to_owned(), quota)].into();
+    })
+    .await;
+    let text = world.manifest("one");
+    for (least, memory, cpu, field) in [
+        (4, "1Mi", "1m", "min-scale"),
+        (0, "2Gi", "1m", "memory"),
+        (3, "400Mi", "1m", "memory"),
+        (3, "1Mi", "1", "cpu"),
+    ] {
+        let line = format!("annotations: {{autoscaling.knative.dev/min-scale: \"{least}\"}}");
+        let asks = text.replace("  template:\n", &format!("  template:\n    metadata: {{{line}}}\n"))
+            + &format!("      containers: [{{resources: {{requests: {{memory: {memory}, cpu: {cpu}}}}}}}]\n");
+        let error = world.control.apply(&asks, &mut Vec::new()).await.expect_err(&asks);
+        assert_eq!(error.kind, ErrorKind::InvalidSpec, "{error}");
+        let fields = error.fields().expect("fields");
+        assert!(fields.0[0].field.contains(field) && fields.0[0].problem.contains("its quota"), "{error}");
+    }
+    world.control.apply(&text, &mut Vec::new()).await.expect("what fits");
 }

@@ -14,12 +14,21 @@ pub struct Blob {
     pub digest: String,
     /// The copy on this host.
     pub source: Source,
+    /// Bytes of all files, for quotas of storage; `None`: not known, and not counted.
+    pub bytes: Option<u64>,
 }
 
 impl Blob {
     /// A package of that digest, at that place.
     pub fn new(digest: impl Into<String>, source: Source) -> Self {
-        Self { digest: digest.into(), source }
+        Self { digest: digest.into(), source, bytes: None }
+    }
+
+    /// With the bytes of all files.
+    #[must_use]
+    pub const fn with_bytes(mut self, bytes: u64) -> Self {
+        self.bytes = Some(bytes);
+        self
     }
 }
 

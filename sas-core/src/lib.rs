@@ -107,7 +107,7 @@ pub use pool::{
 pub use pool_policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, Pick, SlotView};
 pub use probe::{Probe, ProbeAction};
 pub use program::{EnvValue, Resources, Secret};
-pub use quota::{Quota, QuotaPressure, Quotas};
+pub use quota::{Quota, QuotaExceeded, QuotaPressure, QuotaResource, Quotas, Rate, TenantQuota, TokenBucket};
 pub use recorder::Recorder;
 pub use rollout::{AnswerCounter, AnswerCounts, RolloutPlan};
 pub use route::{
@@ -124,7 +124,7 @@ pub use scalers::Scalers;
 pub use scaling_spec::{Aggregation, Fidelity, Metric, ScalingSpec};
 pub use sink::{
     DecisionQuery, DecisionRecord, DecisionSink, LogFilter, LogLevel, LogLine, LogPage, LogQuery, LogRecord,
-    LogSink, LogStream, NoSink, SecretSource,
+    LogSink, LogStream, NoSink, SecretSource, secret_bytes,
 };
 pub use spec::{Protocol, RevisionSpec, Source, Timeouts};
 pub use spec_error::{SpecError, SpecErrors};

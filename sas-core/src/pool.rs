@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
-    Cx, Deployed, Endpoint, Error, Instance, InstanceId, Load, Reason, Result, RevisionKey, RevisionSpec,
-    Runtime, SpecErrors, StartTimings, StemClass, TenantKey, Timestamp, Usage,
+    Cx, Deployed, Endpoint, Error, Instance, InstanceId, Load, QuotaExceeded, Quotas, Reason, Result,
+    RevisionKey, RevisionSpec, Runtime, SpecErrors, StartTimings, StemClass, TenantKey, Timestamp, Usage,
 };
 
 /// What a caller wants: any free slot of a revision, with hints.
@@ -150,6 +150,9 @@ pub enum ClaimError {
         /// When to come back.
         retry_after: Duration,
     },
+    /// A quota of the tenant is used up, and no instance of the revision could serve the request otherwise.
+    #[error("{0}")]
+    Quota(QuotaExceeded),
     /// The deadline passed while waiting.
     #[error("the deadline passed while waiting for an instance")]
     Deadline,
@@ -187,6 +190,7 @@ impl ClaimError {
             Self::QueueFull { retry_after, .. }
             | Self::Exhausted { retry_after, .. }
             | Self::Start { retry_after, .. } => Some(*retry_after),
+            Self::Quota(exceeded) => Some(exceeded.retry_after),
             _ => None,
         }
     }
@@ -594,6 +598,12 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         PoolTotals::default()
     }
 
+    /// Who holds tenants to their quotas of instances, memory, CPU, starts and queues; `None`: nobody does, and quotas of
+    /// these are refused.
+    fn quotas(&self) -> Option<&dyn Quotas> {
+        None
+    }
+
     /// Changes what the pool may use from now on. What it has beyond that is not stopped for it: nothing more starts until
     /// enough has ended.
     ///
@@ -682,6 +692,10 @@ impl<T: Pool + ?Sized> Pool for Arc<T> {
 
     fn totals(&self) -> PoolTotals {
         (**self).totals()
+    }
+
+    fn quotas(&self) -> Option<&dyn Quotas> {
+        (**self).quotas()
     }
 
     fn set_budget(&self, budget: PoolBudget) -> Result<()> {

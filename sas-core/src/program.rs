@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 /// The value of an environment variable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,14 +16,14 @@ pub enum EnvValue {
     Secret(String),
 }
 
-/// A resolved secret. Its `Debug` never shows it.
+/// A resolved secret. Its `Debug` never shows it, and its memory is overwritten when the last clone is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Arc<str>);
+pub struct Secret(Arc<Zeroizing<String>>);
 
 impl Secret {
     /// A secret with this value.
-    pub fn new(value: impl Into<Arc<str>>) -> Self {
-        Self(value.into())
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(Arc::new(Zeroizing::new(value.into())))
     }
 
     /// The value, for the one place that hands it to an instance.

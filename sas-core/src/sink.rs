@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::{
     Decision, InstanceId, Load, NamedValues, RequestId, RevisionKey, RevisionName, TenantKey, Timestamp,
@@ -411,6 +412,8 @@ pub trait DecisionQuery: fmt::Debug + Send + Sync + 'static {
 }
 
 /// Resolves the references that specs hold instead of secrets.
+///
+/// A value that is to be overwritten in memory when it is let go of is given as [`secret_bytes`] makes it.
 #[async_trait]
 pub trait SecretSource: fmt::Debug + Send + Sync + 'static {
     /// The value behind `reference` for `tenant`.
@@ -432,6 +435,16 @@ pub trait SecretSource: fmt::Debug + Send + Sync + 'static {
         );
         Err(crate::Error::new(crate::ErrorKind::Unsupported, "resolve", what))
     }
+}
+
+/// The bytes of a secret. Their memory is overwritten when the last of those who share it lets go; slices of them share it.
+///
+/// ```
+/// let value = sas_core::secret_bytes(b"hunter2".to_vec());
+/// assert_eq!(value, "hunter2");
+/// ```
+pub fn secret_bytes(value: Vec<u8>) -> Bytes {
+    Bytes::from_owner(Zeroizing::new(value))
 }
 
 /// A sink that drops everything.

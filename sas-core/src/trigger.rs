@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Clock, Error, ErrorKind, Event, EventSink, Result, SecretSource, SpecErrors, Store, TenantKey, Timestamp,
+    Clock, Error, ErrorKind, Event, EventSink, Quotas, Result, SecretSource, SpecErrors, Store, TenantKey,
+    Timestamp,
 };
 
 /// What a trigger source gets to run with.
@@ -359,6 +360,11 @@ pub trait Triggers: fmt::Debug + Send + Sync + 'static {
     /// does not block.
     fn retry_now(&self, target: &str) {
         let _ = target;
+    }
+
+    /// Who holds tenants to their quotas of events; `None`: nobody does, and quotas of these are refused.
+    fn quotas(&self) -> Option<&dyn Quotas> {
+        None
     }
 
     /// Starts a trigger that reads from a broker again from the first event that was accepted at `from` or later.

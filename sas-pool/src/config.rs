@@ -222,13 +222,22 @@ pub struct BudgetConfig {
     pub memory_bytes: u64,
     /// What an instance is taken for that says nothing about its memory.
     pub assumed_memory_bytes: u64,
+    /// What an instance counts with in its tenant's quota of CPU that says neither request nor limit, in thousandths of
+    /// a core.
+    pub assumed_cpu_millis: u32,
     /// The share of either that is kept for tenants that hold less than their fair share.
     pub reserve: f64,
 }
 
 impl Default for BudgetConfig {
     fn default() -> Self {
-        Self { instances: u32::MAX, memory_bytes: u64::MAX, assumed_memory_bytes: 64 << 20, reserve: 0.05 }
+        Self {
+            instances: u32::MAX,
+            memory_bytes: u64::MAX,
+            assumed_memory_bytes: 64 << 20,
+            assumed_cpu_millis: 100,
+            reserve: 0.05,
+        }
     }
 }
 

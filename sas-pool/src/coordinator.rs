@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use sas_core::InstanceId;
+use sas_core::{InstanceId, QuotaExceeded, QuotaResource, TenantKey, TenantQuota};
 
 use crate::{
     config::PoolConfig,
-    effects::Holds,
+    effects::{Candidate, Holds},
     executor::Due,
-    gate::{Shortage, Turn},
+    gate::{Ask, Shortage, Turn},
     rules::Rules,
     shard::Shard,
     shared::{Shared, Turns},
@@ -64,6 +64,62 @@ impl Coordinator {
         }
         given_up
     }
+
+    /// Changes what a tenant may use. What it has beyond that is not stopped for it: nothing more of it starts until
+    /// enough has ended.
+    pub(crate) fn limit(&self, tenant: TenantKey, quota: Option<TenantQuota>) {
+        if self.shared.rules.limit(tenant, quota) {
+            self.shards.iter().for_each(|shard| shard.adopt(tenant));
+        }
+        self.pump();
+    }
+
+    /// A tenant's quota has no room for a start that requests wait for: its own idle instances go for it, if that is
+    /// enough; else those who wait are told.
+    fn over_quota(&self, ask: &Ask, over: QuotaExceeded) {
+        let rules = &self.shared.rules;
+        let held = !matches!(over.resource, QuotaResource::ColdStarts);
+        if held && rules.gate.lock().may_look(ask.tenant, rules.now()) {
+            if self.make_room_of(ask.tenant, &over) {
+                return;
+            }
+            rules.gate.lock().looked(ask.tenant, rules.now());
+        }
+        let told = self.shards[ask.shard as usize].over_quota(ask.id, over);
+        // The claim that brought it here is told when it wants its place in the line.
+        rules.gate.lock().over_quota(ask.tenant, over.resource, told);
+    }
+
+    /// Stops idle instances of a tenant until what is over its quota would fit; none when all of them are too few.
+    fn make_room_of(&self, tenant: TenantKey, over: &QuotaExceeded) -> bool {
+        let mut lacks = over.used + over.asked - over.limit;
+        let mut idle: Vec<_> = self.shards.iter().flat_map(|shard| shard.idle()).collect();
+        idle.retain(|candidate| candidate.tenant == tenant);
+        idle.sort_by(|one, two| {
+            one.worth.total_cmp(&two.worth).then(one.since.cmp(&two.since)).then(one.id.cmp(&two.id))
+        });
+        let gives = |candidate: &Candidate| match over.resource {
+            QuotaResource::Memory => candidate.takes.memory as f64,
+            QuotaResource::Cpu => candidate.takes.cpu_millis as f64,
+            _ => 1.0,
+        };
+        if idle.iter().map(gives).sum::<f64>() < lacks {
+            return false;
+        }
+        for candidate in idle {
+            if lacks <= 0.0 {
+                break;
+            }
+            // All of it: what one gives is what counts here.
+            let all = Shortage { instances: 1, memory: u64::MAX };
+            let mut left = all;
+            self.shard_of(candidate.id).reclaim(candidate.id, &mut left, false);
+            if left != all {
+                lacks -= gives(&candidate);
+            }
+        }
+        lacks <= 0.0
+    }
 }
 
 impl Turns for Coordinator {
@@ -100,6 +156,7 @@ impl Turns for Coordinator {
                     self.shards[ask.shard as usize].begin(ask.id, holds);
                 }
                 Turn::Never(ask, budget) => self.shards[ask.shard as usize].refuse(&ask, budget),
+                Turn::Over(ask, over) => self.over_quota(&ask, over),
             }
             gate = rules.gate.lock();
         }

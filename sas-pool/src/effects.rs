@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, task::Waker, time::Duration};
 
-use sas_core::{Deployed, Instance, InstanceId, MeterPhase, RevisionKey, Usage};
+use sas_core::{Deployed, Instance, InstanceId, MeterPhase, RevisionKey, TenantKey, Usage};
 use smallvec::SmallVec;
 
-use crate::gate::Need;
+use crate::{gate::Need, limits::Takes};
 
 /// A start that was decided.
 #[derive(Debug)]
@@ -85,6 +85,8 @@ pub(crate) struct Holds {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate {
     pub(crate) id: InstanceId,
+    pub(crate) tenant: TenantKey,
+    pub(crate) takes: Takes,
     /// What it is worth to keep it, as the keep-alive policy says.
     pub(crate) worth: f64,
     /// Since when it is idle.
@@ -112,6 +114,8 @@ pub(crate) struct Effects {
     pub(crate) forgotten: Option<Arc<Deployed>>,
     /// Starts in the gate's line that requests wait for by now.
     pub(crate) promoted: SmallVec<[InstanceId; 1]>,
+    /// Starts that left the gate's line without their turn.
+    pub(crate) withdrawn: SmallVec<[InstanceId; 1]>,
     /// Permits or budgets were given back: others may have their turn.
     pub(crate) pump: bool,
     /// Instances are gone: somebody may wait for that.

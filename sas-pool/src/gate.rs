@@ -15,15 +15,23 @@
 //!   as long, up to 80 s. So a large start is not starved by small ones, and what may never find its room (others'
 //!   instances stay busy, or are minima) keeps nobody out for more than 80 s at a time.
 //! - A start that lacks room and that nobody waits for yet (a minimum, a scaler's decision) is passed at once.
+//! - A start that its tenant's own quota has no room for is told so once when requests wait for it ([`Turn::Over`]), and
+//!   is passed at once: the line of others never waits for one tenant's quota.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
 };
 
-use sas_core::{InstanceId, PoolBudget, PoolTotals, SpecErrors, TenantKey};
+use sas_core::{
+    InstanceId, PoolBudget, PoolTotals, QuotaExceeded, QuotaPressure, QuotaResource, SpecErrors, TenantKey,
+    TenantQuota,
+};
 
-use crate::config::{BudgetConfig, GateConfig, TenantShare};
+use crate::{
+    config::{BudgetConfig, GateConfig, TenantShare},
+    limits::{Held, Limits, Takes, wait_of},
+};
 
 /// The length of a turn of weight 1 in virtual time.
 const TURN: u64 = 1 << 32;
@@ -60,8 +68,19 @@ pub(crate) struct Ask {
     /// Whether it needs a permit of the gate, not only room in the budgets.
     pub(crate) gated: bool,
     pub(crate) memory: u64,
+    /// Thousandths of a core that it counts with in its tenant's quota.
+    pub(crate) cpu_millis: u64,
+    /// Whoever asks was told that the tenant's quota is in the way, when the tenant had given so many instances back; 0:
+    /// not yet.
+    pub(crate) told: u64,
     pub(crate) weight: u32,
     pub(crate) class: u8,
+}
+
+impl Ask {
+    fn takes(&self) -> Takes {
+        Takes { memory: self.memory, cpu_millis: self.cpu_millis }
+    }
 }
 
 /// What stands in the way of the first in line.
@@ -72,12 +91,15 @@ pub(crate) struct Shortage {
 }
 
 /// What the gate says to the first for whom it has an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Turn {
     /// It begins.
     Begin(Ask),
     /// The whole budget of memory, of so many bytes, would not hold it.
     Never(Ask, u64),
+    /// The quota of its tenant has no room for it, and requests wait for it. It stays in line; this is said once, and again
+    /// whenever the tenant has given something back that it was not for.
+    Over(Ask, QuotaExceeded),
 }
 
 /// Where a pending start stands among those of its tenant: what is only expected last, then by priority, then in order.
@@ -95,13 +117,14 @@ struct Tenant {
     /// Where it stands in [`Gate::turns`].
     turn: Option<TurnKey>,
     starting: u32,
-    instances: u32,
-    memory: u64,
+    held: Held,
+    /// Instances that it gave back, and one.
+    given: u64,
 }
 
 impl Tenant {
     fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.starting == 0 && self.instances == 0
+        self.pending.is_empty() && self.starting == 0 && self.held.instances == 0
     }
 }
 
@@ -117,7 +140,10 @@ pub(crate) struct Gate {
     memory: u64,
     /// Memory that stems hold out of the same budget.
     stems: u64,
+    /// Virtual time.
     now: u64,
+    /// The time at which somebody last asked for turns, in nanoseconds of the pool's life.
+    seen: u64,
     sequence: u64,
     tenants: BTreeMap<TenantKey, Tenant>,
     /// Tenants with something pending, in the order of their turns.
@@ -135,6 +161,7 @@ pub(crate) struct Gate {
     lacking: Option<u64>,
     /// When the line is held or passed anew.
     look_at: Option<u64>,
+    limits: Limits,
     /// Set while somebody begins admitted starts.
     pub(crate) pumping: bool,
 }
@@ -152,6 +179,7 @@ impl Gate {
             memory: 0,
             stems: 0,
             now: 0,
+            seen: 0,
             sequence: 0,
             tenants: BTreeMap::new(),
             turns: BTreeSet::new(),
@@ -162,6 +190,7 @@ impl Gate {
             helped: None,
             lacking: None,
             look_at: None,
+            limits: Limits::default(),
             pumping: false,
         }
     }
@@ -219,11 +248,8 @@ impl Gate {
         self.sequence += 1;
         let rank = (ask.need == Need::Expected, Reverse(ask.priority), self.sequence);
         let now = self.now;
-        let weights = &mut self.weights;
-        let tenant = self.tenants.entry(ask.tenant).or_insert_with(|| {
-            *weights += u64::from(ask.weight.max(1));
-            Tenant { weight: ask.weight.max(1), class: ask.class, pass: now, ..Tenant::default() }
-        });
+        let share = TenantShare { weight: ask.weight, class: ask.class };
+        let tenant = self.known(ask.tenant, share);
         if tenant.pending.is_empty() {
             tenant.pass = tenant.pass.max(now);
         }
@@ -233,12 +259,23 @@ impl Gate {
         self.place(ask.tenant);
     }
 
+    /// A tenant, known from now on.
+    fn known(&mut self, key: TenantKey, share: TenantShare) -> &mut Tenant {
+        let (now, weights) = (self.now, &mut self.weights);
+        self.tenants.entry(key).or_insert_with(|| {
+            let weight = share.weight.max(1);
+            *weights += u64::from(weight);
+            Tenant { weight, class: share.class, pass: now, given: 1, ..Tenant::default() }
+        })
+    }
+
     /// Requests wait for a pending start that nobody waited for when it was put in line.
     pub(crate) fn promote(&mut self, id: InstanceId) {
         let Some((key, rank)) = self.pending.get_mut(&id) else { return };
         let tenant = self.tenants.get_mut(key).expect("a pending start belongs to a tenant");
         let Some(mut ask) = tenant.pending.remove(rank) else { return };
         ask.need = Need::Requests;
+        ask.told = 0;
         rank.0 = false;
         // Room is made for it anew, now that it is needed.
         self.helped = self.helped.filter(|helped| *helped != id);
@@ -290,17 +327,33 @@ impl Gate {
     /// permit until [`Gate::started`], its part of the budgets until [`Gate::gone`]. `now` is in nanoseconds of the pool's
     /// life.
     pub(crate) fn admit(&mut self, now: u64) -> Option<Turn> {
+        self.seen = self.seen.max(now);
         let mut shortage = None;
         let mut lacking = false;
         let mut found = None;
-        self.look_at = None;
+        let mut line_at = None;
+        let mut rate_at: Option<u64> = None;
         let smallest = self.sizes.keys().next().copied().unwrap_or_default();
         'turns: for &(.., key) in &self.turns {
             let tenant = &self.tenants[&key];
-            for ask in tenant.pending.values().take(LOOKED_AT) {
+            // Of what its quota leaves, what requests wait for comes first: room was made for that.
+            let limited = self.limits.contains(key);
+            let looked_at = || tenant.pending.values().take(LOOKED_AT);
+            let first = looked_at().filter(|ask| !limited || ask.need == Need::Requests);
+            let rest = looked_at().filter(|ask| limited && ask.need != Need::Requests);
+            for ask in first.chain(rest) {
                 if ask.memory > self.budget.memory_bytes {
                     found = Some(Turn::Never(*ask, self.budget.memory_bytes));
                     break 'turns;
+                }
+                if let Some(over) = self.limits.exceeded(key, tenant.held, ask.takes(), now) {
+                    if ask.need == Need::Requests && ask.told != tenant.given {
+                        found = Some(Turn::Over(*ask, over));
+                        break 'turns;
+                    }
+                    rate_at = rate_at.into_iter().chain(wait_of(&over, now)).min();
+                    // A smaller one may fit, and one that was not told is to be.
+                    continue;
                 }
                 if ask.gated && !self.has_permit(tenant, ask) {
                     break;
@@ -320,7 +373,7 @@ impl Gate {
                             lacking = true;
                             let since = *self.lacking.get_or_insert(now);
                             let (holds, left) = window(now.saturating_sub(since));
-                            self.look_at = Some(now.saturating_add(left));
+                            line_at = Some(now.saturating_add(left));
                             if holds {
                                 break 'turns;
                             }
@@ -332,6 +385,7 @@ impl Gate {
                 }
             }
         }
+        self.look_at = line_at.into_iter().chain(rate_at).min();
         self.shortage = shortage;
         if shortage.is_none() {
             self.helped = None;
@@ -344,6 +398,10 @@ impl Gate {
                 self.withdraw(ask.id);
                 return Some(Turn::Never(ask, budget));
             }
+            Turn::Over(ask, over) => {
+                self.told(ask.id);
+                return Some(Turn::Over(ask, over));
+            }
             Turn::Begin(ask) => ask,
         };
         self.take(ask.id);
@@ -355,12 +413,69 @@ impl Gate {
             self.starting += 1;
             self.expected += u32::from(ask.need == Need::Expected);
         }
-        tenant.instances += 1;
-        tenant.memory += ask.memory;
-        self.instances += 1;
-        self.memory += ask.memory;
+        self.hold(ask.tenant, ask.takes());
+        self.limits.begin(ask.tenant, now);
         self.place(ask.tenant);
         Some(Turn::Begin(ask))
+    }
+
+    /// Whoever asked knows that its tenant's quota is in the way.
+    fn told(&mut self, id: InstanceId) {
+        if let Some((key, rank)) = self.pending.get(&id)
+            && let Some(tenant) = self.tenants.get_mut(key)
+            && let Some(ask) = tenant.pending.get_mut(rank)
+        {
+            ask.told = tenant.given;
+        }
+    }
+
+    /// Counts an instance that has its part from now on.
+    fn hold(&mut self, tenant: TenantKey, takes: Takes) {
+        if let Some(tenant) = self.tenants.get_mut(&tenant) {
+            tenant.held.instances += 1;
+            tenant.held.memory += takes.memory;
+            tenant.held.cpu_millis += takes.cpu_millis;
+        }
+        self.instances += 1;
+        self.memory += takes.memory;
+    }
+
+    /// Counts an instance that began when nobody counted those of its tenant.
+    pub(crate) fn adopt(&mut self, key: TenantKey, share: TenantShare, takes: Takes) {
+        self.known(key, share);
+        self.hold(key, takes);
+    }
+
+    /// Changes what a tenant may use; whether it is limited now and was not before, so that its instances are to be
+    /// counted.
+    pub(crate) fn limit(&mut self, tenant: TenantKey, quota: Option<TenantQuota>, now: u64) -> bool {
+        self.limits.set(tenant, quota, now)
+    }
+
+    /// Whether starts of this tenant are to be counted whatever there is.
+    pub(crate) fn is_limited(&self, tenant: TenantKey) -> bool {
+        self.limits.contains(tenant)
+    }
+
+    /// Requests of a tenant were refused for its quota.
+    pub(crate) fn over_quota(&mut self, tenant: TenantKey, resource: QuotaResource, count: u64) {
+        self.limits.refused(tenant, resource, count);
+    }
+
+    /// Whether to look for idle instances of a tenant that has used up its quota.
+    pub(crate) fn may_look(&self, tenant: TenantKey, now: u64) -> bool {
+        self.limits.may_look(tenant, now)
+    }
+
+    /// Such instances were looked for, in vain.
+    pub(crate) fn looked(&mut self, tenant: TenantKey, now: u64) {
+        self.limits.looked(tenant, now);
+    }
+
+    /// What tenants use of their quotas.
+    pub(crate) fn pressure(&self, now: u64) -> Vec<QuotaPressure> {
+        let held = |key| self.tenants.get(&key).map_or_else(Held::default, |tenant| tenant.held);
+        self.limits.pressure(held, now)
     }
 
     /// Whether the budgets have room for a start of so many bytes.
@@ -405,8 +520,8 @@ impl Gate {
     fn is_below_share(&self, tenant: &Tenant, ask: &Ask) -> bool {
         // A tenant alone has the whole host: there is nobody to keep a reserve for.
         let share = f64::from(tenant.weight) / self.weights.max(1) as f64;
-        f64::from(tenant.instances + 1) <= (f64::from(self.budget.instances) * share).max(1.0)
-            && (tenant.memory + ask.memory) as f64 <= self.budget.memory_bytes as f64 * share
+        f64::from(tenant.held.instances + 1) <= (f64::from(self.budget.instances) * share).max(1.0)
+            && (tenant.held.memory + ask.memory) as f64 <= self.budget.memory_bytes as f64 * share
     }
 
     /// Whether `tenant` holds more than its fair share of a limited budget.
@@ -414,8 +529,8 @@ impl Gate {
         let Some(tenant) = self.tenants.get(&tenant) else { return false };
         let share = f64::from(tenant.weight) / self.weights.max(1) as f64;
         self.budget.is_limited()
-            && (f64::from(tenant.instances) > f64::from(self.budget.instances) * share
-                || tenant.memory as f64 > self.budget.memory_bytes as f64 * share)
+            && (f64::from(tenant.held.instances) > f64::from(self.budget.instances) * share
+                || tenant.held.memory as f64 > self.budget.memory_bytes as f64 * share)
     }
 
     /// Gives the permit of an admitted start back.
@@ -428,12 +543,14 @@ impl Gate {
     }
 
     /// Gives the part of an admitted start in the budgets back.
-    pub(crate) fn gone(&mut self, key: TenantKey, memory: u64) {
+    pub(crate) fn gone(&mut self, key: TenantKey, takes: Takes) {
         self.instances -= 1;
-        self.memory -= memory;
+        self.memory -= takes.memory;
         if let Some(tenant) = self.tenants.get_mut(&key) {
-            tenant.instances -= 1;
-            tenant.memory -= memory;
+            tenant.given += 1;
+            tenant.held.instances -= 1;
+            tenant.held.memory -= takes.memory;
+            tenant.held.cpu_millis -= takes.cpu_millis;
         }
         self.forget_idle(key);
     }
@@ -478,6 +595,9 @@ impl Gate {
         let held = self.memory.saturating_add(self.stems);
         let free = self.budget.memory_bytes.saturating_sub(held);
         let others = self.pending.len() - 1;
+        if let Some(over) = self.limits.exceeded(*key, tenant.held, ask.takes(), self.seen) {
+            return Some(format!("its start waits at the gate: {over}"));
+        }
         Some(if ask.memory > free {
             format!(
                 "its start waits at the gate for memory: it counts with {}, and of the budget of {} {} are free \
@@ -513,9 +633,24 @@ impl Gate {
         totals.memory_bytes = self.memory.saturating_add(self.stems);
         totals.memory_limit_bytes =
             (self.budget.memory_bytes != u64::MAX).then_some(self.budget.memory_bytes);
-        totals.waiting_starts = self.pending.len() as u64;
+        totals.waiting_starts = self.waiting_for_others() as u64;
     }
 
+    /// How many wait for the CPU or for room, and not for their own tenant's quota: what the pool could do more for.
+    pub(crate) fn waiting_for_others(&self) -> usize {
+        let waits = |key: &TenantKey| {
+            let tenant = &self.tenants[key];
+            let over = |ask: &&Ask| self.limits.exceeded(*key, tenant.held, ask.takes(), self.seen).is_none();
+            if self.limits.contains(*key) {
+                tenant.pending.values().filter(over).count()
+            } else {
+                tenant.pending.len()
+            }
+        };
+        self.turns.iter().map(|(.., key)| waits(key)).sum()
+    }
+
+    #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
         self.pending.len()
     }
@@ -585,6 +720,8 @@ mod tests {
             need: Need::Requests,
             gated: true,
             memory: 1,
+            cpu_millis: 0,
+            told: 0,
             weight: 100,
             class: 0,
         }
@@ -594,7 +731,7 @@ mod tests {
     fn begin(gate: &mut Gate) -> Option<Ask> {
         match gate.admit(0)? {
             Turn::Begin(ask) => Some(ask),
-            Turn::Never(ask, budget) => panic!("{ask:?} in {budget}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -723,7 +860,7 @@ mod tests {
             gate.ask(Ask { memory: 10, ..ask(other, 3) });
             assert_eq!(gate.admit(second(120)), None, "it holds the line again, for twice as long");
             assert_eq!(gate.look_at(), Some(second(140)));
-            gate.gone(TenantKey(9), 60);
+            gate.gone(TenantKey(9), Takes { memory: 60, cpu_millis: 0 });
             let first = gate.admit(second(121));
             assert!(matches!(first, Some(Turn::Begin(ask)) if ask.id == InstanceId(1)), "{first:?}");
         }
@@ -775,6 +912,82 @@ mod tests {
         assert_eq!(order, [11, 1]);
     }
 
+    #[test]
+    fn a_tenant_at_its_quota_is_told_once_and_holds_nobody_up() {
+        let mut gate = gate(u32::MAX, 0);
+        let quota = TenantQuota::default().with_instances(2).with_cpu_millis(500);
+        assert!(gate.limit(TenantKey(1), Some(quota), 0), "new");
+        assert!(!gate.limit(TenantKey(1), Some(quota), 0), "and the same again");
+        for id in 0..4 {
+            gate.ask(Ask { cpu_millis: 200, ..ask(1, id) });
+        }
+        gate.ask(Ask { need: Need::Size, ..ask(1, 4) });
+        gate.ask(ask(2, 5));
+        let mut begun = Vec::new();
+        let mut told = Vec::new();
+        while let Some(turn) = gate.admit(0) {
+            match turn {
+                Turn::Begin(ask) => begun.push(ask.id.0),
+                Turn::Over(ask, over) => told.push((ask.id.0, over.resource, over.used, over.limit)),
+                Turn::Never(..) => panic!("{turn:?}"),
+            }
+        }
+        assert_eq!(begun, [0, 5, 1], "two of the one, and the other's at its turn");
+        assert_eq!(told, [(2, QuotaResource::Instances, 2.0, 2.0)], "the first in line");
+        assert!(!gate.is_short(), "the line of others is not held");
+        assert_eq!((gate.waiting(), gate.waiting_for_others()), (3, 0));
+        let why = gate.why(InstanceId(2)).unwrap();
+        assert!(why.contains("quota instances") && why.contains("2 of 2"), "{why}");
+
+        // Another limit is named when that is the one in the way; raised, both go on.
+        gate.limit(TenantKey(1), Some(quota.with_instances(9)), 0);
+        gate.promote(InstanceId(2));
+        let Some(Turn::Over(_, over)) = gate.admit(0) else { panic!("it is over") };
+        assert_eq!((over.resource, over.used, over.asked), (QuotaResource::Cpu, 400.0, 200.0));
+        gate.limit(TenantKey(1), None, 0);
+        assert_eq!(std::iter::from_fn(|| begin(&mut gate)).count(), 3);
+        assert!(gate.pressure(0).is_empty(), "nobody is limited any more");
+    }
+
+    #[test]
+    fn what_a_quota_leaves_goes_to_what_requests_wait_for() {
+        let mut gate = gate(u32::MAX, 0);
+        gate.limit(TenantKey(1), Some(TenantQuota::default().with_instances(1)), 0);
+        for id in 0..3 {
+            gate.ask(Ask { need: Need::Size, ..ask(1, id) });
+        }
+        assert_eq!(begin(&mut gate).unwrap().id, InstanceId(0));
+        gate.ask(ask(1, 3));
+        assert!(matches!(gate.admit(0), Some(Turn::Over(ask, _)) if ask.id == InstanceId(3)));
+        assert!(gate.admit(0).is_none(), "told once");
+        gate.ask(ask(1, 4));
+        assert!(matches!(gate.admit(0), Some(Turn::Over(ask, _)) if ask.id == InstanceId(4)));
+        gate.gone(TenantKey(1), Takes { memory: 1, cpu_millis: 0 });
+        assert_eq!(begin(&mut gate).unwrap().id, InstanceId(3), "though others were in line before");
+        let again = gate.admit(0);
+        assert!(
+            matches!(again, Some(Turn::Over(ask, _)) if ask.id == InstanceId(4)),
+            "it was not for this one"
+        );
+        assert!(gate.admit(0).is_none());
+    }
+
+    #[test]
+    fn starts_of_a_tenant_come_no_faster_than_its_rate() {
+        let mut gate = gate(u32::MAX, 0);
+        gate.limit(TenantKey(1), Some(TenantQuota::default().with_cold_starts_per_second(2.0)), 0);
+        for id in 0..5 {
+            gate.ask(Ask { need: Need::Size, ..ask(1, id) });
+        }
+        assert_eq!(std::iter::from_fn(|| begin(&mut gate)).count(), 2, "a second's worth at once");
+        assert_eq!(gate.look_at(), Some(500_000_000), "and the next in half a second");
+        assert!(gate.admit(499_999_999).is_none());
+        assert!(matches!(gate.admit(500_000_001), Some(Turn::Begin(_))));
+        assert!(gate.admit(600_000_000).is_none());
+        let told = gate.pressure(600_000_000);
+        assert_eq!((told[0].limit, told[0].most, told[0].used.ceil()), (2.0, 2.0, 2.0));
+    }
+
     proptest! {
         #[test]
         fn permits_and_budgets_are_never_exceeded_and_nothing_is_lost(
@@ -782,6 +995,8 @@ mod tests {
         ) {
             let budget = BudgetConfig { instances: 12, memory_bytes: 200, reserve: 0.1, ..BudgetConfig::default() };
             let mut gate = Gate::new(GateConfig { starts: 3, reserve: 1 }, budget, 2);
+            let quota = TenantQuota::default().with_instances(2).with_memory_bytes(50);
+            gate.limit(TenantKey(1), Some(quota), 0);
             let (mut next, mut starting, mut running) = (0, Vec::new(), Vec::new());
             let (mut asked, mut admitted, mut withdrawn) = (0usize, 0usize, 0usize);
             let mut now = 0;
@@ -808,12 +1023,14 @@ mod tests {
                     }
                     3 if !running.is_empty() => {
                         let ask: Ask = running.remove(memory as usize % running.len());
-                        gate.gone(ask.tenant, ask.memory);
+                        gate.gone(ask.tenant, ask.takes());
                     }
                     _ => withdrawn += usize::from(gate.withdraw(InstanceId(memory))),
                 }
                 prop_assert!(gate.starting() <= 3);
                 prop_assert!(gate.instances <= 12 && gate.memory <= 200);
+                let held = gate.tenants.get(&TenantKey(1)).map_or_else(Held::default, |one| one.held);
+                prop_assert!(held.instances <= 2 && held.memory <= 50, "{held:?}");
                 prop_assert!(gate.expected <= 1);
                 prop_assert_eq!(gate.waiting(), asked - admitted - withdrawn);
                 prop_assert_eq!(gate.sizes.values().sum::<u32>() as usize, gate.waiting());

@@ -85,6 +85,7 @@ mod effects;
 mod executor;
 mod gate;
 mod instance;
+mod limits;
 mod load;
 mod pool;
 mod queue;

@@ -17,7 +17,7 @@ pub const GATE_SECONDS: &str = "sas_pool_gate_seconds";
 pub const QUEUE_SECONDS: &str = "sas_pool_queue_seconds";
 /// Claims whose deadline passed while they waited.
 pub const DEADLINES: &str = "sas_pool_deadlines_total";
-/// Claims refused, by `reason` (`queue_full`, `exhausted`, `start`).
+/// Claims refused, by `reason` (`queue_full`, `exhausted`, `quota`, `start`).
 pub const REFUSALS: &str = "sas_pool_refusals_total";
 /// Instances that ended without being asked to.
 pub const DEATHS: &str = "sas_pool_deaths_total";
@@ -82,6 +82,7 @@ pub(crate) struct Metrics {
     pub(crate) ejections: Counter,
     pub(crate) queue_full: Counter,
     pub(crate) exhausted: Counter,
+    pub(crate) quota: Counter,
     pub(crate) shut: Counter,
     pub(crate) stem_hits: Counter,
     pub(crate) stem_misses: Counter,
@@ -158,6 +159,7 @@ impl Metrics {
             ejections: recorder.counter(EJECTIONS, &[]),
             queue_full: refused("queue_full"),
             exhausted: refused("exhausted"),
+            quota: refused("quota"),
             shut: refused("start"),
             stem_hits: stems("hit"),
             stem_misses: stems("miss"),

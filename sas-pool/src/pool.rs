@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sas_core::{
     Claim, ClaimError, Cx, Deployed, Error, ErrorKind, Instance, InstanceId, InstanceState, InstanceView,
-    Lease, Load, Pool, PoolBudget, PoolDecision, PoolTotals, Result, RevisionKey, RevisionSpec,
-    RevisionStatus, Runtime, SpecErrors, StemView, Waiting,
+    Lease, Load, Pool, PoolBudget, PoolDecision, PoolTotals, QuotaPressure, Quotas, Result, RevisionKey,
+    RevisionSpec, RevisionStatus, Runtime, SpecErrors, StemView, TenantKey, TenantQuota, Waiting,
 };
 use tokio::time::Instant;
 
@@ -292,6 +292,10 @@ impl Pool for InstancePool {
         self.rules().totals()
     }
 
+    fn quotas(&self) -> Option<&dyn Quotas> {
+        Some(self)
+    }
+
     fn set_budget(&self, budget: PoolBudget) -> Result<()> {
         self.rules().set_budget(budget);
         self.shared().pump();
@@ -333,6 +337,16 @@ impl Pool for InstancePool {
         self.shared().executor.ended.cancel();
         self.shared().executor.tasks.close();
         self.shared().executor.tasks.wait().await;
+    }
+}
+
+impl Quotas for InstancePool {
+    fn set_tenant(&self, tenant: TenantKey, quota: Option<TenantQuota>) {
+        self.coordinator.limit(tenant, quota);
+    }
+
+    fn pressure(&self) -> Vec<QuotaPressure> {
+        self.rules().pressure()
     }
 }
 

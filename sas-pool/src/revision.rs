@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use sas_core::{Deployed, Error, RevisionKey, SlotView, TenantKey, Timestamp};
+use sas_core::{Deployed, Error, QuotaExceeded, RevisionKey, SlotView, TenantKey, Timestamp};
 
 use crate::queue::Line;
 
@@ -146,6 +146,9 @@ pub(crate) struct Active {
     pub(crate) error: Option<Arc<Error>>,
     pub(crate) retry_at: u64,
     pub(crate) retry: Option<(u64, u64)>,
+
+    /// The tenant's quota has no room for a first instance of it, as the last claim found.
+    pub(crate) over: Option<Box<QuotaExceeded>>,
 
     /// The keep-alive policy's timers.
     pub(crate) sleep: Option<(u64, u64)>,

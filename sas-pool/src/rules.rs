@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use sas_core::{
     Balancer, ClaimError, Deployed, Isolation, KeepAlivePolicy, Metered, PoolBudget, PoolTotals,
-    RevisionSpec, Runtime, SpecErrors,
+    QuotaPressure, RevisionSpec, Runtime, SpecErrors, TenantKey, TenantQuota,
 };
 
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     effects::Reading,
     gate::{Ask, Gate, share_of},
     instance::IdLayout,
+    limits::Takes,
     metrics::Metrics,
     sync::{AtomicBool, Mutex, Ordering},
 };
@@ -46,6 +47,8 @@ pub(crate) struct Rules {
     short: AtomicBool,
     /// Whether there is a budget: read at every start.
     limited: AtomicBool,
+    /// Whether any tenant has a quota here: read at every start.
+    quotas: AtomicBool,
     pub(crate) bounds: Mutex<Bounds>,
 }
 
@@ -73,6 +76,7 @@ impl Rules {
             gate: Mutex::new(gate),
             short: AtomicBool::new(false),
             limited: AtomicBool::new(config.budget.is_limited()),
+            quotas: AtomicBool::new(false),
             bounds: Mutex::new(Bounds::default()),
             config,
         }
@@ -113,8 +117,47 @@ impl Rules {
     }
 
     /// Whether starts of this kind pass the gate at all.
-    pub(crate) fn is_gated(&self, cpu_bound: bool) -> bool {
-        cpu_bound || self.limited.load(Ordering::Relaxed)
+    pub(crate) fn is_gated(&self, cpu_bound: bool, tenant: TenantKey) -> bool {
+        cpu_bound
+            || self.limited.load(Ordering::Relaxed)
+            || self.quotas.load(Ordering::Relaxed) && self.gate.lock().is_limited(tenant)
+    }
+
+    /// Changes what a tenant may use; whether its instances are to be counted from now on. The caller lets those begin
+    /// for whom there is room now.
+    pub(crate) fn limit(&self, tenant: TenantKey, quota: Option<TenantQuota>) -> bool {
+        self.bounds.lock().limit(tenant, quota.and_then(|quota| quota.queue_bytes));
+        let new = self.gate.lock().limit(tenant, quota, self.now());
+        if new {
+            self.quotas.store(true, Ordering::Relaxed);
+        }
+        new
+    }
+
+    /// What tenants use of their quotas.
+    pub(crate) fn pressure(&self) -> Vec<QuotaPressure> {
+        let mut all = self.gate.lock().pressure(self.now());
+        all.extend(self.bounds.lock().pressure());
+        all
+    }
+
+    /// Counts an instance that began when nobody counted those of its tenant; the bytes that it counts with.
+    pub(crate) fn adopt(&self, deployed: &Deployed, measured: u64) -> u64 {
+        let takes = Takes { memory: self.memory_of(deployed, measured), cpu_millis: self.cpu_of(deployed) };
+        let share = share_of(&self.config.tenants, deployed.tenant);
+        self.gate.lock().adopt(deployed.tenant, share, takes);
+        takes.memory
+    }
+
+    /// What an instance counts with in its tenant's quota of CPU, in thousandths of a core: its request, else its limit,
+    /// else what is assumed. A closure in this process counts with what it says only.
+    pub(crate) fn cpu_of(&self, deployed: &Deployed) -> u64 {
+        let resources = &deployed.spec.resources;
+        let said = resources.cpu_request_millis.or(resources.cpu_limit_millis);
+        u64::from(said.unwrap_or_else(|| match deployed.runtime.capabilities().isolation {
+            Isolation::None => 0,
+            _ => self.config.budget.assumed_cpu_millis,
+        }))
     }
 
     /// Changes what all may use. The caller lets those begin for whom there is room now.
@@ -193,6 +236,7 @@ impl Rules {
         match error {
             ClaimError::QueueFull { .. } => self.metrics.queue_full.increment(1),
             ClaimError::Exhausted { .. } => self.metrics.exhausted.increment(1),
+            ClaimError::Quota(_) => self.metrics.quota.increment(1),
             ClaimError::Start { .. } => self.metrics.shut.increment(1),
             _ => {}
         }

@@ -10,7 +10,7 @@ use std::{
 
 use sas_core::{
     Claim, ClaimError, Cx, EnvValue, Error, ErrorKind, ExitReport, InstanceEvents, InstanceId, Lease,
-    LeaseOwner, Outcome, StartPhase, StartRequest, WaitList, Waiting,
+    LeaseOwner, Outcome, QuotaExceeded, StartPhase, StartRequest, TenantKey, WaitList, Waiting,
 };
 use tokio::time::Instant;
 
@@ -156,6 +156,10 @@ impl Shard {
             fx.promoted.drain(..).for_each(|id| gate.promote(id));
             fx.pump = true;
         }
+        if !fx.withdrawn.is_empty() {
+            let mut plans = self.plans.lock();
+            fx.withdrawn.drain(..).for_each(|id| drop(plans.remove(&id)));
+        }
         if fx.pump {
             self.shared.pump();
         }
@@ -175,6 +179,8 @@ impl Shard {
             need: plan.need,
             gated: cpu_bound,
             memory: self.shared.rules.memory_of(&plan.deployed, plan.measured),
+            cpu_millis: self.shared.rules.cpu_of(&plan.deployed),
+            told: 0,
             weight: 1,
             class: 0,
         };
@@ -238,6 +244,16 @@ impl Shard {
         );
         let error = Arc::new(Error::new(ErrorKind::Exhausted, "start", message));
         self.with(|state, rules, fx| state.refused(rules, ask.id, &error, rules.now(), fx));
+    }
+
+    /// The tenant's quota has no room for a start that requests wait for; how many of them were told so.
+    pub(crate) fn over_quota(&self, id: InstanceId, over: QuotaExceeded) -> u64 {
+        self.with(|state, rules, fx| state.over_quota(rules, id, over, rules.now(), fx))
+    }
+
+    /// Counts the instances of a tenant that began when nobody counted them.
+    pub(crate) fn adopt(&self, tenant: TenantKey) {
+        self.with(|state, rules, _| state.adopt(rules, tenant));
     }
 
     /// A start is over.

@@ -13,7 +13,7 @@ use std::{
 
 use sas_core::{
     Claim, ClaimError, Deployed, Error, ErrorKind, ExitReport, Instance, InstanceId, MeterPhase, Outcome,
-    Pick, Retry, RevisionKey, SlotView, StartPhase, StartTimings,
+    Pick, QuotaExceeded, Retry, RevisionKey, SlotView, StartPhase, StartTimings, TenantKey,
 };
 use smallvec::SmallVec;
 
@@ -34,6 +34,7 @@ use crate::{
     effects::{Candidate, DecidedStart, Effects, Freeze, Holds, LastSample, Reading, Started, Stop},
     gate::{Need, Shortage},
     instance::{IdLayout, InstanceSlot, METERED, Phase, PhaseMeter},
+    limits::Takes,
     queue::{Grant, Waiter, WaiterState},
     revision::{Active, Ended, Link, PackedLink, RevisionKey0, RevisionSlot},
     rules::{Idle, Rules},

@@ -518,7 +518,7 @@ impl Shelf {
         let mut boots = Vec::new();
         let now = rules.now();
         let most = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-        if self.closed || rules.gate.lock().waiting() > 0 {
+        if self.closed || rules.gate.lock().waiting_for_others() > 0 {
             return boots;
         }
         // A stem for each class in turn, the one that lacks most first: none starves while another refills.

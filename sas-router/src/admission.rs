@@ -13,56 +13,19 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sas_core::{Quota, QuotaPressure, Quotas, TenantKey};
+use sas_core::{Quota, QuotaPressure, QuotaResource, Quotas, TenantKey, TenantQuota, TokenBucket};
 use tokio::time::Instant;
 
-/// Requests that are still to be had. Pure: state, quota and `now` decide.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct TokenBucket {
-    tokens: f64,
-    at: Instant,
-}
-
-impl TokenBucket {
-    /// A bucket of somebody who was quiet before.
-    pub(crate) fn full(quota: &Quota, now: Instant) -> Self {
-        Self { tokens: f64::from(quota.burst.max(1)), at: now }
-    }
-
-    /// Takes one.
-    ///
-    /// # Errors
-    /// How long to wait until there is one.
-    pub(crate) fn take(&mut self, quota: &Quota, now: Instant) -> Result<(), Duration> {
-        if !quota.limits_rate() {
-            return Ok(());
-        }
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        // Time that goes backwards earns nothing, and is not earned twice.
-        self.at = self.at.max(now);
-        self.tokens = (self.tokens + passed * quota.rate.max(0.0)).min(f64::from(quota.burst.max(1)));
-        // What rounding took off a whole token is given back.
-        if self.tokens >= 1.0 - 1e-9 {
-            self.tokens = (self.tokens - 1.0).max(0.0);
-            return Ok(());
-        }
-        let wait = (1.0 - self.tokens) / quota.rate.max(0.0);
-        const LONGEST: f64 = 86_400.0;
-        Err(Duration::from_secs_f64(if wait.is_finite() { wait.min(LONGEST) } else { LONGEST }))
-    }
-
-    fn is_full(&self, quota: &Quota, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        !quota.limits_rate() || self.tokens + passed * quota.rate >= f64::from(quota.burst.max(1))
-    }
-}
-
 /// Why a request was not let in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Refusal {
     /// What is used up: `tenant_rate`, `tenant_concurrency`, `service_rate`, `service_concurrency` (429), or `bytes`
     /// (503).
     pub resource: &'static str,
+    /// What may be used: requests per second, requests at once, or bytes.
+    pub limit: f64,
+    /// What is used: of a rate, those of its burst that time has not made up for.
+    pub used: f64,
     /// When to come back.
     pub retry_after: Duration,
 }
@@ -90,7 +53,8 @@ impl Default for AdmissionConfig {
 struct State {
     bucket: TokenBucket,
     running: u32,
-    refused: u64,
+    /// By the rate, and by the number at once.
+    refused: [u64; 2],
 }
 
 /// The states of one kind of keys. A key that uses nothing costs nothing.
@@ -122,7 +86,7 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
         &mut self,
         key: &Q,
         owned: impl FnOnce() -> K,
-        now: Instant,
+        now: u64,
         names: [&'static str; 2],
     ) -> Result<bool, Refusal>
     where
@@ -131,17 +95,23 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
         let Some(quota) = self.quota(key) else { return Ok(false) };
         if !self.states.contains_key(key) {
             self.prune(now);
-            self.states
-                .insert(owned(), State { bucket: TokenBucket::full(&quota, now), running: 0, refused: 0 });
+            self.states.insert(
+                owned(),
+                State { bucket: TokenBucket::full(quota.bucket(), now), running: 0, refused: [0; 2] },
+            );
         }
         let state = self.states.get_mut(key).expect("was put in above");
         if state.running >= quota.concurrency {
-            state.refused += 1;
-            return Err(Refusal { resource: names[1], retry_after: Duration::from_secs(1) });
+            state.refused[1] += 1;
+            let (limit, used) = (f64::from(quota.concurrency), f64::from(state.running));
+            let retry_after = Duration::from_secs(1);
+            return Err(Refusal { resource: names[1], limit, used, retry_after });
         }
-        if let Err(retry_after) = state.bucket.take(&quota, now) {
-            state.refused += 1;
-            return Err(Refusal { resource: names[0], retry_after });
+        let rate = quota.bucket();
+        if let Err(retry_after) = state.bucket.take(rate, now) {
+            state.refused[0] += 1;
+            let used = state.bucket.used(rate, now);
+            return Err(Refusal { resource: names[0], limit: quota.rate, used, retry_after });
         }
         state.running += 1;
         Ok(true)
@@ -156,20 +126,32 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
         }
     }
 
-    /// What is used of each quota.
-    fn pressure(&self) -> impl Iterator<Item = (&K, Quota, u32, u64)> {
+    /// What is used of each limit: resource, limit, used, refused, burst.
+    fn pressure(&self, now: u64) -> impl Iterator<Item = (&K, QuotaResource, [f64; 2], u64, u32)> {
         let quota = |key| self.own.get(key).copied().unwrap_or(self.default);
-        self.states.iter().map(move |(key, state)| (key, quota(key), state.running, state.refused))
+        self.states.iter().flat_map(move |(key, state)| {
+            let quota = quota(key);
+            let rate = quota.limits_rate().then(|| {
+                let used = state.bucket.used(quota.bucket(), now);
+                (key, QuotaResource::Rate, [quota.rate, used], state.refused[0], quota.burst)
+            });
+            let most = quota.concurrency;
+            let at_once = (most != u32::MAX).then(|| {
+                let limits = [f64::from(most), f64::from(state.running)];
+                (key, QuotaResource::Concurrency, limits, state.refused[1], most)
+            });
+            rate.into_iter().chain(at_once)
+        })
     }
 
-    fn prune(&mut self, now: Instant) {
+    fn prune(&mut self, now: u64) {
         if self.states.len() < self.prune_at {
             return;
         }
         let (own, default) = (&self.own, self.default);
         self.states.retain(|key, state| {
             let quota = own.get(key).copied().unwrap_or(default);
-            state.running > 0 || !state.bucket.is_full(&quota, now)
+            state.running > 0 || !state.bucket.is_full(quota.bucket(), now)
         });
         self.prune_at = (self.states.len() * 2).max(1024);
     }
@@ -184,6 +166,8 @@ pub struct Admission {
     limits: std::sync::atomic::AtomicBool,
     bytes: AtomicU64,
     most_bytes: u64,
+    /// Buckets count from here.
+    began: Instant,
 }
 
 impl Admission {
@@ -196,7 +180,12 @@ impl Admission {
             limits: limits.into(),
             bytes: AtomicU64::new(0),
             most_bytes: config.bytes,
+            began: Instant::now(),
         })
+    }
+
+    fn nanos(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Bytes that are held now.
@@ -218,11 +207,13 @@ impl Admission {
         let held = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let mut permit = Permit { of: Arc::clone(self), bytes, tenant: None, service: None };
         if held > self.most_bytes {
-            return Err(Refusal { resource: "bytes", retry_after: Duration::from_secs(1) });
+            let (limit, used) = (self.most_bytes as f64, (held - bytes) as f64);
+            return Err(Refusal { resource: "bytes", limit, used, retry_after: Duration::from_secs(1) });
         }
         if !self.limits.load(Ordering::Relaxed) {
             return Ok(permit);
         }
+        let now = self.nanos(now);
         let names = ["tenant_rate", "tenant_concurrency"];
         if self.tenants.lock().enter(&tenant, || tenant, now, names)? {
             permit.tenant = Some(tenant);
@@ -243,13 +234,15 @@ impl Admission {
 }
 
 impl Quotas for Admission {
-    fn set_tenant(&self, tenant: TenantKey, quota: Option<Quota>) {
+    fn set_tenant(&self, tenant: TenantKey, quota: Option<TenantQuota>) {
         let mut ledger = self.tenants.lock();
-        match quota {
-            Some(quota) => ledger.own.insert(tenant, quota),
-            None => ledger.own.remove(&tenant),
+        let limited = match quota {
+            Some(quota) => ledger.own.insert(tenant, quota.requests()).is_some() || limits(&quota),
+            None => ledger.own.remove(&tenant).is_some(),
         };
-        self.limits.store(true, Ordering::Relaxed);
+        if limited {
+            self.limits.store(true, Ordering::Relaxed);
+        }
     }
 
     fn set_service(&self, service: &str, quota: Option<Quota>) {
@@ -262,19 +255,25 @@ impl Quotas for Admission {
     }
 
     fn pressure(&self) -> Vec<QuotaPressure> {
+        let now = self.nanos(Instant::now());
         let mut all: Vec<QuotaPressure> = {
             let tenants = self.tenants.lock();
-            let of = tenants.pressure().map(|(tenant, quota, running, refused)| {
-                QuotaPressure::of_tenant(*tenant, quota, running, refused)
+            let of = tenants.pressure(now).map(|(tenant, resource, [limit, used], refused, burst)| {
+                QuotaPressure::of_tenant(*tenant, resource, limit, used, refused).with_burst(burst)
             });
             of.collect()
         };
         let services = self.services.lock();
-        all.extend(services.pressure().map(|(service, quota, running, refused)| {
-            QuotaPressure::of_service(&**service, quota, running, refused)
+        all.extend(services.pressure(now).map(|(service, resource, [limit, used], refused, burst)| {
+            QuotaPressure::of_service(&**service, resource, limit, used, refused).with_burst(burst)
         }));
         all
     }
+}
+
+/// Whether it says anything about requests.
+fn limits(quota: &TenantQuota) -> bool {
+    quota.requests() != Quota::UNLIMITED
 }
 
 /// A request that is let in; dropping it lets the next one in.
@@ -300,8 +299,6 @@ impl Drop for Permit {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn admission(per_tenant: Quota, per_service: Quota) -> Arc<Admission> {
@@ -319,6 +316,10 @@ mod tests {
         assert!(admit(&admission, 1, now).is_ok() && admit(&admission, 1, now).is_ok());
         let refusal = admission.admit(TenantKey(1), "default/hello", 10, now).unwrap_err();
         assert_eq!((refusal.resource, refusal.retry_after), ("tenant_rate", Duration::from_millis(100)));
+        assert_eq!((refusal.limit, refusal.used), (10.0, 2.0));
+        let pressure = admission.pressure();
+        let told = pressure.iter().find(|told| told.tenant == Some(TenantKey(1))).unwrap();
+        assert_eq!((told.resource, told.most, told.used, told.refused), (QuotaResource::Rate, 2.0, 2.0, 1));
         assert!(admit(&admission, 2, now).is_ok());
         assert!(admit(&admission, 1, now + Duration::from_millis(100)).is_ok());
     }
@@ -360,24 +361,13 @@ mod tests {
         assert_eq!(admission.bytes(), 0);
     }
 
-    #[test]
-    fn what_is_left_of_a_token_shortens_the_wait() {
-        let (quota, now) = (Quota::rate(10.0, 1), Instant::now());
-        let mut bucket = TokenBucket::full(&quota, now);
-        assert_eq!(bucket.take(&quota, now), Ok(()));
-        let half = now + Duration::from_millis(50);
-        let wait = bucket.take(&quota, half).unwrap_err();
-        assert!((wait.as_secs_f64() - 0.05).abs() < 1e-6, "{wait:?}");
-        assert!(!bucket.is_full(&quota, half) && bucket.is_full(&quota, half + Duration::from_millis(51)));
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_quota_can_be_lifted() {
         let admission = admission(Quota::rate(0.0, 1), Quota::UNLIMITED);
         let now = Instant::now();
         drop(admit(&admission, 1, now));
         assert!(admit(&admission, 1, now).is_err());
-        admission.set_tenant(TenantKey(1), Some(Quota::UNLIMITED));
+        admission.set_tenant(TenantKey(1), Some(TenantQuota::default()));
         assert!(admit(&admission, 1, now).is_ok());
         admission.set_tenant(TenantKey(1), None);
         assert!(admit(&admission, 1, now + Duration::from_secs(3_600)).is_err());
@@ -392,35 +382,5 @@ mod tests {
             drop(admit(&admission, tenant, now));
         }
         assert!(admission.tenants.lock().states.len() < 3_000);
-    }
-
-    proptest! {
-        /// In any stretch no more come in than the burst and what the rate brings.
-        #[test]
-        fn no_stretch_of_time_holds_more_than_the_quota(
-            rate in 0.5_f64..500.0, burst in 1_u32..20, gaps in prop::collection::vec(0_u64..200, 1..200),
-        ) {
-            let quota = Quota::rate(rate, burst);
-            let start = Instant::now();
-            let mut bucket = TokenBucket::full(&quota, start);
-            let (mut now, mut admitted) = (start, Vec::new());
-            for gap in gaps {
-                now += Duration::from_millis(gap);
-                match bucket.take(&quota, now) {
-                    Ok(()) => admitted.push(now),
-                    Err(wait) => {
-                        let mut later = bucket;
-                        prop_assert!(later.take(&quota, now + wait + Duration::from_nanos(1)).is_ok());
-                    }
-                }
-            }
-            for (at, from) in admitted.iter().enumerate() {
-                for (count, to) in admitted[at..].iter().enumerate() {
-                    let stretch = to.duration_since(*from).as_secs_f64();
-                    let most = f64::from(burst) + stretch * rate + 1e-6;
-                    prop_assert!((count + 1) as f64 <= most, "{} in {stretch} s", count + 1);
-                }
-            }
-        }
     }
 }

@@ -85,6 +85,9 @@ impl Failure {
         match error {
             ClaimError::QueueFull { .. } => unavailable("queue_full"),
             ClaimError::Exhausted { .. } => unavailable("exhausted"),
+            ClaimError::Quota(exceeded) => {
+                Self { status: StatusCode::TOO_MANY_REQUESTS, ..unavailable(exceeded.resource.reason()) }
+            }
             ClaimError::Deadline => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "pool", "queue_timeout", error.to_string())
             }

@@ -100,7 +100,7 @@ async fn a_quota_answers_429_with_the_time_to_come_back() {
 #[tokio::test]
 async fn concurrency_counts_until_the_last_byte() {
     let config = GatewayConfig::default();
-    config.admission.set_tenant(TenantKey(1), Some(Quota::UNLIMITED.with_concurrency(1)));
+    config.admission.set_tenant(TenantKey(1), Some(Quota::UNLIMITED.with_concurrency(1).into()));
     let platform = with(config).await;
     let (open, close) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
     let (opened, closing) = (Arc::clone(&open), Arc::clone(&close));

@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 use sas_core::{
     CallError, Claim, ClaimError, Commit, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
     ErrorKind, Instance, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Metered,
-    Pool, PoolBudget, PoolDecision, PoolTotals, Reason, Request, RequestUsage, Response, Result, RevisionKey,
-    RevisionSpec, RevisionStatus, Runtime, SpecErrors, StemView, Store, StoreLimits, Target, Version,
-    WaitList, Waiting, Watched,
+    Pool, PoolBudget, PoolDecision, PoolTotals, Quotas, Reason, Request, RequestUsage, Response, Result,
+    RevisionKey, RevisionSpec, RevisionStatus, Runtime, SpecErrors, StemView, Store, StoreLimits, Target,
+    Version, WaitList, Waiting, Watched,
 };
 use sas_pool::InstancePool;
 use tokio::time::Instant;
@@ -250,6 +250,10 @@ impl Pool for WatchedPool {
 
     fn totals(&self) -> PoolTotals {
         self.inner.totals()
+    }
+
+    fn quotas(&self) -> Option<&dyn Quotas> {
+        self.inner.quotas()
     }
 
     fn set_budget(&self, budget: PoolBudget) -> Result<()> {

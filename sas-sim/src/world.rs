@@ -551,7 +551,7 @@ impl World {
         let done = tokio::select! {
             biased;
             () = host.lost.cancelled() => false,
-            done = host.control().set_tenant_quota("default", quota) => done.is_ok(),
+            done = host.control().set_tenant_quota("default", quota.map(Into::into)) => done.is_ok(),
         };
         if self.plant == Some(Plant::ForgetsQuotas) {
             host.forget_quota();

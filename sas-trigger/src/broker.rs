@@ -456,9 +456,12 @@ impl Brokers {
     }
 }
 
+/// How the broker behind a webhook is called beyond its trigger's name.
+pub(crate) const HOOK: &str = "~hook";
+
 /// The broker that a webhook's events are kept in until they are delivered.
 pub(crate) fn hook_broker(trigger: &str) -> String {
-    format!("{trigger}~hook")
+    format!("{trigger}{HOOK}")
 }
 
 fn position(value: &Bytes, key: &str) -> Result<u64> {

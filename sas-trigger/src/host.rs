@@ -18,8 +18,9 @@ use futures_util::{
 use parking_lot::Mutex;
 use sas_core::{
     BrokerSpec, BrokerStatus, Clock, Error, ErrorKind, Event, EventLog, EventPublisher, EventSink, Invoker,
-    Recorder, Redrive, Redriven, Result, SecretSource, SinkSpec, SpecErrors, Store, StoreLog, SystemClock,
-    Timestamp, TraceSink, TriggerCx, TriggerSecrets, TriggerSource, TriggerSpec, TriggerStatus, Triggers,
+    Quotas, Recorder, Redrive, Redriven, Result, SecretSource, SinkSpec, SpecErrors, Store, StoreLog,
+    SystemClock, TenantKey, Timestamp, TraceSink, TriggerCx, TriggerSecrets, TriggerSource, TriggerSpec,
+    TriggerStatus, Triggers,
 };
 use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ use crate::{
     delivery::{Delivery, DeliveryConfig, Way, letters},
     filter::Filter,
     metrics::{LAG, Labels, Metrics, OLDEST},
+    quotas::EventQuotas,
     webhook::{self, Hook},
 };
 use sleepers::Sleepers;
@@ -120,6 +122,7 @@ pub struct TriggerHost {
     shutdown: CancellationToken,
     labels: Labels,
     metrics: Metrics,
+    quotas: Arc<EventQuotas>,
 }
 
 impl fmt::Debug for TriggerHost {
@@ -190,6 +193,7 @@ impl TriggerHost {
             shutdown,
             labels: Labels::default(),
             metrics,
+            quotas: Arc::new(EventQuotas::new()),
         };
         let cron_recorder = recorder.clone();
         host.register_kind("cron", move |spec| declared::cron(spec, &cron_recorder));
@@ -310,7 +314,8 @@ impl TriggerHost {
             Arc::clone(&self.slots),
         )
         .with_clock(Arc::clone(&self.config.clock))
-        .with_metrics(metrics);
+        .with_metrics(metrics)
+        .with_quotas(&self.quotas);
         if let Some(traces) = &self.config.traces {
             delivery = delivery.with_traces(Arc::clone(traces));
         }
@@ -574,6 +579,14 @@ impl TriggerHost {
     /// What a webhook takes.
     pub(crate) fn hook(&self, name: &str) -> Option<Arc<Hook>> {
         self.declared(name).ok().and_then(|declared| declared.hook.clone())
+    }
+
+    /// Whose events a broker, or the one behind a webhook, takes.
+    fn tenant_of(&self, broker: &str) -> Option<TenantKey> {
+        match broker.strip_suffix(broker::HOOK) {
+            Some(trigger) => self.declared(trigger).ok()?.spec.tenant,
+            None => self.broker_spec(broker)?.tenant,
+        }
     }
 
     pub(crate) fn secret_source(&self) -> Option<Arc<dyn SecretSource>> {
@@ -861,7 +874,14 @@ impl Triggers for TriggerHost {
     }
 
     async fn accept(&self, broker: &str, events: Vec<Event>) -> Result<()> {
+        if let Some(tenant) = self.tenant_of(broker) {
+            self.quotas.take(tenant, events.len())?;
+        }
         self.brokers.accept(broker, &events).await
+    }
+
+    fn quotas(&self) -> Option<&dyn Quotas> {
+        Some(&*self.quotas)
     }
 }
 

@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use http::{HeaderMap, Method, StatusCode, header};
 use sas_core::{
-    Body, BrokerIngress, Error, ErrorKind, Event, Handler, Request, Response, Retry, TraceContext,
-    TriggerSecrets, Triggers as _,
+    Body, BrokerIngress, Error, ErrorKind, Event, Handler, QuotaExceeded, Request, Response, Retry,
+    TraceContext, TriggerSecrets, Triggers as _,
 };
 use serde_json::json;
 use subtle::ConstantTimeEq as _;
@@ -203,6 +203,13 @@ fn traced(event: Event, headers: &HeaderMap) -> Result<Event, String> {
 }
 
 fn failed(error: &Error) -> Response {
+    if let Some(over) = QuotaExceeded::of(error) {
+        let seconds = over.retry_after.as_secs_f64().ceil().max(1.0) as u64;
+        let body = json!({"reason": over.resource.reason(), "message": error.message});
+        let mut response = answer(StatusCode::TOO_MANY_REQUESTS, &body);
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        return response;
+    }
     match error.kind {
         ErrorKind::InvalidSpec => refused(StatusCode::PAYLOAD_TOO_LARGE, error.message.as_str()),
         ErrorKind::NotFound => refused(StatusCode::NOT_FOUND, error.message.as_str()),

@@ -42,6 +42,7 @@ mod host;
 mod ingress;
 pub mod metrics;
 mod outbox;
+mod quotas;
 mod scheduled;
 mod sources;
 mod transform;

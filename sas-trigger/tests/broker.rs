@@ -11,8 +11,8 @@ use std::{
 use http::StatusCode;
 use parking_lot::Mutex;
 use sas_core::{
-    Body, BrokerSpec, ErrorKind, Event, Invoker, MemoryStore, Redrive, Response, Store, Target, Timestamp,
-    TriggerSpec, Triggers as _,
+    Body, BrokerSpec, ErrorKind, Event, Invoker, MemoryStore, QuotaResource, Quotas as _, Redrive, Response,
+    Retry, Store, Target, TenantKey, TenantQuota, Timestamp, TriggerSpec, Triggers as _,
 };
 use sas_testkit::fake::{FakeClock, FakeInvoker};
 use sas_trigger::{TriggerHost, TriggerHostConfig};
@@ -451,5 +451,54 @@ async fn a_trigger_takes_over_what_its_broker_says_of_delivery() {
     );
     spec.delivery.insert("retyr".to_owned(), "0".to_owned());
     assert_eq!(host.check_broker(&spec).unwrap_err().0[0].field, "delivery.retyr");
+    shut(&host).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenants_events_come_in_and_go_out_no_faster_than_its_quota_and_anothers_as_they_come() {
+    let (loud, quiet) = (TenantKey(1), TenantKey(2));
+    let invoker = FakeInvoker::new(|_| Ok(ok()));
+    let (host, ..) = host(&invoker);
+    for (tenant, name) in [(loud, "loud"), (quiet, "quiet")] {
+        let mut broker = BrokerSpec::new(format!("{name}/orders"));
+        broker.tenant = Some(tenant);
+        host.apply_broker(broker).await.unwrap();
+        let mut trigger = TriggerSpec::new(format!("{name}/t"), "broker", format!("{name}/t"));
+        trigger = trigger.with_option("broker", "orders");
+        trigger.tenant = Some(tenant);
+        host.apply(trigger).await.unwrap();
+    }
+    let quotas = host.quotas().expect("it holds tenants to quotas");
+    let per_second = |events: f64| Some(TenantQuota::default().with_events_per_second(events));
+    quotas.set_tenant(loud, per_second(10.0));
+
+    // In: a second's worth at once, then as the rate lets them; what is refused is told when to come back.
+    host.accept("loud/orders", (0..100).map(event).collect()).await.expect("the first of them");
+    let error = host.accept("loud/orders", vec![event(100)]).await.unwrap_err();
+    let over = *sas_core::QuotaExceeded::of(&error).expect("a quota");
+    assert_eq!((over.resource, over.limit, over.asked), (QuotaResource::Events, 10.0, 1.0));
+    assert_eq!(error.retry, Retry::After(over.retry_after));
+    assert!(over.retry_after > Duration::from_secs(9), "what was too many comes first: {over:?}");
+    host.accept("quiet/orders", (0..1_000).map(event).collect()).await.expect("another's");
+
+    // Out: the rest waits in the broker, and nothing is lost.
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(ids(&invoker, "quiet/t").len(), 1_000, "another's are delivered as they come");
+    let delivered = ids(&invoker, "loud/t").len();
+    assert!((10..=16).contains(&delivered), "{delivered} in half a second");
+    sleep(Duration::from_secs(4)).await;
+    let delivered = ids(&invoker, "loud/t").len();
+    assert!((50..=56).contains(&delivered), "{delivered} after four and a half");
+    let told = quotas.pressure();
+    let told = told.iter().find(|told| told.tenant == Some(loud)).expect("it is told");
+    assert_eq!((told.limit, told.most, told.refused), (10.0, 10.0, 1));
+
+    // Raised while it waits.
+    quotas.set_tenant(loud, per_second(1_000.0));
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(ids(&invoker, "loud/t").len(), 100);
+    quotas.set_tenant(loud, None);
+    host.accept("loud/orders", (200..2_000).map(event).collect()).await.expect("no limit any more");
+    assert!(quotas.pressure().is_empty());
     shut(&host).await;
 }

@@ -68,7 +68,7 @@ impl PlatformBuilder {
             describe(&recorder);
         }
 
-        for quota in self.tenant_quotas.values() {
+        for quota in self.tenant_quotas.values().chain([&self.default_tenant_quota]) {
             quota.validate().map_err(|errors| BuildError::Config { part: BuildPart::TenantQuota, errors })?;
         }
         self.driver.validate().map_err(|errors| BuildError::Config { part: BuildPart::Driver, errors })?;
@@ -217,6 +217,7 @@ impl PlatformBuilder {
         control_config.audit_sink = self.audit;
         control_config.triggers = Some(Arc::clone(&triggers) as Arc<dyn Triggers>);
         control_config.tenant_quotas = self.tenant_quotas;
+        control_config.default_tenant_quota = self.default_tenant_quota;
         control_config.admission.extend(self.admission);
         control_config.scalers = Some(scalers);
         control_config.clock = Arc::clone(&self.clock);
@@ -236,9 +237,7 @@ impl PlatformBuilder {
         control_config.recorder = recorder.clone();
         control_config.seed = self.seed;
         let control = Control::new(control_config);
-        if let Some(dir) = &self.secret_dir {
-            dir.bind(&control);
-        }
+        self.namespaces.bind(&control);
 
         let roots = self.access.package_roots(self.package_roots.take(), self.admin);
         let keys = self

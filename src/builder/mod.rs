@@ -7,12 +7,12 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc}
 use sas_autoscale::DriverConfig;
 use sas_control::{
     AdmissionHook, AuditSink, ControlConfig, DecisionLog, DiagnosisConfig, LogBuffer, LogFileLimits,
-    MeterConfig, PackageRoots, PriceTable, SecretDir, UsageExport, UsageKey,
+    MeterConfig, Namespaces, PackageRoots, PriceTable, SecretDir, SecretEnv, UsageExport, UsageKey,
 };
 use sas_core::{
     Authenticator, BlobStore, Clock, DecisionSink, EngineSpec, EventLog, EventPublisher, Fidelity, Invoker,
-    LogSink, MeterSink, Pool, Quota, Recorder, Router, Runtime, Scaler, SecretSource, SinkSpec, SpecErrors,
-    Store, SystemClock, TraceSink, TriggerSecrets, TriggerSource, TriggerSpec,
+    LogSink, MeterSink, Pool, Recorder, Router, Runtime, Scaler, SecretSource, SinkSpec, SpecErrors, Store,
+    SystemClock, TenantQuota, TraceSink, TriggerSecrets, TriggerSource, TriggerSpec,
 };
 use sas_knative::manifest::ParseOptions;
 use sas_pool::{InstancePool, PoolConfig};
@@ -51,7 +51,7 @@ type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, Spec
 /// | scaling decisions | [`decision_sink`](Self::decision_sink) | [`DecisionLog`] |
 /// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`](sas_control::Meter), on the platform's store |
 /// | who is told what is changed at the admin API | [`audit_sink`](Self::audit_sink) | nobody; the store keeps the last 10,000 |
-/// | secrets | [`secrets`](Self::secrets) | none: a service that refers to one does not start |
+/// | secrets | [`secrets_dir`](Self::secrets_dir), [`secrets_env`](Self::secrets_env), [`secrets`](Self::secrets) | none: a service that refers to one does not start |
 /// | who is told of requests and events, for traces | [`trace_sink`](Self::trace_sink) | nobody; an exporter by `otel`, with the feature |
 /// | wall time | [`clock`](Self::clock) | the system's |
 ///
@@ -99,7 +99,7 @@ pub struct PlatformBuilder {
     usage_exports: Vec<(String, UsageKey, Arc<dyn UsageExport>)>,
     secrets: Option<Arc<dyn SecretSource>>,
     /// The same, if it is ours: it has to be told the namespaces.
-    secret_dir: Option<SecretDir>,
+    namespaces: Namespaces,
     wrap_invoker: Option<WrapInvoker>,
     machine: Option<Machine>,
     preset: Preset,
@@ -115,7 +115,8 @@ pub struct PlatformBuilder {
     pool: Vec<ConfigurePool>,
     gateway: GatewayConfig,
     quotas: Option<AdmissionConfig>,
-    tenant_quotas: BTreeMap<String, Quota>,
+    tenant_quotas: BTreeMap<String, TenantQuota>,
+    default_tenant_quota: TenantQuota,
     admission: Vec<Arc<dyn AdmissionHook>>,
     server: ServerConfig,
     driver: DriverConfig,
@@ -174,7 +175,7 @@ impl Default for PlatformBuilder {
             prices: None,
             usage_exports: Vec::new(),
             secrets: None,
-            secret_dir: None,
+            namespaces: Namespaces::default(),
             wrap_invoker: None,
             machine: None,
             preset: Preset::Default,
@@ -191,6 +192,7 @@ impl Default for PlatformBuilder {
             gateway: GatewayConfig::default(),
             quotas: None,
             tenant_quotas: BTreeMap::new(),
+            default_tenant_quota: TenantQuota::default(),
             admission: Vec::new(),
             server: ServerConfig::default(),
             driver: DriverConfig::default(),
@@ -572,10 +574,23 @@ impl PlatformBuilder {
     /// Resolves references to secrets from the files of a directory, `NAMESPACE/secret/NAME/KEY`; see
     /// [`SecretDir`](sas_control::SecretDir). Instead of [`secrets`](Self::secrets).
     #[must_use]
-    pub fn secrets_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        let dir = SecretDir::new(dir);
-        self.secret_dir = Some(dir.clone());
+    pub fn secrets_dir(self, dir: impl Into<PathBuf>) -> Self {
+        let dir = SecretDir::new(dir, self.namespaces.clone());
         self.secrets(dir)
+    }
+
+    /// Resolves references to secrets from the environment of this process, `PREFIXNAMESPACE__NAME__KEY` in capitals; see
+    /// [`SecretEnv`](sas_control::SecretEnv). Instead of [`secrets`](Self::secrets).
+    #[must_use]
+    pub fn secrets_env(self, prefix: impl Into<String>) -> Self {
+        let variables = SecretEnv::new(prefix, self.namespaces.clone());
+        self.secrets(variables)
+    }
+
+    /// Whose namespace is whose, for a [`SecretSource`] of one's own that keeps secrets by namespace: it knows as soon as the
+    /// platform is there.
+    pub fn namespaces(&self) -> Namespaces {
+        self.namespaces.clone()
     }
 
     /// What resolves the references to secrets in specs, when an instance starts. Without it, services that refer to
@@ -880,11 +895,26 @@ impl PlatformBuilder {
         self
     }
 
-    /// What the tenant of a namespace may use. The admin API may give it another quota, which is stored and goes before
-    /// this one.
+    /// What the tenant of a namespace may use: requests, instances, memory, CPU, cold starts, queues, storage, events. The
+    /// admin API may give it another quota, which is stored and goes before this one as a whole.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder()
+    ///     .default_tenant_quota(TenantQuota::default().with_instances(20).with_queue_bytes(16 << 20))
+    ///     .tenant_quota("shop", TenantQuota::default().with_instances(200).with_memory_bytes(16 << 30))
+    ///     .tenant_quota("guest", Quota::rate(10.0, 20));
+    /// ```
     #[must_use]
-    pub fn tenant_quota(mut self, namespace: impl Into<String>, quota: Quota) -> Self {
-        self.tenant_quotas.insert(namespace.into(), quota);
+    pub fn tenant_quota(mut self, namespace: impl Into<String>, quota: impl Into<TenantQuota>) -> Self {
+        self.tenant_quotas.insert(namespace.into(), quota.into());
+        self
+    }
+
+    /// What every tenant may use that has no quota of its own.
+    #[must_use]
+    pub fn default_tenant_quota(mut self, quota: impl Into<TenantQuota>) -> Self {
+        self.default_tenant_quota = quota.into();
         self
     }
 

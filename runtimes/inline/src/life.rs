@@ -14,7 +14,7 @@ use std::{
 
 use sas_core::{
     Clock, Error, ErrorKind, ExitReport, InstanceEvents, InstanceId, LogRecord, LogSink, LogStream,
-    RequestId, Result, RevisionKey, StartRequest,
+    RequestId, Result, RevisionKey, Secret, StartRequest,
 };
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
@@ -30,12 +30,12 @@ const FORCED_WAIT: Duration = Duration::from_secs(1);
 /// The declared environment of the revision with its secrets resolved. Found in the extensions of each request
 /// whose revision declares any.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Env(pub(crate) Arc<BTreeMap<String, String>>);
+pub struct Env(pub(crate) Arc<BTreeMap<String, Secret>>);
 
 impl Env {
     /// The value of a variable.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.0.get(name).map(Secret::expose)
     }
 
     /// All names, in order.
@@ -129,7 +129,7 @@ impl Life {
         reapers: TaskTracker,
     ) -> Self {
         let env = (!request.spec().env.is_empty()).then(|| {
-            let pairs = request.environment().map(|(name, value)| (name.to_owned(), value.to_owned()));
+            let pairs = request.environment().map(|(name, value)| (name.to_owned(), Secret::new(value)));
             Env(Arc::new(pairs.collect()))
         });
         Self {

@@ -318,7 +318,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(life::disable))
         .routes(routes!(life::enable))
         .routes(routes!(life::set_alias, life::remove_alias))
-        .routes(routes!(life::delete_tenant))
+        .routes(routes!(platform::tenant, life::delete_tenant))
         .routes(routes!(apps::list))
         .routes(routes!(apps::show, apps::delete))
         .routes(routes!(apps::set_environment))

@@ -2,7 +2,7 @@
 
 use axum::{Json, extract::State, response::IntoResponse as _, response::Response};
 use http::{StatusCode, header};
-use sas_core::{CapacityReason, Isolation, PoolTotals, Quota, Runtime, StemView};
+use sas_core::{CapacityReason, Isolation, PoolTotals, QuotaPressure, Runtime, StemView, TenantQuota};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -136,14 +136,49 @@ impl From<&StemView> for StemEntry {
 /// What tenants may use, where they have a quota of their own.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct QuotaList {
-    quotas: Vec<TenantQuota>,
+    quotas: Vec<OwnQuota>,
 }
 
 /// What a tenant may use; `null`: what all may.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct TenantQuota {
+pub(super) struct OwnQuota {
     namespace: String,
-    quota: Option<Quota>,
+    quota: Option<TenantQuota>,
+}
+
+/// A tenant: what it may use, and what it uses.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TenantView {
+    namespace: String,
+    /// The engine that its services are on.
+    engine: String,
+    services: usize,
+    /// The quota of its own; `null`: it may use what all may.
+    quota: Option<TenantQuota>,
+    /// What is used of each limit that holds for it.
+    usage: Vec<LimitView>,
+}
+
+/// A limit, and what is used of it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct LimitView {
+    /// The field of the quota.
+    field: &'static str,
+    limit: f64,
+    /// What is used now. Of a rate: those of its burst that time has not made up for.
+    used: f64,
+    /// What there is to use up at once: the limit, or the burst of a rate.
+    most: f64,
+    /// How often something was refused for it.
+    refused: u64,
+}
+
+impl From<QuotaPressure> for LimitView {
+    fn from(one: QuotaPressure) -> Self {
+        let QuotaPressure { resource, limit, used, most, refused, .. } = one;
+        Self { field: resource.field(), limit, used: (used * 1000.0).round() / 1000.0, most, refused }
+    }
 }
 
 /// A namespace, by its path.
@@ -281,43 +316,59 @@ pub(super) async fn pool(State(api): State<Api>) -> Json<PoolPage> {
 pub(super) async fn quotas(State(api): State<Api>, Caller(caller): Caller) -> Json<QuotaList> {
     let all = api.control.tenant_quotas().into_iter();
     let seen = all.filter(|(namespace, _)| caller.reaches(namespace));
-    let quotas = seen.map(|(namespace, quota)| TenantQuota { namespace, quota: Some(quota) });
+    let quotas = seen.map(|(namespace, quota)| OwnQuota { namespace, quota: Some(quota) });
     Json(QuotaList { quotas: quotas.collect() })
 }
 
 /// Shows what a tenant may use.
 #[utoipa::path(get, path = "/v1/quotas/{namespace}", tag = "platform", params(NamespacePath),
-    security(("token" = ["read"])), responses((status = 200, body = TenantQuota, description = "Its quota")))]
-pub(super) async fn quota(State(api): State<Api>, Path(at): Path<NamespacePath>) -> Json<TenantQuota> {
+    security(("token" = ["read"])), responses((status = 200, body = OwnQuota, description = "Its quota")))]
+pub(super) async fn quota(State(api): State<Api>, Path(at): Path<NamespacePath>) -> Json<OwnQuota> {
     let quota = api.control.tenant_quota(&at.namespace);
-    Json(TenantQuota { namespace: at.namespace, quota })
+    Json(OwnQuota { namespace: at.namespace, quota })
+}
+
+/// Shows a tenant: what it may use, and what it uses of each limit.
+#[utoipa::path(get, path = "/v1/tenants/{namespace}", operation_id = "get_tenant", tag = "platform",
+    params(NamespacePath), security(("token" = ["read"])),
+    responses((status = 200, body = TenantView, description = "The tenant")))]
+pub(super) async fn tenant(State(api): State<Api>, Path(at): Path<NamespacePath>) -> Answer<TenantView> {
+    let control = &api.control;
+    if !control.knows_tenant(&at.namespace) {
+        return Err(Failure::not_found(format!("there is no tenant {}", at.namespace)));
+    }
+    let services = control.records().iter().filter(|record| record.namespace == at.namespace).count();
+    Ok(Json(TenantView {
+        engine: control.engines().engine_of(&at.namespace),
+        services,
+        quota: control.tenant_quota(&at.namespace),
+        usage: control.tenant_pressure(&at.namespace).into_iter().map(LimitView::from).collect(),
+        namespace: at.namespace,
+    }))
 }
 
 /// Says what a tenant may use.
 #[utoipa::path(put, path = "/v1/quotas/{namespace}", tag = "platform", params(NamespacePath),
-    security(("token" = ["admin", "platform"])), request_body = Quota,
-    responses((status = 200, body = TenantQuota, description = "Its quota")))]
+    security(("token" = ["admin", "platform"])), request_body = TenantQuota,
+    responses((status = 200, body = OwnQuota, description = "Its quota")))]
 pub(super) async fn set_quota(
     State(api): State<Api>,
     Path(at): Path<NamespacePath>,
     body: Sent,
-) -> Answer<TenantQuota> {
-    let quota: Quota =
+) -> Answer<OwnQuota> {
+    let quota: TenantQuota =
         body.object().map_err(|problem| Failure::field("$", "", format!("not a quota: {problem}")))?;
     api.control.set_tenant_quota(&at.namespace, Some(quota)).await?;
     let quota = api.control.tenant_quota(&at.namespace);
-    Ok(Json(TenantQuota { namespace: at.namespace, quota }))
+    Ok(Json(OwnQuota { namespace: at.namespace, quota }))
 }
 
 /// Takes a tenant's own quota back.
 #[utoipa::path(delete, path = "/v1/quotas/{namespace}", tag = "platform", params(NamespacePath),
     security(("token" = ["admin", "platform"])),
-    responses((status = 200, body = TenantQuota, description = "What it may use now")))]
-pub(super) async fn delete_quota(
-    State(api): State<Api>,
-    Path(at): Path<NamespacePath>,
-) -> Answer<TenantQuota> {
+    responses((status = 200, body = OwnQuota, description = "What it may use now")))]
+pub(super) async fn delete_quota(State(api): State<Api>, Path(at): Path<NamespacePath>) -> Answer<OwnQuota> {
     api.control.set_tenant_quota(&at.namespace, None).await?;
     let quota = api.control.tenant_quota(&at.namespace);
-    Ok(Json(TenantQuota { namespace: at.namespace, quota }))
+    Ok(Json(OwnQuota { namespace: at.namespace, quota }))
 }

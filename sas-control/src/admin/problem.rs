@@ -209,7 +209,11 @@ impl From<Error> for Failure {
             ErrorKind::Conflict if error.operation == PRECONDITION => StatusCode::PRECONDITION_FAILED,
             ErrorKind::Conflict => StatusCode::CONFLICT,
             ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            ErrorKind::Exhausted if error.operation == "deploy" => StatusCode::TOO_MANY_REQUESTS,
+            ErrorKind::Exhausted
+                if error.operation == "deploy" || sas_core::QuotaExceeded::of(&error).is_some() =>
+            {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             ErrorKind::Exhausted => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::Crashed => StatusCode::BAD_GATEWAY,

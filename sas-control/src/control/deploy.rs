@@ -146,6 +146,7 @@ impl Control {
         let running = self.engines.of(&manifest.namespace)?;
         let chosen = running.runtimes.choose(&manifest.spec, tenant).and_then(|runtime| {
             let admitted = running.engine.pool.admits(&manifest.spec, &**runtime);
+            self.check_tenant_holds(&manifest.namespace, &manifest.spec)?;
             admitted.map(|()| runtime.name()).map_err(|errors| refused("deploy", errors))
         });
         match chosen {
@@ -155,7 +156,7 @@ impl Control {
         }
         self.check_data_plane(manifest.quota.is_some(), manifest.plan.is_some())?;
         let pinning = self.pins.pinning().await;
-        let (mut spec, package) = self
+        let (mut spec, package, package_bytes) = self
             .pin(&manifest.spec, &running.runtimes, tenant)
             .await
             .map_err(|error| at_annotation(error, &manifest))?;
@@ -180,6 +181,10 @@ impl Control {
             let message =
                 format!("namespace {} has {most} services, its quota; delete one first", manifest.namespace);
             return Err(Error::new(ErrorKind::Exhausted, "deploy", message));
+        }
+        let storage = self.storage_turn(&manifest.namespace).await;
+        if let (Some(package), Some(bytes)) = (&package, package_bytes) {
+            self.check_storage(&manifest.namespace, tenant, package, bytes)?;
         }
         let now = self.clock.now();
         let mut record = match &before {
@@ -231,6 +236,7 @@ impl Control {
                         created_at: now,
                         digest,
                         package,
+                        package_bytes,
                         artifact: None,
                         labels: manifest.template_labels,
                         annotations: manifest.template_annotations,
@@ -259,6 +265,7 @@ impl Control {
         check_routes(&record, &record.traffic)?;
         let record = self.save(&path, record, before.is_none()).await?;
         drop(pinning);
+        drop(storage);
         tracing::info!(service = %path, revision, new_revision, "deployed");
         self.check_grants(&record).await;
 
@@ -314,13 +321,13 @@ impl Control {
         Ok(())
     }
 
-    /// The spec with its package pinned, and the package's digest.
+    /// The spec with its package pinned, the package's digest, and the bytes of the copy.
     pub(super) async fn pin(
         &self,
         spec: &RevisionSpec,
         runtimes: &RuntimeRegistry,
         tenant: TenantKey,
-    ) -> Result<(RevisionSpec, Option<String>)> {
+    ) -> Result<(RevisionSpec, Option<String>, Option<u64>)> {
         let mut spec = spec.clone();
         if let Source::Image(_) = &spec.source {
             spec = runtimes.runtime(&spec.runtime, tenant)?.pin(&spec, tenant).await?;
@@ -335,19 +342,19 @@ impl Control {
             (Source::Path(_) | Source::Bytes { .. }, Some(packages)) => {
                 let pinned = packages.put(&spec.source).await?;
                 spec.source = pinned.source;
-                Ok((spec, Some(pinned.digest)))
+                Ok((spec, Some(pinned.digest), pinned.bytes))
             }
             (Source::Bytes { .. }, None) => {
                 let pinned = self.pins.scratch().put(&spec.source).await?;
                 spec.source = pinned.source;
-                Ok((spec, Some(pinned.digest)))
+                Ok((spec, Some(pinned.digest), pinned.bytes))
             }
             (Source::Path(_), None) => {
                 let source = spec.source.clone();
                 let digest = blocking(move || package::digest(&source)).await?;
-                Ok((spec, digest))
+                Ok((spec, digest, None))
             }
-            _ => Ok((spec, None)),
+            _ => Ok((spec, None, None)),
         }
     }
 

@@ -27,8 +27,9 @@ use std::{
 use parking_lot::Mutex;
 use sas_core::{
     AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, DataPlane, DecisionQuery, DecisionSink, Error,
-    ErrorKind, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Quota, Recorder, RequestId, Result,
-    RevisionKey, Router, Scalers, Store, SystemClock, TenantKey, TriggerSpec, Triggers, UsageQuery, Version,
+    ErrorKind, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Recorder, RequestId, Result,
+    RevisionKey, Router, Scalers, Store, SystemClock, TenantKey, TenantQuota, TriggerSpec, Triggers,
+    UsageQuery, Version,
 };
 use sas_knative::manifest::{DomainMapping, ParseOptions};
 use tokio::time::Instant;
@@ -96,7 +97,9 @@ pub struct ControlConfig {
     /// Who runs triggers; without it, manifests of triggers are refused.
     pub triggers: Option<Arc<dyn Triggers>>,
     /// What the tenants of these namespaces may use, unless they are given another quota by the admin API.
-    pub tenant_quotas: BTreeMap<String, Quota>,
+    pub tenant_quotas: BTreeMap<String, TenantQuota>,
+    /// What every tenant may use that has no quota of its own.
+    pub default_tenant_quota: TenantQuota,
     /// The scalers of the platform: a spec that none of them serves is refused. Without them, scalers are not checked here.
     pub scalers: Option<Scalers>,
     /// The clock that stamps records and conditions.
@@ -143,6 +146,7 @@ impl ControlConfig {
             plane,
             triggers: None,
             tenant_quotas: BTreeMap::new(),
+            default_tenant_quota: TenantQuota::default(),
             scalers: None,
             clock: Arc::new(SystemClock),
             domain: "localhost".to_owned(),
@@ -325,7 +329,11 @@ impl Control {
             damaged: DamagedKeys::default(),
             unreadable: Names::default(),
             tenants: Tenants::default(),
-            tenant_quotas: TenantQuotas::new(config.tenant_quotas, config.plane.quotas),
+            tenant_quotas: TenantQuotas::new(
+                config.default_tenant_quota,
+                config.tenant_quotas,
+                config.plane.quotas,
+            ),
             admission: config.admission,
             domains: domains::Domains::default(),
             pins: Pins::new(config.packages),
@@ -555,6 +563,7 @@ impl Control {
     fn count(&self) {
         let revisions = self.records().iter().map(|record| record.revisions.len()).sum();
         self.metrics.count(self.services.len(), revisions);
+        self.metrics.quotas(&self.quota_pressure());
     }
 
     /// An id for a request that the control plane makes.

@@ -10,8 +10,8 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use sas_core::{
-    BlobStore, DecisionSink, Error, ErrorKind, LogSink, MeterSink, Quota, Quotas, RequestId, Result,
-    TenantKey, Timestamp, Version,
+    BlobStore, DecisionSink, Error, ErrorKind, LogSink, MeterSink, Quotas, RequestId, Result, TenantKey,
+    TenantQuota, Timestamp, Version,
 };
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -161,23 +161,37 @@ impl Tenants {
 /// What tenants may use: what the host configured, and what was set since, which goes before it.
 #[derive(Debug)]
 pub(super) struct TenantQuotas {
-    configured: BTreeMap<String, Quota>,
-    stored: Mutex<BTreeMap<String, (Quota, Version)>>,
+    /// Of those that have none of their own.
+    default: TenantQuota,
+    configured: BTreeMap<String, TenantQuota>,
+    stored: Mutex<BTreeMap<String, (TenantQuota, Version)>>,
     /// Who holds requests to them.
-    pub(super) enforcer: Option<Arc<dyn Quotas>>,
+    pub(super) requests: Option<Arc<dyn Quotas>>,
+    /// What was refused at deploys, by namespace.
+    pub(super) refused_storage: Mutex<BTreeMap<String, u64>>,
 }
 
 impl TenantQuotas {
-    pub(super) fn new(configured: BTreeMap<String, Quota>, enforcer: Option<Arc<dyn Quotas>>) -> Self {
-        Self { configured, stored: Mutex::default(), enforcer }
+    pub(super) fn new(
+        default: TenantQuota,
+        configured: BTreeMap<String, TenantQuota>,
+        requests: Option<Arc<dyn Quotas>>,
+    ) -> Self {
+        Self { default, configured, stored: Mutex::default(), requests, refused_storage: Mutex::default() }
     }
 
-    pub(super) fn get(&self, namespace: &str) -> Option<Quota> {
+    /// The quota of a tenant's own.
+    pub(super) fn get(&self, namespace: &str) -> Option<TenantQuota> {
         let stored = self.stored.lock().get(namespace).map(|(quota, _)| *quota);
         stored.or_else(|| self.configured.get(namespace).copied())
     }
 
-    pub(super) fn all(&self) -> BTreeMap<String, Quota> {
+    /// What holds for a tenant: its own quota, else what all have; `None` where that limits nothing.
+    pub(super) fn in_force(&self, namespace: &str) -> Option<TenantQuota> {
+        self.get(namespace).or_else(|| (self.default != TenantQuota::default()).then_some(self.default))
+    }
+
+    pub(super) fn all(&self) -> BTreeMap<String, TenantQuota> {
         let mut quotas = self.configured.clone();
         quotas.extend(self.stored.lock().iter().map(|(name, (quota, _))| (name.clone(), *quota)));
         quotas
@@ -188,7 +202,7 @@ impl TenantQuotas {
         self.stored.lock().get(namespace).map(|(_, version)| *version)
     }
 
-    pub(super) fn insert(&self, namespace: &str, quota: Quota, version: Version) {
+    pub(super) fn insert(&self, namespace: &str, quota: TenantQuota, version: Version) {
         self.stored.lock().insert(namespace.to_owned(), (quota, version));
     }
 

@@ -79,7 +79,7 @@ impl Control {
                 self.prepared(path, live, &revision, prepared.as_ref()).await
             }
             Command::Limit(quota) => {
-                if let Some(quotas) = &self.tenant_quotas.enforcer {
+                if let Some(quotas) = &self.tenant_quotas.requests {
                     quotas.set_service(path, quota);
                 }
                 live.state.lock().observed.quota = quota;

@@ -194,29 +194,36 @@ fn starvation(look: &Look, memory: &Memory, config: &DiagnosisConfig, findings: 
     }
 }
 
-/// Quotas that refuse requests, or are nearly used up.
+/// Quotas that refuse, or are nearly used up.
 fn quota(look: &Look, memory: &Memory, config: &DiagnosisConfig, findings: &mut Vec<Finding>) {
     for quota in &look.quotas {
         let pressure = &quota.pressure;
-        let before = memory.before.as_ref().and_then(|before| before.refused.get(&quota.subject)).copied();
+        let key = (quota.subject.clone(), pressure.resource);
+        let before = memory.before.as_ref().and_then(|before| before.refused.get(&key)).copied();
         let refused = pressure.refused.saturating_sub(before.unwrap_or(0));
-        let (running, most) = (u64::from(pressure.running), u64::from(pressure.quota.concurrency));
-        let near = most < u64::from(u32::MAX) && running * 100 >= most * config.full_percent;
+        // A burst that was used is no sign of anything.
+        let near = pressure.resource.is_held()
+            && pressure.most > 0.0
+            && pressure.used * 100.0 >= pressure.most * config.full_percent as f64;
         if refused == 0 && !near {
             continue;
         }
+        let (what, field) = (pressure.resource.counted(), pressure.resource.field());
+        let (limit, used) = (pressure.limit, pressure.used);
         let (severity, text) = if refused > 0 {
-            (Warning, format!("{refused} requests were refused by its quota since the look before"))
+            let text =
+                format!("its quota {field} of {limit} {what} refused {refused} times since the look before");
+            (Warning, text)
         } else {
-            (Info, format!("{running} of at most {most} requests at once run"))
+            (Info, format!("{used:.0} of at most {limit} {what} are used"))
         };
-        let remedy = "raise its quota if it may have more, or ask its owner to call less or to retry later";
+        let remedy = "raise its quota if it may have more, or ask its owner to use less or to retry later";
         findings.push(
             Finding::new(QUOTA, severity, &quota.subject, text, remedy)
+                .because("resource", pressure.resource.as_str())
                 .because("refused", refused)
-                .because("running", running)
-                .because("concurrency", (most < u64::from(u32::MAX)).then_some(most))
-                .because("rate", pressure.quota.limits_rate().then_some(pressure.quota.rate)),
+                .because("used", used.round() as u64)
+                .because("limit", limit),
         );
     }
 }

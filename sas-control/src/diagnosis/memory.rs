@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use sas_core::{InstanceId, RevisionKey, StartTimings, Timestamp};
+use sas_core::{InstanceId, QuotaResource, RevisionKey, StartTimings, Timestamp};
 use tokio::time::Instant;
 
 use super::{Finding, look::Look};
@@ -32,8 +32,8 @@ pub(super) struct Moment {
     pub(super) mono: Instant,
     /// Starts that waited, by engine.
     pub(super) waiting: BTreeMap<String, u64>,
-    /// Requests that quotas refused, by whose they were.
-    pub(super) refused: BTreeMap<String, u64>,
+    /// What quotas refused, by whose they are and what they limit.
+    pub(super) refused: BTreeMap<(String, QuotaResource), u64>,
 }
 
 /// What is remembered of a revision.
@@ -53,7 +53,11 @@ impl Memory {
             at: look.at,
             mono: look.mono,
             waiting: look.engines.iter().map(|e| (e.name.clone(), e.totals.waiting_starts)).collect(),
-            refused: look.quotas.iter().map(|q| (q.subject.clone(), q.pressure.refused)).collect(),
+            refused: look
+                .quotas
+                .iter()
+                .map(|quota| ((quota.subject.clone(), quota.pressure.resource), quota.pressure.refused))
+                .collect(),
         };
         self.before = self.now.replace(moment);
         if let Some((open, _)) = look.host.descriptors {

@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use sas_core::{
-    Capabilities, Error, ErrorKind, InstanceId, InstanceState, InstanceView, Isolation, PoolTotals, Quota,
-    QuotaPressure, RevisionKey, RevisionSpec, RevisionStatus, Source, StartTimings, StemClass, StemView,
-    TenantKey, Timestamp, Usage,
+    Capabilities, Error, ErrorKind, InstanceId, InstanceState, InstanceView, Isolation, PoolTotals,
+    QuotaPressure, QuotaResource, RevisionKey, RevisionSpec, RevisionStatus, Source, StartTimings, StemClass,
+    StemView, TenantKey, Timestamp, Usage,
 };
 use tokio::time::Instant;
 
@@ -57,7 +57,7 @@ fn healthy() -> Look {
         engines: vec![EngineLook { name: "default".to_owned(), totals, stems: vec![stems] }],
         quotas: vec![QuotaLook {
             subject: "tenant default".to_owned(),
-            pressure: QuotaPressure::of_tenant(TenantKey(1), Quota::UNLIMITED.with_concurrency(10), 5, 0),
+            pressure: QuotaPressure::of_tenant(TenantKey(1), QuotaResource::Concurrency, 10.0, 5.0, 0),
         }],
         triggers: vec![("default/hello".to_owned(), "default/tick (timer)".to_owned())],
         host: Host {
@@ -161,9 +161,22 @@ async fn starved_pools_and_quotas_are_found() {
     named(&again[0], "pool_starvation", Severity::Critical, "waited at the look before");
 
     let refused = one(|look| look.quotas[0].pressure.refused = 7);
-    named(&refused, "quota_pressure", Severity::Warning, "7 requests were refused");
-    let near = one(|look| look.quotas[0].pressure.running = 9);
-    named(&near, "quota_pressure", Severity::Info, "9 of at most 10");
+    named(&refused, "quota_pressure", Severity::Warning, "refused 7 times");
+    let near = one(|look| look.quotas[0].pressure.used = 9.0);
+    named(&near, "quota_pressure", Severity::Info, "9 of at most 10 requests at once");
+    for resource in QuotaResource::ALL {
+        let refused = one(|look| {
+            look.quotas[0].pressure = QuotaPressure::of_tenant(TenantKey(1), resource, 10.0, 10.0, 3);
+        });
+        named(&refused, "quota_pressure", Severity::Warning, resource.field());
+        let full = |look: &mut Look| {
+            look.quotas[0].pressure = QuotaPressure::of_tenant(TenantKey(1), resource, 10.0, 10.0, 0);
+        };
+        let mut ill = healthy();
+        full(&mut ill);
+        let told = found(&[healthy(), ill]);
+        assert_eq!(told.len(), usize::from(resource.is_held()), "{resource:?}: {told:#?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,13 +2,19 @@
 
 mod life;
 mod pool;
+mod quotas;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::Arc,
+};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use sas_core::{
-    DEFAULT_ENGINE, Engine, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, Pool, Result, RevisionKey,
+    DEFAULT_ENGINE, Engine, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, Pool, Result,
+    RevisionKey, TenantKey, TenantQuota,
 };
 use tokio::time::Instant;
 
@@ -28,6 +34,8 @@ pub struct Engines {
     pub(crate) state: Mutex<State>,
     /// One engine is built, replaced or removed at a time.
     pub(crate) changing: tokio::sync::Mutex<()>,
+    /// What tenants may use, for engines that are built later.
+    tenants: Mutex<HashMap<TenantKey, TenantQuota>>,
 }
 
 /// An engine that works.
@@ -92,6 +100,7 @@ impl Engines {
             factory,
             state: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
+            tenants: Mutex::default(),
         }
     }
 
@@ -186,6 +195,7 @@ impl Engines {
         let factory = self.factory()?;
         let key = self.next_key()?;
         let running = Running::new(factory.build(key, spec).await?, spec);
+        self.hold_tenants(&*running.engine.pool);
         self.places[key.place()].store(Some(Arc::clone(&running)));
         Ok(running)
     }

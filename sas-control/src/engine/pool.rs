@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sas_core::{
     Claim, ClaimError, Cx, Deployed, EngineKey, Error, ErrorKind, Instance, InstanceId, InstanceView, Lease,
-    Load, Pool, PoolBudget, PoolDecision, PoolTotals, Result, RevisionKey, RevisionSpec, RevisionStatus,
-    Runtime, SpecErrors, StemView, Waiting,
+    Load, Pool, PoolBudget, PoolDecision, PoolTotals, Quotas, Result, RevisionKey, RevisionSpec,
+    RevisionStatus, Runtime, SpecErrors, StemView, Waiting,
 };
 use tokio::time::Instant;
 
@@ -157,6 +157,10 @@ impl Pool for Engines {
         }
         all.memory_limit_bytes = limit;
         all
+    }
+
+    fn quotas(&self) -> Option<&dyn Quotas> {
+        self.hold_quotas().then_some(self)
     }
 
     /// Each engine has a budget of its own: the host changes those of its engines' pools.

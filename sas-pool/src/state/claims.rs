@@ -54,6 +54,7 @@ impl State {
         let active = &mut self.actives[a as usize];
         active.arrive(claim.metered, now);
         active.drained = false;
+        active.over = None;
         active.inline += 1;
         active.raised = active.raised.max(active.demand());
         let from_zero = active.have() == 0;
@@ -103,6 +104,13 @@ impl State {
             })
     }
 
+    /// What of the tenant's quota was in the way when a claim last asked for the first instance of a revision that still
+    /// has none.
+    fn over(&self, a: u32) -> Option<QuotaExceeded> {
+        let active = &self.actives[a as usize];
+        active.over.as_deref().copied().filter(|_| active.have() == 0)
+    }
+
     /// A claim that started an instance itself takes a slot after all, or gets a place in the line.
     pub(crate) fn enqueue(
         &mut self,
@@ -125,6 +133,8 @@ impl State {
             return Ok(Ok(self.lend(rules, a, position, claim.metered, now)));
         } else if let Some(error) = self.shut(rules, a, now) {
             Some(Err(error))
+        } else if let Some(over) = self.over(a) {
+            Some(Err(ClaimError::Quota(over)))
         } else {
             rules.bounds.lock().enter(&rules.config.queue, claim).err().map(Err)
         };

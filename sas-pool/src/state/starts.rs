@@ -54,7 +54,7 @@ impl State {
             }
         };
         let deployed = Arc::clone(self.deployed(a));
-        let gated = rules.is_gated(deployed.runtime.capabilities().cpu_bound_start);
+        let gated = rules.is_gated(deployed.runtime.capabilities().cpu_bound_start, deployed.tenant);
         let active = &mut self.actives[a as usize];
         let instance = &mut self.instances[i as usize];
         instance.generation += 1;
@@ -167,6 +167,66 @@ impl State {
             self.failed(rules, a, error, now, fx);
         }
         self.rest(now, a, fx);
+    }
+
+    /// The tenant's quota has no room for a start that requests wait for. A revision that has instances, or gets some
+    /// otherwise, serves them with these, and the start stays in line; else it is taken back, and those who wait are
+    /// told. How many were.
+    pub(crate) fn over_quota(
+        &mut self,
+        rules: &Rules,
+        id: InstanceId,
+        over: QuotaExceeded,
+        now: u64,
+        fx: &mut Effects,
+    ) -> u64 {
+        let Some(i) = self.find(rules, id) else { return 0 };
+        let a = self.instances[i as usize].active;
+        let active = &self.actives[a as usize];
+        let gated: SmallVec<[u32; 4]> = active
+            .coming
+            .iter()
+            .copied()
+            .filter(|&i| self.instances[i as usize].phase == Phase::Gated)
+            .collect();
+        if active.have() > gated.len() as u32 || !active.draining.is_empty() {
+            return 0;
+        }
+        for i in gated {
+            self.withdraw(rules, i, now, fx);
+        }
+        let active = &mut self.actives[a as usize];
+        if active.have() > 0 {
+            // One had its turn meanwhile.
+            return 0;
+        }
+        active.raised = 0;
+        // Nothing came of it: a flood of refusals is no history of sizes.
+        active.activation = None;
+        active.over = Some(Box::new(over));
+        let refused = u64::from(active.waiting());
+        self.fail_line(rules, a, now, fx, || ClaimError::Quota(over));
+        self.rest(now, a, fx);
+        refused
+    }
+
+    /// Counts the instances of a tenant that began when nobody counted them.
+    pub(crate) fn adopt(&mut self, rules: &Rules, tenant: TenantKey) {
+        for i in 0..self.instances.len() {
+            let instance = &self.instances[i];
+            let counted = instance.budget.is_some()
+                || matches!(instance.phase, Phase::Free | Phase::Gated | Phase::Gone);
+            if counted {
+                continue;
+            }
+            let active = &self.actives[instance.active as usize];
+            if active.tenant.0 == tenant
+                && let Some(deployed) = &active.deployed
+            {
+                let memory = rules.adopt(deployed, active.measured);
+                self.instances[i].budget = Some(memory);
+            }
+        }
     }
 
     pub(super) fn give_permit_back(&mut self, rules: &Rules, i: u32, fx: &mut Effects) {

@@ -81,6 +81,7 @@ impl State {
         }
         // Those who stood behind it may have their turn.
         fx.pump = true;
+        fx.withdrawn.push(id);
         self.uncome(i);
         self.leaves_line(i);
         self.gone(rules, i, now, fx);
@@ -229,7 +230,9 @@ impl State {
             );
         }
         if let Some(memory) = instance.budget.take() {
-            rules.gate.lock().gone(active.tenant.0, memory);
+            let deployed = active.deployed.as_ref().expect("a record in use has its revision");
+            let takes = Takes { memory, cpu_millis: rules.cpu_of(deployed) };
+            rules.gate.lock().gone(active.tenant.0, takes);
             fx.pump = true;
         }
         for key in [instance.grace.take(), instance.suspend.take()].into_iter().flatten() {
@@ -379,9 +382,16 @@ impl State {
             .filter(|&i| self.instances[i as usize].budget.is_some() && self.is_idle(rules, i))
             .map(|i| {
                 let instance = &self.instances[i as usize];
-                let key = self.actives[instance.active as usize].key.0;
-                let worth = rules.with_policy(|policy| policy.worth(key)).flatten().unwrap_or(0.0);
-                Candidate { id: self.id(rules, i), worth, since: instance.idle }
+                let active = &self.actives[instance.active as usize];
+                let worth = rules.with_policy(|policy| policy.worth(active.key.0)).flatten().unwrap_or(0.0);
+                let cpu_millis = active.deployed.as_ref().map_or(0, |deployed| rules.cpu_of(deployed));
+                Candidate {
+                    id: self.id(rules, i),
+                    tenant: active.tenant.0,
+                    takes: Takes { memory: instance.budget.unwrap_or(0), cpu_millis },
+                    worth,
+                    since: instance.idle,
+                }
             })
             .collect()
     }

@@ -245,6 +245,8 @@ fn in_line(table: &mut Table, memory: u64) -> InstanceId {
         need: plan.need,
         gated: false,
         memory,
+        cpu_millis: 0,
+        told: 0,
         weight: 1,
         class: 0,
     });

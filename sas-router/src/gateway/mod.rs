@@ -312,17 +312,19 @@ impl Gateway {
             http_body::Body::size_hint(request.body()).upper().unwrap_or(BUFFERED_BYTES).min(BUFFERED_BYTES);
         let service = deployed.name.service_path();
         self.config.admission.admit(target.tenant, service, HEAD_BYTES + body, now).map_err(
-            |Refusal { resource, retry_after }| {
+            |Refusal { resource, limit, used, retry_after }| {
                 let (status, reason, text) = match resource {
                     "bytes" => (
                         StatusCode::SERVICE_UNAVAILABLE,
                         "shed",
-                        "the host holds as many bytes of requests as it may".to_owned(),
+                        format!("the host holds as many bytes of requests as it may: {used:.0} of {limit}"),
                     ),
                     _ => (
                         StatusCode::TOO_MANY_REQUESTS,
                         resource,
-                        format!("the quota {resource} of {service} or its tenant is used up"),
+                        format!(
+                            "the quota {resource} of {service} or its tenant is used up: {used:.0} of {limit}"
+                        ),
                     ),
                 };
                 Failure::new(status, "admission", reason, text).after(retry_after)

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use sas_core::{
     Ack, CallError, Clock, Cx, Error, ErrorKind, Event, EventPublisher, EventSink, FaasTrigger,
     IdempotencyKey, Invoker, Payer, Purpose, Recorder, Request, RequestId, Response, Result, Retry, Slot,
-    Store, SystemClock, Target, TraceContext, TraceSink,
+    Store, SystemClock, Target, TenantKey, TraceContext, TraceSink,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -32,6 +32,7 @@ use crate::{
     cloudevents::{self, Limits, to_request},
     filter::Filter,
     metrics::Metrics,
+    quotas::EventQuotas,
     transform::Transform,
 };
 use circuit::Circuit;
@@ -158,6 +159,7 @@ pub struct Delivery {
     publisher: Option<Arc<dyn EventPublisher>>,
     config: DeliveryConfig,
     circuit: Circuit,
+    quotas: Option<(TenantKey, Arc<EventQuotas>)>,
     turns: Turns,
     remembered: Mutex<Remembered>,
     calls: AtomicU64,
@@ -239,6 +241,7 @@ impl Delivery {
             reply: None,
             publisher: None,
             circuit: Circuit::new(config.circuit),
+            quotas: None,
             config,
             turns: Turns::default(),
             remembered: Mutex::default(),
@@ -292,6 +295,14 @@ impl Delivery {
         self
     }
 
+    /// Held to the quota of events of whoever pays for the calls, if a tenant of its own does.
+    pub(crate) fn with_quotas(mut self, quotas: &Arc<EventQuotas>) -> Self {
+        if let Payer::Tenant(tenant) = self.config.payer {
+            self.quotas = Some((tenant, Arc::clone(quotas)));
+        }
+        self
+    }
+
     pub(crate) fn with_metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = metrics;
         self
@@ -336,6 +347,13 @@ impl Delivery {
             Ok(()) => Ok(()),
             Err(Failed::For(failure)) => Err(failure.reason),
             Err(Failed::Closed) => Err("the platform is shutting down".to_owned()),
+        }
+    }
+
+    /// So many events go out now.
+    fn counts(&self, events: usize) {
+        if let Some((tenant, quotas)) = &self.quotas {
+            quotas.deliver(*tenant, events);
         }
     }
 
@@ -942,6 +960,10 @@ impl EventSink for Delivery {
     async fn ready(&self) -> Result<Slot> {
         let own = Arc::clone(&self.own).acquire_owned().await.map_err(|_| shutting_down("ready"))?;
         self.circuit.passable().await;
+        // Before the shared slot: a tenant that waits for its own quota keeps no other from delivering.
+        if let Some((tenant, quotas)) = &self.quotas {
+            quotas.room(*tenant).await;
+        }
         let shared = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| shutting_down("ready"))?;
         Ok(Slot(Box::new(Permits { shared: Some(shared), _own: Some(Box::new(own)) })))
     }
@@ -960,6 +982,7 @@ impl EventSink for Delivery {
         if let Some(ack) = self.left_out(&event, &identity) {
             return Ok(ack);
         }
+        self.counts(1);
         let ack = self.send(&event, &mut permits).await?;
         self.remembered.lock().remember(identity, &self.config.dedup);
         Ok(ack)
@@ -1005,6 +1028,7 @@ impl EventSink for Delivery {
                 }
                 ends.push(left_out.map(Ok));
             }
+            self.counts(wanted.len());
             let mut sent = self.send_batch(&wanted, &mut permits).await.into_iter();
             for (event, end) in chunk.iter().zip(ends) {
                 let end = end.or_else(|| sent.next()).unwrap_or_else(|| Err(shutting_down("deliver")));

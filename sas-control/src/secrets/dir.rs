@@ -4,14 +4,15 @@ use std::{
     collections::BTreeMap,
     io::Read as _,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, Weak},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sas_core::{Error, ErrorKind, Result, SecretSource, TenantKey};
+use sas_core::{Error, ErrorKind, Result, SecretSource, TenantKey, secret_bytes};
+use zeroize::Zeroizing;
 
-use crate::control::{Control, blocking};
+use super::{Namespaces, missing};
+use crate::control::blocking;
 
 /// Bytes of one value at most.
 const MOST: u64 = 1 << 20;
@@ -24,51 +25,25 @@ const MOST: u64 = 1 << 20;
 /// event that a webhook source checks, and whenever a trigger's source begins. Instances that run keep what they were started
 /// with. The trailing line break that editors leave is part of the value.
 ///
-/// Useless before it is told whose namespaces are whose, by [`SecretDir::bind`]; the builder's `secrets_dir` does.
+/// The builder's `secrets_dir` makes one.
 #[derive(Clone, Debug)]
 pub struct SecretDir {
     dir: PathBuf,
-    control: Arc<OnceLock<Weak<Control>>>,
+    namespaces: Namespaces,
 }
 
 impl SecretDir {
     /// The secrets of a directory, which nobody but this user should be able to read.
-    pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), control: Arc::default() }
-    }
-
-    /// Tells this and all its clones whose namespaces are whose. Only the first time counts.
-    pub fn bind(&self, control: &Arc<Control>) {
-        let _ = self.control.set(Arc::downgrade(control));
+    pub fn new(dir: impl Into<PathBuf>, namespaces: Namespaces) -> Self {
+        Self { dir: dir.into(), namespaces }
     }
 
     /// Where `reference` is, of which `parts` are expected.
     fn path(&self, reference: &str, tenant: TenantKey, parts: usize) -> Result<PathBuf> {
-        let control = self.control.get().and_then(Weak::upgrade).ok_or_else(|| {
-            let message = format!("{reference}: the platform is starting or has ended");
-            Error::new(ErrorKind::Unavailable, "secret", message)
-        })?;
-        let namespace = control.namespace_of(tenant).ok_or_else(|| missing(reference))?;
-        let given: Vec<&str> = reference.split('/').collect();
-        let plain = |part: &&str| {
-            !part.is_empty() && !matches!(*part, "." | "..") && !part.chars().any(char::is_control)
-        };
-        if given.len() != parts || !matches!(given[0], "secret" | "configmap") || !given.iter().all(plain) {
-            let rule = if parts == 3 {
-                "secret/NAME/KEY or configmap/NAME/KEY"
-            } else {
-                "secret/NAME or configmap/NAME"
-            };
-            let message = format!("{reference:?} is no reference to a secret: write {rule}");
-            return Err(Error::new(ErrorKind::InvalidSpec, "secret", message));
-        }
+        let namespace = self.namespaces.name_of(tenant, reference)?;
+        let given = super::parts(reference, parts)?;
         Ok(given.iter().fold(self.dir.join(namespace), |path, part| path.join(part)))
     }
-}
-
-fn missing(reference: &str) -> Error {
-    let message = format!("{reference}: this namespace has no such secret");
-    Error::new(ErrorKind::NotFound, "secret", message)
 }
 
 /// The content of a file. Blocking.
@@ -81,13 +56,15 @@ fn read(path: &Path, reference: &str) -> Result<Bytes> {
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(missing(reference));
     }
-    let mut value = Vec::new();
+    // As long as it is, so that no shorter copy is left behind by growing.
+    let length = file.metadata().map_err(failed)?.len().min(MOST) as usize;
+    let mut value = Zeroizing::new(Vec::with_capacity(length + 1));
     file.take(MOST + 1).read_to_end(&mut value).map_err(failed)?;
     if value.len() as u64 > MOST {
         let message = format!("{reference}: a secret has at most {MOST} bytes");
         return Err(Error::new(ErrorKind::InvalidSpec, "secret", message));
     }
-    Ok(value.into())
+    Ok(secret_bytes(std::mem::take(&mut *value)))
 }
 
 #[async_trait]
