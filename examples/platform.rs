@@ -651,7 +651,7 @@ async fn main() -> ExitCode {
     }
     log();
     let outcome = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) => run(options).await,
+        Ok(options) => Box::pin(run(options)).await,
         Err(problem) => Err(problem.into()),
     };
     match outcome {
