@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use sas_core::BoxError;
+use sas_core::{BoxError, Request};
 
 /// Makes the head of an answer say its length in one way, and returns that length if it says one.
 ///
@@ -52,6 +52,23 @@ pub(crate) fn settle(status: StatusCode, headers: &mut HeaderMap) -> Result<Opti
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     Ok(length)
+}
+
+/// Makes the head of a request whose body is in memory say that body's length, and say it once. Hooks and direct calls may
+/// have left lines that differ from it, or from each other, and an instance would take the rest of one request for the
+/// beginning of the next.
+pub(crate) fn measure(request: &mut Request) {
+    let Some(length) = request.body().in_memory().map(<[u8]>::len) else { return };
+    let headers = request.headers_mut();
+    let mut lines = headers.get_all(header::CONTENT_LENGTH).iter();
+    let said = lines.next();
+    let right =
+        said.is_none_or(|said| digits(said.as_bytes()) == Some(length as u64)) && lines.next().is_none();
+    if right && !headers.contains_key(header::TRANSFER_ENCODING) {
+        return;
+    }
+    headers.remove(header::TRANSFER_ENCODING);
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
 }
 
 /// Whether an answer has no body, whatever it says of its length.

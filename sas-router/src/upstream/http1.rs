@@ -28,7 +28,8 @@ use tokio::time::Instant;
 
 use super::{
     Home, UpstreamConfig,
-    io::{Doubt, InstanceIo},
+    io::{AT_ONCE, Doubt, InstanceIo},
+    keep_alive::keep_for,
     plain::Arriving,
 };
 use crate::stall::{Handover, Limit, Writing};
@@ -238,26 +239,6 @@ impl Http1 {
     }
 }
 
-/// How long the instance keeps the connection unused (`Keep-Alive: timeout=5, max=100`), less what a request may be on
-/// its way: one that comes just when the instance hangs up would be lost.
-pub(super) fn keep_for(headers: &http::HeaderMap) -> Option<Duration> {
-    let list = headers.get("keep-alive")?.to_str().ok()?;
-    let mut time = None;
-    for item in list.split(',') {
-        let (name, value) = item.split_once('=')?;
-        let Ok(number) = value.trim().trim_matches('"').parse::<u32>() else { continue };
-        match name.trim().to_ascii_lowercase().as_str() {
-            "timeout" => {
-                let said = Duration::from_secs(number.into());
-                time = Some(said - (said / 2).min(Duration::from_secs(1)));
-            }
-            "max" if number == 0 => return Some(Duration::ZERO),
-            _ => {}
-        }
-    }
-    time
-}
-
 /// Drives a connection until it is free again, has ended, or does not take the upload in time.
 async fn drive(mut connection: Box<Http1>, home: Home, mut limit: Limit) {
     let free = poll_fn(|cx| {
@@ -277,7 +258,7 @@ async fn drive(mut connection: Box<Http1>, home: Home, mut limit: Limit) {
 
 /// Gives a connection back whose answer is over, if it can take another request.
 fn free(mut connection: Box<Http1>, home: &Home, cx: &mut Context<'_>) {
-    if connection.poll_usable(cx, false) {
+    if connection.once || connection.poll_usable(cx, false) {
         check_in(connection, home);
     }
 }
@@ -286,11 +267,10 @@ fn check_in(connection: Box<Http1>, home: &Home) {
     if !connection.once {
         let keep_for = connection.keep_for;
         home.check_in(super::Connection::Hyper(connection), keep_for);
+    } else {
+        connection.connection.into_parts().io.into_inner().finish_unsent();
     }
 }
-
-/// How much of a response is read at once when it has arrived with the head.
-pub(super) const AT_ONCE: u64 = 64 * 1024;
 
 /// A response's body, which drives the connection that it comes from and gives it back at its end.
 #[derive(Debug)]
@@ -439,30 +419,5 @@ impl http_body::Body for InstanceBody {
             hint.set_lower(hint.lower() + read);
         }
         hint
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_connection_is_kept_a_little_shorter_than_the_instance_keeps_it() {
-        for (said, kept) in [
-            ("timeout=5", Some(4_000)),
-            ("timeout=60, max=100", Some(59_000)),
-            ("max=7,Timeout = \"10\"", Some(9_000)),
-            ("timeout=1", Some(500)),
-            ("timeout=0", Some(0)),
-            ("timeout=5, max=0", Some(0)),
-            ("max=3", None),
-            ("timeout=soon", None),
-            ("5", None),
-        ] {
-            let mut headers = http::HeaderMap::new();
-            headers.insert("keep-alive", http::HeaderValue::from_static(said));
-            assert_eq!(keep_for(&headers), kept.map(Duration::from_millis), "{said}");
-        }
-        assert_eq!(keep_for(&http::HeaderMap::new()), None);
     }
 }

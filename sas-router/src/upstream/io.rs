@@ -1,6 +1,7 @@
 //! Connections to instances.
 
 use std::{
+    future::poll_fn,
     io,
     os::fd::{AsFd, BorrowedFd},
     pin::Pin,
@@ -8,7 +9,8 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use rustix::net::RecvFlags;
@@ -16,7 +18,14 @@ use sas_core::Endpoint;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
+    time::timeout,
 };
+
+/// How long an instance may go on taking a request that it has answered in full.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How much of a response is read at once when it has arrived with the head.
+pub(super) const AT_ONCE: u64 = 64 * 1024;
 
 #[derive(Debug)]
 enum Socket {
@@ -34,6 +43,8 @@ pub(super) struct InstanceIo {
     doubt: Doubt,
     /// The instance takes no more bytes.
     deaf: bool,
+    /// What is still to be sent of a request whose answer is read already. It goes out beside the reading.
+    unsent: Vec<u8>,
     /// For a client that takes the connection over in the middle of an exchange.
     replay: Option<Box<Replay>>,
 }
@@ -84,7 +95,7 @@ impl InstanceIo {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, text));
             }
         };
-        Ok(Self { socket, doubt: Doubt::default(), deaf: false, replay: None })
+        Ok(Self { socket, doubt: Doubt::default(), deaf: false, unsent: Vec::new(), replay: None })
     }
 
     /// The connection for a client that is to go on in the middle of an exchange: it sends the request, which goes
@@ -131,6 +142,46 @@ impl InstanceIo {
         }
     }
 
+    /// Takes what is still to be sent of a request.
+    pub(super) fn owe(&mut self, unsent: &[u8]) {
+        self.unsent.extend_from_slice(unsent);
+    }
+
+    /// Bytes that are still to be sent.
+    pub(super) fn owes(&self) -> usize {
+        self.unsent.len()
+    }
+
+    /// Sends what is still to be sent.
+    fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() && !self.deaf {
+            let polled = match &mut self.socket {
+                Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, &self.unsent),
+                Socket::Unix(stream) => Pin::new(stream).poll_write(cx, &self.unsent),
+            };
+            let count = ready!(self.written(polled, cx))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent.drain(..count);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends what is left of a request that was answered early, as far as the instance takes it soon; then the
+    /// connection ends.
+    pub(super) fn finish_unsent(mut self) {
+        if self.unsent.is_empty() || self.deaf {
+            return;
+        }
+        tokio::spawn(async move {
+            let sending = poll_fn(|cx| self.poll_unsent(cx));
+            if let Ok(Err(error)) = timeout(LINGER, sending).await {
+                tracing::debug!(%error, "an instance that had answered did not take the rest of its request");
+            }
+        });
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
             Socket::Tcp(stream) => stream.as_fd(),
@@ -147,11 +198,21 @@ impl InstanceIo {
             Err(error) => error != rustix::io::Errno::AGAIN && error != rustix::io::Errno::INTR,
         }
     }
+
+    /// Whether the socket itself says that the instance has neither hung up nor said anything.
+    pub(super) fn is_quiet(&self) -> bool {
+        let mut byte = [0_u8; 1];
+        let peeked = rustix::net::recv(self.fd(), &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        matches!(peeked, Err(rustix::io::Errno::AGAIN))
+    }
 }
 
 impl AsyncRead for InstanceIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if let Poll::Ready(Err(error)) = this.poll_unsent(cx) {
+            return Poll::Ready(Err(error));
+        }
         if let Some(replay) = &mut this.replay {
             if replay.sending {
                 // The flush that ends the request wakes the reader.

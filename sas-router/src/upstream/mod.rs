@@ -2,6 +2,7 @@
 
 mod http1;
 mod io;
+mod keep_alive;
 mod plain;
 
 use std::{
@@ -33,6 +34,7 @@ use self::{
     plain::{Exchanged, Plain},
 };
 use crate::{
+    framing,
     interim::Interim,
     retry::again,
     stall::{Handover, Limit},
@@ -304,6 +306,7 @@ impl Upstream {
         progress: Option<&Arc<Progress>>,
     ) -> Result<http::Response<InstanceBody>, Box<Failed>> {
         let home = Home { upstream: Arc::clone(self), instance: to.instance, at: Handle::current().id() };
+        framing::measure(request);
         let is_plain = self.config.plain_http1 && plain::is_plain(request);
         loop {
             let kept = poll_fn(|cx| Poll::Ready(self.check_out(&home, cx, !to.repeats))).await;
@@ -321,7 +324,10 @@ impl Upstream {
                         if let Some(progress) = progress {
                             progress.went(request.body().in_memory().map_or(0, <[u8]>::len));
                         }
-                        return Ok(response);
+                        return Ok(response.map(|(came, rest)| match rest {
+                            None => InstanceBody::whole(came),
+                            Some(rest) => InstanceBody::arriving(came, rest),
+                        }));
                     }
                     // A kept connection that ended before it took the request says nothing about the instance.
                     Exchanged::Lost { unsent: true, .. } if reused => continue,
@@ -429,13 +435,16 @@ impl Upstream {
             if !idle.is_fresh() {
                 continue;
             }
+            let mut doubt = careful;
             if idle.at != home.at
                 && let Connection::Plain(plain) = idle.connection
             {
                 let Ok(plain) = plain.move_here() else { continue };
                 idle.connection = Connection::Plain(plain);
+                // What this runtime knows of the socket begins with its driver's next turn.
+                doubt = true;
             }
-            if idle.connection.poll_usable(cx, careful) {
+            if idle.connection.poll_usable(cx, doubt) {
                 return Some(idle.connection);
             }
         }
@@ -445,8 +454,9 @@ impl Upstream {
     pub(crate) async fn send_upgrade(
         self: &Arc<Self>,
         endpoint: &Endpoint,
-        request: Request,
+        mut request: Request,
     ) -> Result<http::Response<InstanceBody>, CallError> {
+        framing::measure(&mut request);
         // A fresh connection: it is given away, and must not be one that just ends.
         let connecting = async { self.hyper(self.connect_http1(endpoint).await?.into_io(), endpoint).await };
         let connection = match connecting.await {

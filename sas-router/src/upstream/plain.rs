@@ -20,25 +20,19 @@ use sas_core::{BoxError, Request};
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use super::{
-    Home,
-    http1::{AT_ONCE, InstanceBody, keep_for},
-    io::InstanceIo,
+    Home, UpstreamConfig,
+    io::{AT_ONCE, InstanceIo},
+    keep_alive::keep_for,
 };
 use crate::{
     forward, framing,
     wire::{self, MOST, MOST_LINES, Scratch, put_headers, put_line},
 };
 
-/// Whether `request` can be sent as it is, and again if that fails: its body is in memory and its length in order.
+/// Whether `request` can be sent as it is, and again if that fails: its body is in memory. What its head says of the
+/// body's length was settled by [`framing::measure`].
 pub(crate) fn is_plain(request: &Request) -> bool {
-    let Some(body) = request.body().in_memory() else { return false };
-    let headers = request.headers();
-    body.len() <= MOST
-        && headers.len() <= MOST_LINES
-        && match headers.get(header::CONTENT_LENGTH) {
-            None => true,
-            Some(said) => framing::digits(said.as_bytes()) == Some(body.len() as u64),
-        }
+    request.body().in_memory().is_some_and(|body| body.len() <= MOST) && request.headers().len() <= MOST_LINES
 }
 
 /// Writes a plain request.
@@ -79,20 +73,21 @@ enum Parsed {
     Head(Head),
 }
 
-/// Reads the head of an answer to a request of `method`, if it is a plain one.
-fn parse(read: &[u8], method: &Method) -> Parsed {
+/// Reads the head of an answer to a request of `method`, if it is a plain one. One beyond the limits is hyper's to refuse.
+fn parse(read: &[u8], method: &Method, config: &UpstreamConfig) -> Parsed {
+    let most = MOST.min(config.max_header_bytes);
     let mut lines = wire::lines();
     let mut answer = httparse::Response::new(&mut []);
     let parsed =
         httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut answer, read, &mut lines);
     let bytes = match parsed {
         Ok(httparse::Status::Complete(bytes)) => bytes,
-        Ok(httparse::Status::Partial) if read.len() < MOST => return Parsed::Partial,
+        Ok(httparse::Status::Partial) if read.len() < most => return Parsed::Partial,
         _ => return Parsed::Odd,
     };
     let (Some(1), Some(code)) = (answer.version, answer.code) else { return Parsed::Odd };
     let Ok(status) = StatusCode::from_u16(code) else { return Parsed::Odd };
-    if status.is_informational() || bytes > MOST {
+    if status.is_informational() || bytes > most || answer.headers.len() > config.max_headers {
         return Parsed::Odd;
     }
     let bodiless = framing::is_bodiless(*method == Method::HEAD, status);
@@ -131,18 +126,13 @@ fn parse(read: &[u8], method: &Method) -> Parsed {
 /// How an exchange went.
 #[allow(clippy::large_enum_variant, reason = "it is the largest nearly always")]
 pub(super) enum Exchanged {
-    Answer(http::Response<InstanceBody>),
+    /// With what came of the body, and what is still to come.
+    Answer(http::Response<(Bytes, Option<Arriving>)>),
     /// The answer is for hyper, which reads it from here as if it had sent the request. `cut`: not all of the request
     /// was sent, so the connection is of no use after it.
-    Odd {
-        io: InstanceIo,
-        cut: bool,
-    },
+    Odd { io: InstanceIo, cut: bool },
     /// The connection ended. `unsent`: before any byte of the request was sent.
-    Lost {
-        error: io::Error,
-        unsent: bool,
-    },
+    Lost { error: io::Error, unsent: bool },
 }
 
 /// A connection that has seen plain exchanges only.
@@ -155,11 +145,12 @@ pub(super) struct Plain {
 struct Exchange<'a> {
     io: &'a mut InstanceIo,
     request: &'a Request,
+    config: &'a UpstreamConfig,
     started: bool,
-    /// Whether a byte of the request was sent.
+    /// Whether a byte of the request was sent at once.
     sent: bool,
-    /// What is still to be sent.
-    rest: Vec<u8>,
+    /// How much of it was left to be sent beside the reading.
+    owed: usize,
     /// An answer's head as far as it came.
     read: Vec<u8>,
 }
@@ -193,18 +184,8 @@ impl Exchange<'_> {
                 }
                 self.sent = true;
             }
-            self.rest.extend_from_slice(&scratch.out[from..]);
-        }
-        while !self.rest.is_empty() {
-            match Pin::new(&mut *self.io).poll_write(cx, &self.rest) {
-                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(count)) => {
-                    self.sent = true;
-                    self.rest.drain(..count);
-                }
-                Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => break,
-            }
+            self.owed = scratch.out.len() - from;
+            self.io.owe(&scratch.out[from..]);
         }
         Ok(())
     }
@@ -228,7 +209,7 @@ impl Exchange<'_> {
                 self.read.extend_from_slice(came);
                 &self.read
             };
-            match parse(read, self.request.method()) {
+            match parse(read, self.request.method(), self.config) {
                 Parsed::Head(head) => {
                     let read = read.len();
                     return Poll::Ready(Ok(Step::Head(head, read)));
@@ -257,7 +238,7 @@ impl Plain {
     /// `doubt` looks at the socket itself, at the price of a system call.
     pub(super) fn poll_usable(&mut self, cx: &mut Context<'_>, doubt: bool) -> bool {
         let mut byte = [0];
-        !(doubt && self.io.has_ended())
+        (!doubt || self.io.is_quiet())
             && Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut byte)).is_pending()
     }
 
@@ -273,13 +254,15 @@ impl Plain {
         let mut exchange = Exchange {
             io: &mut self.io,
             request,
+            config: &home.upstream.config,
             started: false,
             sent: false,
-            rest: Vec::new(),
+            owed: 0,
             read: Vec::new(),
         };
         let step = poll_fn(|cx| exchange.poll(cx)).await;
-        let (sent, cut) = (exchange.sent, !exchange.rest.is_empty());
+        let sent = exchange.sent || exchange.io.owes() < exchange.owed;
+        let cut = exchange.io.owes() > 0;
         let (head, read) = match step {
             Ok(Step::Head(head, read)) => (head, read),
             Ok(Step::Odd(read)) => return Exchanged::Odd { io: self.io.replaying(read), cut },
@@ -292,14 +275,14 @@ impl Plain {
         let left = length - came.len() as u64;
         // A connection is kept only if both sides know where they are in it.
         let back = (!closes && !cut && !more).then(|| Back { home: home.clone(), keep_for });
-        let body = Arriving { plain: self, left, back };
-        let body = if left == 0 {
-            body.finish();
-            InstanceBody::whole(came)
+        let rest = Arriving { plain: self, left, back };
+        let rest = if left == 0 {
+            rest.finish();
+            None
         } else {
-            InstanceBody::arriving(came, body)
+            Some(rest)
         };
-        let mut response = http::Response::new(body);
+        let mut response = http::Response::new((came, rest));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         if let Some(reason) = reason {
@@ -355,8 +338,9 @@ impl Arriving {
 
     /// The body has come whole: the connection is free.
     pub(super) fn finish(self) {
-        if let Some(Back { home, keep_for }) = self.back {
-            home.check_in(super::Connection::Plain(self.plain), keep_for);
+        match self.back {
+            Some(Back { home, keep_for }) => home.check_in(super::Connection::Plain(self.plain), keep_for),
+            None => self.plain.io.finish_unsent(),
         }
     }
 }
