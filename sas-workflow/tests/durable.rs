@@ -35,6 +35,7 @@ impl Actions for Services {
         self.called.lock().push((service.to_owned(), step.clone()));
         tokio::time::sleep(Duration::from_millis(20)).await;
         match service {
+            "breaks" => panic!("the action is broken"),
             // Fails at its first attempt, wherever that is.
             "flaky" if !step.step.contains('@') => Outcome::Failed { reason: "not yet".to_owned() },
             _ => Outcome::Output(json!({"by": service, "n": input["n"]})),
@@ -55,6 +56,45 @@ impl Services {
     /// Each service with each step that it was called for, once.
     fn keys(&self) -> BTreeSet<(String, String)> {
         self.called.lock().iter().map(|(service, key)| (service.clone(), key.step.clone())).collect()
+    }
+}
+
+/// A store that takes no more than it must, does what it is told, and says of one commit that it did not.
+#[derive(Debug)]
+struct Unsure {
+    store: MemoryStore,
+    /// What stands in the commit.
+    of: &'static str,
+    once: AtomicU64,
+}
+
+#[async_trait]
+impl Store for Unsure {
+    fn limits(&self) -> StoreLimits {
+        StoreLimits::SMALLEST
+    }
+
+    async fn version(&self) -> Result<Version> {
+        self.store.version().await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Entry>> {
+        self.store.get(key).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {
+        self.store.list(prefix, after, limit).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Version> {
+        commit.check(&self.limits())?;
+        let unsure = format!("{commit:?}").contains(self.of) && self.once.fetch_add(1, SeqCst) == 0;
+        let version = self.store.commit(commit).await?;
+        if unsure { Err(Error::new(ErrorKind::Unavailable, "store", "no answer")) } else { Ok(version) }
+    }
+
+    async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
+        self.store.watch(prefix, since).await
     }
 }
 
@@ -283,5 +323,128 @@ do:
     assert_eq!(missing.unwrap_err().kind, ErrorKind::NotFound);
     let other = Definition::parse(&WAITS.replace("PT1H", "PT2H")).expect("right");
     assert_eq!(host.workflows.define(&other).await.unwrap_err().kind, ErrorKind::Conflict);
+    host.stop.cancel();
+}
+
+/// The state of a run that ends within two hours, or at once.
+async fn end(host: &Host, run: &str) -> sas_workflow::RunState {
+    let ended = tokio::time::timeout(Duration::from_secs(7_200), host.workflows.ended(run)).await;
+    ended.unwrap_or_else(|_| panic!("{run} does not end")).expect("a store")
+}
+
+/// Defines `shop/<name>` with this after its head.
+async fn shop(host: &Host, name: &str, rest: &str) {
+    let head = format!("document: {{dsl: '1.0.3', namespace: shop, name: {name}, version: '1.0.0'}}");
+    define(host, &format!("{head}\n{rest}")).await;
+}
+
+async fn start(host: &Host, name: &str, run: &str) {
+    host.workflows.start("shop", name, "1.0.0", run, json!({})).await.expect("started");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_waits_for_nothing_ends() {
+    let host = host(Arc::new(MemoryStore::default()), clock()).await;
+    shop(&host, "sets", "do: [{s: {set: {ok: true}}}]").await;
+    shop(&host, "faults", "do: [{s: {set: '${ error(\"no\") }'}}]").await;
+    shop(&host, "input", "input: {schema: {document: {type: array}}}\ndo: [{s: {set: {ok: true}}}]").await;
+    let child = |name: &str| {
+        format!("do: [{{c: {{run: {{workflow: {{namespace: shop, name: {name}, version: '1.0.0'}}}}}}}}]")
+    };
+    shop(&host, "parent", &child("sets")).await;
+    shop(&host, "grieves", &child("faults")).await;
+    for (name, phase, output) in [
+        ("sets", Phase::Completed, Some(json!({"ok": true}))),
+        ("faults", Phase::Faulted, None),
+        ("input", Phase::Faulted, None),
+        ("parent", Phase::Completed, Some(json!({"ok": true}))),
+        ("grieves", Phase::Faulted, None),
+    ] {
+        start(&host, name, name).await;
+        let state = end(&host, name).await;
+        assert_eq!((state.phase, &state.output), (phase, &output), "{state:?}");
+        assert_eq!(state.error.is_some(), phase == Phase::Faulted, "{state:?}");
+    }
+    assert_eq!(host.workflows.driven(), 0);
+    host.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_whose_action_panics_can_still_be_told() {
+    let host = host(Arc::new(MemoryStore::default()), clock()).await;
+    shop(&host, "panics", "do: [{c: {call: breaks}}]").await;
+    start(&host, "panics", "p").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(host.workflows.driven(), 0, "the panic has ended the task");
+    let cancelled = tokio::time::timeout(Duration::from_secs(60), host.workflows.cancel("p")).await;
+    cancelled.expect("an answer").expect("stored");
+    assert_eq!(end(&host, "p").await.phase, Phase::Cancelled);
+    host.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_without_its_secret_faults_and_so_does_one_whose_error_is_too_large() {
+    let store = Unsure { store: MemoryStore::default(), of: "nothing", once: AtomicU64::new(0) };
+    let host = host(Arc::new(store), clock()).await;
+    shop(&host, "secret", "use: {secrets: [vault]}\ndo: [{w: {wait: PT1S}}]").await;
+    start(&host, "secret", "s").await;
+    let state = end(&host, "s").await;
+    assert!(state.error.expect("an error").to_string().contains("vault"));
+    let large = "do: [{w: {wait: PT1S}}, {r: {raise: {error: {type: 'urn:x', status: 418, detail: '${ \"x\" * 7000000 }'}}}}]";
+    shop(&host, "large", large).await;
+    start(&host, "large", "l").await;
+    let state = end(&host, "l").await;
+    let error = state.error.expect("an error");
+    assert_eq!(
+        (state.phase, &error["type"], &error["status"]),
+        (Phase::Faulted, &json!("urn:x"), &json!(418))
+    );
+    assert!(error.to_string().len() < 3_000);
+    host.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_driver_that_died_has_begun_another_one_ends() {
+    let (store, clock) = (Arc::new(MemoryStore::default()), clock());
+    let other = host(store.clone(), clock.clone()).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // It has looked at the store; what comes now it finds later only.
+    let dying = Arc::new(Dying { store, left: AtomicU64::new(5) });
+    let first = host(dying, clock).await;
+    define(&first, WAITS).await;
+    shop(&first, "calls", "do: [{c: {call: stock}}]").await;
+    start(&first, "waits", "w").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    start(&first, "calls", "c").await;
+    first.stop.cancel();
+    assert_eq!(end(&other, "w").await.phase, Phase::Completed);
+    assert_eq!(end(&other, "c").await.phase, Phase::Completed);
+    other.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_is_kept_once_however_often_it_comes_and_whatever_the_store_says() {
+    let store = Arc::new(Unsure { store: MemoryStore::default(), of: "unsure", once: AtomicU64::new(0) });
+    let host = host(store.clone(), clock()).await;
+    shop(&host, "two", "do: [{l: {listen: {to: {any: [{with: {type: go}}], until: 'length == 2'}}}}]").await;
+    start(&host, "two", "t").await;
+    let event = |id: &str| json!({"specversion": "1.0", "id": id, "source": "s", "type": "go", "data": id});
+    host.workflows.event("t", event("unsure")).await.expect("stored");
+    host.workflows.event("t", event("unsure")).await.expect("is stored");
+    let records = host.workflows.history("t").await.expect("records");
+    let events = records.iter().filter(|record| matches!(record, Record::Event { .. })).count();
+    assert_eq!(events, 1, "{records:?}");
+    assert!(store.once.load(SeqCst) > 0, "the store was unsure");
+    host.workflows.event("t", event("last")).await.expect("stored");
+    assert_eq!(end(&host, "t").await.output, Some(json!(["unsure", "last"])));
+    host.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_ids_of_children_are_not_to_be_taken() {
+    let host = host(Arc::new(MemoryStore::default()), clock()).await;
+    define(&host, WAITS).await;
+    let taken = host.workflows.start("shop", "waits", "1.0.0", "child-00", json!({})).await;
+    assert_eq!(taken.unwrap_err().kind, ErrorKind::InvalidSpec);
     host.stop.cancel();
 }

@@ -3,20 +3,30 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use sas_core::{Error, ErrorKind, Result, Version};
-use serde_json::Value as Json;
+use sas_core::{Error, ErrorKind, IdempotencyKey, Result, Version};
+use serde_json::{Map, Value as Json};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Inner, Letter, Told,
+    CHILD, Inner, Letter, Told,
     actions::StepKey,
     has_ended,
     records::{Parent, Phase, RunState},
 };
-use crate::{Command, Machine, Outcome, Record, Status};
+use crate::{
+    Command, Machine, Outcome, Record, Status,
+    fault::{Fault, Standard},
+};
 
 /// What came of an action; `None`: it is told later.
 type Flight = BoxFuture<'static, (String, Option<Outcome>)>;
+
+struct Loaded {
+    state: RunState,
+    version: Version,
+    records: Vec<Record>,
+    machine: std::result::Result<Machine, Fault>,
+}
 
 enum Turn {
     /// Nothing is left to do now.
@@ -55,8 +65,8 @@ impl Inner {
         }
     }
 
-    /// The machine of a run as its records make it.
-    async fn load(&self, run: &str) -> Result<Option<(RunState, Version, Machine)>> {
+    /// A run as its records make it: without a machine when it has no secret that it needs.
+    async fn load(&self, run: &str) -> Result<Option<Loaded>> {
         let Some((state, version)) = self.records.state(run).await? else { return Ok(None) };
         let definition = self.definition(&state.namespace, &state.name, &state.version).await?;
         let Some(definition) = definition.filter(|definition| definition.digest() == state.digest) else {
@@ -65,8 +75,13 @@ impl Inner {
             return Err(Error::new(ErrorKind::NotFound, "workflow", message));
         };
         let secrets = self.actions.secrets(&state.namespace, definition.secrets()).await;
-        let mut machine = Machine::new(definition, &secrets)
-            .map_err(|missing| Error::new(ErrorKind::NotFound, "workflow", missing.to_string()))?;
+        let mut machine = match Machine::new(definition, &secrets) {
+            Ok(machine) => machine,
+            Err(missing) => {
+                let fault = Fault::new(Standard::Authorization, "/use/secrets", missing.to_string());
+                return Ok(Some(Loaded { state, version, records: Vec::new(), machine: Err(fault) }));
+            }
+        };
         let records = self.records.history(run).await?;
         // A state that is newer than the records that were read is read again with its next append, which fails.
         for (at, record) in records.iter().enumerate() {
@@ -75,7 +90,19 @@ impl Inner {
                 tokio::task::yield_now().await;
             }
         }
-        Ok(Some((state, version, machine)))
+        Ok(Some(Loaded { state, version, records, machine: Ok(machine) }))
+    }
+
+    /// Writes a state that differs from the one of this version, without a record.
+    async fn restate(&self, state: &mut RunState, version: &mut Version, next: RunState) -> Result<bool> {
+        match self.records.restate(&next, *version).await {
+            Ok(written) => {
+                (*state, *version) = (next, written);
+                Ok(true)
+            }
+            Err(error) if error.kind == ErrorKind::Conflict => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn drive_once(
@@ -84,10 +111,37 @@ impl Inner {
         flights: &mut FuturesUnordered<Flight>,
         asked: &mut HashSet<String>,
     ) -> Result<Turn> {
-        let Some((mut state, mut version, mut machine)) = self.load(run).await? else {
+        let Some(Loaded { mut state, mut version, records, machine }) = self.load(run).await? else {
             self.live.lock().remove(run);
             return Ok(Turn::Parked);
         };
+        let most = self.records.most();
+        let mut next = state.clone();
+        match &machine {
+            Ok(machine) if state.phase == Phase::Running => described(&mut next, machine, most),
+            Err(fault) if state.phase == Phase::Running => {
+                (next.wakes, next.asks) = (None, false);
+                (next.phase, next.error) = (Phase::Faulted, Some(short(&fault.0, most)));
+            }
+            _ => {}
+        }
+        // How the first record left it, which is its end where nothing is waited for; no other one is without a state.
+        if next != state && !self.restate(&mut state, &mut version, next).await? {
+            return Ok(Turn::Again);
+        }
+        let Ok(mut machine) = machine else {
+            self.finish(run, &state);
+            return Ok(Turn::Parked);
+        };
+        self.settle(run, &records);
+        let mut seen: HashSet<u128> = records
+            .iter()
+            .filter_map(|record| match record {
+                Record::Event { event, .. } => event_id(event),
+                _ => None,
+            })
+            .collect();
+        drop(records);
         loop {
             if state.phase != Phase::Running {
                 self.finish(run, &state);
@@ -110,7 +164,7 @@ impl Inner {
                 let Some(own) = live.get_mut(run) else { return Ok(Turn::Parked) };
                 match own.inbox.pop_front() {
                     Some(letter) => Ok(letter),
-                    None if due.is_some_and(|at| at <= now) => Ok(Letter { told: Told::Wake, stored: None }),
+                    None if due.is_some_and(|at| at <= now) => Ok(Letter::new(Told::Wake)),
                     None if flights.is_empty() => {
                         // Under the lock: what is told from here on finds nobody, and drives the run anew.
                         live.remove(run);
@@ -121,14 +175,14 @@ impl Inner {
                     None => Err(own.notify.clone()),
                 }
             };
-            let letter = match letter {
+            let mut letter = match letter {
                 Ok(letter) => letter,
                 Err(notify) => {
                     let wait = due.map_or(3_600_000, |at| at.saturating_sub(now).clamp(1, 3_600_000));
                     tokio::select! {
                         biased;
                         Some((step, outcome)) = flights.next() => match outcome {
-                            Some(outcome) => Letter { told: Told::Done(step, outcome), stored: None },
+                            Some(outcome) => Letter::new(Told::Done(step, outcome)),
                             None => continue,
                         },
                         () = notify.notified() => continue,
@@ -138,7 +192,14 @@ impl Inner {
             };
             let at = self.now();
             let record = match &letter.told {
-                Told::Event(event) => Record::Event { event: event.clone(), at },
+                Told::Event(event) => {
+                    // Brokers deliver at least once.
+                    if event_id(event).is_some_and(|id| seen.contains(&id)) {
+                        answer(letter, Ok(()));
+                        continue;
+                    }
+                    Record::Event { event: event.clone(), at }
+                }
                 Told::Done(step, outcome) => {
                     Record::Done { step: step.clone(), outcome: outcome.clone(), at }
                 }
@@ -155,14 +216,18 @@ impl Inner {
             };
             machine.apply(&record);
             let mut next = RunState { records: state.records + 1, updated: at, ..state.clone() };
-            described(&mut next, &machine, self.records.most());
+            described(&mut next, &machine, most);
             match self.records.append(&record, &next, version).await {
                 Ok(written) => {
                     (state, version) = (next, written);
+                    if let Record::Event { event, .. } = &record {
+                        seen.extend(event_id(event));
+                    }
                     answer(letter, Ok(()));
                 }
                 Err(error) => {
-                    // What a machine was told and is not stored did not happen.
+                    // What a machine was told and is not stored did not happen; whether it is stored, the records say.
+                    letter.tried = Some((state.records, record));
                     if let Some(own) = self.live.lock().get_mut(run) {
                         own.inbox.push_front(letter);
                     }
@@ -175,6 +240,19 @@ impl Inner {
         }
     }
 
+    /// Answers the word that was appended without an answer of the store, when the records say that it was.
+    fn settle(&self, run: &str, records: &[Record]) {
+        let mut live = self.live.lock();
+        let Some(own) = live.get_mut(run) else { return };
+        let stored =
+            own.inbox.front().and_then(|letter| letter.tried.as_ref()).is_some_and(|(at, record)| {
+                usize::try_from(*at).ok().and_then(|at| records.get(at)) == Some(record)
+            });
+        if let Some(letter) = stored.then(|| own.inbox.pop_front()).flatten() {
+            answer(letter, Ok(()));
+        }
+    }
+
     /// A run has ended: who waits for it is told.
     fn finish(self: &Arc<Self>, run: &str, state: &RunState) {
         self.timers.lock().set(run, None);
@@ -184,7 +262,7 @@ impl Inner {
             }
         }
         if let (Some(parent), Some(outcome)) = (&state.parent, outcome_of(state)) {
-            let letter = Letter { told: Told::Done(parent.step.clone(), outcome), stored: None };
+            let letter = Letter::new(Told::Done(parent.step.clone(), outcome));
             // A full inbox: the parent asks again when it goes on.
             let _ = self.clone().post(&parent.run, letter);
         }
@@ -222,7 +300,7 @@ impl Inner {
     ) -> Option<Outcome> {
         let digest =
             Sha256::new().chain_update(&key.run).chain_update([0]).chain_update(&key.step).finalize();
-        let id = digest.iter().take(16).fold("child-".to_owned(), |id, byte| format!("{id}{byte:02x}"));
+        let id = digest.iter().take(16).fold(CHILD.to_owned(), |id, byte| format!("{id}{byte:02x}"));
         let parent = wait.then(|| Parent { run: key.run.clone(), step: key.step.clone() });
         match self.start(definition, &id, input, parent).await {
             Ok(_) if !wait => Some(Outcome::Output(Json::Null)),
@@ -237,6 +315,12 @@ fn answer(letter: Letter, result: Result<()>) {
         // Who has gone does not want to know.
         let _ = stored.send(result);
     }
+}
+
+/// What tells an event from all others, by CloudEvents: its source with its id.
+fn event_id(event: &Json) -> Option<u128> {
+    let (source, id) = (event.get("source")?.as_str()?, event.get("id")?.as_str()?);
+    Some(IdempotencyKey::of(&["event", source, id]).0)
 }
 
 fn next_time(machine: &Machine) -> Option<u64> {
@@ -280,7 +364,30 @@ fn described(state: &mut RunState, machine: &Machine, most: usize) {
                 (state.phase, state.output) = (Phase::Completed, Some(output.clone()));
             }
         }
-        Status::Faulted(error) => (state.phase, state.error) = (Phase::Faulted, Some(error.clone())),
+        Status::Faulted(error) => {
+            let error = match error {
+                Json::Object(members) => short(members, most),
+                other => other.clone(),
+            };
+            (state.phase, state.error) = (Phase::Faulted, Some(error));
+        }
         Status::Cancelled => state.phase = Phase::Cancelled,
     }
+}
+
+/// An error that the store takes: of a larger one the standard members, shortened.
+fn short(error: &Map<String, Json>, most: usize) -> Json {
+    if Json::from(error.clone()).to_string().len() <= most / 2 {
+        return error.clone().into();
+    }
+    let names = ["type", "status", "title", "detail", "instance"];
+    let kept = names.into_iter().filter_map(|name| {
+        let value = match error.get(name)? {
+            Json::String(text) => text.chars().take(1_000).collect::<String>().into(),
+            number @ Json::Number(_) => number.clone(),
+            _ => return None,
+        };
+        Some((name.to_owned(), value))
+    });
+    kept.collect::<Map<_, _>>().into()
 }

@@ -7,6 +7,7 @@ mod records;
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -26,6 +27,14 @@ use crate::{Definition, Outcome, Record};
 const ACTIVE: usize = 256;
 /// How many events and other words may wait for one run.
 const INBOX: usize = 1_000;
+/// What the ids of children begin with, and no others: a child's id is made of its parent's, and could be taken before.
+const CHILD: &str = "child-";
+/// How often the store is searched for runs that nobody goes on with, in milliseconds.
+const SEARCH: u64 = 60_000;
+/// How much a timer may be late before somebody else tells it, in milliseconds.
+const LATE: u64 = 30_000;
+/// How long what a run asked for may take before somebody else asks, too, in milliseconds.
+const SILENT: u64 = 600_000;
 
 /// Workflows on a store: their definitions, and the runs of these.
 ///
@@ -64,6 +73,14 @@ struct Live {
 struct Letter {
     told: Told,
     stored: Option<oneshot::Sender<Result<()>>>,
+    /// The number and the record that it was appended as, when it is not known whether that was done.
+    tried: Option<(u64, Record)>,
+}
+
+impl Letter {
+    fn new(told: Told) -> Self {
+        Self { told, stored: None, tried: None }
+    }
 }
 
 enum Told {
@@ -88,6 +105,31 @@ impl Timers {
         if let Some(at) = at {
             self.at.insert(run.to_owned(), at);
             self.due.insert((at, run.to_owned()));
+        }
+    }
+
+    /// As `set`, but what is known already and is earlier stands: it may be newer. A time too early wakes a run in vain, no more.
+    fn set_earlier(&mut self, run: &str, at: Option<u64>) {
+        if let Some(at) = at.filter(|at| self.at.get(run).is_none_or(|known| at < known)) {
+            self.set(run, Some(at));
+        }
+    }
+}
+
+/// Holds a run's entry in the list of those that are driven. It goes with the task, also when this panics: what is told then drives the
+/// run anew, and who waits for a word to be stored hears that it was not.
+struct Driven {
+    inner: Arc<Inner>,
+    run: String,
+    notify: Arc<Notify>,
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        let mut live = self.inner.live.lock();
+        // Who parked has left the list, and may have a successor there.
+        if live.get(&self.run).is_some_and(|own| Arc::ptr_eq(&own.notify, &self.notify)) {
+            live.remove(&self.run);
         }
     }
 }
@@ -127,7 +169,7 @@ impl Workflows {
         self.0.definition(namespace, name, version).await
     }
 
-    /// Starts a run with an id of the caller's: letters, digits and `-._~`, at most 100. When it returns, the run is stored and will
+    /// Starts a run with an id of the caller's: letters, digits and `-._~`, at most 100, not beginning with `child-`. When it returns, the run is stored and will
     /// come to its end. A second start with the same id does nothing and gives the run's state.
     ///
     /// # Errors
@@ -141,11 +183,17 @@ impl Workflows {
         run: &str,
         input: Json,
     ) -> Result<RunState> {
+        if run.starts_with(CHILD) {
+            let message = format!(
+                "the run's id {run:?} begins with {CHILD}, as only those of children may; give it another one"
+            );
+            return Err(wrong(message));
+        }
         self.0.clone().start([namespace, name, version], run, input, None).await
     }
 
     /// Tells a run of an event, in the JSON format of CloudEvents. When it returns, the run has it for good; an event that the run
-    /// does not wait for is kept as a record and changes nothing.
+    /// does not wait for is kept as a record and changes nothing, one that it has had (`source` and `id`) is not kept again.
     ///
     /// # Errors
     /// `NotFound`, `Conflict` when the run has ended, `Exhausted` when too many events wait for it; the store's.
@@ -207,13 +255,13 @@ impl Workflows {
             after = Some(last.id.clone());
             for state in states.iter().filter(|state| state.phase == Phase::Running) {
                 if state.asks {
-                    self.0.clone().post(&state.id, Letter { told: Told::Wake, stored: None })?;
+                    self.0.clone().post(&state.id, Letter::new(Told::Wake))?;
                 } else {
-                    self.0.timers.lock().set(&state.id, state.wakes);
+                    self.0.timers.lock().set_earlier(&state.id, state.wakes);
                 }
             }
         }
-        self.0.clone().tell_times(&stop).await;
+        tokio::join!(self.0.clone().tell_times(&stop), self.0.clone().look_for_stuck(&stop));
         Ok(())
     }
 
@@ -266,7 +314,7 @@ impl Inner {
         };
         let (state, new) = self.records.start(&definition, run, input, parent, self.now()).await?;
         if new || state.phase == Phase::Running {
-            self.post(run, Letter { told: Told::Wake, stored: None })?;
+            self.post(run, Letter::new(Told::Wake))?;
         }
         Ok(state)
     }
@@ -277,9 +325,10 @@ impl Inner {
             Some((state, _)) if state.phase != Phase::Running => Err(has_ended(run)),
             Some(_) => {
                 let (stored, is_stored) = oneshot::channel();
-                self.post(run, Letter { told, stored: Some(stored) })?;
+                self.post(run, Letter { stored: Some(stored), ..Letter::new(told) })?;
                 is_stored.await.unwrap_or_else(|_| {
-                    Err(Error::new(ErrorKind::Unavailable, "workflow", "the driver has stopped"))
+                    let message = format!("the run {run:?} broke off before the word was stored");
+                    Err(Error::new(ErrorKind::Unavailable, "workflow", message))
                 })
             }
         }
@@ -297,10 +346,11 @@ impl Inner {
             driven.notify.notify_one();
             return Ok(());
         }
-        live.insert(run.to_owned(), Live { inbox: [letter].into(), notify: Arc::default() });
+        let notify = Arc::new(Notify::new());
+        live.insert(run.to_owned(), Live { inbox: [letter].into(), notify: notify.clone() });
         drop(live);
-        let (inner, run) = (self.clone(), run.to_owned());
-        tokio::spawn(async move { inner.drive(&run).await });
+        let driven = Driven { inner: self.clone(), run: run.to_owned(), notify };
+        tokio::spawn(async move { self.drive(&driven.run).await });
         Ok(())
     }
 
@@ -320,7 +370,7 @@ impl Inner {
             };
             for run in due {
                 // A full inbox wakes it, too.
-                let _ = self.clone().post(&run, Letter { told: Told::Wake, stored: None });
+                let _ = self.clone().post(&run, Letter::new(Told::Wake));
             }
             // The wall clock may jump: it is looked at once a minute at least.
             let wait = next.map_or(60_000, |at| at.saturating_sub(now).clamp(1, 60_000));
@@ -328,7 +378,48 @@ impl Inner {
                 biased;
                 () = stop.cancelled() => return,
                 () = self.timers_changed.notified() => {}
-                () = tokio::time::sleep(std::time::Duration::from_millis(wait)) => {}
+                () = tokio::time::sleep(Duration::from_millis(wait)) => {}
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Goes on with runs whose driver is gone: their time has long come, or what they asked for was not answered for long.
+    async fn look_for_stuck(self: Arc<Self>, stop: &CancellationToken) {
+        let mut wait = Duration::from_millis(SEARCH);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            let began = tokio::time::Instant::now();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                searched = self.clone().wake_stuck() => if let Err(error) = searched {
+                    tracing::warn!(%error, "the runs that are stuck cannot be searched for now");
+                }
+            }
+            // However many runs there are, this is a small part of what is done.
+            wait = Duration::from_millis(SEARCH).max(began.elapsed() * 20);
+        }
+    }
+
+    async fn wake_stuck(self: Arc<Self>) -> Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let states = self.records.states(after.as_deref(), 500).await?;
+            let Some(last) = states.last() else { return Ok(()) };
+            after = Some(last.id.clone());
+            let now = self.now();
+            for state in states.iter().filter(|state| state.phase == Phase::Running) {
+                let late = state.wakes.is_some_and(|at| at.saturating_add(LATE) <= now);
+                let silent = state.asks && state.updated.saturating_add(SILENT) <= now;
+                if (late || silent) && !self.live.lock().contains_key(&state.id) {
+                    self.clone().post(&state.id, Letter::new(Told::Wake))?;
+                }
             }
         }
     }

@@ -232,6 +232,11 @@ impl Records {
         self.store.commit(commit).await
     }
 
+    /// Writes the state, if it is still of this version.
+    pub(super) async fn restate(&self, state: &RunState, expected: Version) -> Result<Version> {
+        self.store.put(&state_key(&state.id), Some(expected), encoded(state)?.into()).await
+    }
+
     /// The record, or what stands for it where it is too large to be stored.
     pub(super) fn fitting(&self, record: Record) -> Result<Record> {
         let size = encoded(&record)?.len();
