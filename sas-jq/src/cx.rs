@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     Error, Limits,
-    value::{Maker, Meter, Value},
+    value::{Maker, Meter},
 };
 
 pub(crate) struct Cx {
@@ -54,7 +54,15 @@ impl Cx {
         self.spend(bytes as u64 / 64)
     }
 
+    /// An error with this message, which counts as any other text and is cut where it is longer than 1 KiB.
     pub(crate) fn raise(&self, message: impl Into<String>) -> Error {
-        Error::Raised(Value::from(message.into()))
+        const LONGEST: usize = 1 << 10;
+        let mut message = message.into();
+        if message.len() > LONGEST {
+            message.truncate(message.floor_char_boundary(LONGEST - 3));
+            message.push_str("...");
+            message.shrink_to_fit();
+        }
+        self.make.text(message).map_or_else(|error| error, Error::Raised)
     }
 }

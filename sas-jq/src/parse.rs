@@ -13,6 +13,8 @@ pub(crate) const LONGEST: usize = 16 << 10;
 const DEEPEST: usize = 96;
 /// How many operators and steps may stand in a row, in all that a term is in.
 const TALLEST: usize = 200;
+/// How many parts all patterns that a term is in may have: each makes the tree deeper by one.
+const MOST_PARTS: usize = 100;
 
 /// What may follow a dot or stand before a colon, and is no name of a function.
 const KEYWORDS: [&str; 19] = [
@@ -26,6 +28,8 @@ pub(crate) struct Parser<'s> {
     ahead: Option<(Token<'s>, usize, usize)>,
     depth: usize,
     tall: usize,
+    /// Parts of patterns around this.
+    parts: usize,
     /// In what `as` belongs to a `reduce` or `foreach`.
     source: bool,
 }
@@ -38,7 +42,8 @@ impl<'s> Parser<'s> {
             let message = format!("the expression has {} bytes; at most {LONGEST}", text.len());
             return Err(ParseError::at(text, 0, message));
         }
-        let mut parser = Self { lexer: Lexer { text, at: 0 }, ahead: None, depth: 0, tall: 0, source: false };
+        let mut parser =
+            Self { lexer: Lexer { text, at: 0 }, ahead: None, depth: 0, tall: 0, parts: 0, source: false };
         if let Token::Word(word @ ("import" | "include" | "module")) = parser.peek()? {
             return Err(parser.wrong(format!(
                 "{word}: there are no modules here; write the definitions into the expression"
@@ -57,7 +62,8 @@ impl<'s> Parser<'s> {
 
     /// Definitions and nothing else.
     pub(crate) fn library(text: &'s str) -> Parsed<Vec<Definition>> {
-        let mut parser = Self { lexer: Lexer { text, at: 0 }, ahead: None, depth: 0, tall: 0, source: false };
+        let mut parser =
+            Self { lexer: Lexer { text, at: 0 }, ahead: None, depth: 0, tall: 0, parts: 0, source: false };
         let definitions = parser.definitions()?;
         match parser.peek()? {
             Token::End => Ok(definitions),
@@ -229,9 +235,11 @@ impl<'s> Parser<'s> {
             _ => {
                 let term = self.postfix()?;
                 if !self.source && self.eat(Token::Word("as"))? {
+                    let parts = self.parts;
                     let patterns = self.patterns()?;
                     self.symbol("|")?;
                     let body = self.pipe()?;
+                    self.parts = parts;
                     return Ok(Ast::Bind { source: Box::new(term), patterns, body: Box::new(body) });
                 }
                 Ok(term)
@@ -300,9 +308,9 @@ impl<'s> Parser<'s> {
             Token::Variable(_) => Ok(Pattern::Variable(parser.variable()?)),
             Token::Symbol("[") => {
                 parser.next()?;
-                let mut items = vec![parser.pattern()?];
+                let mut items = vec![parser.item()?];
                 while parser.eat(Token::Symbol(","))? {
-                    items.push(parser.pattern()?);
+                    items.push(parser.item()?);
                 }
                 parser.symbol("]")?;
                 Ok(Pattern::Array(items))
@@ -320,7 +328,22 @@ impl<'s> Parser<'s> {
         })
     }
 
+    /// One more part of a pattern.
+    fn part(&mut self) -> Parsed<()> {
+        self.parts += 1;
+        if self.parts > MOST_PARTS {
+            return Err(self.wrong(format!("patterns of more than {MOST_PARTS} parts in all")));
+        }
+        Ok(())
+    }
+
+    fn item(&mut self) -> Parsed<Pattern> {
+        self.part()?;
+        self.pattern()
+    }
+
     fn pattern_member(&mut self) -> Parsed<(Ast, Option<String>, Option<Pattern>)> {
+        self.part()?;
         if let Token::Variable(name) = self.peek()? {
             self.next()?;
             let inner = if self.eat(Token::Symbol(":"))? { Some(self.pattern()?) } else { None };
@@ -614,6 +637,7 @@ impl<'s> Parser<'s> {
             Token::Word(word @ ("reduce" | "foreach")) => {
                 let source = Box::new(self.source()?);
                 self.word("as")?;
+                let parts = self.parts;
                 let patterns = self.patterns()?;
                 self.symbol("(")?;
                 let init = Box::new(self.pipe()?);
@@ -625,6 +649,7 @@ impl<'s> Parser<'s> {
                     None
                 };
                 self.symbol(")")?;
+                self.parts = parts;
                 if word == "reduce" {
                     Ast::Reduce { source, patterns, init, update }
                 } else {

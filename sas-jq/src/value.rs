@@ -498,6 +498,8 @@ impl Value {
                     pairs.map(|(a, b)| a.1.order(b.1)).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
                 })
             }
+            (Value::Int(a), Value::Float(b)) => whole_with_double(*a, *b),
+            (Value::Float(a), Value::Int(b)) => whole_with_double(*b, *a).reverse(),
             _ => match (self.as_f64(), other.as_f64()) {
                 (Some(a), Some(b)) => {
                     a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()).reverse())
@@ -514,6 +516,20 @@ impl Value {
             _ => self.order(other),
         }
     }
+}
+
+/// Exactly: as doubles, two whole numbers that differ may both be equal to a third, and that is no order to sort by.
+fn whole_with_double(whole: i64, double: f64) -> Ordering {
+    const BEYOND: f64 = 9_223_372_036_854_775_808.0;
+    if double >= BEYOND {
+        return Ordering::Less;
+    }
+    if double.is_nan() || double < -BEYOND {
+        return Ordering::Greater;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "within the bounds of whole numbers")]
+    let below = double.floor() as i64;
+    whole.cmp(&below).then(if double > double.floor() { Ordering::Less } else { Ordering::Equal })
 }
 
 impl PartialEq for Value {

@@ -46,6 +46,10 @@ fn the_hostile_are_refused_at_once_and_in_little_memory() {
     let conditions = "if 1 then ".repeat(1_000);
     let alternatives = ". as [$a] ?// [$b] ?// [$c] ?// $d | ".repeat(12) + "1";
     let pattern = format!(". as {}$x{} | 1", "[".repeat(3_000), "]".repeat(3_000));
+    let members = named_members(2_000);
+    let shared = format!("[1, 2] | def f: {{{members}, zzz: f}}; f");
+    let parts = "\\(.[])".repeat(2_000);
+    let shared_text = format!("[1, 2] | def f: \"\\(f){parts}\"; f");
     let hostile = [
         "def f: 1 + f; f",
         "def f: [f]; f",
@@ -113,6 +117,11 @@ fn the_hostile_are_refused_at_once_and_in_little_memory() {
         &conditions,
         &alternatives,
         &pattern,
+        &shared,
+        &shared_text,
+        r#"("y" * 7000000) as $s | [range(190) | try ("a" | test("a"; $s)) catch .] | until(false; .)"#,
+        r#"("y" * 2000) as $s | [range(1e9) | try ("a" | strptime($s)) catch .]"#,
+        "[range(1e9) | try error catch .] | length",
         "env",
         "$ENV.PATH",
         "input",
@@ -153,6 +162,109 @@ fn the_hostile_are_refused_at_once_and_in_little_memory() {
     println!("{} expressions: at most {slowest:.1} ms and {largest} KiB", hostile.len());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(evaluate("1, 2"), Ok(2), "the host goes on");
+}
+
+/// `aaa: .[], aab: .[], …`
+fn named_members(count: u32) -> String {
+    let letter = |at: u32| char::from_u32(u32::from('a') + at % 26).expect("a letter");
+    let name = |at: u32| format!("{}{}{}:.[]", letter(at / 676), letter(at / 26), letter(at));
+    (0..count).map(name).collect::<Vec<_>>().join(",")
+}
+
+/// Runs on a stack as small as the threads of a host have.
+fn on_a_small_stack(run: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new()
+        .stack_size(1 << 20)
+        .spawn(run)
+        .expect("a thread")
+        .join()
+        .expect("does not panic");
+}
+
+#[test]
+fn patterns_of_any_width_leave_the_stack_alone() {
+    on_a_small_stack(|| {
+        for count in [101, 1_000, 4_000] {
+            let variables = vec!["$a"; count].join(",");
+            for text in [
+                format!("1 as [{variables}] | 1"),
+                format!("1 as {{{variables}}} | 1"),
+                format!("reduce 1 as [{variables}] (0; 1)"),
+                format!("1 as $b ?// [{variables}] | 1"),
+            ] {
+                let error = Program::parse(&text, &[]).expect_err("too wide");
+                assert!(error.message.contains("more than 100 parts"), "{error}");
+            }
+        }
+        // In all that a term is in, not in each.
+        let fifty = format!("1 as [{}] | ", vec!["$a"; 50].join(","));
+        assert!(Program::parse(&format!("{}1", fifty.repeat(3)), &[]).is_err());
+        // One after another they may have any number.
+        let row = vec![format!("({fifty} $a)"); 60].join(",");
+        assert_eq!(evaluate(&row.replace("1 as", "[1] as")), Ok(60));
+        let hundred = format!("[range(100)] as [{}] | $a", vec!["$a"; 100].join(","));
+        let deep = format!("{}{hundred}{}", "[".repeat(20), "]".repeat(20));
+        assert_eq!(evaluate(&deep), Ok(1));
+        let most = "def f: 1; ".repeat(190) + &hundred + &"+ 1".repeat(190);
+        assert_eq!(evaluate(&most), Ok(1));
+    });
+}
+
+#[test]
+fn whole_numbers_beyond_doubles_are_sorted_with_doubles() {
+    let sorts =
+        [("sort", "sort"), ("unique", "unique"), ("group_by(.)", "group"), ("min", "min"), ("max", "max")];
+    let numbers = [
+        Value::Int(9_007_199_254_740_992),
+        Value::Float(9_007_199_254_740_992.0),
+        Value::Int(9_007_199_254_740_993),
+        Value::Int(i64::MAX),
+        Value::Float(9_223_372_036_854_775_808.0),
+        Value::Int(i64::MIN),
+        Value::Float(-9_223_372_036_854_775_808.0),
+        Value::Float(f64::NAN),
+        Value::Float(f64::NEG_INFINITY),
+        Value::Float(0.5),
+        Value::Float(-0.5),
+        Value::Int(0),
+        Value::Float(-0.0),
+    ];
+    // Any numbers that repeat themselves late will do.
+    let mut state = 1_u64;
+    let mut next = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).expect("31 bits")
+    };
+    for round in 0..400 {
+        let few = if round % 2 == 0 { 3 } else { numbers.len() };
+        let items: Vec<Value> = (0..24 + round).map(|_| numbers[next() % few].clone()).collect();
+        let list = Value::list(items).expect("flat");
+        for (text, name) in sorts {
+            let program = Program::parse(text, &[]).expect(name);
+            program.first(list.clone(), &[], &Limits::default()).expect(name).expect("one");
+        }
+    }
+    let sorted =
+        Program::parse("[9007199254740993, 9007199254740992, 9007199254740993] | sort | tojson", &[]);
+    let sorted = sorted.expect("reads").first(Value::Null, &[], &Limits::default()).expect("is fine");
+    assert_eq!(sorted, Some("[9007199254740992,9007199254740993,9007199254740993]".into()));
+    let less = Program::parse("[.[0] < .[1], .[1] < .[2], .[0] == .[1], .[0] < .[2]]", &[]).expect("reads");
+    let input = Value::list(numbers[..3].to_vec()).expect("flat");
+    let order = less.first(input, &[], &Limits::default()).expect("is fine").expect("one");
+    assert_eq!(order.to_string(), "[false,true,true,true]");
+}
+
+#[test]
+fn messages_are_short() {
+    for text in
+        [r#""a" | test("(" * 9000)"#, r#""a" | test("a"; "q" * 9000)"#, r#""a" | strptime("y" * 9000)"#]
+    {
+        let program = Program::parse(text, &[]).expect("reads");
+        match program.first(Value::Null, &[], &Limits::default()) {
+            Err(Error::Raised(Value::String(message))) => assert!(message.as_str().len() <= 1024, "{text}"),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
 }
 
 #[test]

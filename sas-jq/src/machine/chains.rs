@@ -90,6 +90,15 @@ impl<'p> Env<'p> {
         }
     }
 
+    /// The values, from the one that was bound last.
+    pub(super) fn values(&self) -> impl Iterator<Item = &Value> {
+        let bound = std::iter::successors(self.0.as_deref(), |bound| bound.outer.0.as_deref());
+        bound.filter_map(|bound| match &bound.slot {
+            Slot::Value(value) => Some(value),
+            _ => None,
+        })
+    }
+
     pub(super) fn mark(&self, place: Place) -> usize {
         match self.slot(place) {
             Some(Slot::Mark(mark)) => *mark,

@@ -12,7 +12,7 @@ use crate::{
     compile::{Term, TextPart, library},
     format::Format,
     natives::Native,
-    value::{Charge, Members, Value},
+    value::{Charge, Value},
 };
 
 impl<'p> Outputs<'p> {
@@ -115,7 +115,7 @@ impl<'p> Outputs<'p> {
             Term::Const(value) => Next::Return(made(value.clone()), then),
             Term::Variable(place) => Next::Return(made(env.value(*place)), then),
             Term::Text(format, parts) => {
-                return self.text(*format, parts, parts.len(), Vec::new(), env, current, then);
+                return self.text(*format, parts, parts.len(), Env::default(), env, current, then);
             }
             Term::Format(format) => {
                 let value = format.apply(&self.cx, &current.value)?;
@@ -131,7 +131,7 @@ impl<'p> Outputs<'p> {
                 let then = self.then(Frame::Into(mark), Then(None));
                 Next::Eval(inner, env, Current { trail: Trail::Off, ..current }, then)
             }
-            Term::Object(members) => return self.key(members, 0, Members::new(), env, current, then),
+            Term::Object(members) => return self.key(members, 0, Env::default(), env, current, then),
             Term::Index { of, key, optional } => match Self::at_once(key, &env, &current) {
                 Some(key) => match **of {
                     Term::Id => return self.index(current, key, *optional, then),
@@ -331,7 +331,7 @@ impl<'p> Outputs<'p> {
         format: Format,
         parts: &'p [TextPart],
         mut left: usize,
-        mut got: Arguments,
+        mut got: Env<'p>,
         env: Env<'p>,
         current: Current,
         then: Then<'p>,
@@ -340,7 +340,7 @@ impl<'p> Outputs<'p> {
             left -= 1;
             if let TextPart::Term(term) = &parts[left] {
                 match Self::at_once(term, &env, &current) {
-                    Some(value) => got.push(format.apply(&self.cx, &value)?),
+                    Some(value) => got = self.bind(got, Slot::Value(format.apply(&self.cx, &value)?)),
                     None => {
                         let plain = current.plain();
                         let frame = Frame::Text { format, parts, left, got, env: env.clone(), current };
@@ -350,7 +350,8 @@ impl<'p> Outputs<'p> {
             }
         }
         let mut text = String::new();
-        let mut got = got.iter().rev();
+        // The first part was made last.
+        let mut got = got.values();
         for part in parts {
             match part {
                 TextPart::Text(part) => text.push_str(part),
@@ -367,14 +368,17 @@ impl<'p> Outputs<'p> {
         &mut self,
         members: &'p [(Term, Term)],
         at: usize,
-        got: Members,
+        got: Env<'p>,
         env: Env<'p>,
         current: Current,
         then: Then<'p>,
     ) -> Result<Next<'p>, Error> {
         let Some((key, _)) = members.get(at) else {
-            self.cx.spend(got.len() as u64)?;
-            let value = self.cx.make.map(got)?;
+            self.cx.spend(members.len() as u64)?;
+            let made: Vec<&Value> = got.values().collect();
+            let made = made.chunks_exact(2).rev().map(|member| (member[1].as_str(), member[0].clone()));
+            let made = made.map(|(key, value)| (key.unwrap_or_default().into(), value));
+            let value = self.cx.make.map(made.collect())?;
             return Ok(Next::Return(Current::made(&current.trail, value), then));
         };
         match Self::at_once(key, &env, &current) {
@@ -392,7 +396,7 @@ impl<'p> Outputs<'p> {
         &mut self,
         members: &'p [(Term, Term)],
         at: usize,
-        got: Members,
+        got: Env<'p>,
         key: Value,
         env: Env<'p>,
         current: Current,

@@ -17,7 +17,7 @@ use crate::{
     cx::Cx,
     format::Format,
     natives::Native,
-    value::{Charge, Members, Value},
+    value::{Charge, Value},
 };
 
 /// Where a value lies in the input, when that matters.
@@ -59,21 +59,22 @@ enum Frame<'p> {
         format: Format,
         parts: &'p [TextPart],
         left: usize,
-        got: Arguments,
+        got: Env<'p>,
         env: Env<'p>,
         current: Current,
     },
+    /// The keys and values that were made, as a chain: frames share it, and each of its nodes is counted.
     Key {
         members: &'p [(Term, Term)],
         at: usize,
-        got: Members,
+        got: Env<'p>,
         env: Env<'p>,
         current: Current,
     },
     Member {
         members: &'p [(Term, Term)],
         at: usize,
-        got: Members,
+        got: Env<'p>,
         key: Value,
         env: Env<'p>,
         current: Current,

@@ -33,16 +33,16 @@ impl<'p> Outputs<'p> {
             Frame::Bind(body, env, input) => {
                 Next::Eval(body, self.bind(env, Slot::Value(current.value)), input, then)
             }
-            Frame::Text { format, parts, left, mut got, env, current: input } => {
-                got.push(format.apply(&self.cx, &current.value)?);
+            Frame::Text { format, parts, left, got, env, current: input } => {
+                let got = self.bind(got, Slot::Value(format.apply(&self.cx, &current.value)?));
                 return self.text(format, parts, left, got, env, input, then);
             }
             Frame::Key { members, at, got, env, current: input } => {
                 return self.member(members, at, got, current.value, env, input, then);
             }
-            Frame::Member { members, at, mut got, key, env, current: input } => {
-                got.insert(key.as_str().unwrap_or_default().into(), current.value);
-                self.cx.make.room(got.len() * 64)?;
+            Frame::Member { members, at, got, key, env, current: input } => {
+                let got = self.bind(got, Slot::Value(key));
+                let got = self.bind(got, Slot::Value(current.value));
                 return self.key(members, at + 1, got, env, input, then);
             }
             Frame::IndexOf { of, optional, env, current: input } => {

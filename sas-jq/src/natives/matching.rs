@@ -17,7 +17,14 @@ const COMPILED: usize = 512 << 10;
 /// How many are kept compiled.
 const KEPT: usize = 8;
 
+/// The most flags: each of them counts once.
+const MOST_FLAGS: usize = 64;
+
 fn compiled(cx: &Cx, pattern: &str, flags: &str) -> Result<Regex, Error> {
+    if flags.len() > MOST_FLAGS {
+        return Err(cx.raise(format!("{} flags; at most {MOST_FLAGS}", flags.len())));
+    }
+    cx.spend_bytes(pattern.len() * 2)?;
     let key = format!("{flags}/{pattern}");
     let mut kept = cx.patterns.borrow_mut();
     if let Some((_, regex)) = kept.iter().find(|(known, _)| *known == key) {
