@@ -116,6 +116,22 @@ unknown: 1
 }
 
 #[test]
+fn functions_call_each_other_neither_in_circles_nor_in_long_chains() {
+    let chain = |length: usize| {
+        let calls: String = (1..length).map(|n| format!("    f{n}: {{call: f{}}}\n", n + 1)).collect();
+        let head = "document: {dsl: '1.0.3', namespace: a, name: b, version: '1.0.0'}\nuse:\n  functions:\n";
+        let text = format!("{head}{calls}    f{length}: {{set: {{n: 1}}}}\ndo: [{{c: {{call: f1}}}}]\n");
+        match Definition::parse(&text) {
+            Ok(_) => Vec::new(),
+            Err(mistakes) => mistakes.0.into_iter().map(|mistake| mistake.pointer).collect(),
+        }
+    };
+    assert!(chain(32).is_empty());
+    assert_eq!(chain(33), ["/use/functions/f1"]);
+    assert_eq!(chain(4_000), ["/use/functions/f3968"], "and that at once");
+}
+
+#[test]
 fn what_is_no_definition_at_all_is_refused() {
     let deep = format!("{}{}", "{\"a\":".repeat(5_000), "}".repeat(5_000));
     let many = "a: &a [1,1]\nb: [*a,*a]\n".to_owned() + &"c: [*a]\n".repeat(2_000);

@@ -50,6 +50,7 @@ impl Cx {
         scope: &Scope<'_>,
     ) -> Result<Option<Ended>, Fault> {
         if !listening.complete
+            && listening.since < self.told
             && let Some(event) = self.event.clone()
         {
             self.consume(listen, listening, &event, scope)?;

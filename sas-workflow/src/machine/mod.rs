@@ -22,6 +22,8 @@ use crate::{
 const MOST_TASKS: usize = 100_000;
 /// How many of them one record may make it come to: then it asks to be told the time, so that others get a turn.
 const TURN: usize = 1_000;
+/// How many tasks may be under way one in the other: each takes of the stack.
+const DEEPEST: usize = 64;
 /// How many visits are kept.
 const MOST_VISITS: usize = 10_000;
 
@@ -102,6 +104,10 @@ pub(crate) struct Cx {
     left: usize,
     /// Tasks that this record may still make it come to.
     turn: usize,
+    /// How many records were told.
+    told: u64,
+    /// How many tasks the one that goes on now is in.
+    depth: usize,
 }
 
 /// The variables of loops and handlers, innermost last.
@@ -135,6 +141,8 @@ impl Machine {
             visits: Vec::new(),
             left: MOST_TASKS,
             turn: TURN,
+            told: 0,
+            depth: 0,
         };
         let run = Some(Run { cx, list: List::default(), deadline: None });
         Ok(Self { definition, status: Status::Pending, run, commands: Vec::new(), visits: Vec::new() })
@@ -170,6 +178,7 @@ impl Machine {
         };
         run.cx.now = run.cx.now.max(at);
         run.cx.turn = TURN;
+        run.cx.told += 1;
         match (record, &self.status) {
             (Record::Cancelled { .. }, _) => {
                 self.end(Status::Cancelled);

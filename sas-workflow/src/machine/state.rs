@@ -84,6 +84,8 @@ pub(crate) enum Phase {
 
 #[derive(Default)]
 pub(crate) struct Listening {
+    /// The record that made the run come to it: an event that came with this one was for those before it.
+    pub(super) since: u64,
     /// What was read of the events that count.
     pub(super) events: Vec<Value>,
     /// Which filters have had their event.

@@ -4,7 +4,7 @@ use sas_jq::Value;
 use serde_json::Value as Json;
 
 use super::{
-    Cx, Locals, MOST_TASKS, MOST_VISITS, Scope, Visit,
+    Cx, DEEPEST, Locals, MOST_TASKS, MOST_VISITS, Scope, Visit,
     state::{Around, Body, Branch, Ended, List, Listening, Phase, State, Try},
 };
 use crate::{
@@ -142,6 +142,23 @@ impl Cx {
     }
 
     fn task(
+        &mut self,
+        task: &Task,
+        state: &mut State,
+        locals: &Locals,
+    ) -> Result<Option<(Ended, Then)>, Fault> {
+        // An extension may call a function whose tasks it extends: no definition shows how deep that goes.
+        if self.depth == DEEPEST {
+            let problem = format!("the task {:?} is in more than {DEEPEST} others", task.name);
+            return Err(Fault::new(Standard::Runtime, &task.pointer, problem));
+        }
+        self.depth += 1;
+        let ended = self.within(task, state, locals);
+        self.depth -= 1;
+        ended
+    }
+
+    fn within(
         &mut self,
         task: &Task,
         state: &mut State,
@@ -326,7 +343,7 @@ impl Cx {
             Kind::OpenApi(call) => self.openapi(call, state, &scope),
             Kind::Listen(listen) => {
                 if matches!(state.body, Body::New) {
-                    state.body = Body::Listen(Listening::default());
+                    state.body = Body::Listen(Listening { since: self.told, ..Listening::default() });
                 }
                 let Body::Listen(listening) = &mut state.body else { return Ok(None) };
                 self.listen(listen, listening, &step, &scope)

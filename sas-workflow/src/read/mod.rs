@@ -21,6 +21,8 @@ use crate::{
 const LONGEST: usize = 1 << 20;
 /// How deep a document may be nested.
 const DEEPEST: usize = 64;
+/// How many functions may call each other, one by the other.
+const LONGEST_CHAIN: usize = 32;
 
 impl Definition {
     /// Reads a definition in YAML (1.2) or JSON.
@@ -534,19 +536,39 @@ impl Reader<'_> {
                 edges.entry(caller).or_default().push(callee);
             }
         }
-        for start in edges.keys() {
-            let (mut left, mut seen) = (edges[start].clone(), Vec::new());
-            while let Some(next) = left.pop() {
-                if next == *start {
-                    self.mistakes
-                        .push(&below("/use/functions", start), "calls itself, directly or by others");
-                    break;
-                }
-                if !seen.contains(&next) {
-                    left.extend(edges.get(&next).cloned().unwrap_or_default());
-                    seen.push(next);
+        // Functions that call none go first, then those that call only them, and so on: what is left goes in a circle.
+        let mut callers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut left: BTreeMap<&str, usize> = BTreeMap::new();
+        for (caller, callees) in &edges {
+            left.insert(caller, callees.len());
+            callees.iter().for_each(|callee| callers.entry(callee).or_default().push(caller));
+        }
+        let all = uses.functions.keys().map(String::as_str);
+        let mut level: Vec<&str> = all.filter(|name| !left.contains_key(name)).collect();
+        let mut chain = 1;
+        while !level.is_empty() {
+            if chain == LONGEST_CHAIN + 1 {
+                for name in &level {
+                    let problem = format!("calls more than {LONGEST_CHAIN} functions, one by the other");
+                    self.mistakes.push(&below("/use/functions", name), problem);
                 }
             }
+            let mut next = Vec::new();
+            for caller in level.iter().filter_map(|name| callers.get(name)).flatten() {
+                if let Some(count) = left.get_mut(caller) {
+                    *count -= 1;
+                    if *count == 0 {
+                        left.remove(caller);
+                        next.push(*caller);
+                    }
+                }
+            }
+            level = next;
+            chain += 1;
+        }
+        for name in left.keys() {
+            let problem = "calls itself, directly or by others, or calls one that does";
+            self.mistakes.push(&below("/use/functions", name), problem);
         }
     }
 

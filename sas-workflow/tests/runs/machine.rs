@@ -320,3 +320,48 @@ fn a_retry_is_scattered_by_the_seed_of_the_run_alone() {
     assert_ne!(due(1), due(2));
     assert!((1..50).map(due).all(|due| (1_000..11_000).contains(&due)));
 }
+
+#[test]
+fn an_event_is_for_those_that_waited_for_it() {
+    let twice = "do: [{a: {listen: {to: {one: {with: {type: go}}}}}}, {s: {set: {n: 1}}}, {b: {listen: {to: {one: {with: {type: go}}}}}}]";
+    let go =
+        |n: u64| json!({"specversion": "1.0", "id": n.to_string(), "source": "s", "type": "go", "data": n});
+    let mut run = Run::begin(&definition(twice), json!({}), &[]);
+    run.event(go(1));
+    assert_eq!(*run.machine.status(), Status::Running, "the second one waits for another event");
+    run.event(go(2));
+    assert_eq!(run.output(), json!([2]));
+    run.replays();
+    let side = "do: [{f: {fork: {branches: [{a: {listen: {to: {one: {with: {type: go}}}}}}, {b: {listen: {to: {one: {with: {type: go}}}}}}]}}}]";
+    let mut run = Run::begin(&definition(side), json!({}), &[]);
+    run.event(go(3));
+    assert_eq!(run.output(), json!([[3], [3]]), "both waited for it");
+}
+
+#[test]
+fn tasks_in_tasks_without_end_fault() {
+    let circle = "
+use:
+  extensions: [{log: {extend: all, before: [{c: {call: f}}]}}]
+  functions: {f: {set: {n: 1}}}
+do: [{s: {set: {n: 2}}}]
+";
+    let fault = run_fault(circle, json!({}));
+    assert!(fault["detail"].as_str().expect("a text").contains("64 others"), "{fault}");
+    let calls: String = (1..32).map(|n| format!("    f{n}: {{call: f{}}}\n", n + 1)).collect();
+    let chain = format!("use:\n  functions:\n{calls}    f32: {{set: {{n: 1}}}}\ndo: [{{c: {{call: f1}}}}]\n");
+    assert_eq!(run(&chain, json!({})).output(), json!({"n": 1}));
+    for (open, close) in [
+        ("{try: [{t: ", "}], catch: {errors: {with: {status: 1}}}}"),
+        ("{fork: {branches: [{t: ", "}]}}"),
+        ("{for: {in: '[1]'}, do: [{t: ", "}]}"),
+    ] {
+        let nested = |inner: &str| format!("{}{inner}{}", open.repeat(12), close.repeat(12));
+        let functions: String =
+            (1..7).map(|n| format!("    f{n}: {}\n", nested(&format!("{{call: f{}}}", n + 1)))).collect();
+        let text =
+            format!("use:\n  functions:\n{functions}    f7: {{set: {{n: 1}}}}\ndo: [{{c: {{call: f1}}}}]\n");
+        let fault = run_fault(&text, json!({}));
+        assert!(fault["detail"].as_str().expect("a text").contains("64 others"), "{fault}");
+    }
+}
