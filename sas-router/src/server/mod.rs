@@ -44,7 +44,7 @@ use self::{
     detect::{Replayed, Spoken, detect},
     listener::{Accepted, Listener},
     plain::Answered,
-    transport::{Carrier, Transport, error_answer},
+    transport::{Carrier, Socket, Transport, error_answer},
     watch::{Busy, Signal, Watch, Watched},
     workers::Workers,
 };
@@ -273,7 +273,7 @@ async fn connection(
         // A WebSocket may be quiet for days; a peer that vanished is noticed all the same.
         rustix::net::sockopt::set_socket_keepalive(stream, true)?;
     }
-    let starting = timeout(shared.config.header_timeout, start(stream, shared));
+    let starting = timeout(shared.config.header_timeout, start(stream, watched, shared));
     let started = tokio::select! {
         biased;
         _ = poll_fn(|cx| watched.poll_signal(Signal::Continue, cx)) => return Ok(()),
@@ -300,13 +300,14 @@ async fn connection(
 /// Encrypts if so configured, and finds out what is spoken.
 async fn start(
     stream: Accepted,
+    watched: &Arc<Watched>,
     shared: &Arc<Shared>,
 ) -> Result<Option<(Spoken, Replayed<Carrier>, bool)>, BoxError> {
     let stream = match stream {
-        Accepted::Tcp(stream) => stream,
+        Accepted::Tcp(stream) => Socket::new(stream, watched),
         #[cfg(unix)]
         Accepted::Unix(stream) => {
-            let detected = detect(Carrier::Unix(stream)).await?;
+            let detected = detect(Carrier::Unix(Socket::new(stream, watched))).await?;
             return Ok(detected.map(|(spoken, stream)| (spoken, stream, false)));
         }
     };

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use http::{Method, Uri, Version, header};
 use sas_core::{Body, Request, Response};
-use tokio::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use super::{
     Shared,
@@ -257,6 +257,8 @@ struct Plain<'a> {
     read: Vec<u8>,
     /// What was said last by the watch.
     known: Signal,
+    /// Interim answers are on their way to the client.
+    flushing: bool,
 }
 
 impl Plain<'_> {
@@ -276,10 +278,13 @@ impl Plain<'_> {
 
     /// Looks at the client while its request is being answered. Ready when it has left, or must go.
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.client.interim().is_some_and(|interim| interim.is_due())
-            && let Poll::Ready(Err(_)) = Pin::new(&mut *self.io).poll_flush(cx)
-        {
-            return Poll::Ready(());
+        self.flushing |= self.client.interim().is_some_and(|interim| interim.is_due());
+        if self.flushing {
+            match Pin::new(&mut *self.io).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.flushing = false,
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => {}
+            }
         }
         let left = wire::scratch(|scratch| {
             // The next requests may come already; no more of them than fit.
@@ -296,6 +301,16 @@ impl Plain<'_> {
             false
         });
         if left { Poll::Ready(()) } else { self.poll_told(cx) }
+    }
+
+    /// Says the last word, if the client takes it. That may be more than a socket's: a connection that is encrypted says
+    /// that it ends.
+    async fn shutdown(&mut self) -> io::Result<()> {
+        poll_fn(|cx| match Pin::new(&mut *self.io).poll_shutdown(cx) {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => self.poll_told(cx).map(Ok),
+        })
+        .await
     }
 
     async fn write(&mut self, response: &Response, last: bool) -> io::Result<Wrote> {
@@ -348,7 +363,8 @@ pub(super) async fn serve(
     watched: &Arc<Watched>,
     shared: &Shared,
 ) -> io::Result<Left> {
-    let mut plain = Plain { io, watched, shared, client, read: Vec::new(), known: Signal::Continue };
+    let mut plain =
+        Plain { io, watched, shared, client, read: Vec::new(), known: Signal::Continue, flushing: false };
     loop {
         let came = poll_fn(|cx| poll_request(plain.io, &mut plain.read, watched, shared, cx)).await?;
         let (mut request, mut last) = match came {
@@ -368,6 +384,8 @@ pub(super) async fn serve(
         });
         let Some(response) = answered.await else { return Ok(Left::Ended) };
         drop(handling);
+        // Writing the answer flushes what is before it.
+        plain.flushing = false;
         if let Some(interim) = client.interim() {
             interim.close();
         }
@@ -388,7 +406,7 @@ pub(super) async fn serve(
         drop(response);
         drop(busy);
         if last {
-            plain.io.shutdown().await?;
+            plain.shutdown().await?;
             return Ok(Left::Ended);
         }
     }

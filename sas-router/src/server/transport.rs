@@ -22,14 +22,71 @@ use super::{
 };
 use crate::{Failure, identity::IdSource, interim::Interim};
 
+/// A socket that tells the watch whether it takes what is written to it.
+///
+/// It stands below the encryption: what is above it takes a write into its buffers, and waits for the socket in a flush
+/// or a shutdown.
+#[derive(Debug)]
+pub(super) struct Socket<S> {
+    stream: S,
+    watched: Arc<Watched>,
+}
+
+impl<S> Socket<S> {
+    pub(super) fn new(stream: S, watched: &Arc<Watched>) -> Self {
+        Self { stream, watched: Arc::clone(watched) }
+    }
+
+    fn note<T>(&self, polled: Poll<T>) -> Poll<T> {
+        self.watched.wrote(polled.is_ready());
+        polled
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Socket<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.note(polled)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.note(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
 /// What carries a connection.
 #[derive(Debug)]
 pub(super) enum Carrier {
-    Plain(TcpStream),
+    Plain(Socket<TcpStream>),
     #[cfg(unix)]
-    Unix(UnixStream),
+    Unix(Socket<UnixStream>),
     #[cfg(feature = "tls")]
-    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    Tls(Box<tokio_rustls::server::TlsStream<Socket<TcpStream>>>),
 }
 
 macro_rules! carry {
@@ -190,11 +247,6 @@ impl<S: AsyncWrite + Unpin> Transport<S> {
         }
         Poll::Ready(Ok(()))
     }
-
-    fn note<T>(&self, polled: Poll<T>) -> Poll<T> {
-        self.watched.wrote(polled.is_ready());
-        polled
-    }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
@@ -209,8 +261,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
             this.answer = error_answer(status, this.ids.next());
             return Poll::Ready(Ok(buf.len()));
         }
-        let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.note(polled)
+        Pin::new(&mut this.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -241,8 +292,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
         this.put_interim();
         this.set_clean(false);
         ready!(this.poll_answer(cx))?;
-        let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.note(polled)
+        Pin::new(&mut this.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
