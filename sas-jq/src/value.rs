@@ -408,7 +408,7 @@ impl Value {
     }
 
     /// How many bytes it takes at most when nothing of it is shared.
-    pub(crate) fn weight(&self) -> usize {
+    pub fn weight(&self) -> usize {
         match self {
             Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) => SLOT,
             Value::String(text) => SLOT + NODE + text.0.text.len(),

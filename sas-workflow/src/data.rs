@@ -14,6 +14,9 @@ pub(crate) const ARGUMENTS: [&str; 9] =
 /// What one evaluation may take.
 pub(crate) const LIMITS: Limits = Limits { steps: 500_000, bytes: 8 << 20 };
 
+/// How many bytes a fork, or a listener, may hold of what came of its branches, or of events.
+pub(crate) const HELD: usize = 64 << 20;
+
 /// The values of the variables, by name.
 pub(crate) type Variables = BTreeMap<String, Value>;
 
@@ -166,9 +169,20 @@ impl Data {
         Some(Self::Text(pieces))
     }
 
+    /// The data with its expressions evaluated; in all, they may make of it what one of them may.
     pub(crate) fn evaluate(&self, input: &Value, variables: &Variables) -> Result<Value, Error> {
-        Ok(match self {
-            Self::Constant(value) => value.clone(),
+        match self {
+            Self::Expression(expression) => expression.evaluate(input.clone(), variables),
+            data => {
+                let mut left = LIMITS.bytes;
+                data.within(input, variables, &mut left)
+            }
+        }
+    }
+
+    fn within(&self, input: &Value, variables: &Variables, left: &mut usize) -> Result<Value, Error> {
+        let made = match self {
+            Self::Constant(value) => return Ok(value.clone()),
             Self::Expression(expression) => expression.evaluate(input.clone(), variables)?,
             Self::Text(pieces) => {
                 let mut text = String::new();
@@ -190,15 +204,18 @@ impl Data {
                 text.into()
             }
             Self::List(items) => {
-                let items = items.iter().map(|item| item.evaluate(input, variables));
-                Value::list(items.collect::<Result<_, _>>()?)?
+                let items = items.iter().map(|item| item.within(input, variables, left));
+                return Value::list(items.collect::<Result<_, _>>()?);
             }
             Self::Map(members) => {
-                let members =
-                    members.iter().map(|(name, data)| Ok((name.clone(), data.evaluate(input, variables)?)));
-                Value::object(members.collect::<Result<Vec<_>, Error>>()?)?
+                let members = members
+                    .iter()
+                    .map(|(name, data)| Ok((name.clone(), data.within(input, variables, left)?)));
+                return Value::object(members.collect::<Result<Vec<_>, Error>>()?);
             }
-        })
+        };
+        *left = left.checked_sub(made.weight()).ok_or(Error::Bytes(LIMITS.bytes))?;
+        Ok(made)
     }
 }
 

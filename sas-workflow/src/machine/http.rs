@@ -18,6 +18,9 @@ use crate::{
 /// What stands in URIs as it is: RFC 3986's unreserved characters.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// The longest URI, in bytes: what the `http` crate takes.
+const MOST_URI: usize = 65_534;
+
 fn escaped(text: &str) -> String {
     utf8_percent_encode(text, ESCAPED).to_string()
 }
@@ -128,7 +131,7 @@ impl Cx {
         let mut uri = self.uri(&call.endpoint, scope)?;
         if let Some(query) = &call.query {
             let query = self.texts(query, "query", scope)?;
-            append(&mut uri, &query);
+            append(&mut uri, &query).map_err(wrong)?;
         }
         let mut headers = match &call.headers {
             Some(headers) => self.texts(headers, "headers", scope)?,
@@ -196,9 +199,15 @@ impl Cx {
             };
             uri.push_str(before);
             uri.push_str(&escaped(&plain(&value)));
+            if uri.len() > MOST_URI {
+                return Err(wrong(too_long()));
+            }
             rest = after;
         }
         uri.push_str(rest);
+        if uri.len() > MOST_URI {
+            return Err(wrong(too_long()));
+        }
         if !(uri.starts_with("http://") || uri.starts_with("https://")) || uri.contains(char::is_whitespace) {
             return Err(wrong(format!("{uri:?} is no URI of http or https")));
         }
@@ -342,8 +351,19 @@ impl Cx {
                 continue;
             };
             match place {
-                "path" => path = path.replace(&format!("{{{name}}}"), &escaped(&plain(&value))),
+                "path" => {
+                    let (hole, value) = (format!("{{{name}}}"), escaped(&plain(&value)));
+                    let more = path.matches(&hole).count().saturating_mul(value.len());
+                    if path.len().saturating_add(more) > MOST_URI {
+                        return Err(wrong(too_long()));
+                    }
+                    path = path.replace(&hole, &value);
+                }
                 "query" => match &value {
+                    // Each takes the name and two characters more.
+                    Json::Array(items) if items.len().saturating_mul(name.len() + 2) > MOST_URI => {
+                        return Err(wrong(too_long()));
+                    }
                     Json::Array(items) => {
                         query.extend(items.iter().map(|item| (name.to_owned(), plain(item))))
                     }
@@ -369,7 +389,7 @@ impl Cx {
             return Err(wrong("a header has a line break in it".to_owned()));
         }
         let mut uri = format!("{}{path}", server(&document, from).trim_end_matches('/'));
-        append(&mut uri, &query);
+        append(&mut uri, &query).map_err(wrong)?;
         if body.is_some() {
             headers.push(("content-type".to_owned(), "application/json".to_owned()));
         }
@@ -379,11 +399,19 @@ impl Cx {
     }
 }
 
-fn append(uri: &mut String, query: &[(String, String)]) {
+fn too_long() -> String {
+    format!("the URI has more than {MOST_URI} bytes; send what is longer as a body")
+}
+
+fn append(uri: &mut String, query: &[(String, String)]) -> Result<(), String> {
     for (name, value) in query {
         uri.push(if uri.contains('?') { '&' } else { '?' });
         uri.push_str(&format!("{}={}", escaped(name), escaped(value)));
+        if uri.len() > MOST_URI {
+            return Err(too_long());
+        }
     }
+    Ok(())
 }
 
 /// What a reference into the same document leads to.

@@ -8,7 +8,7 @@ use super::{
     state::{Ended, List, Listening},
 };
 use crate::{
-    data::Data,
+    data::{Data, HELD},
     definition::{Consumption, EventFilter, Listen, Read, Until},
     fault::{Fault, Standard},
     record::Command,
@@ -16,6 +16,17 @@ use crate::{
 
 /// Most events that one listener consumes.
 const MOST_EVENTS: usize = 10_000;
+
+impl Listening {
+    fn hold(&mut self, value: &Value, pointer: &str) -> Result<(), Fault> {
+        self.held = self.held.saturating_add(value.weight());
+        if self.held <= HELD {
+            return Ok(());
+        }
+        let problem = format!("the events of one listener take more than {HELD} bytes");
+        Err(Fault::new(Standard::Runtime, pointer, problem))
+    }
+}
 
 impl Cx {
     /// The event that `emit` publishes: what is not given is made of the run and the step.
@@ -72,6 +83,7 @@ impl Cx {
                     let scope = Scope { output: Some(&output), ..scope };
                     self.context = self.outgoing(&each.export, output.clone(), &scope)?;
                 }
+                listening.hold(&output, scope.pointer)?;
                 listening.made.push(output);
                 if ended.all {
                     let output = Value::list(std::mem::take(&mut listening.made)).unwrap_or_default();
@@ -147,9 +159,9 @@ impl Cx {
                 None => Json::Null,
             },
         };
-        listening
-            .events
-            .push(Value::from_json(&read).map_err(|error| Fault::evaluation(scope.pointer, &error))?);
+        let read = Value::from_json(&read).map_err(|error| Fault::evaluation(scope.pointer, &error))?;
+        listening.hold(&read, scope.pointer)?;
+        listening.events.push(read);
         if let Consumption::Any(_, Some(Until::Condition(condition))) = &listen.to {
             let events = Value::list(listening.events.clone())
                 .map_err(|error| Fault::evaluation(scope.pointer, &error))?;

@@ -86,6 +86,8 @@ pub(crate) enum Phase {
 pub(crate) struct Listening {
     /// The record that made the run come to it: an event that came with this one was for those before it.
     pub(super) since: u64,
+    /// How many bytes `events` and `made` take.
+    pub(super) held: usize,
     /// What was read of the events that count.
     pub(super) events: Vec<Value>,
     /// Which filters have had their event.

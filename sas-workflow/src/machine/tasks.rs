@@ -8,7 +8,7 @@ use super::{
     state::{Around, Body, Branch, Ended, List, Listening, Phase, State, Try},
 };
 use crate::{
-    data::Data,
+    data::{Data, HELD},
     definition::{Backoff, Catch, Kind, Raised, Retry, Task, Then},
     fault::{Fault, Standard},
     record::{Body as Bytes, Command, Outcome},
@@ -424,6 +424,9 @@ impl Cx {
             }
         }
         let Body::Fork(running) = &mut state.body else { return Ok(None) };
+        let weight = |ended: &Ended| ended.output.weight();
+        let outputs = running.iter().filter_map(|branch| branch.output.as_ref());
+        let mut held = outputs.map(weight).fold(0, usize::saturating_add);
         let mut waiting = false;
         for (task, branch) in branches.iter().zip(running.iter_mut()) {
             if let Some(inner) = &mut branch.state {
@@ -432,6 +435,11 @@ impl Cx {
                         let all = ended.all || then == Then::End;
                         if compete || all {
                             return Ok(Some(Ended { output: ended.output, all }));
+                        }
+                        held = held.saturating_add(weight(&ended));
+                        if held > HELD {
+                            let problem = format!("the outputs of the branches take more than {HELD} bytes");
+                            return Err(Fault::new(Standard::Runtime, &task.pointer, problem));
                         }
                         *branch = Branch { state: None, output: Some(ended) };
                     }

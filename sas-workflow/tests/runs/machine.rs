@@ -365,3 +365,47 @@ do: [{s: {set: {n: 2}}}]
         assert!(fault["detail"].as_str().expect("a text").contains("64 others"), "{fault}");
     }
 }
+
+#[test]
+fn what_is_put_together_of_large_parts_is_bounded() {
+    let large = "a".repeat(500_000);
+    let holes = "{a}".repeat(20_000);
+    let call = format!("do: [{{c: {{call: http, with: {{method: get, endpoint: 'http://x/{holes}'}}}}}}]");
+    let fault = run_fault(&call, json!({"a": large}));
+    assert!(fault["detail"].as_str().expect("a text").contains("65534 bytes"), "{fault}");
+    let query = "do: [{c: {call: http, with: {method: get, endpoint: 'http://x/', query: {a: '${ .a }'}}}}]";
+    let fault = run_fault(query, json!({"a": large}));
+    assert!(fault["detail"].as_str().expect("a text").contains("65534 bytes"), "{fault}");
+    let members: String = (0..1_000).map(|n| format!("m{n}: '${{ \"x\" * 7000000 }}', ")).collect();
+    let fault = run_fault(&format!("do: [{{s: {{set: {{{members}}}}}}}]"), json!({}));
+    assert!(fault["type"].as_str().expect("a text").ends_with("/expression"), "{fault}");
+    let branches: String =
+        (0..100).map(|n| format!("{{b{n}: {{set: '${{ \"x\" * 7000000 }}'}}}}, ")).collect();
+    let fault = run_fault(&format!("do: [{{f: {{fork: {{branches: [{branches}]}}}}}}]"), json!({}));
+    assert!(fault["detail"].as_str().expect("a text").contains("67108864 bytes"), "{fault}");
+    let same = "do: [{s: {set: {a: '${ .a }', b: ['${ .a }', 'x${ .a }']}}}]";
+    assert_eq!(run(same, json!({"a": large})).output()["b"][0], large);
+}
+
+#[test]
+fn the_address_of_an_operation_is_bounded() {
+    let document = json!({
+        "openapi": "3.1.0",
+        "paths": {format!("/{}", "{a}".repeat(20_000)): {"get": {
+            "operationId": "o",
+            "parameters": [{"name": "a", "in": "path"}, {"name": "q", "in": "query"}]
+        }}}
+    });
+    let call = |with: &str| {
+        let text = format!(
+            "do: [{{c: {{call: openapi, with: {{document: {{endpoint: 'http://x/d'}}, operationId: o, parameters: {with}}}}}}}]"
+        );
+        let mut run = Run::begin(&definition(&text), json!({"a": "a".repeat(500_000)}), &[]);
+        run.go_on(&mut |_| answer(200, &document));
+        run.fault()["detail"].as_str().expect("a text").to_owned()
+    };
+    for with in ["{a: '${ .a }'}", "{a: '', q: '${ [range(30000)] }'}"] {
+        let detail = call(with);
+        assert!(detail.contains("65534 bytes"), "{detail}");
+    }
+}
