@@ -129,8 +129,10 @@ pub(crate) fn indices(cx: &Cx, list: &[Value], part: &[Value]) -> Result<Value, 
     }
     let mut found = Vec::new();
     let cost: usize = part.iter().map(Value::weight).sum();
+    let first = part.first().map_or(0, Value::weight);
     for (at, window) in list.windows(part.len()).enumerate() {
         cx.spend(1)?;
+        cx.spend_bytes(first.min(window.first().map_or(0, Value::weight)))?;
         if window.first() == part.first() {
             cx.spend_bytes(cost)?;
             if window == part {

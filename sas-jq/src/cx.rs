@@ -1,18 +1,14 @@
 //! What an evaluation may still take.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::VecDeque,
-};
+use std::{cell::RefCell, collections::VecDeque};
 
 use crate::{
     Error, Limits,
+    fuel::Fuel,
     value::{Maker, Meter},
 };
 
 pub(crate) struct Cx {
-    steps: u64,
-    left: Cell<u64>,
     pub(crate) make: Maker,
     /// The regular expressions of late, by pattern with flags.
     pub(crate) patterns: RefCell<VecDeque<(String, regex::Regex)>>,
@@ -20,33 +16,20 @@ pub(crate) struct Cx {
 
 impl Cx {
     pub(crate) fn new(limits: &Limits) -> Self {
-        Self {
-            steps: limits.steps,
-            left: Cell::new(limits.steps),
-            make: Maker { meter: Some(Meter::default()), most: limits.bytes },
-            patterns: RefCell::default(),
-        }
+        let make = Maker { meter: Some(Meter::default()), most: limits.bytes, fuel: Fuel::new(limits.steps) };
+        Self { make, patterns: RefCell::default() }
     }
 
     pub(crate) fn left(&self) -> u64 {
-        self.left.get()
+        self.make.fuel.left()
     }
 
     pub(crate) fn spent(&self) -> u64 {
-        self.steps - self.left.get()
+        self.make.fuel.spent()
     }
 
     pub(crate) fn spend(&self, steps: u64) -> Result<(), Error> {
-        match self.left.get().checked_sub(steps) {
-            Some(left) => {
-                self.left.set(left);
-                Ok(())
-            }
-            None => {
-                self.left.set(0);
-                Err(Error::Steps(self.steps))
-            }
-        }
+        self.make.fuel.spend(steps)
     }
 
     /// For work over so many bytes.
@@ -63,6 +46,7 @@ impl Cx {
             message.push_str("...");
             message.shrink_to_fit();
         }
-        self.make.text(message).map_or_else(|error| error, Error::Raised)
+        // To say what is wrong takes more than to do what is right.
+        self.spend(8).and_then(|()| self.make.text(message)).map_or_else(|error| error, Error::Raised)
     }
 }

@@ -6,6 +6,7 @@ mod ast;
 mod compile;
 mod cx;
 mod format;
+mod fuel;
 mod lex;
 mod machine;
 mod natives;

@@ -75,7 +75,7 @@ def scan($re): scan($re; null);
 def splits($re; $flags): split($re; $flags) | .[];
 def splits($re): splits($re; null);
 def split($re; $flags): . as $s | [foreach ((match($re; $flags + "g") | [.offset, .length]), null) as $m ([0, null]; if $m == null then [.[0], $s[.[0]:]] else [$m[0] + $m[1], $s[.[0]:$m[0]]] end; .[1])];
-def _sub($pieces; str): def from($at): if $at == ($pieces | length) then . else . as $done | ($pieces[$at].captured | str) as $made | $done + $pieces[$at].before + $made | from($at + 1) end; "" | from(0);
+def _sub($pieces; str): def from($at): if $at == ($pieces | length) then . else . + ($pieces[$at] | .before + (.captured | str)) | from($at + 1) end; "" | from(0);
 def sub($re; str; $flags): . as $in
   | (reduce match($re; $flags) as $m ([[], 0]; .[0] += [{before: $in[.[1]:$m.offset], captured: ($m | _captured)}] | .[1] = $m.offset + $m.length)) as [$pieces, $end]
   | _sub($pieces; str) + $in[$end:];

@@ -3,14 +3,14 @@
 use std::{
     cmp::Ordering,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
 
 use indexmap::IndexMap;
 
-use crate::Error;
+use crate::{Error, fuel::Fuel};
 
 /// How deep a value may be nested: what `serde_json` reads back. So every walk over a value may recurse.
 pub(crate) const DEEPEST: u16 = 127;
@@ -69,6 +69,8 @@ pub(crate) type Members = IndexMap<Arc<str>, Value>;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MapNode {
     members: Members,
+    /// The places of the members in the order of their names, once anything asked for it.
+    order: OnceLock<Box<[u32]>>,
     weight: usize,
     depth: u16,
     charge: Charge,
@@ -159,24 +161,29 @@ impl Map {
         &self.0.members
     }
 
-    pub(crate) fn sorted(&self) -> Vec<(&Arc<str>, &Value)> {
-        let mut members: Vec<_> = self.0.members.iter().collect();
-        members.sort_unstable_by(|a, b| a.0.cmp(b.0));
-        members
+    /// In the order of the names. It is found once, so that comparing with a small object takes no time for a large one.
+    fn sorted(&self) -> impl Iterator<Item = (&Arc<str>, &Value)> {
+        let members = &self.0.members;
+        let order = self.0.order.get_or_init(|| {
+            let mut order: Box<[u32]> = (0..u32::try_from(members.len()).unwrap_or(u32::MAX)).collect();
+            order.sort_unstable_by_key(|at| members.get_index(*at as usize).map(|(name, _)| name));
+            order
+        });
+        order.iter().filter_map(|at| members.get_index(*at as usize))
     }
 }
 
-/// Makes values and counts them; `None` is how values come in from outside.
-#[derive(Clone, Default)]
+/// Makes values, counts them and has what is copied for it paid; no meter is how values come in from outside.
 pub(crate) struct Maker {
     pub(crate) meter: Option<Meter>,
     /// The most bytes: of one value written out in full, and of all that live.
     pub(crate) most: usize,
+    pub(crate) fuel: Fuel,
 }
 
 impl Maker {
     pub(crate) fn outside() -> Self {
-        Self { meter: None, most: usize::MAX }
+        Self { meter: None, most: usize::MAX, fuel: Fuel::new(u64::MAX) }
     }
 
     /// Whether there is room for so many bytes more.
@@ -192,6 +199,15 @@ impl Maker {
                 self.room(bytes)?;
                 Ok(Charge::new(meter, bytes))
             }
+        }
+    }
+
+    /// Whether what has this charge may be changed in place without being copied or charged anew. What came from outside
+    /// may not, whether anything still holds it there or not: the same takes the same steps.
+    fn owns(&self, charge: &Charge) -> bool {
+        match (&self.meter, &charge.meter) {
+            (Some(mine), Some(of)) => Arc::ptr_eq(&mine.0, &of.0),
+            _ => false,
         }
     }
 
@@ -224,17 +240,19 @@ impl Maker {
         self.check(weight, depth)?;
         let names: usize = members.keys().map(|name| name.len()).sum();
         let charge = self.charge(NODE + names + members.capacity() * MEMBER)?;
-        Ok(Value::Object(Map(Arc::new(MapNode { members, weight, depth, charge }))))
+        Ok(Value::Object(Map(Arc::new(MapNode { members, order: OnceLock::new(), weight, depth, charge }))))
     }
 
     /// Sets the element, in place where nothing else holds the array. `at` may be past the end: `null` fills up.
     pub(crate) fn set_element(&self, list: &mut List, at: usize, value: Value) -> Result<(), Error> {
         let grown = (at + 1).saturating_sub(list.0.items.len());
         self.room(grown.saturating_mul(SLOT))?;
-        if Arc::get_mut(&mut list.0).is_none() {
+        if !self.owns(&list.0.charge) || Arc::get_mut(&mut list.0).is_none() {
+            self.fuel.spend(list.0.items.len() as u64 / 4)?;
             self.room(list.0.items.len() * SLOT)?;
         }
         let node = Arc::make_mut(&mut list.0);
+        let owned = self.owns(&node.charge);
         let depth = node.depth.max(value.depth() + 1);
         let weight = node.weight.saturating_add(value.weight()).saturating_add(grown.saturating_mul(SLOT));
         self.check(weight, depth)?;
@@ -245,7 +263,7 @@ impl Maker {
         let old = std::mem::replace(&mut node.items[at], value);
         node.weight = weight.saturating_sub(old.weight());
         node.depth = depth;
-        if node.items.capacity() != before || node.charge.meter.is_none() {
+        if node.items.capacity() != before || !owned {
             node.charge = self.charge(NODE + node.items.capacity() * SLOT)?;
         }
         Ok(())
@@ -254,8 +272,15 @@ impl Maker {
     /// Appends, in place where nothing else holds the array.
     pub(crate) fn append(&self, list: &mut List, more: &[Value]) -> Result<(), Error> {
         let extra = more.len() * SLOT;
-        self.room(extra + if Arc::get_mut(&mut list.0).is_none() { list.0.items.len() * SLOT } else { 0 })?;
+        let copied = if self.owns(&list.0.charge) && Arc::get_mut(&mut list.0).is_some() {
+            0
+        } else {
+            list.0.items.len()
+        };
+        self.fuel.spend(copied as u64 / 4)?;
+        self.room(extra + copied * SLOT)?;
         let node = Arc::make_mut(&mut list.0);
+        let owned = self.owns(&node.charge);
         let weight = more.iter().fold(node.weight, |sum, item| sum.saturating_add(item.weight()));
         let depth = more.iter().map(Value::depth).max().unwrap_or(0) + 1;
         self.check(weight, depth)?;
@@ -263,7 +288,7 @@ impl Maker {
         node.items.extend_from_slice(more);
         node.weight = weight;
         node.depth = node.depth.max(depth);
-        if node.items.capacity() != before || node.charge.meter.is_none() {
+        if node.items.capacity() != before || !owned {
             node.charge = self.charge(NODE + node.items.capacity() * SLOT)?;
         }
         Ok(())
@@ -271,22 +296,27 @@ impl Maker {
 
     /// Sets the member, in place where nothing else holds the object.
     pub(crate) fn set_member(&self, map: &mut Map, name: Arc<str>, value: Value) -> Result<(), Error> {
-        if Arc::get_mut(&mut map.0).is_none() {
+        if !self.owns(&map.0.charge) || Arc::get_mut(&mut map.0).is_none() {
+            self.fuel.spend(map.0.members.len() as u64)?;
             self.room(map.0.members.len() * MEMBER)?;
         }
         let node = Arc::make_mut(&mut map.0);
+        let owned = self.owns(&node.charge);
         let depth = node.depth.max(value.depth() + 1);
         let weight = node.weight.saturating_add(value.weight());
         self.check(weight, depth)?;
         let before = node.members.capacity();
         let length = name.len();
         let old = node.members.insert(name, value);
+        if old.is_none() {
+            node.order = OnceLock::new();
+        }
         node.weight = match &old {
             Some(old) => weight.saturating_sub(old.weight()),
             None => weight.saturating_add(MEMBER + length),
         };
         node.depth = depth;
-        if node.members.capacity() != before || node.charge.meter.is_none() {
+        if node.members.capacity() != before || !owned {
             let names: usize = node.members.keys().map(|name| name.len()).sum();
             node.charge = self.charge(NODE + names + node.members.capacity() * MEMBER)?;
         } else if old.is_none()
@@ -300,11 +330,18 @@ impl Maker {
 
     /// Appends to a text, in place where nothing else holds it.
     pub(crate) fn extend_text(&self, text: &mut Text, more: &str) -> Result<(), Error> {
-        self.room(more.len() + if Arc::get_mut(&mut text.0).is_none() { text.0.text.len() } else { 0 })?;
+        let copied = if self.owns(&text.0.charge) && Arc::get_mut(&mut text.0).is_some() {
+            0
+        } else {
+            text.0.text.len()
+        };
+        self.fuel.spend(copied as u64 / 32)?;
+        self.room(more.len() + copied)?;
         let node = Arc::make_mut(&mut text.0);
+        let owned = self.owns(&node.charge);
         let before = node.text.capacity();
         node.text.push_str(more);
-        if node.text.capacity() != before || node.charge.meter.is_none() {
+        if node.text.capacity() != before || !owned {
             node.charge = self.charge(NODE + node.text.capacity())?;
         }
         Ok(())
@@ -491,10 +528,9 @@ impl Value {
                 if Arc::ptr_eq(&a.0, &b.0) {
                     return Ordering::Equal;
                 }
-                let (a, b) = (a.sorted(), b.sorted());
-                let names = a.iter().map(|member| member.0).cmp(b.iter().map(|member| member.0));
+                let names = a.sorted().map(|member| member.0).cmp(b.sorted().map(|member| member.0));
                 names.then_with(|| {
-                    let pairs = a.iter().zip(&b);
+                    let pairs = a.sorted().zip(b.sorted());
                     pairs.map(|(a, b)| a.1.order(b.1)).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
                 })
             }
@@ -509,7 +545,26 @@ impl Value {
         }
     }
 
-    /// jq's comparison for `<` and `==`: what is not a number is below everything that is one, itself too.
+    /// Whether both are the same in [`order`](Self::order), for which no members are sorted: it takes what the smaller
+    /// weighs.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Value::String(a), Value::String(b)) => a.as_str() == b.as_str(),
+            (Value::Array(a), Value::Array(b)) => {
+                Arc::ptr_eq(&a.0, &b.0)
+                    || (a.as_slice().len() == b.as_slice().len()
+                        && a.as_slice().iter().zip(b.as_slice()).all(|(a, b)| a.is_same(b)))
+            }
+            (Value::Object(a), Value::Object(b)) => {
+                Arc::ptr_eq(&a.0, &b.0)
+                    || (a.len() == b.len()
+                        && a.iter().all(|(name, a)| b.get(name).is_some_and(|b| a.is_same(b))))
+            }
+            _ => self.order(other).is_eq(),
+        }
+    }
+
+    /// jq's comparison for `<`: what is not a number is below everything that is one, itself too.
     pub(crate) fn compare(&self, other: &Self) -> Ordering {
         match (self, other) {
             (Value::Float(a), Value::Float(b)) if a.is_nan() && b.is_nan() => Ordering::Less,
@@ -534,7 +589,10 @@ fn whole_with_double(whole: i64, double: f64) -> Ordering {
 
 impl PartialEq for Value {
     fn eq(&self, other: &Self) -> bool {
-        self.compare(other).is_eq()
+        match (self, other) {
+            (Value::Float(a), Value::Float(b)) if a.is_nan() && b.is_nan() => false,
+            _ => self.is_same(other),
+        }
     }
 }
 
@@ -564,7 +622,7 @@ impl Value {
             Value::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
             Value::Int(whole) => out.push_str(&whole.to_string()),
             Value::Float(number) => crate::number::write(*number, out),
-            Value::String(text) => quote(text.as_str(), out),
+            Value::String(text) => quote(text.as_str(), out, most),
             Value::Array(list) => {
                 out.push('[');
                 for (at, item) in list.as_slice().iter().enumerate() {
@@ -584,7 +642,10 @@ impl Value {
                     if at > 0 {
                         out.push(',');
                     }
-                    quote(name, out);
+                    quote(name, out, most);
+                    if out.len() > most {
+                        return;
+                    }
                     out.push(':');
                     value.write(out, most);
                     if out.len() > most {
@@ -597,9 +658,13 @@ impl Value {
     }
 }
 
-fn quote(text: &str, out: &mut String) {
+/// Until there are more than `most` bytes.
+fn quote(text: &str, out: &mut String, most: usize) {
     out.push('"');
     for c in text.chars() {
+        if out.len() > most {
+            return;
+        }
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),

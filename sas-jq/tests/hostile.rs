@@ -50,6 +50,12 @@ fn the_hostile_are_refused_at_once_and_in_little_memory() {
     let shared = format!("[1, 2] | def f: {{{members}, zzz: f}}; f");
     let parts = "\\(.[])".repeat(2_000);
     let shared_text = format!("[1, 2] | def f: \"\\(f){parts}\"; f");
+    let empty_parts = format!("range(1e9) as $i | \"\" | \"{}\" | empty", "\\(.)".repeat(3_900));
+    let names: Vec<String> = (0..1_300).map(|at| format!("{}", Letters(at))).collect();
+    let passed = names.join(";");
+    let ones = vec!["1"; names.len()].join(";");
+    let passes = format!("def f({passed}): f({passed}); f({ones})");
+    let far = format!("1 as $x | def f({passed}): range(1e9) | $x | empty; f({ones})");
     let hostile = [
         "def f: 1 + f; f",
         "def f: [f]; f",
@@ -117,6 +123,26 @@ fn the_hostile_are_refused_at_once_and_in_little_memory() {
         &conditions,
         &alternatives,
         &pattern,
+        r#"("x" * 7000000) as $s | range(1e9) | try -$s catch empty"#,
+        r#"{("x" * 7000000): 1} as $s | range(1e9) | try -$s catch empty"#,
+        r#"("x" * 3000000) as $s | range(1e9) | ($s + "y") | empty"#,
+        r#"("[" + "1," * 100000 + "1]" | fromjson) as $s | range(1e9) | ($s + [1]) | empty"#,
+        r#"("[" + "1," * 100000 + "1]" | fromjson) as $s | range(1e9) | ($s | .[0] = 2) | empty"#,
+        "(reduce range(10000) as $i ({}; .[$i | tostring] = $i)) as $o | range(1e9) | ($o | .a = 1) | empty",
+        "(reduce range(10000) as $i ({}; .[$i | tostring] = $i)) as $o | range(1e9) | ($o + {a: 1}) | empty",
+        r#"("x" * 200000) | gsub("x"; "yy") | until(false; .)"#,
+        "(reduce range(20000) as $i ({}; .[$i | tostring] = $i)) as $o | range(1e9) | select($o == {})",
+        "(reduce range(20000) as $i ({}; .[$i | tostring] = $i)) as $o | range(1e9) | select($o < {})",
+        "(reduce range(20000) as $i ({}; .[$i | tostring] = $i)) as $o | range(1e9) | select([$o] < [{}])",
+        "(reduce range(9999) as $i ({}; .[$i | tostring] = $i)) as $o | [range(9999) | {}] | range(1e9) as $i | ([$o | .a = $i] | bsearch({})) | empty",
+        "(reduce range(9999) as $i ({}; .[$i | tostring] = $i)) as $o | [range(5000) | {}] + [$o] + [range(5000) | {}] | until(false; sort)",
+        r#"("1" * 3000000) as $s | range(1e9) | ($s | tonumber) | empty"#,
+        r#"("a" * 20000) as $p | ("a" * 40000) | indices($p) | until(false; .)"#,
+        r#"("ab" * 100000) as $p | ("a" * 100000) as $s | range(1e9) | ($s | indices($p)) | empty"#,
+        "[range(20000)] as $a | [range(20000) | $a] | indices([$a | .[19999] = 0]) | until(false; .)",
+        &empty_parts,
+        &passes,
+        &far,
         &shared,
         &shared_text,
         r#"("y" * 7000000) as $s | [range(190) | try ("a" | test("a"; $s)) catch .] | until(false; .)"#,
@@ -164,11 +190,19 @@ fn the_hostile_are_refused_at_once_and_in_little_memory() {
     assert_eq!(evaluate("1, 2"), Ok(2), "the host goes on");
 }
 
+/// A name of three letters.
+struct Letters(u32);
+
+impl std::fmt::Display for Letters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let letter = |at: u32| char::from_u32(u32::from('a') + at % 26).expect("a letter");
+        write!(f, "{}{}{}", letter(self.0 / 676), letter(self.0 / 26), letter(self.0))
+    }
+}
+
 /// `aaa: .[], aab: .[], …`
 fn named_members(count: u32) -> String {
-    let letter = |at: u32| char::from_u32(u32::from('a') + at % 26).expect("a letter");
-    let name = |at: u32| format!("{}{}{}:.[]", letter(at / 676), letter(at / 26), letter(at));
-    (0..count).map(name).collect::<Vec<_>>().join(",")
+    (0..count).map(|at| format!("{}:.[]", Letters(at))).collect::<Vec<_>>().join(",")
 }
 
 /// Runs on a stack as small as the threads of a host have.
@@ -252,6 +286,38 @@ fn whole_numbers_beyond_doubles_are_sorted_with_doubles() {
     let input = Value::list(numbers[..3].to_vec()).expect("flat");
     let order = less.first(input, &[], &Limits::default()).expect("is fine").expect("one");
     assert_eq!(order.to_string(), "[false,true,true,true]");
+}
+
+#[test]
+fn what_is_done_takes_the_same_steps_whoever_holds_the_input() {
+    let text = r#".a += "y" | .b += [1] | .c.d = 1 | .a + "z" | length"#;
+    let program = Program::parse(text, &[]).expect("reads");
+    let large = || {
+        let json = serde_json::json!({"a": "x".repeat(10_000), "b": vec![0; 10_000], "c": {"e": 1}});
+        Value::from_json(&json).expect("flat")
+    };
+    let held = large();
+    let mut shared = program.run(held.clone(), &[], &Limits::default());
+    let mut alone = program.run(large(), &[], &Limits::default());
+    assert_eq!(shared.next(), alone.next());
+    assert_eq!(shared.steps(), alone.steps());
+    assert_eq!(held, large(), "what is held stays as it was");
+    // And what an evaluation made counts in the next as what was read from a store.
+    let made = Program::parse(".", &[]).expect("reads").first(large(), &[], &Limits::default());
+    let made = made.expect("is fine").expect("one");
+    let copied = Program::parse(".b += [1]", &[]).expect("reads").first(made, &[], &Limits::default());
+    let copied = copied.expect("is fine").expect("one");
+    let again = Value::from_json(&copied.to_json()).expect("flat");
+    let (mut live, mut read) =
+        (program.run(copied, &[], &Limits::default()), program.run(again, &[], &Limits::default()));
+    assert_eq!(live.next(), read.next());
+    assert_eq!(live.steps(), read.steps());
+}
+
+#[test]
+fn replacing_many_matches_takes_steps_in_proportion() {
+    let program = Program::parse(r#""ab" * 500 | gsub("(?<x>a)"; .x + "-") | length"#, &[]).expect("reads");
+    assert_eq!(program.first(Value::Null, &[], &Limits::default()), Ok(Some(Value::Int(1500))));
 }
 
 #[test]

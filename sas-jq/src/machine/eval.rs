@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Error,
     access::{self, get},
-    compile::{Term, TextPart, library},
+    compile::{Place, Term, TextPart, library},
     format::Format,
     natives::Native,
     value::{Charge, Value},
@@ -17,13 +17,26 @@ use crate::{
 
 impl<'p> Outputs<'p> {
     /// A term whose value needs no step of its own.
-    pub(super) fn at_once(term: &Term, env: &Env<'p>, current: &Current) -> Option<Value> {
-        match term {
+    pub(super) fn at_once(
+        &self,
+        term: &Term,
+        env: &Env<'p>,
+        current: &Current,
+    ) -> Result<Option<Value>, Error> {
+        Ok(match term {
             Term::Id => Some(current.value.clone()),
             Term::Const(value) => Some(value.clone()),
-            Term::Variable(place) => Some(env.value(*place)),
+            Term::Variable(place) => {
+                self.walk(*place)?;
+                Some(env.value(*place))
+            }
             _ => None,
-        }
+        })
+    }
+
+    /// For going so far out in an environment.
+    fn walk(&self, place: Place) -> Result<(), Error> {
+        self.cx.spend(u64::from(place) / 16)
     }
 
     pub(super) fn index(
@@ -113,7 +126,10 @@ impl<'p> Outputs<'p> {
         Ok(match term {
             Term::Id => Next::Return(current, then),
             Term::Const(value) => Next::Return(made(value.clone()), then),
-            Term::Variable(place) => Next::Return(made(env.value(*place)), then),
+            Term::Variable(place) => {
+                self.walk(*place)?;
+                Next::Return(made(env.value(*place)), then)
+            }
             Term::Text(format, parts) => {
                 return self.text(*format, parts, parts.len(), Env::default(), env, current, then);
             }
@@ -132,7 +148,7 @@ impl<'p> Outputs<'p> {
                 Next::Eval(inner, env, Current { trail: Trail::Off, ..current }, then)
             }
             Term::Object(members) => return self.key(members, 0, Env::default(), env, current, then),
-            Term::Index { of, key, optional } => match Self::at_once(key, &env, &current) {
+            Term::Index { of, key, optional } => match self.at_once(key, &env, &current)? {
                 Some(key) => match **of {
                     Term::Id => return self.index(current, key, *optional, then),
                     ref of => {
@@ -174,7 +190,7 @@ impl<'p> Outputs<'p> {
             },
             Term::Arithmetic(operator, left, right) => {
                 let plain = current.plain();
-                match Self::at_once(right, &env, &plain) {
+                match self.at_once(right, &env, &plain)? {
                     Some(right) => {
                         drop(plain);
                         Next::Eval(left, env, current, self.then(Frame::Arithmetic(*operator, right), then))
@@ -223,6 +239,7 @@ impl<'p> Outputs<'p> {
                 Next::Eval(init, env, current, self.then(frame, then))
             }
             Term::Step { mark, update, extract } => {
+                self.walk(*mark)?;
                 let frame =
                     Frame::StepDone { mark: env.mark(*mark), extract: extract.as_deref(), env: env.clone() };
                 Next::Eval(update, env, current, self.then(frame, then))
@@ -233,6 +250,7 @@ impl<'p> Outputs<'p> {
                 Next::Eval(body, env, current, then)
             }
             Term::Break(place) => {
+                self.walk(*place)?;
                 self.choices.truncate(env.mark(*place));
                 Next::Backtrack
             }
@@ -241,31 +259,36 @@ impl<'p> Outputs<'p> {
                 Next::Eval(rest, env, current, then)
             }
             Term::Call(place, arguments) => {
+                self.walk(*place)?;
+                self.cx.spend(arguments.len() as u64)?;
                 let mut inner = env.tail(*place).clone();
                 let Some(Slot::Function(function)) = inner.slot(0) else {
                     return Err(self.cx.raise("a function is missing"));
                 };
                 let function = *function;
                 for argument in arguments {
-                    inner = self.pass(argument, &env, inner);
+                    inner = self.pass(argument, &env, inner)?;
                 }
                 Next::Eval(&function.body, inner, current, then)
             }
             Term::CallLibrary(function, arguments) => {
                 let mut inner = Env::default();
                 for argument in arguments {
-                    inner = self.pass(argument, &env, inner);
+                    inner = self.pass(argument, &env, inner)?;
                 }
                 Next::Eval(&library().functions[*function].body, inner, current, then)
             }
-            Term::Parameter(place) => match env.slot(*place) {
-                Some(Slot::Parameter(term, inner)) => Next::Eval(term, inner.clone(), current, then),
-                _ => return Err(self.cx.raise("a parameter is missing")),
-            },
+            Term::Parameter(place) => {
+                self.walk(*place)?;
+                match env.slot(*place) {
+                    Some(Slot::Parameter(term, inner)) => Next::Eval(term, inner.clone(), current, then),
+                    _ => return Err(self.cx.raise("a parameter is missing")),
+                }
+            }
             Term::Native(native, terms) => {
                 return self.arguments(native, terms, Vec::new(), env, current, then);
             }
-            Term::Bind(source, body) => match Self::at_once(source, &env, &current) {
+            Term::Bind(source, body) => match self.at_once(source, &env, &current)? {
                 Some(value) => Next::Eval(body, self.bind(env, Slot::Value(value)), current, then),
                 None => {
                     let plain = current.plain();
@@ -296,7 +319,7 @@ impl<'p> Outputs<'p> {
             }
             Term::Limit(count, of) | Term::Skip(count, of) => {
                 let skip = matches!(term, Term::Skip(..));
-                match Self::at_once(count, &env, &current) {
+                match self.at_once(count, &env, &current)? {
                     Some(count) => return self.count(&count, skip, of, env, current, then),
                     None => {
                         let plain = current.plain();
@@ -307,8 +330,8 @@ impl<'p> Outputs<'p> {
             }
             Term::Range(terms) => return self.range(terms, Vec::new(), env, current, then),
             Term::Element(of, key) => {
-                let of = Self::at_once(of, &env, &current).unwrap_or_default();
-                match Self::at_once(key, &env, &current) {
+                let of = self.at_once(of, &env, &current)?.unwrap_or_default();
+                match self.at_once(key, &env, &current)? {
                     Some(key) => Next::Return(made(get(&self.cx, &of, &key)?), then),
                     None => Next::Eval(key, env, current, self.then(Frame::Element(of), then)),
                 }
@@ -317,12 +340,15 @@ impl<'p> Outputs<'p> {
     }
 
     /// An argument that is a filter. One that is a parameter already is passed on as it is, so that recursion makes no chain.
-    pub(super) fn pass(&self, argument: &'p Term, env: &Env<'p>, inner: Env<'p>) -> Env<'p> {
+    fn pass(&self, argument: &'p Term, env: &Env<'p>, inner: Env<'p>) -> Result<Env<'p>, Error> {
         let slot = match argument {
-            Term::Parameter(place) => env.slot(*place).cloned(),
+            Term::Parameter(place) => {
+                self.walk(*place)?;
+                env.slot(*place).cloned()
+            }
             _ => None,
         };
-        self.bind(inner, slot.unwrap_or_else(|| Slot::Parameter(argument, env.clone())))
+        Ok(self.bind(inner, slot.unwrap_or_else(|| Slot::Parameter(argument, env.clone()))))
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one frame")]
@@ -338,8 +364,9 @@ impl<'p> Outputs<'p> {
     ) -> Result<Next<'p>, Error> {
         while left > 0 {
             left -= 1;
+            self.cx.spend(1)?;
             if let TextPart::Term(term) = &parts[left] {
-                match Self::at_once(term, &env, &current) {
+                match self.at_once(term, &env, &current)? {
                     Some(value) => got = self.bind(got, Slot::Value(format.apply(&self.cx, &value)?)),
                     None => {
                         let plain = current.plain();
@@ -359,7 +386,7 @@ impl<'p> Outputs<'p> {
             }
             self.cx.make.room(text.len())?;
         }
-        self.cx.spend(text.len() as u64 / 16)?;
+        self.cx.spend((parts.len() + text.len() / 16) as u64)?;
         let value = self.cx.make.text(text)?;
         Ok(Next::Return(Current::made(&current.trail, value), then))
     }
@@ -381,7 +408,7 @@ impl<'p> Outputs<'p> {
             let value = self.cx.make.map(made.collect())?;
             return Ok(Next::Return(Current::made(&current.trail, value), then));
         };
-        match Self::at_once(key, &env, &current) {
+        match self.at_once(key, &env, &current)? {
             Some(key) => self.member(members, at, got, key, env, current, then),
             None => {
                 let plain = current.plain();
@@ -441,7 +468,7 @@ impl<'p> Outputs<'p> {
         then: Then<'p>,
     ) -> Result<Next<'p>, Error> {
         while let Some(term) = terms.get(got.len()) {
-            match Self::at_once(term, &env, &current) {
+            match self.at_once(term, &env, &current)? {
                 Some(value) => got.push(value),
                 None => {
                     let plain = current.plain();
@@ -486,7 +513,7 @@ impl<'p> Outputs<'p> {
         then: Then<'p>,
     ) -> Result<Next<'p>, Error> {
         while let Some(term) = terms.get(got.len()) {
-            match Self::at_once(term, &env, &current) {
+            match self.at_once(term, &env, &current)? {
                 Some(value) => got.push(value),
                 None => {
                     let plain = current.plain();

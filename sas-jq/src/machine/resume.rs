@@ -68,15 +68,22 @@ impl<'p> Outputs<'p> {
                 Next::Eval(left, env, input, then)
             }
             Frame::Compare(comparison, right) => {
-                self.cx.spend(((current.value.weight().min(right.weight())) / 64) as u64)?;
-                let order = current.value.compare(&right);
+                let (left, right) = (&current.value, &right);
+                let (a, b) = (left.weight(), right.weight());
+                // To say which is less, the members of all objects in them may have to be sorted.
+                let sorts = !matches!(comparison, Comparison::Equal | Comparison::NotEqual)
+                    && matches!(
+                        (left, right),
+                        (Value::Array(_), Value::Array(_)) | (Value::Object(_), Value::Object(_))
+                    );
+                self.cx.spend_bytes(if sorts { a.saturating_add(b) } else { a.min(b) })?;
                 let value = match comparison {
-                    Comparison::Equal => order.is_eq(),
-                    Comparison::NotEqual => order.is_ne(),
-                    Comparison::Less => order.is_lt(),
-                    Comparison::LessOrEqual => order.is_le(),
-                    Comparison::Greater => order.is_gt(),
-                    Comparison::GreaterOrEqual => order.is_ge(),
+                    Comparison::Equal => left == right,
+                    Comparison::NotEqual => left != right,
+                    Comparison::Less => left.compare(right).is_lt(),
+                    Comparison::LessOrEqual => left.compare(right).is_le(),
+                    Comparison::Greater => left.compare(right).is_gt(),
+                    Comparison::GreaterOrEqual => left.compare(right).is_ge(),
                 };
                 Next::Return(Current::made(&current.trail, Value::Bool(value)), then)
             }

@@ -282,12 +282,22 @@ fn bsearch(cx: &Cx, input: Value, arguments: &[Value]) -> Result<Value, Error> {
     let Value::Array(list) = &input else {
         return Err(cx.raise(format!("{} cannot be searched from", described(&input))));
     };
-    cx.spend_bytes(arguments[0].weight() * 32)?;
+    // Each look may sort the members of all objects in both.
+    let wanted = arguments[0].weight();
+    let (mut from, mut to) = (0, list.as_slice().len());
+    while from < to {
+        let at = from.midpoint(to);
+        let item = &list.as_slice()[at];
+        cx.spend(1)?;
+        cx.spend_bytes(wanted.saturating_add(item.weight()))?;
+        match item.order(&arguments[0]) {
+            Ordering::Equal => return Ok(at.into()),
+            Ordering::Less => from = at + 1,
+            Ordering::Greater => to = at,
+        }
+    }
     #[expect(clippy::cast_precision_loss, reason = "no array is that long")]
-    Ok(match list.as_slice().binary_search_by(|item| item.order(&arguments[0])) {
-        Ok(at) => at.into(),
-        Err(at) => Value::Float(-1.0 - at as f64),
-    })
+    Ok(Value::Float(-1.0 - from as f64))
 }
 
 fn to_entries(cx: &Cx, input: Value, _: &[Value]) -> Result<Value, Error> {

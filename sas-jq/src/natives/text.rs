@@ -116,6 +116,7 @@ fn tonumber(cx: &Cx, input: Value, _: &[Value]) -> Result<Value, Error> {
         Value::Int(_) | Value::Float(_) => Ok(input),
         Value::String(text) => {
             let text = text.as_str();
+            cx.spend_bytes(text.len() * 4)?;
             let digits = text.strip_prefix('-').unwrap_or(text);
             let number = (digits.starts_with(|c: char| c.is_ascii_digit() || c == '.')
                 && !digits.contains(['_', 'x', 'i', 'n']))
@@ -159,7 +160,8 @@ fn text_indices(cx: &Cx, text: &str, part: &str) -> Result<Value, Error> {
     let mut found = Vec::new();
     let (mut from, mut chars) = (0, 0);
     while let Some(at) = text[from..].find(part) {
-        cx.spend(1)?;
+        // Each search looks over the part first, and where parts overlap it reads one in full for each that it finds.
+        cx.spend(1 + part.len() as u64 / 8)?;
         chars += text[from..from + at].chars().count();
         found.push(Value::from(chars));
         // They may overlap.
