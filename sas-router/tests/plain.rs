@@ -504,3 +504,45 @@ async fn the_limits_of_an_answers_head_hold_on_both_ways() {
         }
     }
 }
+
+#[tokio::test]
+async fn interim_answers_are_to_be_taken_in_time_and_who_takes_them_late_waits_on() {
+    const STALL: Duration = Duration::from_millis(800);
+    let listener = TcpListener::bind(loopback()).await.unwrap();
+    let instance = Endpoint::Tcp(listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                assert_ne!(stream.read(&mut [0; 4096]).await.unwrap(), 0);
+                let hints = format!("HTTP/1.1 103 Early Hints\r\nlink: </{}>\r\n\r\n", "y".repeat(1_000));
+                stream.write_all(hints.repeat(60).as_bytes()).await.unwrap();
+                tokio::time::sleep(3 * STALL).await;
+                let _left = stream.write_all(OK[0].as_bytes()).await;
+            });
+        }
+    });
+    let (gateway, _) = gateway_to(instance, GatewayConfig::default());
+    let mut config = ServerConfig::default();
+    config.write_timeout = STALL;
+    // Sockets that hold less than the interim answers.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_send_buffer_size(8 * 1024).unwrap();
+    socket.bind(loopback()).unwrap();
+    let server = Server::serve(socket.listen(16).unwrap(), gateway, config).unwrap();
+    let asking = async || {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 * 1024).unwrap();
+        let mut stream = socket.connect(server.local_addr()).await.unwrap();
+        stream.write_all(&plain_get()).await.unwrap();
+        stream
+    };
+    let (silent, mut late) = (asking().await, asking().await);
+    tokio::time::sleep(STALL / 2).await;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nok") {
+        assert_ne!(late.read_buf(&mut answer).await.unwrap(), 0, "after {} bytes", answer.len());
+    }
+    assert_eq!(server.connections(), 1, "who takes nothing does not get as far as the instance's own answer");
+    assert_eq!(String::from_utf8(answer).unwrap().matches("HTTP/1.1 103 ").count(), 60);
+    drop(silent);
+}
