@@ -11,8 +11,8 @@ use std::{
 use http::StatusCode;
 use parking_lot::Mutex;
 use sas_core::{
-    Body, BrokerSpec, ErrorKind, Event, Invoker, MemoryStore, QuotaResource, Quotas as _, Redrive, Response,
-    Retry, Store, Target, TenantKey, TenantQuota, Timestamp, TriggerSpec, Triggers as _,
+    Body, BrokerSpec, ErrorKind, Event, Invoker, MemoryStore, QuotaResource, Redrive, Response, Retry, Store,
+    Target, TenantKey, TenantQuota, Timestamp, TriggerSpec, Triggers as _,
 };
 use sas_testkit::fake::{FakeClock, FakeInvoker};
 use sas_trigger::{TriggerHost, TriggerHostConfig};
