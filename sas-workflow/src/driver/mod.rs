@@ -255,7 +255,8 @@ impl Workflows {
             after = Some(last.id.clone());
             for state in states.iter().filter(|state| state.phase == Phase::Running) {
                 if state.asks {
-                    self.0.clone().post(&state.id, Letter::new(Told::Wake))?;
+                    // A full inbox wakes it, too.
+                    let _ = self.0.clone().post(&state.id, Letter::new(Told::Wake));
                 } else {
                     self.0.timers.lock().set_earlier(&state.id, state.wakes);
                 }
@@ -418,7 +419,8 @@ impl Inner {
                 let late = state.wakes.is_some_and(|at| at.saturating_add(LATE) <= now);
                 let silent = state.asks && state.updated.saturating_add(SILENT) <= now;
                 if (late || silent) && !self.live.lock().contains_key(&state.id) {
-                    self.clone().post(&state.id, Letter::new(Told::Wake))?;
+                    // A full inbox wakes it, too.
+                    let _ = self.clone().post(&state.id, Letter::new(Told::Wake));
                 }
             }
         }
@@ -427,4 +429,20 @@ impl Inner {
 
 fn has_ended(run: &str) -> Error {
     Error::new(ErrorKind::Conflict, "workflow", format!("the run {run:?} has ended"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Timers;
+
+    #[test]
+    fn a_stale_listing_makes_no_timer_later() {
+        let mut timers = Timers::default();
+        timers.set("r", Some(5));
+        timers.set_earlier("r", Some(9));
+        timers.set_earlier("r", None);
+        assert_eq!(timers.due.first(), Some(&(5, "r".to_owned())));
+        timers.set_earlier("r", Some(3));
+        assert_eq!(timers.due.iter().collect::<Vec<_>>(), [&(3, "r".to_owned())]);
+    }
 }

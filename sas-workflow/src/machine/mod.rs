@@ -24,6 +24,8 @@ const MOST_TASKS: usize = 100_000;
 const TURN: usize = 1_000;
 /// How many tasks may be under way one in the other: each takes of the stack.
 const DEEPEST: usize = 64;
+/// What `$runtime.version` is. Not the package's version: a run that is replayed by a newer one would go another way.
+const RUNTIME_VERSION: &str = "1.0.0";
 /// How many visits are kept.
 const MOST_VISITS: usize = 10_000;
 
@@ -297,8 +299,7 @@ impl Cx {
         set("secrets", self.secrets.clone());
         set("secret", self.secrets.clone());
         set("workflow", self.workflow.clone());
-        let runtime =
-            [("name".to_owned(), "sas".into()), ("version".to_owned(), env!("CARGO_PKG_VERSION").into())];
+        let runtime = [("name".to_owned(), "sas".into()), ("version".to_owned(), RUNTIME_VERSION.into())];
         set("runtime", Value::object(runtime).unwrap_or_default());
         if let Some(name) = scope.task {
             let task = [

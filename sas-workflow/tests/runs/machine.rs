@@ -409,3 +409,13 @@ fn the_address_of_an_operation_is_bounded() {
         assert!(detail.contains("65534 bytes"), "{detail}");
     }
 }
+
+#[test]
+fn the_version_that_a_run_sees_is_not_the_package_s() {
+    let seen = run("do: [{s: {set: {v: '${ $runtime.version }'}}}]", json!({}));
+    assert_eq!(
+        seen.output(),
+        json!({"v": "1.0.0"}),
+        "it is part of runs that are stored: it does not change"
+    );
+}
