@@ -448,3 +448,21 @@ async fn the_ids_of_children_are_not_to_be_taken() {
     assert_eq!(taken.unwrap_err().kind, ErrorKind::InvalidSpec);
     host.stop.cancel();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_run_whose_definition_is_gone_can_be_cancelled() {
+    let (store, clock) = (Arc::new(MemoryStore::default()), clock());
+    let first = host(store.clone(), clock.clone()).await;
+    define(&first, WAITS).await;
+    start(&first, "waits", "w").await;
+    first.stop.cancel();
+    let key = "workflow/definition/shop/waits/1.0.0";
+    let entry = store.get(key).await.expect("a store").expect("a definition");
+    store.delete(key, entry.version).await.expect("deleted");
+    let other = host(store, clock).await;
+    let event = other.workflows.event("w", json!({"type": "go"})).await;
+    assert_eq!(event.unwrap_err().kind, ErrorKind::NotFound);
+    other.workflows.cancel("w").await.expect("stored");
+    assert_eq!(end(&other, "w").await.phase, Phase::Cancelled);
+    other.stop.cancel();
+}

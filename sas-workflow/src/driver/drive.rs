@@ -254,7 +254,7 @@ impl Inner {
     }
 
     /// A run has ended: who waits for it is told.
-    fn finish(self: &Arc<Self>, run: &str, state: &RunState) {
+    pub(super) fn finish(self: &Arc<Self>, run: &str, state: &RunState) {
         self.timers.lock().set(run, None);
         if let Some(live) = self.live.lock().remove(run) {
             for letter in live.inbox {

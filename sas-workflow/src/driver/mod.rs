@@ -326,13 +326,34 @@ impl Inner {
             Some((state, _)) if state.phase != Phase::Running => Err(has_ended(run)),
             Some(_) => {
                 let (stored, is_stored) = oneshot::channel();
-                self.post(run, Letter { stored: Some(stored), ..Letter::new(told) })?;
-                is_stored.await.unwrap_or_else(|_| {
+                let cancels = matches!(told, Told::Cancelled);
+                self.clone().post(run, Letter { stored: Some(stored), ..Letter::new(told) })?;
+                let told = is_stored.await.unwrap_or_else(|_| {
                     let message = format!("the run {run:?} broke off before the word was stored");
                     Err(Error::new(ErrorKind::Unavailable, "workflow", message))
-                })
+                });
+                match told {
+                    Err(error) if cancels && error.kind != ErrorKind::Conflict => {
+                        self.cancel_unread(run).await
+                    }
+                    told => told,
+                }
             }
         }
+    }
+
+    /// Ends a run that cannot be driven, by its state alone.
+    async fn cancel_unread(self: Arc<Self>, run: &str) -> Result<()> {
+        let Some((state, version)) =
+            self.records.state(run).await?.filter(|(s, _)| s.phase == Phase::Running)
+        else {
+            return Err(has_ended(run));
+        };
+        let (phase, updated) = (Phase::Cancelled, self.now());
+        let state = RunState { phase, updated, wakes: None, asks: false, ..state };
+        self.records.restate(&state, version).await?;
+        self.finish(run, &state);
+        Ok(())
     }
 
     /// Puts a letter into a run's inbox; a run that nobody drives is driven.
