@@ -5,13 +5,25 @@ use std::{cell::RefCell, collections::VecDeque};
 use crate::{
     Error, Limits,
     fuel::Fuel,
-    value::{Maker, Meter},
+    value::{Charge, Maker, Meter},
 };
+
+/// A regular expression that was compiled.
+pub(crate) struct Pattern {
+    /// The pattern with its flags.
+    pub(crate) key: String,
+    pub(crate) regex: regex::Regex,
+    /// How large it is at most, in bytes.
+    pub(crate) size: usize,
+    /// Steps for 64 bytes of text.
+    pub(crate) per_block: u64,
+    pub(crate) _charge: Charge,
+}
 
 pub(crate) struct Cx {
     pub(crate) make: Maker,
-    /// The regular expressions of late, by pattern with flags.
-    pub(crate) patterns: RefCell<VecDeque<(String, regex::Regex)>>,
+    /// The regular expressions of late.
+    pub(crate) patterns: RefCell<VecDeque<Pattern>>,
 }
 
 impl Cx {

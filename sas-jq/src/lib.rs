@@ -12,6 +12,7 @@ mod machine;
 mod natives;
 mod number;
 mod parse;
+mod read;
 mod value;
 
 use std::sync::Arc;

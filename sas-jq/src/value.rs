@@ -120,6 +120,8 @@ impl Drop for Charge {
 /// What a slot of an array or an object takes beside the value behind it.
 const SLOT: usize = 16;
 const NODE: usize = 64;
+/// An object with its tables, beside its members.
+const MAP: usize = 256;
 const MEMBER: usize = 64;
 
 impl Text {
@@ -239,7 +241,7 @@ impl Maker {
         let depth = members.values().map(Value::depth).max().unwrap_or(0) + 1;
         self.check(weight, depth)?;
         let names: usize = members.keys().map(|name| name.len()).sum();
-        let charge = self.charge(NODE + names + members.capacity() * MEMBER)?;
+        let charge = self.charge(MAP + names + members.capacity() * MEMBER)?;
         Ok(Value::Object(Map(Arc::new(MapNode { members, order: OnceLock::new(), weight, depth, charge }))))
     }
 
@@ -318,7 +320,7 @@ impl Maker {
         node.depth = depth;
         if node.members.capacity() != before || !owned {
             let names: usize = node.members.keys().map(|name| name.len()).sum();
-            node.charge = self.charge(NODE + names + node.members.capacity() * MEMBER)?;
+            node.charge = self.charge(MAP + names + node.members.capacity() * MEMBER)?;
         } else if old.is_none()
             && let Some(meter) = &self.meter
         {

@@ -140,6 +140,26 @@ fn the_hostile_are_refused_at_once_and_in_little_memory() {
         r#"("a" * 20000) as $p | ("a" * 40000) | indices($p) | until(false; .)"#,
         r#"("ab" * 100000) as $p | ("a" * 100000) as $s | range(1e9) | ($s | indices($p)) | empty"#,
         "[range(20000)] as $a | [range(20000) | $a] | indices([$a | .[19999] = 0]) | until(false; .)",
+        r#"("a" * 20000) as $s | range(1e9) | ($s | test("(a?){300}b")) | empty"#,
+        r#"("a" * 20000) as $s | range(1e9) | ($s | test("(a?b?c?){30}!")) | empty"#,
+        r#"("a" * 20000) as $s | range(1e9) | ($s | test("(.*,){50}$")) | empty"#,
+        r#"("a" * 2000) as $s | range(1e9) | ($s | [match("(a?){90}$"; "g")]) | empty"#,
+        r#"("ab" * 2000) as $s | range(1e9) | ($s | [match("((a|b)?){400}$"; "g")]) | empty"#,
+        r#"("abcdefghij" * 2000) as $s | range(1e9) | ($s | test("[a-q][^u-z]{13}x")) | empty"#,
+        r#"("abcdefghij" * 2000) as $s | range(1e9) | ($s | test("(a|b|ab)*[ac].{300}x")) | empty"#,
+        r#"("\u00e9b" * 2000) as $s | range(1e9) | ($s | test("(\\w?\\d?){20}!")) | empty"#,
+        r#"("\u00e9b" * 2000) as $s | range(1e9) | ($s | [match("(\\w?){9}(\\pL|\\d)+!"; "g")]) | empty"#,
+        r#"range(1e9) as $i | ("" | test("\\w{\($i % 40)}x{\($i % 30)}\($i)")) | empty"#,
+        r#"range(1e9) as $i | ("" | test("x{\(1000 + $i)}")) | empty"#,
+        r#"range(1e9) as $i | ("" | try test("\\w{\(200 + $i)}") catch .) | empty"#,
+        r#""a" | test("\\w" * 8000) | until(false; .)"#,
+        r#"range(1e9) as $i | ("a" | try test("\\w" * 900 + "\($i)") catch .) | empty"#,
+        r#"range(1e9) as $i | ("a" | try test("(?i)" + "\\p{Any}" * 500 + "\($i)") catch .) | empty"#,
+        r#"range(1e9) as $i | ("a" | try test("[ -\uffff]" * 500 + "\($i)"; "i") catch .) | empty"#,
+        r#"range(1e9) as $i | ("a" | try test("[^-\\w]" * 50 + "\($i)"; "i") catch .) | empty"#,
+        r#""[" + "{\"\":0}," * 130000 + "1]" | fromjson | until(false; .)"#,
+        r#""[" + "[[]]," * 130000 + "1]" | fromjson | until(false; .)"#,
+        r#""{\"a\":" * 100 + "1" + ",\"b\":[1,1,1]}" * 100 | fromjson | until(false; .)"#,
         &empty_parts,
         &passes,
         &far,
@@ -318,6 +338,30 @@ fn what_is_done_takes_the_same_steps_whoever_holds_the_input() {
 fn replacing_many_matches_takes_steps_in_proportion() {
     let program = Program::parse(r#""ab" * 500 | gsub("(?<x>a)"; .x + "-") | length"#, &[]).expect("reads");
     assert_eq!(program.first(Value::Null, &[], &Limits::default()), Ok(Some(Value::Int(1500))));
+}
+
+#[test]
+fn what_expressions_are_written_for_is_within_the_limit() {
+    let usual = [
+        (
+            r#"[range(1000) | "2024-05-\(10 + . % 20)" | capture("(?<y>\\d{4})-(?<m>\\d{2})-(?<d>\\d{2})")] | length"#,
+            1000,
+        ),
+        (
+            r#"[range(100) | "user\(.)@example.com" | select(test("^[\\w.+-]+@[\\w-]+\\.[\\w.]+$"; "i"))] | length"#,
+            100,
+        ),
+        (r#"("error: code 17\n" * 500) | [scan("code [0-9]+")] | length"#, 500),
+        (r#"("some words here " * 100) | [splits(" +")] | length"#, 301),
+        (r#"("{\"a\":[1,2]}," * 2000 | "[" + . + "1]" | fromjson | length)"#, 2001),
+        (r#"[range(2000) | {id: ., name: "n\(.)"}] | map(select(.id < 100)) | length"#, 100),
+    ];
+    for (text, expected) in usual {
+        let program = Program::parse(text, &[]).expect(text);
+        let mut results = program.run(Value::Null, &[], &Limits::default());
+        assert_eq!(results.next(), Some(Ok(Value::Int(expected))), "{text}");
+        println!("{:6} steps  {text}", results.steps());
+    }
 }
 
 #[test]

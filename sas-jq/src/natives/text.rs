@@ -7,7 +7,8 @@ use crate::{
     arithmetic,
     cx::Cx,
     format,
-    value::{DEEPEST, Value},
+    read::{Wrong, read},
+    value::Value,
 };
 
 pub(crate) const NATIVES: &[Native] = &[
@@ -104,11 +105,10 @@ fn fromjson(cx: &Cx, input: Value, _: &[Value]) -> Result<Value, Error> {
         _ => {}
     }
     cx.spend_bytes(text.len() * 8)?;
-    // What it is read into takes up to some ten times the text.
-    cx.make.room(text.len().saturating_mul(8))?;
-    let json: serde_json::Value = serde_json::from_str(text)
-        .map_err(|error| cx.raise(format!("{} cannot be parsed as JSON: {error}", described(&input))))?;
-    cx.make.json(&json, DEEPEST + 1)
+    read(&cx.make, text).map_err(|error| match error {
+        Wrong::Json(error) => cx.raise(format!("{} cannot be parsed as JSON: {error}", described(&input))),
+        Wrong::Limit(error) => error,
+    })
 }
 
 fn tonumber(cx: &Cx, input: Value, _: &[Value]) -> Result<Value, Error> {
