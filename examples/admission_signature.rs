@@ -8,6 +8,8 @@
 //! cargo run --example admission_signature
 //! ```
 
+#![allow(clippy::print_stdout, reason = "this program talks to a terminal")]
+
 use std::fmt;
 
 use ring::{

@@ -55,8 +55,11 @@ use std::{
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use sas::{
-    control::{AllowedSources, FileUsageExport, LogFileLimits, PackageRoots, PriceTable, UsageKey},
-    core::{Recorder, Secret},
+    control::{
+        AllowedSources, FileUsageExport, LogFileLimits, PackageRoots, PriceTable, SecretDir, SecretEnv,
+        UsageKey,
+    },
+    core::{Recorder, Secret, SecretSource},
     prelude::*,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -440,11 +443,14 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         (None, None) => {}
         _ => return Err("--usage-file and --usage-key: give both, or none".into()),
     }
-    match (&options.secrets, options.secrets_env) {
-        (Some(dir), None) => builder = builder.secrets_dir(dir),
-        (None, Some(prefix)) => builder = builder.secrets_env(prefix),
-        (None, None) => {}
+    let secrets: Option<Arc<dyn SecretSource>> = match (options.secrets, options.secrets_env) {
+        (Some(dir), None) => Some(Arc::new(SecretDir::new(dir, builder.namespaces()))),
+        (None, Some(prefix)) => Some(Arc::new(SecretEnv::new(prefix, builder.namespaces()))),
+        (None, None) => None,
         _ => return Err("--secrets and --secrets-env: give one of them".into()),
+    };
+    if let Some(secrets) = &secrets {
+        builder = builder.secrets(Arc::clone(secrets));
     }
     if let Some(file) = options.default_quota {
         let failed = |error: &dyn std::fmt::Display| format!("--default-quota {}: {error}", file.display());
@@ -538,9 +544,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
             config.store = std::path::absolute(state.join("images"))?;
         }
         config.recorder = recorder.clone();
-        config.secrets = options
-            .secrets
-            .map(|dir| Arc::new(sas::control::SecretDir::new(dir)) as Arc<dyn sas::core::SecretSource>);
+        config.secrets = secrets;
         if let Some(most) = options.max_disk_bytes {
             config.disk_bytes = most;
         }

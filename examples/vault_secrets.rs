@@ -7,6 +7,8 @@
 //! cargo run --example vault_secrets
 //! ```
 
+#![allow(clippy::print_stdout, reason = "this program talks to a terminal")]
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,

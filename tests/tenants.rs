@@ -280,5 +280,5 @@ async fn a_tenant_that_floods_what_it_may_not_have_leaves_the_other_its_times() 
         assert!(p99(&beside) < p99(&alone) * 20 + Duration::from_millis(250), "{quota}: {:?}", p99(&beside));
     }
     go_on.notify_waiters();
-    Arc::into_inner(platform).map(|platform| drop(platform));
+    drop(Arc::into_inner(platform));
 }

@@ -933,7 +933,8 @@ mod tests {
             }
         }
         assert_eq!(begun, [0, 5, 1], "two of the one, and the other's at its turn");
-        assert_eq!(told, [(2, QuotaResource::Instances, 2.0, 2.0)], "the first in line");
+        let instances = |id| (id, QuotaResource::Instances, 2.0, 2.0);
+        assert_eq!(told, [instances(2), instances(3)], "each that requests wait for, and no other");
         assert!(!gate.is_short(), "the line of others is not held");
         assert_eq!((gate.waiting(), gate.waiting_for_others()), (3, 0));
         let why = gate.why(InstanceId(2)).unwrap();

@@ -55,6 +55,15 @@ const LAST_BYTES: usize = 1 << 20;
 const LOOK: Duration = Duration::from_secs(2);
 /// By how much the disk as a whole must have filled for its instances to be looked at.
 const WORTH_A_LOOK: u64 = 1 << 20;
+
+/// What is known since the last look at what instances have written.
+#[derive(Default)]
+struct LastLook {
+    /// Bytes in use on the disk at its emptiest.
+    emptiest: Option<u64>,
+    /// How many looks were left out.
+    left_out: u32,
+}
 /// No instance is held to less by default, however small the machine.
 const LEAST_MEMORY: u64 = 64 << 20;
 
@@ -637,21 +646,21 @@ impl Engine {
     }
 
     /// Looks at what instances have written, unless the disk as a whole is hardly fuller than at its emptiest since the
-    /// last look. Blocks on the disk.
-    fn look_at_disks(&self, emptiest: &Mutex<Option<u64>>) {
+    /// last look; then only at every fifth time, since somebody may remove as much as an instance writes. Blocks on the disk.
+    fn look_at_disks(&self, last: &Mutex<LastLook>) {
         let used = [self.store.run_dir().to_path_buf(), self.data_root()];
         let used = used.iter().filter_map(|dir| rustix::fs::statvfs(dir).ok());
         let used: u64 = used
             .map(|disk| disk.f_blocks.saturating_sub(disk.f_bfree).saturating_mul(disk.f_frsize))
             .fold(0, u64::saturating_add);
         {
-            let mut emptiest = emptiest.lock();
-            let before = *emptiest.get_or_insert(used);
-            if used.saturating_sub(before) < WORTH_A_LOOK {
-                *emptiest = Some(before.min(used));
+            let mut last = last.lock();
+            let before = last.emptiest.unwrap_or(used);
+            if used.saturating_sub(before) < WORTH_A_LOOK && last.left_out < 4 {
+                *last = LastLook { emptiest: Some(before.min(used)), left_out: last.left_out + 1 };
                 return;
             }
-            *emptiest = Some(used);
+            *last = LastLook { emptiest: Some(used), left_out: 0 };
         }
         let all: Vec<Arc<Proc>> = self.procs.lock().values().cloned().collect();
         // Instances of a service share its directory.
@@ -1014,17 +1023,17 @@ fn kernel_oom_kills() -> u64 {
 
 async fn run(engine: Arc<Engine>, poll: AsyncFd<Arc<OwnedFd>>) {
     let began = Instant::now();
-    let (emptiest, orphans) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(Orphans::default())));
+    let (last, orphans) =
+        (Arc::new(Mutex::new(LastLook::default())), Arc::new(Mutex::new(Orphans::default())));
     let mut next_look = began;
     loop {
         let looks = Orphans::are_ours() || engine.watched.load(Ordering::Acquire) > 0;
         if looks && next_look <= Instant::now() {
             next_look = Instant::now() + LOOK;
-            let (engine, emptiest, orphans) =
-                (Arc::clone(&engine), Arc::clone(&emptiest), Arc::clone(&orphans));
+            let (engine, last, orphans) = (Arc::clone(&engine), Arc::clone(&last), Arc::clone(&orphans));
             tokio::task::spawn_blocking(move || {
                 if engine.watched.load(Ordering::Acquire) > 0 {
-                    engine.look_at_disks(&emptiest);
+                    engine.look_at_disks(&last);
                 }
                 if Orphans::are_ours() {
                     let mut own: Vec<i32> = engine.procs.lock().values().map(|proc| proc.pid()).collect();
