@@ -1,0 +1,300 @@
+//! A platform from what it was told.
+
+use std::{env::VarError, error::Error, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use metrics_exporter_prometheus::PrometheusBuilder;
+use sas::{
+    control::{
+        AllowedSources, FileUsageExport, LogFileLimits, PackageRoots, PriceTable, SecretDir, SecretEnv,
+        UsageKey,
+    },
+    core::{Recorder, Secret, SecretSource},
+    prelude::*,
+};
+
+use crate::config::{AdminAt, Config};
+
+/// What goes wrong on the way, for a human.
+type Failure = Box<dyn Error>;
+
+/// The platform that `config` describes, before it starts.
+pub(crate) async fn assemble(config: &Config) -> Result<PlatformBuilder, Failure> {
+    config.check()?;
+    let prometheus = PrometheusBuilder::new().build_recorder();
+    let metrics = prometheus.handle();
+    let recorder = Recorder::new(Arc::new(prometheus));
+
+    let mut builder = Platform::builder()
+        .listen(config.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))))
+        .workers(config.workers.unwrap_or_default())
+        .domain(config.domain.as_deref().unwrap_or("localhost"))
+        .preset(config.preset.unwrap_or_default().0)
+        .recorder(recorder.clone())
+        .metrics_text(move || metrics.render());
+    // The gateway's port is everybody's, and often one that services must reach elsewhere, such as 443. The admin API's is
+    // taken now, so that the one that the kernel chooses is closed to instances too.
+    let mut closed: Vec<u16> = Vec::new();
+    builder = match config.admin.clone().unwrap_or_default() {
+        AdminAt::Address(address) => {
+            let listener = std::net::TcpListener::bind(address)
+                .map_err(|error| format!("--admin {address}: can't listen there: {error}"))?;
+            closed.push(listener.local_addr()?.port());
+            builder.admin_listener(listener)?
+        }
+        AdminAt::Socket(path) => builder.admin_socket(path),
+    };
+    builder = access(builder, config)?;
+    builder = events(builder, config);
+    builder = usage(builder, config)?;
+    let secrets: Option<Arc<dyn SecretSource>> = match (&config.secrets, &config.secrets_env) {
+        (Some(dir), _) => Some(Arc::new(SecretDir::new(dir, builder.namespaces()))),
+        (None, Some(prefix)) => Some(Arc::new(SecretEnv::new(prefix, builder.namespaces()))),
+        (None, None) => None,
+    };
+    if let Some(secrets) = &secrets {
+        builder = builder.secrets(Arc::clone(secrets));
+    }
+    builder = tenants(builder, config)?;
+    #[cfg(feature = "otel")]
+    if let Some(otel) = otel(config)? {
+        builder = builder.otel(otel);
+    }
+    if let Some(state) = &config.state {
+        builder = builder.state_dir(state);
+        // A build without the feature keeps its state all the same.
+        #[cfg(not(feature = "redb"))]
+        {
+            sas::control::private_dir(state)?;
+            let store = sas_store_redb::RedbStore::open(state.join("state.redb")).await?;
+            builder = builder.store(Arc::new(store));
+        }
+    }
+    runtimes(builder, config, &recorder, secrets, closed)
+}
+
+/// Who uses the admin API, and how.
+fn access(mut builder: PlatformBuilder, config: &Config) -> Result<PlatformBuilder, Failure> {
+    match std::env::var("SAS_ADMIN_TOKEN") {
+        Ok(token) => builder = builder.admin_token(token),
+        Err(VarError::NotPresent) => {}
+        Err(error) => return Err(format!("SAS_ADMIN_TOKEN: {error}").into()),
+    }
+    if let Some(file) = &config.admin_token_file {
+        builder = builder.admin_token_file(file);
+    }
+    for host in &config.admin_hosts {
+        builder = builder.admin_host(host);
+    }
+    if config.open_metrics.unwrap_or_default() {
+        builder = builder.open_metrics();
+    }
+    if config.require_if_match.unwrap_or_default() {
+        builder = builder.require_conditions();
+    }
+    if config.admin_without_tls.unwrap_or_default() {
+        builder = builder.admin_without_tls();
+    }
+    Ok(builder)
+}
+
+/// Where events come from and go to.
+#[cfg_attr(
+    not(feature = "webhook"),
+    allow(unused_mut, unused_variables, reason = "each line is of one feature")
+)]
+fn events(mut builder: PlatformBuilder, config: &Config) -> PlatformBuilder {
+    #[cfg(feature = "webhook")]
+    {
+        builder = builder.webhook_hosts(config.webhook_hosts.iter().cloned());
+        if let Some(dir) = &config.event_files {
+            builder = builder.event_files(dir);
+        }
+    }
+    #[cfg(feature = "redis")]
+    {
+        builder = builder.redis_hosts(config.redis_hosts.iter().cloned());
+    }
+    #[cfg(feature = "mqtt")]
+    {
+        builder = builder.mqtt_hosts(config.mqtt_hosts.iter().cloned());
+    }
+    #[cfg(feature = "kafka")]
+    {
+        builder = builder.kafka_hosts(config.kafka_hosts.iter().cloned());
+    }
+    #[cfg(feature = "nats")]
+    {
+        builder = builder.nats_hosts(config.nats_hosts.iter().cloned());
+    }
+    #[cfg(feature = "postgres")]
+    {
+        builder = builder.postgres_hosts(config.postgres_hosts.iter().cloned());
+    }
+    #[cfg(feature = "files")]
+    {
+        builder = builder.file_roots(config.file_roots.iter().cloned());
+    }
+    #[cfg(feature = "rabbitmq")]
+    {
+        builder = builder.rabbitmq_hosts(config.rabbitmq_hosts.iter().cloned());
+    }
+    builder
+}
+
+/// What is kept of what instances write and use.
+fn usage(mut builder: PlatformBuilder, config: &Config) -> Result<PlatformBuilder, Failure> {
+    if let Some(file) = &config.log_file {
+        builder = builder.log_file(file, LogFileLimits::default());
+    }
+    if let Some(file) = &config.prices {
+        let text =
+            std::fs::read_to_string(file).map_err(|error| format!("--prices {}: {error}", file.display()))?;
+        builder = builder.prices(PriceTable::parse(&text)?);
+    }
+    if let (Some(file), Some(key)) = (&config.usage_file, &config.usage_key) {
+        let text = std::fs::read_to_string(&key.file)
+            .map_err(|error| format!("--usage-key {}: {error}", key.file.display()))?;
+        let key = UsageKey::new(key.name.clone(), Secret::new(text.trim_end()))?;
+        builder = builder.usage_export("file", key, FileUsageExport::new(file));
+    }
+    Ok(builder)
+}
+
+/// What tenants may use, and where their code may come from.
+fn tenants(mut builder: PlatformBuilder, config: &Config) -> Result<PlatformBuilder, Failure> {
+    if let Some(file) = &config.default_quota {
+        let failed = |error: &dyn std::fmt::Display| format!("--default-quota {}: {error}", file.display());
+        let text = std::fs::read_to_string(file).map_err(|error| failed(&error))?;
+        let quota: TenantQuota = serde_json::from_str(&text).map_err(|error| failed(&error))?;
+        builder = builder.default_tenant_quota(quota);
+    }
+    if !config.allowed_registries.is_empty() {
+        // Directories have a list of their own, `--package-root`.
+        let registries = config.allowed_registries.iter().cloned();
+        let allowed = registries.fold(AllowedSources::none().with_root("/"), AllowedSources::with_registry);
+        builder = builder.admission(allowed);
+    }
+    if !config.package_roots.is_empty() {
+        // The manifests of the command line name packages of their own directories.
+        let manifests = config.manifests.iter().filter_map(|path| path.parent());
+        let dirs = config.package_roots.iter().map(PathBuf::as_path).chain(manifests);
+        builder = builder.package_roots(dirs.fold(PackageRoots::none(), PackageRoots::with));
+    }
+    Ok(builder)
+}
+
+/// What code runs in.
+#[allow(unused_mut, unused_variables, clippy::unnecessary_wraps, reason = "each part is of one feature")]
+fn runtimes(
+    mut builder: PlatformBuilder,
+    config: &Config,
+    recorder: &Recorder,
+    secrets: Option<Arc<dyn SecretSource>>,
+    closed: Vec<u16>,
+) -> Result<PlatformBuilder, Failure> {
+    #[cfg(feature = "process")]
+    {
+        let mut process = ProcessConfig::default();
+        if let Some(state) = &config.state {
+            process.store = state.join("unpacked");
+            process.keep_packages = Duration::from_secs(600);
+        }
+        process.recorder = recorder.clone();
+        process.data =
+            config.state.as_ref().map(|state| std::path::absolute(state.join("data"))).transpose()?;
+        process.jail.level = config.jail.as_deref().unwrap_or("basic").parse()?;
+        process.zygotes = config.allow_zygotes.unwrap_or_default();
+        process.jail.egress_grants = config.egress_grants.clone();
+        process
+            .jail
+            .closed_networks
+            .extend(config.closed_networks.iter().map(|network| (network.0, network.1)));
+        if let Some(most) = config.max_disk_bytes {
+            process.jail.max_disk_bytes = most;
+        }
+        if let Some(most) = config.max_pids {
+            process.jail.max_instance_processes = most;
+        }
+        if let Some(most) = config.max_data_bytes {
+            process.jail.data_bytes = most;
+        }
+        process.jail.total_memory = config.total_memory_bytes;
+        process.jail.total_processes = config.total_pids;
+        process.jail.closed_ports = closed;
+        for port in &process.jail.closed_ports {
+            if process.jail.egress_ports.contains(port) || process.jail.egress_grants.contains(port) {
+                tracing::warn!(
+                    port,
+                    "instances connect to this port nowhere: the platform listens on it itself"
+                );
+            }
+        }
+        let runtime = ProcessRuntime::new(process)?;
+        tracing::info!(report = %runtime.jail_report(), "instances are jailed");
+        builder = builder.runtime(runtime);
+    }
+    #[cfg(all(feature = "container", target_os = "linux"))]
+    {
+        let mut container = ContainerConfig::default();
+        if let Some(state) = &config.state {
+            container.store = std::path::absolute(state.join("images"))?;
+        }
+        container.recorder = recorder.clone();
+        container.secrets = secrets;
+        if let Some(most) = config.max_disk_bytes {
+            container.disk_bytes = most;
+        }
+        if let Some(most) = config.max_pids {
+            container.processes = most;
+        }
+        container.total_memory = config.total_memory_bytes;
+        container.total_processes = config.total_pids;
+        container.registries.plain_http = config.plain_http_registries.clone();
+        container.local_images =
+            config.image_roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+        container.progress = Some(Arc::new(crate::pulls::Watch));
+        match ContainerRuntime::new(container) {
+            Ok(runtime) => {
+                tracing::info!(program = runtime.program(), "images are run");
+                builder = builder.runtime(runtime);
+            }
+            // Manifests that name an image are refused, with what is missing told here.
+            Err(error) if error.kind == ErrorKind::Unsupported => {
+                tracing::warn!(%error, "no images can be run here");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    #[cfg(feature = "wasm")]
+    {
+        let cache_dir = config.state.as_ref().map(|state| state.join("wasm-cache"));
+        let wasm = WasmConfig { cache_dir, recorder: recorder.clone(), ..WasmConfig::default() };
+        builder = builder.runtime(WasmRuntime::new(wasm)?);
+    }
+    Ok(builder)
+}
+
+/// Where telemetry goes, and which.
+#[cfg(feature = "otel")]
+fn otel(config: &Config) -> Result<Option<sas::otel::OtelConfig>, Failure> {
+    let Some(endpoint) = &config.otlp else { return Ok(None) };
+    let mut otel = sas::otel::OtelConfig::new(endpoint);
+    if let Some(ratio) = config.otlp_ratio {
+        otel.sampling.ratio = ratio;
+    }
+    otel.sampling.parent = !config.otlp_ignore_parent.unwrap_or_default();
+    otel.logs = config.otlp_logs.unwrap_or_default();
+    match std::env::var("OTEL_EXPORTER_OTLP_HEADERS") {
+        Ok(headers) => {
+            for header in headers.split(',').filter(|header| !header.trim().is_empty()) {
+                let (name, value) = header
+                    .split_once('=')
+                    .ok_or("OTEL_EXPORTER_OTLP_HEADERS: write name=value,name=value")?;
+                otel.headers.push((name.trim().to_owned(), Secret::new(value.trim())));
+            }
+        }
+        Err(VarError::NotPresent) => {}
+        Err(error) => return Err(format!("OTEL_EXPORTER_OTLP_HEADERS: {error}").into()),
+    }
+    Ok(Some(otel))
+}

@@ -1,0 +1,104 @@
+//! A host platform.
+//!
+//! ```text
+//! platform --listen ADDR --admin ADDR|unix:PATH [--state DIR] [--domain localhost] [--preset default|knative|frugal] MANIFEST...
+//! platform --help
+//! ```
+//!
+//! `config.rs` is what it can be told, flag by flag; `assemble.rs` makes a platform of it.
+//!
+//! Built with `--features container` it runs images too, as root where crun or runc is installed. Built with
+//! `--features otel`, `--otlp http://127.0.0.1:4318` sends traces and metrics to an OpenTelemetry collector;
+//! `OTEL_EXPORTER_OTLP_HEADERS` holds headers for it, as `name=value,name=value` (docs/telemetry.md).
+//!
+//! A service answers at `Host: <name>.<namespace>.<domain>`. One JSON line on stdout says that it serves; logs go to
+//! stderr, as much as `RUST_LOG` says (`info` without it). SIGTERM and SIGINT drain and end it with status 0.
+//!
+//! Instances connect to no port that the platform listens on itself, and not to the metadata services of clouds.
+//!
+//! The admin API wants `Authorization: Bearer TOKEN`, with the token of `SAS_ADMIN_TOKEN`, or else of the file that the
+//! JSON line names; a new token in that file counts at once. A Unix socket has mode 0600, and wants no token unless
+//! there is one in `SAS_ADMIN_TOKEN`. `platform --openapi` writes the description of the admin API to stdout.
+
+mod assemble;
+mod config;
+#[cfg(all(feature = "container", target_os = "linux"))]
+mod pulls;
+
+use std::{error::Error, io::Write as _, path::Path, process::ExitCode, time::Duration};
+
+use clap::Parser as _;
+use config::{Cli, Config};
+use sas::prelude::*;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+async fn run(config: Config) -> Result<(), Box<dyn Error>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let drain = Duration::from_secs(config.drain_seconds.unwrap_or(30));
+    let platform = assemble::assemble(&config).await?.build().await?;
+
+    for path in &config.manifests {
+        if let Err(error) = deploy(&platform, path).await {
+            platform.shutdown(drain).await;
+            return Err(format!("{}: {error}", path.display()).into());
+        }
+    }
+    let mut ready = serde_json::json!({
+        "ready": true,
+        "listen": platform.listen_addr().map(|a| a.to_string()),
+        "admin": platform.admin_addr().map(|a| a.to_string()),
+    });
+    if let Some(socket) = platform.admin_socket() {
+        ready["admin"] = format!("unix:{}", socket.display()).into();
+    }
+    if let Some(file) = platform.admin_token_file() {
+        ready["adminTokenFile"] = std::path::absolute(file)?.to_string_lossy().into();
+    }
+    // For tools on this host, such as `sasctl --state`.
+    if let Some(state) = &config.state {
+        std::fs::write(state.join("platform.json"), format!("{ready}\n"))?;
+    }
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{ready}")?;
+    stdout.flush()?;
+
+    tokio::select! {
+        biased;
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    let report = platform.shutdown(drain).await;
+    writeln!(std::io::stderr(), "drained: {}, after {:?}", report.drained, report.took)?;
+    Ok(())
+}
+
+async fn deploy(platform: &Platform, path: &Path) -> Result<(), Box<dyn Error>> {
+    let text = std::fs::read_to_string(path)?;
+    platform.apply(&text, path.parent()).await?;
+    Ok(())
+}
+
+/// Logs to stderr, as much as `RUST_LOG` says.
+fn log() {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.openapi {
+        let written = writeln!(std::io::stdout(), "{}", sas::control::Admin::openapi());
+        return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    log();
+    match Box::pin(run(cli.flags)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "platform: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
