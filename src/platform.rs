@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use sas_autoscale::{Driver, Measurement};
 use sas_control::{
-    Admin, Applied, Control, DeployOutcome, Engines, LogFiles, Meter, Recovery, UsageExporter,
+    Admin, Applied, Control, DeployOutcome, Engines, LogFiles, Meter, PackageRoots, Recovery, UsageExporter,
 };
 use sas_core::{
     CallError, Clock, Cx, DecisionQuery, Error, ErrorKind, Invoker as _, LogQuery, Payer, Pool, Request,
@@ -25,6 +25,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 pub(crate) struct Parts {
     pub(crate) admin: Arc<Admin>,
+    /// From where packages may come unless the program says.
+    pub(crate) default_roots: PackageRoots,
     pub(crate) keys: Keys,
     pub(crate) control: Arc<Control>,
     pub(crate) triggers: Arc<TriggerHost>,
@@ -188,6 +190,13 @@ impl Platform {
     pub fn replace_admin_token(&self, token: &str) -> Result<()> {
         let unsupported = || Error::unsupported("replacing the token without a token");
         self.parts.keys.tokens.as_ref().ok_or_else(unsupported)?.replace(token)
+    }
+
+    /// From now on a manifest that comes over the admin API may take its package from these directories; `None`: from where
+    /// it may when nothing is said, as [`crate::PlatformBuilder::package_roots`] has it.
+    pub fn set_package_roots(&self, roots: Option<PackageRoots>) {
+        let roots = roots.unwrap_or_else(|| self.parts.default_roots.clone());
+        self.parts.admin.change(|settings| settings.package_roots = roots);
     }
 
     /// Applies manifests, in order. Paths of packages in them that are relative are taken from `base`: the manifest's

@@ -1,13 +1,10 @@
 //! A platform from what it was told.
 
-use std::{env::VarError, error::Error, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{env::VarError, error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use sas::{
-    control::{
-        AllowedSources, FileUsageExport, LogFileLimits, PackageRoots, PriceTable, SecretDir, SecretEnv,
-        UsageKey,
-    },
+    control::{FileUsageExport, LogFileLimits, SecretDir, SecretEnv, UsageKey},
     core::{Recorder, Secret, SecretSource},
     prelude::*,
 };
@@ -19,7 +16,6 @@ type Failure = Box<dyn Error>;
 
 /// The platform that `config` describes, before it starts.
 pub(crate) async fn assemble(config: &Config) -> Result<PlatformBuilder, Failure> {
-    config.check()?;
     let prometheus = PrometheusBuilder::new().build_recorder();
     let metrics = prometheus.handle();
     let recorder = Recorder::new(Arc::new(prometheus));
@@ -54,7 +50,6 @@ pub(crate) async fn assemble(config: &Config) -> Result<PlatformBuilder, Failure
     if let Some(secrets) = &secrets {
         builder = builder.secrets(Arc::clone(secrets));
     }
-    builder = tenants(builder, config)?;
     #[cfg(feature = "otel")]
     if let Some(otel) = otel(config)? {
         builder = builder.otel(otel);
@@ -85,6 +80,8 @@ fn access(mut builder: PlatformBuilder, config: &Config) -> Result<PlatformBuild
     for host in &config.admin_hosts {
         builder = builder.admin_host(host);
     }
+    let (rate, burst) = config.admin_rate();
+    builder = builder.admin_rate_limit(rate, burst);
     if config.open_metrics.unwrap_or_default() {
         builder = builder.open_metrics();
     }
@@ -146,39 +143,11 @@ fn usage(mut builder: PlatformBuilder, config: &Config) -> Result<PlatformBuilde
     if let Some(file) = &config.log_file {
         builder = builder.log_file(file, LogFileLimits::default());
     }
-    if let Some(file) = &config.prices {
-        let text =
-            std::fs::read_to_string(file).map_err(|error| format!("--prices {}: {error}", file.display()))?;
-        builder = builder.prices(PriceTable::parse(&text)?);
-    }
     if let (Some(file), Some(key)) = (&config.usage_file, &config.usage_key) {
         let text = std::fs::read_to_string(&key.file)
             .map_err(|error| format!("--usage-key {}: {error}", key.file.display()))?;
         let key = UsageKey::new(key.name.clone(), Secret::new(text.trim_end()))?;
         builder = builder.usage_export("file", key, FileUsageExport::new(file));
-    }
-    Ok(builder)
-}
-
-/// What tenants may use, and where their code may come from.
-fn tenants(mut builder: PlatformBuilder, config: &Config) -> Result<PlatformBuilder, Failure> {
-    if let Some(file) = &config.default_quota {
-        let failed = |error: &dyn std::fmt::Display| format!("--default-quota {}: {error}", file.display());
-        let text = std::fs::read_to_string(file).map_err(|error| failed(&error))?;
-        let quota: TenantQuota = serde_json::from_str(&text).map_err(|error| failed(&error))?;
-        builder = builder.default_tenant_quota(quota);
-    }
-    if !config.allowed_registries.is_empty() {
-        // Directories have a list of their own, `--package-root`.
-        let registries = config.allowed_registries.iter().cloned();
-        let allowed = registries.fold(AllowedSources::none().with_root("/"), AllowedSources::with_registry);
-        builder = builder.admission(allowed);
-    }
-    if !config.package_roots.is_empty() {
-        // The manifests of the command line name packages of their own directories.
-        let manifests = config.manifests.iter().filter_map(|path| path.parent());
-        let dirs = config.package_roots.iter().map(PathBuf::as_path).chain(manifests);
-        builder = builder.package_roots(dirs.fold(PackageRoots::none(), PackageRoots::with));
     }
     Ok(builder)
 }

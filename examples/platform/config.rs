@@ -37,6 +37,15 @@ pub(crate) struct Config {
     /// How long requests and instances may take to end when the platform does [30].
     #[arg(long = "drain", value_name = "SECONDS")]
     pub(crate) drain_seconds: Option<u64>,
+    /// How much is logged to stderr, such as info or info,sas_pool=debug; RUST_LOG says it else [info].
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+    /// Requests per second that each principal may ask of the admin API [500].
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) admin_rate: Option<f64>,
+    /// Requests at once of each principal, after quiet [1000].
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) admin_burst: Option<u32>,
     /// The file of the admin token: a new one in it counts at once.
     #[arg(long, value_name = "FILE")]
     pub(crate) admin_token_file: Option<PathBuf>,
@@ -119,7 +128,7 @@ pub(crate) struct Config {
     #[arg(long, value_name = "DIR")]
     pub(crate) event_files: Option<PathBuf>,
     /// Secrets are files: DIR/NAMESPACE/secret/NAME/KEY.
-    #[arg(long, value_name = "DIR", conflicts_with = "secrets_env")]
+    #[arg(long, value_name = "DIR")]
     pub(crate) secrets: Option<PathBuf>,
     /// Secrets are variables of the environment: PREFIXNAMESPACE__NAME__KEY.
     #[arg(long, value_name = "PREFIX")]
@@ -156,19 +165,30 @@ pub(crate) struct Config {
     pub(crate) manifests: Vec<PathBuf>,
 }
 
-/// A host platform: serves what manifests say. SIGTERM and SIGINT drain and end it with status 0. RUST_LOG says how much
-/// is logged, to stderr; SAS_ADMIN_TOKEN may hold the admin token.
+/// A host platform: serves what manifests say. SIGTERM and SIGINT drain and end it with status 0; SIGHUP reads the
+/// configuration again. SAS_ADMIN_TOKEN may hold the admin token.
 #[derive(Debug, Parser)]
 #[command(name = "platform")]
 pub(crate) struct Cli {
     /// Writes the description of the admin API to stdout, and ends.
     #[arg(long)]
     pub(crate) openapi: bool,
+    /// A file in YAML or JSON with what stands on the command line else, which goes before it (docs/configuration.md).
+    #[arg(long, value_name = "FILE", env = "SAS_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Says what is wrong with such a file together with the command line, and ends: with 0 if nothing is.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config_check: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) flags: Config,
 }
 
 impl Config {
+    /// Requests of each principal at the admin API: per second, and at once.
+    pub(crate) fn admin_rate(&self) -> (f64, u32) {
+        (self.admin_rate.unwrap_or(500.0), self.admin_burst.unwrap_or(1000))
+    }
+
     /// What contradicts itself, and what this build can't do: all of it.
     pub(crate) fn check(&self) -> Result<(), SpecErrors> {
         let mut errors = SpecErrors::default();
@@ -204,6 +224,12 @@ impl Config {
         }
         if let Some(ratio) = self.otlp_ratio.filter(|ratio| !(0.0..=1.0).contains(ratio)) {
             errors.push("otlpRatio", ratio, "must be a share from 0 to 1");
+        }
+        if let Some(rate) = self.admin_rate.filter(|rate| !rate.is_finite() || *rate <= 0.0) {
+            errors.push("adminRate", rate, "must be more than 0 requests per second");
+        }
+        if self.admin_burst == Some(0) {
+            errors.push("adminBurst", 0, "must be at least 1");
         }
         match (&self.usage_file, &self.usage_key) {
             (Some(file), None) => errors.push("usageFile", file.display(), "wants `usageKey` beside it"),

@@ -22,22 +22,32 @@
 
 mod assemble;
 mod config;
+mod file;
+mod live;
 #[cfg(all(feature = "container", target_os = "linux"))]
 mod pulls;
 
-use std::{error::Error, io::Write as _, path::Path, process::ExitCode, time::Duration};
+use std::{error::Error, io::Write as _, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser as _;
-use config::{Cli, Config};
-use sas::prelude::*;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use config::Cli;
+use live::{Live, Program, log_filter};
+use sas::{control::ProgramConfig as _, prelude::*};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-async fn run(config: Config) -> Result<(), Box<dyn Error>> {
+async fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let hangup = signal(SignalKind::hangup())?;
+    let program = Program::new(cli.flags, cli.config, log()?)?;
+    let config = program.config();
+    config.check()?;
+    let live = Live::of(&config)?;
+    program.log(&live)?;
     let drain = Duration::from_secs(config.drain_seconds.unwrap_or(30));
-    let platform = assemble::assemble(&config).await?.build().await?;
+    let builder = assemble::assemble(&config).await?;
+    let platform = Arc::new(program.build(builder, live).build().await?);
+    program.serves(&platform);
 
     for path in &config.manifests {
         if let Err(error) = deploy(&platform, path).await {
@@ -68,10 +78,22 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
         biased;
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = reload_at(hangup, &program) => {}
     }
     let report = platform.shutdown(drain).await;
     writeln!(std::io::stderr(), "drained: {}, after {:?}", report.drained, report.took)?;
     Ok(())
+}
+
+/// Reads the configuration again at each SIGHUP.
+async fn reload_at(mut hangup: Signal, program: &Program) {
+    while hangup.recv().await.is_some() {
+        if let Err(error) = program.reload().await {
+            tracing::error!(error = %error.chain(), "the configuration was not reloaded");
+        }
+    }
+    // No more signals come: whoever waits for an end waits for another one.
+    std::future::pending().await
 }
 
 async fn deploy(platform: &Platform, path: &Path) -> Result<(), Box<dyn Error>> {
@@ -80,10 +102,25 @@ async fn deploy(platform: &Platform, path: &Path) -> Result<(), Box<dyn Error>> 
     Ok(())
 }
 
-/// Logs to stderr, as much as `RUST_LOG` says.
-fn log() {
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+/// Logs to stderr; how much is set by what this returns.
+fn log() -> Result<impl Fn(tracing_subscriber::EnvFilter) -> Result<(), String> + Send + Sync, String> {
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(log_filter(None)?)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_filter_reloading();
+    let handle = subscriber.reload_handle();
+    subscriber.init();
+    Ok(move |filter| handle.reload(filter).map_err(|error| error.to_string()))
+}
+
+/// Whether nothing is wrong with a file, and what is.
+fn check(cli: Cli, path: &Path) -> Result<(), Box<dyn Error>> {
+    let config = file::over(&cli.flags, &file::read(path)?);
+    let mut errors = config.check().err().unwrap_or_default();
+    errors.0.extend(Live::of(&config).err().into_iter().flat_map(|more| more.0));
+    errors.into_result()?;
+    Ok(())
 }
 
 #[tokio::main]
@@ -93,8 +130,11 @@ async fn main() -> ExitCode {
         let written = writeln!(std::io::stdout(), "{}", sas::control::Admin::openapi());
         return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    log();
-    match Box::pin(run(cli.flags)).await {
+    let outcome = match cli.config_check.clone() {
+        Some(path) => check(cli, &path),
+        None => Box::pin(run(cli)).await,
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "platform: {error}");

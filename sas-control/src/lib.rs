@@ -55,6 +55,7 @@
 mod admin;
 mod admission;
 mod audit;
+mod configuration;
 mod control;
 mod decisions;
 mod diagnosis;
@@ -79,9 +80,10 @@ mod stamp;
 mod tokens;
 mod view;
 
-pub use admin::{Admin, PeerAuthenticator, TokenAuthenticator};
+pub use admin::{Admin, AdminSettings, PeerAuthenticator, TokenAuthenticator};
 pub use admission::{AdmissionHook, AdmissionRequest, AllowedSources, Refusal};
 pub use audit::{AuditLimits, AuditRecord, AuditSink};
+pub use configuration::{ChangeTime, ConfigField, ConfigOrigin, ProgramConfig};
 pub use control::{
     AppRecord, Applied, Control, ControlConfig, DeadLetter, DeployOutcome, DomainRecord, EnvVersion,
     HourUsageView, NamespaceUsageView, Purged, Recovery, RolloutAction, UsageGapView, UsageHoursView,

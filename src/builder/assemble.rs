@@ -239,7 +239,8 @@ impl PlatformBuilder {
         let control = Control::new(control_config);
         self.namespaces.bind(&control);
 
-        let roots = self.access.package_roots(self.package_roots.take(), self.admin);
+        let default_roots = self.access.package_roots(None, self.admin);
+        let roots = self.package_roots.take().unwrap_or_else(|| default_roots.clone());
         let keys = self
             .access
             .keys(self.state.as_deref(), self.admin.is_some(), instances_are_others())
@@ -251,9 +252,13 @@ impl PlatformBuilder {
         if let Some(render) = self.metrics {
             admin = admin.with_metrics(render);
         }
+        if let Some(config) = self.program_config {
+            admin = admin.with_program_config(config);
+        }
         let admin = Arc::new(admin);
         let mut parts = Parts {
             admin,
+            default_roots,
             keys,
             control,
             triggers,

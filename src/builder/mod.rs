@@ -7,7 +7,8 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc}
 use sas_autoscale::DriverConfig;
 use sas_control::{
     AdmissionHook, AuditSink, ControlConfig, DecisionLog, DiagnosisConfig, LogBuffer, LogFileLimits,
-    MeterConfig, Namespaces, PackageRoots, PriceTable, SecretDir, SecretEnv, UsageExport, UsageKey,
+    MeterConfig, Namespaces, PackageRoots, PriceTable, ProgramConfig, SecretDir, SecretEnv, UsageExport,
+    UsageKey,
 };
 use sas_core::{
     Authenticator, BlobStore, Clock, DecisionSink, EngineSpec, EventLog, EventPublisher, Fidelity, Invoker,
@@ -123,6 +124,7 @@ pub struct PlatformBuilder {
     manifests: ParseOptions,
     metrics: Option<MetricsText>,
     diagnosis: DiagnosisConfig,
+    program_config: Option<Arc<dyn ProgramConfig>>,
 }
 
 type ChangeControl = Box<dyn FnOnce(&mut ControlConfig) + Send + Sync>;
@@ -199,6 +201,7 @@ impl Default for PlatformBuilder {
             manifests: ParseOptions::default(),
             metrics: None,
             diagnosis: DiagnosisConfig::default(),
+            program_config: None,
         }
     }
 }
@@ -947,6 +950,17 @@ impl PlatformBuilder {
     #[must_use]
     pub fn driver(mut self, change: impl FnOnce(&mut DriverConfig)) -> Self {
         change(&mut self.driver);
+        self
+    }
+
+    /// Shows the configuration of the program at the admin API (`GET /v1/config`), and has it reloaded by that
+    /// (`POST /v1/config/reload`). What it puts in force is the program's to say:
+    /// [`Control::set_default_tenant_quota`](sas_control::Control::set_default_tenant_quota),
+    /// [`Control::set_prices`](sas_control::Control::set_prices), [`Admin::change`](sas_control::Admin::change),
+    /// [`Platform::set_package_roots`], [`Tls::reload`](sas_router::Tls::reload) and hooks of its own.
+    #[must_use]
+    pub fn program_config(mut self, config: Arc<dyn ProgramConfig>) -> Self {
+        self.program_config = Some(config);
         self
     }
 

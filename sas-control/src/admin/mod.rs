@@ -7,6 +7,7 @@ mod access;
 mod applied;
 mod apps;
 mod authorize;
+mod config;
 mod describe;
 mod engines;
 mod events;
@@ -20,6 +21,7 @@ mod packages;
 mod platform;
 mod problem;
 mod services;
+mod settings;
 mod test_run;
 mod token;
 mod triggers;
@@ -30,6 +32,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use axum::middleware;
 use http::{HeaderValue, Method, StatusCode, Uri, header};
@@ -40,14 +43,14 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use tokio::time::Instant;
 
-use crate::{audit::AuditRecord, control::Control, roots::PackageRoots};
+use crate::{audit::AuditRecord, configuration::ProgramConfig, control::Control, roots::PackageRoots};
 use authorize::{Rules, authorize};
 use extract::Seen;
-use guard::Guard;
-use limit::RateLimit;
 use problem::Failure;
+use settings::InForce;
 use watch::Watchers;
 
+pub use settings::AdminSettings;
 pub use token::{PeerAuthenticator, TokenAuthenticator};
 
 type Text = dyn Fn() -> String + Send + Sync;
@@ -61,9 +64,6 @@ type Text = dyn Fn() -> String + Send + Sync;
 /// type, unless the request carries a bearer token.
 pub struct Admin {
     authenticator: Arc<dyn Authenticator>,
-    guard: Guard,
-    open_metrics: bool,
-    rate: RateLimit,
     api: Api,
     /// Made of `api` when it is first asked.
     router: OnceLock<axum::Router>,
@@ -74,8 +74,8 @@ pub struct Admin {
 struct Api {
     control: Arc<Control>,
     metrics: Option<Arc<Text>>,
-    roots: PackageRoots,
-    require_conditions: bool,
+    config: Option<Arc<dyn ProgramConfig>>,
+    in_force: Arc<ArcSwap<InForce>>,
     watchers: Watchers,
 }
 
@@ -95,7 +95,7 @@ impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admin")
             .field("authenticator", &self.authenticator)
-            .field("guard", &self.guard)
+            .field("settings", &self.settings())
             .field("metrics", &self.api.metrics.is_some())
             .finish_non_exhaustive()
     }
@@ -106,14 +106,11 @@ impl Admin {
     pub fn new(control: Arc<Control>, authenticator: Arc<dyn Authenticator>) -> Self {
         Self {
             authenticator,
-            guard: Guard::default(),
-            open_metrics: false,
-            rate: RateLimit::new(500.0, 1000),
             api: Api {
                 control,
                 metrics: None,
-                roots: PackageRoots::none(),
-                require_conditions: false,
+                config: None,
+                in_force: Arc::new(ArcSwap::from_pointee(AdminSettings::default().into())),
                 watchers: Watchers::default(),
             },
             router: OnceLock::new(),
@@ -127,20 +124,44 @@ impl Admin {
         self.changed()
     }
 
+    /// With `/v1/config`, which shows and reloads the configuration of the program around.
+    #[must_use]
+    pub fn with_program_config(mut self, config: Arc<dyn ProgramConfig>) -> Self {
+        self.api.config = Some(config);
+        self.changed()
+    }
+
+    /// How it is used now.
+    pub fn settings(&self) -> AdminSettings {
+        self.api.in_force.load().settings.clone()
+    }
+
+    /// Changes how it is used, from the next request on. Whoever had asked too often begins anew where the rate changes.
+    pub fn change(&self, change: impl FnOnce(&mut AdminSettings)) {
+        let mut settings = self.settings();
+        change(&mut settings);
+        if settings != self.settings() {
+            self.api.in_force.store(Arc::new(settings.into()));
+        }
+    }
+
+    fn with(self, change: impl FnOnce(&mut AdminSettings)) -> Self {
+        self.change(change);
+        self
+    }
+
     /// Takes packages that manifests name by a path of the host from these directories; without this, from none.
     /// [`PackageRoots::any`] is only for principals who may do everything: for others it is none.
     #[must_use]
-    pub fn with_package_roots(mut self, roots: PackageRoots) -> Self {
-        self.api.roots = roots;
-        self.changed()
+    pub fn with_package_roots(self, roots: PackageRoots) -> Self {
+        self.with(|settings| settings.package_roots = roots)
     }
 
     /// Refuses changes of services, with 428, that do not say what they have seen: without `If-Match`, or
     /// `If-None-Match: *` for a new one. For platforms that several people or programs change.
     #[must_use]
-    pub fn with_required_conditions(mut self) -> Self {
-        self.api.require_conditions = true;
-        self.changed()
+    pub fn with_required_conditions(self) -> Self {
+        self.with(|settings| settings.require_conditions = true)
     }
 
     /// The description of this API in OpenAPI 3.1, as JSON; also at `GET /v1/openapi.json`.
@@ -156,37 +177,34 @@ impl Admin {
     /// Lets each principal ask so often: `rate` requests per second, `burst` at once after quiet; 429 beyond. Without
     /// this, 500 and 1,000.
     #[must_use]
-    pub fn with_rate_limit(mut self, rate: f64, burst: u32) -> Self {
-        self.rate = RateLimit::new(rate, burst);
-        self
+    pub fn with_rate_limit(self, rate: f64, burst: u32) -> Self {
+        self.with(|settings| (settings.rate, settings.burst) = (rate, burst))
     }
 
     /// Gives `/metrics` to whoever asks, as scrapers without credentials need it.
     #[must_use]
-    pub fn with_open_metrics(mut self) -> Self {
-        self.open_metrics = true;
-        self
+    pub fn with_open_metrics(self) -> Self {
+        self.with(|settings| settings.open_metrics = true)
     }
 
     /// Answers for this host too: a name or an address, for any port unless one is given.
     #[must_use]
-    pub fn with_host(mut self, host: impl Into<String>) -> Self {
-        self.guard.hosts.push(host.into());
-        self
+    pub fn with_host(self, host: impl Into<String>) -> Self {
+        self.with(|settings| settings.hosts.push(host.into()))
     }
 
     /// Answers pages of this origin too, such as `https://console.example.org`.
     #[must_use]
-    pub fn with_origin(mut self, origin: impl Into<String>) -> Self {
-        self.guard.origins.push(origin.into());
-        self
+    pub fn with_origin(self, origin: impl Into<String>) -> Self {
+        self.with(|settings| settings.origins.push(origin.into()))
     }
 
     /// Refuses, finds out who asks, answers.
     async fn answer(&self, id: RequestId, request: Request) -> Result<Response, Failure> {
         let (mut head, body) = request.into_parts();
         head.uri = without_last_slash(head.uri);
-        let guarded = self.guard.check(&head);
+        let in_force = self.api.in_force.load_full();
+        let guarded = in_force.guard.check(&head);
         match head.uri.path() {
             "/healthz" | "/readyz" => {
                 head.extensions.clear();
@@ -197,7 +215,8 @@ impl Admin {
             }
             _ => guarded?,
         }
-        let open = self.open_metrics && head.uri.path() == "/metrics" && head.method == Method::GET;
+        let open =
+            in_force.settings.open_metrics && head.uri.path() == "/metrics" && head.method == Method::GET;
         let principal = match self.authenticate(&head).await {
             // A scraper sees what it may see, whoever else it is.
             _ if open => Principal::new("anybody"),
@@ -207,7 +226,7 @@ impl Admin {
                 return Err(denied.into());
             }
         };
-        self.check_rate(&principal)?;
+        check_rate(&in_force, &principal)?;
         guard::check_query(&head)?;
         guard::check_media_type(&head, http_body::Body::is_end_stream(&body))?;
         let (method, path) = (head.method.clone(), head.uri.path().to_owned());
@@ -232,16 +251,6 @@ impl Admin {
             return Ok(principal);
         }
         self.authenticator.authenticate(head).await
-    }
-
-    fn check_rate(&self, principal: &Principal) -> Result<(), Failure> {
-        // Names are apart within a namespace only.
-        let who = format!("{}/{principal}", principal.tenant().unwrap_or_default());
-        self.rate.take(&who, Instant::now()).map_err(|wait| {
-            let message = format!("{principal} asks too often; come back in {wait:?}");
-            let failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", message);
-            failure.later(wait.as_secs_f64().ceil() as u64)
-        })
     }
 
     /// Writes down who asked for a change, and how it went.
@@ -288,6 +297,16 @@ impl Admin {
     }
 }
 
+fn check_rate(in_force: &InForce, principal: &Principal) -> Result<(), Failure> {
+    // Names are apart within a namespace only.
+    let who = format!("{}/{principal}", principal.tenant().unwrap_or_default());
+    in_force.rate.take(&who, Instant::now()).map_err(|wait| {
+        let message = format!("{principal} asks too often; come back in {wait:?}");
+        let failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", message);
+        failure.later(wait.as_secs_f64().ceil() as u64)
+    })
+}
+
 /// The routes with their description.
 fn described() -> OpenApiRouter<Api> {
     let mut routes = OpenApiRouter::with_openapi(describe::base())
@@ -295,6 +314,8 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(platform::readyz))
         .routes(routes!(platform::metrics))
         .routes(routes!(platform::openapi))
+        .routes(routes!(config::show))
+        .routes(routes!(config::reload))
         .routes(routes!(platform::runtimes))
         .routes(routes!(platform::recovery))
         .routes(routes!(platform::pool))
@@ -396,12 +417,13 @@ impl Api {
     /// From where `caller`'s manifests may take packages of the host.
     fn roots_for(&self, caller: &Principal) -> PackageRoots {
         let may_all = caller.may(sas_core::Scope::Admin) && caller.tenant().is_none();
-        if self.roots.allows_any() && !may_all { PackageRoots::none() } else { self.roots.clone() }
+        let roots = &self.in_force.load().settings.package_roots;
+        if roots.allows_any() && !may_all { PackageRoots::none() } else { roots.clone() }
     }
 
     /// Refuses changes without a condition where the platform asks for one.
     fn asks_for(&self, seen: &Seen) -> Result<(), Failure> {
-        if !self.require_conditions || !seen.is_anything() {
+        if !self.in_force.load().settings.require_conditions || !seen.is_anything() {
             return Ok(());
         }
         let message = "this platform takes changes of services only with If-Match and the ETag that GET answered, or \

@@ -24,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use sas_core::{
     AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, DataPlane, DecisionQuery, DecisionSink, Error,
@@ -184,7 +185,7 @@ pub struct Control {
     pub(crate) rules: Rules,
     drain_grace: Duration,
     sinks: Sinks,
-    prices: Option<PriceTable>,
+    prices: ArcSwapOption<PriceTable>,
     pub(crate) metrics: Metrics,
     request_ids: RequestIds,
     services: Services,
@@ -319,7 +320,7 @@ impl Control {
             rules,
             drain_grace: config.drain_grace,
             sinks: Sinks { logs: config.logs, decisions: config.decisions, meter: config.meter },
-            prices: config.prices,
+            prices: ArcSwapOption::from(config.prices.map(Arc::new)),
             metrics: Metrics::new(&config.recorder),
             request_ids: RequestIds::new(config.seed),
             services: Services::default(),

@@ -162,7 +162,7 @@ impl Tenants {
 #[derive(Debug)]
 pub(super) struct TenantQuotas {
     /// Of those that have none of their own.
-    default: TenantQuota,
+    default: Mutex<TenantQuota>,
     configured: BTreeMap<String, TenantQuota>,
     stored: Mutex<BTreeMap<String, (TenantQuota, Version)>>,
     /// Who holds requests to them.
@@ -177,6 +177,7 @@ impl TenantQuotas {
         configured: BTreeMap<String, TenantQuota>,
         requests: Option<Arc<dyn Quotas>>,
     ) -> Self {
+        let default = Mutex::new(default);
         Self { default, configured, stored: Mutex::default(), requests, refused_storage: Mutex::default() }
     }
 
@@ -188,7 +189,12 @@ impl TenantQuotas {
 
     /// What holds for a tenant: its own quota, else what all have; `None` where that limits nothing.
     pub(super) fn in_force(&self, namespace: &str) -> Option<TenantQuota> {
-        self.get(namespace).or_else(|| (self.default != TenantQuota::default()).then_some(self.default))
+        let of_all = || Some(*self.default.lock()).filter(|default| *default != TenantQuota::default());
+        self.get(namespace).or_else(of_all)
+    }
+
+    pub(super) fn set_default(&self, quota: TenantQuota) {
+        *self.default.lock() = quota;
     }
 
     pub(super) fn all(&self) -> BTreeMap<String, TenantQuota> {

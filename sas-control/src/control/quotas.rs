@@ -63,6 +63,18 @@ impl Control {
         Ok(())
     }
 
+    /// From now on this is what every tenant may use that has no quota of its own. Not stored: the host says it at each start.
+    ///
+    /// # Errors
+    /// `InvalidSpec` with the fields; `Unsupported` for what nothing here holds tenants to.
+    pub fn set_default_tenant_quota(&self, quota: TenantQuota) -> Result<()> {
+        quota.validate().map_err(|errors| refused("quota", errors))?;
+        self.can_hold(&quota)?;
+        self.tenant_quotas.set_default(quota);
+        self.tenants.namespaces().iter().for_each(|namespace| self.limit_tenant(namespace));
+        Ok(())
+    }
+
     /// Refuses what nothing here holds tenants to.
     fn can_hold(&self, quota: &TenantQuota) -> Result<()> {
         let pool = self.pool.quotas().is_some();

@@ -1,6 +1,6 @@
 //! What was used, and what it cost.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use sas_core::{
     Error, ErrorKind, Hour, HourUsage, MeterTotals, Result, RevisionUsage, Timestamp, UsageGap, UsageScope,
@@ -8,7 +8,7 @@ use sas_core::{
 use serde::Serialize;
 
 use super::Control;
-use crate::{Cost, stamp::rfc3339};
+use crate::{Cost, PriceTable, stamp::rfc3339};
 
 /// What was used, by revision and in all.
 #[derive(Clone, Debug, Serialize)]
@@ -136,6 +136,11 @@ impl Control {
         })
     }
 
+    /// From now on costs are told by these prices; `None`: not at all.
+    pub fn set_prices(&self, prices: Option<PriceTable>) {
+        self.prices.store(prices.map(Arc::new));
+    }
+
     /// What the use of `scope` costs by the platform's price table: within the hours from `from` to `until` (not in it), or
     /// in all.
     ///
@@ -146,7 +151,7 @@ impl Control {
         scope: &UsageScope,
         hours: Option<(Timestamp, Timestamp)>,
     ) -> Result<Cost> {
-        let Some(prices) = &self.prices else {
+        let Some(prices) = self.prices.load_full() else {
             let message = "this platform has no price table: give it one by PlatformBuilder::prices";
             return Err(Error::new(ErrorKind::Unsupported, "usage cost", message));
         };
