@@ -23,6 +23,7 @@
 //! | [`fake`] | stand-ins for every trait, scripted by tests |
 //! | [`load`] | an open-loop load generator, and a ledger that pairs each request with its answer |
 //! | [`broker`] | sources of events against real brokers, both killed at random |
+//! | [`server`] | real servers, started by tests |
 //! | [`fault`] | killing and pausing real processes, closed ports |
 
 pub mod blobs;
@@ -41,6 +42,8 @@ mod report;
 pub mod router;
 pub mod runtime;
 pub mod scaler;
+#[cfg(unix)]
+pub mod server;
 pub mod store;
 pub mod trigger;
 
