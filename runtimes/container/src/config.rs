@@ -5,6 +5,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use sas_core::{Clock, Error, ErrorKind, Recorder, Result, SecretSource, SystemClock};
@@ -13,7 +14,7 @@ use sas_runtime_os::ControlGroups;
 use crate::{credentials::CredentialProvider, progress::PullObserver, unpack::ImageLimits};
 
 /// Which registries are asked, and how.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Registries {
     /// The registries from which images may come, such as `docker.io` or `registry.example.com:5000`; `None`: all. A
@@ -25,6 +26,21 @@ pub struct Registries {
     pub mirrors: BTreeMap<String, Vec<String>>,
     /// Certificates of authorities that are trusted beside the system's own, in PEM.
     pub certificates: Vec<Vec<u8>>,
+    /// How long a registry may take to answer, and to bring the next 64 KiB of a layer; and how long in all it may have itself
+    /// be left alone (`Retry-After`) before a pull is given up with that time in its error. Default one minute.
+    pub patience: Duration,
+}
+
+impl Default for Registries {
+    fn default() -> Self {
+        Self {
+            allowed: None,
+            plain_http: Vec::new(),
+            mirrors: BTreeMap::new(),
+            certificates: Vec::new(),
+            patience: Duration::from_secs(60),
+        }
+    }
 }
 
 /// In which network containers run.
@@ -36,8 +52,9 @@ pub enum Network {
     /// in it.
     #[default]
     Isolated,
-    /// The host's own. Programs must take the port in `PORT`, reach whatever the host reaches, and can be reached by
-    /// whoever reaches the host's loopback.
+    /// The host's own. Programs must take the port in `PORT`, reach whatever the host reaches but
+    /// [`ContainerConfig::closed_ports`], and can be reached by whoever reaches the host's loopback. None has the capability
+    /// `NET_RAW`, by which it would read what others send.
     Host,
 }
 
@@ -84,6 +101,10 @@ pub struct ContainerConfig {
     pub cgroups: ControlGroups,
     /// Processes and threads of one container. Default 4096.
     pub processes: u64,
+    /// Bytes of memory of each container that has no limit of its own, what it writes to its files counted as well. `None`,
+    /// the default: half of what the host may use (the machine's, or its control group's limit), so that one container never
+    /// takes the machine. Held by control groups; without them not at all.
+    pub instance_memory: Option<u64>,
     /// Bytes of memory of all containers together, what each may have aside. `None`: seven eighths of the machine's, or
     /// of the host's own control group. The container that asks for more than all may have is ended, or another that
     /// holds more; never the host. Held by control groups; without them not at all.
@@ -98,6 +119,10 @@ pub struct ContainerConfig {
     pub disk_bytes: u64,
     /// In which network containers run.
     pub network: Network,
+    /// TCP ports of this machine that no container connects to or listens on, the admin API's above all. They mean something
+    /// in [`Network::Host`] only, which takes a list, if an empty one: `None`, the default, is refused with it. Held by
+    /// landlock, for which a kernel of 6.7 is needed; UDP is not closed.
+    pub closed_ports: Option<Vec<u16>>,
     /// The ports that instances are given in the host's network. Default 30000 to 31999.
     pub ports: std::ops::RangeInclusive<u16>,
     /// Network namespaces that are kept ready. Default 4.
@@ -155,11 +180,13 @@ impl Default for ContainerConfig {
             keep_free_bytes: 2 << 30,
             cgroups: ControlGroups::default(),
             processes: 4096,
+            instance_memory: None,
             total_memory: None,
             total_processes: None,
             open_files: 65_536,
             disk_bytes: 512 << 20,
             network: Network::default(),
+            closed_ports: None,
             ports: 30_000..=31_999,
             ready: 4,
             allow_root: true,
@@ -203,7 +230,8 @@ impl ContainerConfig {
         }
         for (field, value, least) in [
             ("processes", self.processes, 8),
-            ("total_memory", self.total_memory.unwrap_or(u64::MAX), 16 << 20),
+            ("instance_memory", self.instance_memory.unwrap_or(u64::MAX), 16 << 20),
+            ("total_memory", self.total_memory.unwrap_or(u64::MAX), self.instance_memory.unwrap_or(16 << 20)),
             ("total_processes", self.total_processes.unwrap_or(u64::MAX), self.processes),
             ("open_files", self.open_files, 64),
             ("disk_bytes", self.disk_bytes, 1 << 20),
@@ -221,11 +249,27 @@ impl ContainerConfig {
         if self.ready > 256 {
             return wrong(format!("ready: {}: at most 256", self.ready));
         }
+        match &self.closed_ports {
+            None if self.network == Network::Host => {
+                return wrong(
+                    "closed_ports: None: in the host's network containers reach what the host reaches: name the ports that \
+                     they must not, such as the admin API's, or an empty list where there is none"
+                        .into(),
+                );
+            }
+            Some(closed) if closed.contains(&0) => {
+                return wrong("closed_ports: 0: ports from 1 to 65535".into());
+            }
+            _ => {}
+        }
         if self.ports.is_empty() || *self.ports.start() == 0 {
             return wrong(format!("ports: {:?}: a range that is not empty and does not hold 0", self.ports));
         }
         if let Some(unknown) = self.capabilities.iter().find(|name| crate::spec::capability(name).is_none()) {
             return wrong(format!("capabilities: {unknown:?}: names such as NET_BIND_SERVICE"));
+        }
+        if self.registries.patience.is_zero() {
+            return wrong("registries.patience: 0: longer than nothing".into());
         }
         for host in self.registries.mirrors.values().flatten().chain(&self.registries.plain_http) {
             if host.is_empty() || host.contains('/') {
@@ -254,6 +298,7 @@ impl fmt::Debug for ContainerConfig {
             .field("local_images", &self.local_images)
             .field("limits", &self.limits)
             .field("network", &self.network)
+            .field("closed_ports", &self.closed_ports)
             .field("cgroups", &self.cgroups)
             .finish_non_exhaustive()
     }

@@ -52,6 +52,8 @@ pub(crate) struct Container {
     pub(crate) plan: ContainerShape,
     pub(crate) words: LastWords,
     home: PathBuf,
+    /// Bytes of memory that it may have.
+    memory: Option<u64>,
     /// The groups that a command is put into as well.
     join: Vec<PathBuf>,
     state: Mutex<State>,
@@ -147,6 +149,7 @@ impl Container {
     pub(crate) fn watch(
         engine: &Arc<Engine>,
         name: &str,
+        memory: Option<u64>,
         spawned: Spawned,
         group: Option<Group>,
         target: LogTarget,
@@ -165,6 +168,7 @@ impl Container {
             plan,
             words: LastWords::default(),
             home,
+            memory,
             join: group.as_ref().map(|group| group.to_join().to_vec()).unwrap_or_default(),
             state: Mutex::default(),
             phase: watch::Sender::new(Phase::Starting),
@@ -252,27 +256,30 @@ impl Container {
             .and_then(|process| serde_json::to_vec(&process).map_err(io::Error::other))
             .map_err(failed)?;
         let (container, engine, pod) = (Arc::clone(self), Arc::clone(engine), Arc::clone(pod));
-        let spawned = tokio::task::spawn_blocking(move || {
-            let (output, writer) = io::pipe()?;
-            let file = container.home.join(format!("exec-{number}.json"));
-            let pid_file = container.home.join(format!("exec-{number}.pid"));
-            let pid = pod.enter(|| {
-                fs::write(&file, &process)?;
-                let mut command = call(&engine, &pod, &container.join);
-                command.arg("exec").arg("--process").arg(&file).arg("--pid-file").arg(&pid_file);
-                command.arg(id(&container.home)).stdin(Stdio::null());
-                command.stdout(Stdio::from(writer.try_clone()?)).stderr(Stdio::from(writer.try_clone()?));
-                Ok(Pid::from_child(&command.spawn()?))
-            })?;
-            let running = Running { pid, pid_file, file, done: false };
-            let fd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-            Ok::<_, io::Error>((running, fd, output))
-        })
-        .await;
-        let (mut command, fd, output) = match spawned {
-            Ok(spawned) => spawned.map_err(failed)?,
-            Err(error) => return Err(failed(io::Error::other(error))),
-        };
+        let spawned = engine
+            .spawning({
+                let engine = Arc::clone(&engine);
+                move || {
+                    let (output, writer) = io::pipe()?;
+                    let file = container.home.join(format!("exec-{number}.json"));
+                    let pid_file = container.home.join(format!("exec-{number}.pid"));
+                    let pid = pod.enter(|| {
+                        fs::write(&file, &process)?;
+                        let mut command = call(&engine, &pod, &container.join);
+                        command.arg("exec").arg("--process").arg(&file).arg("--pid-file").arg(&pid_file);
+                        command.arg(id(&container.home)).stdin(Stdio::null());
+                        command
+                            .stdout(Stdio::from(writer.try_clone()?))
+                            .stderr(Stdio::from(writer.try_clone()?));
+                        Ok(Pid::from_child(&command.spawn()?))
+                    })?;
+                    let running = Running { pid, pid_file, file, done: false };
+                    let fd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+                    Ok::<_, io::Error>((running, fd, output))
+                }
+            })
+            .await;
+        let (mut command, fd, output) = spawned.map_err(failed)?;
         let output = OwnedFd::from(output);
         rustix::io::ioctl_fionbio(&output, true).map_err(|error| failed(error.into()))?;
         let mut output = pipe::Receiver::from_owned_fd(output).map_err(failed)?;
@@ -485,10 +492,17 @@ impl Run {
                     && group.as_ref().is_some_and(Group::ran_out_of_memory)
                 {
                     report = report.with_out_of_memory();
-                    if group.as_ref().is_some_and(|group| group.met_memory() == Met::Together) {
-                        let how = "ContainerConfig::total_memory";
-                        report = report.with_reason(format!("the ceiling of all containers together: {how}"));
-                    }
+                    let met = group.as_ref().map(Group::met_memory);
+                    let why = match (met, container.memory) {
+                        (Some(Met::Together), _) => {
+                            "the ceiling of all containers together: ContainerConfig::total_memory".to_owned()
+                        }
+                        (Some(Met::Own), Some(most)) => format!(
+                            "its ceiling is {most} bytes: resources.limits.memory, or ContainerConfig::instance_memory"
+                        ),
+                        _ => "the machine, or the host's own control group, had none left".to_owned(),
+                    };
+                    report = report.with_reason(why);
                     engine.metrics.out_of_memory.increment(1);
                 }
             }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, process::Stdio, time::Durat
 
 use async_trait::async_trait;
 use base64::Engine as _;
+use oci_client::secrets::RegistryAuth;
 use sas_core::{Error, ErrorKind, Result, Secret, TenantKey};
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
@@ -27,6 +28,14 @@ impl Credentials {
     /// A user and a password.
     pub fn basic(user: impl Into<String>, password: impl Into<String>) -> Self {
         Self::Basic { user: user.into(), password: Secret::new(password.into()) }
+    }
+
+    /// As the client of registries takes them.
+    pub(crate) fn to_auth(&self) -> RegistryAuth {
+        match self {
+            Self::Basic { user, password } => RegistryAuth::Basic(user.clone(), password.expose().to_owned()),
+            Self::Token(token) => RegistryAuth::Bearer(token.expose().to_owned()),
+        }
     }
 
     /// A bearer token.

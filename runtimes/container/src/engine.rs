@@ -4,7 +4,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,6 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use sas_core::{Error, ErrorKind, Result};
 use sas_runtime_os::{
+    ClosedPorts,
     cgroup::{Limits, Run},
     guardian::Guardian,
     network::Network,
@@ -94,6 +95,10 @@ pub(crate) struct Engine {
     pub(crate) containers: Count,
     pub(crate) metrics: Metrics,
     pub(crate) ports: Arc<Ports>,
+    /// What containers in the host's network do not reach.
+    closed_ports: Option<ClosedPorts>,
+    /// What a container may use that has no limits of its own.
+    pub(crate) ceilings: Limits,
     /// Why layers are copied instead of stacked.
     pub(crate) no_overlay: Option<String>,
     /// Unmounted for what runs containers.
@@ -107,6 +112,9 @@ pub(crate) struct Engine {
     running: AtomicBool,
 }
 
+/// The least default ceiling of a container, where the machine has next to nothing.
+const LEAST_MEMORY: u64 = 64 << 20;
+
 /// Counted by `quiesce` until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Making(Arc<Engine>);
@@ -116,6 +124,11 @@ impl Drop for Making {
         self.0.containers.sweeping.fetch_sub(1, Ordering::AcqRel);
         self.0.containers.changed.notify_waiters();
     }
+}
+
+/// The client of registries asks for the process's provider of cryptography; whoever has one keeps it.
+pub(crate) fn provide_cryptography() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 /// Finds the first program that is there and says what it is.
@@ -164,8 +177,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Unsupported, "open", what));
         }
         let program = find(&config)?;
-        // The client of registries asks for the process's provider of cryptography; whoever has one keeps it.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        provide_cryptography();
         sas_runtime_os::limits::raise_open_files();
         crate::metrics::describe(&config.recorder);
         let store = Arc::new(Store::open(&config.store, config.limits)?);
@@ -175,6 +187,15 @@ impl Engine {
                 "no network namespace can be made ({error}); containers need the right to (CAP_SYS_ADMIN)"
             )));
         }
+        let closed_ports = match (config.network, config.closed_ports.as_deref().unwrap_or_default()) {
+            (NetworkKind::Isolated, _) | (_, []) => None,
+            (_, ports) => Some(ClosedPorts::new(ports).map_err(|error| {
+                unsupported(format!(
+                    "closed_ports: {ports:?}: {error}; take Network::Isolated, or say by an empty list that containers may \
+                     reach every port of this host"
+                ))
+            })?),
+        };
         let no_overlay = match config.overlay {
             false => Some("ContainerConfig::overlay is false".to_owned()),
             true => pod::overlay_works(&store.run().pod()).err(),
@@ -193,10 +214,17 @@ impl Engine {
         let marks = Marks::open(Run::dir(&**store.run()), None)
             .map_err(|error| crate::store::disk("write to", Run::dir(&**store.run()), error))?;
         let (guardian, guardian_fd) = Guardian::start(&store.run().stdin(), &marks)?;
-        let ports = Ports::new(config.ports.clone(), &[], &locks_dir(store.run().pod().as_path()))?;
+        let half = || sas_runtime_os::cgroup::memory_here().map(|bytes| (bytes / 2).max(LEAST_MEMORY));
+        let ceilings = Limits {
+            cpu_millis: None,
+            memory_bytes: config.instance_memory.or_else(half),
+            processes: Some(config.processes),
+        };
+        let taken = config.closed_ports.as_deref().unwrap_or_default();
+        let ports = Ports::new(config.ports.clone(), taken, &locks_dir(store.run().pod().as_path()))?;
         let metrics = Metrics::new(&config.recorder);
         let config = Arc::new(config);
-        let images = Images { config: Arc::clone(&config), store: Arc::clone(&store) };
+        let images = Images { config: Arc::clone(&config), store: Arc::clone(&store), http: OnceLock::new() };
         tracing::info!(program = program.version, "containers are run");
         Ok(Arc::new(Self {
             config,
@@ -208,6 +236,8 @@ impl Engine {
             containers: Count::default(),
             metrics,
             ports,
+            closed_ports,
+            ceilings,
             no_overlay,
             hidden,
             guardian_fd: Mutex::new(Some(guardian_fd)),
@@ -218,6 +248,24 @@ impl Engine {
             closed: AtomicBool::new(false),
             running: AtomicBool::new(false),
         }))
+    }
+
+    /// Runs what blocks and spawns programs, where ports are closed to these.
+    pub(crate) async fn spawning<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    ) -> std::io::Result<T> {
+        let Some(closed) = &self.closed_ports else {
+            return tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?;
+        };
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let here = tokio::runtime::Handle::current();
+        closed.run(move || {
+            let _here = here.enter();
+            // Nobody is told when nobody waits any more.
+            let _ = tell.send(work());
+        })?;
+        told.await.map_err(|_gone| std::io::Error::other("the thread ended"))?
     }
 
     /// A number that no other container of this run has.

@@ -14,7 +14,12 @@ use sas_core::{Error, ErrorKind, Result, package::file_mode};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::{digest::Digest, manifest};
+use crate::{
+    digest::Digest,
+    local::Layout,
+    manifest::{self, Parsed},
+    name::Local,
+};
 
 /// How an image runs what it holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +41,66 @@ pub struct ImageSettings {
     pub labels: BTreeMap<String, String>,
     /// Where the files stand in the image. Default `/app`; `/` for a whole root file system.
     pub prefix: Option<String>,
+    /// The image that it is built upon, such as one that has an interpreter: its layers come first, and what is not set
+    /// here is as it says.
+    pub base: Option<ImageBase>,
+}
+
+/// An image of an OCI layout, upon which another is built. [`Transfer::pull`](crate::Transfer::pull) brings one there from
+/// a registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageBase {
+    /// The layout's directory.
+    pub layout: PathBuf,
+    /// The image's tag in it.
+    pub tag: String,
+}
+
+/// What a base has.
+#[derive(Default)]
+struct Below {
+    layers: Vec<manifest::Descriptor>,
+    /// The whole configuration.
+    config: serde_json::Value,
+}
+
+impl Below {
+    /// Reads a base, and has its layers in `blobs`.
+    fn read(base: &ImageBase, blobs: &Path) -> Result<Self> {
+        let dir = fs::canonicalize(&base.layout).map_err(|error| failed("open", &base.layout, error))?;
+        let local = Local { path: dir.clone(), tag: Some(base.tag.clone()), digest: None };
+        let layout = Layout::open(&local, dir.clone())?;
+        let mut parsed = manifest::parse(&base.tag, &layout.small(&layout.resolve()?)?, usize::MAX)?;
+        if let Parsed::Platform(one) = &parsed {
+            parsed = manifest::parse(&base.tag, &layout.small(&one.digest)?, usize::MAX)?;
+        }
+        let Parsed::Image { config, mut layers } = parsed else {
+            let what = format!("base: {}: an index within an index", base.layout.display());
+            return Err(Error::new(ErrorKind::InvalidSpec, "export", what));
+        };
+        let config = serde_json::from_slice(&layout.small(&config.digest)?).map_err(|error| {
+            let what = format!("base: {}: its configuration can't be read: {error}", base.layout.display());
+            Error::new(ErrorKind::InvalidSpec, "export", what)
+        })?;
+        for layer in &mut layers {
+            // The same bytes by the name that a manifest of OCI has for them.
+            if layer.media_type.starts_with("application/vnd.docker.image.rootfs.diff.tar") {
+                layer.media_type = layer
+                    .media_type
+                    .replace(
+                        "application/vnd.docker.image.rootfs.diff.tar",
+                        "application/vnd.oci.image.layer.v1.tar",
+                    )
+                    .replace(".gzip", "+gzip");
+            }
+            let (from, to) =
+                (dir.join("blobs/sha256").join(layer.digest.hex()), blobs.join(layer.digest.hex()));
+            if !to.exists() {
+                fs::copy(&from, &to).map_err(|error| failed("copy", &from, error))?;
+            }
+        }
+        Ok(Self { layers, config })
+    }
 }
 
 impl ImageSettings {
@@ -45,7 +110,7 @@ impl ImageSettings {
     }
 }
 
-fn failed(what: &str, path: &Path, error: io::Error) -> Error {
+pub(crate) fn failed(what: &str, path: &Path, error: io::Error) -> Error {
     let kind = match error.kind() {
         io::ErrorKind::NotFound => ErrorKind::NotFound,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Exhausted,
@@ -79,20 +144,51 @@ pub fn write_image(files: &Path, layout: &Path, tag: &str, settings: &ImageSetti
     }
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).map_err(|error| failed("create", &blobs, error))?;
+    let below = settings.base.as_ref().map(|base| Below::read(base, &blobs)).transpose()?.unwrap_or_default();
     let (layer, diff, size) = layer(files, prefix, &blobs)?;
-    let mut config = json!({
-        "Env": settings.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(),
-        "WorkingDir": settings.working_dir.clone().unwrap_or_else(|| prefix.to_owned()),
+    let config = configuration(&below, settings, prefix, &diff);
+    let (config_digest, config_size) = put(&blobs, &config)?;
+    let own = json!({
+        "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+        "digest": layer.as_str(),
+        "size": size,
     });
-    let mut set = |name: &str, value: serde_json::Value| {
-        if let Some(fields) = config.as_object_mut() {
-            fields.insert(name.to_owned(), value);
-        }
-    };
+    let layers: Vec<serde_json::Value> = below.layers.iter().map(|layer| json!(layer)).chain([own]).collect();
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": config_digest.as_str(),
+            "size": config_size,
+        },
+        "layers": layers,
+    });
+    let (digest, size) = put(&blobs, &manifest)?;
+    index(layout, tag, &digest, size)?;
+    Ok(digest.to_string())
+}
+
+/// The configuration: the base's, with what is set in its place.
+fn configuration(below: &Below, settings: &ImageSettings, prefix: &str, diff: &Digest) -> serde_json::Value {
+    let list =
+        |at: &str| below.config.pointer(at).and_then(|value| value.as_array()).cloned().unwrap_or_default();
+    let mut env: BTreeMap<String, String> = list("/config/Env")
+        .iter()
+        .filter_map(|pair| pair.as_str()?.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    env.extend(settings.env.clone());
+    let mut config =
+        below.config.get("config").and_then(|config| config.as_object()).cloned().unwrap_or_default();
+    let mut set = |name: &str, value: serde_json::Value| config.insert(name.to_owned(), value);
+    set("Env", json!(env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()));
+    set("WorkingDir", json!(settings.working_dir.as_deref().unwrap_or(prefix)));
     if !settings.entrypoint.is_empty() {
         set("Entrypoint", json!(settings.entrypoint));
-    }
-    if !settings.cmd.is_empty() {
+        // Those of the base are arguments of another program.
+        set("Cmd", json!(settings.cmd));
+    } else if !settings.cmd.is_empty() {
         set("Cmd", json!(settings.cmd));
     }
     if !settings.user.is_empty() {
@@ -105,31 +201,18 @@ pub fn write_image(files: &Path, layout: &Path, tag: &str, settings: &ImageSetti
     if !settings.labels.is_empty() {
         set("Labels", json!(settings.labels));
     }
-    let config = json!({
-        "architecture": manifest::architecture(),
-        "os": "linux",
+    let mut diffs = list("/rootfs/diff_ids");
+    diffs.push(json!(diff.as_str()));
+    let mut history = list("/history");
+    history.push(json!({"created_by": concat!("sas-runtime-container ", env!("CARGO_PKG_VERSION"))}));
+    let said = |name: &str| below.config.get(name).and_then(|value| value.as_str());
+    json!({
+        "architecture": said("architecture").unwrap_or(manifest::architecture()),
+        "os": said("os").unwrap_or("linux"),
         "config": config,
-        "rootfs": {"type": "layers", "diff_ids": [diff.as_str()]},
-        "history": [{"created_by": concat!("sas-runtime-container ", env!("CARGO_PKG_VERSION"))}],
-    });
-    let (config_digest, config_size) = put(&blobs, &config)?;
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {
-            "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": config_digest.as_str(),
-            "size": config_size,
-        },
-        "layers": [{
-            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
-            "digest": layer.as_str(),
-            "size": size,
-        }],
-    });
-    let (digest, size) = put(&blobs, &manifest)?;
-    index(layout, tag, &digest, size)?;
-    Ok(digest.to_string())
+        "rootfs": {"type": "layers", "diff_ids": diffs},
+        "history": history,
+    })
 }
 
 fn put(blobs: &Path, value: &serde_json::Value) -> Result<(Digest, u64)> {
@@ -142,7 +225,7 @@ fn put(blobs: &Path, value: &serde_json::Value) -> Result<(Digest, u64)> {
 }
 
 /// Puts the image into the layout's index, in the place of one of the same tag.
-fn index(layout: &Path, tag: &str, digest: &Digest, size: u64) -> Result<()> {
+pub(crate) fn index(layout: &Path, tag: &str, digest: &Digest, size: u64) -> Result<()> {
     const NAME: &str = "org.opencontainers.image.ref.name";
     let path = layout.join("index.json");
     let before: manifest::Manifest = match fs::read(&path) {

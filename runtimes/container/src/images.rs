@@ -1,6 +1,10 @@
 //! From the name of an image to layers on disk.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, OnceLock},
+};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, future::BoxFuture};
 use sas_core::{Error, ErrorKind, Result, Retry, TenantKey};
@@ -114,6 +118,8 @@ struct KeptLayer {
 pub(crate) struct Images {
     pub(crate) config: Arc<ContainerConfig>,
     pub(crate) store: Arc<Store>,
+    /// Made when a registry is asked for the first time: it reads the system's certificates.
+    pub(crate) http: OnceLock<reqwest::Client>,
 }
 
 fn wrong(image: &str, what: impl std::fmt::Display) -> Error {
@@ -130,6 +136,14 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 impl Images {
+    fn http(&self) -> Result<reqwest::Client> {
+        if let Some(made) = self.http.get() {
+            return Ok(made.clone());
+        }
+        let made = crate::place::client(&self.config.registries)?;
+        Ok(self.http.get_or_init(|| made).clone())
+    }
+
     /// What the tenant knows registries by, from its secrets.
     async fn own_credentials(&self, secrets: &[String], tenant: TenantKey) -> Result<Vec<DockerConfig>> {
         let mut own = Vec::new();
@@ -155,7 +169,7 @@ impl Images {
         let digest = match &name {
             ImageName::Registry(reference) => {
                 let own = self.own_credentials(secrets, tenant).await?;
-                let registry = Registry::new(&self.config, reference.clone(), tenant, own);
+                let registry = Registry::new(&self.config, self.http()?, reference.clone(), tenant, own);
                 let (bytes, digest) = registry.manifest(None).await?;
                 // What can't run here is refused before anything is recorded.
                 manifest::parse(text, &bytes, self.config.limits.layers)?;
@@ -203,7 +217,7 @@ impl Images {
         let (digest, kept, layers) = match &name {
             ImageName::Registry(reference) => {
                 let own = self.own_credentials(secrets, tenant).await?;
-                let registry = Registry::new(&self.config, reference.clone(), tenant, own);
+                let registry = Registry::new(&self.config, self.http()?, reference.clone(), tenant, own);
                 self.bring_from_registry(text, &registry, &report).await?
             }
             ImageName::Layout(local) => self.bring_from_layout(text, local, &report).await?,

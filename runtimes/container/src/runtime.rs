@@ -4,15 +4,20 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sas_core::{
-    Artifact, ArtifactInfo, Capabilities, Companion, Error, ErrorKind, Instance, Isolation, Mount, Result,
-    RevisionSpec, Runtime, SecurityContext, Source, SpecErrors, StartRequest, TenantKey, Volume,
-    VolumeSource,
+    Artifact, ArtifactInfo, Capabilities, Companion, Error, ErrorKind, Instance, Isolation, Mount,
+    ProbeAction, Result, RevisionSpec, Runtime, SecurityContext, Source, SpecErrors, StartRequest, TenantKey,
+    Volume, VolumeSource,
 };
 use tokio::time::Instant;
 
 use crate::{
-    artifact::ContainerArtifact, config::ContainerConfig, engine::Engine, images::Image, name::ImageName,
-    spec::capability, start,
+    artifact::ContainerArtifact,
+    config::{ContainerConfig, Network},
+    engine::Engine,
+    images::Image,
+    name::ImageName,
+    spec::capability,
+    start,
 };
 
 /// Runs OCI images as containers of this host. See the crate's documentation.
@@ -121,6 +126,35 @@ fn check_program(image: &Image, command: &[String], args: &[String], field: &str
 impl Drop for ContainerRuntime {
     fn drop(&mut self) {
         self.engine.close();
+    }
+}
+
+/// In the host's network nobody is given, and nobody has this host ask, a port that is closed.
+fn check_ports(config: &ContainerConfig, spec: &RevisionSpec, errors: &mut SpecErrors) {
+    let closed = config.closed_ports.as_deref().unwrap_or_default();
+    if config.network != Network::Host || closed.is_empty() {
+        return;
+    }
+    let own = spec.container.iter().flat_map(|asked| &asked.sidecars);
+    let probes = [("startup", &spec.startup), ("readiness", &spec.readiness), ("liveness", &spec.liveness)]
+        .map(|(field, probe)| (format!("{field}.port"), probe));
+    let beside = own.enumerate().flat_map(|(at, one)| {
+        [("startup", &one.startup), ("readiness", &one.readiness), ("liveness", &one.liveness)]
+            .map(|(field, probe)| (format!("container.sidecars[{at}].{field}.port"), probe))
+    });
+    let asked = probes.into_iter().chain(beside).filter_map(|(field, probe)| {
+        let port = match &probe.as_ref()?.action {
+            ProbeAction::Http { port, .. } | ProbeAction::Tcp { port } | ProbeAction::Grpc { port, .. } => {
+                *port
+            }
+            _ => None,
+        };
+        Some((field, port?))
+    });
+    for (field, port) in spec.port.map(|port| ("port".to_owned(), port)).into_iter().chain(asked) {
+        if closed.contains(&port) {
+            errors.push(field, port, "another port: the host listens on this one itself");
+        }
     }
 }
 
@@ -259,6 +293,7 @@ impl Runtime for ContainerRuntime {
                 "the container runtime has no such option; leave it out",
             );
         }
+        check_ports(config, spec, &mut errors);
         let none = sas_core::ContainerSpec::default();
         let asked = spec.container.as_deref().unwrap_or(&none);
         for (at, volume) in asked.volumes.iter().enumerate() {

@@ -81,14 +81,53 @@ fn when(
     syscall(&[name], LinuxSeccompAction::ScmpActAllow).args(vec![arg.build()?]).build()
 }
 
-/// The filter. `chroot` says whether the container has the capability for it.
-pub(crate) fn default_profile(chroot: bool) -> Result<LinuxSeccomp, OciSpecError> {
-    let names: Vec<&str> = ALLOWED.split_whitespace().collect();
+/// `AF_UNIX` and `AF_NETLINK`.
+const LOCAL_FAMILIES: [u64; 2] = [1, 16];
+/// `AF_INET` and `AF_INET6`.
+const INTERNET_FAMILIES: [u64; 2] = [2, 10];
+/// The family's own, ICMP, TCP, UDP and ICMP of version 6: none that is TCP by another name, as MPTCP is.
+const PLAIN_PROTOCOLS: [u64; 5] = [0, 1, 6, 17, 58];
+/// Connects as it sends: `MSG_FASTOPEN`, by the place of the flags among a call's arguments.
+const FAST_OPEN: u64 = 0x2000_0000;
+const SENDS: [(&str, usize); 3] = [("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)];
+
+/// Sockets of the usual kinds only, so that whoever bounds TCP bounds all of it. `socketcall`, whose arguments lie in memory,
+/// is left out with them.
+fn plain_sockets(syscalls: &mut Vec<LinuxSyscall>) -> Result<(), OciSpecError> {
+    use LinuxSeccompOperator::{ScmpCmpEq, ScmpCmpMaskedEq};
+    for family in LOCAL_FAMILIES {
+        syscalls.push(when("socket", 0, ScmpCmpEq, family, None)?);
+    }
+    for family in INTERNET_FAMILIES {
+        for protocol in PLAIN_PROTOCOLS {
+            let arg = |index, value| {
+                LinuxSeccompArgBuilder::default().index(index).op(ScmpCmpEq).value(value).build()
+            };
+            let both = vec![arg(0usize, family)?, arg(2, protocol)?];
+            syscalls.push(syscall(&["socket"], LinuxSeccompAction::ScmpActAllow).args(both).build()?);
+        }
+    }
+    for (name, flags) in SENDS {
+        syscalls.push(when(name, flags, ScmpCmpMaskedEq, FAST_OPEN, Some(0))?);
+    }
+    Ok(())
+}
+
+/// The filter. `chroot` says whether the container has the capability for it; `plain`, whether it may make sockets of
+/// the usual kinds only.
+pub(crate) fn default_profile(chroot: bool, plain: bool) -> Result<LinuxSeccomp, OciSpecError> {
+    let mut names: Vec<&str> = ALLOWED.split_whitespace().collect();
+    if plain {
+        names.retain(|name| *name != "socketcall" && SENDS.iter().all(|(send, _)| name != send));
+    }
     let mut syscalls = vec![syscall(&names, LinuxSeccompAction::ScmpActAllow).build()?];
     for value in PERSONALITIES {
         syscalls.push(when("personality", 0, LinuxSeccompOperator::ScmpCmpEq, value, None)?);
     }
-    syscalls.push(when("socket", 0, LinuxSeccompOperator::ScmpCmpNe, AF_VSOCK, None)?);
+    match plain {
+        true => plain_sockets(&mut syscalls)?,
+        false => syscalls.push(when("socket", 0, LinuxSeccompOperator::ScmpCmpNe, AF_VSOCK, None)?),
+    }
     // value is the mask, value_two what must be left: no flag of a namespace.
     syscalls.push(when("clone", 0, LinuxSeccompOperator::ScmpCmpMaskedEq, NEW_NAMESPACES, Some(0))?);
     // Its flags lie in memory, where no filter sees them; libraries fall back to `clone`.

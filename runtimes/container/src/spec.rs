@@ -54,6 +54,8 @@ pub(crate) struct ContainerShape {
     pub(crate) capabilities: Vec<Capability>,
     pub(crate) new_privileges: bool,
     pub(crate) seccomp: bool,
+    /// Whether only plain kinds of sockets may be made.
+    pub(crate) plain_sockets: bool,
     pub(crate) open_files: u64,
     pub(crate) binds: Vec<Bind>,
     /// Directories that are empty and in memory at each start.
@@ -185,7 +187,7 @@ pub(crate) fn spec(plan: &ContainerShape) -> Result<Spec, OciSpecError> {
         .rootfs_propagation("private");
     if plan.seccomp {
         let chroot = plan.capabilities.contains(&Capability::SysChroot);
-        linux = linux.seccomp(crate::seccomp::default_profile(chroot)?);
+        linux = linux.seccomp(crate::seccomp::default_profile(chroot, plan.plain_sockets)?);
     }
     if let Some((path, limits)) = &plan.make_group {
         let mut resources = LinuxResourcesBuilder::default();

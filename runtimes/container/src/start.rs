@@ -294,43 +294,45 @@ async fn launch(
     let name = asked.name.clone();
     let limits = Limits {
         cpu_millis: asked.resources.cpu_limit_millis,
-        memory_bytes: asked.resources.memory_limit_bytes,
-        processes: Some(engine.config.processes),
+        memory_bytes: asked.resources.memory_limit_bytes.or(engine.ceilings.memory_bytes),
+        ..engine.ceilings
     };
     let number = engine.next_number();
     let (with, pod_, hostname) = (Arc::clone(engine), Arc::clone(pod), hostname.to_owned());
     let target = target.clone();
     // Whoever gives up the start while this goes on finds nothing of it after `quiesce`.
     let making = engine.making();
-    let made = blocking("the container", move || {
-        let _making = making;
-        let group = with.groups.make(&limits)?;
-        let home = pod_.dir.join(format!("c{number}"));
-        let make = match &group {
-            Some(crate::cgroups::Group::Theirs(group)) => Some((group.path.clone(), limits)),
-            _ => None,
-        };
-        let shown = group.as_ref().map(|group| group.to_show().to_vec()).unwrap_or_default();
-        let spawned = container::spawn(&with, &pod_, &home, group.as_ref(), || {
-            pod::make_dir(&home, 0o755)?;
-            let root = match &with.no_overlay {
-                None => pod::overlay(&home, &pod_.dir.join("empty"), &asked.image.layers)?,
-                Some(_) => {
-                    let root = home.join("rootfs");
-                    pod::copy(&root, &asked.image.layers)?;
-                    root
-                }
+    let made = engine
+        .spawning(move || {
+            let _making = making;
+            let group = with.groups.make(&limits)?;
+            let home = pod_.dir.join(format!("c{number}"));
+            let make = match &group {
+                Some(crate::cgroups::Group::Theirs(group)) => Some((group.path.clone(), limits)),
+                _ => None,
             };
-            let mut made = plan(&with.config, &pod_, &asked, &root, number, &hostname)?;
-            (made.groups, made.make_group) = (shown, make);
-            Ok(made)
-        })?;
-        let container = Container::watch(&with, &name, spawned, group, target, &pod_)?;
-        with.know(Arc::downgrade(&container) as _);
-        Ok(Started { engine: with, containers: vec![container] })
-    })
-    .await;
-    let mut made = made?;
+            let shown = group.as_ref().map(|group| group.to_show().to_vec()).unwrap_or_default();
+            let spawned = container::spawn(&with, &pod_, &home, group.as_ref(), || {
+                pod::make_dir(&home, 0o755)?;
+                let root = match &with.no_overlay {
+                    None => pod::overlay(&home, &pod_.dir.join("empty"), &asked.image.layers)?,
+                    Some(_) => {
+                        let root = home.join("rootfs");
+                        pod::copy(&root, &asked.image.layers)?;
+                        root
+                    }
+                };
+                let mut made = plan(&with.config, &pod_, &asked, &root, number, &hostname)?;
+                (made.groups, made.make_group) = (shown, make);
+                Ok(made)
+            })?;
+            let container =
+                Container::watch(&with, &name, limits.memory_bytes, spawned, group, target, &pod_)?;
+            with.know(Arc::downgrade(&container) as _);
+            Ok(Started { engine: with, containers: vec![container] })
+        })
+        .await;
+    let mut made = made.map_err(|error| unexpected("the container", error))?;
     Ok(made.containers.pop().expect("one was made"))
 }
 
@@ -345,12 +347,18 @@ fn plan(
 ) -> io::Result<ContainerShape> {
     let image = &asked.image.config;
     let security = &asked.security;
-    let mut args = if asked.command.is_empty() { image.entrypoint.clone() } else { asked.command.clone() };
-    match (asked.args.is_empty(), asked.command.is_empty()) {
-        (false, _) => args.extend(asked.args.iter().cloned()),
-        (true, true) => args.extend(image.cmd.iter().cloned()),
-        (true, false) => {}
-    }
+    let (command, more) = match (asked.args.is_empty(), asked.command.is_empty()) {
+        (true, true) => (&image.entrypoint, &image.cmd),
+        (false, true) => (&image.entrypoint, &asked.args),
+        (_, false) => (&asked.command, &asked.args),
+    };
+    // What a manifest says is expanded, what an image says is taken as it stands.
+    let images_own = [asked.command.is_empty(), asked.command.is_empty() && asked.args.is_empty()];
+    let args: Vec<(&String, bool)> = [command, more]
+        .into_iter()
+        .zip(images_own)
+        .flat_map(|(words, own)| words.iter().map(move |word| (word, own)))
+        .collect();
     if args.is_empty() {
         return Err(refuse(format!(
             "command: image {} names no program to start (no ENTRYPOINT and no CMD): give one, in a manifest by `command`",
@@ -378,7 +386,7 @@ fn plan(
         }
     }
     env.extend(asked.env.iter().map(|(name, value)| (name.clone(), value.clone())));
-    let args = args.iter().map(|arg| expand(arg, &env)).collect();
+    let args = args.into_iter().map(|(arg, own)| if own { arg.clone() } else { expand(arg, &env) }).collect();
 
     let read_only = security.read_only_root_filesystem == Some(true);
     let mut binds = Vec::new();
@@ -419,8 +427,9 @@ fn plan(
     if read_only || !pod::has(root, "var/log") {
         add("/var/log", 0o777);
     }
-    if read_only {
-        for path in image.volumes.keys().filter(|path| path.starts_with('/') && !path.contains("..")) {
+    // A volume of the image can be written to, whether the image has its directory or only names it.
+    for path in image.volumes.keys().filter(|path| path.starts_with('/') && !path.contains("..")) {
+        if read_only || !pod::has(root, path) {
             add(path, 0o777);
         }
     }
@@ -436,9 +445,12 @@ fn plan(
             .or_else(|| Some(image.working_dir.clone()).filter(|dir| dir.starts_with('/')))
             .unwrap_or_else(|| "/".to_owned()),
         user,
-        capabilities: capabilities(security),
+        capabilities: capabilities(security, pod.network().is_none()),
         new_privileges: security.allow_privilege_escalation == Some(true),
         seccomp: true,
+        // Landlock closes ports of TCP by that name only.
+        plain_sockets: pod.network().is_none()
+            && config.closed_ports.as_ref().is_some_and(|closed| !closed.is_empty()),
         open_files: open_files(config.open_files),
         binds,
         scratch,
@@ -455,7 +467,8 @@ fn open_files(wanted: u64) -> u64 {
     own.map_or(wanted, |own| wanted.min(own))
 }
 
-fn capabilities(security: &SecurityContext) -> Vec<Capability> {
+/// `shared`: in the host's network, where a raw socket would read what the host and others send.
+fn capabilities(security: &SecurityContext, shared: bool) -> Vec<Capability> {
     let all = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case("ALL"));
     let mut has: Vec<Capability> = match all(&security.drop_capabilities) {
         true => Vec::new(),
@@ -469,6 +482,7 @@ fn capabilities(security: &SecurityContext) -> Vec<Capability> {
             has.push(one);
         }
     }
+    has.retain(|one| !(shared && *one == Capability::NetRaw));
     has
 }
 
@@ -806,11 +820,12 @@ mod tests {
     #[test]
     fn capabilities_are_dockers_without_device_nodes_and_can_be_taken_away() {
         let mut security = SecurityContext::default();
-        assert_eq!(capabilities(&security).len(), 13);
-        assert!(!capabilities(&security).contains(&Capability::Mknod));
+        assert_eq!(capabilities(&security, false).len(), 13);
+        assert!(!capabilities(&security, false).contains(&Capability::Mknod));
         security.drop_capabilities = vec!["all".into()];
-        assert_eq!(capabilities(&security), []);
+        assert_eq!(capabilities(&security, false), []);
         security.add_capabilities = vec!["CAP_NET_BIND_SERVICE".into()];
-        assert_eq!(capabilities(&security), [Capability::NetBindService]);
+        assert_eq!(capabilities(&security, false), [Capability::NetBindService]);
+        assert!(!capabilities(&SecurityContext::default(), true).contains(&Capability::NetRaw));
     }
 }

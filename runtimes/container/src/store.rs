@@ -343,6 +343,12 @@ pub(crate) struct Pull {
 }
 
 impl Pull {
+    /// A blob that is brought to this file.
+    pub(crate) fn at(path: PathBuf) -> Result<Self> {
+        let file = lock_file(&path)?;
+        Ok(Self { path, file })
+    }
+
     /// The bytes that are here, hashed.
     pub(crate) fn so_far(&mut self) -> io::Result<(u64, Sha256)> {
         use std::io::{Seek as _, SeekFrom};

@@ -372,6 +372,9 @@ async fn no_container_gets_out() {
     with(&mut strong, |container| container.security.drop_capabilities = vec!["ALL".into()]);
     let other = start(&runtime, strong).await.unwrap();
     let host = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // What they try to read is there, for the host.
+    let file = place.dir.path().join("root/data/file");
+    assert!(file.is_absolute() && file.is_file() && place.store().join("layers").is_dir());
     let port = host.local_addr().unwrap().port();
     for started in [&one, &other] {
         let instance = &*started.instance;
@@ -386,7 +389,8 @@ async fn no_container_gets_out() {
             "/write/proc/sysrq-trigger".to_owned(),
             "/write/sys/kernel/uevent_helper".to_owned(),
             "/read/proc/kcore".to_owned(),
-            format!("/read{}/root/data/file", place.dir.path().display()),
+            format!("/read{}", file.display()),
+            format!("/read/proc/1/root{}", file.display()),
             format!("/list{}", place.store().display()),
         ] {
             let answer = get(instance, &path).await;
@@ -435,6 +439,9 @@ async fn in_the_hosts_network_each_instance_has_a_port_of_its_own() {
     let place = Workplace::new();
     let mut config = place.config();
     config.network = sas_runtime_container::Network::Host;
+    let error = sas_runtime_container::ContainerRuntime::new(config.clone()).unwrap_err();
+    assert!(error.message.contains("closed_ports") && error.message.contains("empty list"), "{error}");
+    config.closed_ports = Some(Vec::new());
     let runtime = std::sync::Arc::new(sas_runtime_container::ContainerRuntime::new(config).unwrap());
     let one = start(&runtime, place.app(&[])).await.unwrap();
     let two = start(&runtime, place.app(&[])).await.unwrap();
@@ -455,4 +462,84 @@ async fn in_the_hosts_network_each_instance_has_a_port_of_its_own() {
     let mut taken = place.app(&["deaf"]);
     taken.port = Some(listener.local_addr().unwrap().port());
     assert!(start(&runtime, taken).await.is_err());
+}
+
+#[tokio::test]
+async fn in_the_hosts_network_closed_ports_are_reached_by_no_name_of_tcp_and_nobody_listens_in() {
+    support::needs_containers!();
+    let place = Workplace::new();
+    let (admin, open) = (
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
+    );
+    let (closed, other) = (admin.local_addr().unwrap().port(), open.local_addr().unwrap().port());
+    let mut config = place.config();
+    config.network = sas_runtime_container::Network::Host;
+    config.closed_ports = Some(vec![closed]);
+    let runtime = match sas_runtime_container::ContainerRuntime::new(config) {
+        Ok(runtime) => std::sync::Arc::new(runtime),
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none() && error.kind == ErrorKind::Unsupported, "{error}");
+            println!("skipped: {error}");
+            return;
+        }
+    };
+    let mut spec = place.app(&[]);
+    with(&mut spec, |container| container.security.allow_privilege_escalation = Some(true));
+    let started = start(&runtime, spec).await.unwrap();
+    let instance = &*started.instance;
+    assert_eq!(get(instance, &format!("/connect/127.0.0.1:{other}")).await, "done: connected");
+    for path in [
+        format!("/connect/127.0.0.1:{closed}"),
+        format!("/mptcp/{closed}"),
+        format!("/fastopen/{closed}"),
+        format!("/listen/{closed}"),
+        "/packets".to_owned(),
+    ] {
+        let answer = get(instance, &path).await;
+        assert!(answer.starts_with("refused"), "{path}: {answer}");
+    }
+    assert!(get(instance, &format!("/fastopen/{other}")).await.starts_with("refused"), "no fast open at all");
+    assert_eq!(get(instance, "/udp").await, "done: sent");
+    // A command that is run in it is held to it as well.
+    for (port, code) in [(closed, 101), (other, 0)] {
+        let command = ["/bin/app", "once", "connect", &port.to_string()].map(str::to_owned);
+        let ran = instance.exec(&command).await.unwrap();
+        assert_eq!(ran.code, Some(code), "{}", String::from_utf8_lossy(&ran.output));
+    }
+    // Nor is it had by asking the host.
+    let mut spec = place.app(&[]);
+    spec.port = Some(closed);
+    spec.liveness = Some(Probe::new(ProbeAction::Tcp { port: Some(closed) }));
+    let errors = runtime.accepts(&spec).unwrap_err().0;
+    assert_eq!(errors.iter().map(|error| &*error.field).collect::<Vec<_>>(), ["port", "liveness.port"]);
+}
+
+#[tokio::test]
+async fn a_container_without_a_limit_has_the_hosts_ceiling_of_memory_and_its_end_says_so() {
+    support::needs_containers!();
+    let place = Workplace::new();
+    let mut config = place.config();
+    config.instance_memory = Some(48 << 20);
+    let runtime = std::sync::Arc::new(sas_runtime_container::ContainerRuntime::new(config).unwrap());
+    if !runtime.capabilities().limits {
+        println!("skipped: this host has no control groups");
+        return;
+    }
+    let started = start(&runtime, place.app(&[])).await.unwrap();
+    assert!(get_with(&*started.instance, "/grow/200", &[]).await.is_err(), "it has no 200 MiB");
+    until("the exit is told", || !started.events.exits().is_empty()).await;
+    let report = started.events.exits()[0].1.clone();
+    assert!(report.out_of_memory, "{report:?}");
+    let told = report.to_string();
+    assert!(told.contains(&(48u64 << 20).to_string()) && told.contains("instance_memory"), "{told}");
+    // Without the host's word it is half of what there is.
+    let usual = start(&place.runtime_in("usual"), place.app(&[])).await.unwrap();
+    let mut limit = get(&*usual.instance, "/read/sys/fs/cgroup/memory.max").await;
+    if limit.starts_with("refused") {
+        limit = get(&*usual.instance, "/read/sys/fs/cgroup/memory/memory.limit_in_bytes").await;
+    }
+    let all = sas_runtime_os::cgroup::memory_here().unwrap();
+    let limit: u64 = limit.trim().parse().unwrap();
+    assert!(limit <= all / 2 && limit + (64 << 10) > all / 2, "{limit} of {all}");
 }

@@ -7,10 +7,7 @@ use std::{
     io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,7 +20,7 @@ use sas_runtime_container::{
     ContainerConfig, ContainerRuntime, Credentials, ImageSettings, StaticCredentials, write_image,
 };
 use sha2::{Digest as _, Sha256};
-use support::{Workplace, get, start};
+use support::{Workplace, blobs, get, start};
 
 fn digest(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
@@ -263,39 +260,15 @@ async fn later_layers_hide_what_lower_ones_have_with_an_overlay_and_with_a_copy(
     }
 }
 
-/// A registry that answers as it is told.
-struct Fake {
-    address: SocketAddr,
-    asked: Arc<AtomicUsize>,
-}
-
+/// A registry that answers as it is told: to a path, a range, and the number of the question.
 type Answer = dyn Fn(&str, Option<&str>, usize) -> Response<Full<Bytes>> + Send + Sync;
 
-impl Fake {
-    async fn start(answer: Arc<Answer>) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let asked = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&asked);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (answer, count) = (Arc::clone(&answer), Arc::clone(&count));
-                tokio::spawn(async move {
-                    let service =
-                        hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-                            let number = count.fetch_add(1, Ordering::SeqCst);
-                            let range = request.headers().get("range").and_then(|value| value.to_str().ok());
-                            let response = answer(request.uri().path(), range, number);
-                            async move { Ok::<_, std::convert::Infallible>(response) }
-                        });
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                });
-            }
-        });
-        Self { address, asked }
-    }
+async fn fake(answer: Arc<Answer>) -> support::Fake {
+    support::Fake::start(move |asked, number| {
+        let range = asked.headers.get("range").and_then(|value| value.to_str().ok());
+        answer(asked.uri.path(), range, number)
+    })
+    .await
 }
 
 fn status(code: u16) -> Response<Full<Bytes>> {
@@ -333,13 +306,13 @@ async fn what_a_registry_answers_is_told_with_the_remedy() {
         ("platform", Arc::new(move |_, _, _| sent(elsewhere)), ErrorKind::InvalidSpec, "plan9/mips"),
     ];
     for (name, answer, kind, part) in cases {
-        let fake = Fake::start(answer).await;
-        let runtime = runtime_for(&place, fake.address);
-        let spec = image(format!("{}/a:1", fake.address));
+        let told = fake(answer).await;
+        let runtime = runtime_for(&place, told.address);
+        let spec = image(format!("{}/a:1", told.address));
         let error = runtime.pin(&spec, TenantKey(1)).await.expect_err(name);
         assert_eq!(error.kind, kind, "{name}: {error}");
         assert!(error.message.contains(part), "{name}: {error}");
-        assert!(fake.asked.load(Ordering::SeqCst) <= 3, "{name}: nothing is gained by asking again");
+        assert!(told.asked.load(Ordering::SeqCst) <= 3, "{name}: nothing is gained by asking again");
     }
     // Nobody there.
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -349,22 +322,6 @@ async fn what_a_registry_answers_is_told_with_the_remedy() {
     assert!(error.message.contains("can't be reached"), "{error}");
 }
 
-/// The blobs of this place's image, by digest, and its manifest.
-fn blobs(place: &Workplace) -> (std::collections::HashMap<String, Bytes>, Bytes) {
-    let index: serde_json::Value =
-        serde_json::from_slice(&fs::read(place.layout.join("index.json")).unwrap()).unwrap();
-    let manifest = index["manifests"][0]["digest"].as_str().unwrap().to_owned();
-    let all: std::collections::HashMap<String, Bytes> = fs::read_dir(place.layout.join("blobs/sha256"))
-        .unwrap()
-        .map(|entry| {
-            let entry = entry.unwrap();
-            (format!("sha256:{}", entry.file_name().display()), Bytes::from(fs::read(entry.path()).unwrap()))
-        })
-        .collect();
-    let body = all[&manifest].clone();
-    (all, body)
-}
-
 #[tokio::test]
 async fn a_busy_registry_is_asked_again_and_a_pull_that_breaks_off_goes_on_from_there() {
     support::needs_containers!();
@@ -372,7 +329,7 @@ async fn a_busy_registry_is_asked_again_and_a_pull_that_breaks_off_goes_on_from_
     let (all, manifest) = blobs(&place);
     let ranges = Arc::new(parking_lot::Mutex::new(Vec::<u64>::new()));
     let seen = Arc::clone(&ranges);
-    let fake = Fake::start(Arc::new(move |path: &str, range: Option<&str>, number: usize| {
+    let told = fake(Arc::new(move |path: &str, range: Option<&str>, number: usize| {
         if number == 0 || number == 1 {
             return status(if number == 0 { 429 } else { 503 });
         }
@@ -397,8 +354,8 @@ async fn a_busy_registry_is_asked_again_and_a_pull_that_breaks_off_goes_on_from_
         Response::from_parts(head, body)
     }))
     .await;
-    let runtime = runtime_for(&place, fake.address);
-    let started = start(&runtime, image(format!("{}/team/app:1", fake.address))).await.unwrap();
+    let runtime = runtime_for(&place, told.address);
+    let started = start(&runtime, image(format!("{}/team/app:1", told.address))).await.unwrap();
     assert_eq!(get(&*started.instance, "/read/data/file").await, "of the image");
     let ranges = ranges.lock().clone();
     assert!(
@@ -414,7 +371,7 @@ async fn a_blob_that_is_not_what_its_digest_says_is_refused_and_not_kept() {
     let (all, manifest) = blobs(&place);
     for lie in ["other bytes", "too long"] {
         let (all, manifest) = (all.clone(), manifest.clone());
-        let fake = Fake::start(Arc::new(move |path: &str, _: Option<&str>, _: usize| {
+        let told = fake(Arc::new(move |path: &str, _: Option<&str>, _: usize| {
             if path.contains("/manifests/") {
                 return sent(manifest.clone());
             }
@@ -434,9 +391,9 @@ async fn a_blob_that_is_not_what_its_digest_says_is_refused_and_not_kept() {
         .await;
         let mut config = place.config();
         config.store = place.dir.path().join(format!("store-{}", lie.len()));
-        config.registries.plain_http.push(fake.address.to_string());
+        config.registries.plain_http.push(told.address.to_string());
         let runtime = Arc::new(ContainerRuntime::new(config.clone()).unwrap());
-        let spec = image(format!("{}/team/app:1", fake.address));
+        let spec = image(format!("{}/team/app:1", told.address));
         let error = runtime.prepare(&spec).await.expect_err(lie);
         assert_eq!(error.kind, ErrorKind::InvalidSpec, "{lie}: {error}");
         let kept: Vec<_> = fs::read_dir(config.store.join("layers")).unwrap().collect();
@@ -503,11 +460,11 @@ async fn credentials_are_those_of_the_tenant_that_asks() {
     support::needs_containers!();
     let place = Workplace::new();
     let (_, manifest) = blobs(&place);
-    let fake = Fake::start(Arc::new(move |_: &str, _: Option<&str>, _: usize| sent(manifest.clone()))).await;
+    let told = fake(Arc::new(move |_: &str, _: Option<&str>, _: usize| sent(manifest.clone()))).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let guard = listener.local_addr().unwrap();
     // Asks for Basic credentials and knows one user.
-    let behind = fake.address;
+    let behind = told.address;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(async move {

@@ -19,12 +19,16 @@
 
 mod config;
 
+#[cfg(target_os = "linux")]
+pub use closed_ports::ClosedPorts;
 pub use config::{ControlGroups, Egress, JailConfig, JailLevel};
 
 #[cfg(target_os = "linux")]
 pub mod cell;
 #[cfg(target_os = "linux")]
 pub mod cgroup;
+#[cfg(target_os = "linux")]
+mod closed_ports;
 #[cfg(target_os = "linux")]
 pub mod guardian;
 #[cfg(target_os = "linux")]

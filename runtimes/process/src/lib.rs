@@ -50,6 +50,8 @@ mod beside;
 #[cfg(target_os = "linux")]
 mod engine;
 #[cfg(target_os = "linux")]
+mod export;
+#[cfg(target_os = "linux")]
 mod failure;
 #[cfg(target_os = "linux")]
 mod home;
@@ -78,6 +80,8 @@ mod elsewhere;
 pub use config::{JavaConfig, LogLimits, ProcessConfig};
 #[cfg(not(target_os = "linux"))]
 pub use elsewhere::ProcessRuntime;
+#[cfg(target_os = "linux")]
+pub use export::PackageStart;
 pub use package::PackageLimits;
 #[cfg(target_os = "linux")]
 pub use runtime::ProcessRuntime;

@@ -1,6 +1,6 @@
 //! The runtime: prepare, start, quiesce.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use sas_core::{
@@ -14,6 +14,7 @@ use crate::{
     artifact::ProcessArtifact,
     config::ProcessConfig,
     engine::Engine,
+    export::PackageStart,
     home,
     jvm::{jdk::Jdk, stem::Stems},
     launch,
@@ -58,6 +59,23 @@ impl ProcessRuntime {
         let jdk = Jdk::find(&self.engine.config).map_err(unsupported)?;
         let options = self.engine.config.java.options.clone();
         self.stems.class(&self.engine, &jdk, &options).await.map_err(unsupported)
+    }
+
+    /// Unpacks the package of a spec and finds how it starts when its files lie at `at`, an absolute path in an image: for
+    /// who takes it elsewhere.
+    ///
+    /// # Errors
+    /// Those of `prepare`: a package that is none, or in which nothing to start is found.
+    pub async fn find_start(&self, spec: &RevisionSpec, at: &Path) -> Result<PackageStart> {
+        self.engine.ensure_running()?;
+        let (engine, spec, at) = (Arc::clone(&self.engine), spec.clone(), at.to_path_buf());
+        let found = tokio::task::spawn_blocking(move || {
+            let package = engine.store.add(&spec.source)?;
+            crate::export::start(package, &spec, &engine.config, &at)
+        });
+        found.await.map_err(|error| {
+            Error::new(ErrorKind::Unexpected, "find_start", format!("a blocking task: {error}"))
+        })?
     }
 
     /// What this machine gives of the jail, and why the rest is missing.

@@ -2,7 +2,7 @@
 //! nothing else.
 //!
 //! Arguments: `deaf` never listens; `exit` ends at once; `stubborn` ignores SIGTERM; `once` does one thing and ends:
-//! `once write PATH TEXT`; `port=N` listens on N; `always=PATH` answers every path as that one; `side` listens nowhere and
+//! `once write PATH TEXT`, `once connect PORT`; `port=N` listens on N; `always=PATH` answers every path as that one; `side` listens nowhere and
 //! waits. Paths are listed in `answer`.
 
 use std::{
@@ -23,6 +23,9 @@ unsafe extern "C" {
     fn pause() -> i32;
     fn getuid() -> u32;
     fn getgid() -> u32;
+    fn socket(family: i32, kind: i32, protocol: i32) -> i32;
+    fn connect(socket: i32, to: *const u8, length: u32) -> i32;
+    fn sendto(socket: i32, bytes: *const u8, count: usize, flags: i32, to: *const u8, length: u32) -> isize;
 }
 
 static TERMINATED: AtomicBool = AtomicBool::new(false);
@@ -44,6 +47,10 @@ fn main() {
         if args[1] == "fail" {
             eprintln!("the schema is too old");
             std::process::exit(4);
+        }
+        if args[1] == "connect" {
+            TcpStream::connect(("127.0.0.1", args[2].parse::<u16>().unwrap())).expect("connects");
+            return;
         }
         fs::write(&args[2], &args[3]).expect("writes");
         return;
@@ -102,6 +109,15 @@ fn c(text: &str) -> Vec<u8> {
     let mut bytes = text.as_bytes().to_vec();
     bytes.push(0);
     bytes
+}
+
+/// `sockaddr_in` of a port of 127.0.0.1.
+fn loopback(port: u16) -> [u8; 16] {
+    let (mut address, port) = ([0; 16], port.to_be_bytes());
+    address[..2].copy_from_slice(&2u16.to_ne_bytes());
+    address[2..4].copy_from_slice(&port);
+    address[4..8].copy_from_slice(&[127, 0, 0, 1]);
+    address
 }
 
 fn told(result: i32) -> String {
@@ -215,6 +231,34 @@ fn answer(path: &str, reader: &mut BufReader<TcpStream>, writer: &mut TcpStream)
             let to = rest[1..].parse().ok()?;
             let made = TcpStream::connect_timeout(&to, Duration::from_millis(500));
             body = outcome(made.map(|_| "connected")).into_bytes();
+        }
+        "listen" => {
+            let made = TcpListener::bind(("127.0.0.3", rest[1..].parse::<u16>().ok()?));
+            body = outcome(made.map(|_| "listening")).into_bytes();
+        }
+        "mptcp" => {
+            // AF_INET, SOCK_STREAM, IPPROTO_MPTCP
+            let made = unsafe { socket(2, 1, 262) };
+            let to = loopback(rest[1..].parse().ok()?);
+            let made = if made < 0 { made } else { unsafe { connect(made, to.as_ptr(), 16) } };
+            body = told(made).into_bytes();
+        }
+        "fastopen" => {
+            let to = loopback(rest[1..].parse().ok()?);
+            let made = unsafe { socket(2, 1, 0) };
+            // MSG_FASTOPEN
+            let sent = unsafe { sendto(made, b"GET".as_ptr(), 3, 0x2000_0000, to.as_ptr(), 16) };
+            body = told(if sent < 0 { -1 } else { 0 }).into_bytes();
+        }
+        "udp" => {
+            let made = std::net::UdpSocket::bind("127.0.0.1:0");
+            let made = made.and_then(|socket| socket.send_to(b"x", socket.local_addr()?));
+            body = outcome(made.map(|_| "sent")).into_bytes();
+        }
+        // AF_PACKET, SOCK_RAW, all protocols; then AF_INET, SOCK_RAW, TCP
+        "packets" => {
+            let made = unsafe { socket(17, 3, 0x0300).max(socket(2, 3, 6)) };
+            body = told(made.min(0)).into_bytes();
         }
         "mount" => {
             let made = unsafe { mount(c("none").as_ptr(), c("/tmp").as_ptr(), c("tmpfs").as_ptr(), 0, std::ptr::null()) };

@@ -129,6 +129,13 @@ impl Workplace {
         Arc::new(ContainerRuntime::new(self.config()).unwrap_or_else(|error| panic!("{error}")))
     }
 
+    /// With a store of its own.
+    pub(crate) fn runtime_in(&self, store: &str) -> Arc<ContainerRuntime> {
+        let mut config = self.config();
+        config.store = self.store().with_file_name(store);
+        Arc::new(ContainerRuntime::new(config).unwrap_or_else(|error| panic!("{error}")))
+    }
+
     /// The image of this place with arguments.
     pub(crate) fn app(&self, args: &[&str]) -> RevisionSpec {
         self.image("app", args)
@@ -260,6 +267,59 @@ pub(crate) async fn get(instance: &dyn Instance, path: &str) -> String {
         get_with(instance, path, &[]).await.unwrap_or_else(|error| panic!("{path}: {error}"));
     assert_eq!(status, 200, "{path}: {body}");
     body
+}
+
+/// A server that answers as it is told, and counts how often it was asked.
+pub(crate) struct Fake {
+    pub(crate) address: SocketAddr,
+    pub(crate) asked: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Fake {
+    pub(crate) async fn start(
+        answer: impl Fn(&http::request::Parts, usize) -> http::Response<http_body_util::Full<Bytes>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (count, answer) = (Arc::clone(&asked), Arc::new(answer));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (answer, count) = (Arc::clone(&answer), Arc::clone(&count));
+                tokio::spawn(async move {
+                    let service =
+                        hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                            let number = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                            let response = answer(&request.into_parts().0, number);
+                            async move { Ok::<_, std::convert::Infallible>(response) }
+                        });
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Self { address, asked }
+    }
+}
+
+/// The blobs of a place's image, by digest, and its manifest.
+pub(crate) fn blobs(place: &Workplace) -> (std::collections::HashMap<String, Bytes>, Bytes) {
+    let index: serde_json::Value =
+        serde_json::from_slice(&fs::read(place.layout.join("index.json")).unwrap()).unwrap();
+    let manifest = index["manifests"][0]["digest"].as_str().unwrap().to_owned();
+    let all: std::collections::HashMap<String, Bytes> = fs::read_dir(place.layout.join("blobs/sha256"))
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            (format!("sha256:{}", entry.file_name().display()), Bytes::from(fs::read(entry.path()).unwrap()))
+        })
+        .collect();
+    let body = all[&manifest].clone();
+    (all, body)
 }
 
 /// Waits until `done`, for ten seconds at most.
