@@ -14,6 +14,7 @@ mod machine;
 mod own_store;
 mod platform;
 mod preset;
+mod requests;
 mod schedules;
 
 pub use build_error::{BuildError, BuildPart};
@@ -26,6 +27,8 @@ pub use preset::{Preset, UnknownPreset};
 pub use {async_trait::async_trait, bytes, http};
 
 pub use sas_autoscale as autoscale;
+#[cfg(feature = "console")]
+pub use sas_console as console;
 pub use sas_control as control;
 pub use sas_core as core;
 pub use sas_knative as knative;

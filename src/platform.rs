@@ -4,11 +4,12 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use sas_autoscale::{Driver, Measurement};
 use sas_control::{
-    Admin, Applied, Control, DeployOutcome, Engines, LogFiles, Meter, PackageRoots, Recovery, UsageExporter,
+    Admin, Applied, Control, DeployOutcome, Engines, LogFiles, Meter, PackageRoots, Recovery, RequestLog,
+    UsageExporter,
 };
 use sas_core::{
-    CallError, Clock, Cx, DecisionQuery, Error, ErrorKind, Invoker as _, LogQuery, Payer, Pool, Request,
-    Response, Result, RevisionKey, RevisionSpec, Runtime, Source, Target, UsageQuery,
+    CallError, Clock, Cx, DecisionQuery, Error, ErrorKind, Handler, Invoker as _, LogQuery, Payer, Pool,
+    Request, Response, Result, RevisionKey, RevisionSpec, Runtime, Source, Target, UsageQuery,
 };
 use sas_knative::manifest::{Manifest, parse};
 #[cfg(unix)]
@@ -27,6 +28,9 @@ pub(crate) struct Parts {
     pub(crate) admin: Arc<Admin>,
     /// From where packages may come unless the program says.
     pub(crate) default_roots: PackageRoots,
+    /// What the admin listener answers with: the admin API, and the console before it.
+    pub(crate) at_listener: Arc<dyn Handler>,
+    pub(crate) requests: Option<Arc<RequestLog>>,
     pub(crate) keys: Keys,
     pub(crate) control: Arc<Control>,
     pub(crate) triggers: Arc<TriggerHost>,
@@ -159,6 +163,15 @@ impl Platform {
     /// `Unsupported` when the meter sink that the host gave only passes readings on.
     pub fn usage(&self) -> Result<&dyn UsageQuery> {
         self.parts.control.usage()
+    }
+
+    /// The last requests, by revision and one by one.
+    ///
+    /// # Errors
+    /// `Unsupported` unless the platform was built with [`PlatformBuilder::keep_requests`](crate::PlatformBuilder::keep_requests)
+    /// or with a console.
+    pub fn requests(&self) -> Result<&Arc<RequestLog>> {
+        self.parts.control.requests()
     }
 
     /// Where it listens, if it does.

@@ -39,6 +39,10 @@ pub(crate) async fn assemble(config: &Config) -> Result<PlatformBuilder, Failure
         }
         AdminAt::Socket(path) => builder.admin_socket(path),
     };
+    #[cfg(feature = "console")]
+    if has_console(config) {
+        builder = builder.console();
+    }
     builder = access(builder, config)?;
     builder = events(builder, config);
     builder = usage(builder, config)?;
@@ -65,6 +69,11 @@ pub(crate) async fn assemble(config: &Config) -> Result<PlatformBuilder, Failure
         }
     }
     runtimes(builder, config, &recorder, secrets, closed)
+}
+
+/// Whether operators have pages.
+pub(crate) fn has_console(config: &Config) -> bool {
+    cfg!(feature = "console") && config.console.unwrap_or(true)
 }
 
 /// Who uses the admin API, and how.

@@ -25,6 +25,9 @@ pub(crate) struct Config {
     /// Where the admin API is: an address, or unix:PATH [127.0.0.1:8081].
     #[arg(long, value_name = "ADDR|unix:PATH")]
     pub(crate) admin: Option<AdminAt>,
+    /// Serves the console at /console/ of the admin API's address (docs/console.md) [true].
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) console: Option<bool>,
     /// Where the state is kept; without it, nothing outlives the process.
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
@@ -179,6 +182,9 @@ pub(crate) struct Cli {
     /// Says what is wrong with such a file together with the command line, and ends: with 0 if nothing is.
     #[arg(long, value_name = "FILE")]
     pub(crate) config_check: Option<PathBuf>,
+    /// Deploys services of this repository and calls them, so that the console has something to show; they need Python.
+    #[arg(long)]
+    pub(crate) demo: bool,
     #[command(flatten)]
     pub(crate) flags: Config,
 }

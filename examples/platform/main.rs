@@ -5,6 +5,9 @@
 //! platform --help
 //! ```
 //!
+//! A console for operators is at `/console/` of the admin API's address, for browsers (docs/console.md). `platform --demo`
+//! deploys services of this repository and calls them, so that there is something to see.
+//!
 //! `config.rs` is what it can be told, flag by flag; `assemble.rs` makes a platform of it.
 //!
 //! Built with `--features container` it runs images too, as root where crun or runc is installed. Built with
@@ -22,6 +25,8 @@
 
 mod assemble;
 mod config;
+#[cfg(all(feature = "process", feature = "manifests", feature = "cron"))]
+mod demo;
 mod file;
 mod live;
 #[cfg(all(feature = "container", target_os = "linux"))]
@@ -39,6 +44,7 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangup = signal(SignalKind::hangup())?;
+    let demo = cli.demo;
     let program = Program::new(cli.flags, cli.config, log()?)?;
     let config = program.config();
     config.check()?;
@@ -49,6 +55,10 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     let platform = Arc::new(program.build(builder, live).build().await?);
     program.serves(&platform);
 
+    if let Some(error) = if demo { deploy_demo(&platform).await.err() } else { None } {
+        platform.shutdown(drain).await;
+        return Err(error);
+    }
     for path in &config.manifests {
         if let Err(error) = deploy(&platform, path).await {
             platform.shutdown(drain).await;
@@ -66,6 +76,9 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     if let Some(file) = platform.admin_token_file() {
         ready["adminTokenFile"] = std::path::absolute(file)?.to_string_lossy().into();
     }
+    if let (Some(address), true) = (platform.admin_addr(), assemble::has_console(&config)) {
+        ready["console"] = format!("http://{address}/console/").into();
+    }
     // For tools on this host, such as `sasctl --state`.
     if let Some(state) = &config.state {
         std::fs::write(state.join("platform.json"), format!("{ready}\n"))?;
@@ -79,6 +92,7 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = reload_at(hangup, &program) => {}
+        () = load_demo(&platform, demo) => {}
     }
     let report = platform.shutdown(drain).await;
     writeln!(std::io::stderr(), "drained: {}, after {:?}", report.drained, report.took)?;
@@ -93,6 +107,27 @@ async fn reload_at(mut hangup: Signal, program: &Program) {
         }
     }
     // No more signals come: whoever waits for an end waits for another one.
+    std::future::pending().await
+}
+
+/// Deploys the services of `--demo`.
+#[cfg(all(feature = "process", feature = "manifests", feature = "cron"))]
+async fn deploy_demo(platform: &Platform) -> Result<(), Box<dyn Error>> {
+    demo::deploy(platform).await
+}
+
+#[cfg(not(all(feature = "process", feature = "manifests", feature = "cron")))]
+async fn deploy_demo(_: &Platform) -> Result<(), Box<dyn Error>> {
+    Err("--demo: this program was built without `--features process,manifests,cron`".into())
+}
+
+/// Calls the services of `--demo`, for as long as it is polled.
+async fn load_demo(platform: &Arc<Platform>, demo: bool) {
+    #[cfg(all(feature = "process", feature = "manifests", feature = "cron"))]
+    if demo {
+        return demo::load(Arc::clone(platform)).await;
+    }
+    let _ = (platform, demo);
     std::future::pending().await
 }
 

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::{
     control::Control,
-    record::{RevisionRecord, RevisionState, ServiceRecord},
+    record::{RevisionRecord, RevisionState, ServiceRecord, Share},
     stamp::rfc3339,
 };
 
@@ -306,20 +306,55 @@ impl Control {
 
     /// A service as operators see it.
     pub fn view(&self, record: &ServiceRecord) -> ServiceView {
-        let now = self.clock.now();
-        let shares = record.shares(now);
-        let traffic = shares
-            .iter()
-            .map(|share| TrafficView {
-                revision_name: share.revision.clone(),
-                percent: share.percent,
-                latest_revision: share.latest,
-                tag: share.tag.clone(),
-                host: share.tag.as_deref().map(|tag| self.rules.host(record, Some(tag))),
-            })
-            .collect();
+        let shares = record.shares(self.clock.now());
+        let traffic = self.traffic_view(record);
         let revisions: Vec<RevisionView> =
             record.revisions.iter().rev().map(|revision| self.revision_view(record, revision)).collect();
+        let [ready, configuration, routes] = self.service_conditions(record, &shares);
+        let mut conditions = vec![ready, configuration, routes];
+        conditions.extend(rolling_condition(record));
+        ServiceView {
+            namespace: record.namespace.clone(),
+            name: record.name.clone(),
+            host: self.rules.host(record, None),
+            generation: record.generation,
+            changed_by: record.changed_by.clone(),
+            created_at: rfc3339(record.created_at),
+            app: record.app().map(str::to_owned),
+            disabled: record.disabled.as_ref().map(|disabled| DisabledView {
+                since: rfc3339(disabled.at),
+                by: disabled.by.clone(),
+                reason: disabled.reason.clone(),
+            }),
+            aliases: record.aliases.clone(),
+            labels: record.labels.clone(),
+            annotations: record.annotations.clone(),
+            latest_created_revision: record.latest_created().map(|revision| revision.name.clone()),
+            latest_ready_revision: record.latest_ready().map(|revision| revision.name.clone()),
+            spec: record.traffic.clone(),
+            traffic,
+            quota: record.quota,
+            rollout: self.rollout_view(record),
+            conditions,
+            revisions,
+        }
+    }
+
+    /// Where the requests of a service go now.
+    pub(crate) fn traffic_view(&self, record: &ServiceRecord) -> Vec<TrafficView> {
+        let shares = record.shares(self.clock.now());
+        let view = shares.iter().map(|share| TrafficView {
+            revision_name: share.revision.clone(),
+            percent: share.percent,
+            latest_revision: share.latest,
+            tag: share.tag.clone(),
+            host: share.tag.as_deref().map(|tag| self.rules.host(record, Some(tag))),
+        });
+        view.collect()
+    }
+
+    /// `Ready`, `ConfigurationsReady` and `RoutesReady` of a service whose traffic goes by these shares.
+    pub(crate) fn service_conditions(&self, record: &ServiceRecord, shares: &[Share]) -> [Condition; 3] {
         let configuration = match record.latest_created() {
             Some(latest) => self.revision_conditions(record, latest).remove(0),
             None => Condition::new("Ready", "Unknown", "NoRevision", ""),
@@ -362,33 +397,7 @@ impl Control {
             || Condition::new("Ready", "Unknown", "", ""),
             |worst| Condition { kind: "Ready", ..worst.clone() },
         );
-        let mut conditions = vec![ready, configuration, routes];
-        conditions.extend(rolling_condition(record));
-        ServiceView {
-            namespace: record.namespace.clone(),
-            name: record.name.clone(),
-            host: self.rules.host(record, None),
-            generation: record.generation,
-            changed_by: record.changed_by.clone(),
-            created_at: rfc3339(record.created_at),
-            app: record.app().map(str::to_owned),
-            disabled: record.disabled.as_ref().map(|disabled| DisabledView {
-                since: rfc3339(disabled.at),
-                by: disabled.by.clone(),
-                reason: disabled.reason.clone(),
-            }),
-            aliases: record.aliases.clone(),
-            labels: record.labels.clone(),
-            annotations: record.annotations.clone(),
-            latest_created_revision: record.latest_created().map(|revision| revision.name.clone()),
-            latest_ready_revision: record.latest_ready().map(|revision| revision.name.clone()),
-            spec: record.traffic.clone(),
-            traffic,
-            quota: record.quota,
-            rollout: self.rollout_view(record),
-            conditions,
-            revisions,
-        }
+        [ready, configuration, routes]
     }
 
     /// A revision as operators see it.

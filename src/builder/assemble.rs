@@ -4,7 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use sas_autoscale::ScheduleParser;
 use sas_control::{
-    Admin, Control, ControlConfig, Engines, LogFiles, Meter, MeterConfig, PackageDir, UsageExporter,
+    Admin, Control, ControlConfig, Engines, LogFiles, Meter, MeterConfig, PackageDir, RequestLog,
+    UsageExporter,
 };
 use sas_core::{
     AnswerCounter, DataPlane, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, Handler, Invoker,
@@ -25,6 +26,7 @@ use crate::{
     own_store::open_state,
     platform::{Parts, Platform},
     preset::Preset,
+    requests,
     schedules::cron,
 };
 
@@ -43,8 +45,9 @@ impl PlatformBuilder {
     /// # Errors
     /// [`BuildError`] names the part and what it refused.
     pub async fn build(mut self) -> Result<Platform, BuildError> {
-        #[cfg_attr(not(feature = "otel"), expect(unused_mut, reason = "an exporter is put beside them"))]
-        let (mut recorder, mut traces) = (self.recorder.unwrap_or_default(), self.traces);
+        #[cfg_attr(not(feature = "otel"), expect(unused_mut, reason = "an exporter is put beside it"))]
+        let mut recorder = self.recorder.unwrap_or_default();
+        let mut traces = self.traces;
         #[cfg(feature = "otel")]
         let otel = match self.otel {
             Some(mut config) => {
@@ -58,6 +61,15 @@ impl PlatformBuilder {
             }
             None => None,
         };
+        // Before whatever exports traces, which decides what is sampled.
+        let exported = traces.clone();
+        let requests = self.requests.map(|limits| {
+            let log = RequestLog::new(limits, Arc::clone(&self.clock));
+            Arc::new(traces.take().into_iter().fold(log, RequestLog::before))
+        });
+        if let Some(log) = &requests {
+            traces = Some(Arc::clone(log) as _);
+        }
         for describe in [
             sas_autoscale::metrics::describe,
             sas_control::metrics::describe,
@@ -161,7 +173,7 @@ impl PlatformBuilder {
         gateway_config.seed = self.seed;
         gateway_config.recorder = recorder.clone();
         gateway_config.meter = Some(Arc::clone(&meter));
-        gateway_config.traces = traces.clone();
+        gateway_config.traces = traces;
         if let Some(quotas) = self.quotas {
             gateway_config.admission = Admission::new(quotas);
         }
@@ -183,7 +195,7 @@ impl PlatformBuilder {
         trigger_config.log = log;
         trigger_config.clock = Arc::clone(&self.clock);
         trigger_config.recorder = recorder.clone();
-        trigger_config.traces = traces;
+        trigger_config.traces = exported;
         trigger_config.publisher = self.publisher;
         trigger_config.secrets = self.secrets;
         let triggers = TriggerHost::new(trigger_config);
@@ -230,6 +242,7 @@ impl PlatformBuilder {
         control_config.logs = self.logs;
         control_config.decisions = Arc::clone(&self.decisions);
         control_config.meter = meter;
+        control_config.requests = requests.clone();
         control_config.prices = self.prices;
         control_config.diagnosis = self.diagnosis;
         let watched = [Some(std::env::temp_dir()), self.state.clone()];
@@ -256,9 +269,19 @@ impl PlatformBuilder {
             admin = admin.with_program_config(config);
         }
         let admin = Arc::new(admin);
+        let at_listener = Arc::clone(&admin) as Arc<dyn Handler>;
+        #[cfg(feature = "console")]
+        let at_listener = if self.console {
+            let console = sas_console::Console::new(at_listener).with_clock(Arc::clone(&self.clock));
+            Arc::new(if encrypted { console.with_secure_cookies() } else { console }) as _
+        } else {
+            at_listener
+        };
         let mut parts = Parts {
             admin,
             default_roots,
+            at_listener,
+            requests,
             keys,
             control,
             triggers,
@@ -316,7 +339,7 @@ impl Parts {
         // The admin API needs no threads of its own.
         let mut server = server;
         server.workers = 0;
-        let handler = Arc::clone(&self.admin) as _;
+        let handler = Arc::clone(&self.at_listener);
         self.admin_server = match admin {
             (address, None) => bind(address, handler, server.clone(), BuildPart::Admin).await?,
             (_, Some(listener)) => {
@@ -357,6 +380,9 @@ impl Parts {
             Arc::clone(&self.clock),
             self.stop.clone(),
         ));
+        if let Some(requests) = self.requests.clone() {
+            self.tasks.spawn(requests::sample(requests, Arc::clone(&self.pool), self.stop.clone()));
+        }
         self.tasks.close();
         Ok(())
     }

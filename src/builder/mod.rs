@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc}
 use sas_autoscale::DriverConfig;
 use sas_control::{
     AdmissionHook, AuditSink, ControlConfig, DecisionLog, DiagnosisConfig, LogBuffer, LogFileLimits,
-    MeterConfig, Namespaces, PackageRoots, PriceTable, ProgramConfig, SecretDir, SecretEnv, UsageExport,
-    UsageKey,
+    MeterConfig, Namespaces, PackageRoots, PriceTable, ProgramConfig, RequestLimits, SecretDir, SecretEnv,
+    UsageExport, UsageKey,
 };
 use sas_core::{
     Authenticator, BlobStore, Clock, DecisionSink, EngineSpec, EventLog, EventPublisher, Fidelity, Invoker,
@@ -50,6 +50,7 @@ type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, Spec
 /// | calls that want no answer now | [`async_calls`](Self::async_calls) | taken, as durable as the store |
 /// | output of instances | [`log_sink`](Self::log_sink) | [`LogBuffer`] |
 /// | scaling decisions | [`decision_sink`](Self::decision_sink) | [`DecisionLog`] |
+/// | the last requests | [`keep_requests`](Self::keep_requests) | not kept; with a console, the last 4,096 |
 /// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`](sas_control::Meter), on the platform's store |
 /// | who is told what is changed at the admin API | [`audit_sink`](Self::audit_sink) | nobody; the store keeps the last 10,000 |
 /// | secrets | [`secrets_dir`](Self::secrets_dir), [`secrets_env`](Self::secrets_env), [`secrets`](Self::secrets) | none: a service that refers to one does not start |
@@ -125,6 +126,9 @@ pub struct PlatformBuilder {
     metrics: Option<MetricsText>,
     diagnosis: DiagnosisConfig,
     program_config: Option<Arc<dyn ProgramConfig>>,
+    requests: Option<RequestLimits>,
+    #[cfg(feature = "console")]
+    console: bool,
 }
 
 type ChangeControl = Box<dyn FnOnce(&mut ControlConfig) + Send + Sync>;
@@ -202,6 +206,9 @@ impl Default for PlatformBuilder {
             metrics: None,
             diagnosis: DiagnosisConfig::default(),
             program_config: None,
+            requests: None,
+            #[cfg(feature = "console")]
+            console: false,
         }
     }
 }
@@ -488,6 +495,26 @@ impl PlatformBuilder {
     #[must_use]
     pub fn decision_sink(mut self, sink: impl DecisionSink) -> Self {
         self.decisions = Arc::new(sink);
+        self
+    }
+
+    /// Keeps the last requests in memory: the admin API and [`Platform::requests`] tell rates, errors and durations by
+    /// revision, the instances of each second, and the way of single requests. It costs about a microsecond per request, and
+    /// the memory that the limits name.
+    #[must_use]
+    pub fn keep_requests(mut self, limits: RequestLimits) -> Self {
+        self.requests = Some(limits);
+        self
+    }
+
+    /// Serves the console at `/console` of the admin API's listener: pages for operators, who sign in with a token of the
+    /// admin API. It keeps the last requests, as [`keep_requests`](Self::keep_requests) does. Where the admin API is on a
+    /// socket or on a server of the host's own, a [`Console`](sas_console::Console) is put before it by hand.
+    #[cfg(feature = "console")]
+    #[must_use]
+    pub fn console(mut self) -> Self {
+        self.console = true;
+        self.requests.get_or_insert_default();
         self
     }
 

@@ -4,6 +4,7 @@
 #![allow(unused_qualifications, reason = "utoipa::path writes types of its arguments with a qualification")]
 
 mod access;
+mod activity;
 mod applied;
 mod apps;
 mod authorize;
@@ -17,6 +18,7 @@ mod knative;
 mod life;
 mod limit;
 mod observe;
+mod overview;
 mod packages;
 mod platform;
 mod problem;
@@ -356,6 +358,10 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(knative::list_domain_mappings))
         .routes(routes!(knative::get_domain_mapping))
         .routes(routes!(test_run::invoke))
+        .routes(routes!(overview::overview))
+        .routes(routes!(activity::request))
+        .routes(routes!(activity::requests))
+        .routes(routes!(activity::activity))
         .routes(routes!(observe::instances))
         .routes(routes!(observe::decisions))
         .routes(routes!(observe::logs))

@@ -3,13 +3,14 @@
 use axum::{Json, extract::State};
 use sas_core::{
     Decision, DecisionRecord, InstanceId, InstanceState, InstanceView, LogFilter, LogLevel, LogLine, LogPage,
-    LogStream, MeterTotals, Principal, RequestId, RevisionKey, StartTimings, Timestamp, Usage, UsageScope,
+    LogStream, MeterTotals, Principal, RevisionKey, StartTimings, Timestamp, Usage, UsageScope,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api,
+    activity::request_id,
     extract::{Caller, Path, Query, ServicePath, page_size},
     problem::Failure,
     services::no_revision,
@@ -83,12 +84,11 @@ impl LogsQuery {
             filter.instance = Some(InstanceId(id));
         }
         if let Some(request) = &self.request {
-            let digits: String = request.chars().filter(|digit| *digit != '-').collect();
-            let id = (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok()).flatten();
+            let id = request_id(request);
             let id = id.ok_or_else(|| {
                 Failure::field("request", request, "must be 32 hexadecimal digits, as in x-request-id")
             })?;
-            filter.request = Some(RequestId(id));
+            filter.request = Some(id);
         }
         filter.level = self.level;
         filter.text.clone_from(&self.text);

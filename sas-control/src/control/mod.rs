@@ -48,6 +48,7 @@ use crate::{
     reconcile::{Observed, Rules},
     record::ServiceRecord,
     registry::RuntimeRegistry,
+    requests::RequestLog,
     tokens::Tokens,
 };
 use parts::{DamagedKeys, Lifecycle, Names, Pins, RequestIds, Services, Sinks, TenantQuotas, Tenants, Turns};
@@ -122,6 +123,9 @@ pub struct ControlConfig {
     pub decisions: Arc<dyn DecisionSink>,
     /// Where readings of what was used go. What it can read back is shown by the admin API.
     pub meter: Arc<dyn MeterSink>,
+    /// What the gateway tells of requests that are over, for those who look; `None`: the admin API shows no single requests
+    /// and no rates. It has to be told of them as well: it is the gateway's trace sink.
+    pub requests: Option<Arc<RequestLog>>,
     /// Who is asked at each deploy, in this order.
     pub admission: Vec<Arc<dyn AdmissionHook>>,
     /// How much is kept of who changed what.
@@ -158,6 +162,7 @@ impl ControlConfig {
             logs: Arc::new(LogBuffer::default()),
             decisions: Arc::new(DecisionLog::default()),
             meter: Arc::new(Meter::default()),
+            requests: None,
             admission: Vec::new(),
             audit: AuditLimits::default(),
             audit_sink: None,
@@ -186,6 +191,7 @@ pub struct Control {
     drain_grace: Duration,
     sinks: Sinks,
     prices: ArcSwapOption<PriceTable>,
+    requests: Option<Arc<RequestLog>>,
     pub(crate) metrics: Metrics,
     request_ids: RequestIds,
     services: Services,
@@ -321,6 +327,7 @@ impl Control {
             drain_grace: config.drain_grace,
             sinks: Sinks { logs: config.logs, decisions: config.decisions, meter: config.meter },
             prices: ArcSwapOption::from(config.prices.map(Arc::new)),
+            requests: config.requests,
             metrics: Metrics::new(&config.recorder),
             request_ids: RequestIds::new(config.seed),
             services: Services::default(),
@@ -410,6 +417,17 @@ impl Control {
     /// `Unsupported` when the sink of [`ControlConfig::meter`] only passes readings on.
     pub fn usage(&self) -> Result<&dyn UsageQuery> {
         self.sinks.meter.usage_query().ok_or_else(|| unreadable("usage", "meter sink"))
+    }
+
+    /// The last requests.
+    ///
+    /// # Errors
+    /// `Unsupported` when [`ControlConfig::requests`] is `None`.
+    pub fn requests(&self) -> Result<&Arc<RequestLog>> {
+        self.requests.as_ref().ok_or_else(|| {
+            let message = "this platform keeps no requests; build it with a console, or with `keep_requests`";
+            Error::new(ErrorKind::Unsupported, "requests", message)
+        })
     }
 
     /// Whether [`Control::recover`] is done and the platform is not shutting down.
@@ -590,6 +608,11 @@ impl Live {
 
     pub(crate) fn record(&self) -> Option<Arc<ServiceRecord>> {
         self.state.lock().record.clone()
+    }
+
+    /// The keys of what runs of it.
+    pub(crate) fn keys(&self) -> Vec<RevisionKey> {
+        self.state.lock().observed.registrations.iter().map(|registration| registration.key).collect()
     }
 
     /// Says whether registrations are on their way out: routes lead to no such ones.

@@ -1,0 +1,299 @@
+//! Pages that go on: server-sent events with the parts that have changed.
+//!
+//! A stream is driven by the browser that reads it: no task runs for a page, and none when nobody looks. Streams of one
+//! session on one page share what is made of it.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderValue, StatusCode, header};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use parking_lot::Mutex;
+use sas_core::{Body, Response};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+
+use crate::{
+    api::{Api, Problem, Result, Who},
+    pages::{Place, logs},
+    session::Session,
+};
+
+/// Pages that are kept live at once.
+const MOST: usize = 256;
+/// The shortest time between two looks.
+const OFTEN: Duration = Duration::from_millis(500);
+/// The longest.
+const SELDOM: Duration = Duration::from_secs(10);
+/// All looks together take at most one part of so many of a core.
+const SHARE: u32 = 50;
+/// How often a line is sent while nothing happens, so that dead connections are noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The pages that somebody looks at.
+#[derive(Debug)]
+pub(crate) struct Live {
+    streams: Arc<Semaphore>,
+    pages: Mutex<HashMap<(u64, String), Arc<Shared>>>,
+    /// Tells the streams of this process from those before it.
+    began: String,
+}
+
+/// A page that one session looks at, in as many tabs as it likes.
+#[derive(Debug, Default)]
+struct Shared {
+    last: tokio::sync::Mutex<Option<Arc<Look>>>,
+    /// What a look took, in nanoseconds.
+    took: AtomicU64,
+}
+
+/// The parts of a page as they were at one time.
+#[derive(Debug)]
+struct Look {
+    at: Instant,
+    parts: Vec<(&'static str, Arc<str>)>,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        let mut began = [0; 4];
+        // Without randomness no session can be opened either.
+        let _ = getrandom::fill(&mut began);
+        let began = format!("{:08x}", u32::from_le_bytes(began));
+        Self { streams: Arc::new(Semaphore::new(MOST)), pages: Mutex::default(), began }
+    }
+}
+
+impl Live {
+    /// The stream of a page. `after` is the id of the last event that was seen, or the last line of a log that is on the
+    /// page: what came since is sent.
+    pub(crate) fn stream(
+        self: &Arc<Self>,
+        target: &str,
+        place: Place,
+        session: Arc<Session>,
+        api: Api,
+        after: Option<&str>,
+    ) -> Result<Response> {
+        let permit = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
+            let detail = format!("{MOST} pages are kept live already: this one does not change by itself");
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+        })?;
+        let key = (session.number, target.to_owned());
+        let shared = Arc::clone(self.pages.lock().entry(key.clone()).or_default());
+        let viewer = Viewer {
+            live: Arc::clone(self),
+            key,
+            shared: Some(shared),
+            place,
+            session,
+            api,
+            sent: HashMap::new(),
+            line: after.map_or(0, |after| self.line(after)),
+            first: true,
+            told: Instant::now(),
+            _permit: permit,
+        };
+        let frames = stream::unfold(Some(viewer), async |viewer| {
+            let mut viewer = viewer?;
+            let text = viewer.next().await?;
+            Some((Ok::<_, Infallible>(Frame::data(Bytes::from(text))), Some(viewer)))
+        });
+        let mut response = Response::new(Body::new(StreamBody::new(frames)));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        Ok(response)
+    }
+
+    /// The number of the line that an id or a page names. Numbers begin anew with the process: another one's name nothing.
+    fn line(&self, after: &str) -> u64 {
+        match after.split_once('-') {
+            Some((began, line)) if began == self.began => line.parse().unwrap_or(0),
+            Some(_) => 0,
+            None => after.parse().unwrap_or(0),
+        }
+    }
+
+    /// How long it is until the next look at a page, so that all of them together stay within their share of a core.
+    fn pause(&self) -> Duration {
+        let pages = self.pages.lock();
+        let took: u64 = pages.values().map(|page| page.took.load(Ordering::Relaxed)).sum();
+        (Duration::from_nanos(took) * SHARE).clamp(OFTEN, SELDOM)
+    }
+}
+
+/// One tab.
+#[derive(Debug)]
+struct Viewer {
+    live: Arc<Live>,
+    key: (u64, String),
+    /// `None` once it is given back.
+    shared: Option<Arc<Shared>>,
+    place: Place,
+    session: Arc<Session>,
+    api: Api,
+    /// What the tab has of each part.
+    sent: HashMap<&'static str, Arc<str>>,
+    line: u64,
+    first: bool,
+    told: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Viewer {
+    fn drop(&mut self) {
+        self.shared = None;
+        let mut pages = self.live.pages.lock();
+        if pages.get(&self.key).is_some_and(|shared| Arc::strong_count(shared) == 1) {
+            pages.remove(&self.key);
+        }
+    }
+}
+
+impl Viewer {
+    /// The next text for the tab; `None`: it is over.
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            let pause = self.live.pause();
+            if !std::mem::take(&mut self.first) {
+                tokio::time::sleep(pause).await;
+            }
+            let mut text = String::new();
+            match self.look(pause).await {
+                Ok(look) => {
+                    for (id, content) in &look.parts {
+                        if self.sent.get(id).is_none_or(|sent| sent != content) {
+                            event(&mut text, "part", None, &format!("{id}\n{content}"));
+                            self.sent.insert(id, Arc::clone(content));
+                        }
+                    }
+                }
+                Err(problem) if problem.is(StatusCode::UNAUTHORIZED) => {
+                    event(&mut text, "over", None, "signed out");
+                    self.told = Instant::now();
+                    return if self.sent.remove("over").is_some() {
+                        None
+                    } else {
+                        self.sent.insert("over", Arc::from(""));
+                        Some(text)
+                    };
+                }
+                // Of the moment: the page keeps what it has, and says that it is old.
+                Err(problem) => event(&mut text, "problem", None, &problem.sentence()),
+            }
+            self.follow(&mut text).await;
+            if text.is_empty() && self.told.elapsed() < KEEP_ALIVE {
+                continue;
+            }
+            if text.is_empty() {
+                text.push_str(":\n\n");
+            }
+            self.told = Instant::now();
+            return Some(text);
+        }
+    }
+
+    /// Looks at the page, or takes what another tab has just seen.
+    async fn look(&self, pause: Duration) -> Result<Arc<Look>> {
+        if !self.session.is_open() {
+            return Err(Problem::new(StatusCode::UNAUTHORIZED, "signed out"));
+        }
+        let shared = self.shared.as_ref().expect("it is given back at the end only");
+        let mut last = shared.last.lock().await;
+        if let Some(look) = &*last
+            && look.at.elapsed() < pause.mul_f64(0.9)
+        {
+            return Ok(Arc::clone(look));
+        }
+        let (seen, took) = timed(async {
+            let who: Who = self.api.get("/v1/whoami").await?;
+            let page = self.place.show(&self.api, &who, &self.session).await?;
+            let parts = page.regions.into_iter().map(|part| (part.id, Arc::from(part.content.into_string())));
+            Ok::<_, Problem>(parts.collect())
+        })
+        .await;
+        shared.took.store(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let look = Arc::new(Look { at: Instant::now(), parts: seen? });
+        *last = Some(Arc::clone(&look));
+        Ok(look)
+    }
+
+    /// Lines of a log that came since.
+    async fn follow(&mut self, text: &mut String) {
+        let Place::Logs { .. } = &self.place else { return };
+        if let Ok((lines, last)) = logs::since(&self.place, &self.api, self.line).await
+            && last > self.line
+        {
+            self.line = last;
+            event(text, "lines", Some(&format!("{}-{last}", self.live.began)), &lines.into_string());
+        }
+    }
+}
+
+/// Writes an event. Its data may have several lines.
+fn event(text: &mut String, name: &str, id: Option<&str>, data: &str) {
+    if let Some(id) = id {
+        text.push_str("id: ");
+        text.push_str(id);
+        text.push('\n');
+    }
+    text.push_str("event: ");
+    text.push_str(name);
+    text.push('\n');
+    for line in data.split(['\n', '\r']) {
+        text.push_str("data: ");
+        text.push_str(line);
+        text.push('\n');
+    }
+    text.push('\n');
+}
+
+/// How long a future was on a thread: what it waited for is not counted.
+async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
+    let (mut future, mut took) = (pin!(future), Duration::ZERO);
+    let done = std::future::poll_fn(|cx| {
+        let began = Instant::now();
+        let polled = future.as_mut().poll(cx);
+        took += began.elapsed();
+        match polled {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await;
+    (done, took)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_several_lines_is_one_event() {
+        let mut text = String::new();
+        event(&mut text, "part", Some("7"), "one\r\ntwo\nevent: forged");
+        assert_eq!(text, "id: 7\nevent: part\ndata: one\ndata: \ndata: two\ndata: event: forged\n\n");
+    }
+
+    #[test]
+    fn lines_of_another_process_name_nothing() {
+        let live = Live::default();
+        assert_eq!(live.line(&format!("{}-42", live.began)), 42);
+        assert_eq!(live.line("elsewhere-42"), 0);
+        assert_eq!(live.line("42"), 42);
+    }
+}

@@ -1,0 +1,153 @@
+//! What the instances of a service write, filtered and followed.
+
+use maud::{Markup, html};
+use serde::Deserialize;
+
+use super::{Place, Service, tabs};
+use crate::{
+    api::{Api, Result, Who, query},
+    form::Form,
+    page::{Page, nothing},
+    text::{LINE, bytes, moment, tame},
+};
+
+/// Lines on a page when it is loaded; it keeps a thousand.
+const TAIL: &str = "300";
+/// Lines that are sent in one go.
+const BURST: &str = "1000";
+
+/// Which lines.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Filter {
+    revision: String,
+    instance: String,
+    request: String,
+    level: String,
+    text: String,
+    minutes: String,
+}
+
+impl Filter {
+    pub(crate) fn of(form: &Form) -> Self {
+        let of = |name: &str| form.get(name).to_owned();
+        Self {
+            revision: of("revision"),
+            instance: of("instance"),
+            request: of("request"),
+            level: of("level"),
+            text: of("text"),
+            minutes: of("minutes"),
+        }
+    }
+
+    fn query(&self, now: i64, after: &str, tail: &str) -> String {
+        let minutes: i64 = self.minutes.parse().unwrap_or(0);
+        let from = if minutes > 0 { (now - minutes * 60).to_string() } else { String::new() };
+        query(&[
+            ("revision", &self.revision),
+            ("instance", &self.instance),
+            ("request", &self.request),
+            ("level", &self.level),
+            ("text", &self.text),
+            ("from", &from),
+            ("after", after),
+            ("tail", tail),
+        ])
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Lines {
+    pub(crate) lines: Vec<Line>,
+    dropped: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Line {
+    sequence: u64,
+    at: String,
+    instance: String,
+    request: Option<String>,
+    stream: String,
+    level: Option<String>,
+    line: String,
+}
+
+/// Lines as items of a list.
+pub(crate) fn written(lines: &[Line]) -> Markup {
+    html! {
+        @for line in lines {
+            @let (text, cut) = tame(&line.line, LINE);
+            li class=(format!("{} {}", line.stream, line.level.as_deref().unwrap_or_default())) {
+                (moment(&line.at)) " "
+                span.instance title=(line.instance) { (line.instance.get(line.instance.len().saturating_sub(4)..).unwrap_or_default()) } " "
+                @if let Some(level) = &line.level { span.level { (level) } " " }
+                bdi.text { (text) }
+                @if cut > 0 { span.muted { " … " (bytes(cut as f64)) " more" } }
+                @if let Some(request) = &line.request { " " a href=(format!("/console/requests/{request}")) { "request" } }
+            }
+        }
+    }
+}
+
+/// The lines of a page that were written after this one, and the last one's number.
+pub(crate) async fn since(place: &Place, api: &Api, after: u64) -> Result<(Markup, u64)> {
+    let Place::Logs(service, filter) = place else { return Ok((Markup::default(), after)) };
+    let asked = filter.query(api.now(), &after.to_string(), BURST);
+    let found: Lines = api.get(&service.api(&format!("/logs{asked}"))).await?;
+    let last = found.lines.last().map_or(after, |line| line.sequence);
+    Ok((written(&found.lines), last))
+}
+
+pub(super) async fn show(api: &Api, who: &Who, service: &Service, filter: &Filter) -> Result<Page> {
+    let found: Option<Lines> =
+        api.find(&service.api(&format!("/logs{}", filter.query(api.now(), "", TAIL)))).await?;
+    let field = |name: &'static str, label: &'static str, value: &str, holder: &'static str| {
+        html! { label { span { (label) } input name=(name) value=(value) placeholder=(holder) size="14"; } }
+    };
+    let filters = html! {
+        form.filters method="get" action=(service.page("/logs")) role="search" {
+            (field("text", "With", &filter.text, "any text"))
+            label {
+                span { "Level" }
+                select name="level" {
+                    option value="" { "all" }
+                    @for level in ["debug", "info", "warn", "error", "fatal"] {
+                        option value=(level) selected[level == filter.level] { (level) " or graver" }
+                    }
+                }
+            }
+            label {
+                span { "Since" }
+                select name="minutes" {
+                    @for (value, text) in [("", "the beginning"), ("1", "1 minute"), ("5", "5 minutes"), ("15", "15 minutes"), ("60", "1 hour")] {
+                        option value=(value) selected[value == filter.minutes] { (text) }
+                    }
+                }
+            }
+            (field("revision", "Revision", &filter.revision, "all"))
+            (field("instance", "Instance", &filter.instance, "all"))
+            (field("request", "Request", &filter.request, "x-request-id"))
+            button type="submit" { "Show" }
+        }
+    };
+    let mut page = Page::new(service.title()).above(html! { (tabs(service, who, "/logs")) (filters) });
+    let Some(found) = found else {
+        page.live = false;
+        return Ok(page.with(
+            "none",
+            nothing("This platform only passes lines on: ask the system that it passes them to."),
+        ));
+    };
+    page.follows = Some(found.lines.last().map_or(0, |line| line.sequence));
+    page.above = html! {
+        (page.above)
+        @if found.dropped > 0 { p.muted { (found.dropped) " older lines are gone: the last thousand of each revision are kept." } }
+        p.quiet-caption { "Times are UTC. New lines come at the end." }
+        ol.log #log tabindex="0" aria-label="Lines" { (written(&found.lines)) }
+        @if found.lines.is_empty() { p.muted #no-lines { "No line yet." } }
+    };
+    Ok(page)
+}

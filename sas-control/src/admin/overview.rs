@@ -1,0 +1,260 @@
+//! All services at a look, those in trouble first.
+
+use std::{cmp::Reverse, collections::BTreeSet, sync::Arc};
+
+use axum::{Json, extract::State};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    Api,
+    activity::RatesView,
+    extract::{Caller, Query, page_size},
+    problem::Failure,
+};
+use crate::{
+    record::ServiceRecord,
+    requests::RequestRates,
+    view::{Condition, InstancesView, TrafficView},
+};
+
+/// Services on a page unless more or less are asked for.
+const PAGE: usize = 50;
+/// Services on a page at most.
+const MOST: usize = 1000;
+/// Namespaces that are named.
+const NAMESPACES: usize = 1000;
+
+/// By what services are sorted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Order {
+    /// Those that fail first, then those with errors, then those that are asked most.
+    #[default]
+    Trouble,
+    /// By namespace and name.
+    Name,
+    /// Those that are asked most first.
+    Requests,
+    /// Those that were deployed last first.
+    Age,
+}
+
+/// Which services.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct OverviewQuery {
+    /// Of this namespace only.
+    namespace: Option<String>,
+    /// With this text in `namespace/name`.
+    search: Option<String>,
+    /// `trouble` without it.
+    #[param(inline)]
+    sort: Option<Order>,
+    /// Leaves out so many.
+    #[param(minimum = 0, maximum = 1000000)]
+    offset: Option<u32>,
+    /// At most so many; 50 without it.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+}
+
+/// How a service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Health {
+    /// It can't serve.
+    Failing,
+    /// It is on its way, or some of its requests fail.
+    Warning,
+    /// It can serve.
+    Ready,
+    /// Nothing has started yet: the next request shows.
+    Unknown,
+    /// It was switched off.
+    Off,
+}
+
+/// A service at a look.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct ServiceRow {
+    namespace: String,
+    name: String,
+    host: String,
+    created_at: String,
+    health: Health,
+    /// One word for why, such as `StartFailed`.
+    reason: String,
+    /// The same for a person.
+    message: String,
+    /// Of all its revisions together.
+    instances: InstancesView,
+    rates: RatesView,
+    traffic: Vec<TrafficView>,
+    /// Whether traffic moves to a new revision now.
+    rolling_out: bool,
+}
+
+/// What all services that the caller may see do together.
+#[derive(Debug, Default, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Totals {
+    services: usize,
+    failing: usize,
+    warning: usize,
+    off: usize,
+    /// Instances that take requests.
+    ready: u64,
+    starting: u64,
+    draining: u64,
+    queued: u64,
+    in_flight: u64,
+    requests_per_second: f64,
+    errors_per_second: f64,
+    /// Of the last minute.
+    cold_starts: u64,
+}
+
+/// `GET /v1/overview`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct OverviewPage {
+    totals: Totals,
+    /// Namespaces with services; at most 1,000.
+    namespaces: Vec<String>,
+    /// How many services there are of those that are asked for, on all pages.
+    matching: usize,
+    services: Vec<ServiceRow>,
+    /// Whether the platform keeps requests: without, rates are zero because nobody counts.
+    counted: bool,
+}
+
+struct Seen {
+    record: Arc<ServiceRecord>,
+    health: Health,
+    ready: Condition,
+    instances: InstancesView,
+    rates: RequestRates,
+}
+
+/// Shows all services at a look, those in trouble first, with their rates of the last moments. It wakes nothing.
+#[utoipa::path(get, path = "/v1/overview", operation_id = "overview", tag = "observe", params(OverviewQuery),
+    security(("token" = ["read"])),
+    responses((status = 200, body = OverviewPage, description = "A page of services")))]
+pub(super) async fn overview(
+    State(api): State<Api>,
+    Caller(caller): Caller,
+    Query(query): Query<OverviewQuery>,
+) -> Result<Json<OverviewPage>, Failure> {
+    let limit = page_size(query.limit, PAGE, MOST)?;
+    let control = &api.control;
+    let log = control.requests().ok();
+    let mut rates = log.map(|log| log.rates_by_service()).unwrap_or_default();
+    let search = query.search.as_deref().unwrap_or_default().trim().to_lowercase();
+    let (mut totals, mut namespaces, mut found) = (Totals::default(), BTreeSet::new(), Vec::new());
+    for record in control.records() {
+        if !caller.reaches(&record.namespace) {
+            continue;
+        }
+        let path = record.path();
+        let seen = api.see(record, rates.remove(&path).unwrap_or_default());
+        totals.add(&seen);
+        if namespaces.len() < NAMESPACES && !namespaces.contains(&seen.record.namespace) {
+            namespaces.insert(seen.record.namespace.clone());
+        }
+        let of = query.namespace.as_ref().is_none_or(|namespace| seen.record.namespace == *namespace);
+        if of && (search.is_empty() || path.to_lowercase().contains(&search)) {
+            found.push((path, seen));
+        }
+    }
+    let matching = found.len();
+    let by_rate = |seen: &Seen| Reverse((seen.rates.requests_per_second * 10.0) as u64);
+    match query.sort.unwrap_or_default() {
+        Order::Trouble => found.sort_by_cached_key(|(path, seen)| {
+            let errors = Reverse((seen.rates.errors_per_second * 10.0) as u64);
+            (seen.health, errors, by_rate(seen), path.clone())
+        }),
+        Order::Name => found.sort_by(|(one, _), (other, _)| one.cmp(other)),
+        Order::Requests => found.sort_by_cached_key(|(path, seen)| (by_rate(seen), path.clone())),
+        Order::Age => {
+            found.sort_by_cached_key(|(path, seen)| (Reverse(seen.record.created_at), path.clone()))
+        }
+    }
+    let page = found.into_iter().skip(query.offset.unwrap_or(0) as usize).take(limit);
+    let services = page.map(|(_, seen)| api.row(seen)).collect();
+    let namespaces = namespaces.into_iter().collect();
+    Ok(Json(OverviewPage { totals, namespaces, matching, services, counted: log.is_some() }))
+}
+
+impl Totals {
+    fn add(&mut self, seen: &Seen) {
+        self.services += 1;
+        match seen.health {
+            Health::Failing => self.failing += 1,
+            Health::Warning => self.warning += 1,
+            Health::Off => self.off += 1,
+            Health::Ready | Health::Unknown => {}
+        }
+        self.ready += u64::from(seen.instances.ready);
+        self.starting += u64::from(seen.instances.starting);
+        self.draining += u64::from(seen.instances.draining);
+        self.queued += u64::from(seen.instances.queued);
+        self.in_flight += u64::from(seen.instances.in_flight);
+        self.requests_per_second += seen.rates.requests_per_second;
+        self.errors_per_second += seen.rates.errors_per_second;
+        self.cold_starts += seen.rates.cold_starts;
+    }
+}
+
+impl Api {
+    fn see(&self, record: Arc<ServiceRecord>, rates: RequestRates) -> Seen {
+        let control = &self.control;
+        let shares = record.shares(control.clock.now());
+        let [ready, ..] = control.service_conditions(&record, &shares);
+        let health = match ready.status {
+            _ if record.disabled.is_some() => Health::Off,
+            "False" => Health::Failing,
+            _ if rates.errors_per_second > 0.0 => Health::Warning,
+            "True" => Health::Ready,
+            _ if ready.reason == "NeverStarted" => Health::Unknown,
+            _ => Health::Warning,
+        };
+        let mut instances =
+            InstancesView { desired: 0, ready: 0, starting: 0, draining: 0, queued: 0, in_flight: 0 };
+        for key in control.live(&record.path()).map(|live| live.keys()).unwrap_or_default() {
+            if let Some(status) = control.pool.status(key) {
+                instances.desired += status.desired;
+                instances.ready += status.ready;
+                instances.starting += status.starting;
+                instances.draining += status.draining;
+                instances.queued += status.queued;
+                instances.in_flight += status.in_flight;
+            }
+        }
+        Seen { record, health, ready, instances, rates }
+    }
+
+    fn row(&self, seen: Seen) -> ServiceRow {
+        let record = &seen.record;
+        let message = match (seen.health, seen.ready.message.is_empty()) {
+            (Health::Warning, true) => {
+                format!("{:.1} requests fail per second", seen.rates.errors_per_second)
+            }
+            _ => seen.ready.message,
+        };
+        ServiceRow {
+            namespace: record.namespace.clone(),
+            name: record.name.clone(),
+            host: self.control.rules.host(record, None),
+            created_at: crate::stamp::rfc3339(record.created_at),
+            health: seen.health,
+            reason: seen.ready.reason,
+            message,
+            instances: seen.instances,
+            rates: RatesView::from(&seen.rates),
+            traffic: self.control.traffic_view(record),
+            rolling_out: record.rolling.as_ref().is_some_and(|rolling| rolling.reason.is_none()),
+        }
+    }
+}

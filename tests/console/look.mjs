@@ -1,0 +1,311 @@
+// Looks at every page of the console in a real browser. See `run` beside it.
+import { chromium } from "playwright-core";
+import { readFileSync, mkdirSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { request as ask } from "node:http";
+import assert from "node:assert/strict";
+
+const [, , base, listen, token, dir, pictures] = process.argv;
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const admin = new URL(base).origin;
+if (pictures) mkdirSync(pictures, { recursive: true });
+
+const began = Date.now();
+const say = (text) => console.log(`${((Date.now() - began) / 1000).toFixed(1).padStart(6)} s  ${text}`);
+const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+
+// The admin API, as another tool sees it.
+async function api(path, options = {}) {
+  const headers = { authorization: `Bearer ${token}`, "content-type": "application/yaml" };
+  const answer = await fetch(admin + path, { headers, ...options });
+  return { status: answer.status, body: await answer.json().catch(() => null) };
+}
+
+// A request from outside.
+const call = (service, path = "/") => new Promise((done) => {
+  const [host, port] = listen.split(":");
+  const sent = ask({ host, port, path, headers: { host: `${service}.demo.localhost` } }, (answer) => {
+    answer.resume();
+    answer.on("end", () => done(answer.statusCode));
+  });
+  sent.on("error", () => done(0));
+  sent.end();
+});
+
+async function until(what, look, most = 20000) {
+  const end = Date.now() + most;
+  for (;;) {
+    const found = await look();
+    if (found) return found;
+    if (Date.now() > end) throw new Error(`${what}: not within ${most} ms`);
+    await sleep(25);
+  }
+}
+
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+  args: ["--no-sandbox", "--headless=new"],
+});
+const problems = [];
+async function context(options) {
+  const made = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
+  made.on("page", (page) => {
+    page.on("pageerror", (error) => problems.push(`${page.url()}: ${error}`));
+    page.on("console", (message) => {
+      if (message.type() === "error" && !/status of (401|403|404)/.test(message.text())) problems.push(`${page.url()}: ${message.text()}`);
+    });
+    page.on("request", (request) => {
+      if (!request.url().startsWith(admin)) problems.push(`${page.url()} loads ${request.url()}`);
+    });
+  });
+  return made;
+}
+
+async function accessible(page, name) {
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+  const told = violations.map((it) => `${it.id}: ${it.help}: ${it.nodes.slice(0, 3).map((node) => node.html).join(" | ")}`);
+  assert.deepEqual(told, [], `axe on ${name}`);
+  // Nothing but what scrolls by itself is wider than the window.
+  const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  assert.ok(wide <= 1, `${name} is ${wide} pixels too wide`);
+}
+
+async function picture(page, name) {
+  if (pictures) await page.screenshot({ path: `${pictures}/${name}.png`, fullPage: true });
+}
+
+const PAGES = [
+  ["overview", ""],
+  ["service", "services/demo/thumbnails"],
+  ["requests", "services/demo/reports/requests"],
+  ["logs", "services/demo/orders/logs"],
+  ["manifest", "services/demo/storefront/manifest"],
+  ["steer", "services/demo/storefront/steer"],
+  ["events", "events"],
+  ["trigger", "events/demo/paid"],
+  ["pool", "pool"],
+  ["platform", "platform"],
+  ["audit", "audit"],
+  ["deploy", "deploy"],
+];
+
+try {
+  const desk = await context({ colorScheme: "light" });
+  const page = await desk.newPage();
+  // Signing in, by keyboard alone.
+  await page.goto(base);
+  await accessible(page, "sign-in");
+  await picture(page, "sign-in");
+  await page.keyboard.type("guessed");
+  await page.keyboard.press("Enter");
+  await page.getByText("opens nothing here").waitFor();
+  await page.keyboard.type(token);
+  await page.keyboard.press("Enter");
+  await page.getByRole("heading", { name: "Services" }).waitFor();
+  const cookies = await desk.cookies(base);
+  assert.ok(cookies[0].httpOnly && cookies[0].sameSite === "Strict" && !cookies[0].value.includes(token));
+  say("signed in by keyboard");
+
+  // The state of a cold start, of a decision, and of what fails: on the page within a second after the API has it.
+  await page.goto(base + "services/demo/thumbnails");
+  await page.locator("#live.on").waitFor();
+  await until("a decision", async () => (await page.locator("#decisions tbody tr").count()) > 0, 30000);
+  const reason = await page.locator("#decisions td.reason").first().innerText();
+  assert.ok(reason.length > 20, reason);
+  say(`a decision: ${reason.slice(0, 90)}`);
+  const shown = async (what, there, seen) => {
+    await until(what, there);
+    const from = Date.now();
+    await until(`${what} on the page`, seen, 3000);
+    const late = Date.now() - from;
+    assert.ok(late <= 1000, `${what}: ${late} ms late`);
+    say(`${what}: ${late} ms after the API had it`);
+  };
+  const cold = async () => (await api("/v1/services/demo/reports/requests?notable=true")).body.requests.length;
+  await page.goto(base + "services/demo/reports/requests");
+  await page.locator("#live.on").waitFor();
+  const before = await cold();
+  const rows = await page.locator("#starts tbody tr").count();
+  call("reports");
+  await until("sleep", async () => true);
+  if ((await cold()) === before) {
+    await shown("a cold start", async () => (await cold()) > before, async () => (await page.locator("#starts tbody tr").count()) > rows);
+  }
+
+  // A program that ends at once.
+  mkdirSync(`${dir}/loops`, { recursive: true });
+  writeFileSync(`${dir}/loops/main.py`, "raise SystemExit('the configuration is missing')\n");
+  const manifest = (name, path) => `apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata:\n  name: ${name}\n  namespace: demo\n  annotations:\n    sas.dev/package: ${path}\nspec:\n  template:\n    spec:\n      timeoutSeconds: 20\n      containers:\n        - image: ""\n`;
+  await api("/v1/services", { method: "POST", body: manifest("loops", `${dir}/loops`) });
+  await page.goto(base);
+  await page.locator("#live.on").waitFor();
+  call("loops");
+  const overview = async () => (await api("/v1/overview?search=loops")).body.services[0];
+  await shown(
+    "a crash loop",
+    async () => (await overview())?.health === "failing",
+    async () => (await page.locator("tr.failing", { hasText: "loops" }).count()) > 0,
+  );
+  const why = await page.locator("tr.failing", { hasText: "loops" }).innerText();
+  assert.match(why, /starts failed/);
+  assert.ok((await page.locator("#services tbody tr").first().innerText()).includes("loops"), "trouble is first");
+
+  // A deploy that is refused tells its cause, and one that is fine leads to its service.
+  await page.goto(base + "deploy");
+  await page.getByLabel("Manifest").fill(manifest("Not A Name", "/nowhere"));
+  await page.getByRole("button", { name: "Check and deploy" }).click();
+  await page.getByRole("alert").waitFor();
+  say(`a refused deploy: ${(await page.getByRole("alert").innerText()).slice(0, 110)}`);
+
+  // Hostile lines.
+  mkdirSync(`${dir}/hostile`, { recursive: true });
+  writeFileSync(`${dir}/hostile/main.py`, `
+import http.server, os, sys
+for line in ["<img src=x onerror=document.title='owned'>", "\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07", "\\u202egnp.exe", "x" * 1000000, "名前 اسم שם नाम 🦀"]:
+    print(line, flush=True)
+class Hello(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        print("now " + self.path, flush=True)
+        self.send_response(200); self.end_headers(); self.wfile.write(b"hello")
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Hello).serve_forever()
+`);
+  await page.getByLabel("Manifest").fill(manifest("hostile", `${dir}/hostile`));
+  await page.getByRole("button", { name: "Check and deploy" }).click();
+  await page.getByRole("heading", { name: "demo/hostile" }).waitFor();
+  assert.equal(await call("hostile"), 200);
+  await page.goto(base + "services/demo/hostile/logs");
+  await page.locator("#live.on").waitFor();
+  const text = await page.locator("#log").innerText();
+  assert.ok(text.includes("<img src=x") && text.includes("red") && !text.includes("\u001b") && text.includes("名前"), text.slice(0, 500));
+  assert.equal(await page.locator("#log img").count(), 0);
+  assert.ok(!(await page.title()).includes("owned"));
+  // A stream that breaks goes on without a gap.
+  for (let at = 0; at < 3; at++) await call("hostile", `/before-${at}`);
+  await until("a line", async () => (await page.locator("#log").innerText()).includes("/before-2"));
+  await desk.setOffline(true);
+  for (let at = 0; at < 5; at++) await call("hostile", `/while-${at}`);
+  await sleep(300);
+  await desk.setOffline(false);
+  await until("the lines of the gap", async () => (await page.locator("#log").innerText()).includes("/while-4"), 15000);
+  const after = await page.locator("#log").innerText();
+  for (let at = 0; at < 5; at++) assert.equal(after.split(`now /while-${at}`).length, 2, `line ${at} stands once`);
+  say("hostile lines are tame, and a broken stream has no gap");
+
+  // Actions by clicks, seen in the API.
+  await page.goto(base + "services/demo/hostile/steer");
+  await page.getByText("Switch off…").click();
+  await page.getByLabel("Why").fill("for a look");
+  await page.getByRole("button", { name: "Switch hostile off" }).click();
+  await page.getByText("is switched off").waitFor();
+  assert.equal((await api("/v1/services/demo/hostile")).body.disabled.reason, "for a look");
+  await page.getByRole("button", { name: "Switch on again" }).click();
+  await page.getByText("switched on again").waitFor();
+  await page.locator("form[action$=test] button").click();
+  await page.getByRole("status").filter({ hasText: "200 from hostile" }).waitFor();
+  say(`a test run: ${(await page.locator("p.said").innerText()).slice(0, 110)}`);
+  await page.goto(base + "events/demo/paid");
+  await page.getByRole("button", { name: "Pause" }).click();
+  await page.getByText("is paused").first().waitFor();
+  assert.ok((await api("/v1/triggers")).body.triggers.find((it) => it.name === "demo/paid").paused);
+  await page.getByRole("button", { name: "Let it go on" }).click();
+  await page.getByText("goes on.").waitFor();
+  for (const name of ["hostile", "loops"]) {
+    await page.goto(base + `services/demo/${name}/steer`);
+    await page.getByText("Delete…").click();
+    await page.getByLabel("Write its name").fill(name);
+    await page.getByRole("button", { name: `Delete ${name}` }).click();
+    await page.getByText("is deleted").waitFor();
+    assert.equal((await api(`/v1/services/demo/${name}`)).status, 404);
+  }
+  say("clicks did what they said");
+
+  // Every page: axe, light and dark, on a telephone.
+  const request = (await api("/v1/services/demo/reports/requests?notable=true")).body.requests[0];
+  PAGES.push(["request", `requests/${request.id}`]);
+  const state = await desk.storageState();
+  const looks = {
+    light: { colorScheme: "light" },
+    dark: { colorScheme: "dark" },
+    small: { colorScheme: "light", viewport: { width: 360, height: 740 }, reducedMotion: "reduce" },
+  };
+  for (const [look, options] of Object.entries(looks)) {
+    const looking = await context({ ...options, storageState: state });
+    const tab = await looking.newPage();
+    for (const [name, path] of PAGES) {
+      await tab.goto(base + path);
+      await tab.locator("main section, main ol").first().waitFor();
+      await accessible(tab, `${name}, ${look}`);
+      await picture(tab, `${name}-${look}`);
+      const charts = await tab.locator("figure.chart").count();
+      if (charts) assert.ok(await tab.locator("#seconds-table table").count(), "each chart has its table");
+    }
+    await looking.close();
+  }
+  say(`${PAGES.length} pages without a violation: light, dark, 360 pixels`);
+
+  // Without scripts, and at 200 %.
+  const plain = await context({ javaScriptEnabled: false, storageState: state });
+  const still = await plain.newPage();
+  for (const [name, path] of PAGES) {
+    await still.goto(base + path);
+    assert.ok((await still.locator("main").innerText()).length > 60, `${name} reads without scripts`);
+  }
+  await plain.close();
+  const zoomed = await context({ viewport: { width: 640, height: 450 }, deviceScaleFactor: 2, storageState: state });
+  const near = await zoomed.newPage();
+  await near.goto(base + "services/demo/thumbnails");
+  await accessible(near, "a service at 200 %");
+  await zoomed.close();
+
+  // What a reader's token sees.
+  const made = await api("/v1/tokens", { method: "POST", headers: { authorization: `Bearer ${token}`, "content-type": "application/json" }, body: JSON.stringify({ name: "reader", scopes: ["read"], namespace: "demo" }) });
+  const guest = await context({});
+  const visitor = await guest.newPage();
+  await visitor.goto(base);
+  await visitor.getByLabel("Token").fill(made.body.token);
+  await visitor.keyboard.press("Enter");
+  await visitor.getByRole("heading", { name: "Services" }).waitFor();
+  for (const path of ["", "services/demo/storefront", "events/demo/paid"]) {
+    await visitor.goto(base + path);
+    const buttons = await visitor.getByRole("button").allInnerTexts();
+    assert.deepEqual(buttons.filter((text) => !["Sign out", "Show", "Look up"].includes(text)), [], path);
+  }
+  await guest.close();
+  say("a reader sees no button");
+
+  // By keyboard: from the top to a service, and its table of figures.
+  await page.goto(base);
+  await page.keyboard.press("Tab");
+  assert.equal(await page.evaluate(() => document.activeElement.className), "skip");
+  await page.keyboard.press("Enter");
+  for (let at = 0; at < 30; at++) {
+    await page.keyboard.press("Tab");
+    if (await page.evaluate(() => document.activeElement.matches("#services th a"))) break;
+  }
+  // The page goes on under the reader's hands: the focus stays where it is.
+  const place = await page.evaluate(() => document.activeElement.getAttribute("href"));
+  await sleep(1500);
+  assert.ok(await page.evaluate(() => document.activeElement.matches("#services th a")), "the focus stays");
+  await page.keyboard.press("Enter");
+  await page.waitForURL("**" + (await page.evaluate(() => location.pathname)));
+  say(`by keyboard to ${place}`);
+
+  if (pictures) {
+    const shot = await context({ viewport: { width: 1180, height: 640 }, storageState: state });
+    const tab = await shot.newPage();
+    await tab.goto(base);
+    await tab.locator("#live.on").waitFor();
+    await sleep(1000);
+    await tab.screenshot({ path: `${pictures}/console-overview.png` });
+    await tab.setViewportSize({ width: 1180, height: 1000 });
+    await tab.goto(base + "services/demo/thumbnails");
+    await tab.locator("#live.on").waitFor();
+    await sleep(1000);
+    await tab.screenshot({ path: `${pictures}/console-service.png` });
+  }
+  assert.deepEqual(problems, [], "nothing went wrong in the browser, and nothing came from elsewhere");
+  say("done");
+} finally {
+  await browser.close();
+}
