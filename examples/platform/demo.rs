@@ -20,7 +20,7 @@ const AT_ONCE: usize = 48;
 const NEXT_EDITION: Duration = Duration::from_secs(25);
 
 /// Deploys the services.
-pub async fn deploy(platform: &Platform) -> Result<(), Box<dyn Error>> {
+pub(crate) async fn deploy(platform: &Platform) -> Result<(), Box<dyn Error>> {
     let text = std::fs::read_to_string(MANIFESTS).map_err(|error| format!("--demo: {MANIFESTS}: {error}"))?;
     apply(platform, &text).await
 }
@@ -31,7 +31,7 @@ async fn apply(platform: &Platform, text: &str) -> Result<(), Box<dyn Error>> {
 }
 
 /// Calls the services for as long as it is polled: at most about 60 requests per second.
-pub async fn load(platform: Arc<Platform>) {
+pub(crate) async fn load(platform: Arc<Platform>) {
     let (began, room) = (Instant::now(), Arc::new(Semaphore::new(AT_ONCE)));
     let mut every = interval(Duration::from_millis(50));
     every.set_missed_tick_behavior(MissedTickBehavior::Skip);

@@ -104,7 +104,9 @@ impl Api {
     pub(crate) async fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>> {
         match self.get(path).await {
             Ok(found) => Ok(Some(found)),
-            Err(problem) if matches!(problem.status, 403 | 404 | 501) => Ok(None),
+            Err(problem) if matches!(problem.status, 403 | 404) || problem.reason == "unsupported" => {
+                Ok(None)
+            }
             Err(problem) => Err(problem),
         }
     }

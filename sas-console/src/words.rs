@@ -80,8 +80,15 @@ impl Decision {
             let _ = write!(text, ", because of {because}");
         }
         let named = self.decision.details.iter().flat_map(|details| &details.votes);
-        let votes: Vec<String> =
-            self.decision.votes.iter().chain(named).filter_map(|vote| self.vote(vote)).collect();
+        // Two windows of one metric: the scaler's stable one, then the short one that a panic looks at.
+        let windows = match &self.decision.votes[..] {
+            [one, other] if one.metric == other.metric => ["in the window ", "in the short one "],
+            _ => [""; 2],
+        };
+        let votes = self.decision.votes.iter().chain(named).enumerate();
+        let votes: Vec<String> = votes
+            .filter_map(|(at, vote)| Some(format!("{}{}", windows.get(at).unwrap_or(&""), self.vote(vote)?)))
+            .collect();
         if !votes.is_empty() {
             let _ = write!(text, ": {}", votes.join("; "));
         }
@@ -110,8 +117,8 @@ impl Decision {
                 requests(waiting)
             ),
             "waiting" => format!("{} waited, and the number fits them", requests(waiting)),
-            "stable" => "the load of the stable window".to_owned(),
-            "panic" => "the load has risen fast: the short window decides".to_owned(),
+            "stable" => "as much as the load asks for".to_owned(),
+            "panic" => "the load has risen fast, the short window decides".to_owned(),
             "delayed" => "an earlier, higher number is held for the scale-down delay".to_owned(),
             "idle" => "nothing was asked for a whole window".to_owned(),
             "no_data" => "nothing was measured yet".to_owned(),
@@ -131,7 +138,8 @@ impl Decision {
     }
 
     fn vote(&self, vote: &Vote) -> Option<String> {
-        let value = vote.value?;
+        // Windows that emptied by subtraction hold a little less than nothing.
+        let value = vote.value.map(|value| if value.abs() < 0.05 { 0.0 } else { value })?;
         let wants = vote.desired.map_or(String::new(), |desired| format!(" wants {desired}"));
         Some(match vote.metric.as_str() {
             "concurrency" => format!("{value:.1} at once, {:.1} per instance{wants}", vote.target),
@@ -189,8 +197,8 @@ mod tests {
         assert_eq!(panic.change(), "3 → 5");
         assert_eq!(
             panic.why(),
-            "the load has risen fast: the short window decides: 20.0 at once, 7.0 per instance wants 3; 47.2 at once, 7.0 per \
-             instance wants 7 (7 was wanted; held down by the maximum)"
+            "the load has risen fast, the short window decides: in the window 20.0 at once, 7.0 per instance wants 3; in the \
+             short one 47.2 at once, 7.0 per instance wants 7 (7 was wanted; held down by the maximum)"
         );
         let first =
             decision(r#"{"load":{"queued":1},"decision":{"verdict":{"set":1},"reason":"activated"}}"#);

@@ -8,7 +8,7 @@ use crate::{
     api::{Api, Result, Who, query},
     form::Form,
     page::{Page, nothing},
-    text::{LINE, bytes, moment, tame},
+    text::{LINE, bytes, foreign, moment, tame},
 };
 
 /// Lines on a page when it is loaded; it keeps a thousand.
@@ -72,20 +72,43 @@ pub(crate) struct Line {
     request: Option<String>,
     stream: String,
     level: Option<String>,
+    fields: Option<serde_json::Map<String, serde_json::Value>>,
     line: String,
+}
+
+impl Line {
+    /// What it says, and what else it has: of a JSON object its message and its other members, else all of it.
+    fn parts(&self) -> (&str, Vec<(&str, String)>) {
+        let plain = (self.line.as_str(), Vec::new());
+        let Some(fields) = &self.fields else { return plain };
+        let Some((key, message)) =
+            ["message", "msg"].iter().find_map(|key| Some((*key, fields.get(*key)?.as_str()?)))
+        else {
+            return plain;
+        };
+        // Told by the line's own columns.
+        let told =
+            |name: &str| name == key || matches!(name, "level" | "severity" | "requestId" | "request_id");
+        let others = fields.iter().filter(|(name, _)| !told(name));
+        let text =
+            |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        (message, others.map(|(name, value)| (name.as_str(), text(value))).collect())
+    }
 }
 
 /// Lines as items of a list.
 pub(crate) fn written(lines: &[Line]) -> Markup {
     html! {
         @for line in lines {
-            @let (text, cut) = tame(&line.line, LINE);
+            @let (message, others) = line.parts();
+            @let (text, cut) = tame(message, LINE);
             li class=(format!("{} {}", line.stream, line.level.as_deref().unwrap_or_default())) {
                 (moment(&line.at)) " "
                 span.instance title=(line.instance) { (line.instance.get(line.instance.len().saturating_sub(4)..).unwrap_or_default()) } " "
                 @if let Some(level) = &line.level { span.level { (level) } " " }
                 bdi.text { (text) }
                 @if cut > 0 { span.muted { " … " (bytes(cut as f64)) " more" } }
+                @for (name, value) in others.iter().take(16) { " " span.member { (foreign(name)) "=" (foreign(value)) } }
                 @if let Some(request) = &line.request { " " a href=(format!("/console/requests/{request}")) { "request" } }
             }
         }

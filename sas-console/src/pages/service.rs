@@ -228,7 +228,7 @@ fn state(view: &View, activity: Option<&Activity>, now: i64) -> Markup {
         }
         @for condition in troubles {
             p class=(if condition.status == "False" { "said wrong" } else { "said" }) {
-                strong { (condition.reason) } " " (foreign(&condition.message))
+                strong { (condition.reason) } " " (foreign(plain(&condition.message)))
             }
         }
         @if let Some(rollout) = &view.rollout {
@@ -375,6 +375,21 @@ fn charts(activity: Option<&Activity>, decisions: &[Decision], now: i64) -> Mark
     }
 }
 
+/// Decisions, youngest first; of those in a row that changed nothing the youngest, with how many they are.
+fn runs(decisions: &[Decision]) -> Vec<(&Decision, usize)> {
+    let mut runs: Vec<(&Decision, usize)> = Vec::new();
+    for decision in decisions.iter().rev() {
+        let stays = |it: &Decision| it.previous == Some(it.to());
+        match runs.last_mut() {
+            Some((last, kept)) if stays(last) && stays(decision) && last.revision == decision.revision => {
+                *kept += 1
+            }
+            _ => runs.push((decision, 1)),
+        }
+    }
+    runs
+}
+
 fn decided(decisions: &[Decision]) -> Markup {
     html! {
         h2 { "Why it scaled" }
@@ -382,14 +397,14 @@ fn decided(decisions: &[Decision]) -> Markup {
         @else {
             (wide("Decisions", html! {
                 table.decisions {
-                    thead { tr { th scope="col" { "Time (UTC)" } th.n scope="col" { "Instances" } th scope="col" { "Reason" } th scope="col" { "Revision" } } }
+                    thead { tr { th scope="col" { "Time (UTC)" } th.n scope="col" { "Instances" } th scope="col" { "Reason" } th.n scope="col" { "Revision" } } }
                     tbody {
-                        @for decision in decisions.iter().rev().take(DECISIONS) {
+                        @for (decision, kept) in runs(decisions).iter().take(DECISIONS) {
                             tr {
                                 td { (moment(&decision.at)) }
-                                td.n.change { (decision.change()) }
+                                td.n.change { (decision.change()) @if *kept > 1 { span.muted title="decisions in a row that changed nothing" { " ×" (kept) } } }
                                 td.reason { (foreign(&decision.why())) }
-                                td.muted { "…" (decision.revision.rsplit('-').next().unwrap_or_default()) " #" (decision.sequence) }
+                                td.n.muted { "…" (decision.revision.rsplit('-').next().unwrap_or_default()) " #" (decision.sequence) }
                             }
                         }
                     }
@@ -431,7 +446,7 @@ fn revisions(service: &Service, view: &View, activity: Option<&Activity>, now: i
                                     (super::overview::light(match (ready.status.as_str(), ready.reason.as_str()) {
                                         ("True", _) => "ready", ("False", _) => "failing", (_, "NeverStarted") => "unknown", _ => "warning",
                                     }))
-                                    @if ready.status != "True" && !ready.message.is_empty() { span.why { (foreign(&ready.message)) } }
+                                    @if ready.status != "True" && !ready.message.is_empty() { span.why { (foreign(plain(&ready.message))) } }
                                 }
                                 @for note in revision.notes.iter().take(3) { span.why { (foreign(note)) } }
                             }
@@ -501,4 +516,9 @@ fn running(service: &Service, mut instances: Vec<Instance>) -> Markup {
 /// Cores in the mean of an instance's life.
 fn cores(cpu_ns: u64, age_ms: u64) -> String {
     format!("{:.2}", cpu_ns as f64 / 1e6 / age_ms.max(1) as f64)
+}
+
+/// What a condition says, without a count of nothing.
+fn plain(message: &str) -> &str {
+    message.strip_prefix("0 starts failed in a row: ").unwrap_or(message)
 }

@@ -259,8 +259,8 @@ pub(super) struct RequestsPage {
     requests: Vec<RequestView>,
 }
 
-/// Tells what was asked of a service, and how many instances it had, by the second; 501 where the platform keeps no
-/// requests.
+/// Tells what was asked of a service, and how many instances it had, by the second; 422 (`unsupported`) where
+/// the platform keeps no requests.
 #[utoipa::path(get, path = "/v1/services/{namespace}/{name}/activity", tag = "observe", params(ServicePath),
     security(("token" = ["read"])),
     responses((status = 200, body = ActivityPage, description = "What was asked of it")))]
@@ -281,7 +281,7 @@ pub(super) async fn activity(State(api): State<Api>, Path(at): Path<ServicePath>
     }))
 }
 
-/// Lists the last requests of a service that are over, youngest first; 501 where the platform keeps no requests.
+/// Lists the last requests of a service that are over, youngest first; 422 (`unsupported`) where the platform keeps none.
 #[utoipa::path(get, path = "/v1/services/{namespace}/{name}/requests", tag = "observe",
     params(ServicePath, RequestsQuery), security(("token" = ["read"])),
     responses((status = 200, body = RequestsPage, description = "Its last requests")))]
@@ -300,8 +300,8 @@ pub(super) async fn requests(
     Ok(Json(RequestsPage { requests: found.iter().map(RequestView::from).collect() }))
 }
 
-/// Shows a request that is over: its way, with times. 404 when it is not kept any more; 501 where the platform keeps no
-/// requests.
+/// Shows a request that is over: its way, with times. 404 when it is not kept any more; 422 (`unsupported`) where
+/// the platform keeps no requests.
 #[utoipa::path(get, path = "/v1/requests/{id}", operation_id = "get_request", tag = "observe", params(RequestPath),
     security(("token" = ["read"])),
     responses((status = 200, body = RequestView, description = "The request")))]

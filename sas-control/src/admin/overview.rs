@@ -212,18 +212,12 @@ impl Api {
         let control = &self.control;
         let shares = record.shares(control.clock.now());
         let [ready, ..] = control.service_conditions(&record, &shares);
-        let health = match ready.status {
-            _ if record.disabled.is_some() => Health::Off,
-            "False" => Health::Failing,
-            _ if rates.errors_per_second > 0.0 => Health::Warning,
-            "True" => Health::Ready,
-            _ if ready.reason == "NeverStarted" => Health::Unknown,
-            _ => Health::Warning,
-        };
+        let mut failed = 0;
         let mut instances =
             InstancesView { desired: 0, ready: 0, starting: 0, draining: 0, queued: 0, in_flight: 0 };
         for key in control.live(&record.path()).map(|live| live.keys()).unwrap_or_default() {
             if let Some(status) = control.pool.status(key) {
+                failed += status.failed_starts;
                 instances.desired += status.desired;
                 instances.ready += status.ready;
                 instances.starting += status.starting;
@@ -232,6 +226,16 @@ impl Api {
                 instances.in_flight += status.in_flight;
             }
         }
+        let health = match ready.status {
+            _ if record.disabled.is_some() => Health::Off,
+            // A start that takes long has not failed yet.
+            "False" if ready.reason == "StartFailed" && failed == 0 => Health::Warning,
+            "False" => Health::Failing,
+            _ if rates.errors_per_second > 0.0 => Health::Warning,
+            "True" => Health::Ready,
+            _ if ready.reason == "NeverStarted" => Health::Unknown,
+            _ => Health::Warning,
+        };
         Seen { record, health, ready, instances, rates }
     }
 
@@ -241,7 +245,7 @@ impl Api {
             (Health::Warning, true) => {
                 format!("{:.1} requests fail per second", seen.rates.errors_per_second)
             }
-            _ => seen.ready.message,
+            _ => seen.ready.message.trim_start_matches("0 starts failed in a row: ").to_owned(),
         };
         ServiceRow {
             namespace: record.namespace.clone(),
