@@ -188,7 +188,7 @@ pub(super) async fn trigger(
             dt { "State" } dd { (trigger.state()) @if let Some(error) = &trigger.last_error { " " (foreign(error)) } }
             dt { "Kind" } dd { (trigger.kind) }
             dt { "Attempts" } dd { (count(trigger.attempts)) ", " (count(trigger.restarts)) " restarts of its source" }
-            dt { "When" } dd { (trigger.times(api.now())) }
+            @if trigger.oldest.is_some() || trigger.next_fire.is_some() || trigger.last_fire.is_some() { dt { "When" } dd { (trigger.times(api.now())) } }
         }
     }).with("actions", html! {
         @if who.may_deploy() {

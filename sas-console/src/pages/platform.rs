@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{
     api::{Api, Result},
     page::{Page, nothing, wide},
-    text::{foreign, moment},
+    text::{bytes, foreign, moment},
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -71,7 +71,12 @@ fn plain(value: &Value) -> String {
 
 pub(super) async fn show(api: &Api) -> Result<Page> {
     let diagnosis: Diagnosis = api.get("/v1/diagnosis").await?;
-    let engines: Engines = api.get("/v1/engines").await?;
+    let mut engines: Engines = api.get("/v1/engines").await?;
+    for engine in &mut engines.engines {
+        if let Some(Value::Object(totals)) = engine.remove("totals") {
+            engine.extend(totals);
+        }
+    }
     let recovery: Recovery = api.get("/v1/recovery").await?;
     let runtimes: Runtimes = api.get("/v1/runtimes").await?;
     Ok(Page::new("Platform")
@@ -88,7 +93,7 @@ pub(super) async fn show(api: &Api) -> Result<Page> {
         })
         .with("engines", html! {
             h2 { "Engines" }
-            (listed("Engines", &engines.engines, &["name", "kind", "phase", "services", "revisions", "instances", "namespaces"]))
+            (listed("Engines", &engines.engines, &["name", "kind", "phase", "instances", "memory_bytes", "waiting_starts", "draining", "number", "namespaces"]))
         })
         .with("runtimes", html! {
             h2 { "Runtimes" }
@@ -108,7 +113,11 @@ fn listed(label: &str, objects: &[BTreeMap<String, Value>], fields: &[&str]) -> 
                 thead { tr { @for field in &fields { th scope="col" { (words(field)) } } } }
                 tbody { @for object in objects { tr {
                     @for (at, field) in fields.iter().enumerate() {
-                        @let text = object.get(**field).map(plain).unwrap_or_default();
+                        @let value = object.get(**field);
+                    @let text = match value.and_then(Value::as_f64) {
+                        Some(size) if field.ends_with("_bytes") => bytes(size),
+                        _ => value.map(plain).unwrap_or_default(),
+                    };
                         @if at == 0 { th scope="row" { (text) } } @else { td { (foreign(&text)) } }
                     }
                 } } }
@@ -123,6 +132,7 @@ fn words(field: &str) -> String {
     for (at, letter) in field.chars().enumerate() {
         match letter {
             letter if at == 0 => text.extend(letter.to_uppercase()),
+            '_' => text.push(' '),
             letter if letter.is_uppercase() => {
                 text.push(' ');
                 text.extend(letter.to_lowercase());

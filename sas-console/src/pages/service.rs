@@ -204,10 +204,9 @@ fn state(view: &View, activity: Option<&Activity>, now: i64) -> Markup {
         activity.iter().flat_map(|a| &a.revisions).max_by_key(|r| r.rates.requests).map(|r| &r.rates);
     let health = health(view, errors);
     let instances = sum(view);
-    let troubles = view
-        .conditions
-        .iter()
-        .filter(|condition| condition.status != "True" && !condition.message.is_empty());
+    let troubles = view.conditions.iter().filter(|condition| {
+        condition.status != "True" && !condition.message.is_empty() && condition.kind != "RolledOut"
+    });
     let mut told: Vec<&str> = Vec::new();
     let troubles: Vec<&Condition> = troubles
         .filter(|condition| {
@@ -380,10 +379,10 @@ fn runs(decisions: &[Decision]) -> Vec<(&Decision, usize)> {
     let mut runs: Vec<(&Decision, usize)> = Vec::new();
     for decision in decisions.iter().rev() {
         let stays = |it: &Decision| it.previous == Some(it.to());
-        match runs.last_mut() {
-            Some((last, kept)) if stays(last) && stays(decision) && last.revision == decision.revision => {
-                *kept += 1
-            }
+        // Those of several revisions stand between each other.
+        let last = runs.iter_mut().rev().find(|(last, _)| last.revision == decision.revision);
+        match last {
+            Some((last, kept)) if stays(last) && stays(decision) => *kept += 1,
             _ => runs.push((decision, 1)),
         }
     }
