@@ -100,13 +100,11 @@ impl Api {
         })
     }
 
-    /// The same; `None` where there is no such thing, or not for this token, or not on this platform.
+    /// The same; `None` where there is no such thing, or where the platform does not keep it.
     pub(crate) async fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>> {
         match self.get(path).await {
             Ok(found) => Ok(Some(found)),
-            Err(problem) if matches!(problem.status, 403 | 404) || problem.reason == "unsupported" => {
-                Ok(None)
-            }
+            Err(problem) if problem.is(StatusCode::NOT_FOUND) || problem.reason == "unsupported" => Ok(None),
             Err(problem) => Err(problem),
         }
     }

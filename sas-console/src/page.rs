@@ -98,7 +98,7 @@ fn around(frame: &Frame<'_>) -> Markup {
                     (link("/console/audit", "Changes", matches!(place, Place::Audit)))
                 }
                 @if frame.who.may_deploy() {
-                    (link("/console/deploy", "Deploy", matches!(place, Place::Deploy { .. })))
+                    (link("/console/deploy", "Deploy", matches!(place, Place::Deploy)))
                 }
             }
         }

@@ -121,10 +121,10 @@ impl Sessions {
 
     /// Ends a session.
     pub(crate) fn close(&self, headers: &HeaderMap) {
-        if let Some(id) = cookie(headers) {
-            if let Some(session) = self.0.lock().open.remove(&digest(&id)) {
-                session.end();
-            }
+        if let Some(id) = cookie(headers)
+            && let Some(session) = self.0.lock().open.remove(&digest(&id))
+        {
+            session.end();
         }
     }
 

@@ -61,6 +61,11 @@ impl Service {
         format!("/console/services/{}/{}{rest}", escaped(&self.namespace), escaped(&self.name))
     }
 
+    /// Refuses pages of what is not there, or not for this token.
+    async fn is_there(&self, api: &Api) -> Result<()> {
+        api.get::<serde::de::IgnoredAny>(&self.api("/traffic")).await.map(|_| ())
+    }
+
     fn title(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
@@ -125,9 +130,18 @@ impl Place {
                 overview::show(api, who, search, namespace, sort, *page).await
             }
             Self::Service(service) => service::show(api, who, service).await,
-            Self::Requests(service) => requests::show(api, who, service).await,
-            Self::Logs(service, filter) => logs::show(api, who, service, filter).await,
-            Self::Manifest(service) => manifest::show(api, who, service).await,
+            Self::Requests(service) => {
+                service.is_there(api).await?;
+                requests::show(api, who, service).await
+            }
+            Self::Logs(service, filter) => {
+                service.is_there(api).await?;
+                logs::show(api, who, service, filter).await
+            }
+            Self::Manifest(service) => {
+                service.is_there(api).await?;
+                manifest::show(api, who, service).await
+            }
             Self::Steer(service) => steer::show(api, who, service, session).await,
             Self::Request { id } => request::show(api, id).await,
             Self::Events => events::show(api).await,
