@@ -30,6 +30,8 @@ pub enum BuildPart {
     Usage,
     /// The file of [`PlatformBuilder::log_file`](crate::PlatformBuilder::log_file).
     LogFile,
+    /// The hosts that share the store, of [`PlatformBuilder::cluster`](crate::PlatformBuilder::cluster).
+    Cluster,
     /// The exporter of traces, metrics and logs, of `PlatformBuilder::otel`.
     Otel,
 }
@@ -48,6 +50,7 @@ impl fmt::Display for BuildPart {
             Self::Recovery => "recovery",
             Self::Usage => "usage",
             Self::LogFile => "log file",
+            Self::Cluster => "cluster",
             Self::Otel => "otel",
         })
     }

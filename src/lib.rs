@@ -11,6 +11,7 @@ mod build_error;
 mod builder;
 mod engines;
 mod machine;
+mod membership;
 mod own_store;
 mod platform;
 mod preset;
@@ -20,6 +21,7 @@ mod schedules;
 pub use build_error::{BuildError, BuildPart};
 pub use builder::PlatformBuilder;
 pub use machine::Machine;
+pub use membership::ClusterOptions;
 pub use platform::{Platform, ShutdownReport};
 pub use preset::{Preset, UnknownPreset};
 
@@ -27,6 +29,7 @@ pub use preset::{Preset, UnknownPreset};
 pub use {async_trait::async_trait, bytes, http};
 
 pub use sas_autoscale as autoscale;
+pub use sas_cluster as cluster;
 #[cfg(feature = "console")]
 pub use sas_console as console;
 pub use sas_control as control;

@@ -8,8 +8,8 @@ use sas_control::{
     UsageExporter,
 };
 use sas_core::{
-    CallError, Clock, Cx, DecisionQuery, Error, ErrorKind, Handler, Invoker as _, LogQuery, Payer, Pool,
-    Request, Response, Result, RevisionKey, RevisionSpec, Runtime, Source, Target, UsageQuery,
+    CallError, Clock, Cx, DecisionQuery, Error, ErrorKind, Handler, Hosts, Invoker as _, LogQuery, Payer,
+    Pool, Request, Response, Result, RevisionKey, RevisionSpec, Runtime, Source, Target, UsageQuery,
 };
 use sas_knative::manifest::{Manifest, parse};
 #[cfg(unix)]
@@ -19,7 +19,9 @@ use sas_trigger::{AsyncCalls, EventIngress, TriggerHost};
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{access::Keys, backlog::shares, engines::PlatformEngines, own_store::OwnStore};
+use crate::{
+    access::Keys, backlog::shares, engines::PlatformEngines, membership::Joined, own_store::OwnStore,
+};
 
 /// [`Platform::call`] is held to the service's own `timeouts.request`, however long; this only has to be longer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -58,6 +60,8 @@ pub(crate) struct Parts {
     pub(crate) otel: Option<sas_otel::Otel>,
     /// What is to be started with the platform.
     pub(crate) exporters: Vec<UsageExporter>,
+    /// This host among several.
+    pub(crate) joined: Option<Joined>,
     pub(crate) ingress: Option<Server>,
     pub(crate) admin_server: Option<Server>,
     #[cfg(unix)]
@@ -118,6 +122,11 @@ impl Platform {
     /// What came back at the start, and what of the rest is still missing: as [`Control::recovery`].
     pub fn recovery(&self) -> Recovery {
         self.parts.control.recovery()
+    }
+
+    /// The hosts that share the store, if the platform is one of several.
+    pub fn cluster(&self) -> Option<&dyn Hosts> {
+        self.parts.joined.as_ref().map(|joined| &*joined.cluster as &dyn Hosts)
     }
 
     /// The engines.
@@ -289,6 +298,10 @@ impl Platform {
         let began = Instant::now();
         let deadline = began + limit;
         let parts = &self.parts;
+        // Others act first, while this host still passes on and ends what it has.
+        if let Some(joined) = &parts.joined {
+            let _ = tokio::time::timeout(limit / 3, joined.cluster.drained()).await;
+        }
         let late = parts.triggers.shutdown(deadline).await;
         if let Some(server) = &parts.ingress {
             server.shutdown(deadline).await;

@@ -4,6 +4,7 @@ use std::{env::VarError, error::Error, net::SocketAddr, sync::Arc, time::Duratio
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use sas::{
+    ClusterOptions,
     control::{FileUsageExport, LogFileLimits, SecretDir, SecretEnv, UsageKey},
     core::{Recorder, Secret, SecretSource},
     prelude::*,
@@ -68,12 +69,29 @@ pub(crate) async fn assemble(config: &Config) -> Result<PlatformBuilder, Failure
             builder = builder.store(Arc::new(store));
         }
     }
+    builder = one_of_several(builder, config)?;
     runtimes(builder, config, &recorder, secrets, closed)
 }
 
 /// Whether operators have pages.
 pub(crate) fn has_console(config: &Config) -> bool {
     cfg!(feature = "console") && config.console.unwrap_or(true)
+}
+
+/// One of several hosts on one store.
+fn one_of_several(builder: PlatformBuilder, config: &Config) -> Result<PlatformBuilder, Failure> {
+    let (Some(name), Some(advertise), Some(file)) =
+        (&config.host_name, config.advertise, &config.peers_secret)
+    else {
+        return Ok(builder);
+    };
+    let secret = std::fs::read_to_string(file)
+        .map_err(|error| format!("--peers-secret {}: {error}", file.display()))?;
+    let mut options = ClusterOptions::new(name, advertise, Secret::new(secret.trim_end()));
+    if let Some(seconds) = config.host_term_seconds {
+        options.term = Duration::from_secs(seconds);
+    }
+    Ok(builder.cluster(options))
 }
 
 /// Who uses the admin API, and how.
@@ -198,7 +216,7 @@ fn runtimes(
         }
         process.jail.total_memory = config.total_memory_bytes;
         process.jail.total_processes = config.total_pids;
-        process.jail.closed_ports.clone_from(&closed);
+        process.jail.closed_ports = closed;
         for port in &process.jail.closed_ports {
             if process.jail.egress_ports.contains(port) || process.jail.egress_grants.contains(port) {
                 tracing::warn!(
@@ -227,7 +245,6 @@ fn runtimes(
         }
         container.total_memory = config.total_memory_bytes;
         container.total_processes = config.total_pids;
-        container.closed_ports = Some(closed);
         container.registries.plain_http = config.plain_http_registries.clone();
         container.local_images =
             config.image_roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;

@@ -31,6 +31,18 @@ pub(crate) struct Config {
     /// Where the state is kept; without it, nothing outlives the process.
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
+    /// This host's name among several on one store (docs/hosts.md).
+    #[arg(long, value_name = "NAME")]
+    pub(crate) host_name: Option<String>,
+    /// Where the other hosts reach this one's listener of requests.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) advertise: Option<SocketAddr>,
+    /// The file of the secret that the hosts know each other by: at least 32 random bytes, the same on all.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) peers_secret: Option<PathBuf>,
+    /// For how long a silent host is not disturbed, 1 to 300; the same on all hosts [10].
+    #[arg(long = "host-term", value_name = "SECONDS")]
+    pub(crate) host_term_seconds: Option<u64>,
     /// A service answers at `<name>.<namespace>.DOMAIN` [localhost].
     #[arg(long)]
     pub(crate) domain: Option<String>,
@@ -230,6 +242,23 @@ impl Config {
         }
         if let Some(ratio) = self.otlp_ratio.filter(|ratio| !(0.0..=1.0).contains(ratio)) {
             errors.push("otlpRatio", ratio, "must be a share from 0 to 1");
+        }
+        let several = [
+            ("hostName", self.host_name.clone()),
+            ("advertise", self.advertise.map(|address| address.to_string())),
+            ("peersSecret", self.peers_secret.as_ref().map(|file| file.display().to_string())),
+        ];
+        if several.iter().any(|(_, value)| value.is_some()) {
+            for (field, _) in several.iter().filter(|(_, value)| value.is_none()) {
+                errors.push(
+                    *field,
+                    "",
+                    "one of several hosts wants `hostName`, `advertise` and `peersSecret`",
+                );
+            }
+        }
+        if let (None, Some(term)) = (&self.host_name, self.host_term_seconds) {
+            errors.push("hostTermSeconds", term, "wants `hostName` beside it");
         }
         if let Some(rate) = self.admin_rate.filter(|rate| !rate.is_finite() || *rate <= 0.0) {
             errors.push("adminRate", rate, "must be more than 0 requests per second");

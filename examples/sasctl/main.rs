@@ -7,7 +7,6 @@
 //! sasctl traffic NAME REVISION=PERCENT... | rollback NAME [REVISION] | alias NAME ALIAS [REVISION]
 //! sasctl disable NAME | enable NAME | delete NAME [--revision REVISION] | apps | app APP | env APP NAME=VALUE...
 //! sasctl quota [FIELD=AMOUNT...]
-//! sasctl export . --image oci:DIR:TAG|REGISTRY/NAME:TAG [--base IMAGE]    a package as an image, to take it elsewhere
 //! sasctl tokens create NAME --scope deploy | tokens list | tokens revoke ID | audit | whoami
 //! sasctl completion bash
 //! ```
@@ -18,8 +17,6 @@
 
 mod client;
 mod deploy;
-#[cfg(all(feature = "container", target_os = "linux"))]
-mod export;
 mod quota;
 mod words;
 
@@ -192,9 +189,6 @@ enum Command {
         #[arg(long, conflicts_with = "changes")]
         clear: bool,
     },
-    /// Writes a package out as a container image, with the start that is found for it. Asks no platform.
-    #[cfg(all(feature = "container", target_os = "linux"))]
-    Export(export::Export),
     /// Tokens of the admin API.
     #[command(subcommand)]
     Tokens(Tokens),
@@ -257,17 +251,10 @@ async fn run(cli: Cli) -> Result<(), Failed> {
         clap_complete::generate(shell, &mut Cli::command(), "sasctl", &mut std::io::stdout());
         return Ok(());
     }
-    #[cfg(all(feature = "container", target_os = "linux"))]
-    if let Command::Export(wanted) = cli.command {
-        let made = export::export(wanted).await?;
-        return say(if cli.json { made.to_string() } else { export::shown(&made) });
-    }
     let client = Client::find(cli.admin.clone(), cli.token_file.clone(), cli.state.as_deref())?;
     let service = |name: &str| format!("/v1/services/{}/{}", percent(&cli.namespace), percent(name));
     let (answer, text) = match cli.command {
         Command::Completion { .. } => return Ok(()),
-        #[cfg(all(feature = "container", target_os = "linux"))]
-        Command::Export(_) => return Ok(()),
         Command::Deploy { what, name, command, env } => {
             let env = env.iter().map(|pair| {
                 let parts = pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));

@@ -29,6 +29,14 @@ pub(crate) struct Observed {
     pub quota: Option<Quota>,
 }
 
+impl Observed {
+    /// Whether another host's requests for it would not find it here: its routes lead to hosts.
+    pub(crate) fn is_away(&self) -> bool {
+        let mut rules = self.hosts.values().flatten();
+        rules.any(|rule| matches!(rule.action, RouteAction::Remote { .. }))
+    }
+}
+
 /// Why a revision that is ready does not run, and when it is tried again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -316,6 +324,51 @@ pub(crate) fn reconcile(
     commands
 }
 
+/// The next steps on a host where the service is another host's, `peer`: requests go there, and nothing of it runs here but
+/// what somebody test-runs. `peer` may be this host itself: then requests wait until it acts.
+pub(crate) fn reconcile_away(
+    desired: Option<&ServiceRecord>,
+    observed: &Observed,
+    now: Timestamp,
+    rules: &Rules,
+    peer: &str,
+) -> Vec<Command> {
+    let Some(record) = desired else { return removal(observed) };
+    let changes = changes(&observed.hosts, &routes_away(record, observed, rules, peer));
+    if !changes.is_empty() {
+        return vec![Command::Route(changes)];
+    }
+    if observed.quota.is_some() {
+        return vec![Command::Limit(None)];
+    }
+    let lingers = |registration: &Registration| {
+        !registration.routable && now.since(registration.last_used) < rules.test_linger
+    };
+    let retired = observed.registrations.iter().filter(|r| !r.retiring && !lingers(r));
+    retired.map(|registration| Command::Retire { key: registration.key }).collect()
+}
+
+/// All hosts of the service, each to another host of the platform, which knows the rest.
+pub(crate) fn routes_away(
+    record: &ServiceRecord,
+    observed: &Observed,
+    rules: &Rules,
+    peer: &str,
+) -> BTreeMap<HostPattern, Vec<RouteRule>> {
+    let mut rule = RouteRule::new(record.tenant, RouteAction::Remote { peer: peer.to_owned() });
+    let timeouts = record.revisions.iter().map(|revision| revision.spec.timeouts.request);
+    rule.timeout = timeouts.max().unwrap_or(rule.timeout);
+    let mut hosts: Vec<String> = observed.domains.iter().cloned().collect();
+    let domains: &[&str] =
+        if record.cluster_local { &[&rules.internal] } else { &[&rules.domain, &rules.internal] };
+    for domain in domains {
+        hosts.push(Rules::host_under(record, None, domain));
+        let tags = record.traffic.iter().filter_map(|target| target.tag.as_deref());
+        hosts.extend(tags.map(|tag| Rules::host_under(record, Some(tag), domain)));
+    }
+    hosts.into_iter().map(|host| (HostPattern::Exact(host), vec![rule.clone()])).collect()
+}
+
 /// Whether time alone may bring new steps for a service that has none now.
 pub(crate) fn waits_for_time(desired: Option<&ServiceRecord>, observed: &Observed, rules: &Rules) -> bool {
     let Some(record) = desired else { return false };
@@ -434,7 +487,7 @@ fn fill_to_100(splits: &mut [Split]) {
     }
 }
 
-fn changes(
+pub(crate) fn changes(
     before: &BTreeMap<HostPattern, Vec<RouteRule>>,
     after: &BTreeMap<HostPattern, Vec<RouteRule>>,
 ) -> Vec<RouteChange> {

@@ -13,12 +13,13 @@ use std::{
 use async_trait::async_trait;
 use hmac::{Hmac, Mac as _};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use sas_core::{
     Clock, Cx, Endpoint, Error, ErrorKind, Instance, InstanceId, InstanceTarget, Lease, LeaseOwner, Outcome,
     Payer, Protocol, Purpose, Request, Result, SystemClock, TenantKey, Timestamp,
 };
 use sha2::Sha256;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 /// What a host that passes a request on says about it to the next one.
 pub(crate) const MARK: HeaderName = HeaderName::from_static("x-sas-hop");
@@ -53,6 +54,58 @@ pub struct Peers {
     clock: Arc<dyn Clock>,
     known: RwLock<HashMap<String, Arc<Peer>>>,
     next: AtomicU64,
+    /// When this host began, and how many marks it made since: no mark is taken twice.
+    began: Timestamp,
+    made: AtomicU64,
+    taken: Mutex<HashMap<String, Taken>>,
+    /// Up to which change this host's routes know who acts for what. 0: nobody says so.
+    view: watch::Sender<u64>,
+    /// For how many milliseconds a request may wait until its host is known and there.
+    hold_ms: AtomicU64,
+    held: Semaphore,
+}
+
+/// Marks of one host that were taken.
+#[derive(Debug, Default)]
+struct Taken {
+    began: Timestamp,
+    highest: u64,
+    /// Of the last ones, whether each was taken: a ring of bits.
+    recent: Vec<u64>,
+}
+
+/// How far behind the youngest mark of a host another one may come.
+const RECENT: u64 = 65_536;
+/// Hosts whose marks are remembered: more than one has, and not more than fit.
+const TAKEN: usize = 4_096;
+/// Requests that wait at once until their host is there.
+const HELD: usize = 1_000;
+
+impl Taken {
+    /// Whether a mark comes for the first time.
+    fn is_first(&mut self, began: Timestamp, number: u64) -> bool {
+        if began < self.began {
+            return false;
+        }
+        if began > self.began || self.recent.is_empty() {
+            *self = Self { began, highest: 0, recent: vec![0; (RECENT / 64) as usize] };
+        }
+        let place = |number: u64| ((number % RECENT / 64) as usize, 1_u64 << (number % 64));
+        if number > self.highest {
+            // What is forgotten is what was a whole round before.
+            for skipped in (self.highest + 1..=number).take(RECENT as usize) {
+                let (word, bit) = place(skipped);
+                self.recent[word] &= !bit;
+            }
+            self.highest = number;
+        } else if self.highest - number >= RECENT {
+            return false;
+        }
+        let (word, bit) = place(number);
+        let first = self.recent[word] & bit == 0;
+        self.recent[word] |= bit;
+        first
+    }
 }
 
 impl fmt::Debug for Peers {
@@ -127,7 +180,57 @@ impl Peers {
             return Err(invalid(message));
         }
         let key = Hmac::new_from_slice(key).map_err(|error| invalid(format!("key: {error}")))?;
-        Ok(Arc::new(Self { name, key, clock, known: RwLock::default(), next: AtomicU64::new(PEER) }))
+        Ok(Arc::new(Self {
+            name,
+            key,
+            began: clock.now(),
+            clock,
+            known: RwLock::default(),
+            next: AtomicU64::new(PEER),
+            made: AtomicU64::new(0),
+            taken: Mutex::default(),
+            view: watch::Sender::new(0),
+            hold_ms: AtomicU64::new(0),
+            held: Semaphore::new(HELD),
+        }))
+    }
+
+    /// Lets requests wait for so long, up to 1,000 at once, while their route leads to this host itself (it is about to act
+    /// for the service) or to one that can't be reached, as long as nothing was sent. Zero, the default: they are answered
+    /// with 503 at once.
+    pub fn set_hold(&self, hold: Duration) {
+        self.hold_ms.store(u64::try_from(hold.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(crate) fn hold(&self) -> Duration {
+        Duration::from_millis(self.hold_ms.load(Ordering::Relaxed))
+    }
+
+    /// A place to wait in; `None` when as many wait as may.
+    pub(crate) fn place_to_wait(&self) -> Option<SemaphorePermit<'_>> {
+        self.held.try_acquire().ok()
+    }
+
+    /// Says that this host's routes know all changes of who acts for what, up to this one: any number that all hosts count in
+    /// the same way, and that never goes back, such as a version of their store. A request that was passed on waits until
+    /// this host knows at least as much as the one that passed it on, and one hop more is allowed: from a host that gave the
+    /// service away.
+    pub fn set_view(&self, view: u64) {
+        self.view.send_if_modified(|now| view > std::mem::replace(now, view.max(*now)));
+    }
+
+    /// Waits until this host knows as much as the one that passed a request on, but no longer than may be waited.
+    pub(crate) async fn catch_up(&self, view: u64) {
+        let mut views = self.view.subscribe();
+        if *views.borrow() >= view {
+            return;
+        }
+        let _ = tokio::time::timeout(self.hold(), views.wait_for(|now| *now >= view)).await;
+    }
+
+    /// How often a request may be passed on.
+    pub(crate) fn most_hops(&self) -> u8 {
+        if *self.view.borrow() == 0 { 1 } else { 2 }
     }
 
     /// This host's own name.
@@ -147,6 +250,14 @@ impl Peers {
         let id = InstanceId(self.next.fetch_add(1, Ordering::Relaxed));
         let peer = Arc::new(Peer { id, name: name.clone(), endpoint, protocol });
         self.known.write().insert(name, peer);
+    }
+
+    /// The same, unless it is reached there already: its connections stay.
+    pub fn set_over_if_new(&self, name: &str, endpoint: Endpoint, protocol: Protocol) {
+        let known = self.get(name);
+        if known.is_none_or(|known| known.endpoint != endpoint || known.protocol != protocol) {
+            self.set_over(name, endpoint, protocol);
+        }
     }
 
     /// Forgets a peer: requests to it are answered with 503.
@@ -175,7 +286,7 @@ impl Peers {
     }
 
     /// Signs a request for `peer`, and says that it was here.
-    pub(crate) fn sign(&self, request: &mut Request, peer: &Peer, cx: &Cx) {
+    pub(crate) fn sign(&self, request: &mut Request, peer: &Peer, cx: &Cx, hops: u8) {
         let left = cx.deadline.saturating_duration_since(tokio::time::Instant::now());
         let hop = Hop {
             from: &self.name,
@@ -187,6 +298,10 @@ impl Peers {
                 _ => None,
             },
             purpose: cx.purpose,
+            began: self.began,
+            number: self.made.fetch_add(1, Ordering::Relaxed) + 1,
+            view: *self.view.borrow(),
+            hops,
         };
         let said = hop.to_string();
         let signature = self.signature(&said, request).finalize().into_bytes();
@@ -219,12 +334,27 @@ impl Peers {
         let hop = Hop::parse(said)?;
         let now = self.clock.now();
         let apart = now.since(hop.at).max(hop.at.since(now));
-        (hop.to == self.name && apart <= FRESH).then(|| Marked {
+        if hop.to != self.name || apart > FRESH || !self.is_first(&hop) {
+            return None;
+        }
+        Some(Marked {
             from: hop.from.to_owned(),
             left: hop.left,
             payer: hop.payer.map_or(Payer::Owner, Payer::Tenant),
             purpose: hop.purpose,
+            view: hop.view,
+            hops: hop.hops,
         })
+    }
+
+    /// Whether a mark, which is a host's own, was not taken before.
+    fn is_first(&self, hop: &Hop<'_>) -> bool {
+        let mut taken = self.taken.lock();
+        if taken.len() >= TAKEN && !taken.contains_key(hop.from) {
+            // Names of hosts that came and went; those that are still there come again.
+            taken.clear();
+        }
+        taken.entry(hop.from.to_owned()).or_default().is_first(hop.began, hop.number)
     }
 
     /// Of the hop and of the head that decides where the request goes and who asks.
@@ -259,6 +389,10 @@ pub(crate) struct Marked {
     pub(crate) left: Duration,
     pub(crate) payer: Payer,
     pub(crate) purpose: Purpose,
+    /// What the host that passed it on knew of who acts for what.
+    pub(crate) view: u64,
+    /// How often it was passed on.
+    pub(crate) hops: u8,
 }
 
 /// One hop, as it is written in a mark.
@@ -270,6 +404,10 @@ struct Hop<'a> {
     left: Duration,
     payer: Option<TenantKey>,
     purpose: Purpose,
+    began: Timestamp,
+    number: u64,
+    view: u64,
+    hops: u8,
 }
 
 const PURPOSES: [(Purpose, &str); 5] = [
@@ -286,14 +424,16 @@ impl fmt::Display for Hop<'_> {
             PURPOSES.iter().find(|(purpose, _)| *purpose == self.purpose).map_or("traffic", |p| p.1);
         let payer = self.payer.map_or_else(|| "owner".to_owned(), |payer| payer.0.to_string());
         let (from, to, at) = (self.from, self.to, self.at.0);
-        write!(f, "v1 {from} {to} {at} {} {payer} {purpose}", self.left.as_millis())
+        let (began, number, view, hops) = (self.began.0, self.number, self.view, self.hops);
+        write!(f, "v2 {from} {to} {at} {} {payer} {purpose} ", self.left.as_millis())?;
+        write!(f, "{began} {number} {view} {hops}")
     }
 }
 
 impl<'a> Hop<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         let mut parts = text.split(' ');
-        if parts.next()? != "v1" {
+        if parts.next()? != "v2" {
             return None;
         }
         let (from, to) = (parts.next()?, parts.next()?);
@@ -305,7 +445,12 @@ impl<'a> Hop<'a> {
         };
         let word = parts.next()?;
         let purpose = PURPOSES.iter().find(|(_, name)| *name == word)?.0;
-        parts.next().is_none().then_some(Self { from, to, at, left, payer, purpose })
+        let began = Timestamp(parts.next()?.parse().ok()?);
+        let number = parts.next()?.parse().ok()?;
+        let view = parts.next()?.parse().ok()?;
+        let hops = parts.next()?.parse().ok()?;
+        let hop = Self { from, to, at, left, payer, purpose, began, number, view, hops };
+        parts.next().is_none().then_some(hop)
     }
 }
 
@@ -327,7 +472,7 @@ mod tests {
         let mut cx =
             Cx::new(Payer::Tenant(TenantKey(7)), RequestId(1), Instant::now() + Duration::from_secs(9));
         cx.purpose = Purpose::Event;
-        a.sign(&mut request, &a.get("b").unwrap(), &cx);
+        a.sign(&mut request, &a.get("b").unwrap(), &cx, 1);
         (b, request)
     }
 
@@ -378,6 +523,19 @@ mod tests {
         let (b, mut request) = marked(&clock);
         clock.jump_forward(FRESH + Duration::from_secs(1));
         assert!(b.take(&mut request).is_none(), "too old");
+    }
+
+    #[test]
+    fn a_mark_is_taken_once_in_whatever_order_and_none_of_an_earlier_start() {
+        let mut taken = Taken::default();
+        let now = Timestamp(5);
+        for number in [1, 3, 2, 70_000, 69_999, 4_465] {
+            assert!(taken.is_first(now, number), "{number}");
+            assert!(!taken.is_first(now, number), "{number} again");
+        }
+        assert!(!taken.is_first(now, 3), "too far behind to be known");
+        assert!(!taken.is_first(Timestamp(4), 70_001), "of an earlier start");
+        assert!(taken.is_first(Timestamp(6), 1), "of a later one");
     }
 
     #[test]

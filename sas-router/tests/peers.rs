@@ -233,3 +233,89 @@ async fn a_host_that_is_not_there_is_said() {
     peers.remove("b");
     assert_eq!(reason(&mut client).await, (503, "no_such_peer".to_owned()));
 }
+
+/// A platform whose function says which host it is on.
+async fn named(name: &'static str) -> (Platform, Arc<Peers>) {
+    let (host, peers) = host(name, KEY).await;
+    let answer = move |request: sas_core::Request| async move {
+        let passed = request.headers().get("cdn-loop").map_or("-", |value| value.to_str().unwrap());
+        text(200, format!("{name} after {passed}"))
+    };
+    host.pool.add_inside(host.revision, handler(answer));
+    (host, peers)
+}
+
+#[tokio::test]
+async fn a_request_waits_while_its_host_is_about_to_act_or_can_not_be_reached_and_nothing_was_sent() {
+    let ((a, peers), (b, _)) = (named("a").await, named("b").await);
+    // Without a wait it fails at once, and says when to come back.
+    lead(&a, "a");
+    let mut client = Client::connect(a.address()).await;
+    let response = client.send(request("POST", "/", "body")).await;
+    assert_eq!((response.status().as_u16(), response.headers()["retry-after"].to_str().unwrap()), (503, "1"));
+    assert_eq!(json(response).await["reason"], "moving");
+
+    peers.set_hold(Duration::from_secs(5));
+    let asking = tokio::spawn(async move { read(client.send(request("POST", "/", "body")).await).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!asking.is_finished(), "it waits");
+    route(&a.table, HOST, a.revision);
+    assert_eq!(asking.await.unwrap(), "a after -", "this host acts by now");
+
+    // Nobody listens where it leads, and then the host is elsewhere.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    peers.set_over("b", Endpoint::Tcp(nobody), Protocol::H2c);
+    lead(&a, "b");
+    let mut client = Client::connect(a.address()).await;
+    let asking = tokio::spawn(async move { read(client.send(request("POST", "/", "body")).await).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!asking.is_finished(), "it waits");
+    peers.set_over("b", Endpoint::Tcp(b.address()), Protocol::H2c);
+    assert_eq!(asking.await.unwrap(), "b after sas-a", "passed on once, whatever was tried before");
+
+    // Not for ever.
+    peers.set_hold(Duration::from_millis(100));
+    lead(&a, "a");
+    let mut client = Client::connect(a.address()).await;
+    assert_eq!(client.send(get("/")).await.status(), 503);
+}
+
+#[tokio::test]
+async fn a_host_that_gave_a_service_away_passes_its_requests_on_once_more() {
+    let ((a, to_b), (b, to_c), (c, of_c)) = (named("a").await, named("b").await, named("c").await);
+    to_b.set_over("b", Endpoint::Tcp(b.address()), Protocol::H2c);
+    to_c.set_over("c", Endpoint::Tcp(c.address()), Protocol::H2c);
+    lead(&a, "b");
+    lead(&b, "c");
+    let mut client = Client::connect(a.address()).await;
+    assert_eq!(client.send(get("/")).await.status(), 508, "without views a second hop is a mistake");
+    for peers in [&to_b, &to_c, &of_c] {
+        peers.set_view(7);
+    }
+    assert_eq!(read(client.send(get("/")).await).await, "c after sas-a, sas-b");
+    // And no third.
+    of_c.set_over("d", Endpoint::Tcp(a.address()), Protocol::H2c);
+    lead(&c, "d");
+    assert_eq!(client.send(get("/")).await.status(), 508);
+}
+
+#[tokio::test]
+async fn a_host_that_knows_less_than_the_one_that_passed_a_request_on_waits_until_it_knows_as_much() {
+    let ((a, to_b), (b, of_b)) = (named("a").await, named("b").await);
+    to_b.set_over("b", Endpoint::Tcp(b.address()), Protocol::H2c);
+    for peers in [&to_b, &of_b] {
+        peers.set_hold(Duration::from_secs(5));
+        peers.set_view(1);
+    }
+    lead(&a, "b");
+    // b still takes a for the one that acts.
+    lead(&b, "a");
+    to_b.set_view(2);
+    let mut client = Client::connect(a.address()).await;
+    let asking = tokio::spawn(async move { read(client.send(get("/")).await).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!asking.is_finished(), "it waits");
+    route(&b.table, HOST, b.revision);
+    of_b.set_view(2);
+    assert_eq!(asking.await.unwrap(), "b after sas-a");
+}

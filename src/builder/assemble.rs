@@ -8,8 +8,8 @@ use sas_control::{
     UsageExporter,
 };
 use sas_core::{
-    AnswerCounter, DataPlane, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, Handler, Invoker,
-    MemoryStore, MeterSink, Pool, Quotas, Scalers, SpecErrors, Store, Triggers,
+    AnswerCounter, DataPlane, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, Handler, Hosts,
+    Invoker, MemoryStore, MeterSink, Pool, Quotas, Scalers, SpecErrors, Store, Triggers,
 };
 #[cfg(unix)]
 use sas_router::UnixServer;
@@ -23,6 +23,7 @@ use crate::{
     build_error::{BuildError, BuildPart},
     engines::{PlatformEngines, Template},
     machine::Machine,
+    membership::{self, OwnCalls},
     own_store::open_state,
     platform::{Parts, Platform},
     preset::Preset,
@@ -90,6 +91,7 @@ impl PlatformBuilder {
             let ended = |error| Error::new(ErrorKind::Unexpected, "state directory", format!("{error}"));
             made.map_err(ended).flatten().map_err(part(BuildPart::StateDirectory))?;
         }
+        let store_is_given = self.store.is_some();
         let (store, own_store): (Arc<dyn Store>, _) = match (self.store, &self.state) {
             (Some(store), _) => (store, None),
             (None, Some(dir)) => {
@@ -99,10 +101,30 @@ impl PlatformBuilder {
             (None, None) => (Arc::new(MemoryStore::default()), None),
         };
 
+        #[cfg(feature = "tls")]
+        let encrypted = self.server.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        let encrypted = false;
+        let joined = match self.cluster {
+            None => None,
+            Some(_) if !store_is_given || encrypted || self.listen.is_none() => {
+                let message = "several hosts need a store that all of them reach (`store`), and a listener of requests \
+                               (`listen`) without TLS";
+                let error = Error::new(ErrorKind::InvalidSpec, "cluster", message);
+                return Err(BuildError::Part { part: BuildPart::Cluster, error });
+            }
+            Some(options) => {
+                let joining = options.join(&store, &recorder, &self.clock);
+                Some(joining.await.map_err(part(BuildPart::Cluster))?)
+            }
+        };
+        let host = joined.as_ref().map(|joined| joined.peers.name().to_owned());
+
         let (meter, own_meter): (Arc<dyn MeterSink>, _) = match self.meter {
             Some(meter) => (meter, None),
             None => {
                 let mut config = MeterConfig::default();
+                config.host = host.clone().unwrap_or(config.host);
                 for change in self.meter_config {
                     change(&mut config);
                 }
@@ -156,10 +178,6 @@ impl PlatformBuilder {
         };
         let factory = PlatformEngines::new(template, &self.engines);
         // Each mistake with its field, before anything is built.
-        #[cfg(feature = "tls")]
-        let encrypted = self.server.tls.is_some();
-        #[cfg(not(feature = "tls"))]
-        let encrypted = false;
         self.access.check_listener(self.admin, encrypted).map_err(invalid(BuildPart::Admin))?;
         for spec in &self.engines {
             factory.config(EngineKey::FIRST, spec).map_err(invalid(BuildPart::Engines))?;
@@ -174,6 +192,9 @@ impl PlatformBuilder {
         gateway_config.recorder = recorder.clone();
         gateway_config.meter = Some(Arc::clone(&meter));
         gateway_config.traces = traces;
+        if let Some(joined) = &joined {
+            gateway_config.peers = Some(Arc::clone(&joined.peers));
+        }
         if let Some(quotas) = self.quotas {
             gateway_config.admission = Admission::new(quotas);
         }
@@ -206,9 +227,13 @@ impl PlatformBuilder {
         for (kind, make) in self.sinks {
             triggers.register_sink(kind, make);
         }
+        let calls_store = match &host {
+            Some(host) => Arc::new(OwnCalls::new(Arc::clone(&store), host)) as Arc<dyn Store>,
+            None => Arc::clone(&store),
+        };
         let calls = AsyncCalls::new(
             Arc::clone(&gateway) as Arc<dyn Handler>,
-            Arc::clone(&store),
+            calls_store,
             Arc::clone(&self.clock),
             Arc::clone(&triggers),
             self.calls,
@@ -227,6 +252,7 @@ impl PlatformBuilder {
         control_config.engines = engines;
         control_config.plane = plane;
         control_config.audit_sink = self.audit;
+        control_config.hosts = joined.as_ref().map(|joined| Arc::clone(&joined.cluster) as Arc<dyn Hosts>);
         control_config.triggers = Some(Arc::clone(&triggers) as Arc<dyn Triggers>);
         control_config.tenant_quotas = self.tenant_quotas;
         control_config.default_tenant_quota = self.default_tenant_quota;
@@ -298,6 +324,7 @@ impl PlatformBuilder {
             log_files,
             #[cfg(feature = "otel")]
             otel,
+            joined,
             ingress: None,
             admin_server: None,
             #[cfg(unix)]
@@ -373,6 +400,14 @@ impl Parts {
         }
         self.control.recover().await.map_err(part(BuildPart::Recovery))?;
         self.calls.recover().await.map_err(part(BuildPart::Recovery))?;
+        if let Some(joined) = &self.joined {
+            self.tasks.spawn(Arc::clone(&joined.cluster).run(self.stop.clone()));
+            self.tasks.spawn(membership::follow(
+                joined.clone(),
+                Arc::clone(&self.control),
+                self.stop.clone(),
+            ));
+        }
         self.tasks.spawn(backlog::report(
             Arc::clone(&self.triggers),
             Arc::clone(&self.control),

@@ -24,6 +24,7 @@ use crate::{
     access::Access,
     engines::{ConfigurePool, MakePool},
     machine::Machine,
+    membership::ClusterOptions,
     platform::Platform,
     preset::Preset,
 };
@@ -42,6 +43,7 @@ type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, Spec
 /// | engines | [`engine`](Self::engine) | one, for all namespaces |
 /// | routes | [`router`](Self::router) | [`RouteTable`](sas_router::RouteTable) |
 /// | state | [`store`](Self::store), [`state_dir`](Self::state_dir) | in memory |
+/// | one of several hosts | [`cluster`](Self::cluster) | the only one |
 /// | events of brokers | [`event_log`](Self::event_log) | in the store |
 /// | code packages | [`packages`](Self::packages) | in the state directory; without one, where they were deployed from |
 /// | how many instances | [`scaler`](Self::scaler) | those of `sas-autoscale` |
@@ -82,6 +84,7 @@ pub struct PlatformBuilder {
     router: Option<Arc<dyn Router>>,
     store: Option<Arc<dyn Store>>,
     state: Option<PathBuf>,
+    cluster: Option<ClusterOptions>,
     packages: Option<Arc<dyn BlobStore>>,
     clock: Arc<dyn Clock>,
     recorder: Option<Recorder>,
@@ -163,6 +166,7 @@ impl Default for PlatformBuilder {
             router: None,
             store: None,
             state: None,
+            cluster: None,
             packages: None,
             clock: Arc::new(SystemClock),
             recorder: None,
@@ -447,6 +451,35 @@ impl PlatformBuilder {
     #[must_use]
     pub fn store(mut self, store: impl Store) -> Self {
         self.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Makes the platform one of several hosts that share its [`PlatformBuilder::store`]. Each service has one host that
+    /// starts its instances; the others pass its requests on. `docs/hosts.md` says what is promised and how hosts are run.
+    /// The platform must listen without TLS, on the network of the hosts.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use sas::{core::{MemoryStore, Secret}, prelude::*, ClusterOptions};
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = Arc::new(MemoryStore::default()); // one that the other hosts reach too
+    /// let secret = Secret::new("at least 32 random bytes, as openssl rand -hex 32 makes");
+    /// let here = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    /// let platform = Platform::builder()
+    ///     .store(store)
+    ///     .listen(here)
+    ///     .cluster(ClusterOptions::new("host-a", here, secret))
+    ///     .build()
+    ///     .await?;
+    /// assert_eq!(platform.cluster().expect("it is a host").name(), "host-a");
+    /// platform.shutdown(std::time::Duration::from_secs(5)).await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn cluster(mut self, options: ClusterOptions) -> Self {
+        self.cluster = Some(options);
         self
     }
 

@@ -21,7 +21,6 @@ mod name;
 mod place;
 mod pod;
 mod progress;
-mod refresh;
 mod registry;
 mod runtime;
 mod seccomp;

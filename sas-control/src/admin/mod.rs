@@ -14,6 +14,7 @@ mod engines;
 mod events;
 mod extract;
 mod guard;
+mod hosts;
 mod knative;
 mod life;
 mod limit;
@@ -325,6 +326,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(engines::declare, engines::remove))
         .routes(routes!(engines::upgrade))
         .routes(routes!(engines::diagnosis))
+        .routes(routes!(hosts::list))
         .routes(routes!(platform::quotas))
         .routes(routes!(platform::quota, platform::set_quota, platform::delete_quota))
         .routes(routes!(access::whoami))

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Where environments of apps are in the store.
-const APPS: &str = "app/";
+pub(super) const APPS: &str = "app/";
 /// The format of the records that this version writes.
 const FORMAT: u16 = 1;
 /// Versions of an environment that are kept.
@@ -244,6 +244,10 @@ impl Control {
     /// the turn.
     pub(super) async fn follow_app(self: &Arc<Self>, path: &str) -> Result<()> {
         let Some(before) = self.live(path).and_then(|live| live.record()) else { return Ok(()) };
+        // One host makes the revision.
+        if !self.acts_for(path) {
+            return Ok(());
+        }
         let Some(latest) = before.latest_created() else { return Ok(()) };
         let mut spec = own_spec(latest);
         let app_env = self.add_app_env(&before.namespace, before.app(), &mut spec);
@@ -301,6 +305,22 @@ impl Control {
                 Err(error) => {
                     tracing::warn!(service = %path, error = %error.chain(), "has not the environment of its app yet");
                 }
+            }
+        }
+    }
+
+    /// Takes over what another host wrote of an app's environment.
+    pub(super) fn follow_app_record(&self, path: &str, value: Option<&[u8]>, version: Version) {
+        let mut apps = self.apps.0.lock();
+        match value.map(|value| decode(path, value)) {
+            Some(Ok(record)) => {
+                apps.insert(path.to_owned(), (Arc::new(record), version));
+            }
+            Some(Err(error)) => {
+                tracing::error!(app = path, error = %error.chain(), "its environment stays as it was")
+            }
+            None => {
+                apps.remove(path);
             }
         }
     }

@@ -273,6 +273,7 @@ impl Control {
         // It may have been changed while this was stored.
         self.follow_app(&path).await?;
         drop(changing);
+        self.until_prepared(&path, &revision).await?;
         let record = self.live(&path).and_then(|live| live.record()).unwrap_or(record);
         if let Some(RevisionRecord { state: RevisionState::Failed { reason, message, fields }, .. }) =
             record.revision(&revision)
@@ -531,7 +532,8 @@ impl Control {
 
     /// Looks at what may be unneeded, unless a package is being deployed: then at the next housekeeping.
     pub(super) async fn collect_packages(&self) {
-        let Some(packages) = self.pins.copies() else { return };
+        // Another host may be about to name it in a record.
+        let Some(packages) = self.pins.copies().filter(|_| self.hosts.is_none()) else { return };
         let Some(_alone) = self.pins.try_removing() else { return };
         if !self.knows_all_packages() {
             return;

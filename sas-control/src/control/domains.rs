@@ -64,7 +64,7 @@ impl Domains {
         self.0.read().hosts.values().filter(|(record, _)| record.mapping.namespace == namespace).count()
     }
 
-    fn insert(&self, record: DomainRecord, version: Version) {
+    pub(super) fn insert(&self, record: DomainRecord, version: Version) {
         let mut known = self.0.write();
         let host = record.mapping.host.clone();
         if let Some((before, _)) = known.hosts.get(&host).cloned() {
@@ -72,6 +72,13 @@ impl Domains {
         }
         known.of.entry(record.service()).or_default().insert(host.clone());
         known.hosts.insert(host, (Arc::new(record), version));
+    }
+
+    /// Forgets a host, and says what it was.
+    pub(super) fn forget(&self, host: &str) -> Option<Arc<DomainRecord>> {
+        let (before, _) = self.get(host)?;
+        self.remove(host);
+        Some(before)
     }
 
     fn remove(&self, host: &str) {

@@ -159,7 +159,7 @@ impl Control {
     }
 
     /// Makes the triggers of a service wait, or go on, as the service is.
-    async fn hold_triggers(&self, path: &str) {
+    pub(super) async fn hold_triggers(&self, path: &str) {
         let Some(host) = &self.triggers else { return };
         let entries = match self.entries(TRIGGERS).await {
             Ok(entries) => entries,
@@ -172,6 +172,9 @@ impl Control {
             entries.iter().filter_map(|entry| serde_json::from_slice::<TriggerSpec>(&entry.value).ok());
         for mut spec in specs.filter(|spec| spec.target == path) {
             let namespace = spec.name.split('/').next().unwrap_or_default();
+            if !self.acts_for(namespace) {
+                continue;
+            }
             spec.tenant = self.tenants.get(namespace);
             let name = spec.name.clone();
             if self.check_sinks(&spec).is_ok()

@@ -4,6 +4,7 @@ mod apps;
 mod deploy;
 mod domains;
 mod engines;
+mod hosts;
 mod identity;
 mod letters;
 mod life;
@@ -27,10 +28,10 @@ use std::{
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use sas_core::{
-    AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, DataPlane, DecisionQuery, DecisionSink, Error,
-    ErrorKind, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Recorder, RequestId, Result,
-    RevisionKey, Router, Scalers, Store, SystemClock, TenantKey, TenantQuota, TriggerSpec, Triggers,
-    UsageQuery, Version,
+    AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, Commit, DataPlane, DecisionQuery, DecisionSink,
+    Error, ErrorKind, Hosts, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Recorder, RequestId,
+    Result, RevisionKey, Router, Scalers, Store, SystemClock, TenantKey, TenantQuota, TriggerSpec, Triggers,
+    UsageQuery, Version, commit_as_owner,
 };
 use sas_knative::manifest::{DomainMapping, ParseOptions};
 use tokio::time::Instant;
@@ -102,6 +103,8 @@ pub struct ControlConfig {
     pub tenant_quotas: BTreeMap<String, TenantQuota>,
     /// What every tenant may use that has no quota of its own.
     pub default_tenant_quota: TenantQuota,
+    /// The hosts that share the store, if there are several: what this one acts for is told by them.
+    pub hosts: Option<Arc<dyn Hosts>>,
     /// The scalers of the platform: a spec that none of them serves is refused. Without them, scalers are not checked here.
     pub scalers: Option<Scalers>,
     /// The clock that stamps records and conditions.
@@ -150,6 +153,7 @@ impl ControlConfig {
             engines,
             plane,
             triggers: None,
+            hosts: None,
             tenant_quotas: BTreeMap::new(),
             default_tenant_quota: TenantQuota::default(),
             scalers: None,
@@ -184,6 +188,8 @@ pub struct Control {
     router: Arc<dyn Router>,
     pub(crate) invoker: Arc<dyn Invoker>,
     triggers: Option<Arc<dyn Triggers>>,
+    hosts: Option<Arc<dyn Hosts>>,
+    following: hosts::Following,
     answers: Option<Arc<dyn AnswerCounter>>,
     pub(crate) clock: Arc<dyn Clock>,
     manifests: ParseOptions,
@@ -320,6 +326,8 @@ impl Control {
             router: config.plane.router,
             invoker: config.plane.invoker,
             triggers: config.triggers,
+            hosts: config.hosts,
+            following: hosts::Following::default(),
             answers: config.plane.answers,
             clock: config.clock,
             manifests,
@@ -505,6 +513,18 @@ impl Control {
 
     /// Writes a record, if nobody else did since it was read.
     async fn save(&self, path: &str, record: ServiceRecord, new: bool) -> Result<Arc<ServiceRecord>> {
+        // What people want may be written by any host.
+        self.save_by(self.acts_for(path), path, record, new).await
+    }
+
+    /// The same; `owner`: only if this host acts for the service.
+    async fn save_by(
+        &self,
+        owner: bool,
+        path: &str,
+        record: ServiceRecord,
+        new: bool,
+    ) -> Result<Arc<ServiceRecord>> {
         let (live, key) = (self.live(path), format!("{SERVICES}{path}"));
         let expected = match (&live, new) {
             (Some(live), false) => Some(live.state.lock().version),
@@ -514,7 +534,11 @@ impl Control {
         let value = record.encode()?;
         // Until it returns, also when nobody waits any more, nobody knows whether it was done.
         self.stale_after_write.add(path);
-        let version = self.store.put(&key, expected, value).await?;
+        let commit = Commit::new().guard(&key, expected).put(&key, value);
+        let version = match owner {
+            true => commit_as_owner(&*self.store, self.hosts.as_ref(), path, commit).await?,
+            false => self.store.commit(commit).await?,
+        };
         self.stale_after_write.remove(path);
         self.damaged.remove(&key);
         self.unreadable.remove(&key);
@@ -544,6 +568,7 @@ impl Control {
         let read = stored.as_ref().and_then(|entry| serde_json::from_slice(&entry.value).ok());
         let tenant = match read {
             Some(id) => TenantKey(id),
+            None if self.hosts.is_some() => self.number_tenant(namespace).await?,
             None => {
                 let tenant = self.tenant_for(namespace);
                 // What is there and can't be read is written over.

@@ -215,6 +215,11 @@ impl TenantQuotas {
     pub(super) fn remove(&self, namespace: &str) {
         self.stored.lock().remove(namespace);
     }
+
+    /// The namespaces whose quota was set.
+    pub(super) fn stored_names(&self) -> Vec<String> {
+        self.stored.lock().keys().cloned().collect()
+    }
 }
 
 /// Packages as they were when they were deployed, and which of them may go.

@@ -20,6 +20,7 @@ impl Control {
     /// `Unavailable` when the store can't be read.
     pub async fn recover(self: &Arc<Self>) -> Result<Recovery> {
         let mut recovery = Recovery::default();
+        let since = self.store.version().await?;
         for entry in self.entries(TENANTS).await? {
             let namespace = &entry.key[TENANTS.len()..];
             match serde_json::from_slice(&entry.value) {
@@ -77,6 +78,16 @@ impl Control {
                 }
             }
         }
+        if self.hosts.is_some() {
+            self.place_triggers().await?;
+            self.follow_others(since);
+            self.note_behind();
+            recovery.failed.sort_by(|a, b| a.0.cmp(&b.0));
+            self.recovery_report.keep(&recovery);
+            self.count();
+            self.lifecycle.recovered();
+            return Ok(recovery);
+        }
         // Before the triggers, which read from them.
         for entry in self.entries(BROKERS).await? {
             if let Err(error) = self.recover_broker(&entry.value).await {
@@ -107,7 +118,8 @@ impl Control {
     /// that is there, nor from a place that is another store's: a database that was lost, or put back from a copy, must
     /// not take the code with it.
     async fn recover_packages(&self, recovery: &mut Recovery) -> Result<()> {
-        let Some(packages) = self.pins.copies() else { return Ok(()) };
+        // Another host may be copying one now.
+        let Some(packages) = self.pins.copies().filter(|_| self.hosts.is_none()) else { return Ok(()) };
         let _alone = self.pins.removing().await;
         packages.tidy().await?;
         let (there, kept) = (packages.list().await?, self.package_digests());
@@ -235,7 +247,7 @@ impl Control {
     /// change left.
     pub(super) async fn tidy(self: &Arc<Self>) {
         let pending = self.pending_reconcile.all();
-        for path in &pending {
+        for path in pending.iter().filter(|path| self.acts_for(path)) {
             if let Err(error) = self.roll(path).await {
                 tracing::warn!(service = %path, error = %error.chain(), "a roll-out could not go on; it is tried again");
             }
@@ -245,7 +257,8 @@ impl Control {
         due.retain(|path| match self.live(path) {
             Some(live) => {
                 let state = live.state.lock();
-                !reconcile(state.record.as_deref(), &state.observed, now, &self.rules).is_empty()
+                !self.acts_for(path)
+                    || !reconcile(state.record.as_deref(), &state.observed, now, &self.rules).is_empty()
             }
             None => {
                 self.pending_reconcile.remove(path);

@@ -74,7 +74,7 @@ impl Control {
             Some(reason) => tracing::warn!(service = %path, reason, "roll-out stopped"),
             None => tracing::info!(service = %path, percent = progress.percent(), "roll-out goes on"),
         }
-        self.amend(path, &live, |record| {
+        self.amend_as_owner(path, &live, |record| {
             if let Some(rolling) = &mut record.rolling {
                 rolling.progress = Some(progress);
                 rolling.reason = reason;

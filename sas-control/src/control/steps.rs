@@ -3,11 +3,11 @@
 use super::deploy::fields_of;
 use super::{Control, Live, ROUNDS, blocking, invalid};
 use crate::package;
-use crate::reconcile::{Command, Registration, reconcile, waits_for_time};
+use crate::reconcile::{Command, Registration, reconcile, reconcile_away, waits_for_time};
 use crate::record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord};
 use crate::rollout::RolloutProgress;
 use sas_core::{
-    Artifact, Deployed, Error, ErrorKind, Result, RevisionKey, RevisionName, RevisionSpec, Source,
+    Artifact, Deployed, Error, ErrorKind, Place, Result, RevisionKey, RevisionName, RevisionSpec, Source,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,13 +23,27 @@ impl Control {
                 let mut state = live.state.lock();
                 state.observed.domains = self.domains.of(path);
                 let record = state.record.clone();
-                let commands = reconcile(record.as_deref(), &state.observed, self.clock.now(), &self.rules);
+                let (desired, now) = (record.as_deref(), self.clock.now());
+                let commands = match (self.place(path), &self.hosts) {
+                    (Some(Place::There(peer)), _) => {
+                        reconcile_away(desired, &state.observed, now, &self.rules, &peer)
+                    }
+                    // Nobody acts for it: what is there stays, and who asks waits.
+                    (Some(Place::Undecided), Some(hosts))
+                        if desired.is_none() || state.observed.hosts.is_empty() =>
+                    {
+                        reconcile_away(desired, &state.observed, now, &self.rules, hosts.name())
+                    }
+                    (Some(Place::Undecided), _) => Vec::new(),
+                    (None | Some(Place::Here(_)), _) => reconcile(desired, &state.observed, now, &self.rules),
+                };
                 (record, commands)
             };
             if commands.is_empty() {
                 self.count_answers(&live);
                 let state = live.state.lock();
-                if !waits_for_time(state.record.as_deref(), &state.observed, &self.rules) {
+                let waits = waits_for_time(state.record.as_deref(), &state.observed, &self.rules);
+                if !waits || !self.acts_for(path) && state.observed.registrations.is_empty() {
                     self.pending_reconcile.remove(path);
                 }
                 return Ok(());
@@ -110,7 +124,7 @@ impl Control {
             }
             Command::MarkRetired { revision, retired } => {
                 let now = self.clock.now();
-                self.amend(path, live, |record| {
+                self.amend_as_owner(path, live, |record| {
                     if let Some(revision) = record.revision_mut(&revision) {
                         revision.retired_at = retired.then_some(now);
                     }
@@ -119,7 +133,7 @@ impl Control {
             }
             Command::Collect { revisions } => {
                 let mut packages = Vec::new();
-                self.amend(path, live, |record| {
+                self.amend_as_owner(path, live, |record| {
                     record.revisions.retain(|revision| {
                         let goes = revisions.contains(&revision.name);
                         if goes {
@@ -133,7 +147,7 @@ impl Control {
                 self.drop_packages(packages).await;
                 Ok(())
             }
-            Command::FinishRollout => self.amend(path, live, |record| record.rolling = None).await,
+            Command::FinishRollout => self.amend_as_owner(path, live, |record| record.rolling = None).await,
         }
     }
 
@@ -150,6 +164,19 @@ impl Control {
         self.save(path, record, false).await.map(|_| ())
     }
 
+    /// The same, for what only the host that acts for the service may write.
+    pub(super) async fn amend_as_owner(
+        &self,
+        path: &str,
+        live: &Live,
+        change: impl FnOnce(&mut ServiceRecord),
+    ) -> Result<()> {
+        let Some(record) = live.record() else { return Ok(()) };
+        let mut record = ServiceRecord::clone(&record);
+        change(&mut record);
+        self.save_by(true, path, record, false).await.map(|_| ())
+    }
+
     /// Notes how preparing went, and starts the roll-out of a revision that got ready.
     pub(super) async fn prepared(
         &self,
@@ -159,7 +186,7 @@ impl Control {
         result: std::result::Result<&Artifact, &Error>,
     ) -> Result<()> {
         let now = self.clock.now();
-        self.amend(path, live, |record| {
+        self.amend_as_owner(path, live, |record| {
             let before = record.latest_ready().map(|revision| revision.name.clone());
             let (over, plan) = (record.rollout, record.plan.clone());
             // A revision that was stopped, or is not proved yet, is none to come from.

@@ -147,7 +147,11 @@ impl Control {
         host.check_broker(&spec).map_err(|errors| refused("broker", broker_fields(errors)))?;
         spec.tenant = Some(self.tenant(namespace_of(&spec.name)).await?);
         self.keep(&format!("{BROKERS}{}", spec.name), &spec).await?;
-        host.apply_broker(spec.clone()).await?;
+        if self.hosts.is_some() {
+            self.place_triggers().await?;
+        } else {
+            host.apply_broker(spec.clone()).await?;
+        }
         self.recovery_report.came_back(&format!("Broker {}", spec.name));
         Ok(spec)
     }
@@ -158,6 +162,7 @@ impl Control {
     /// `NotFound` when there is none of that name; `Conflict` while triggers read from it.
     pub async fn delete_broker(&self, namespace: &str, name: &str) -> Result<()> {
         self.open()?;
+        self.triggers_here(namespace)?;
         let name = format!("{namespace}/{name}");
         let key = format!("{BROKERS}{name}");
         let Some(entry) = self.store.get(&key).await? else {
@@ -180,6 +185,7 @@ impl Control {
     /// As [`Triggers::accept`].
     pub async fn accept_events(&self, namespace: &str, broker: &str, events: Vec<Event>) -> Result<()> {
         self.open()?;
+        self.triggers_here(namespace)?;
         self.trigger_host()?.accept(&format!("{namespace}/{broker}"), events).await
     }
 
@@ -225,6 +231,7 @@ impl Control {
     /// As [`Triggers::replay`].
     pub async fn replay_trigger(&self, namespace: &str, name: &str, from: Timestamp) -> Result<()> {
         self.open()?;
+        self.triggers_here(namespace)?;
         self.trigger_host()?.replay(&format!("{namespace}/{name}"), from).await
     }
 
@@ -235,6 +242,7 @@ impl Control {
     /// As [`Triggers::redrive`].
     pub async fn redrive(&self, namespace: &str, name: &str, redrive: &Redrive) -> Result<Redriven> {
         self.open()?;
+        self.triggers_here(namespace)?;
         let name = format!("{namespace}/{name}");
         if let Some(target) = &redrive.target {
             let probe = TriggerSpec::new(&name, "redrive", target);
@@ -287,8 +295,12 @@ impl Control {
             return Err(refused("trigger", trigger_fields(&spec.kind, errors)));
         }
         self.keep(&format!("{TRIGGERS}{}", spec.name), &spec).await?;
-        host.apply(self.held(spec.clone())).await?;
-        self.note_crossing(&spec, true);
+        if self.hosts.is_some() {
+            self.place_triggers().await?;
+        } else {
+            host.apply(self.held(spec.clone())).await?;
+            self.note_crossing(&spec, true);
+        }
         self.recovery_report.came_back(&format!("Trigger {}", spec.name));
         Ok(spec)
     }

@@ -2,6 +2,7 @@
 
 mod config;
 mod deliver;
+mod elsewhere;
 mod tailed;
 mod upgrade;
 mod vet;
@@ -18,7 +19,10 @@ use sas_core::{
 use tokio::time::Instant;
 
 pub use self::config::{GatewayConfig, ServerTiming};
-use self::deliver::{Delivery, Manner, Refused};
+use self::{
+    deliver::{Delivery, Manner, Refused},
+    elsewhere::Onward,
+};
 use crate::{
     access::{AccessRecord, End},
     admission::Refusal,
@@ -153,18 +157,23 @@ impl Gateway {
             Route::To(target) => target,
             Route::Redirect { status, location } => return redirect(status, &location),
             Route::Remote(remote) => {
+                let host = host.to_owned();
+                let mut cx = Cx::new(Payer::Owner, id, arrived + remote.timeout);
                 if let Some(marked) = marked {
-                    return Err(passed_on_twice(&format!("{} passed it on to this host", marked.from)));
+                    cx.payer = marked.payer;
+                    cx = cx.for_purpose(marked.purpose);
+                    cx.deadline = cx.deadline.min(arrived + marked.left);
                 }
-                if let Some(draft) = &mut tail.draft {
-                    draft.record.tenant = Some(remote.tenant);
+                let passing =
+                    self.go_elsewhere(request, &host, remote, &cx, arrived, connection, marked, tail);
+                match Box::pin(passing).await.map_err(|refused| refused.failure)? {
+                    Onward::Answered(response) => return Ok(response),
+                    Onward::Route(Route::To(target)) => target,
+                    Onward::Route(Route::Redirect { status, location }) => {
+                        return redirect(status, &location);
+                    }
+                    Onward::Route(_) => return Err(Failure::from_route(RouteError::NoRoute, &host)),
                 }
-                if let Some(span) = &mut tail.span {
-                    span.goes_to(remote.tenant, None);
-                }
-                let cx = Cx::new(Payer::Owner, id, arrived + remote.timeout);
-                let passed = Box::pin(self.pass_on(request, &remote, &cx, arrived, connection, tail)).await;
-                return passed.map_err(|refused| refused.failure);
             }
             _ => return Err(Failure::from_route(RouteError::NoRoute, host)),
         };
@@ -255,6 +264,7 @@ impl Gateway {
         cx: &Cx,
         arrived: Instant,
         connection: &Arc<ClientConnection>,
+        hops: u8,
         tail: &mut Tail,
     ) -> Result<Response, Box<Refused>> {
         let unknown = |why: String| {
@@ -275,8 +285,10 @@ impl Gateway {
             return Err(unsent(unknown(why)));
         };
         let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
-        self.prepare(request, cx.request, connection, false, tail);
-        peers.sign(request, &peer, cx);
+        // For another try, where one may follow.
+        let before = (!peers.hold().is_zero()).then(|| request.headers().clone());
+        self.prepare(request, cx.request, connection, hops > 1, tail);
+        peers.sign(request, &peer, cx, hops);
         // The key of no revision: nothing is counted for one here.
         let mut target = RouteTarget::new(RevisionKey(u64::MAX), remote.tenant);
         target.timeout = remote.timeout;
@@ -294,7 +306,13 @@ impl Gateway {
             timed: true,
             tail,
         };
-        self.deliver(request, &mut delivery).await
+        let delivered = self.deliver(request, &mut delivery).await;
+        if let Some(before) = before
+            && delivered.as_ref().is_err_and(|refused| refused.unsent)
+        {
+            *request.headers_mut() = before;
+        }
+        delivered
     }
 
     fn deployed(&self, revision: RevisionKey) -> Result<Arc<Deployed>, Failure> {
@@ -459,6 +477,9 @@ impl Handler for Gateway {
     async fn handle(&self, mut request: Request) -> Response {
         let arrived = Instant::now();
         let marked = self.config.peers.as_ref().and_then(|peers| peers.take(&mut request));
+        if let (Some(marked), Some(peers)) = (&marked, &self.config.peers) {
+            peers.catch_up(marked.view).await;
+        }
         let id = self.arrival_id(&request, marked.is_some());
         let connection = request.extensions_mut().remove::<Arc<ClientConnection>>();
         let connection = connection.unwrap_or_else(|| Arc::clone(&self.embedded));
@@ -533,12 +554,33 @@ impl Invoker for Gateway {
                         tail.span = self.span(&request, cx.request, arrived, true, false);
                         if let Some(span) = &mut tail.span {
                             span.caused(&cx);
-                            span.goes_to(remote.tenant, None);
                         }
-                        let passing =
-                            self.pass_on(&mut request, &remote, &cx, arrived, &connection, &mut tail);
-                        let passed = Box::pin(passing).await;
-                        return passed.map_err(|refused| refused.into_error(request, &mut tail));
+                        let passing = self.go_elsewhere(
+                            &mut request,
+                            &host,
+                            remote,
+                            &cx,
+                            arrived,
+                            &connection,
+                            None,
+                            &mut tail,
+                        );
+                        match Box::pin(passing).await {
+                            Ok(Onward::Answered(response)) => return Ok(response),
+                            // This host came to act for it while the request waited.
+                            Ok(Onward::Route(Route::To(target))) => {
+                                tail.span = None;
+                                request.extensions_mut().insert(connection);
+                                target
+                            }
+                            Ok(Onward::Route(_)) => {
+                                return not_found(
+                                    format!("{path}: no route that this version knows"),
+                                    request,
+                                );
+                            }
+                            Err(refused) => return Err(refused.into_error(request, &mut tail)),
+                        }
                     }
                     Ok(_) => return not_found(format!("{path}: no route that this version knows"), request),
                     Err(failure) => return Err(CallError::unsent(failure.into_error(), request)),
@@ -603,7 +645,7 @@ impl Invoker for Gateway {
 }
 
 /// A request that went from host to host and would go on.
-fn passed_on_twice(why: &str) -> Failure {
+pub(super) fn passed_on_twice(why: &str) -> Failure {
     let text = format!(
         "the route of this host leads to another one, and {why}: two hosts take each other for the owner"
     );

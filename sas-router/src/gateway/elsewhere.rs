@@ -1,0 +1,85 @@
+//! Requests whose route leads to another host: passed on, or held for a moment while the hosts agree who answers.
+
+use std::{sync::Arc, time::Duration};
+
+use http::StatusCode;
+use sas_core::{Cx, RemoteTarget, Request, Response, Route};
+use tokio::time::Instant;
+
+use super::{Gateway, deliver::Refused, passed_on_twice};
+use crate::{connection::ClientConnection, failure::Failure, peer::Marked, tail::Tail};
+
+/// How long a request waits before its route is looked up again: at first, and at most.
+const WAITS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(50)];
+
+/// What became of a request whose route led to another host.
+pub(super) enum Onward {
+    Answered(Response),
+    /// Its route leads elsewhere by now.
+    Route(Route),
+}
+
+impl Gateway {
+    /// Passes a request on to the host that its route names. While that host is this one, which is about to act for the
+    /// service, or can't be reached, and nothing was sent, it waits as long as [`crate::Peers::set_hold`] says, and looks
+    /// its route up again.
+    #[allow(clippy::too_many_arguments, reason = "a request, where it goes, and who counts it")]
+    pub(super) async fn go_elsewhere(
+        &self,
+        request: &mut Request,
+        host: &str,
+        mut remote: RemoteTarget,
+        cx: &Cx,
+        arrived: Instant,
+        connection: &Arc<ClientConnection>,
+        marked: Option<&Marked>,
+        tail: &mut Tail,
+    ) -> Result<Onward, Box<Refused>> {
+        let peers = self.config.peers.as_ref();
+        let hold = peers.map_or(Duration::ZERO, |peers| peers.hold());
+        let until = cx.deadline.min(arrived + hold);
+        let hops = marked.map_or(0, |marked| marked.hops);
+        let mut place = None;
+        let [mut wait, longest] = WAITS;
+        loop {
+            if let Some(draft) = &mut tail.draft {
+                draft.record.tenant = Some(remote.tenant);
+            }
+            if let Some(span) = &mut tail.span {
+                span.goes_to(remote.tenant, None);
+            }
+            let refused = if peers.is_some_and(|peers| *peers.name() == *remote.peer) {
+                let why = "this host takes the service over, or nobody acts for it now";
+                let failure = Failure::new(StatusCode::SERVICE_UNAVAILABLE, "router", "moving", why);
+                Refused::new(failure.after(Duration::from_secs(1)), true)
+            } else if let Some(marked) = marked
+                && peers.is_none_or(|peers| hops >= peers.most_hops())
+            {
+                let why = format!("{} passed it on to this host", marked.from);
+                return Err(Refused::new(passed_on_twice(&why), true));
+            } else {
+                match self.pass_on(request, &remote, cx, arrived, connection, hops + 1, tail).await {
+                    Ok(response) => return Ok(Onward::Answered(response)),
+                    Err(refused) => refused,
+                }
+            };
+            let circle = refused.failure.status == StatusCode::LOOP_DETECTED;
+            if !refused.unsent || circle || Instant::now() + wait > until {
+                return Err(refused);
+            }
+            if place.is_none() {
+                place = peers.and_then(|peers| peers.place_to_wait());
+                if place.is_none() {
+                    return Err(refused);
+                }
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(longest);
+            match self.route(request, host) {
+                Ok(Route::Remote(other)) => remote = other,
+                Ok(route) => return Ok(Onward::Route(route)),
+                Err(failure) => return Err(Refused::new(failure, true)),
+            }
+        }
+    }
+}
