@@ -2,6 +2,7 @@
 //! properties of MQTT.
 
 use bytes::Bytes;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sas_core::{AttributeValue, Event};
 
 use super::{DecodeError, attributes::Attributes, rfc3339};
@@ -54,6 +55,17 @@ pub fn from_attributes<'a>(
         None if data.is_empty() => event,
         None => event.with_untyped_data(data),
     })
+}
+
+/// A name, such as that of a queue or a table, as it may stand in the path of a `source`; slashes and colons stay.
+///
+/// ```
+/// assert_eq!(sas_cloudevents::uri_path("orders/new ones"), "orders/new%20ones");
+/// ```
+pub fn uri_path(name: &str) -> String {
+    const KEPT: &AsciiSet =
+        &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/').remove(b':');
+    utf8_percent_encode(name, KEPT).to_string()
 }
 
 /// The attributes of an event by their plain names, in their canonical text, for a message in binary mode. The media type

@@ -69,3 +69,56 @@ impl<T: ?Sized> Drop for ConnectedRun<'_, T> {
         *self.0.0.lock() = Kept::Away;
     }
 }
+
+/// A connection that is made with the first use, and anew after a failure, so with the credentials as they are then. For
+/// those who write a sink.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> sas_core::Result<()> {
+/// let connection = sas_core::Reconnecting::default();
+/// let first = connection.get(async || Ok("a connection")).await?;
+/// let same = connection.get(async || unreachable!("there is one")).await?;
+/// connection.failed(&same).await;
+/// let other = connection.get(async || Ok("another")).await?;
+/// assert_eq!((*first, *other), ("a connection", "another"));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Reconnecting<T>(tokio::sync::Mutex<Option<Arc<T>>>);
+
+impl<T> Default for Reconnecting<T> {
+    fn default() -> Self {
+        Self(tokio::sync::Mutex::new(None))
+    }
+}
+
+impl<T> Reconnecting<T> {
+    /// The connection, which is made by `connect` where there is none; others who want it wait for that.
+    ///
+    /// **Cancel safety:** what was being made is dropped.
+    ///
+    /// # Errors
+    /// That of `connect`.
+    pub async fn get(&self, connect: impl AsyncFnOnce() -> Result<T>) -> Result<Arc<T>> {
+        let mut kept = self.0.lock().await;
+        if let Some(connection) = &*kept {
+            return Ok(Arc::clone(connection));
+        }
+        let made = Arc::new(connect().await?);
+        *kept = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// Says that this connection is of no use any more: the next who wants one makes another. Whether it was the one that
+    /// is kept.
+    pub async fn failed(&self, connection: &Arc<T>) -> bool {
+        let mut kept = self.0.lock().await;
+        let was_kept = kept.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, connection));
+        if was_kept {
+            *kept = None;
+        }
+        was_kept
+    }
+}

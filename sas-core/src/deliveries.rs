@@ -4,6 +4,7 @@ use std::{
     future::Future,
     pin::pin,
     task::{Context, Waker},
+    time::Duration,
 };
 
 use futures_util::{
@@ -11,7 +12,9 @@ use futures_util::{
     stream::{FuturesUnordered, StreamExt as _},
 };
 
-use crate::Result;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use crate::{EventSink, Result, Slot};
 
 /// The deliveries that a run of a source has begun and that have not ended: each the delivery of one event, and then its
 /// acknowledgement upstream. They go on while the source waits for something in [`Deliveries::meanwhile`], in its own
@@ -87,6 +90,22 @@ impl Deliveries {
         }
     }
 
+    /// Slots for events that are about to be pulled: one, which is waited for while the deliveries go on, and when `eager`,
+    /// what else is free now, `most` in all. An idle source is not to keep more than one.
+    ///
+    /// **Cancel safety:** slots that were taken are given back.
+    ///
+    /// # Errors
+    /// As [`Deliveries::meanwhile`], and that of the sink.
+    pub async fn slots(&mut self, sink: &dyn EventSink, eager: bool, most: usize) -> Result<Vec<Slot>> {
+        let mut slots = vec![self.meanwhile(sink.ready()).await??];
+        while eager && slots.len() < most {
+            let Some(slot) = sink.ready().now_or_never() else { break };
+            slots.push(slot?);
+        }
+        Ok(slots)
+    }
+
     /// How many are under way.
     pub fn len(&self) -> usize {
         self.under_way.len()
@@ -100,6 +119,29 @@ impl Deliveries {
     fn note(&mut self, ended: Result<()>) {
         if let (Err(error), None) = (ended, &self.failed) {
             self.failed = Some(error);
+        }
+    }
+}
+
+/// Waits for the delivery of an event, and calls `keep` each `every` meanwhile: for brokers that give an event to somebody
+/// else unless they are told that its delivery goes on.
+///
+/// **Cancel safety:** that of `delivery`.
+///
+/// # Errors
+/// That of `keep`; the delivery is dropped then.
+pub async fn keeping<T, K: Future<Output = Result<()>>>(
+    delivery: impl Future<Output = T>,
+    every: Duration,
+    mut keep: impl FnMut() -> K,
+) -> Result<T> {
+    let mut delivery = pin!(delivery);
+    let mut ticks = interval_at(Instant::now() + every, every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        match select(delivery.as_mut(), pin!(ticks.tick())).await {
+            Either::Left((delivered, _)) => return Ok(delivered),
+            Either::Right(_) => keep().await?,
         }
     }
 }
@@ -134,6 +176,22 @@ mod tests {
         assert!(deliveries.is_empty());
         let expected = ["begins 1", "begins 2", "ends 2", "begins 3", "ends 3", "ends 1"];
         assert_eq!(*seen.lock().unwrap(), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_is_kept_until_its_delivery_ends() {
+        let mut kept = 0;
+        let delivery = tokio::time::sleep(Duration::from_millis(3500));
+        keeping(delivery, Duration::from_secs(1), || {
+            kept += 1;
+            async { Ok(()) }
+        })
+        .await
+        .unwrap();
+        assert_eq!(kept, 3);
+        let lost = || async { Err(Error::new(ErrorKind::Unavailable, "keep", "taken by another")) };
+        let error = keeping(std::future::pending::<()>(), Duration::from_secs(1), lost).await.unwrap_err();
+        assert_eq!(error.message, "taken by another");
     }
 
     #[tokio::test(start_paused = true)]

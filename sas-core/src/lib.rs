@@ -79,10 +79,10 @@ pub use blob::{Blob, BlobStore};
 pub use body::{Body, Request, Response};
 pub use call::{Answer, Call, CallError, Io};
 pub use clock::{Clock, SystemClock, Timestamp, TokioClock};
-pub use connected::{Connected, ConnectedRun};
+pub use connected::{Connected, ConnectedRun, Reconnecting};
 pub use container::{Companion, ContainerSpec, EnvFrom, Mount, SecurityContext, Volume, VolumeSource};
 pub use context::{Cx, FaasTrigger, IdempotencyKey, Payer, Purpose};
-pub use deliveries::Deliveries;
+pub use deliveries::{Deliveries, keeping};
 pub use engine::{DEFAULT_ENGINE, DataPlane, Engine, EngineFactory, EngineKind, EngineSpec, Reserved};
 pub use error::{BoxError, Error, ErrorKind, Result, Retry};
 pub use event::{Ack, AttributeValue, Event, EventError, EventPublisher, EventSink, Schedule, Slot};
@@ -136,4 +136,4 @@ pub use trigger::{
     BrokerIngress, BrokerSpec, BrokerStatus, Fires, Redrive, Redriven, SinkSpec, TriggerCx, TriggerSecrets,
     TriggerSource, TriggerSpec, TriggerStatus, Triggers,
 };
-pub use trigger_options::{ServerUrl, TriggerOptions};
+pub use trigger_options::{ServerUrl, TriggerOptions, host_name};

@@ -197,6 +197,13 @@ impl<'a> ServerUrl<'a> {
     }
 }
 
+/// The machine's name, which tells hosts apart and is the same after a restart; `sas` where it has none. For those who
+/// write a kind of source.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "sas".to_owned() } else { name.trim().to_owned() }
+}
+
 /// A duration: numbers, each with a unit of `ns`, `us`, `ms`, `s`, `m` or `h`, with fractions; `0` alone.
 fn parse_span(text: &str) -> Option<Duration> {
     const UNITS: [(&str, u64); 7] = [

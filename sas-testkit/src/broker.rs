@@ -1,11 +1,19 @@
 //! Runs a source against a real broker, and kills both.
 
-use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use sas_core::{
-    Event, EventSink, Result, SecretSource, Store, SystemClock, TenantKey, TriggerCx, TriggerSecrets,
-    TriggerSource,
+    ErrorKind, Event, EventPublisher, EventSink, Result, SecretSource, Store, SystemClock, TenantKey,
+    TriggerCx, TriggerSecrets, TriggerSource,
 };
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -98,11 +106,21 @@ pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// How many events a test of kills has: `short`, or 100,000 where the environment has `SAS_LONG`.
+pub fn events_of_a_test(short: usize) -> usize {
+    if std::env::var_os("SAS_LONG").is_some() { 100_000 } else { short }
+}
+
 /// A broker that a test has started, with events in it, for [`kill_at_random`].
 #[async_trait]
 pub trait Broker: Send {
     /// A source that reads all of its events, as a host that starts makes one.
     fn source(&self) -> Arc<dyn TriggerSource>;
+
+    /// What the source finds the secrets of its declaration in.
+    fn secrets(&self) -> Option<Arc<dyn SecretSource>> {
+        None
+    }
 
     /// Kills it with SIGKILL, starts it again with what is on its disk, and returns when it answers.
     async fn kill_and_restart(&mut self);
@@ -121,18 +139,22 @@ pub struct Kills {
     pub of_broker: u32,
     /// Crashes of the host.
     pub of_host: u32,
-    /// Deliveries beyond one of each event.
-    pub again: usize,
+    /// Deliveries beyond one of each event, after kills of the broker.
+    pub again_after_broker: usize,
+    /// The same, after crashes of the host.
+    pub again_after_host: usize,
     /// How long it took.
     pub took: Duration,
 }
 
 impl fmt::Display for Kills {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (broker, host) = (self.again_after_broker, self.again_after_host);
+        write!(f, "{} events, lost 0 in {:.1?}; ", self.events, self.took)?;
         write!(
             f,
-            "{} events, {} kills of the broker, {} of the host: lost 0, {} twice, {:?}",
-            self.events, self.of_broker, self.of_host, self.again, self.took
+            "{} kills of the broker: {broker} twice; {} of the host: {host} twice",
+            self.of_broker, self.of_host
         )
     }
 }
@@ -142,45 +164,41 @@ impl fmt::Display for Kills {
 ///
 /// # Panics
 /// When an event is lost, when the broker takes more to be acknowledged than was delivered, when it takes more than four
-/// minutes, or when all was over before anything was killed.
+/// minutes and 20 ms for each event, or when all was over before anything was killed.
 pub async fn kill_at_random(
     broker: &mut impl Broker,
-    events: usize,
-    kills: (u32, u32),
-    seed: u64,
-    identity: impl Fn(&Event) -> String,
-) -> Kills {
-    kill_at_random_with(broker, None, events, kills, seed, identity).await
-}
-
-/// [`kill_at_random`] for sources that ask for secrets.
-///
-/// # Panics
-/// As [`kill_at_random`].
-pub async fn kill_at_random_with(
-    broker: &mut impl Broker,
-    secrets: Option<Arc<dyn SecretSource>>,
     events: usize,
     (of_broker, of_host): (u32, u32),
     mut seed: u64,
     identity: impl Fn(&Event) -> String,
 ) -> Kills {
     let run = |broker: &dyn Broker, sink: &Arc<FakeEventSink>| {
-        Running::with(broker.source(), sink, Arc::new(FakeStore::default()), secrets.clone())
+        Running::with(broker.source(), sink, Arc::new(FakeStore::default()), broker.secrets())
     };
     let sink = FakeEventSink::new(16);
-    let mut done = Kills { events, of_broker: 0, of_host: 0, again: 0, took: Duration::ZERO };
-    let began = Instant::now();
-    let mut unacknowledged = u64::MAX;
+    let mut done = Kills {
+        events,
+        of_broker: 0,
+        of_host: 0,
+        again_after_broker: 0,
+        again_after_host: 0,
+        took: Duration::ZERO,
+    };
+    let (began, most) =
+        (Instant::now(), Duration::from_secs(240) + Duration::from_millis(20 * events as u64));
+    let (mut unacknowledged, mut broker_was_killed) = (u64::MAX, false);
     while unacknowledged > 0 {
-        assert!(began.elapsed() < Duration::from_secs(240), "{} offered, {done:?}", sink.offered());
+        assert!(began.elapsed() < most, "{} offered, {done:?}", sink.offered());
         let mut running = run(&*broker, &sink);
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         tokio::time::sleep(Duration::from_millis(100 + (seed >> 40) % 300)).await;
+        let after_broker = broker_was_killed;
+        broker_was_killed = false;
         // Three crashes of the host for one of the broker.
         if (seed >> 33).is_multiple_of(4) && done.of_broker < of_broker {
             broker.kill_and_restart().await;
             done.of_broker += 1;
+            broker_was_killed = true;
         } else if done.of_host < of_host {
             done.of_host += 1;
         } else {
@@ -199,7 +217,12 @@ pub async fn kill_at_random_with(
         }
         running.crash().await;
         unacknowledged = broker.unacknowledged().await;
-        let unique = unique(&sink, &identity);
+        let (all, unique) = (sink.delivered().len(), unique(&sink, &identity));
+        let again = all - unique - done.again_after_broker - done.again_after_host;
+        match after_broker {
+            true => done.again_after_broker += again,
+            false => done.again_after_host += again,
+        }
         assert!(
             (events as u64).saturating_sub(unacknowledged) <= unique as u64,
             "acknowledged ahead of delivery: {unacknowledged} are not, {unique} were delivered"
@@ -207,9 +230,84 @@ pub async fn kill_at_random_with(
     }
     assert_eq!(unique(&sink, &identity), events, "events were lost");
     assert!(done.of_broker + done.of_host > 3, "it was over before anything was killed");
-    done.again = sink.delivered().len() - events;
     done.took = began.elapsed();
     done
+}
+
+/// What [`publish_through_kills`] counted.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Published {
+    /// Events that were taken.
+    pub events: usize,
+    /// Kills of the broker meanwhile.
+    pub kills: u32,
+    /// Attempts that failed and were made again.
+    pub failed: usize,
+    /// Events that the broker has beyond one of each.
+    pub again: usize,
+}
+
+impl fmt::Display for Published {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { events, kills, failed, again } = self;
+        write!(
+            f,
+            "{events} events published, {kills} kills of the broker, {failed} attempts failed: lost 0, {again} twice"
+        )
+    }
+}
+
+/// Publishes `events` events through `sink`, 16 at once and each again until it is taken, as a trigger does, while the broker
+/// is killed `kills` times; then has the broker's source deliver what there is.
+///
+/// # Panics
+/// When an event is lost, or it takes more than four minutes.
+pub async fn publish_through_kills(
+    broker: &mut impl Broker,
+    sink: &Arc<dyn EventPublisher>,
+    events: usize,
+    kills: u32,
+) -> Published {
+    let (began, most) = (Instant::now(), Duration::from_secs(240));
+    let (taken, failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let publishing: Vec<JoinHandle<()>> = (0..16)
+        .map(|first| {
+            let (sink, taken, failed) = (Arc::clone(sink), Arc::clone(&taken), Arc::clone(&failed));
+            tokio::spawn(async move {
+                for number in (first..events).step_by(16) {
+                    let event = Event::new(number.to_string(), "/kit", "kit.event")
+                        .and_then(|event| event.with_data("text/plain", number.to_string()))
+                        .expect("an event");
+                    while let Err(error) = sink.publish(event.clone()).await {
+                        assert_ne!(error.kind, ErrorKind::InvalidSpec, "{error:?}");
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    taken.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    // Killed when parts of them are taken, however fast that goes.
+    for kill in 1..=kills as usize {
+        while taken.load(Ordering::Relaxed) < events * kill / (kills as usize + 1) {
+            assert!(began.elapsed() < most, "{taken:?} were taken, {failed:?} failed");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        broker.kill_and_restart().await;
+    }
+    for publisher in publishing {
+        let left = most.saturating_sub(began.elapsed());
+        tokio::time::timeout(left, publisher).await.expect("in time").expect("a publisher does not panic");
+    }
+    let came = FakeEventSink::new(16);
+    let ids = |event: &Event| event.id().to_owned();
+    let running = Running::with(broker.source(), &came, Arc::new(FakeStore::default()), broker.secrets());
+    until("all that were taken come", async || unique(&came, ids) == events).await;
+    running.stop().await.expect("the source ends in order");
+    let again = came.delivered().len() - events;
+    Published { events, kills, failed: failed.load(Ordering::Relaxed), again }
 }
 
 fn unique(sink: &FakeEventSink, identity: impl Fn(&Event) -> String) -> usize {

@@ -22,8 +22,8 @@
 //! | [`runtime`], [`pool`], [`router`], [`scaler`], [`store`], [`event_log`], [`blobs`], [`trigger`], [`logs`], [`meter`] | the suite of each trait |
 //! | [`fake`] | stand-ins for every trait, scripted by tests |
 //! | [`load`] | an open-loop load generator, and a ledger that pairs each request with its answer |
+//! | [`server`] | real brokers and databases, started on free ports by a test, killed, and started again |
 //! | [`broker`] | sources of events against real brokers, both killed at random |
-//! | [`server`] | real servers, started by tests |
 //! | [`fault`] | killing and pausing real processes, closed ports |
 
 pub mod blobs;

@@ -299,8 +299,9 @@ impl PlatformBuilder {
         self.trigger_sink("webhook", move |spec, secrets| webhooks.sink(spec, secrets))
     }
 
-    /// Lets triggers read streams of these Redis servers, by the source `redis-stream`: each `host:port`, as it stands in
-    /// a trigger's `url`. Without it the kind is unknown, and other servers are refused.
+    /// Lets triggers read streams of these Redis servers, by the source `redis-stream`, and write to them, by the sink of the
+    /// same name: each `host:port`, as it stands in a trigger's `url`. Without it the kinds are unknown, and other servers
+    /// are refused.
     ///
     /// ```
     /// use sas::prelude::*;
@@ -309,12 +310,15 @@ impl PlatformBuilder {
     #[cfg(feature = "redis")]
     #[must_use]
     pub fn redis_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
-        let streams = sas_redis::RedisStreams::new(hosts);
-        self.trigger_kind("redis-stream", move |spec| Ok(Arc::new(streams.source(spec)?)))
+        let servers = sas_redis::RedisServers::new(hosts);
+        let sinks = servers.clone();
+        self.trigger_kind("redis-stream", move |spec| Ok(Arc::new(servers.source(spec)?)))
+            .trigger_sink("redis-stream", move |spec, secrets| sinks.sink(spec, secrets))
     }
 
-    /// Lets triggers read streams of these NATS servers, by the source `nats-jetstream`: each `host:port`, as it stands in
-    /// a trigger's `url`. Without it the kind is unknown, and other servers are refused.
+    /// Lets triggers read streams of these NATS servers, by the source `nats-jetstream`, and publish to them, by the sink of
+    /// the same name: each `host:port`, as it stands in a trigger's `url`. Without it the kinds are unknown, and other
+    /// servers are refused.
     ///
     /// ```
     /// use sas::prelude::*;
@@ -324,11 +328,14 @@ impl PlatformBuilder {
     #[must_use]
     pub fn nats_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
         let servers = sas_nats::NatsServers::new(hosts);
+        let sinks = servers.clone();
         self.trigger_kind("nats-jetstream", move |spec| Ok(Arc::new(servers.source(spec)?)))
+            .trigger_sink("nats-jetstream", move |spec, secrets| sinks.sink(spec, secrets))
     }
 
-    /// Lets triggers read outbox tables of these PostgreSQL servers, by the source `postgres-outbox`: each `host:port`, as
-    /// it stands in a trigger's `url`. Without it the kind is unknown, and other servers are refused.
+    /// Lets triggers read outbox tables of these PostgreSQL servers, by the source `postgres-outbox`, and write to them, by
+    /// the sink of the same name: each `host:port`, as it stands in a trigger's `url`. Without it the kinds are unknown, and
+    /// other servers are refused.
     ///
     /// ```
     /// use sas::prelude::*;
@@ -338,7 +345,9 @@ impl PlatformBuilder {
     #[must_use]
     pub fn postgres_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
         let servers = sas_postgres::PostgresServers::new(hosts);
+        let sinks = servers.clone();
         self.trigger_kind("postgres-outbox", move |spec| Ok(Arc::new(servers.source(spec)?)))
+            .trigger_sink("postgres-outbox", move |spec, secrets| sinks.sink(spec, secrets))
     }
 
     /// Lets triggers read topics of these Apache Kafka brokers, by the source `kafka`, and write to them, by the sink `kafka`:
@@ -374,8 +383,9 @@ impl PlatformBuilder {
             .trigger_sink("mqtt", move |spec, secrets| sinks.sink(spec, secrets))
     }
 
-    /// Lets triggers read queues of these RabbitMQ servers, by the source `rabbitmq-queue`: each `host:port`, as it stands
-    /// in a trigger's `url`. Without it the kind is unknown, and other servers are refused.
+    /// Lets triggers read queues of these RabbitMQ servers, by the source `rabbitmq-queue`, and send to their queues and
+    /// exchanges, by the sink of the same name: each `host:port`, as it stands in a trigger's `url`. Without it the kinds are
+    /// unknown, and other servers are refused.
     ///
     /// ```
     /// use sas::prelude::*;
@@ -385,7 +395,9 @@ impl PlatformBuilder {
     #[must_use]
     pub fn rabbitmq_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
         let servers = sas_rabbitmq::RabbitServers::new(hosts);
+        let sinks = servers.clone();
         self.trigger_kind("rabbitmq-queue", move |spec| Ok(Arc::new(servers.source(spec)?)))
+            .trigger_sink("rabbitmq-queue", move |spec, secrets| sinks.sink(spec, secrets))
     }
 
     /// Lets triggers watch files in these directories and below them, by the source `files`. Without it the kind is

@@ -1,12 +1,18 @@
 //! Where events and invocations end up in tests.
 
-use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use sas_core::{
     Ack, Body, CallError, Cx, Error, ErrorKind, Event, EventSink, Invoker, Purpose, Request, Response,
-    Result, Slot, Target,
+    Result, SecretSource, Slot, Target, TenantKey,
 };
 use tokio::sync::Semaphore;
 
@@ -95,6 +101,81 @@ impl EventSink for FakeEventSink {
     }
 }
 
+/// An event sink that notes in which order events are offered, and takes some milliseconds for each, so that they would
+/// end in another one. It has room for any number.
+#[derive(Debug)]
+pub struct OrderedEventSink {
+    number: fn(&Event) -> usize,
+    offered: Mutex<Vec<usize>>,
+    done: Mutex<usize>,
+}
+
+impl OrderedEventSink {
+    /// A sink that tells events apart by a number of theirs.
+    pub fn new(number: fn(&Event) -> usize) -> Arc<Self> {
+        Arc::new(Self { number, offered: Mutex::default(), done: Mutex::default() })
+    }
+
+    /// The numbers of the events, in the order in which they were offered.
+    pub fn offered(&self) -> Vec<usize> {
+        self.offered.lock().clone()
+    }
+
+    /// How many were delivered.
+    pub fn done(&self) -> usize {
+        *self.done.lock()
+    }
+}
+
+#[async_trait]
+impl EventSink for OrderedEventSink {
+    async fn ready(&self) -> Result<Slot> {
+        Ok(Slot(Box::new(())))
+    }
+
+    async fn deliver(&self, _slot: Slot, event: Event) -> Result<Ack> {
+        let number = (self.number)(&event);
+        self.offered.lock().push(number);
+        tokio::time::sleep(Duration::from_millis((number as u64 * 7) % 11)).await;
+        *self.done.lock() += 1;
+        Ok(Ack::Completed)
+    }
+}
+
+/// Secrets that a test changes while a platform or a source uses them.
+#[derive(Default)]
+pub struct FakeSecrets(Mutex<HashMap<String, Bytes>>);
+
+impl fmt::Debug for FakeSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeSecrets").finish_non_exhaustive()
+    }
+}
+
+impl FakeSecrets {
+    /// With these references and values.
+    pub fn of(secrets: &[(&str, &str)]) -> Arc<Self> {
+        let known = Self::default();
+        for (reference, value) in secrets {
+            known.set(reference, value);
+        }
+        Arc::new(known)
+    }
+
+    /// From now on `reference` has this value.
+    pub fn set(&self, reference: &str, value: &str) {
+        self.0.lock().insert(reference.to_owned(), Bytes::from(value.to_owned()));
+    }
+}
+
+#[async_trait]
+impl SecretSource for FakeSecrets {
+    async fn resolve(&self, reference: &str, _tenant: TenantKey) -> Result<Bytes> {
+        let found = self.0.lock().get(reference).cloned();
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, "secret", reference))
+    }
+}
+
 /// One invocation as it came.
 #[derive(Clone, Debug)]
 pub struct Invocation {
@@ -107,7 +188,7 @@ pub struct Invocation {
     /// With which method, path and headers.
     pub head: http::Request<()>,
     /// The whole body of the request.
-    pub body: bytes::Bytes,
+    pub body: Bytes,
 }
 
 type Respond = dyn Fn(&Invocation) -> Result<Response, Error> + Send + Sync;

@@ -102,7 +102,7 @@ impl FilesBelow {
             usize::try_from(options.number("most-files", 1..=1_000_000, 100_000)).unwrap_or(usize::MAX);
         options.finish()?;
         Ok(Files {
-            source: format!("/files{}", path(given)),
+            source: format!("/files{}", sas_cloudevents::uri_path(given)),
             directory,
             changes,
             start_at_earliest,
@@ -362,17 +362,4 @@ impl TriggerSource for Files {
     async fn backlog(&self) -> Result<Option<u64>> {
         Ok(Some(self.waiting.load(Ordering::Relaxed)).filter(|waiting| *waiting != UNKNOWN))
     }
-}
-
-/// A path as it may stand in a URI.
-fn path(text: &str) -> String {
-    let mut path = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            path.push(char::from(byte));
-        } else {
-            path.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    path
 }

@@ -9,9 +9,9 @@ use krafka::{
     producer::{Acks, Producer},
 };
 use sas_core::{
-    Error, ErrorKind, Event, EventPublisher, Result, SinkSpec, SpecErrors, TriggerOptions, TriggerSecrets,
+    Error, ErrorKind, Event, EventPublisher, Reconnecting, Result, SinkSpec, SpecErrors, TriggerOptions,
+    TriggerSecrets,
 };
-use tokio::sync::Mutex;
 
 use crate::{
     access::{Access, KafkaBrokers, failed},
@@ -39,7 +39,7 @@ impl KafkaBrokers {
         let topic = options.required("topic").to_owned();
         let structured = options.word("mode", &[("binary", false), ("structured", true)], false);
         options.finish()?;
-        Ok(Arc::new(KafkaSink { access, topic, structured, secrets, producer: Mutex::default() }))
+        Ok(Arc::new(KafkaSink { access, topic, structured, secrets, producer: Reconnecting::default() }))
     }
 }
 
@@ -50,8 +50,7 @@ pub struct KafkaSink {
     topic: String,
     structured: bool,
     secrets: TriggerSecrets,
-    /// Connected with the first event, and anew after a failure, with the credentials as they are then.
-    producer: Mutex<Option<Arc<Producer>>>,
+    producer: Reconnecting<Producer>,
 }
 
 impl fmt::Debug for KafkaSink {
@@ -61,11 +60,7 @@ impl fmt::Debug for KafkaSink {
 }
 
 impl KafkaSink {
-    async fn producer(&self) -> Result<Arc<Producer>> {
-        let mut kept = self.producer.lock().await;
-        if let Some(producer) = &*kept {
-            return Ok(Arc::clone(producer));
-        }
+    async fn connect(&self) -> Result<Producer> {
         let client = self.access.connect(&self.secrets).await?;
         let building = client
             .producer()
@@ -74,19 +69,14 @@ impl KafkaSink {
             .delivery_timeout(TRIED)
             .max_block(TRIED)
             .metrics_push(false);
-        let producer = Arc::new(building.build().await.map_err(failed("a producer"))?);
-        *kept = Some(Arc::clone(&producer));
-        Ok(producer)
+        building.build().await.map_err(failed("a producer"))
     }
 
     /// The next event is sent by another connection.
     async fn give_up(&self, producer: &Arc<Producer>) {
-        let mut kept = self.producer.lock().await;
-        if !kept.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, producer)) {
+        if !self.producer.failed(producer).await {
             return;
         }
-        *kept = None;
-        drop(kept);
         if let Err(error) = producer.close_with(CloseOptions::new().timeout(CLOSING)).await {
             tracing::debug!(%error, topic = self.topic, "a connection that failed is left");
         }
@@ -108,7 +98,7 @@ fn never(error: &KrafkaError) -> bool {
 #[async_trait]
 impl EventPublisher for KafkaSink {
     async fn publish(&self, event: Event) -> Result<()> {
-        let producer = self.producer().await?;
+        let producer = self.producer.get(async || self.connect().await).await?;
         let encoded = encoded(&event, self.structured);
         let mut record = Record::new(&self.topic, encoded.value);
         if let Some(key) = encoded.key {

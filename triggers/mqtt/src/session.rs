@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use rumqttc::{AsyncClient, EventLoop, QoS, v5};
+use rumqttc::{AsyncClient, EventLoop, QoS, TlsConfiguration, Transport, v5};
 use sas_core::{Error, ErrorKind, Result, TriggerOptions, TriggerSecrets};
+use sas_tls::Authorities;
 
 use crate::message::Message;
 
@@ -33,6 +34,8 @@ pub(crate) struct Access {
     pub(crate) version: Version,
     username: Option<String>,
     password: Option<String>,
+    tls: bool,
+    authorities: Authorities,
 }
 
 /// The brokers that triggers may read from and send to: what the option `url` may name.
@@ -86,11 +89,11 @@ fn failed(what: &str, problem: impl std::fmt::Display) -> Error {
 impl Access {
     /// Reads the options that say where and as whom, which sources and sinks have in common.
     pub(crate) fn read(options: &mut TriggerOptions<'_>, allowed: &BTreeSet<String>) -> Self {
-        let server = options.server("url", &["mqtt"], allowed, "`PlatformBuilder::mqtt_hosts`");
+        let server = options.server("url", &["mqtt", "mqtts"], allowed, "`PlatformBuilder::mqtt_hosts`");
         if server.address.is_empty() {
             // It was said what is wrong with it.
         } else if server.host_and_port().is_none() || !server.path.is_empty() {
-            options.wrong("url", server.address, "must be mqtt://host:port (TLS is not offered)");
+            options.wrong("url", server.address, "must be mqtt://host:port, or mqtts://host:port for TLS");
         }
         let (host, port) = server.host_and_port().unwrap_or_default();
         let versions = [("5", Version::Five), ("3.1.1", Version::Three)];
@@ -99,7 +102,9 @@ impl Access {
         if username.is_some() != password.is_some() {
             options.wrong("password-secret", "", "a user and a reference to the password go together");
         }
-        Self { host: host.to_owned(), port, version, username, password }
+        let tls = server.scheme == "mqtts";
+        let authorities = Authorities::read(options, "mqtts://", tls);
+        Self { host: host.to_owned(), port, version, username, password, tls, authorities }
     }
 
     /// A session with this name, which the broker keeps for `expiry` without a connection; zero: a fresh one. Nothing is
@@ -115,6 +120,13 @@ impl Access {
             None => None,
         };
         let login = self.username.clone().zip(password);
+        let transport = match self.tls {
+            true => {
+                let config = self.authorities.client_config(secrets).await?;
+                Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(config)))
+            }
+            false => Transport::tcp(),
+        };
         if self.version == Version::Five {
             let mut options = v5::MqttOptions::new(name, &self.host, self.port);
             options
@@ -128,6 +140,7 @@ impl Access {
             if let Some((username, password)) = login {
                 options.set_credentials(username, password);
             }
+            options.set_transport(transport);
             let (client, line) = v5::AsyncClient::new(options, REQUESTS);
             return Ok((Client::Five(client), Line::Five(Box::new(line))));
         }
@@ -140,6 +153,7 @@ impl Access {
         if let Some((username, password)) = login {
             options.set_credentials(username, password);
         }
+        options.set_transport(transport);
         let (client, mut line) = AsyncClient::new(options, REQUESTS);
         let mut network = line.network_options();
         network.set_connection_timeout(CONNECT);

@@ -8,7 +8,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use sas_core::{Deliveries, Result, SpecErrors, TriggerCx, TriggerOptions, TriggerSource, TriggerSpec};
+use sas_core::{
+    Deliveries, Result, SpecErrors, TriggerCx, TriggerOptions, TriggerSource, TriggerSpec, host_name,
+};
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::session::{Access, Client, Incoming, Line, MqttBrokers, Receipt, WINDOW};
@@ -58,12 +60,6 @@ impl MqttBrokers {
         };
         Ok(MqttSource { access, filters, client, expiry })
     }
-}
-
-/// The machine's name, which tells hosts apart and is the same after a restart.
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() { "host".to_owned() } else { name.trim().to_owned() }
 }
 
 /// The messages of topics as events.

@@ -4,95 +4,35 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::TcpListener,
-    process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    process::Command,
+    sync::Arc,
     time::Duration,
 };
 
-use async_trait::async_trait;
-use sas_core::{
-    Ack, Event, EventPublisher, EventSink, SecretSource, SinkSpec, Slot, TenantKey, TriggerSecrets,
-    TriggerSpec,
-};
+use sas_core::{Event, EventPublisher, SecretSource, SinkSpec, TenantKey, TriggerSecrets, TriggerSpec};
 use sas_mqtt::{MqttBrokers, MqttSource};
 use sas_testkit::{
     broker::{Running, until},
-    fake::{FakeEventSink, FakeStore},
+    fake::{FakeEventSink, FakeSecrets, FakeStore, OrderedEventSink},
+    server::{Authority, Server, free_port, mosquitto},
 };
 use tokio::time::Instant;
 
-/// A broker with its sessions in a directory: it writes them when it is told to end.
-struct Broker {
-    child: Child,
-    dir: tempfile::TempDir,
-    port: u16,
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn program() -> &'static str {
-    if std::path::Path::new("/usr/sbin/mosquitto").exists() { "/usr/sbin/mosquitto" } else { "mosquitto" }
-}
-
-fn spawn(dir: &std::path::Path) -> std::io::Result<Child> {
-    Command::new(program())
-        .arg("-c")
-        .arg(dir.join("mosquitto.conf"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-}
+struct Broker(Server);
 
 impl Broker {
-    /// `None`, and a line about it, where there is no broker; in CI that is a failure.
-    async fn start(more: &str) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let configuration = format!(
-            "listener {port} 127.0.0.1\nuser root\npersistence true\npersistence_location {}/\nmax_queued_messages 0\n{}\n",
-            dir.path().display(),
-            if more.is_empty() { "allow_anonymous true" } else { more }
-        );
-        std::fs::write(dir.path().join("mosquitto.conf"), configuration).unwrap();
-        match spawn(dir.path()) {
-            Ok(child) => {
-                let broker = Self { child, dir, port };
-                broker.answers().await;
-                Some(broker)
-            }
-            Err(error) => {
-                assert!(std::env::var_os("CI").is_none(), "mosquitto: {error}");
-                eprintln!("SKIPPED: mosquitto: {error} (Debian has it as mosquitto)");
-                None
-            }
-        }
-    }
-
-    async fn answers(&self) {
-        until("the broker answers", async || {
-            tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_ok()
-        })
-        .await;
+    async fn start(settings: &str) -> Option<Self> {
+        Some(Self(mosquitto(settings).await?))
     }
 
     /// Told to end, so that it writes down its sessions, and started again.
     async fn restart(&mut self) {
-        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        assert!(told.success());
-        self.child.wait().unwrap();
-        self.child = spawn(self.dir.path()).unwrap();
-        self.answers().await;
+        self.0.end();
+        self.0.restart().await;
     }
 
     fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.0.address()
     }
 
     fn spec(&self, topics: &str, client: &str) -> TriggerSpec {
@@ -127,8 +67,12 @@ async fn send(sink: &Arc<dyn EventPublisher>, numbers: std::ops::Range<usize>) {
     }
 }
 
+fn number(event: &Event) -> usize {
+    event.id().parse().unwrap()
+}
+
 fn ids(sink: &FakeEventSink) -> BTreeSet<usize> {
-    sink.delivered().iter().map(|event| event.id().parse().unwrap()).collect()
+    sink.delivered().iter().map(number).collect()
 }
 
 /// A session exists when what is sent is kept for it.
@@ -144,7 +88,7 @@ async fn subscribed(source: &Arc<MqttSource>, sink: &Arc<FakeEventSink>, probe: 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_of_both_versions_come_and_go() {
-    let Some(broker) = Broker::start("").await else { return };
+    let Some(broker) = Broker::start("allow_anonymous true").await else { return };
     for (version, modes) in [("5", &["binary", "structured"][..]), ("3.1.1", &["structured"])] {
         let topic = format!("orders/{}", version.len());
         let spec = broker.spec(&topic, &format!("forms{version}")).with_option("version", version);
@@ -171,32 +115,10 @@ async fn events_of_both_versions_come_and_go() {
     }
 }
 
-/// Notes what was offered in which order.
-#[derive(Debug, Default)]
-struct Order {
-    offered: Mutex<Vec<usize>>,
-    done: Mutex<usize>,
-}
-
-#[async_trait]
-impl EventSink for Order {
-    async fn ready(&self) -> sas_core::Result<Slot> {
-        Ok(Slot(Box::new(())))
-    }
-
-    async fn deliver(&self, _slot: Slot, event: Event) -> sas_core::Result<Ack> {
-        let number: usize = event.id().parse().unwrap();
-        self.offered.lock().unwrap().push(number);
-        tokio::time::sleep(Duration::from_millis((number as u64 * 7) % 11)).await;
-        *self.done.lock().unwrap() += 1;
-        Ok(Ack::Completed)
-    }
-}
-
 /// 3,000 messages, of which the host acknowledges what it delivered only, while it crashes and fails and the broker restarts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashes_failures_and_restarts_lose_nothing() {
-    let Some(mut broker) = Broker::start("").await else { return };
+    let Some(mut broker) = Broker::start("allow_anonymous true").await else { return };
     let spec = broker.spec("orders/#", "killed");
     let (sink, probe) = (FakeEventSink::new(8), broker.sink("orders/new", &[]));
     subscribed(&broker.source(&spec), &sink, &probe).await;
@@ -219,21 +141,24 @@ async fn crashes_failures_and_restarts_lose_nothing() {
     let running = Running::start(broker.source(&spec) as _, &sink);
     until("all come", async || ids(&sink).len() == 3001).await;
     running.stop().await.unwrap();
-    let again = sink.delivered().len() - 3001;
+    // Of those that asked whether the subscription is there, any number came.
+    let again = sink.delivered().iter().filter(|event| number(event) > 0).count() - 3000;
     println!("3000 messages, {crashes} crashes of the host, a restart of the broker: lost 0, {again} twice");
+    // Not bounded by the window of 64: mosquitto 2.0 keeps to it until the first acknowledgement only, and then gives all.
+    assert!(again < 3000, "{again} came twice");
 
     // What was acknowledged does not come again, and what comes is in its order.
-    let (order, source) = (Arc::new(Order::default()), broker.source(&spec));
+    let (order, source) = (OrderedEventSink::new(number), broker.source(&spec));
     send(&broker.sink("orders/new", &[]), 4000..4200).await;
     let running = Running::start(source as _, &order);
-    until("the rest comes", async || *order.done.lock().unwrap() == 200).await;
+    until("the rest comes", async || order.done() == 200).await;
     running.stop().await.unwrap();
-    assert_eq!(*order.offered.lock().unwrap(), (4000..4200).collect::<Vec<_>>());
+    assert_eq!(order.offered(), (4000..4200).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hosts_share_a_subscription() {
-    let Some(broker) = Broker::start("").await else { return };
+    let Some(broker) = Broker::start("allow_anonymous true").await else { return };
     let of = |client: &str| broker.source(&broker.spec("shared", client).with_option("share", "group"));
     let (one, other) = (FakeEventSink::new(4), FakeEventSink::new(4));
     let probe = broker.sink("shared", &[]);
@@ -258,17 +183,6 @@ async fn two_hosts_share_a_subscription() {
     second.stop().await.unwrap();
 }
 
-/// One secret, which a test changes while a source runs.
-#[derive(Debug, Default)]
-struct Password(Mutex<String>);
-
-#[async_trait]
-impl SecretSource for Password {
-    async fn resolve(&self, _: &str, _: TenantKey) -> sas_core::Result<bytes::Bytes> {
-        Ok(self.0.lock().unwrap().clone().into())
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_have_passwords_which_change() {
     let files = tempfile::tempdir().unwrap();
@@ -285,7 +199,7 @@ async fn users_have_passwords_which_change() {
     }
     let more = format!("allow_anonymous false\npassword_file {}", users.display());
     let Some(mut broker) = Broker::start(&more).await else { return };
-    let password = Arc::new(Password(Mutex::new("first\n".to_owned())));
+    let password = FakeSecrets::of(&[("secret/m/p", "first\n")]);
     let spec =
         broker.spec("t", "anna").with_option("username", "anna").with_option("password-secret", "secret/m/p");
     let (source, sink) = (broker.source(&spec), FakeEventSink::new(1));
@@ -301,16 +215,61 @@ async fn users_have_passwords_which_change() {
     running.ended().await.expect_err("the broker went away");
     let refused = started().ended().await.expect_err("the password is not good any more");
     assert!(!format!("{refused:?}").contains("first"), "{refused:?}");
-    "second".clone_into(&mut password.0.lock().unwrap());
+    password.set("secret/m/p", "second");
     let running = started();
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(!running.has_ended(), "the new password is good");
     running.stop().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_with_an_authority_by_reference() {
+    let Some(mut broker) = Broker::start("allow_anonymous true").await else { return };
+    let authority = Authority::new();
+    let certificate = authority.certify("localhost");
+    let (cert, key) =
+        (broker.0.write("cert.pem", &certificate.pem), broker.0.write("key.pem", &certificate.key));
+    let tls = free_port();
+    broker.0.configure(&format!(
+        "listener {tls} 127.0.0.1\nallow_anonymous true\ncertfile {}\nkeyfile {}",
+        cert.display(),
+        key.display()
+    ));
+    broker.restart().await;
+    let address = format!("localhost:{tls}");
+    let brokers = MqttBrokers::new([address.as_str()]);
+    let options = [("url", format!("mqtts://{address}")), ("ca-secret", "secret/m/ca".to_owned())];
+    for version in ["5", "3.1.1"] {
+        let secrets = FakeSecrets::of(&[("secret/m/ca", &authority.pem)]);
+        let mut spec = broker.spec("guarded", "guarded").with_option("version", version);
+        let mut to = BTreeMap::from([("topic".to_owned(), "guarded".to_owned())]);
+        for (name, value) in &options {
+            spec = spec.with_option(*name, value.clone());
+            to.insert((*name).to_owned(), value.clone());
+        }
+        to.insert("version".to_owned(), version.to_owned());
+        let of_sink = TriggerSecrets::new(Some(secrets.clone()), Some(TenantKey(1)));
+        let probe = brokers.sink(&SinkSpec::new("default/t", "mqtt", to), of_sink).unwrap();
+        let (source, sink) = (Arc::new(brokers.source(&spec).unwrap()), FakeEventSink::new(1));
+        let started = || {
+            let secrets = Arc::clone(&secrets) as Arc<dyn SecretSource>;
+            Running::with(Arc::clone(&source) as _, &sink, Arc::new(FakeStore::default()), Some(secrets))
+        };
+        let running = started();
+        until("events come", async || {
+            probe.publish(event(1)).await.unwrap();
+            !sink.delivered().is_empty()
+        })
+        .await;
+        running.stop().await.unwrap();
+        secrets.set("secret/m/ca", &Authority::new().pem);
+        started().ended().await.expect_err("another authority");
+    }
+}
+
 #[tokio::test]
 async fn a_broker_that_is_away_ends_the_run() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let address = format!("127.0.0.1:{port}");
     let spec = TriggerSpec::new("t", "mqtt", "default/x")
         .with_option("url", format!("mqtt://{address}"))
@@ -339,7 +298,7 @@ fn options_are_refused_by_name() {
     };
     spec(&[("share", "g"), ("version", "3.1.1")]).unwrap();
     for (options, says) in [
-        (&[("url", "mqtts://127.0.0.1:1883")][..], "options.url"),
+        (&[("url", "http://127.0.0.1:1883")][..], "options.url"),
         (&[("url", "mqtt://10.0.0.1:1883")], "none of the servers"),
         (&[("url", "mqtt://a:pw@127.0.0.1:1883")], "no credentials"),
         (&[("topics", "a/#/b")], "options.topics"),

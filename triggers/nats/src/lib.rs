@@ -1,7 +1,11 @@
 #![forbid(unsafe_code)]
 #![doc = include_str!("../README.md")]
 
+mod access;
 mod message;
+mod sink;
 mod source;
 
-pub use source::{NatsJetStream, NatsServers};
+pub use access::NatsServers;
+pub use sink::NatsSink;
+pub use source::NatsJetStream;

@@ -4,7 +4,7 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header::CONTENT_TYPE};
 use percent_encoding::percent_decode_str;
-use sas_cloudevents::{DecodeError, Limits, Mode, from_message, mode_of};
+use sas_cloudevents::{DecodeError, Limits, Mode, from_message, mode_of, uri_path};
 use sas_core::{Error, ErrorKind, Event, EventError, Result, Timestamp};
 
 /// A message, and what the server says of it.
@@ -92,7 +92,7 @@ impl Received<'_> {
     }
 
     fn plain(&self, kind: &str) -> std::result::Result<Event, EventError> {
-        let event = Event::new(self.sequence.to_string(), format!("/nats/{}", path(self.stream)), kind)?
+        let event = Event::new(self.sequence.to_string(), format!("/nats/{}", uri_path(self.stream)), kind)?
             .with_subject(self.subject)?
             .with_time(self.published);
         let stated = self.headers.and_then(|headers| headers.get("Content-Type"));
@@ -107,7 +107,18 @@ impl Received<'_> {
     }
 }
 
-/// A stream's name as it may stand in a URI.
-fn path(stream: &str) -> String {
-    percent_encoding::utf8_percent_encode(stream, percent_encoding::NON_ALPHANUMERIC).to_string()
+/// An event as a message: its headers, among them what the server knows a repetition by, and its body.
+pub(crate) fn message(event: &Event, structured: bool) -> Result<(HeaderMap, Bytes)> {
+    let message =
+        if structured { sas_cloudevents::structured(event) } else { sas_cloudevents::binary(event)? };
+    let mut headers = HeaderMap::new();
+    let name = format!("{}#{}", uri_path(event.source()), uri_path(event.id()));
+    headers.insert("Nats-Msg-Id", name.as_str());
+    for (name, value) in &message.headers {
+        // Where HTTP has the media type of the data, NATS has an attribute.
+        let of_data = name == CONTENT_TYPE && !structured;
+        let name = if of_data { "ce-datacontenttype" } else { name.as_str() };
+        headers.insert(name, value.to_str().unwrap_or_default());
+    }
+    Ok((headers, message.body))
 }

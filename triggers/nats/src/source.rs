@@ -1,43 +1,36 @@
 //! The source: a durable pull consumer of a stream.
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_nats::{
-    Client, ConnectOptions,
+    Client,
     jetstream::{
         self, AckKind, Message,
         consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
     },
 };
 use async_trait::async_trait;
-use futures_util::{FutureExt as _, StreamExt as _};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject as _},
-};
+use futures_util::StreamExt as _;
 use sas_core::{
     Connected, Deliveries, Error, ErrorKind, EventSink, Result, Slot, SpecErrors, Timestamp, TriggerCx,
-    TriggerOptions, TriggerSecrets, TriggerSource, TriggerSpec,
+    TriggerOptions, TriggerSource, TriggerSpec, keeping,
 };
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::message::Received;
+use crate::{
+    access::{Access, NatsServers, failed},
+    message::Received,
+};
 
 /// Messages that one request takes from the stream at most.
 const TAKEN: usize = 64;
+/// How long a request for many waits at the server.
+const EAGER: Duration = Duration::from_secs(5);
 /// How long a request waits at the server for a message.
 const WAIT: Duration = Duration::from_secs(10);
-/// After how long an answer is missed.
-const ANSWER: Duration = Duration::from_secs(5);
 /// How long deliveries under way may go on when a run ends; the rest comes again.
 const LAST: Duration = Duration::from_secs(1);
-
-/// The servers that triggers may read from, and the maker of their sources.
-#[derive(Clone, Debug)]
-pub struct NatsServers {
-    hosts: BTreeSet<String>,
-}
 
 /// From where a consumer reads, when it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,24 +42,13 @@ enum Start {
 }
 
 impl NatsServers {
-    /// Sources that read from these servers only, each `host:port` as it stands in a trigger's `url`. Whoever declares a
-    /// trigger reaches no other address of the platform's network by it.
-    pub fn new(hosts: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self { hosts: hosts.into_iter().map(Into::into).collect() }
-    }
-
     /// The source that `spec` declares.
     ///
     /// # Errors
     /// All that is wrong with its options.
     pub fn source(&self, spec: &TriggerSpec) -> Result<NatsJetStream, SpecErrors> {
         let mut options = TriggerOptions::new(&spec.options, "options.");
-        let by = "`PlatformBuilder::nats_hosts`";
-        let server = options.server("url", &["nats", "tls"], &self.hosts, by);
-        if !server.path.is_empty() {
-            options.wrong("url", server.path, "must have nothing after the port");
-        }
-        let tls = server.scheme == "tls";
+        let access = Access::read(&mut options, &self.hosts);
         let stream = name(&mut options, "stream", None);
         let durable: String = spec.name.chars().map(|c| if in_name(c) { c } else { '_' }).collect();
         let consumer = name(&mut options, "consumer", Some(durable));
@@ -80,41 +62,15 @@ impl NatsServers {
             options.wrong("ack-wait", &format!("{ack_wait:?}"), "must be at least 1s");
         }
         let max_ack_pending = options.number("max-ack-pending", 1..=65_536, 1000);
-        let (username, password) = (options.reference("username"), options.reference("password-secret"));
-        let (token, credentials) =
-            (options.reference("token-secret"), options.reference("credentials-secret"));
-        let roots = options.reference("ca-secret");
-        if username.is_some() != password.is_some() {
-            let missing = if username.is_some() { "password-secret" } else { "username" };
-            options.wrong(missing, "", "missing: `username` and `password-secret` belong together");
-        }
-        let login = match (username.zip(password), token, credentials) {
-            (None, None, None) => Login::None,
-            (Some((username, password)), None, None) => Login::Password { username, password },
-            (None, Some(token), None) => Login::Token(token),
-            (None, None, Some(credentials)) => Login::Credentials(credentials),
-            _ => {
-                let problem = "only one of `username` with `password-secret`, `token-secret` and \
-                               `credentials-secret` may be given";
-                options.wrong("credentials-secret", "", problem);
-                Login::None
-            }
-        };
-        if let (Some(reference), false) = (&roots, tls) {
-            options.wrong("ca-secret", reference, "is for tls://");
-        }
         options.finish()?;
         Ok(NatsJetStream {
-            server: format!("{}://{}", server.scheme, server.address),
+            access,
             stream,
             consumer,
             subject: subject.to_owned(),
             start,
             ack_wait,
             max_ack_pending: i64::try_from(max_ack_pending).unwrap_or(i64::MAX),
-            login,
-            tls,
-            roots,
             connected: Connected::default(),
         })
     }
@@ -155,112 +111,29 @@ fn start(options: &mut TriggerOptions<'_>) -> Start {
     }
 }
 
-/// How a host says who it is, by references to secrets.
-#[derive(Clone, Debug)]
-enum Login {
-    None,
-    Password {
-        username: String,
-        password: String,
-    },
-    Token(String),
-    /// The text of a `.creds` file: a JWT and a seed.
-    Credentials(String),
-}
-
 /// The messages of one stream as events, pulled from a durable consumer.
 pub struct NatsJetStream {
-    server: String,
+    access: Access,
     stream: String,
     consumer: String,
     subject: String,
     start: Start,
     ack_wait: Duration,
     max_ack_pending: i64,
-    login: Login,
-    tls: bool,
-    roots: Option<String>,
     connected: Connected<PullConsumer>,
 }
 
 impl fmt::Debug for NatsJetStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NatsJetStream")
-            .field("server", &self.server)
+            .field("server", &self.access.server)
             .field("stream", &self.stream)
             .field("consumer", &self.consumer)
             .finish_non_exhaustive()
     }
 }
 
-fn failed<E: fmt::Display>(what: &str) -> impl Fn(E) -> Error + '_ {
-    move |error| Error::new(ErrorKind::Unavailable, "nats", format!("{what}: {error}"))
-}
-
 impl NatsJetStream {
-    /// A connection with the credentials as they are now. `lost` is cancelled when it breaks.
-    async fn connect(&self, secrets: &TriggerSecrets, lost: &CancellationToken) -> Result<Client> {
-        let mut options = match &self.login {
-            Login::None => ConnectOptions::new(),
-            Login::Password { username, password } => {
-                ConnectOptions::with_user_and_password(username.clone(), secrets.text(password).await?)
-            }
-            Login::Token(token) => ConnectOptions::with_token(secrets.text(token).await?),
-            Login::Credentials(reference) => {
-                let credentials = secrets.text(reference).await?;
-                ConnectOptions::with_credentials(&credentials).map_err(|_| {
-                    let message = format!("the secret {reference} is no text of a .creds file");
-                    Error::new(ErrorKind::InvalidSpec, "nats", message)
-                })?
-            }
-        };
-        let lost = lost.clone();
-        options = options
-            .name(format!("sas {}", self.consumer))
-            .connection_timeout(ANSWER)
-            .request_timeout(Some(ANSWER))
-            // A connection that broke ends the run, whose back-off is the platform's, with the secrets as they are then.
-            .max_reconnects(1)
-            .event_callback(move |event| {
-                let lost = lost.clone();
-                async move {
-                    if matches!(event, async_nats::Event::Disconnected | async_nats::Event::Closed) {
-                        lost.cancel();
-                    }
-                }
-            });
-        if self.tls {
-            options = options.require_tls(true).tls_client_config(self.tls_config(secrets).await?);
-        }
-        options.connect(self.server.as_str()).await.map_err(failed(&format!("connecting to {}", self.server)))
-    }
-
-    async fn tls_config(&self, secrets: &TriggerSecrets) -> Result<ClientConfig> {
-        let roots = match &self.roots {
-            None => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
-            Some(reference) => {
-                let pem = secrets.get(reference).await?;
-                let wrong = || {
-                    let message = format!("the secret {reference} holds no certificates in PEM");
-                    Error::new(ErrorKind::InvalidSpec, "nats", message)
-                };
-                let mut roots = RootCertStore::empty();
-                for certificate in CertificateDer::pem_slice_iter(&pem) {
-                    roots.add(certificate.map_err(|_| wrong())?).map_err(|_| wrong())?;
-                }
-                if roots.is_empty() {
-                    return Err(wrong());
-                }
-                roots
-            }
-        };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring knows TLS 1.2 and 1.3");
-        Ok(config.with_root_certificates(roots).with_no_client_auth())
-    }
-
     /// The consumer: as it is, where there is one, with what may change of it as it is declared; else a new one.
     async fn consumer(&self, client: Client) -> Result<PullConsumer> {
         let context = jetstream::new(client);
@@ -301,7 +174,7 @@ impl NatsJetStream {
 
     async fn follow(&self, cx: &TriggerCx) -> Result<()> {
         let lost = CancellationToken::new();
-        let client = self.connect(&cx.secrets, &lost).await?;
+        let client = self.access.connect(&format!("sas {}", self.consumer), &cx.secrets, &lost).await?;
         let consumer = Arc::new(self.consumer(client).await?);
         let _connected = self.connected.begin(Arc::clone(&consumer));
         let mut deliveries = Deliveries::default();
@@ -309,7 +182,7 @@ impl NatsJetStream {
             biased;
             () = cx.shutdown.cancelled() => Ok(()),
             () = lost.cancelled() => {
-                Err(Error::new(ErrorKind::Unavailable, "nats", format!("{} has gone away", self.server)))
+                Err(Error::new(ErrorKind::Unavailable, "nats", format!("{} has gone away", self.access.server)))
             }
             pulled = self.pull(cx, &consumer, &mut deliveries) => pulled,
         };
@@ -320,16 +193,11 @@ impl NatsJetStream {
     async fn pull(&self, cx: &TriggerCx, consumer: &PullConsumer, deliveries: &mut Deliveries) -> Result<()> {
         let mut more = false;
         loop {
-            let mut slots = vec![deliveries.meanwhile(cx.sink.ready()).await??];
-            // An idle source keeps one slot; one that has much to do takes what is free, for a moment.
-            while more && slots.len() < TAKEN {
-                let Some(slot) = cx.sink.ready().now_or_never() else { break };
-                slots.push(slot?);
-            }
+            let mut slots = deliveries.slots(&*cx.sink, more, TAKEN).await?;
             let room = slots.len();
             let request = async {
                 if more {
-                    consumer.fetch().max_messages(room).expires(ANSWER).messages().await
+                    consumer.fetch().max_messages(room).expires(EAGER).messages().await
                 } else {
                     consumer.batch().max_messages(1).expires(WAIT).messages().await
                 }
@@ -372,16 +240,9 @@ fn deliver(
         received.event()?
     };
     Ok(async move {
-        let mut delivery = sink.deliver(slot, event);
-        let mut ticks = interval_at(Instant::now() + every, every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let delivered = loop {
-            tokio::select! {
-                biased;
-                delivered = &mut delivery => break delivered,
-                _ = ticks.tick() => message.ack_with(AckKind::Progress).await.map_err(failed("in progress"))?,
-            }
-        };
+        let in_progress =
+            || async { message.ack_with(AckKind::Progress).await.map_err(failed("in progress")) };
+        let delivered = keeping(sink.deliver(slot, event), every, in_progress).await?;
         if let Err(error) = delivered {
             // It may come again at once, here or at another host; the platform makes this one wait.
             let _ = message.ack_with(AckKind::Nak(None)).await;
@@ -403,7 +264,7 @@ impl TriggerSource for NatsJetStream {
 
     /// What the consumer has not given out, and what it has given out that is unacknowledged, as the server counts it.
     async fn backlog(&self) -> Result<Option<u64>> {
-        let Some(consumer) = self.connected.get(&self.server)? else { return Ok(None) };
+        let Some(consumer) = self.connected.get(&self.access.server)? else { return Ok(None) };
         let info = consumer.get_info().await.map_err(failed("the consumer's state"))?;
         let unacknowledged = u64::try_from(info.num_ack_pending).unwrap_or(u64::MAX);
         Ok(Some(info.num_pending.saturating_add(unacknowledged)))

@@ -4,54 +4,26 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    net::TcpListener,
-    path::Path,
-    process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures_util::StreamExt as _;
-use sas_core::{Ack, ErrorKind, Event, EventSink, SecretSource, Slot, TenantKey, TriggerSource, TriggerSpec};
+use sas_core::{
+    ErrorKind, Event, EventPublisher, EventSink as _, SinkSpec, TriggerSecrets, TriggerSource, TriggerSpec,
+};
 use sas_nats::{NatsJetStream, NatsServers};
 use sas_testkit::{
-    broker::{Broker, Running, kill_at_random, until},
-    fake::{FakeEventSink, FakeStore},
+    broker::{Broker, Running, events_of_a_test, kill_at_random, publish_through_kills, until},
+    fake::{FakeEventSink, FakeSecrets, FakeStore, OrderedEventSink},
+    server::{Authority, nats},
 };
 
-/// A server with its data in a directory: it is killed, and comes back with what it had.
 struct Server {
-    child: Child,
-    dir: tempfile::TempDir,
-    port: u16,
-    /// What its configuration has beside the port.
-    extra: String,
-    login: Option<(String, String)>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn spawn(dir: &Path, port: u16, extra: &str) -> std::io::Result<Child> {
-    let config = dir.join("server.conf");
-    let store = dir.join("data");
-    std::fs::write(
-        &config,
-        format!("host: 127.0.0.1\nport: {port}\njetstream {{ store_dir: {store:?} }}\n{extra}\n"),
-    )?;
-    Command::new("nats-server")
-        .arg("--config")
-        .arg(config)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
+    server: sas_testkit::server::Server,
+    login: Option<(&'static str, &'static str)>,
 }
 
 impl Server {
@@ -59,34 +31,21 @@ impl Server {
         Self::with("", None).await
     }
 
-    /// `None`, and a line about it, where there is no server; in CI that is a failure.
-    async fn with(extra: &str, login: Option<(&str, &str)>) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        match spawn(dir.path(), port, extra) {
-            Ok(child) => {
-                let login = login.map(|(user, password)| (user.to_owned(), password.to_owned()));
-                let server = Self { child, dir, port, extra: extra.to_owned(), login };
-                server.orders().await;
-                Some(server)
-            }
-            Err(error) => {
-                assert!(std::env::var_os("CI").is_none(), "nats-server: {error}");
-                eprintln!("SKIPPED: nats-server: {error} (Debian has it as nats-server)");
-                None
-            }
-        }
+    async fn with(settings: &str, login: Option<(&'static str, &'static str)>) -> Option<Self> {
+        let server = Self { server: nats(settings).await?, login };
+        server.orders().await;
+        Some(server)
     }
 
     async fn client(&self) -> jetstream::Context {
         for _ in 0..200 {
-            let options = match &self.login {
+            let options = match self.login {
                 Some((user, password)) => {
-                    async_nats::ConnectOptions::with_user_and_password(user.clone(), password.clone())
+                    async_nats::ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
                 }
                 None => async_nats::ConnectOptions::new(),
             };
-            if let Ok(client) = options.connect(format!("127.0.0.1:{}", self.port)).await {
+            if let Ok(client) = options.connect(self.server.address()).await {
                 let context = jetstream::new(client);
                 if !matches!(context.stream_names().next().await, Some(Err(_))) {
                     return context;
@@ -109,26 +68,16 @@ impl Server {
         context
     }
 
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    async fn restart(&mut self) {
-        self.child = spawn(self.dir.path(), self.port, &self.extra).unwrap();
-        self.client().await;
-    }
-
     fn spec(&self) -> TriggerSpec {
         TriggerSpec::new("shop/orders", "nats-jetstream", "shop/billing")
-            .with_option("url", format!("nats://127.0.0.1:{}", self.port))
+            .with_option("url", format!("nats://{}", self.server.address()))
             .with_option("stream", "ORDERS")
             .with_option("start", "earliest")
             .with_option("ack-wait", "2s")
     }
 
     fn source_of(&self, spec: &TriggerSpec) -> Arc<NatsJetStream> {
-        let servers = NatsServers::new([format!("127.0.0.1:{}", self.port)]);
+        let servers = NatsServers::new([self.server.address()]);
         Arc::new(servers.source(spec).unwrap())
     }
 
@@ -170,42 +119,20 @@ fn numbers(sink: &FakeEventSink) -> HashSet<usize> {
     sink.delivered().iter().map(number).collect()
 }
 
-/// Notes in which order events are offered, and takes as long for each as their number says.
-#[derive(Debug, Default)]
-struct Order {
-    offered: Mutex<Vec<usize>>,
-    done: Mutex<usize>,
-}
-
-#[async_trait]
-impl EventSink for Order {
-    async fn ready(&self) -> sas_core::Result<Slot> {
-        Ok(Slot(Box::new(())))
-    }
-
-    async fn deliver(&self, _slot: Slot, event: Event) -> sas_core::Result<Ack> {
-        let number = number(&event);
-        self.offered.lock().unwrap().push(number);
-        tokio::time::sleep(Duration::from_millis((number as u64 * 7) % 11)).await;
-        *self.done.lock().unwrap() += 1;
-        Ok(Ack::Completed)
-    }
-}
-
 #[tokio::test]
 async fn in_order_acknowledged_after_delivery_and_counted() {
     let Some(server) = Server::start().await else { return };
     let context = server.orders().await;
     publish(&context, 0..500).await;
-    let (sink, source) = (Arc::new(Order::default()), server.source());
+    let (sink, source) = (OrderedEventSink::new(number), server.source());
     assert_eq!(source.backlog().await.unwrap(), None, "nothing is known before it has connected");
     let running = Running::start(source.clone(), &sink);
-    until("some come", async || *sink.done.lock().unwrap() > 20).await;
+    until("some come", async || sink.done() > 20).await;
     let open = server.open().await;
-    assert!(500 - open <= *sink.done.lock().unwrap() as u64, "acknowledged ahead of delivery");
+    assert!(500 - open <= sink.done() as u64, "acknowledged ahead of delivery");
     until("all are acknowledged", async || server.open().await == 0).await;
     assert_eq!(source.backlog().await.unwrap(), Some(0));
-    assert_eq!(*sink.offered.lock().unwrap(), (0..500).collect::<Vec<_>>());
+    assert_eq!(sink.offered(), (0..500).collect::<Vec<_>>());
     running.stop().await.unwrap();
     source.backlog().await.expect_err("it is not connected any more");
 
@@ -359,36 +286,16 @@ async fn events_in_both_modes_plain_messages_and_malformed_ones() {
     assert_eq!(&events[2].data()[..], b"lost?");
 }
 
-/// Secrets that a test changes.
-#[derive(Debug, Default)]
-struct Secrets(Mutex<BTreeMap<String, String>>);
-
-#[async_trait]
-impl SecretSource for Secrets {
-    async fn resolve(&self, reference: &str, _tenant: TenantKey) -> sas_core::Result<Bytes> {
-        let found = self.0.lock().unwrap().get(reference).cloned();
-        found.map(Bytes::from).ok_or_else(|| sas_core::Error::new(ErrorKind::NotFound, "secret", reference))
-    }
-}
-
-impl Secrets {
-    fn set(&self, reference: &str, value: &str) {
-        self.0.lock().unwrap().insert(reference.to_owned(), value.to_owned());
-    }
-}
-
 #[tokio::test]
 async fn a_password_that_was_replaced_counts_at_the_next_connection() {
-    let users = |password: &str| format!("authorization {{ user: shop, password: {password:?} }}");
-    let Some(mut server) = Server::with(&users("first-pass"), Some(("shop", "first-pass"))).await else {
-        return;
-    };
+    let users = "authorization { user: shop, password: \"first-pass\" }";
+    let Some(mut server) = Server::with(users, Some(("shop", "first-pass"))).await else { return };
     let context = server.orders().await;
     publish(&context, 0..5).await;
     let spec =
         server.spec().with_option("username", "shop").with_option("password-secret", "secret/nats/password");
     let source = server.source_of(&spec);
-    let secrets = Arc::new(Secrets::default());
+    let secrets = FakeSecrets::of(&[]);
     let sink = FakeEventSink::new(4);
     let run = || Running::with(source.clone(), &sink, Arc::new(FakeStore::default()), Some(secrets.clone()));
 
@@ -404,13 +311,13 @@ async fn a_password_that_was_replaced_counts_at_the_next_connection() {
     until("they come", async || sink.delivered().len() == 5).await;
 
     // The server comes back with another password, and the secret is replaced; no source is made anew.
-    server.kill();
-    server.extra = users("second-pass");
-    server.login = Some(("shop".to_owned(), "second-pass".to_owned()));
+    server.server.kill();
+    server.server.reconfigure("first-pass", "second-pass");
+    server.login = Some(("shop", "second-pass"));
     let gone = running.ended().await.expect_err("the server is gone").chain();
     assert!(gone.contains("has gone away") || gone.contains("pulling"), "{gone}");
     secrets.set("secret/nats/password", "second-pass");
-    server.restart().await;
+    server.server.restart().await;
     publish(&server.orders().await, 5..8).await;
     let running = run();
     until("the rest comes", async || numbers(&sink).len() == 8).await;
@@ -420,29 +327,26 @@ async fn a_password_that_was_replaced_counts_at_the_next_connection() {
 
 #[tokio::test]
 async fn tls_with_an_authority_by_reference() {
-    let dir = tempfile::tempdir().unwrap();
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    std::fs::write(&cert, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    let tls = format!("tls {{ cert_file: {cert:?}, key_file: {key:?} }}");
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     // Its stream is made before it asks for TLS.
     let Some(mut server) = Server::start().await else { return };
     publish(&server.orders().await, 0..3).await;
-    server.kill();
-    server.port = port;
-    server.child = spawn(server.dir.path(), port, &tls).unwrap();
-    until("it listens", async || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()).await;
+    server.server.kill();
+    let authority = Authority::new();
+    let certificate = authority.certify("localhost");
+    let (cert, key) =
+        (server.server.write("cert.pem", &certificate.pem), server.server.write("key.pem", &certificate.key));
+    server.server.configure(&format!("tls {{ cert_file: {cert:?}, key_file: {key:?} }}"));
+    server.server.restart().await;
 
+    let port = server.server.port();
     let servers = NatsServers::new([format!("localhost:{port}")]);
     let spec = server.spec().with_option("url", format!("tls://localhost:{port}"));
     let sink = FakeEventSink::new(4);
     let untrusted = Arc::new(servers.source(&spec).unwrap());
     Running::start(untrusted, &sink).ended().await.expect_err("nobody vouches for it");
     let source = Arc::new(servers.source(&spec.with_option("ca-secret", "secret/nats/ca")).unwrap());
-    let secrets = Arc::new(Secrets::default());
-    secrets.set("secret/nats/ca", &made.cert.pem());
+    let secrets = FakeSecrets::of(&[]);
+    secrets.set("secret/nats/ca", &authority.pem);
     let running = Running::with(source, &sink, Arc::new(FakeStore::default()), Some(secrets));
     until("they come", async || sink.delivered().len() == 3).await;
     running.stop().await.unwrap();
@@ -459,6 +363,46 @@ async fn what_is_missing_is_named() {
     let nowhere = Arc::new(NatsServers::new(["127.0.0.1:1"]).source(&spec).unwrap());
     let error = Running::start(nowhere, &FakeEventSink::new(1)).ended().await.unwrap_err().chain();
     assert!(error.contains("connecting to nats://127.0.0.1:1"), "{error}");
+}
+
+fn sink(server: &Server, more: &[(&str, &str)]) -> Arc<dyn EventPublisher> {
+    let url = format!("nats://{}", server.server.address());
+    let mut options =
+        BTreeMap::from([("url".to_owned(), url), ("subject".to_owned(), "orders.new".to_owned())]);
+    options.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    let spec = SinkSpec::new("default/t", "nats-jetstream", options);
+    NatsServers::new([server.server.address()]).sink(&spec, TriggerSecrets::default()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_are_written_and_none_is_lost_when_the_server_is_killed() {
+    let Some(mut server) = Server::start().await else { return };
+    let event = Event::new("7", "/shop", "order.paid")
+        .and_then(|event| event.with_subject("grüße \"5 %\""))
+        .and_then(|event| event.with_data("application/json", "{\"a\":1}"))
+        .unwrap();
+    sink(&server, &[]).publish(event.clone()).await.unwrap();
+    let second = Event::new("8", "/shop", "order.paid")
+        .and_then(|event| event.with_data("text/plain", "21.5"))
+        .unwrap();
+    // The stream knows a repetition by its name.
+    for _ in 0..2 {
+        sink(&server, &[("mode", "structured")]).publish(second.clone()).await.unwrap();
+    }
+    let came = FakeEventSink::new(1);
+    let running = Running::start(server.source(), &came);
+    until("both come", async || came.delivered().len() == 2).await;
+    until("nothing else comes", async || server.open().await == 0).await;
+    running.stop().await.unwrap();
+    let expected = [(event.clone(), "ORDERS@1"), (second, "ORDERS@2")]
+        .map(|(event, position)| event.with_extension("sasposition", position).unwrap());
+    assert_eq!(came.delivered(), expected);
+
+    let nowhere = sink(&server, &[("subject", "nowhere")]).publish(event).await.unwrap_err().to_string();
+    assert!(nowhere.contains("no stream has subject nowhere"), "{nowhere}");
+    let sink = sink(&server, &[]);
+    let published = publish_through_kills(&mut server, &sink, 3_000, 3).await;
+    println!("sink: {published}");
 }
 
 #[test]
@@ -504,8 +448,9 @@ impl Broker for Server {
     }
 
     async fn kill_and_restart(&mut self) {
-        self.kill();
-        self.restart().await;
+        self.server.kill();
+        self.server.restart().await;
+        self.client().await;
     }
 
     async fn unacknowledged(&mut self) -> u64 {
@@ -517,7 +462,7 @@ impl Broker for Server {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_random_loses_nothing() {
     let Some(mut server) = Server::start().await else { return };
-    let count = if std::env::var_os("SAS_LONG").is_some() { 100_000 } else { 20_000 };
+    let count = events_of_a_test(20_000);
     publish(&server.orders().await, 0..count).await;
     let kills = kill_at_random(&mut server, count, (5, 12), 0x5a5, |event| number(event).to_string()).await;
     println!("{kills}");

@@ -1,8 +1,12 @@
 #![forbid(unsafe_code)]
 #![doc = include_str!("../README.md")]
 
+mod access;
 mod row;
+mod sink;
 mod source;
 mod table;
 
-pub use source::{PostgresOutbox, PostgresServers};
+pub use access::PostgresServers;
+pub use sink::PostgresSink;
+pub use source::PostgresOutbox;

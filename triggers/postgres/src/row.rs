@@ -56,24 +56,12 @@ impl Row {
         kind: &str,
         media: &str,
     ) -> std::result::Result<Event, EventError> {
-        let source = format!("/postgres/{}/{}", path(database), path(table));
+        let source =
+            format!("/postgres/{}/{}", sas_cloudevents::uri_path(database), sas_cloudevents::uri_path(table));
         let event = Event::new(self.id.to_string(), source, kind)?.with_data(media, self.event.clone())?;
         Ok(match self.created_millis {
             Some(millis) => event.with_time(Timestamp::from_millis(millis)),
             None => event,
         })
     }
-}
-
-/// A name as it may stand in a URI.
-fn path(name: &str) -> String {
-    let mut path = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            path.push(char::from(byte));
-        } else {
-            path.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    path
 }

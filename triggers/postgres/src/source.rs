@@ -1,46 +1,28 @@
 //! The source: leases rows, delivers them, and deletes or marks them.
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::{FutureExt as _, StreamExt as _, stream};
 use sas_core::{
     Connected, Deliveries, Error, ErrorKind, EventSink, Result, Slot, SpecErrors, TriggerCx, TriggerOptions,
-    TriggerSecrets, TriggerSource, TriggerSpec,
+    TriggerSecrets, TriggerSource, TriggerSpec, keeping,
 };
-use tokio::{
-    sync::Notify,
-    task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval_at, timeout},
-};
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Statement};
+use tokio::{sync::Notify, task::JoinSet, time::timeout};
+use tokio_postgres::{Client, Statement};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::{Access, PostgresServers, answer, failed},
     row::Row,
     table::{Table, quoted},
 };
 
 /// Rows that are leased at once at most.
 const TAKEN: usize = 64;
-/// After how long an answer is missed.
-const ANSWER: Duration = Duration::from_secs(10);
 /// How long deliveries under way may go on when a run ends; the rest comes again.
 const LAST: Duration = Duration::from_secs(1);
 
-/// The servers that triggers may read from, and the maker of their sources.
-#[derive(Clone, Debug)]
-pub struct PostgresServers {
-    hosts: BTreeSet<String>,
-}
-
 impl PostgresServers {
-    /// Sources that read from these servers only, each `host:port` as it stands in a trigger's `url`. Whoever declares a
-    /// trigger reaches no other address of the platform's network by it.
-    pub fn new(hosts: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self { hosts: hosts.into_iter().map(Into::into).collect() }
-    }
-
     /// The source that `spec` declares.
     ///
     /// # Errors
@@ -48,24 +30,8 @@ impl PostgresServers {
     pub fn source(&self, spec: &TriggerSpec) -> Result<PostgresOutbox, SpecErrors> {
         const HOUR: Duration = Duration::from_secs(3600);
         let mut options = TriggerOptions::new(&spec.options, "options.");
-        let by = "`PlatformBuilder::postgres_hosts`";
-        let server = options.server("url", &["postgres", "postgresql"], &self.hosts, by);
-        let database = server.path;
-        if !server.address.is_empty() && (database.is_empty() || database.contains(['/', '?', '#', '%'])) {
-            let problem = "must be postgres://host:port/database, without parameters (TLS is not offered)";
-            options.wrong("url", database, problem);
-        }
-        let (host, port) = server.host_and_port().unwrap_or_default();
-        if !server.address.is_empty() && port == 0 {
-            options.wrong("url", server.address, "must name a port, such as 5432");
-        }
-        let given = options.required("table");
-        let table = Table::parse(given).unwrap_or_else(|| {
-            if !given.is_empty() {
-                options.wrong("table", given, "must be name or schema.name, without quotation marks");
-            }
-            Table::parse("outbox").expect("a name")
-        });
+        let access = Access::read(&mut options, &self.hosts);
+        let (name, table) = table(&mut options);
         let channel = match options.take("channel") {
             None => table.name.clone(),
             Some(channel) if !channel.is_empty() && channel.len() <= 63 && !channel.contains(['"', '\0']) => {
@@ -85,22 +51,15 @@ impl PostgresServers {
             options.wrong("poll", &format!("{poll:?}"), "must be at least 100ms");
         }
         let mark = options.word("done", &[("delete", false), ("mark", true)], false);
-        let username = options.required("username").to_owned();
-        let password = options.reference("password-secret");
         options.finish()?;
         Ok(PostgresOutbox {
-            server: format!("postgres://{}/{database}", server.address),
-            host: host.to_owned(),
-            port,
-            database: database.to_owned(),
-            name: given.to_owned(),
+            access,
+            name,
             table,
             channel,
             lease,
             poll,
             mark,
-            username,
-            password,
             connected: Connected::default(),
         })
     }
@@ -108,10 +67,7 @@ impl PostgresServers {
 
 /// The rows of one outbox table as events.
 pub struct PostgresOutbox {
-    server: String,
-    host: String,
-    port: u16,
-    database: String,
+    access: Access,
     /// The table as the declaration names it.
     name: String,
     table: Table,
@@ -119,42 +75,28 @@ pub struct PostgresOutbox {
     lease: Duration,
     poll: Duration,
     mark: bool,
-    username: String,
-    password: Option<String>,
     connected: Connected<Rows>,
 }
 
 impl fmt::Debug for PostgresOutbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresOutbox")
-            .field("server", &self.server)
+            .field("server", &self.access.server)
             .field("table", &self.name)
             .finish_non_exhaustive()
     }
 }
 
-fn failed(what: &str) -> impl Fn(tokio_postgres::Error) -> Error + '_ {
-    move |error| {
-        let told = match error.as_db_error() {
-            Some(error) => format!("{what}: {} ({})", error.message(), error.code().code()),
-            None => format!("{what}: {error}"),
-        };
-        Error::new(ErrorKind::Unavailable, "postgres", told).with_source(error)
-    }
-}
-
-/// What the server answers, or an error when it does not.
-async fn answer<T>(
-    what: &str,
-    asked: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
-) -> Result<T> {
-    match timeout(ANSWER, asked).await {
-        Ok(answer) => answer.map_err(failed(what)),
-        Err(_) => {
-            let message = format!("{what}: no answer within {ANSWER:?}");
-            Err(Error::new(ErrorKind::Unavailable, "postgres", message))
+/// The table that a declaration names, as it names it and as it stands in statements.
+pub(crate) fn table(options: &mut TriggerOptions<'_>) -> (String, Table) {
+    let given = options.required("table");
+    let table = Table::parse(given).unwrap_or_else(|| {
+        if !given.is_empty() {
+            options.wrong("table", given, "must be name or schema.name, without quotation marks");
         }
-    }
+        Table::parse("outbox").expect("a name")
+    });
+    (given.to_owned(), table)
 }
 
 /// A connection, with what is asked on it.
@@ -210,20 +152,11 @@ impl Rows {
         event: sas_core::Event,
         next: Arc<Notify>,
     ) -> Result<()> {
-        let mut delivery = sink.deliver(slot, event);
-        let every = self.lease / 3;
-        let mut ticks = interval_at(Instant::now() + every, every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let delivered = loop {
-            tokio::select! {
-                biased;
-                delivered = &mut delivery => break delivered,
-                _ = ticks.tick() => {
-                    let lease = self.lease_millis();
-                    answer("renewing a lease", self.client.execute(&self.renew, &[&id, &lease])).await?;
-                }
-            }
+        let lease = self.lease_millis();
+        let renewed = || async {
+            answer("renewing a lease", self.client.execute(&self.renew, &[&id, &lease])).await.map(drop)
         };
+        let delivered = keeping(sink.deliver(slot, event), self.lease / 3, renewed).await?;
         if let Err(error) = delivered {
             // It may come again at once, here or at another host; the platform makes this one wait.
             let _ = answer("giving up a lease", self.client.execute(&self.release, &[&id])).await;
@@ -245,30 +178,8 @@ impl PostgresOutbox {
         lost: &CancellationToken,
         wake: &Arc<Notify>,
     ) -> Result<Rows> {
-        let mut config = Config::new();
-        config
-            .host(&self.host)
-            .port(self.port)
-            .dbname(&self.database)
-            .user(&self.username)
-            .application_name("sas")
-            .connect_timeout(ANSWER);
-        if let Some(reference) = &self.password {
-            config.password(secrets.text(reference).await?);
-        }
-        let what = format!("connecting to {}", self.server);
-        let (client, mut connection) = answer(&what, config.connect(NoTls)).await?;
-        let (lost, woken) = (lost.clone(), Arc::clone(wake));
-        let mut driver = JoinSet::new();
-        driver.spawn(async move {
-            let mut messages = stream::poll_fn(move |cx| connection.poll_message(cx));
-            while let Some(Ok(message)) = messages.next().await {
-                if matches!(message, AsyncMessage::Notification(_)) {
-                    woken.notify_one();
-                }
-            }
-            lost.cancel();
-        });
+        let woken = Arc::clone(wake);
+        let (client, driver) = self.access.connect(secrets, lost, move || woken.notify_one()).await?;
         let listen = format!("LISTEN {}", quoted(&self.channel));
         answer("LISTEN", client.batch_execute(&listen)).await?;
         let prepare = async |what: &str, statement: String| {
@@ -299,7 +210,7 @@ impl PostgresOutbox {
             biased;
             () = cx.shutdown.cancelled() => Ok(()),
             () = lost.cancelled() => {
-                Err(Error::new(ErrorKind::Unavailable, "postgres", format!("{} has gone away", self.server)))
+                Err(Error::new(ErrorKind::Unavailable, "postgres", format!("{} has gone away", self.access.server)))
             }
             pulled = self.pull(cx, &rows, &mut deliveries, &wake) => pulled,
         };
@@ -316,17 +227,12 @@ impl PostgresOutbox {
     ) -> Result<()> {
         let mut more = false;
         loop {
-            let mut slots = vec![deliveries.meanwhile(cx.sink.ready()).await??];
-            // An idle source keeps one slot; one that has much to do takes what is free, for a moment.
-            while more && slots.len() < TAKEN {
-                let Some(slot) = cx.sink.ready().now_or_never() else { break };
-                slots.push(slot?);
-            }
+            let mut slots = deliveries.slots(&*cx.sink, more, TAKEN).await?;
             let claimed = deliveries.meanwhile(rows.claim(slots.len())).await??;
             more = !claimed.is_empty();
             for row in claimed {
                 let Some(slot) = slots.pop() else { break };
-                let event = row.event(&self.database, &self.name)?;
+                let event = row.event(&self.access.database, &self.name)?;
                 let delivery =
                     Arc::clone(rows).deliver(Arc::clone(&cx.sink), slot, row.id, event, Arc::clone(wake));
                 deliveries.begin(delivery);
@@ -352,7 +258,7 @@ impl TriggerSource for PostgresOutbox {
 
     /// The rows that were not delivered, those under way among them, as the server counts them.
     async fn backlog(&self) -> Result<Option<u64>> {
-        let Some(rows) = self.connected.get(&self.server)? else { return Ok(None) };
+        let Some(rows) = self.connected.get(&self.access.server)? else { return Ok(None) };
         let row = answer("counting rows", rows.client.query_one(&rows.count, &[])).await?;
         let count: i64 = row.try_get(0).map_err(failed("counting rows"))?;
         Ok(Some(u64::try_from(count).unwrap_or(0)))

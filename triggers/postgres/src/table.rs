@@ -76,6 +76,11 @@ impl Table {
         }
     }
 
+    /// A row with the key `$1` and the event `$2`.
+    pub(crate) fn insert(&self) -> String {
+        format!("INSERT INTO {} (key, event) VALUES ($1::text, $2::text::jsonb)", self.quoted)
+    }
+
     /// How many rows were not delivered.
     pub(crate) fn count(&self) -> String {
         format!("SELECT count(*) FROM {} WHERE delivered_at IS NULL", self.quoted)

@@ -4,121 +4,43 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use sas_core::{Ack, ErrorKind, Event, EventSink, SecretSource, Slot, TenantKey, TriggerSource, TriggerSpec};
+use sas_core::{
+    Ack, ErrorKind, Event, EventPublisher, EventSink, SecretSource, SinkSpec, Slot, TenantKey,
+    TriggerSecrets, TriggerSource, TriggerSpec,
+};
 use sas_postgres::{PostgresOutbox, PostgresServers};
 use sas_testkit::{
-    broker::{Broker, Running, kill_at_random, until},
-    fake::{FakeEventSink, FakeStore},
+    broker::{Broker, Running, events_of_a_test, kill_at_random, publish_through_kills, until},
+    fake::{FakeEventSink, FakeSecrets, FakeStore},
+    server::{Authority, PostgresServer},
 };
 use tokio_postgres::{Client, NoTls};
 
 /// The table as docs/sources.md has it, for a role that may do with it what the source does, and no more.
 const TABLE: &str = include_str!("../outbox.sql");
 
-/// A server with its data in a directory: it is killed, and comes back with what it had.
-struct Server {
-    child: Child,
-    dir: tempfile::TempDir,
-    port: u16,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        kill(&mut self.child);
-    }
-}
-
-fn kill(child: &mut Child) {
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
-fn program(name: &str) -> PathBuf {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> =
-        versions.map(|version| version.path().join("bin").join(name)).filter(|path| path.exists()).collect();
-    found.sort();
-    found.pop().unwrap_or_else(|| name.into())
-}
-
-/// A command as an ordinary user, since the server refuses to run as root.
-fn as_ordinary_user(name: &str) -> Command {
-    if !rustix::process::geteuid().is_root() {
-        return Command::new(program(name));
-    }
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program(name));
-    command
-}
-
-fn spawn(dir: &Path, port: u16) -> std::io::Result<Child> {
-    as_ordinary_user("postgres")
-        .arg("-D")
-        .arg(dir.join("data"))
-        .args(["-p", &port.to_string(), "-h", "127.0.0.1", "-c", "unix_socket_directories="])
-        // What is killed is the process, not the machine: the kernel keeps what was written.
-        .args(["-c", "fsync=off"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-}
+struct Server(PostgresServer);
 
 impl Server {
-    /// `None`, and a line about it, where there is no server; in CI that is a failure.
     async fn start() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        if rustix::process::geteuid().is_root() {
-            std::os::unix::fs::chown(dir.path(), Some(65534), Some(65534)).unwrap();
-        }
-        let made = as_ordinary_user("initdb")
-            .arg("-D")
-            .arg(dir.path().join("data"))
-            .args([
-                "-U",
-                "postgres",
-                "--auth-host=scram-sha-256",
-                "--auth-local=trust",
-                "--no-sync",
-                "--pwfile",
-            ])
-            .arg({
-                let file = dir.path().join("password");
-                std::fs::write(&file, "admin-pass").unwrap();
-                file
-            })
-            .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
-            .status();
-        let failed = match made {
-            Ok(status) if status.success() => match spawn(dir.path(), port) {
-                Ok(child) => {
-                    let server = Self { child, dir, port };
-                    server.admin().await.batch_execute(TABLE).await.unwrap();
-                    return Some(server);
-                }
-                Err(error) => error.to_string(),
-            },
-            Ok(status) => format!("initdb: {status}"),
-            Err(error) => format!("initdb: {error}"),
-        };
-        assert!(std::env::var_os("CI").is_none(), "PostgreSQL: {failed}");
-        eprintln!("SKIPPED: PostgreSQL: {failed} (Debian has it as postgresql)");
-        None
+        let server = Self(PostgresServer::start().await?);
+        server.admin().await.batch_execute(TABLE).await.unwrap();
+        Some(server)
     }
 
     async fn try_admin(&self) -> Option<Client> {
         let mut config = tokio_postgres::Config::new();
-        config.host("127.0.0.1").port(self.port).user("postgres").password("admin-pass").dbname("postgres");
+        config
+            .host("127.0.0.1")
+            .port(self.0.port())
+            .user("postgres")
+            .password("admin-pass")
+            .dbname("postgres");
         let (client, connection) = config.connect(NoTls).await.ok()?;
         tokio::spawn(connection);
         Some(client)
@@ -136,7 +58,7 @@ impl Server {
 
     fn spec(&self) -> TriggerSpec {
         TriggerSpec::new("shop/orders", "postgres-outbox", "shop/billing")
-            .with_option("url", format!("postgres://127.0.0.1:{}/postgres", self.port))
+            .with_option("url", format!("postgres://{}/postgres", self.0.address()))
             .with_option("table", "outbox")
             .with_option("username", "sas")
             .with_option("password-secret", "secret/outbox/password")
@@ -145,7 +67,7 @@ impl Server {
     }
 
     fn source_of(&self, spec: &TriggerSpec) -> Arc<PostgresOutbox> {
-        let servers = PostgresServers::new([format!("127.0.0.1:{}", self.port)]);
+        let servers = PostgresServers::new([self.0.address()]);
         Arc::new(servers.source(spec).unwrap())
     }
 
@@ -156,21 +78,8 @@ impl Server {
     }
 }
 
-/// Secrets that a test changes.
-#[derive(Debug)]
-struct Secrets(Mutex<BTreeMap<String, String>>);
-
-#[async_trait]
-impl SecretSource for Secrets {
-    async fn resolve(&self, reference: &str, _tenant: TenantKey) -> sas_core::Result<Bytes> {
-        let found = self.0.lock().unwrap().get(reference).cloned();
-        found.map(Bytes::from).ok_or_else(|| sas_core::Error::new(ErrorKind::NotFound, "secret", reference))
-    }
-}
-
-fn secrets(password: &str) -> Arc<Secrets> {
-    let password = ("secret/outbox/password".to_owned(), password.to_owned());
-    Arc::new(Secrets(Mutex::new(BTreeMap::from([password]))))
+fn secrets(password: &str) -> Arc<FakeSecrets> {
+    FakeSecrets::of(&[("secret/outbox/password", password)])
 }
 
 fn run(source: &Arc<PostgresOutbox>, sink: &Arc<impl EventSink>) -> Running {
@@ -356,7 +265,7 @@ async fn a_password_that_was_replaced_counts_at_the_next_connection() {
         "{refused}"
     );
 
-    secrets.0.lock().unwrap().insert("secret/outbox/password".to_owned(), "sas-pass\n".to_owned());
+    secrets.set("secret/outbox/password", "sas-pass\n");
     let running = run();
     until("they come", async || sink.delivered().len() == 3).await;
     client.batch_execute("ALTER ROLE sas PASSWORD 'second-pass'").await.unwrap();
@@ -366,7 +275,7 @@ async fn a_password_that_was_replaced_counts_at_the_next_connection() {
         .unwrap();
     let gone = running.ended().await.expect_err("its connection was ended").chain();
     assert!(gone.contains("gone away") || gone.contains("closed") || gone.contains("terminating"), "{gone}");
-    secrets.0.lock().unwrap().insert("secret/outbox/password".to_owned(), "second-pass".to_owned());
+    secrets.set("secret/outbox/password", "second-pass");
     insert(&client, 3..5, "NULL").await;
     let running = run();
     until("the rest comes", async || numbers(&sink).len() == 5).await;
@@ -395,6 +304,89 @@ async fn what_is_missing_is_named() {
     assert!(told.contains("permission denied"), "{told}");
 }
 
+fn sink(server: &Server, more: &[(&str, &str)]) -> Arc<dyn EventPublisher> {
+    let url = format!("postgres://{}/postgres", server.0.address());
+    let mut options: BTreeMap<String, String> = [
+        ("url", url.as_str()),
+        ("table", "outbox"),
+        ("username", "sas"),
+        ("password-secret", "secret/outbox/password"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    options.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    let spec = SinkSpec::new("default/t", "postgres-outbox", options);
+    let secrets = TriggerSecrets::new(Some(secrets("sas-pass")), Some(TenantKey(1)));
+    PostgresServers::new([server.0.address()]).sink(&spec, secrets).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_are_written_and_none_is_lost_when_the_server_is_killed() {
+    let Some(mut server) = Server::start().await else { return };
+    let event = Event::new("7", "/shop", "order.paid")
+        .and_then(|event| event.with_extension("partitionkey", "anna"))
+        .and_then(|event| event.with_data("application/json", "{\"a\": 1}"))
+        .unwrap();
+    let denied = sink(&server, &[]).publish(event.clone()).await.unwrap_err();
+    assert!(denied.to_string().contains("permission denied"), "{denied}");
+    server.admin().await.batch_execute("GRANT INSERT ON outbox TO sas").await.unwrap();
+    let sink = sink(&server, &[]);
+    sink.publish(event.clone()).await.unwrap();
+    let poison = Event::new("8", "/shop", "order.paid")
+        .and_then(|event| event.with_data("application/json", "\"\\u0000\""))
+        .unwrap();
+    let refused = sink.publish(poison).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::InvalidSpec, "{refused}");
+    let key = server.admin().await.query_one("SELECT key, event->>'id' FROM outbox", &[]).await.unwrap();
+    assert_eq!((key.get::<_, &str>(0), key.get::<_, &str>(1)), ("anna", "7"));
+    let (came, source) = (FakeEventSink::new(1), server.source_of(&server.spec()));
+    let running = run(&source, &came);
+    until("it comes", async || came.delivered().len() == 1).await;
+    running.stop().await.unwrap();
+    assert_eq!(came.delivered(), [event.with_extension("sasposition", "outbox@1").unwrap()]);
+    let published = publish_through_kills(&mut server, &sink, 2_000, 3).await;
+    println!("sink: {published}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_with_an_authority_by_reference() {
+    let Some(mut server) = Server::start().await else { return };
+    insert(&server.admin().await, 0..3, "NULL").await;
+    let authority = Authority::new();
+    let certificate = authority.certify("localhost");
+    let (cert, key) =
+        (server.0.write("cert.pem", &certificate.pem), server.0.write("key.pem", &certificate.key));
+    server.0.kill();
+    server.0.configure(&format!(
+        "ssl = on\nssl_cert_file = '{}'\nssl_key_file = '{}'",
+        cert.display(),
+        key.display()
+    ));
+    let only_tls =
+        "hostssl all sas 127.0.0.1/32 scram-sha-256\nhost all postgres 127.0.0.1/32 scram-sha-256\n";
+    std::fs::write(server.0.dir().join("data/pg_hba.conf"), only_tls).unwrap();
+    server.0.restart().await;
+    server.admin().await;
+    let plain = run(&server.source_of(&server.spec()), &FakeEventSink::new(1)).ended().await.unwrap_err();
+    assert!(plain.chain().contains("no encryption"), "{}", plain.chain());
+    let address = format!("localhost:{}", server.0.port());
+    let spec = server
+        .spec()
+        .with_option("url", format!("postgres://{address}/postgres"))
+        .with_option("tls", "true")
+        .with_option("ca-secret", "secret/outbox/ca");
+    let (came, source) =
+        (FakeEventSink::new(4), Arc::new(PostgresServers::new([address]).source(&spec).unwrap()));
+    let secrets = secrets("sas-pass");
+    let run = || Running::with(source.clone(), &came, Arc::new(FakeStore::default()), Some(secrets.clone()));
+    secrets.set("secret/outbox/ca", &Authority::new().pem);
+    run().ended().await.expect_err("another authority");
+    secrets.set("secret/outbox/ca", &authority.pem);
+    let running = run();
+    until("they come", async || came.delivered().len() == 3).await;
+    running.stop().await.unwrap();
+}
+
 #[test]
 fn options_are_refused_by_name() {
     let servers = PostgresServers::new(["127.0.0.1:5432"]);
@@ -407,7 +399,7 @@ fn options_are_refused_by_name() {
     servers.source(&spec("postgres://127.0.0.1:5432/shop")).unwrap();
     for (url, says) in [
         ("postgres://127.0.0.1:5432", "/database"),
-        ("postgres://127.0.0.1:5432/shop?sslmode=require", "TLS is not offered"),
+        ("postgres://127.0.0.1:5432/shop?sslmode=require", "TLS is the option"),
         ("postgres://10.0.0.1:5432/shop", "none of the servers"),
         ("postgres://me:pw@127.0.0.1:5432/shop", "no credentials"),
         ("mysql://127.0.0.1:5432/shop", "must be postgres://"),
@@ -430,49 +422,33 @@ fn options_are_refused_by_name() {
     }
 }
 
-/// [`kill_at_random`] runs sources without secrets, so this one is let in without a password.
-struct Open(Server);
-
 #[async_trait]
-impl Broker for Open {
+impl Broker for Server {
     fn source(&self) -> Arc<dyn TriggerSource> {
-        let mut spec = self.0.spec();
-        spec.options.remove("password-secret");
-        self.0.source_of(&spec)
+        self.source_of(&self.spec())
+    }
+
+    fn secrets(&self) -> Option<Arc<dyn SecretSource>> {
+        Some(secrets("sas-pass"))
     }
 
     async fn kill_and_restart(&mut self) {
-        kill(&mut self.0.child);
-        // Its children end when they see that it is gone; until then a new one refuses to begin.
-        self.0.child = spawn(self.0.dir.path(), self.0.port).unwrap();
-        for _ in 0..600 {
-            if self.0.child.try_wait().unwrap().is_some() {
-                self.0.child = spawn(self.0.dir.path(), self.0.port).unwrap();
-            }
-            if self.0.try_admin().await.is_some() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("the server does not come back");
+        self.0.kill();
+        self.0.restart().await;
+        self.admin().await;
     }
 
     async fn unacknowledged(&mut self) -> u64 {
-        self.0.open().await
+        self.open().await
     }
 }
 
 /// Server and host are killed at random while events come: none is lost. 5,000 events; 100,000 with `SAS_LONG=1`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_random_loses_nothing() {
-    let Some(server) = Server::start().await else { return };
-    let count = if std::env::var_os("SAS_LONG").is_some() { 100_000 } else { 5_000 };
-    let trusting = "host all sas 127.0.0.1/32 trust\nhost all postgres 127.0.0.1/32 scram-sha-256\n";
-    std::fs::write(server.dir.path().join("data/pg_hba.conf"), trusting).unwrap();
-    let client = server.admin().await;
-    client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-    insert(&client, 0..count, "'k' || n % 100").await;
-    let mut server = Open(server);
+    let Some(mut server) = Server::start().await else { return };
+    let count = events_of_a_test(5_000);
+    insert(&server.admin().await, 0..count, "'k' || n % 100").await;
     let kills = kill_at_random(&mut server, count, (4, 8), 0x5a5, |event| number(event).to_string()).await;
     println!("{kills}");
 }

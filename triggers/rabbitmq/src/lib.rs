@@ -1,7 +1,11 @@
 #![forbid(unsafe_code)]
 #![doc = include_str!("../README.md")]
 
+mod access;
 mod message;
+mod sink;
 mod source;
 
-pub use source::{RabbitQueue, RabbitServers};
+pub use access::RabbitServers;
+pub use sink::RabbitSink;
+pub use source::RabbitQueue;

@@ -1,8 +1,10 @@
 //! What a message of a queue is as an event.
 
+use bytes::Bytes;
 use lapin::{
+    BasicProperties,
     message::Delivery,
-    types::{AMQPValue, FieldTable},
+    types::{AMQPValue, FieldTable, ShortString},
 };
 use sas_cloudevents::{DecodeError, Mode, from_attributes, from_json, mode_of, rfc3339};
 use sas_core::{AttributeValue, Error, ErrorKind, Event, EventError, Result, Timestamp};
@@ -145,8 +147,11 @@ fn plain(
 ) -> std::result::Result<Event, EventError> {
     let properties = &delivery.properties;
     let id = properties.message_id().as_ref().map(|id| readable(id.as_str())).filter(|id| !id.is_empty());
-    let mut event =
-        Event::new(id.unwrap_or_else(|| unnamed.to_owned()), format!("/rabbitmq/{}", path(queue)), kind)?;
+    let mut event = Event::new(
+        id.unwrap_or_else(|| unnamed.to_owned()),
+        format!("/rabbitmq/{}", sas_cloudevents::uri_path(queue)),
+        kind,
+    )?;
     let key = readable(delivery.routing_key.as_str());
     if !key.is_empty() {
         event = event.with_subject(key)?;
@@ -164,15 +169,33 @@ fn readable(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }
 
-/// A queue's name as it may stand in a URI.
-fn path(queue: &str) -> String {
-    let mut path = String::with_capacity(queue.len());
-    for byte in queue.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            path.push(char::from(byte));
-        } else {
-            path.push_str(&format!("%{byte:02X}"));
+/// The properties of an event as a message: its attributes in headers, or the media type that says that it is structured.
+pub(crate) fn properties(event: &Event, structured: bool) -> BasicProperties {
+    let kind = match structured {
+        true => Some("application/cloudevents+json; charset=utf-8"),
+        false => event.data_content_type(),
+    };
+    let mut properties = BasicProperties::default();
+    if let Some(kind) = kind.and_then(|kind| ShortString::try_new(kind).ok()) {
+        properties = properties.with_content_type(kind);
+    }
+    if let Ok(id) = ShortString::try_new(event.id()) {
+        properties = properties.with_message_id(id);
+    }
+    if structured {
+        return properties;
+    }
+    let mut headers = FieldTable::default();
+    for (name, value) in sas_cloudevents::attributes(event) {
+        // The specification bounds names far below what does not fit.
+        if let Ok(name) = ShortString::try_new(format!("{}{name}", PREFIXES[0])) {
+            headers.insert(name, AMQPValue::LongString(value.into()));
         }
     }
-    path
+    properties.with_headers(headers)
+}
+
+/// What of an event stands in the body of its message.
+pub(crate) fn body(event: &Event, structured: bool) -> Bytes {
+    if structured { sas_cloudevents::to_json(event).into() } else { event.data().clone() }
 }

@@ -37,8 +37,9 @@ impl Entry {
             .iter()
             .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), text(value)))
             .collect();
-        let event = Event::new(self.id.clone(), format!("/redis/{}", path(stream)), kind)?
-            .with_data("application/json", serde_json::Value::Object(fields).to_string())?;
+        let event =
+            Event::new(self.id.clone(), format!("/redis/{}", sas_cloudevents::uri_path(stream)), kind)?
+                .with_data("application/json", serde_json::Value::Object(fields).to_string())?;
         let millis = self.id.split('-').next().and_then(|millis| millis.parse().ok());
         Ok(match millis {
             Some(millis) => event.with_time(Timestamp::from_millis(millis)),
@@ -53,17 +54,4 @@ fn text(value: &[u8]) -> serde_json::Value {
         Ok(text) => text.into(),
         Err(_) => serde_json::json!({"base64": STANDARD.encode(value)}),
     }
-}
-
-/// A stream's name as it may stand in a URI.
-fn path(stream: &str) -> String {
-    let mut path = String::with_capacity(stream.len());
-    for byte in stream.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~:/".contains(&byte) {
-            path.push(char::from(byte));
-        } else {
-            path.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    path
 }

@@ -1,7 +1,11 @@
 #![forbid(unsafe_code)]
 #![doc = include_str!("../README.md")]
 
+mod access;
 mod entry;
+mod sink;
 mod source;
 
-pub use source::{RedisStream, RedisStreams};
+pub use access::RedisServers;
+pub use sink::RedisSink;
+pub use source::RedisStream;

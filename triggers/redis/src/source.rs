@@ -1,23 +1,22 @@
 //! The source: a consumer of a group at a stream.
 
 use std::{
-    collections::BTreeSet,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use futures_util::{StreamExt, future::BoxFuture, poll, stream::FuturesUnordered};
-use redis::{
-    AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError, Value, aio::MultiplexedConnection, cmd,
-};
+use redis::{Cmd, Value, aio::MultiplexedConnection, cmd};
 use sas_core::{
-    Error, ErrorKind, Result, Slot, SpecErrors, TriggerCx, TriggerSecrets, TriggerSource, TriggerSpec,
+    Deliveries, Error, ErrorKind, Result, SpecErrors, TriggerCx, TriggerOptions, TriggerSecrets,
+    TriggerSource, TriggerSpec, host_name,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use crate::entry::Entry;
+use crate::{
+    access::{Access, RedisServers, failed},
+    entry::Entry,
+};
 
 /// Entries that one request takes from the stream at most.
 const TAKEN: usize = 64;
@@ -25,110 +24,28 @@ const TAKEN: usize = 64;
 const COUNTED: usize = 1000;
 /// How long one request waits for entries.
 const WAIT: Duration = Duration::from_secs(2);
-/// After how long an answer is missed.
-const ANSWER: Duration = Duration::from_secs(10);
+/// How long deliveries under way may go on when a run ends; the rest comes again.
+const LAST: Duration = Duration::from_secs(1);
 
-/// The servers that triggers may read from, and the maker of their sources.
-#[derive(Clone, Debug)]
-pub struct RedisStreams {
-    hosts: BTreeSet<String>,
-}
-
-impl RedisStreams {
-    /// Sources that read from these servers only, each `host:port` as it stands in a trigger's `url`. Whoever declares a
-    /// trigger reaches no other address of the platform's network by it.
-    pub fn new(hosts: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self { hosts: hosts.into_iter().map(Into::into).collect() }
-    }
-
+impl RedisServers {
     /// The source that `spec` declares.
     ///
     /// # Errors
     /// All that is wrong with its options.
     pub fn source(&self, spec: &TriggerSpec) -> Result<RedisStream, SpecErrors> {
-        let mut errors = SpecErrors::default();
-        let option = |name: &str| spec.options.get(name).map_or("", String::as_str);
-        let url = option("url");
-        let client = url.into_connection_info().and_then(Client::open);
-        let address = url.strip_prefix("redis://").map(|rest| rest.split('/').next().unwrap_or(rest));
-        match (&client, address) {
-            (_, None) => errors.push(
-                "options.url",
-                url,
-                "must be redis://host:port or redis://host:port/database (TLS is not offered)",
-            ),
-            (_, Some(address)) if address.contains('@') => {
-                errors.push(
-                    "options.url",
-                    "(not shown)",
-                    "must hold no credentials: name them by `username` and `password-secret`",
-                );
-            }
-            (_, Some(address)) if !self.hosts.contains(address) => {
-                errors.push(
-                    "options.url",
-                    address,
-                    "is none of the servers that the platform allows (`PlatformBuilder::redis_hosts`)",
-                );
-            }
-            (Err(error), _) => errors.push("options.url", url, error.to_string()),
-            (Ok(_), Some(_)) => {}
+        let mut options = TriggerOptions::new(&spec.options, "options.");
+        let access = Access::read(&mut options, &self.hosts);
+        let stream = options.required("stream").to_owned();
+        let start = options.word("start", &[("latest", "$"), ("earliest", "0")], "$");
+        let claim_after = options.span("claim-after", Duration::from_secs(86_400), Duration::from_secs(60));
+        if claim_after < Duration::from_secs(1) {
+            options.wrong("claim-after", &format!("{claim_after:?}"), "must be at least 1s");
         }
-        if option("stream").is_empty() {
-            errors.push("options.stream", "", "must name a stream");
-        }
-        let start = match option("start") {
-            "" | "latest" => "$",
-            "earliest" => "0",
-            other => {
-                errors.push(
-                    "options.start",
-                    other,
-                    "must be `latest` or `earliest`; it counts when the group is made",
-                );
-                "$"
-            }
-        };
-        let claim_after = match option("claim-after") {
-            "" => 60,
-            given => given.strip_suffix('s').and_then(|secs| secs.parse::<u64>().ok()).unwrap_or(0),
-        };
-        if !(1..=86_400).contains(&claim_after) {
-            errors.push(
-                "options.claim-after",
-                option("claim-after"),
-                "must be whole seconds from 1s to 86400s",
-            );
-        }
-        if !option("username").is_empty() && option("password-secret").is_empty() {
-            errors.push("options.password-secret", "", "must refer to the password of `username`");
-        }
-        let or = |name: &str, default: &str| match option(name) {
-            "" => default.to_owned(),
-            given => given.to_owned(),
-        };
-        let consumer = or("consumer", &host_name());
-        match client {
-            Ok(client) if errors.is_empty() => Ok(RedisStream {
-                client,
-                stream: option("stream").to_owned(),
-                group: or("group", &spec.name),
-                consumer,
-                start,
-                claim_after: Duration::from_secs(claim_after),
-                username: Some(option("username").to_owned()).filter(|name| !name.is_empty()),
-                password: Some(option("password-secret").to_owned()).filter(|name| !name.is_empty()),
-                asking: Mutex::default(),
-            }),
-            _ => Err(errors),
-        }
+        let group = options.reference("group").unwrap_or_else(|| spec.name.clone());
+        let consumer = options.reference("consumer").unwrap_or_else(host_name);
+        options.finish()?;
+        Ok(RedisStream { access, stream, group, consumer, start, claim_after, asking: Mutex::default() })
     }
-}
-
-/// The machine's name, which tells the consumers of a group apart and is the same after a restart.
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() { "sas".to_owned() } else { name.trim().to_owned() }
 }
 
 /// What questions for the backlog are asked with: the secrets of the run that began last, and its connection.
@@ -150,47 +67,20 @@ impl std::fmt::Debug for Connection {
 /// The entries of one stream as events, read as a consumer of a group.
 #[derive(Debug)]
 pub struct RedisStream {
-    client: Client,
+    access: Access,
     stream: String,
     group: String,
     consumer: String,
     start: &'static str,
     claim_after: Duration,
-    username: Option<String>,
-    password: Option<String>,
     asking: Mutex<Asking>,
-}
-
-fn failed(what: &str) -> impl Fn(RedisError) -> Error + '_ {
-    move |error| Error::new(ErrorKind::Unavailable, "redis", format!("{what}: {error}"))
 }
 
 fn strange(what: &str) -> Error {
     Error::new(ErrorKind::Unexpected, "redis", format!("{what}: the server's answer is of no known form"))
 }
 
-type Delivered = (String, Result<()>);
-
 impl RedisStream {
-    /// A connection with the credentials as they are now.
-    async fn connect(&self, secrets: &TriggerSecrets) -> Result<MultiplexedConnection> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(ANSWER))
-            .set_response_timeout(Some(ANSWER));
-        let connected = self.client.get_multiplexed_async_connection_with_config(&config).await;
-        let mut connection = connected.map_err(failed("connecting"))?;
-        if let Some(reference) = &self.password {
-            let password = secrets.get(reference).await?;
-            let mut auth = cmd("AUTH");
-            if let Some(username) = &self.username {
-                auth.arg(username);
-            }
-            auth.arg(password.as_ref());
-            auth.query_async::<()>(&mut connection).await.map_err(failed("AUTH"))?;
-        }
-        Ok(connection)
-    }
-
     async fn make_group(&self, connection: &mut MultiplexedConnection) -> Result<()> {
         let mut create = cmd("XGROUP");
         create.arg("CREATE").arg(&self.stream).arg(&self.group).arg(self.start).arg("MKSTREAM");
@@ -238,30 +128,29 @@ impl RedisStream {
         }
     }
 
-    async fn acknowledge(&self, connection: &mut MultiplexedConnection, id: &str) -> Result<()> {
+    fn acknowledgement(&self, id: &str) -> Cmd {
         let mut ack = cmd("XACK");
         ack.arg(&self.stream).arg(&self.group).arg(id);
-        ack.query_async::<()>(connection).await.map_err(failed("XACK"))
+        ack
     }
 
     async fn follow(&self, cx: &TriggerCx) -> Result<()> {
-        let mut reading = self.connect(&cx.secrets).await?;
-        let mut acks = self.connect(&cx.secrets).await?;
+        let mut reading = self.access.connect(&cx.secrets).await?;
+        let mut acks = self.access.connect(&cx.secrets).await?;
         {
             let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
             *asking =
                 Asking { secrets: Some(cx.secrets.clone()), connection: Some(Connection(acks.clone())) };
         }
         self.make_group(&mut acks).await?;
-        let mut under_way = UnderWay::default();
-        let followed = self.pull(cx, &mut reading, &mut acks, &mut under_way).await;
-        // What is under way is acknowledged, so that it does not come twice for the sake of another.
-        while let Some((id, delivered)) = under_way.futures.next().await {
-            if delivered.is_ok() {
-                self.acknowledge(&mut acks, &id).await?;
-            }
-        }
-        followed
+        let mut deliveries = Deliveries::default();
+        let pulled = tokio::select! {
+            biased;
+            () = cx.shutdown.cancelled() => Ok(()),
+            pulled = self.pull(cx, &mut reading, &mut acks, &mut deliveries) => pulled,
+        };
+        let _ = timeout(LAST, deliveries.finish()).await;
+        pulled
     }
 
     async fn pull(
@@ -269,92 +158,43 @@ impl RedisStream {
         cx: &TriggerCx,
         reading: &mut MultiplexedConnection,
         acks: &mut MultiplexedConnection,
-        under_way: &mut UnderWay,
+        deliveries: &mut Deliveries,
     ) -> Result<()> {
         // First what a former run left: its own entries that are unacknowledged.
         let mut from = Some("0".to_owned());
         let mut next_claim = Instant::now() + self.claim_after;
         loop {
-            let room = self.room(cx, acks, under_way).await?;
+            let mut room = Some(deliveries.meanwhile(cx.sink.ready()).await??);
             let taken = if let Some(after) = &from {
-                let left = self.take(reading, after, TAKEN).await?;
+                let left = deliveries.meanwhile(self.take(reading, after, TAKEN)).await??;
                 from = left.last().map(|last| last.id.clone());
                 left
-            } else if Instant::now() >= next_claim {
+            } else if Instant::now() >= next_claim && deliveries.is_empty() {
                 // An entry under way here must not be taken as one that was left.
-                if under_way.futures.is_empty() {
-                    next_claim = Instant::now() + self.claim_after;
-                    self.claim(acks).await?
-                } else {
-                    self.new_entries(reading, acks, under_way).await?
-                }
+                next_claim = Instant::now() + self.claim_after;
+                self.claim(acks).await?
             } else {
-                self.new_entries(reading, acks, under_way).await?
+                deliveries.meanwhile(self.take(reading, ">", TAKEN)).await??
             };
-            let mut room = Some(room);
             for entry in taken {
+                let acknowledgement = self.acknowledgement(&entry.id);
                 if entry.deleted {
-                    tracing::warn!(
-                        stream = self.stream,
-                        entry = entry.id,
-                        "deleted from the stream before it was delivered"
-                    );
-                    self.acknowledge(acks, &entry.id).await?;
+                    let (stream, entry) = (&self.stream, &entry.id);
+                    tracing::warn!(stream, entry, "deleted from the stream before it was delivered");
+                    acknowledge(acks.clone(), acknowledgement).await?;
                     continue;
                 }
-                let room = match room.take() {
-                    Some(room) => room,
-                    None => self.room(cx, acks, under_way).await?,
+                let slot = match room.take() {
+                    Some(slot) => slot,
+                    None => deliveries.meanwhile(cx.sink.ready()).await??,
                 };
-                let event = entry.event(&self.stream)?;
-                let sink = Arc::clone(&cx.sink);
-                let mut delivery: BoxFuture<'static, Delivered> =
-                    Box::pin(async move { (entry.id, sink.deliver(room, event).await.map(drop)) });
-                // Begun at once, so that the sink gets events in the stream's order.
-                match poll!(Pin::new(&mut delivery)) {
-                    std::task::Poll::Ready(delivered) => self.settle(acks, delivered).await?,
-                    std::task::Poll::Pending => under_way.futures.push(delivery),
-                }
+                let (sink, event, acks) = (Arc::clone(&cx.sink), entry.event(&self.stream)?, acks.clone());
+                deliveries.begin(async move {
+                    sink.deliver(slot, event).await?;
+                    acknowledge(acks, acknowledgement).await
+                });
             }
         }
-    }
-
-    /// Room for one event; what is delivered meanwhile is acknowledged.
-    async fn room(
-        &self,
-        cx: &TriggerCx,
-        acks: &mut MultiplexedConnection,
-        under_way: &mut UnderWay,
-    ) -> Result<Slot> {
-        let ready = cx.sink.ready();
-        tokio::pin!(ready);
-        loop {
-            tokio::select! {
-                Some(delivered) = under_way.futures.next() => self.settle(acks, delivered).await?,
-                room = &mut ready => return room,
-            }
-        }
-    }
-
-    async fn new_entries(
-        &self,
-        reading: &mut MultiplexedConnection,
-        acks: &mut MultiplexedConnection,
-        under_way: &mut UnderWay,
-    ) -> Result<Vec<Entry>> {
-        let taking = self.take(reading, ">", TAKEN);
-        tokio::pin!(taking);
-        loop {
-            tokio::select! {
-                Some(delivered) = under_way.futures.next() => self.settle(acks, delivered).await?,
-                taken = &mut taking => return taken,
-            }
-        }
-    }
-
-    async fn settle(&self, acks: &mut MultiplexedConnection, (id, delivered): Delivered) -> Result<()> {
-        delivered?;
-        self.acknowledge(acks, &id).await
     }
 
     async fn ask(&self, connection: &mut MultiplexedConnection) -> Result<Option<u64>> {
@@ -383,9 +223,8 @@ impl RedisStream {
     }
 }
 
-#[derive(Default)]
-struct UnderWay {
-    futures: FuturesUnordered<BoxFuture<'static, Delivered>>,
+async fn acknowledge(mut connection: MultiplexedConnection, acknowledgement: Cmd) -> Result<()> {
+    acknowledgement.query_async::<()>(&mut connection).await.map_err(failed("XACK"))
 }
 
 fn entries(answer: Value) -> Result<Vec<Entry>> {
@@ -439,7 +278,7 @@ impl TriggerSource for RedisStream {
         let Some(secrets) = secrets else { return Ok(None) };
         let mut connection = match connection {
             Some(Connection(connection)) => connection,
-            None => self.connect(&secrets).await?,
+            None => self.access.connect(&secrets).await?,
         };
         let answer = self.ask(&mut connection).await;
         let kept = answer.is_ok().then_some(Connection(connection));

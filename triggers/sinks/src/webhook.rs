@@ -46,14 +46,8 @@ impl Webhooks {
 
     /// The same, trusting these authorities.
     pub fn with_roots<H: Into<String>>(hosts: impl IntoIterator<Item = H>, roots: RootCertStore) -> Self {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring knows TLS 1.2 and 1.3")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         let hosts = hosts.into_iter().map(|host| host.into().to_ascii_lowercase()).collect();
-        Self { hosts, tls: Arc::new(tls) }
+        Self { hosts, tls: Arc::new(sas_tls::client_config(roots)) }
     }
 
     /// Whether events may go to this URL; where that is.

@@ -1,8 +1,7 @@
-//! Real servers that tests start on free ports of loopback, with their data in a directory.
+//! PostgreSQL.
 
 use std::{
     fmt, io,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -11,24 +10,13 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
+use super::{free_port, missing, write_for};
+
 /// How long a server may take until it answers.
 const ANSWERS: Duration = Duration::from_secs(60);
 
 /// Who PostgreSQL runs as where tests run as root, which it refuses.
 const NOBODY: u32 = 65534;
-
-fn free_port() -> u16 {
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    free.expect("loopback has a free port").port()
-}
-
-/// `None`, and a line about it; in CI, a failure.
-#[allow(clippy::print_stderr, reason = "what was skipped is said")]
-fn missing<T>(server: &str, problem: &str, package: &str) -> Option<T> {
-    assert!(std::env::var_os("CI").is_none(), "{server}: {problem}");
-    eprintln!("SKIPPED: {server}: {problem} (Debian has it as {package})");
-    None
-}
 
 /// A PostgreSQL whose superuser is `postgres` with the password `admin-pass`. It is killed when this is dropped.
 ///
@@ -110,7 +98,7 @@ impl PostgresServer {
             Ok(status) => format!("initdb: {status}"),
             Err(error) => format!("initdb: {error}"),
         };
-        missing("PostgreSQL", &problem, "postgresql")
+        missing("PostgreSQL", &problem, "Debian has it as postgresql")
     }
 
     /// A program of PostgreSQL, as an ordinary user, since the server refuses to run as root.
@@ -164,6 +152,30 @@ impl PostgresServer {
     /// Where it listens, on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// `127.0.0.1:port`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Writes a file that the server alone can read, and says where it is.
+    ///
+    /// # Panics
+    /// When it can't be written.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        write_for(self.dir.path(), name, text).expect("the server's directory can be written to")
+    }
+
+    /// Adds lines to its configuration, for the next start.
+    ///
+    /// # Panics
+    /// When that can't be written.
+    pub fn configure(&self, lines: &str) {
+        let file = self.dir.path().join("data/postgresql.conf");
+        let mut text = std::fs::read_to_string(&file).expect("initdb has made it");
+        text.push_str(&format!("\n{lines}\n"));
+        std::fs::write(file, text).expect("it can be written");
     }
 
     /// The process of the server.
