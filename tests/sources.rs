@@ -1,9 +1,6 @@
 //! A service that sleeps is woken and scaled by what waits in a broker: a real `nats-server`.
 
-#![allow(clippy::print_stderr, reason = "what was skipped is said")]
-
 use std::{
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,57 +9,16 @@ use std::{
 };
 
 use sas::{core::RevisionKey, prelude::*};
+use sas_testkit::server::nats;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-/// Killed when the test ends.
-struct Server {
-    child: Child,
-    port: u16,
-    _dir: tempfile::TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+/// A server, spoken to in the protocol's own words.
+struct Server(sas_testkit::server::Server);
 
 impl Server {
-    /// `None`, and a line about it, where there is no server; in CI that is a failure.
-    async fn start() -> Option<Self> {
-        let dir = tempfile::tempdir().expect("a directory");
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .and_then(|free| free.local_addr())
-            .expect("a port")
-            .port();
-        let started = Command::new("nats-server")
-            .args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
-            .arg(dir.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        match started {
-            Ok(child) => Some(Self { child, port, _dir: dir }),
-            Err(error) => {
-                assert!(std::env::var_os("CI").is_none(), "nats-server: {error}");
-                eprintln!("SKIPPED: nats-server: {error} (Debian has it as nats-server)");
-                None
-            }
-        }
-    }
-
     /// Publishes, in the protocol's own words, and returns when the server has taken all.
     async fn publish(&self, messages: &[(String, String)]) {
-        let mut connected = None;
-        for _ in 0..400 {
-            connected = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.ok();
-            if connected.is_some() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let mut stream = connected.expect("the server listens");
+        let mut stream = tokio::net::TcpStream::connect(self.0.address()).await.expect("it listens");
         let mut text = "CONNECT {\"verbose\":false}\r\n".to_owned();
         for (subject, body) in messages {
             text.push_str(&format!("PUB {subject} {}\r\n{body}\r\n", body.len()));
@@ -88,7 +44,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_in_a_stream_lets_a_service_sleep_and_what_waits_wakes_and_scales_it() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = nats("").await.map(Server) else { return };
     let stream = r#"{"name":"ORDERS","subjects":["orders.>"]}"#;
     server.publish(&[("$JS.API.STREAM.CREATE.ORDERS".to_owned(), stream.to_owned())]).await;
 
@@ -102,7 +58,7 @@ async fn nothing_in_a_stream_lets_a_service_sleep_and_what_waits_wakes_and_scale
             Response::new(Body::empty())
         }
     });
-    let address = format!("127.0.0.1:{}", server.port);
+    let address = server.0.address();
     let platform =
         Platform::builder().runtime(runtime).nats_hosts([&address]).build().await.expect("it builds");
     let manifests = |address: &str| {

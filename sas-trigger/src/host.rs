@@ -3,7 +3,7 @@
 mod sleepers;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     panic::AssertUnwindSafe,
     sync::Arc,
@@ -123,6 +123,8 @@ pub struct TriggerHost {
     labels: Labels,
     metrics: Metrics,
     quotas: Arc<EventQuotas>,
+    /// Triggers whose backlog could not be had when it was asked for last.
+    unknown: Mutex<BTreeSet<String>>,
 }
 
 impl fmt::Debug for TriggerHost {
@@ -194,6 +196,7 @@ impl TriggerHost {
             labels: Labels::default(),
             metrics,
             quotas: Arc::new(EventQuotas::new()),
+            unknown: Mutex::default(),
         };
         let cron_recorder = recorder.clone();
         host.register_kind("cron", move |spec| declared::cron(spec, &cron_recorder));
@@ -280,6 +283,7 @@ impl TriggerHost {
         let now = self.config.clock.now();
         let mut sums: BTreeMap<String, Option<u64>> = BTreeMap::new();
         let mut gauges: BTreeMap<String, (u64, Duration)> = BTreeMap::new();
+        let mut unknown = BTreeSet::new();
         while let Some((name, target, oldest, answer)) = answers.next().await {
             match answer {
                 Ok(None) => {}
@@ -291,11 +295,16 @@ impl TriggerHost {
                     *sum = sum.map(|sum| sum.saturating_add(waiting));
                 }
                 Err(error) => {
-                    tracing::warn!(service = %target, error, "the backlog of a trigger is not known");
+                    // It is asked often, and why its source fails is said each time that it is started again.
+                    if !self.unknown.lock().contains(&name) {
+                        tracing::warn!(trigger = name, service = %target, error, "its backlog is not known");
+                    }
+                    unknown.insert(name);
                     sums.insert(target, None);
                 }
             }
         }
+        *self.unknown.lock() = unknown;
         for (label, (waiting, age)) in gauges {
             let labels = [("trigger", label.as_str())];
             self.config.recorder.gauge(LAG, &labels).set(waiting as f64);
