@@ -14,7 +14,7 @@ use std::{
 
 use sas::{
     ClusterOptions,
-    core::{EnvValue, MemoryStore, Place, Secret, TriggerSpec},
+    core::{BrokerIngress, BrokerSpec, EnvValue, MemoryStore, Place, Secret, TriggerSpec},
     prelude::*,
 };
 use shared::{call, call_with, eventually};
@@ -265,7 +265,7 @@ fn a_host_that_is_shut_down_loses_no_request_and_changes_reach_all() {
 }
 
 #[test]
-fn a_schedule_fires_once_whichever_host_runs_it() {
+fn a_schedule_fires_once_and_an_event_comes_once_whichever_host_runs_them() {
     let (store, seen, client) = (Arc::new(MemoryStore::default()), Seen::default(), client());
     let a = start("a", &store, &seen);
     let b = start("b", &store, &seen);
@@ -274,11 +274,41 @@ fn a_schedule_fires_once_whichever_host_runs_it() {
     let spec = TriggerSpec::new("shop/clock", "timer", "shop/sink").with_option("period", "1s");
     let control = Arc::clone(b.platform.control());
     b.runtime.block_on(async move { control.apply_trigger(spec).await }).expect("declared");
+    // Events for a broker of the namespace are taken at whichever host, and each comes once.
+    let mut broker = BrokerSpec::new("shop/inbox");
+    broker.ingress = BrokerIngress::Open;
+    let reads = TriggerSpec::new("shop/reads", "broker", "shop/sink").with_option("broker", "inbox");
+    let control = Arc::clone(a.platform.control());
+    let declared = async move {
+        control.apply_broker(broker).await?;
+        control.apply_trigger(reads).await
+    };
+    a.runtime.block_on(declared).expect("declared");
+    for host in [&a, &b] {
+        for n in 0..3 {
+            let id = format!("event-{}-{n}", host.name);
+            let headers = format!("ce-specversion: 1.0\r\nce-id: {id}\r\nce-type: t\r\nce-source: /s\r\n");
+            let send = || call_with(host.listen, "POST", "events.localhost", &headers, "/shop/inbox", "");
+            until("it is taken", Duration::from_secs(2), || {
+                client.block_on(send()).is_ok_and(|a| a.status == 202)
+            });
+        }
+    }
+    let events =
+        || seen.fires.lock().iter().filter(|(id, _)| id.starts_with("event-")).map(|(_, n)| *n).collect();
+    client.block_on(eventually("all come", Duration::from_secs(5), async || {
+        let events: Vec<u32> = events();
+        events.len() == 6
+    }));
+    let events: Vec<u32> = events();
+    assert!(events.iter().all(|times| *times == 1), "{events:?}");
+    seen.fires.lock().clear();
+
     let fires = || seen.fires.lock().clone();
     client.block_on(eventually("it fires", Duration::from_secs(8), async || fires().len() >= 3));
     let runs = |host: &Host| host.platform.control().trigger_status().len();
-    assert_eq!(runs(&a) + runs(&b), 1, "one host runs it");
-    let (killed, left) = if runs(&a) == 1 { (a, b) } else { (b, a) };
+    assert_eq!((runs(&a) + runs(&b), runs(&a) * runs(&b)), (2, 0), "one host runs both");
+    let (killed, left) = if runs(&a) == 2 { (a, b) } else { (b, a) };
     let before = fires().len();
     killed.kill();
     client.block_on(eventually("it fires again", TERM + Duration::from_secs(6), async || {

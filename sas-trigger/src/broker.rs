@@ -179,6 +179,9 @@ impl Brokers {
         let known = self.by_name.lock().get(&spec.name).cloned();
         if let Some(broker) = known {
             *broker.spec.lock() = spec;
+            // Another host may have taken events for it meanwhile.
+            let last = self.log.last(&broker.stream).await?;
+            broker.last.send_if_modified(|known| last > std::mem::replace(known, last.max(*known)));
             return Ok(());
         }
         let stream = stream_of(&spec.name);

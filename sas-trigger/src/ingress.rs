@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use http::{HeaderMap, Method, StatusCode, header};
 use sas_core::{
-    Body, BrokerIngress, Error, ErrorKind, Event, Handler, QuotaExceeded, Request, Response, Retry,
-    TraceContext, TriggerSecrets, Triggers as _,
+    Body, BrokerIngress, Error, ErrorKind, Event, Handler, Hosts, Place, QuotaExceeded, Request, Response,
+    Retry, TraceContext, TriggerSecrets, Triggers as _,
 };
 use serde_json::json;
 use subtle::ConstantTimeEq as _;
@@ -35,6 +35,7 @@ pub struct EventIngress {
     /// Where events are taken.
     name: String,
     calls: Option<Arc<AsyncCalls>>,
+    hosts: Option<Arc<dyn Hosts>>,
     limits: Limits,
 }
 
@@ -47,7 +48,16 @@ impl fmt::Debug for EventIngress {
 impl EventIngress {
     /// Before `gateway`, whose services answer below `domain`.
     pub fn new(gateway: Arc<dyn Handler>, host: Arc<TriggerHost>, domain: &str) -> Self {
-        Self { gateway, host, name: format!("events.{domain}"), calls: None, limits: Limits::default() }
+        let name = format!("events.{domain}");
+        Self { gateway, host, name, calls: None, hosts: None, limits: Limits::default() }
+    }
+
+    /// As one of several hosts: events for namespaces whose triggers and brokers are on another one go to the gateway, whose
+    /// routes lead there.
+    #[must_use]
+    pub fn with_hosts(mut self, hosts: Arc<dyn Hosts>) -> Self {
+        self.hosts = Some(hosts);
+        self
     }
 
     /// With calls that want no answer now.
@@ -62,6 +72,13 @@ impl EventIngress {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         if request.method() != Method::POST {
             return refused(StatusCode::METHOD_NOT_ALLOWED, "events are sent by POST");
+        }
+        if let (Some(hosts), ["hooks", namespace, _] | [namespace, _]) = (&self.hosts, &parts[..]) {
+            match hosts.place(namespace) {
+                Place::Here(_) => {}
+                Place::There(_) => return self.gateway.handle(request).await,
+                Place::Undecided => return unavailable("no host runs the triggers of this namespace now", 1),
+            }
         }
         match parts[..] {
             ["hooks", namespace, name] => self.hook(&format!("{namespace}/{name}"), request).await,

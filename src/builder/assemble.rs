@@ -238,8 +238,11 @@ impl PlatformBuilder {
             Arc::clone(&triggers),
             self.calls,
         );
-        let entrance = EventIngress::new(Arc::clone(&gateway) as _, Arc::clone(&triggers), &self.domain)
+        let mut entrance = EventIngress::new(Arc::clone(&gateway) as _, Arc::clone(&triggers), &self.domain)
             .with_async_calls(Arc::clone(&calls));
+        if let Some(joined) = &joined {
+            entrance = entrance.with_hosts(Arc::clone(&joined.cluster) as Arc<dyn Hosts>);
+        }
 
         let mut plane = DataPlane::new(router, Arc::clone(&gateway) as Arc<dyn Invoker>);
         plane.quotas = Some(admission as Arc<dyn Quotas>);
