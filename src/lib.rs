@@ -22,6 +22,7 @@ pub use build_error::{BuildError, BuildPart};
 pub use builder::PlatformBuilder;
 pub use machine::Machine;
 pub use membership::ClusterOptions;
+pub use own_store::{open_packages, open_store};
 pub use platform::{Platform, ShutdownReport};
 pub use preset::{Preset, UnknownPreset};
 

@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use sas::{
     ClusterOptions,
     control::{FileUsageExport, LogFileLimits, SecretDir, SecretEnv, UsageKey},
-    core::{Recorder, Secret, SecretSource},
+    core::{Recorder, Secret, SecretSource, Store},
     prelude::*,
 };
 
@@ -63,11 +63,19 @@ pub(crate) async fn assemble(config: &Config) -> Result<PlatformBuilder, Failure
         builder = builder.state_dir(state);
         // A build without the feature keeps its state all the same.
         #[cfg(not(feature = "redb"))]
-        {
+        if config.store.is_none() {
             sas::control::private_dir(state)?;
             let store = sas_store_redb::RedbStore::open(state.join("state.redb")).await?;
             builder = builder.store(Arc::new(store));
         }
+    }
+    if let Some(place) = &config.store {
+        builder = builder.store(open_store("--store", place).await?);
+    }
+    if let (Some(place), Some(state)) = (&config.packages, &config.state) {
+        without_password("--packages", place)?;
+        let opening = sas::open_packages(place, state.join("packages"));
+        builder = builder.packages(opening.await.map_err(|error| format!("--packages: {error}"))?);
     }
     builder = one_of_several(builder, config)?;
     runtimes(builder, config, &recorder, secrets, closed)
@@ -92,6 +100,24 @@ fn one_of_several(builder: PlatformBuilder, config: &Config) -> Result<PlatformB
         options.term = Duration::from_secs(seconds);
     }
     Ok(builder.cluster(options))
+}
+
+/// The store that an option names.
+pub(crate) async fn open_store(option: &str, place: &str) -> Result<Arc<dyn Store>, Failure> {
+    without_password(option, place)?;
+    Ok(sas::open_store(place).await.map_err(|error| format!("{option}: {error}"))?)
+}
+
+/// Whoever is on this host reads its command lines.
+fn without_password(option: &str, place: &str) -> Result<(), Failure> {
+    let login = place.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@'));
+    match login {
+        Some((login, _)) if login.contains(':') => {
+            let problem = "a URL with a password belongs into a file: write it there, and give the file";
+            Err(format!("{option}: {problem}").into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Who uses the admin API, and how.

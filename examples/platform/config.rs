@@ -43,6 +43,14 @@ pub(crate) struct Config {
     /// For how long a silent host is not disturbed, 1 to 300; the same on all hosts [10].
     #[arg(long = "host-term", value_name = "SECONDS")]
     pub(crate) host_term_seconds: Option<u64>,
+    /// Where what is deployed is kept instead of in the state directory: postgres://USER@HOST:PORT/DATABASE,
+    /// etcd://HOST:PORT/PREFIX, or a file that holds such a URL with its password (docs/stores.md).
+    #[arg(long, value_name = "URL|FILE")]
+    pub(crate) store: Option<String>,
+    /// Where packages are kept that several hosts share: a URL of PostgreSQL, or a file that holds one; copies of what this host
+    /// runs are in the state directory.
+    #[arg(long, value_name = "URL|FILE", requires = "state")]
+    pub(crate) packages: Option<String>,
     /// A service answers at `<name>.<namespace>.DOMAIN` [localhost].
     #[arg(long)]
     pub(crate) domain: Option<String>,
@@ -197,6 +205,10 @@ pub(crate) struct Cli {
     /// Deploys services of this repository and calls them, so that the console has something to show; they need Python.
     #[arg(long)]
     pub(crate) demo: bool,
+    /// Copies all state from a state directory, or a store, to that of --store or --state, which is empty, and ends. No platform
+    /// may run on either meanwhile (docs/stores.md).
+    #[arg(long, value_name = "DIR|URL|FILE")]
+    pub(crate) copy_from: Option<String>,
     #[command(flatten)]
     pub(crate) flags: Config,
 }

@@ -29,6 +29,7 @@ mod config;
 mod demo;
 mod file;
 mod live;
+mod moving;
 #[cfg(all(feature = "container", target_os = "linux"))]
 mod pulls;
 
@@ -45,9 +46,12 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangup = signal(SignalKind::hangup())?;
     let demo = cli.demo;
-    let program = Program::new(cli.flags, cli.config, log()?)?;
+    let program = Program::new(cli.flags.clone(), cli.config.clone(), log()?)?;
     let config = program.config();
     config.check()?;
+    if let Some(from) = &cli.copy_from {
+        return moving::copy(from, &config).await;
+    }
     let live = Live::of(&config)?;
     program.log(&live)?;
     let drain = Duration::from_secs(config.drain_seconds.unwrap_or(30));

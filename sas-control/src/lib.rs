@@ -77,6 +77,7 @@ mod requests;
 mod rollout;
 mod roots;
 mod secrets;
+mod shared_packages;
 mod stamp;
 mod tokens;
 mod view;
@@ -110,6 +111,7 @@ pub use requests::{RequestLimits, RequestLog, RequestRates, RequestRecord, Reque
 pub use rollout::{RolloutProgress, RolloutState, RolloutStep};
 pub use roots::PackageRoots;
 pub use secrets::{Namespaces, SecretDir, SecretEnv};
+pub use shared_packages::SharedPackages;
 pub use tokens::{MadeToken, NewToken, TokenView, Tokens};
 pub use view::{
     Condition, DisabledView, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutStage,

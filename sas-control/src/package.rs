@@ -158,8 +158,12 @@ impl PackageDir {
         remove(&self.root)
     }
 
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// A name that nobody has.
-    fn incoming(&self) -> PathBuf {
+    pub(crate) fn incoming(&self) -> PathBuf {
         let serial = COPIES.fetch_add(1, Ordering::Relaxed);
         self.root.join(format!("incoming-{}-{serial}", std::process::id()))
     }

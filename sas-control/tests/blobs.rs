@@ -14,8 +14,8 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use sas_control::PackageDir;
-use sas_core::{Blob, BlobStore, Error, ErrorKind, Result, Source};
+use sas_control::{PackageDir, SharedPackages};
+use sas_core::{Blob, BlobStore, Error, ErrorKind, ObjectStore, Result, Source};
 use sas_testkit::{
     Report,
     blobs::{self, Subject},
@@ -40,6 +40,130 @@ async fn the_directory_of_packages_passes_the_blob_store_suite() {
     .await;
     println!("{report}");
     report.assert_passed_skipping(&[]);
+}
+
+/// Storage that hosts share: files, which stand whole under their names.
+#[derive(Debug)]
+struct Shelf {
+    root: std::path::PathBuf,
+    gets: AtomicU64,
+}
+
+impl Shelf {
+    fn new(root: &Path) -> Arc<Self> {
+        fs::create_dir_all(root.join("packages")).expect("made");
+        Arc::new(Self { root: root.to_path_buf(), gets: AtomicU64::new(0) })
+    }
+}
+
+fn told(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Unavailable, "object", error.to_string())
+}
+
+#[async_trait]
+impl ObjectStore for Shelf {
+    async fn put(&self, name: &str, file: &Path) -> Result<()> {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        let new = self.root.join(format!("new-{}", SERIAL.fetch_add(1, SeqCst)));
+        fs::copy(file, &new).and_then(|_| fs::rename(&new, self.root.join(name))).map_err(told)
+    }
+
+    async fn get(&self, name: &str, file: &Path) -> Result<bool> {
+        self.gets.fetch_add(1, SeqCst);
+        match fs::copy(self.root.join(name), file) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(told(error)),
+        }
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        let _ = fs::remove_file(self.root.join(name));
+        Ok(())
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<String>> {
+        let names = fs::read_dir(self.root.join("packages")).map_err(told)?.flatten();
+        let names = names.map(|entry| format!("packages/{}", entry.file_name().to_string_lossy()));
+        Ok(names.filter(|name| name.starts_with(prefix)).collect())
+    }
+}
+
+/// A host: what is shared, and a directory of its own.
+fn host(shelf: &Arc<Shelf>, dir: &Path) -> SharedPackages {
+    SharedPackages::new(Arc::clone(shelf), PackageDir::new(dir))
+}
+
+#[tokio::test]
+async fn shared_packages_pass_the_blob_store_suite_also_on_another_host() {
+    let report = blobs::suite(async || {
+        let dir = place();
+        let root = dir.path().to_path_buf();
+        let shelf = Shelf::new(&root.join("shelf"));
+        let subject = Subject::new(Arc::new(host(&shelf, &root.join("one")))).reopen(move || {
+            let other = host(&shelf, &root.join("other"));
+            async move { Arc::new(other) as Arc<dyn BlobStore> }
+        });
+        (dir, subject)
+    })
+    .await;
+    println!("{report}");
+    report.assert_passed_skipping(&[]);
+}
+
+#[tokio::test]
+async fn a_package_is_fetched_once_per_host_and_one_that_is_damaged_is_refused() {
+    let dir = place();
+    let root = dir.path();
+    let shelf = Shelf::new(&root.join("shelf"));
+    let (one, other) = (host(&shelf, &root.join("one")), host(&shelf, &root.join("other")));
+    let app = root.join("app");
+    fs::create_dir_all(app.join("bin")).expect("made");
+    fs::write(app.join("bin/run"), "#!/bin/sh\n").expect("written");
+    set(&app.join("bin/run"), 0o755);
+    std::os::unix::fs::symlink("bin/run", app.join("start")).expect("linked");
+    let blob = one.put(&Source::Path(app)).await.expect("put");
+    assert_eq!(shelf.gets.load(SeqCst), 0, "who put it has it");
+    let fetched = join_all((0..8).map(|_| other.get(&blob.digest))).await;
+    for source in &fetched {
+        let source = source.as_ref().expect("got").as_ref().expect("there");
+        let there = path(source);
+        assert!(there.starts_with(root.join("other")), "{there:?}");
+        assert_eq!(fs::metadata(there.join("bin/run")).expect("there").permissions().mode() & 0o777, 0o755);
+        assert_eq!(fs::read_link(there.join("start")).expect("a link"), Path::new("bin/run"));
+    }
+    assert_eq!(shelf.gets.load(SeqCst), 1, "fetched once for all who asked");
+
+    // Another package in its place, a torn one, and one that leads out of where it is unpacked.
+    let place = shelf.root.join(format!("packages/{}.tar", blob.digest.replace(':', "-")));
+    let whole = fs::read(&place).expect("read");
+    let mut evil = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(1);
+    header.as_gnu_mut().expect("gnu").name[..10].copy_from_slice(b"../escaped");
+    header.set_cksum();
+    evil.append(&header, &b"x"[..]).expect("appended");
+    let changed = whole.iter().map(|byte| if *byte == b'#' { b'%' } else { *byte }).collect::<Vec<u8>>();
+    let evil = evil.into_inner().expect("whole");
+    for (what, bytes) in
+        [("changed", changed), ("torn", whole[..700].to_vec()), ("escaping", evil), ("empty", Vec::new())]
+    {
+        fs::write(&place, bytes).expect("written");
+        let third = host(&shelf, &root.join(format!("third-{what}")));
+        let error = third.get(&blob.digest).await.expect_err(what);
+        assert_eq!(error.kind, ErrorKind::Unavailable, "{what}: {error}");
+        assert!(error.message.contains("deploy it again"), "{what}: {error}");
+        third.tidy().await.expect("tidied");
+        let left: Vec<_> = fs::read_dir(root.join(format!("third-{what}"))).expect("there").collect();
+        assert!(left.is_empty(), "{what}: {left:?}");
+    }
+    assert!(!root.join("escaped").exists() && !root.join("third-escaping/escaped").exists());
+
+    // What another host has deleted goes when a host tidies.
+    one.delete(&blob.digest).await.expect("deleted");
+    assert!(!other.exists(&blob.digest).await.expect("asked"));
+    other.tidy().await.expect("tidied");
+    assert_eq!(other.get(&blob.digest).await.expect("asked").map(|_| ()), None);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -52,6 +52,7 @@ mod load;
 mod memory;
 mod meter;
 mod named_values;
+mod object;
 mod ownership;
 mod pool;
 mod pool_policy;
@@ -66,10 +67,12 @@ mod scaler;
 mod scaler_options;
 mod scalers;
 mod scaling_spec;
+mod settling;
 mod sink;
 mod spec;
 mod spec_error;
 mod store;
+mod store_copy;
 mod trace;
 mod trigger;
 mod trigger_options;
@@ -101,6 +104,7 @@ pub use meter::{
     UsagePage, UsageQuery, UsageScope,
 };
 pub use named_values::{NamedValues, NamedVote};
+pub use object::ObjectStore;
 pub use ownership::{Candidacy, Owned};
 pub use pool::{
     CapacityReason, Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Outcome, Pool,
@@ -124,6 +128,7 @@ pub use scaler::{Clamps, Decision, Details, Policy, Reason, ScaleInput, Scaler, 
 pub use scaler_options::ScalerOptions;
 pub use scalers::Scalers;
 pub use scaling_spec::{Aggregation, Fidelity, Metric, ScalingSpec};
+pub use settling::{Caller, Settling, Work};
 pub use sink::{
     DecisionQuery, DecisionRecord, DecisionSink, LogFilter, LogLevel, LogLine, LogPage, LogQuery, LogRecord,
     LogSink, LogStream, NoSink, SecretSource, secret_bytes,
@@ -131,6 +136,7 @@ pub use sink::{
 pub use spec::{Protocol, RevisionSpec, Source, Timeouts};
 pub use spec_error::{SpecError, SpecErrors};
 pub use store::{Change, Commit, Entry, Guard, Store, StoreLimits, Version, Watched, Write, guard_failed};
+pub use store_copy::{StoreCopy, copy_store};
 pub use trace::{AttemptSpan, DeliverySpan, ParentSpan, RequestSpan, TraceContext, TraceSink, UpstreamSpan};
 pub use trigger::{
     BrokerIngress, BrokerSpec, BrokerStatus, Fires, Redrive, Redriven, SinkSpec, TriggerCx, TriggerSecrets,

@@ -2,12 +2,14 @@
 #![doc = include_str!("../README.md")]
 
 mod answer;
+mod objects;
 mod options;
 mod session;
-mod settling;
 mod statements;
 mod store;
+mod tables;
 mod writer;
 
+pub use objects::PostgresObjects;
 pub use options::PostgresOptions;
 pub use store::PostgresStore;

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sas_core::{Change, Commit, Entry, Error, Result, Store, StoreLimits, Version, Watched};
+use sas_core::{Change, Commit, Entry, Error, Result, Settling, Store, StoreLimits, Version, Watched};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -16,8 +16,8 @@ use crate::{
     answer::{answer, unavailable},
     options::PostgresOptions,
     session::Sessions,
-    settling::Settling,
-    statements::{self, channel, end_of, number},
+    statements::{channel, end_of, number},
+    tables,
     writer::{Asked, Writer},
 };
 
@@ -68,17 +68,7 @@ impl PostgresStore {
     /// tables are of a later version.
     pub async fn open(options: PostgresOptions) -> Result<Self> {
         let sessions = Sessions::new(options);
-        {
-            let (mut client, _driver) = sessions.dialer().connect(|_| {}).await?;
-            statements::migrate(&mut client, sessions.dialer().schema()).await?;
-            let row =
-                answer("open", client.query_one("SELECT current_setting('fsync') = 'off'", &[])).await?;
-            if row.get(0) {
-                tracing::warn!(
-                    "PostgreSQL runs with fsync = off: what is acknowledged is lost with the machine's power"
-                );
-            }
-        }
+        tables::migrate(sessions.dialer()).await?;
         let begun = version(&sessions).await?;
         let (told, last) = watch::channel(begun.0);
         let (writer, asked) = mpsc::channel(QUEUE);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use deadpool::managed::Object;
 use futures_util::future;
-use sas_core::{Commit, Error, ErrorKind, Result, Version, guard_failed};
+use sas_core::{Commit, Error, ErrorKind, Result, Version, Work, guard_failed};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout},
@@ -16,8 +16,8 @@ use tokio_postgres::{Client, Statement, types::ToSql};
 use crate::{
     answer::{ANSWER, failed, has_ended, unavailable},
     session::{Held, Session, Sessions},
-    settling::Work,
-    statements::{FORMAT, channel, number, too_new},
+    statements::{channel, number},
+    tables::{FORMAT, too_new},
 };
 
 const COMMIT: &str = "commit";

@@ -1,4 +1,4 @@
-//! Commits whose caller has gone: whoever reads afterwards must find them done or not done, for good.
+//! Commits whose caller has gone, for stores that commit elsewhere than in the caller's future.
 
 use std::{fmt, sync::Arc};
 
@@ -12,9 +12,25 @@ enum Fate {
     Settled,
 }
 
-/// How many commits are under way without a caller.
+/// Commits that are under way although their caller has gone: whoever reads afterwards must find each done or not done, for
+/// good. A store that hands commits to a task of its own begins each with [`Settling::begin`], and has its reads wait for
+/// [`Settling::settled`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use sas_core::Settling;
+///
+/// let settling = Settling::default();
+/// let (caller, work) = settling.begin();
+/// drop(caller);
+/// assert!(work.is_abandoned());
+/// tokio::spawn(async move { drop(work) });
+/// settling.settled().await;
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Settling(Arc<watch::Sender<usize>>);
+pub struct Settling(Arc<watch::Sender<usize>>);
 
 struct Shared {
     fate: Mutex<Fate>,
@@ -22,10 +38,18 @@ struct Shared {
 }
 
 /// What the caller of a commit holds while it waits.
-pub(crate) struct Caller(Arc<Shared>);
+#[must_use = "dropped, the commit counts as abandoned"]
+pub struct Caller(Arc<Shared>);
 
 /// What goes with the commit; dropped when it is done, or will never be.
-pub(crate) struct Work(Arc<Shared>);
+#[must_use = "dropped, the commit counts as settled"]
+pub struct Work(Arc<Shared>);
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Caller")
+    }
+}
 
 impl fmt::Debug for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,13 +58,14 @@ impl fmt::Debug for Work {
 }
 
 impl Settling {
-    pub(crate) fn begin(&self) -> (Caller, Work) {
+    /// A commit begins: what its caller holds, and what goes with it.
+    pub fn begin(&self) -> (Caller, Work) {
         let shared = Arc::new(Shared { fate: Mutex::new(Fate::UnderWay), count: self.clone() });
         (Caller(Arc::clone(&shared)), Work(shared))
     }
 
     /// Waits until no abandoned commit is under way.
-    pub(crate) async fn settled(&self) {
+    pub async fn settled(&self) {
         if *self.0.borrow() > 0 {
             // The sender lives as long as this.
             let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
@@ -49,7 +74,8 @@ impl Settling {
 }
 
 impl Work {
-    pub(crate) fn is_abandoned(&self) -> bool {
+    /// Whether the caller has gone. A commit that has not begun may be left out then.
+    pub fn is_abandoned(&self) -> bool {
         *self.0.fate.lock() == Fate::Abandoned
     }
 }
