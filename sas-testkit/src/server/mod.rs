@@ -14,6 +14,7 @@
 //! ```
 
 mod certificate;
+mod etcd;
 mod kafka;
 mod postgres;
 mod programs;
@@ -34,6 +35,7 @@ use std::{
 };
 
 pub use certificate::{Authority, Certificate};
+pub use etcd::EtcdServer;
 pub use kafka::kafka;
 pub use postgres::PostgresServer;
 pub use programs::{mosquitto, nats, redis};
