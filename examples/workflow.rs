@@ -125,7 +125,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (workflows, stop, running) = host();
     workflows.define(&Definition::parse(ORDER)?).await?;
     workflows.start("default", "order", "1.0.0", "order-17", json!({"item": "bicycle"})).await?;
-    while workflows.state("order-17").await?.is_none_or(|state| state.wakes.is_none()) {
+    while workflows.state("default/order-17").await?.is_none_or(|state| state.wakes.is_none()) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     stop.cancel();
@@ -133,8 +133,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("the host stops; the run is its records");
 
     let (workflows, stop, running) = host();
-    let state = workflows.ended("order-17").await?;
-    for record in workflows.history("order-17").await? {
+    let state = workflows.ended("default/order-17").await?;
+    for record in workflows.history("default/order-17").await? {
         if let Record::Done { step, outcome, .. } = record {
             println!("  {step}: {outcome:?}");
         }

@@ -17,6 +17,8 @@ mod platform;
 mod preset;
 mod requests;
 mod schedules;
+#[cfg(feature = "workflow")]
+mod workflows;
 
 pub use build_error::{BuildError, BuildPart};
 pub use builder::PlatformBuilder;
@@ -25,6 +27,8 @@ pub use membership::ClusterOptions;
 pub use own_store::{open_packages, open_store};
 pub use platform::{Platform, ShutdownReport};
 pub use preset::{Preset, UnknownPreset};
+#[cfg(feature = "workflow")]
+pub use workflows::StepConfig;
 
 /// The crates whose types stand in the API, in the versions that it uses.
 pub use {async_trait::async_trait, bytes, http};

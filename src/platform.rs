@@ -68,6 +68,13 @@ pub(crate) struct Parts {
     pub(crate) admin_socket: Option<UnixServer>,
     /// The driver, health checks, backlogs: they end at the token.
     pub(crate) tasks: TaskTracker,
+    #[cfg(feature = "workflow")]
+    pub(crate) workflows: sas_workflow::Workflows,
+    /// Workflows stop before what their steps call.
+    #[cfg(feature = "workflow")]
+    pub(crate) stop_workflows: CancellationToken,
+    #[cfg(feature = "workflow")]
+    pub(crate) running_workflows: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
 
@@ -148,6 +155,12 @@ impl Platform {
     /// Triggers: declared ones come with manifests, those of one's own run by [`TriggerHost::run`].
     pub fn triggers(&self) -> &Arc<TriggerHost> {
         &self.parts.triggers
+    }
+
+    /// Workflows: definitions come with manifests or by [`Workflows::define`](sas_workflow::Workflows::define).
+    #[cfg(feature = "workflow")]
+    pub fn workflows(&self) -> &sas_workflow::Workflows {
+        &self.parts.workflows
     }
 
     /// The last lines of every revision's instances.
@@ -303,6 +316,12 @@ impl Platform {
             let _ = tokio::time::timeout(limit / 3, joined.cluster.drained()).await;
         }
         let late = parts.triggers.shutdown(deadline).await;
+        #[cfg(feature = "workflow")]
+        {
+            parts.stop_workflows.cancel();
+            // What is not done by then is done again after the next start, under the same key.
+            let _ = tokio::time::timeout(limit / 2, parts.running_workflows.wait()).await;
+        }
         if let Some(server) = &parts.ingress {
             server.shutdown(deadline).await;
         }
@@ -351,6 +370,8 @@ impl Platform {
 
 impl Drop for Platform {
     fn drop(&mut self) {
+        #[cfg(feature = "workflow")]
+        self.parts.stop_workflows.cancel();
         self.parts.stop.cancel();
     }
 }

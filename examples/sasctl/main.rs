@@ -7,6 +7,7 @@
 //! sasctl traffic NAME REVISION=PERCENT... | rollback NAME [REVISION] | alias NAME ALIAS [REVISION]
 //! sasctl disable NAME | enable NAME | delete NAME [--revision REVISION] | apps | app APP | env APP NAME=VALUE...
 //! sasctl quota [FIELD=AMOUNT...]
+//! sasctl workflow list | start NAME | runs | get RUN | graph RUN | suspend | resume | cancel | retry | skip | event
 //! sasctl tokens create NAME --scope deploy | tokens list | tokens revoke ID | audit | whoami
 //! sasctl completion bash
 //! ```
@@ -19,6 +20,7 @@ mod client;
 mod deploy;
 mod quota;
 mod words;
+mod workflow;
 
 use std::{
     fmt,
@@ -189,6 +191,9 @@ enum Command {
         #[arg(long, conflicts_with = "changes")]
         clear: bool,
     },
+    /// Workflows and their runs.
+    #[command(subcommand)]
+    Workflow(workflow::Workflow),
     /// Tokens of the admin API.
     #[command(subcommand)]
     Tokens(Tokens),
@@ -408,6 +413,7 @@ async fn run(cli: Cli) -> Result<(), Failed> {
         Command::Usage { name } => usage(&client, name.map(|name| service(&name))).await?,
         Command::Quota { changes, clear } => quota::quota(&client, &cli.namespace, &changes, clear).await?,
         Command::Diagnose => diagnose(&client).await?,
+        Command::Workflow(command) => workflow::workflow(&client, &cli.namespace, command).await?,
         Command::Tokens(tokens_command) => tokens(&client, tokens_command).await?,
         Command::Audit { last } => {
             let answer = client.get(&format!("/v1/audit?limit={}", last.clamp(1, 1000))).await?;

@@ -76,6 +76,7 @@ mod store_copy;
 mod trace;
 mod trigger;
 mod trigger_options;
+mod workflow;
 
 pub use auth::{Authenticator, Denied, Principal, Scope};
 pub use blob::{Blob, BlobStore};
@@ -143,3 +144,7 @@ pub use trigger::{
     TriggerSource, TriggerSpec, TriggerStatus, Triggers,
 };
 pub use trigger_options::{ServerUrl, TriggerOptions, host_name};
+pub use workflow::{
+    GraphOf, RunAction, RunDetail, RunPage, RunQuery, RunStart, RunStatus, RunView, StepView, WorkflowHost,
+    WorkflowInfo, WorkflowSpec,
+};

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
 
-use crate::data::{Data, Expression, Span};
+use crate::data::{Data, Expression, Span, Variables};
 
 /// A workflow's definition, read and found right: what is not refused now does not fail for its form later.
 ///
@@ -57,7 +57,53 @@ pub struct Schedule {
     pub(crate) on: Option<Consumption>,
 }
 
+/// For people: `every 60s`, `cron 0 2 * * *`.
+impl std::fmt::Display for Schedule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut parts = Vec::new();
+        parts.extend(self.every.map(|every| format!("every {every:?}")));
+        parts.extend(self.cron.as_ref().map(|cron| format!("cron {cron}")));
+        parts.extend(self.after.map(|after| format!("{after:?} after the last one")));
+        parts.extend(self.on.is_some().then(|| "on events".to_owned()));
+        f.write_str(&parts.join(", "))
+    }
+}
+
 impl Schedule {
+    /// Whether all of it can be kept here.
+    ///
+    /// # Errors
+    /// What cannot be, and what to write instead.
+    pub(crate) fn runnable(&self) -> Result<(), &'static str> {
+        if self.after.is_some() {
+            return Err(
+                "after is not run here: use every, or let the workflow wait at its end and start the next one",
+            );
+        }
+        match &self.on {
+            None | Some(Consumption::One(_) | Consumption::Any(_, None)) => Ok(()),
+            Some(_) => Err(
+                "on starts a run by one event here: use one, or any without until, and listen for the rest",
+            ),
+        }
+    }
+
+    /// Whether this event starts a run.
+    pub(crate) fn wants(&self, event: &Json) -> bool {
+        let filters = match &self.on {
+            Some(Consumption::One(filter)) => std::slice::from_ref(filter),
+            Some(Consumption::Any(filters, None)) => filters.as_slice(),
+            _ => return false,
+        };
+        let any = matches!(self.on, Some(Consumption::Any(..))) && filters.is_empty();
+        any || filters.iter().any(|filter| filter.takes(event))
+    }
+
+    /// What the run gets: the event's data in a list, as the language has it.
+    pub(crate) fn input(&self, event: &Json) -> Json {
+        Json::Array(vec![event.get("data").cloned().unwrap_or(Json::Null)])
+    }
+
     /// Whether events start runs.
     pub fn on_events(&self) -> bool {
         self.on.is_some()
@@ -239,6 +285,22 @@ pub(crate) struct EventFilter {
     /// Attributes: expressions are conditions when they give true or false, values otherwise.
     pub(crate) with: Vec<(String, Data)>,
     pub(crate) correlate: Vec<(String, Expression, Option<Expression>)>,
+}
+
+impl EventFilter {
+    /// Whether an event has these attributes, for who has no run yet: without variables.
+    fn takes(&self, event: &Json) -> bool {
+        let variables = Variables::new();
+        self.with.iter().all(|(name, wanted)| {
+            let own = event.get(name).unwrap_or(&Json::Null);
+            let Ok(own) = sas_jq::Value::from_json(own) else { return false };
+            match wanted.evaluate(&own, &variables) {
+                Ok(sas_jq::Value::Bool(holds)) if !matches!(own, sas_jq::Value::Bool(_)) => holds,
+                Ok(wanted) => wanted == own,
+                Err(_) => false,
+            }
+        })
+    }
 }
 
 #[derive(Clone, Debug)]

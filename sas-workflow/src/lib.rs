@@ -4,6 +4,7 @@ mod data;
 mod definition;
 mod driver;
 mod fault;
+mod graph;
 mod machine;
 mod mistakes;
 mod read;
@@ -11,7 +12,7 @@ mod record;
 
 pub use self::{
     definition::{Definition, Refused, Schedule},
-    driver::{Actions, Phase, RunState, StepKey, Workflows, invoke_service},
+    driver::{Actions, Phase, RunState, StepKey, WorkflowConfig, Workflows, invoke_service},
     machine::{Machine, MissingSecret, Status, Visit},
     mistakes::{Mistake, Mistakes},
     record::{Body, Command, Outcome, Record, Request},

@@ -41,11 +41,33 @@ pub enum Record {
         /// When.
         at: u64,
     },
+    /// A run that ended with an error goes on: the record before this one, which made it end so, does not count any more, and
+    /// the step that it told of is asked for again. See [`Record::counting`].
+    Retried {
+        /// The step's id.
+        step: String,
+        /// When.
+        at: u64,
+    },
     /// The run was cancelled from outside.
     Cancelled {
         /// When.
         at: u64,
     },
+}
+
+impl Record {
+    /// The records that count, in order: without those that a [`Record::Retried`] took back. They make the run.
+    pub fn counting(records: &[Record]) -> Vec<&Record> {
+        let mut counting: Vec<&Record> = Vec::with_capacity(records.len());
+        for record in records {
+            if matches!(record, Record::Retried { .. }) {
+                counting.pop();
+            }
+            counting.push(record);
+        }
+        counting
+    }
 }
 
 /// How what a step asked for ended.

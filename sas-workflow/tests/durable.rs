@@ -182,7 +182,7 @@ async fn define(host: &Host, text: &str) {
 async fn order(host: &Host) -> Json {
     define(host, ORDER).await;
     host.workflows.start("shop", "order", "1.0.0", "o-1", json!({"n": 1})).await.expect("started");
-    let state = host.workflows.ended("o-1").await.expect("ends");
+    let state = host.workflows.ended("shop/o-1").await.expect("ends");
     assert_eq!(state.phase, Phase::Completed, "{state:?}");
     state.output.expect("an output")
 }
@@ -202,7 +202,7 @@ async fn replays(host: &Host, run: &str, text: &str) {
 async fn a_run_goes_to_its_end() {
     let host = host(Arc::new(MemoryStore::default()), clock()).await;
     assert_eq!(order(&host).await, json!({"by": "flaky", "n": 2}));
-    replays(&host, "o-1", ORDER).await;
+    replays(&host, "shop/o-1", ORDER).await;
     let keys = host.services.keys();
     assert_eq!(keys.len(), host.services.called.lock().len(), "each step once");
     assert_eq!(keys.len(), 4);
@@ -217,7 +217,7 @@ async fn a_run_goes_to_its_end() {
 async fn a_crash_at_any_commit_changes_neither_output_nor_keys() {
     let whole = host(Arc::new(MemoryStore::default()), clock()).await;
     let (output, keys) = (order(&whole).await, whole.services.keys());
-    let commits = 1 + whole.workflows.state("o-1").await.expect("a store").expect("a run").records;
+    let commits = 1 + whole.workflows.state("shop/o-1").await.expect("a store").expect("a run").records;
     for left in 2..=commits {
         let (store, clock) = (Arc::new(MemoryStore::default()), clock());
         let dying = Arc::new(Dying { store: store.clone(), left: AtomicU64::new(left) });
@@ -227,13 +227,13 @@ async fn a_crash_at_any_commit_changes_neither_output_nor_keys() {
         tokio::time::sleep(Duration::from_secs(120)).await;
         first.stop.cancel();
         let second = host(store, clock).await;
-        let state = second.workflows.ended("o-1").await.expect("ends");
+        let state = second.workflows.ended("shop/o-1").await.expect("ends");
         assert_eq!(
             (state.phase, state.output),
             (Phase::Completed, Some(output.clone())),
             "after {left} commits"
         );
-        replays(&second, "o-1", ORDER).await;
+        replays(&second, "shop/o-1", ORDER).await;
         let both: BTreeSet<_> = first.services.keys().union(&second.services.keys()).cloned().collect();
         assert_eq!(both, keys, "after {left} commits");
         second.stop.cancel();
@@ -250,10 +250,10 @@ async fn two_drivers_make_one_run() {
         b.workflows.start("shop", "order", "1.0.0", "o-1", json!({"n": 1})),
     );
     assert_eq!((one.expect("starts").records, other.expect("is there").records), (1, 1));
-    let state = a.workflows.ended("o-1").await.expect("ends");
+    let state = a.workflows.ended("shop/o-1").await.expect("ends");
     assert_eq!(state.output, Some(json!({"by": "flaky", "n": 2})));
-    replays(&b, "o-1", ORDER).await;
-    let records = a.workflows.history("o-1").await.expect("records");
+    replays(&b, "shop/o-1", ORDER).await;
+    let records = a.workflows.history("shop/o-1").await.expect("records");
     let starts = records.iter().filter(|record| matches!(record, Record::Started { .. })).count();
     assert_eq!(starts, 1);
     let keys: BTreeSet<_> = b.services.keys().union(&a.services.keys()).cloned().collect();
@@ -305,14 +305,14 @@ do:
     .await;
     host.workflows.start("shop", "parent", "1.0.0", "p", json!({})).await.expect("started");
     let event = json!({"specversion": "1.0", "id": "1", "source": "s", "type": "go", "data": 1});
-    host.workflows.event("p", event.clone()).await.expect("stored");
-    let state = host.workflows.ended("p").await.expect("ends");
+    host.workflows.event("shop/p", event.clone()).await.expect("stored");
+    let state = host.workflows.ended("shop/p").await.expect("ends");
     assert_eq!(state.output, Some(json!({"ok": true})), "the child's output, an hour later");
-    assert_eq!(host.workflows.event("p", event.clone()).await.unwrap_err().kind, ErrorKind::Conflict);
-    assert_eq!(host.workflows.event("q", event).await.unwrap_err().kind, ErrorKind::NotFound);
+    assert_eq!(host.workflows.event("shop/p", event.clone()).await.unwrap_err().kind, ErrorKind::Conflict);
+    assert_eq!(host.workflows.event("shop/q", event).await.unwrap_err().kind, ErrorKind::NotFound);
     host.workflows.start("shop", "waits", "1.0.0", "w", json!({})).await.expect("started");
-    host.workflows.cancel("w").await.expect("stored");
-    assert_eq!(host.workflows.ended("w").await.expect("ends").phase, Phase::Cancelled);
+    host.workflows.cancel("shop/w").await.expect("stored");
+    assert_eq!(host.workflows.ended("shop/w").await.expect("ends").phase, Phase::Cancelled);
     for (run, kind) in
         [("w", ErrorKind::Conflict), ("", ErrorKind::InvalidSpec), ("a/b", ErrorKind::InvalidSpec)]
     {
@@ -328,7 +328,8 @@ do:
 
 /// The state of a run that ends within two hours, or at once.
 async fn end(host: &Host, run: &str) -> sas_workflow::RunState {
-    let ended = tokio::time::timeout(Duration::from_secs(7_200), host.workflows.ended(run)).await;
+    let run = format!("shop/{run}");
+    let ended = tokio::time::timeout(Duration::from_secs(7_200), host.workflows.ended(&run)).await;
     ended.unwrap_or_else(|_| panic!("{run} does not end")).expect("a store")
 }
 
@@ -376,7 +377,7 @@ async fn a_run_whose_action_panics_can_still_be_told() {
     start(&host, "panics", "p").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(host.workflows.driven(), 0, "the panic has ended the task");
-    let cancelled = tokio::time::timeout(Duration::from_secs(60), host.workflows.cancel("p")).await;
+    let cancelled = tokio::time::timeout(Duration::from_secs(60), host.workflows.cancel("shop/p")).await;
     cancelled.expect("an answer").expect("stored");
     assert_eq!(end(&host, "p").await.phase, Phase::Cancelled);
     host.stop.cancel();
@@ -429,13 +430,13 @@ async fn an_event_is_kept_once_however_often_it_comes_and_whatever_the_store_say
     shop(&host, "two", "do: [{l: {listen: {to: {any: [{with: {type: go}}], until: 'length == 2'}}}}]").await;
     start(&host, "two", "t").await;
     let event = |id: &str| json!({"specversion": "1.0", "id": id, "source": "s", "type": "go", "data": id});
-    host.workflows.event("t", event("unsure")).await.expect("stored");
-    host.workflows.event("t", event("unsure")).await.expect("is stored");
-    let records = host.workflows.history("t").await.expect("records");
+    host.workflows.event("shop/t", event("unsure")).await.expect("stored");
+    host.workflows.event("shop/t", event("unsure")).await.expect("is stored");
+    let records = host.workflows.history("shop/t").await.expect("records");
     let events = records.iter().filter(|record| matches!(record, Record::Event { .. })).count();
     assert_eq!(events, 1, "{records:?}");
     assert!(store.once.load(SeqCst) > 0, "the store was unsure");
-    host.workflows.event("t", event("last")).await.expect("stored");
+    host.workflows.event("shop/t", event("last")).await.expect("stored");
     assert_eq!(end(&host, "t").await.output, Some(json!(["unsure", "last"])));
     host.stop.cancel();
 }
@@ -460,9 +461,9 @@ async fn a_run_whose_definition_is_gone_can_be_cancelled() {
     let entry = store.get(key).await.expect("a store").expect("a definition");
     store.delete(key, entry.version).await.expect("deleted");
     let other = host(store, clock).await;
-    let event = other.workflows.event("w", json!({"type": "go"})).await;
+    let event = other.workflows.event("shop/w", json!({"type": "go"})).await;
     assert_eq!(event.unwrap_err().kind, ErrorKind::NotFound);
-    other.workflows.cancel("w").await.expect("stored");
+    other.workflows.cancel("shop/w").await.expect("stored");
     assert_eq!(end(&other, "w").await.phase, Phase::Cancelled);
     other.stop.cancel();
 }

@@ -211,6 +211,8 @@ impl PlatformBuilder {
         for change in self.triggers {
             change(&mut trigger_config);
         }
+        #[cfg(feature = "workflow")]
+        let (workflow_invoker, workflow_secrets) = (Arc::clone(&invoker), self.secrets.clone());
         trigger_config.invoker = invoker;
         trigger_config.store = Arc::clone(&store);
         trigger_config.log = log;
@@ -231,6 +233,15 @@ impl PlatformBuilder {
             Some(host) => Arc::new(OwnCalls::new(Arc::clone(&store), host)) as Arc<dyn Store>,
             None => Arc::clone(&store),
         };
+        #[cfg(feature = "workflow")]
+        let (workflows, actions) = crate::workflows::compose(
+            self.workflow,
+            Arc::clone(&store),
+            Arc::clone(&self.clock),
+            workflow_invoker,
+            &triggers,
+            workflow_secrets,
+        );
         let calls = AsyncCalls::new(
             Arc::clone(&gateway) as Arc<dyn Handler>,
             calls_store,
@@ -257,6 +268,10 @@ impl PlatformBuilder {
         control_config.audit_sink = self.audit;
         control_config.hosts = joined.as_ref().map(|joined| Arc::clone(&joined.cluster) as Arc<dyn Hosts>);
         control_config.triggers = Some(Arc::clone(&triggers) as Arc<dyn Triggers>);
+        #[cfg(feature = "workflow")]
+        {
+            control_config.workflows = Some(Arc::new(workflows.clone()));
+        }
         control_config.tenant_quotas = self.tenant_quotas;
         control_config.default_tenant_quota = self.default_tenant_quota;
         control_config.admission.extend(self.admission);
@@ -280,6 +295,8 @@ impl PlatformBuilder {
         control_config.seed = self.seed;
         let control = Control::new(control_config);
         self.namespaces.bind(&control);
+        #[cfg(feature = "workflow")]
+        let _ = actions.control.set(Arc::downgrade(&control));
 
         let default_roots = self.access.package_roots(None, self.admin);
         let roots = self.package_roots.take().unwrap_or_else(|| default_roots.clone());
@@ -333,6 +350,12 @@ impl PlatformBuilder {
             #[cfg(unix)]
             admin_socket: None,
             tasks: TaskTracker::new(),
+            #[cfg(feature = "workflow")]
+            workflows,
+            #[cfg(feature = "workflow")]
+            stop_workflows: CancellationToken::new(),
+            #[cfg(feature = "workflow")]
+            running_workflows: TaskTracker::new(),
             stop,
         };
         let mut server_config = self.server;
@@ -410,6 +433,12 @@ impl Parts {
                 Arc::clone(&self.control),
                 self.stop.clone(),
             ));
+        }
+        #[cfg(feature = "workflow")]
+        {
+            let running = crate::workflows::run(self.workflows.clone(), self.stop_workflows.clone());
+            self.running_workflows.spawn(running);
+            self.running_workflows.close();
         }
         self.tasks.spawn(backlog::report(
             Arc::clone(&self.triggers),

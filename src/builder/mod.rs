@@ -132,6 +132,8 @@ pub struct PlatformBuilder {
     requests: Option<RequestLimits>,
     #[cfg(feature = "console")]
     console: bool,
+    #[cfg(feature = "workflow")]
+    pub(crate) workflow: crate::workflows::Wanted,
 }
 
 type ChangeControl = Box<dyn FnOnce(&mut ControlConfig) + Send + Sync>;
@@ -213,6 +215,8 @@ impl Default for PlatformBuilder {
             requests: None,
             #[cfg(feature = "console")]
             console: false,
+            #[cfg(feature = "workflow")]
+            workflow: crate::workflows::Wanted::default(),
         }
     }
 }

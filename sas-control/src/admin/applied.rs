@@ -19,6 +19,21 @@ pub(super) enum AppliedView {
     Broker(AppliedBroker),
     /// A host leads to a service.
     Domain(AppliedDomain),
+    /// A workflow can be run.
+    Workflow(AppliedWorkflow),
+}
+
+/// A workflow that can be run.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct AppliedWorkflow {
+    /// `Workflow`.
+    pub(super) kind: &'static str,
+    /// `namespace/name`.
+    pub(super) name: String,
+    pub(super) version: String,
+    /// Whether this version is new.
+    pub(super) new_version: bool,
 }
 
 /// A host that leads to a service.

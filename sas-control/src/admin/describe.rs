@@ -24,6 +24,7 @@ use super::{authorize::SCHEME, problem::PROBLEM_JSON};
         (name = "services", description = "Deploy, list, change and delete services"),
         (name = "observe", description = "Instances, decisions, logs and usage"),
         (name = "triggers", description = "What sends events to services"),
+        (name = "workflows", description = "Definitions of workflows, and their runs"),
         (name = "platform", description = "The platform as a whole"),
         (name = "access", description = "Tokens and the record of changes"),
     )

@@ -29,6 +29,7 @@ mod test_run;
 mod token;
 mod triggers;
 mod watch;
+mod workflows;
 
 use std::{
     fmt,
@@ -272,7 +273,8 @@ impl Admin {
         let of_path = path.strip_prefix("/v1/").and_then(|path| {
             let (kind, rest) = path.split_once('/')?;
             let namespace = rest.split('/').next()?;
-            matches!(kind, "services" | "triggers" | "quotas" | "domains").then(|| namespace.to_owned())
+            matches!(kind, "services" | "triggers" | "quotas" | "domains" | "workflows" | "runs")
+                .then(|| namespace.to_owned())
         });
         let held_to = principal.tenant().map(str::to_owned);
         let record = AuditRecord {
@@ -381,7 +383,21 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(events::replay))
         .routes(routes!(events::brokers))
         .routes(routes!(events::delete_broker))
-        .routes(routes!(events::send));
+        .routes(routes!(events::send))
+        .routes(routes!(workflows::list))
+        .routes(routes!(workflows::show))
+        .routes(routes!(workflows::graph))
+        .routes(routes!(workflows::delete))
+        .routes(routes!(workflows::start))
+        .routes(routes!(workflows::runs))
+        .routes(routes!(workflows::run))
+        .routes(routes!(workflows::run_graph))
+        .routes(routes!(workflows::suspend))
+        .routes(routes!(workflows::resume))
+        .routes(routes!(workflows::cancel))
+        .routes(routes!(workflows::retry))
+        .routes(routes!(workflows::skip))
+        .routes(routes!(workflows::event));
     describe::finish(routes.get_openapi_mut());
     routes
 }

@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Touched,
-    applied::{AppliedBroker, AppliedDomain, AppliedService, AppliedTrigger, AppliedView},
+    applied::{AppliedBroker, AppliedDomain, AppliedService, AppliedTrigger, AppliedView, AppliedWorkflow},
     extract::{Caller, Path, Query, Seen, Sent, ServicePath, after, cursor, entity_tag, page_size},
     problem::Failure,
 };
@@ -453,6 +453,7 @@ fn touched(applied: &[Applied]) -> Touched {
             Applied::Trigger(trigger) => ("Trigger", trigger.name.clone()),
             Applied::Broker(broker) => ("Broker", broker.name.clone()),
             Applied::Domain(domain) => ("DomainMapping", format!("{}/{}", domain.namespace, domain.host)),
+            Applied::Workflow(workflow, _) => ("Workflow", workflow.shown()),
         };
         namespaces.extend(path.split_once('/').map(|(namespace, _)| namespace.to_owned()));
         touched.objects.push(format!("{kind} {path}"));
@@ -479,6 +480,7 @@ impl Api {
                 Manifest::Trigger(trigger) => namespace_of(&trigger.name),
                 Manifest::Broker(broker) => namespace_of(&broker.name),
                 Manifest::Domain(domain) => domain.namespace.as_str(),
+                Manifest::Workflow(workflow) => workflow.namespace.as_str(),
             };
             if !caller.reaches(namespace) {
                 let message = format!("{caller} may not apply manifests of the namespace {namespace:?}");
@@ -517,6 +519,12 @@ impl Api {
                 name: domain.host.clone(),
                 namespace: domain.namespace.clone(),
                 service: domain.service.clone(),
+            }),
+            Applied::Workflow(workflow, new) => AppliedView::Workflow(AppliedWorkflow {
+                kind: "Workflow",
+                name: format!("{}/{}", workflow.namespace, workflow.name),
+                version: workflow.version.clone(),
+                new_version: *new,
             }),
         }
     }

@@ -19,7 +19,7 @@ use super::{
     problem::Failure,
 };
 use crate::{
-    control::{BROKERS, Control, SERVICES, TRIGGERS},
+    control::{BROKERS, Control, SERVICES, TRIGGERS, WORKFLOWS},
     view::ServiceView,
 };
 
@@ -176,7 +176,8 @@ impl Watcher {
     }
 
     fn event(&self, change: &Change) -> Option<ChangedEvent> {
-        let kinds = [("Service", SERVICES), ("Trigger", TRIGGERS), ("Broker", BROKERS)];
+        let kinds =
+            [("Service", SERVICES), ("Trigger", TRIGGERS), ("Broker", BROKERS), ("Workflow", WORKFLOWS)];
         let (kind, path) =
             kinds.into_iter().find_map(|(kind, prefix)| Some((kind, change.key.strip_prefix(prefix)?)))?;
         let (namespace, name) = path.split_once('/')?;

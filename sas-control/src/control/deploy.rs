@@ -81,6 +81,10 @@ impl Control {
                 Manifest::Trigger(trigger) => Applied::Trigger(self.apply_trigger(*trigger).await?),
                 Manifest::Broker(broker) => Applied::Broker(self.apply_broker(*broker).await?),
                 Manifest::Domain(domain) => Applied::Domain(self.apply_domain(author, *domain).await?),
+                Manifest::Workflow(workflow) => {
+                    let new = self.apply_workflow(&workflow).await?;
+                    Applied::Workflow(workflow, new)
+                }
             };
             applied.push(done);
         }

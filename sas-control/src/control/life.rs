@@ -61,6 +61,8 @@ pub struct Purged {
     pub triggers: Vec<String>,
     /// Brokers with their events, as `namespace/name`.
     pub brokers: Vec<String>,
+    /// Definitions of workflows, with their runs, as `namespace/name/version`.
+    pub workflows: Vec<String>,
     /// Tokens of the admin API that were revoked, by their ids.
     pub tokens: Vec<String>,
 }
@@ -384,6 +386,9 @@ impl Control {
                     gone(self.delete_broker(namespace, short).await)?;
                     purged.brokers.push(name.to_owned());
                 }
+            }
+            if let Ok(workflows) = self.workflow_host() {
+                purged.workflows = workflows.purge(namespace).await?;
             }
             for entry in self.entries(&format!("{DEAD_LETTERS}{namespace}/")).await? {
                 gone(self.store.delete(&entry.key, entry.version).await)?;

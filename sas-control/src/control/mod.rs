@@ -18,6 +18,7 @@ mod steps;
 mod triggers;
 mod uploads;
 mod usage;
+mod workflows;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -31,7 +32,7 @@ use sas_core::{
     AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, Commit, DataPlane, DecisionQuery, DecisionSink,
     Error, ErrorKind, Hosts, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Recorder, RequestId,
     Result, RevisionKey, Router, Scalers, Store, SystemClock, TenantKey, TenantQuota, TriggerSpec, Triggers,
-    UsageQuery, Version, commit_as_owner,
+    UsageQuery, Version, WorkflowHost, WorkflowSpec, commit_as_owner,
 };
 use sas_knative::manifest::{DomainMapping, ParseOptions};
 use tokio::time::Instant;
@@ -67,6 +68,8 @@ pub use usage::{HourUsageView, NamespaceUsageView, UsageGapView, UsageHoursView,
 pub(crate) const SERVICES: &str = "service/";
 /// Where brokers are in the store.
 pub(crate) const BROKERS: &str = "brokers/";
+/// Where whoever runs workflows keeps their definitions in the store, as `namespace/name/version`.
+pub(crate) const WORKFLOWS: &str = "workflow/definition/";
 /// Where triggers are in the store.
 pub(crate) const TRIGGERS: &str = "triggers/";
 /// Where tenants are in the store.
@@ -99,6 +102,8 @@ pub struct ControlConfig {
     pub plane: DataPlane,
     /// Who runs triggers; without it, manifests of triggers are refused.
     pub triggers: Option<Arc<dyn Triggers>>,
+    /// Who runs workflows; without it, manifests of workflows are refused.
+    pub workflows: Option<Arc<dyn WorkflowHost>>,
     /// What the tenants of these namespaces may use, unless they are given another quota by the admin API.
     pub tenant_quotas: BTreeMap<String, TenantQuota>,
     /// What every tenant may use that has no quota of its own.
@@ -154,6 +159,7 @@ impl ControlConfig {
             plane,
             triggers: None,
             hosts: None,
+            workflows: None,
             tenant_quotas: BTreeMap::new(),
             default_tenant_quota: TenantQuota::default(),
             scalers: None,
@@ -190,6 +196,7 @@ pub struct Control {
     triggers: Option<Arc<dyn Triggers>>,
     hosts: Option<Arc<dyn Hosts>>,
     following: hosts::Following,
+    workflows: Option<Arc<dyn WorkflowHost>>,
     answers: Option<Arc<dyn AnswerCounter>>,
     pub(crate) clock: Arc<dyn Clock>,
     manifests: ParseOptions,
@@ -278,6 +285,8 @@ pub enum Applied {
     Broker(BrokerSpec),
     /// A host leads to a service.
     Domain(DomainMapping),
+    /// A workflow can be run; whether this version of it is new.
+    Workflow(Box<WorkflowSpec>, bool),
 }
 
 /// What came back after a start.
@@ -328,6 +337,7 @@ impl Control {
             triggers: config.triggers,
             hosts: config.hosts,
             following: hosts::Following::default(),
+            workflows: config.workflows,
             answers: config.plane.answers,
             clock: config.clock,
             manifests,
@@ -599,6 +609,11 @@ impl Control {
     }
 
     /// The namespace of a tenant.
+    /// The tenant of a namespace; `None`: nothing was deployed there yet.
+    pub fn tenant_of(&self, namespace: &str) -> Option<TenantKey> {
+        self.tenants.get(namespace)
+    }
+
     pub(crate) fn namespace_of(&self, tenant: TenantKey) -> Option<String> {
         self.tenants.namespace_of(tenant)
     }

@@ -123,6 +123,7 @@ impl Control {
                     .trigger_host()?
                     .check_broker(broker)
                     .map_err(|errors| refused("manifest", broker_fields(errors)))?,
+                Manifest::Workflow(workflow) => self.check_workflow(workflow)?,
                 Manifest::Service(_) | Manifest::Domain(_) => {}
             }
         }

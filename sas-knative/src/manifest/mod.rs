@@ -1,7 +1,8 @@
 //! Manifests: what people write, and every mistake in it with its field path.
 //!
 //! YAML 1.2 and JSON, one document or several, or a `List` of them. Known are Knative's `Service`, `DomainMapping`,
-//! `PingSource`, `KafkaSource`, `Broker`, `Trigger`, `Channel` and `Subscription`, and this platform's own `Trigger` for every kind of source.
+//! `PingSource`, `KafkaSource`, `Broker`, `Trigger`, `Channel` and `Subscription`, and this platform's own `Trigger` for every kind
+//! of source and `Workflow` for definitions in the Open Workflow DSL.
 //!
 //! ```
 //! use sas_knative::manifest::{Manifest, ParseOptions, parse};
@@ -38,10 +39,11 @@ mod schema;
 mod service;
 mod tree;
 mod words;
+mod workflow;
 
 use std::collections::HashSet;
 
-use sas_core::{BrokerSpec, Scalers, SpecErrors, TriggerSpec};
+use sas_core::{BrokerSpec, Scalers, SpecErrors, TriggerSpec, WorkflowSpec};
 
 pub use domain::{DomainMapping, is_host};
 pub use pod::{LABEL, is_label};
@@ -53,7 +55,7 @@ pub use tree::document;
 use crate::{AutoscalerConfig, Fidelity};
 
 /// The kinds that are known, as their manifests name them.
-pub const KINDS: [(&str, &str); 9] = [
+pub const KINDS: [(&str, &str); 10] = [
     ("serving.knative.dev/v1", "Service"),
     ("serving.knative.dev/v1beta1", "DomainMapping"),
     ("sources.knative.dev/v1", "PingSource"),
@@ -63,6 +65,7 @@ pub const KINDS: [(&str, &str); 9] = [
     ("messaging.knative.dev/v1", "Channel"),
     ("messaging.knative.dev/v1", "Subscription"),
     ("sas.dev/v1", "Trigger"),
+    ("sas.dev/v1", "Workflow"),
 ];
 
 /// The JSON schema (draft 2020-12) of the manifests of all kinds, for editors and other tools: which fields there are, and
@@ -105,16 +108,20 @@ pub enum Manifest {
     Broker(Box<BrokerSpec>),
     /// A host at which a service answers too.
     Domain(Box<DomainMapping>),
+    /// A definition of a workflow.
+    Workflow(Box<WorkflowSpec>),
 }
 
 impl Manifest {
-    /// `Service namespace/name`, `Trigger namespace/name`, `Broker namespace/name` or `DomainMapping host`.
+    /// `Service namespace/name`, `Trigger namespace/name`, `Broker namespace/name`, `DomainMapping host` or
+    /// `Workflow namespace/name version`.
     pub fn identity(&self) -> String {
         match self {
             Self::Service(service) => format!("Service {}/{}", service.namespace, service.name),
             Self::Trigger(trigger) => format!("Trigger {}", trigger.name),
             Self::Broker(broker) => format!("Broker {}", broker.name),
             Self::Domain(domain) => format!("DomainMapping {}", domain.host),
+            Self::Workflow(workflow) => format!("Workflow {}", workflow.shown()),
         }
     }
 }
@@ -219,6 +226,8 @@ fn read_document(document: &Node, options: &ParseOptions, errors: &mut SpecError
         ("sas.dev/v1", "Trigger") => {
             eventing::trigger(document, options, errors).map(|trigger| Manifest::Trigger(Box::new(trigger)))
         }
+        ("sas.dev/v1", "Workflow") => workflow::workflow(document, options, errors)
+            .map(|workflow| Manifest::Workflow(Box::new(workflow))),
         (_, "ApiServerSource") => {
             errors.push("kind", "ApiServerSource", eventing::NO_API_SERVER);
             None

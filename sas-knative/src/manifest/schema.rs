@@ -42,7 +42,7 @@ pub(super) fn saw(path: &str, shape: Shape) {
 }
 
 /// A document of each kind that has everything.
-const EVERYTHING: [(&str, &str); 9] = [
+const EVERYTHING: [(&str, &str); 10] = [
     (
         "Service",
         r#"
@@ -95,6 +95,7 @@ spec:
         "Trigger",
         "metadata: {name: a}\nspec: {source: {}, target: {}, reply: {}, delivery: {deadLetterSink: {ref: {}}}}",
     ),
+    ("Workflow", "metadata: {name: a}\nspec: {document: {}}"),
 ];
 
 /// The schema of what is at `path`.

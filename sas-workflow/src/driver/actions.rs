@@ -6,23 +6,23 @@ use async_trait::async_trait;
 use sas_core::{Cx, FaasTrigger, IdempotencyKey, Invoker, Payer, RequestId, Target};
 use serde_json::Value as Json;
 
-use crate::{Body, Outcome, Request};
+use crate::{Body, Outcome, Request, Schedule};
 
 /// Which step of which run it is. The same at every repetition of the step, and at no other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct StepKey {
     /// The namespace of the run's definition.
     pub namespace: String,
-    /// The run's id.
+    /// The run's id, unique in the namespace.
     pub run: String,
-    /// The step's id: its position, with rounds and attempts.
+    /// The step's id: its position, with rounds and attempts, and `~1`, `~2` and so on when an operator began it anew.
     pub step: String,
 }
 
 impl StepKey {
     /// What tells a target that it has seen the step.
     pub fn idempotency(&self) -> IdempotencyKey {
-        IdempotencyKey::of(&["workflow", &self.run, &self.step])
+        IdempotencyKey::of(&["workflow", &self.namespace, &self.run, &self.step])
     }
 }
 
@@ -42,6 +42,30 @@ pub trait Actions: std::fmt::Debug + Send + Sync + 'static {
 
     /// The values of secrets that a definition of this namespace names. What is not given lets the run fault.
     async fn secrets(&self, namespace: &str, names: &[String]) -> BTreeMap<String, Json>;
+
+    /// From now on, runs of this definition start by this schedule; `None`: by none. Told for the greatest version of each definition,
+    /// at each change and after each start of the host; the same again changes nothing.
+    ///
+    /// # Errors
+    /// When it cannot be kept now.
+    async fn schedule(
+        &self,
+        namespace: &str,
+        name: &str,
+        schedule: Option<&Schedule>,
+    ) -> sas_core::Result<()> {
+        let _ = (namespace, name, schedule);
+        Ok(())
+    }
+
+    /// Whether a definition may be given this schedule.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn check_schedule(&self, namespace: &str, name: &str, schedule: &Schedule) -> Result<(), String> {
+        let _ = (namespace, name, schedule);
+        Ok(())
+    }
 }
 
 /// Calls a service through an [`Invoker`]: `POST /` with JSON, and the step as `idempotency-key`, `sas-workflow-run` and

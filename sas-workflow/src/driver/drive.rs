@@ -1,6 +1,10 @@
 //! One run, as long as it does something.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use sas_core::{Error, ErrorKind, IdempotencyKey, Result, Version};
@@ -8,7 +12,7 @@ use serde_json::{Map, Value as Json};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    CHILD, Inner, Letter, Told,
+    CHILD, Inner, Letter, Started, Told,
     actions::StepKey,
     has_ended,
     records::{Parent, Phase, RunState},
@@ -21,11 +25,24 @@ use crate::{
 /// What came of an action; `None`: it is told later.
 type Flight = BoxFuture<'static, (String, Option<Outcome>)>;
 
-struct Loaded {
-    state: RunState,
-    version: Version,
-    records: Vec<Record>,
-    machine: std::result::Result<Machine, Fault>,
+pub(super) struct Loaded {
+    pub(super) state: RunState,
+    pub(super) version: Version,
+    pub(super) records: Vec<Record>,
+    pub(super) machine: std::result::Result<Machine, Fault>,
+}
+
+impl Loaded {
+    /// How often steps were begun anew by an operator.
+    pub(super) fn retries(&self) -> HashMap<String, u64> {
+        let mut retries = HashMap::new();
+        for record in &self.records {
+            if let Record::Retried { step, .. } = record {
+                *retries.entry(step.clone()).or_default() += 1;
+            }
+        }
+        retries
+    }
 }
 
 enum Turn {
@@ -37,7 +54,8 @@ enum Turn {
 
 impl Inner {
     pub(super) async fn drive(self: Arc<Self>, run: &str) {
-        let Ok(_permit) = self.active.acquire().await else { return };
+        let namespace = run.split('/').next().unwrap_or_default();
+        let Some(_turn) = self.turns.take(namespace).await else { return };
         let mut wait = Duration::from_millis(50);
         // What is under way goes on when the run is read again.
         let mut flights: FuturesUnordered<Flight> = FuturesUnordered::new();
@@ -66,10 +84,11 @@ impl Inner {
     }
 
     /// A run as its records make it: without a machine when it has no secret that it needs.
-    async fn load(&self, run: &str) -> Result<Option<Loaded>> {
+    pub(super) async fn load(&self, run: &str) -> Result<Option<Loaded>> {
         let Some((state, version)) = self.records.state(run).await? else { return Ok(None) };
         let definition = self.definition(&state.namespace, &state.name, &state.version).await?;
-        let Some(definition) = definition.filter(|definition| definition.digest() == state.digest) else {
+        let Some((definition, _)) = definition.filter(|(definition, _)| definition.digest() == state.digest)
+        else {
             let message =
                 format!("the definition {}/{} {} is not there", state.namespace, state.name, state.version);
             return Err(Error::new(ErrorKind::NotFound, "workflow", message));
@@ -84,7 +103,7 @@ impl Inner {
         };
         let records = self.records.history(run).await?;
         // A state that is newer than the records that were read is read again with its next append, which fails.
-        for (at, record) in records.iter().enumerate() {
+        for (at, record) in Record::counting(&records).into_iter().enumerate() {
             machine.apply(record);
             if at % 64 == 63 {
                 tokio::task::yield_now().await;
@@ -95,9 +114,12 @@ impl Inner {
 
     /// Writes a state that differs from the one of this version, without a record.
     async fn restate(&self, state: &mut RunState, version: &mut Version, next: RunState) -> Result<bool> {
-        match self.records.restate(&next, *version).await {
+        match self.records.restate(state.listens.as_deref(), &next, *version).await {
             Ok(written) => {
                 (*state, *version) = (next, written);
+                if state.phase != Phase::Running {
+                    self.count_end(&state.namespace);
+                }
                 Ok(true)
             }
             Err(error) if error.kind == ErrorKind::Conflict => Ok(false),
@@ -111,16 +133,18 @@ impl Inner {
         flights: &mut FuturesUnordered<Flight>,
         asked: &mut HashSet<String>,
     ) -> Result<Turn> {
-        let Some(Loaded { mut state, mut version, records, machine }) = self.load(run).await? else {
+        let Some(loaded) = self.load(run).await? else {
             self.live.lock().remove(run);
             return Ok(Turn::Parked);
         };
+        let retries = loaded.retries();
+        let Loaded { mut state, mut version, records, machine } = loaded;
         let most = self.records.most();
         let mut next = state.clone();
         match &machine {
             Ok(machine) if state.phase == Phase::Running => described(&mut next, machine, most),
             Err(fault) if state.phase == Phase::Running => {
-                (next.wakes, next.asks) = (None, false);
+                (next.wakes, next.asks, next.listens) = (None, false, None);
                 (next.phase, next.error) = (Phase::Faulted, Some(short(&fault.0, most)));
             }
             _ => {}
@@ -147,17 +171,19 @@ impl Inner {
                 self.finish(run, &state);
                 return Ok(Turn::Parked);
             }
+            let stopping = self.stopping.is_cancelled();
             let wanted: HashSet<&str> = machine.commands().iter().map(Command::step).collect();
             asked.retain(|step| wanted.contains(step.as_str()));
-            for command in machine.commands() {
+            for command in machine.commands().iter().filter(|_| !state.suspended && !stopping) {
                 if matches!(command, Command::Arm { .. } | Command::Subscribe { .. }) {
                     continue;
                 }
                 if asked.insert(command.step().to_owned()) {
-                    flights.push(self.clone().act(&state, command.clone()));
+                    let retries = retries.get(command.step()).copied().unwrap_or_default();
+                    flights.push(self.clone().act(&state, command.clone(), retries));
                 }
             }
-            let due = next_time(&machine);
+            let due = next_time(&machine).filter(|_| !state.suspended && !stopping);
             let now = self.now();
             let letter = {
                 let mut live = self.live.lock();
@@ -182,10 +208,14 @@ impl Inner {
                     tokio::select! {
                         biased;
                         Some((step, outcome)) = flights.next() => match outcome {
-                            Some(outcome) => Letter::new(Told::Done(step, outcome)),
-                            None => continue,
+                            Some(outcome) if machine.commands().iter().any(|own| own.step() == step) => {
+                                Letter::new(Told::Done(step, outcome))
+                            }
+                            // Nobody waits for it any more.
+                            _ => continue,
                         },
                         () = notify.notified() => continue,
+                        () = self.stopping.cancelled(), if !stopping => continue,
                         () = tokio::time::sleep(Duration::from_millis(wait)) => continue,
                     }
                 }
@@ -206,6 +236,7 @@ impl Inner {
                 Told::Cancelled => Record::Cancelled { at },
                 Told::Wake if due.is_some_and(|due| due <= at) => Record::Time { at },
                 Told::Wake => continue,
+                Told::Reload => return Ok(Turn::Again),
             };
             let record = match self.records.fitting(record) {
                 Ok(record) => record,
@@ -214,12 +245,18 @@ impl Inner {
                     continue;
                 }
             };
+            let (record, bytes) = record;
             machine.apply(&record);
             let mut next = RunState { records: state.records + 1, updated: at, ..state.clone() };
             described(&mut next, &machine, most);
-            match self.records.append(&record, &next, version).await {
+            next.bytes += bytes;
+            self.hold(&mut next);
+            match self.records.append(&record, state.listens.as_deref(), &next, version).await {
                 Ok(written) => {
                     (state, version) = (next, written);
+                    if state.phase != Phase::Running {
+                        self.count_end(&state.namespace);
+                    }
                     if let Record::Event { event, .. } = &record {
                         seen.extend(event_id(event));
                     }
@@ -253,6 +290,23 @@ impl Inner {
         }
     }
 
+    /// Ends a run whose records are too many.
+    fn hold(&self, state: &mut RunState) {
+        let (records, bytes) = (self.config.records_per_run, self.config.bytes_per_run);
+        if state.phase != Phase::Running || (state.records <= records && state.bytes <= bytes) {
+            return;
+        }
+        let detail = format!(
+            "the run has {} records of {} bytes; a run may have {records}, of {bytes} bytes: let it start another one, with what it \
+             has come to as input, and end",
+            state.records, state.bytes
+        );
+        let fault = Fault::new(Standard::Runtime, "", detail);
+        (state.phase, state.error, state.wakes, state.asks) =
+            (Phase::Faulted, Some(fault.0.into()), None, false);
+        state.listens = None;
+    }
+
     /// A run has ended: who waits for it is told.
     pub(super) fn finish(self: &Arc<Self>, run: &str, state: &RunState) {
         self.timers.lock().set(run, None);
@@ -268,14 +322,18 @@ impl Inner {
         }
     }
 
-    fn act(self: Arc<Self>, state: &RunState, command: Command) -> Flight {
+    fn act(self: Arc<Self>, state: &RunState, command: Command, retries: u64) -> Flight {
+        let step = command.step().to_owned();
+        // What was answered with a failure is asked for anew, and not the same again.
+        let again = if retries == 0 { String::new() } else { format!("~{retries}") };
         let key = StepKey {
             namespace: state.namespace.clone(),
             run: state.id.clone(),
-            step: command.step().to_owned(),
+            step: format!("{step}{again}"),
         };
+        let parent = Parent { run: state.path(), step: step.clone() };
         Box::pin(async move {
-            let step = key.step.clone();
+            self.turns.step(&key.namespace).await;
             let outcome = match command {
                 Command::Call { request, .. } => Some(self.actions.call(&key, &request).await),
                 Command::Invoke { service, input, .. } => {
@@ -283,7 +341,7 @@ impl Inner {
                 }
                 Command::Emit { event, .. } => Some(self.actions.emit(&key, &event).await),
                 Command::Start { namespace, name, version, input, wait, .. } => {
-                    self.child(&key, [&namespace, &name, &version], input, wait).await
+                    self.child(&key, [&namespace, &name, &version], input, wait.then_some(parent)).await
                 }
                 Command::Arm { .. } | Command::Subscribe { .. } => None,
             };
@@ -296,15 +354,20 @@ impl Inner {
         key: &StepKey,
         definition: [&str; 3],
         input: Json,
-        wait: bool,
+        parent: Option<Parent>,
     ) -> Option<Outcome> {
-        let digest =
-            Sha256::new().chain_update(&key.run).chain_update([0]).chain_update(&key.step).finalize();
+        let digest = Sha256::new()
+            .chain_update(&key.namespace)
+            .chain_update([0])
+            .chain_update(&key.run)
+            .chain_update([0])
+            .chain_update(&key.step)
+            .finalize();
         let id = digest.iter().take(16).fold(CHILD.to_owned(), |id, byte| format!("{id}{byte:02x}"));
-        let parent = wait.then(|| Parent { run: key.run.clone(), step: key.step.clone() });
-        match self.start(definition, &id, input, parent).await {
-            Ok(_) if !wait => Some(Outcome::Output(Json::Null)),
-            Ok(state) => outcome_of(&state),
+        let waits = parent.is_some();
+        match self.start(definition, &id, Started { input, parent, ..Started::default() }).await {
+            Ok(_) if !waits => Some(Outcome::Output(Json::Null)),
+            Ok((state, _)) => outcome_of(&state),
             Err(error) => Some(Outcome::Failed { reason: error.to_string() }),
         }
     }
@@ -321,6 +384,24 @@ fn answer(letter: Letter, result: Result<()>) {
 fn event_id(event: &Json) -> Option<u128> {
     let (source, id) = (event.get("source")?.as_str()?, event.get("id")?.as_str()?);
     Some(IdempotencyKey::of(&["event", source, id]).0)
+}
+
+/// The types of events that a run listens for; empty: any.
+fn listens(machine: &Machine) -> Option<Vec<String>> {
+    let mut subscribed = machine.commands().iter().filter_map(|command| match command {
+        Command::Subscribe { types, .. } => Some(types),
+        _ => None,
+    });
+    let mut all = subscribed.next()?.clone();
+    for types in subscribed {
+        if types.is_empty() || all.is_empty() {
+            return Some(Vec::new());
+        }
+        all.extend(types.iter().cloned());
+    }
+    all.sort_unstable();
+    all.dedup();
+    Some(all)
 }
 
 fn next_time(machine: &Machine) -> Option<u64> {
@@ -344,13 +425,16 @@ fn outcome_of(state: &RunState) -> Option<Outcome> {
     }
 }
 
-/// Writes down how the machine stands.
-fn described(state: &mut RunState, machine: &Machine, most: usize) {
-    state.wakes = next_time(machine);
-    state.asks = machine
-        .commands()
-        .iter()
-        .any(|command| !matches!(command, Command::Arm { .. } | Command::Subscribe { .. }));
+/// Writes down how the machine stands. Of a suspended run nothing is to be done.
+pub(super) fn described(state: &mut RunState, machine: &Machine, most: usize) {
+    state.suspended &= !machine.status().is_final();
+    state.wakes = next_time(machine).filter(|_| !state.suspended);
+    state.listens = listens(machine);
+    state.asks = !state.suspended
+        && machine
+            .commands()
+            .iter()
+            .any(|command| !matches!(command, Command::Arm { .. } | Command::Subscribe { .. }));
     match machine.status() {
         Status::Pending | Status::Running => {}
         Status::Completed(output) => {

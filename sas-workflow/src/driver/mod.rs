@@ -1,8 +1,12 @@
 //! The driver: runs that survive crashes, on any [`Store`].
 
 mod actions;
+mod config;
 mod drive;
+mod host;
 mod records;
+mod steer;
+mod view;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -11,20 +15,22 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sas_core::{Clock, Error, ErrorKind, Result, Store};
+use sas_core::{Clock, Error, ErrorKind, Result, Store, Version};
 use serde_json::Value as Json;
-use tokio::sync::{Notify, Semaphore, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Notify, oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::records::{Parent, Records};
 pub use self::{
     actions::{Actions, StepKey, invoke_service},
+    config::WorkflowConfig,
     records::{Phase, RunState},
+};
+use self::{
+    config::Turns,
+    records::{Records, Started, run_path},
 };
 use crate::{Definition, Outcome, Record};
 
-/// How many runs may do something at once; those that wait count for nothing.
-const ACTIVE: usize = 256;
 /// How many events and other words may wait for one run.
 const INBOX: usize = 1_000;
 /// What the ids of children begin with, and no others: a child's id is made of its parent's, and could be taken before.
@@ -49,11 +55,19 @@ struct Inner {
     records: Records,
     clock: Arc<dyn Clock>,
     actions: Arc<dyn Actions>,
-    active: Semaphore,
+    config: WorkflowConfig,
+    turns: Turns,
+    /// How many runs of each namespace have not ended, as far as this host has seen.
+    unended: Mutex<HashMap<String, usize>>,
+    /// No step begins any more.
+    stopping: CancellationToken,
+    /// What is under way is dropped.
+    stopped: CancellationToken,
+    driving: TaskTracker,
     live: Mutex<HashMap<String, Live>>,
     timers: Mutex<Timers>,
     timers_changed: Notify,
-    definitions: Mutex<HashMap<String, Definition>>,
+    definitions: Mutex<HashMap<String, (Definition, Version)>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -89,6 +103,8 @@ enum Told {
     Cancelled,
     /// Nothing: it is to look.
     Wake,
+    /// Somebody else has written its state: it is to be read again.
+    Reload,
 }
 
 #[derive(Default)]
@@ -141,11 +157,26 @@ fn wrong(message: impl Into<String>) -> Error {
 impl Workflows {
     /// Workflows in this store, which do what they ask for by `actions`. Nothing happens before [`Workflows::run`].
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, actions: Arc<dyn Actions>) -> Self {
+        Self::with_config(store, clock, actions, WorkflowConfig::default())
+    }
+
+    /// The same, with bounds of one's own.
+    pub fn with_config(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        actions: Arc<dyn Actions>,
+        config: WorkflowConfig,
+    ) -> Self {
         Self(Arc::new(Inner {
             records: Records { store },
             clock,
             actions,
-            active: Semaphore::new(ACTIVE),
+            turns: Turns::new(&config),
+            config,
+            unended: Mutex::default(),
+            stopping: CancellationToken::new(),
+            stopped: CancellationToken::new(),
+            driving: TaskTracker::new(),
             live: Mutex::default(),
             timers: Mutex::default(),
             timers_changed: Notify::new(),
@@ -158,7 +189,15 @@ impl Workflows {
     /// # Errors
     /// `Conflict` when the version has another document; the store's.
     pub async fn define(&self, definition: &Definition) -> Result<()> {
-        self.0.records.define(definition).await
+        self.0.records.define(definition).await.map(drop)
+    }
+
+    /// Forgets a definition. From then on, no run of it starts.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` while a run of it has not ended, which goes on; the store's.
+    pub async fn remove(&self, namespace: &str, name: &str, version: &str) -> Result<()> {
+        self.0.remove([namespace, name, version]).await
     }
 
     /// The definition of this version.
@@ -166,11 +205,12 @@ impl Workflows {
     /// # Errors
     /// The store's.
     pub async fn definition(&self, namespace: &str, name: &str, version: &str) -> Result<Option<Definition>> {
-        self.0.definition(namespace, name, version).await
+        Ok(self.0.definition(namespace, name, version).await?.map(|(definition, _)| definition))
     }
 
-    /// Starts a run with an id of the caller's: letters, digits and `-._~`, at most 100, not beginning with `child-`. When it returns, the run is stored and will
-    /// come to its end. A second start with the same id does nothing and gives the run's state.
+    /// Starts a run with an id of the caller's, unique in the namespace: letters, digits and `-._~`, at most 100, not beginning with
+    /// `child-`. When it returns, the run is stored and will come to its end. A second start with the same id does nothing and gives
+    /// the run's state. Elsewhere, a run is named by its path, `namespace/id` ([`RunState::path`]).
     ///
     /// # Errors
     /// `NotFound` when the definition is not there; `InvalidSpec` for a bad id or too large an input; `Conflict` when a run of another
@@ -183,13 +223,9 @@ impl Workflows {
         run: &str,
         input: Json,
     ) -> Result<RunState> {
-        if run.starts_with(CHILD) {
-            let message = format!(
-                "the run's id {run:?} begins with {CHILD}, as only those of children may; give it another one"
-            );
-            return Err(wrong(message));
-        }
-        self.0.clone().start([namespace, name, version], run, input, None).await
+        check_id(run)?;
+        let started = Started { input, ..Started::default() };
+        self.0.clone().start([namespace, name, version], run, started).await.map(|(state, _)| state)
     }
 
     /// Tells a run of an event, in the JSON format of CloudEvents. When it returns, the run has it for good; an event that the run
@@ -217,12 +253,12 @@ impl Workflows {
         Ok(self.0.records.state(run).await?.map(|(state, _)| state))
     }
 
-    /// Up to `limit` runs whose ids come after `after`, in the order of their ids.
+    /// Up to `limit` runs whose paths come after `after`, in the order of their paths.
     ///
     /// # Errors
     /// The store's.
     pub async fn list(&self, after: Option<&str>, limit: usize) -> Result<Vec<RunState>> {
-        self.0.records.states(after, limit).await
+        self.0.records.states("", after, limit).await
     }
 
     /// All records of a run, in order.
@@ -243,26 +279,34 @@ impl Workflows {
         self.0.records.ended(run).await
     }
 
-    /// Goes on with all runs of the store that have not ended, and tells runs the time when it has come, until `stop`.
+    /// Goes on with all runs of the store that have not ended, and tells runs the time when it has come, until `stop`. Then no step
+    /// begins any more; it returns when those that are under way are done, at the latest after [`WorkflowConfig::grace`], and nothing
+    /// of this `Workflows` goes on after that: make another one to go on.
     ///
     /// # Errors
     /// The store's, when the runs cannot be listed.
     pub async fn run(&self, stop: CancellationToken) -> Result<()> {
+        self.reschedule_all().await?;
         let mut after: Option<String> = None;
+        self.0.unended.lock().clear();
         loop {
-            let states = self.0.records.states(after.as_deref(), 500).await?;
+            let states = self.0.records.states("", after.as_deref(), 500).await?;
             let Some(last) = states.last() else { break };
-            after = Some(last.id.clone());
+            after = Some(last.path());
             for state in states.iter().filter(|state| state.phase == Phase::Running) {
+                *self.0.unended.lock().entry(state.namespace.clone()).or_default() += 1;
+            }
+            for state in states.iter().filter(|state| state.is_driven()) {
                 if state.asks {
                     // A full inbox wakes it, too.
-                    let _ = self.0.clone().post(&state.id, Letter::new(Told::Wake));
+                    let _ = self.0.clone().post(&state.path(), Letter::new(Told::Wake));
                 } else {
-                    self.0.timers.lock().set_earlier(&state.id, state.wakes);
+                    self.0.timers.lock().set_earlier(&state.path(), state.wakes);
                 }
             }
         }
         tokio::join!(self.0.clone().tell_times(&stop), self.0.clone().look_for_stuck(&stop));
+        self.0.stop().await;
         Ok(())
     }
 
@@ -277,7 +321,12 @@ impl Inner {
         u64::try_from(self.clock.now().0 / 1_000_000).unwrap_or(0)
     }
 
-    async fn definition(&self, namespace: &str, name: &str, version: &str) -> Result<Option<Definition>> {
+    async fn definition(
+        &self,
+        namespace: &str,
+        name: &str,
+        version: &str,
+    ) -> Result<Option<(Definition, Version)>> {
         let key = format!("{namespace}/{name}/{version}");
         if let Some(definition) = self.definitions.lock().get(&key) {
             return Ok(Some(definition.clone()));
@@ -294,30 +343,76 @@ impl Inner {
         Ok(definition)
     }
 
+    /// The state, and whether the run is new.
     async fn start(
         self: Arc<Self>,
         [namespace, name, version]: [&str; 3],
-        run: &str,
-        input: Json,
-        parent: Option<Parent>,
-    ) -> Result<RunState> {
+        id: &str,
+        started: Started,
+    ) -> Result<(RunState, bool)> {
         let known = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
-        if run.is_empty()
-            || run.len() > 200
-            || !run.bytes().all(known)
-            || (run.len() > 100 && parent.is_none())
+        if id.is_empty()
+            || id.len() > 200
+            || !id.bytes().all(known)
+            || (id.len() > 100 && started.parent.is_none())
         {
-            return Err(wrong(format!("the run's id {run:?} must be 1 to 100 letters, digits and -._~")));
+            return Err(wrong(format!("the run's id {id:?} must be 1 to 100 letters, digits and -._~")));
         }
-        let Some(definition) = self.definition(namespace, name, version).await? else {
+        if self.records.state(&run_path(namespace, id)).await?.is_none() {
+            self.check_room(namespace)?;
+        }
+        loop {
+            let Some((definition, defined)) = self.definition(namespace, name, version).await? else {
+                let message = format!("there is no workflow {namespace}/{name} {version}");
+                return Err(Error::new(ErrorKind::NotFound, "workflow", message));
+            };
+            let started = started.clone();
+            let Some((state, new)) =
+                self.records.start((&definition, defined), id, started, self.now()).await?
+            else {
+                // Another host has deleted it, or put it back.
+                self.definitions.lock().remove(&format!("{namespace}/{name}/{version}"));
+                continue;
+            };
+            if new {
+                *self.unended.lock().entry(namespace.to_owned()).or_default() += 1;
+            }
+            if new || state.is_driven() {
+                self.post(&state.path(), Letter::new(Told::Wake))?;
+            }
+            return Ok((state, new));
+        }
+    }
+
+    async fn remove(&self, [namespace, name, version]: [&str; 3]) -> Result<()> {
+        let path = format!("{namespace}/{name}/{version}");
+        let Some((_, defined)) = self.records.definition(&path).await? else {
             let message = format!("there is no workflow {namespace}/{name} {version}");
             return Err(Error::new(ErrorKind::NotFound, "workflow", message));
         };
-        let (state, new) = self.records.start(&definition, run, input, parent, self.now()).await?;
-        if new || state.phase == Phase::Running {
-            self.post(run, Letter::new(Told::Wake))?;
+        // First no run starts any more; then it is looked for those that did.
+        self.records.retire(&path).await?;
+        let (mut after, below) = (None::<String>, format!("{namespace}/"));
+        loop {
+            let states = self.records.states(&below, after.as_deref(), 500).await?;
+            let Some(last) = states.last() else { break };
+            after = Some(last.path());
+            let live = states.iter().find(|state| {
+                state.phase == Phase::Running && state.name == name && state.version == version
+            });
+            if let Some(live) = live {
+                self.records.revive(&path).await?;
+                let message = format!(
+                    "the run {:?} of {namespace}/{name} {version} has not ended; wait for it or cancel it, and those \
+                     like it, first",
+                    live.id
+                );
+                return Err(Error::new(ErrorKind::Conflict, "workflow", message));
+            }
         }
-        Ok(state)
+        self.records.undefine(&path, defined).await?;
+        self.definitions.lock().remove(&path);
+        Ok(())
     }
 
     async fn told(self: Arc<Self>, run: &str, told: Told) -> Result<()> {
@@ -350,8 +445,11 @@ impl Inner {
             return Err(has_ended(run));
         };
         let (phase, updated) = (Phase::Cancelled, self.now());
-        let state = RunState { phase, updated, wakes: None, asks: false, ..state };
-        self.records.restate(&state, version).await?;
+        let listened = state.listens.clone();
+        let state =
+            RunState { phase, updated, wakes: None, asks: false, listens: None, suspended: false, ..state };
+        self.records.restate(listened.as_deref(), &state, version).await?;
+        self.count_end(&state.namespace);
         self.finish(run, &state);
         Ok(())
     }
@@ -368,12 +466,45 @@ impl Inner {
             driven.notify.notify_one();
             return Ok(());
         }
+        if self.stopping.is_cancelled() {
+            return Err(Error::new(ErrorKind::Unavailable, "workflow", "workflows are stopping here"));
+        }
         let notify = Arc::new(Notify::new());
         live.insert(run.to_owned(), Live { inbox: [letter].into(), notify: notify.clone() });
         drop(live);
         let driven = Driven { inner: self.clone(), run: run.to_owned(), notify };
-        tokio::spawn(async move { self.drive(&driven.run).await });
+        let (driving, stopped) = (self.driving.clone(), self.stopped.clone());
+        driving.spawn(async move {
+            // Dropping a run is like a crash of its host: it goes on from the store.
+            stopped.run_until_cancelled(self.drive(&driven.run)).await;
+        });
         Ok(())
+    }
+
+    /// No step begins any more, and those that are under way have some time.
+    async fn stop(&self) {
+        self.stopping.cancel();
+        self.driving.close();
+        if tokio::time::timeout(self.config.grace, self.driving.wait()).await.is_err() {
+            self.stopped.cancel();
+            self.driving.wait().await;
+        }
+    }
+
+    fn count_end(&self, namespace: &str) {
+        if let Some(own) = self.unended.lock().get_mut(namespace) {
+            *own = own.saturating_sub(1);
+        }
+    }
+
+    /// Whether a namespace may have another run.
+    fn check_room(&self, namespace: &str) -> Result<()> {
+        let most = self.config.runs_per_namespace;
+        if self.unended.lock().get(namespace).is_none_or(|own| *own < most) {
+            return Ok(());
+        }
+        let message = format!("{most} runs of {namespace} have not ended; start this one when others have");
+        Err(Error::new(ErrorKind::Exhausted, "deploy", message))
     }
 
     /// One task for all timers.
@@ -432,20 +563,61 @@ impl Inner {
     async fn wake_stuck(self: Arc<Self>) -> Result<()> {
         let mut after: Option<String> = None;
         loop {
-            let states = self.records.states(after.as_deref(), 500).await?;
+            let states = self.records.states("", after.as_deref(), 500).await?;
             let Some(last) = states.last() else { return Ok(()) };
-            after = Some(last.id.clone());
+            after = Some(last.path());
             let now = self.now();
-            for state in states.iter().filter(|state| state.phase == Phase::Running) {
+            for state in states.iter().filter(|state| state.phase != Phase::Running) {
+                self.forget_if_old(state, now).await?;
+            }
+            for state in states.iter().filter(|state| state.is_driven()) {
+                let run = state.path();
                 let late = state.wakes.is_some_and(|at| at.saturating_add(LATE) <= now);
                 let silent = state.asks && state.updated.saturating_add(SILENT) <= now;
-                if (late || silent) && !self.live.lock().contains_key(&state.id) {
+                if (late || silent) && !self.live.lock().contains_key(&run) {
                     // A full inbox wakes it, too.
-                    let _ = self.clone().post(&state.id, Letter::new(Told::Wake));
+                    let _ = self.clone().post(&run, Letter::new(Told::Wake));
                 }
             }
         }
     }
+}
+
+impl Inner {
+    /// Forgets a run that ended long ago, unless one that has not ended may still ask for it.
+    async fn forget_if_old(&self, state: &RunState, now: u64) -> Result<()> {
+        let Some(retention) = self.config.retention else { return Ok(()) };
+        let kept = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
+        if state.updated.saturating_add(kept) > now {
+            return Ok(());
+        }
+        if let Some(parent) = &state.parent
+            && let Some((parent, _)) = self.records.state(&parent.run).await?
+            && parent.phase == Phase::Running
+        {
+            return Ok(());
+        }
+        let run = state.path();
+        match self.records.state(&run).await? {
+            Some((own, version)) if own == *state => match self.records.forget(&run, version).await {
+                // Somebody let it go on, or was first.
+                Err(error) if error.kind == ErrorKind::Conflict => Ok(()),
+                forgotten => forgotten,
+            },
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Ids that callers may give.
+fn check_id(id: &str) -> Result<()> {
+    if !id.starts_with(CHILD) {
+        return Ok(());
+    }
+    let message = format!(
+        "the run's id {id:?} begins with {CHILD}, as only those of children may; give it another one"
+    );
+    Err(wrong(message))
 }
 
 fn has_ended(run: &str) -> Error {

@@ -1,11 +1,13 @@
 //! Records and states in the store.
 //!
-//! `workflow/definition/<namespace>/<name>/<version>` is a document; `workflow/record/<run>/<number>` a record;
-//! `workflow/run/<run>` the run's state, written with each record: its version is what two drivers race for.
+//! `workflow/definition/<namespace>/<name>/<version>` is a document, `workflow/retired/...` of the same name says that no run of it
+//! starts any more; `workflow/record/<run>/<number>` is a record; `workflow/listens/<run>` says that a run listens, and for which types of events;
+//! `workflow/run/<run>` the run's state, written with each record: its
+//! version is what two drivers race for. A run is `<namespace>/<id>` there.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use sas_core::{Commit, Error, ErrorKind, Result, Store, Version, Watched};
+use sas_core::{Commit, Entry, Error, ErrorKind, Result, Store, Version, Watched};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
@@ -30,9 +32,9 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RunState {
-    /// The run's id.
+    /// The run's id, unique in its namespace.
     pub id: String,
-    /// The definition's namespace.
+    /// The namespace of the definition and of the run.
     pub namespace: String,
     /// The definition's name.
     pub name: String,
@@ -48,6 +50,9 @@ pub struct RunState {
     pub updated: u64,
     /// How many records there are.
     pub records: u64,
+    /// How many bytes they take.
+    #[serde(default)]
+    pub bytes: u64,
     /// When the next timer is due.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub wakes: Option<u64>,
@@ -62,11 +67,45 @@ pub struct RunState {
     /// The run that waits for this one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) parent: Option<Parent>,
+    /// The types of events that it listens for; empty: any. `None`: it listens for none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) listens: Option<Vec<String>>,
+    /// Whether it begins no step until it is resumed.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub suspended: bool,
+    /// What it was started with to be found by.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl RunState {
+    /// `namespace/id`: what tells the run from all others.
+    pub fn path(&self) -> String {
+        run_path(&self.namespace, &self.id)
+    }
+
+    /// Whether a driver has something to do with it.
+    pub(super) fn is_driven(&self) -> bool {
+        self.phase == Phase::Running && !self.suspended
+    }
+}
+
+pub(super) fn run_path(namespace: &str, id: &str) -> String {
+    format!("{namespace}/{id}")
+}
+
+/// What a run is started with, beside its definition.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Started {
+    pub(super) input: Json,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) parent: Option<Parent>,
 }
 
 /// Who waits for a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Parent {
+    /// `namespace/id`.
     pub(crate) run: String,
     pub(crate) step: String,
 }
@@ -76,6 +115,16 @@ pub(super) struct Records {
 }
 
 const RUNS: &str = "workflow/run/";
+const DEFINITIONS: &str = "workflow/definition/";
+
+/// Where it stands that a run listens, and for what.
+fn listener_key(run: &str) -> String {
+    format!("workflow/listens/{run}")
+}
+
+fn retired_key(name: &str) -> String {
+    format!("workflow/retired/{name}")
+}
 
 fn state_key(run: &str) -> String {
     format!("{RUNS}{run}")
@@ -95,6 +144,16 @@ fn decoded<'v, T: Deserialize<'v>>(key: &str, value: &'v [u8]) -> Result<T> {
     })
 }
 
+fn defined(entry: &Entry) -> Result<Definition> {
+    Definition::from_json(decoded(&entry.key, &entry.value)?).map_err(|mistakes| {
+        Error::new(
+            ErrorKind::Unexpected,
+            "workflow",
+            format!("{} in the store is no definition: {mistakes}", entry.key),
+        )
+    })
+}
+
 impl Records {
     /// How many bytes a record, or a state, may take: half of what every store takes in a commit.
     pub(super) fn most(&self) -> usize {
@@ -102,9 +161,10 @@ impl Records {
         limits.value_bytes.min(limits.commit_bytes / 2)
     }
 
-    pub(super) async fn define(&self, definition: &Definition) -> Result<()> {
+    /// Whether it is new.
+    pub(super) async fn define(&self, definition: &Definition) -> Result<bool> {
         let name = format!("{}/{}/{}", definition.namespace(), definition.name(), definition.version());
-        let key = format!("workflow/definition/{name}");
+        let key = format!("{DEFINITIONS}{name}");
         let document = definition.document().to_string();
         if document.len() > self.most() {
             let message =
@@ -113,27 +173,65 @@ impl Records {
         }
         match self.store.put(&key, None, document.clone().into()).await {
             Err(error) if error.kind == ErrorKind::Conflict => match self.store.get(&key).await? {
-                Some(entry) if entry.value == document => Ok(()),
+                Some(entry) if entry.value == document => {
+                    // A removal that was refused or cut short: it is wanted after all.
+                    if let Some(retired) = self.store.get(&retired_key(&name)).await? {
+                        self.store.delete(&retired_key(&name), retired.version).await?;
+                    }
+                    Ok(false)
+                }
                 _ => {
                     let message = format!("{name} is there with another document; give it another version");
                     Err(Error::new(ErrorKind::Conflict, "workflow", message))
                 }
             },
+            other => other.map(|_| true),
+        }
+    }
+
+    /// The definition `namespace/name/version`, and the version of what is stored.
+    pub(super) async fn definition(&self, name: &str) -> Result<Option<(Definition, Version)>> {
+        let key = format!("{DEFINITIONS}{name}");
+        match self.store.get(&key).await? {
+            Some(entry) => Ok(Some((defined(&entry)?, entry.version))),
+            None => Ok(None),
+        }
+    }
+
+    /// The names of definitions below a prefix, as `namespace/name/version`, after one of them.
+    pub(super) async fn definitions(
+        &self,
+        below: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Result<Definition>)>> {
+        let after = after.map(|after| format!("{DEFINITIONS}{after}"));
+        let entries = self.store.list(&format!("{DEFINITIONS}{below}"), after.as_deref(), limit).await?;
+        let read = |entry: &Entry| (entry.key[DEFINITIONS.len()..].to_owned(), defined(entry));
+        Ok(entries.iter().map(read).collect())
+    }
+
+    /// Lets no run of it start from now on. Whoever starts one guards that it is not so.
+    pub(super) async fn retire(&self, name: &str) -> Result<()> {
+        match self.store.put(&retired_key(name), None, "{}".into()).await {
+            Err(error) if error.kind == ErrorKind::Conflict => Ok(()),
             other => other.map(drop),
         }
     }
 
-    pub(super) async fn definition(&self, name: &str) -> Result<Option<Definition>> {
-        let key = format!("workflow/definition/{name}");
-        let Some(entry) = self.store.get(&key).await? else { return Ok(None) };
-        let document = decoded(&key, &entry.value)?;
-        Definition::from_json(document).map(Some).map_err(|mistakes| {
-            Error::new(
-                ErrorKind::Unexpected,
-                "workflow",
-                format!("{key} in the store is no definition: {mistakes}"),
-            )
-        })
+    /// Takes [`Records::retire`] back.
+    pub(super) async fn revive(&self, name: &str) -> Result<()> {
+        match self.store.get(&retired_key(name)).await? {
+            Some(entry) => self.store.delete(&retired_key(name), entry.version).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets a definition that was retired.
+    pub(super) async fn undefine(&self, name: &str, version: Version) -> Result<()> {
+        let key = format!("{DEFINITIONS}{name}");
+        let commit = Commit::new().guard(&key, Some(version)).delete(&key).delete(retired_key(name));
+        self.store.commit(commit).await.map(drop)
     }
 
     pub(super) async fn state(&self, run: &str) -> Result<Option<(RunState, Version)>> {
@@ -144,10 +242,32 @@ impl Records {
         }
     }
 
-    pub(super) async fn states(&self, after: Option<&str>, limit: usize) -> Result<Vec<RunState>> {
+    /// States of runs whose paths begin with `below`, after the one with the path `after`.
+    pub(super) async fn states(
+        &self,
+        below: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<RunState>> {
         let after = after.map(state_key);
-        let entries = self.store.list(RUNS, after.as_deref(), limit).await?;
+        let entries = self.store.list(&state_key(below), after.as_deref(), limit).await?;
         entries.iter().map(|entry| decoded(&entry.key, &entry.value)).collect()
+    }
+
+    /// Forgets a run with its records.
+    pub(super) async fn forget(&self, run: &str, version: Version) -> Result<()> {
+        let prefix = format!("workflow/record/{run}/");
+        let most = self.store.limits().commit_writes.clamp(2, 100) - 1;
+        // The records first: a state without them has ended, and is forgotten the next time.
+        loop {
+            let page = self.store.list(&prefix, None, most).await?;
+            if page.is_empty() {
+                return self.store.delete(&state_key(run), version).await;
+            }
+            let commit = Commit::new().guard(state_key(run), Some(version));
+            let commit = page.iter().fold(commit, |commit, entry| commit.delete(&entry.key));
+            self.store.commit(commit).await?;
+        }
     }
 
     pub(super) async fn history(&self, run: &str) -> Result<Vec<Record>> {
@@ -164,20 +284,20 @@ impl Records {
         }
     }
 
-    /// The state, and whether the run is new.
+    /// The state, and whether the run is new; `None`: the definition is not as it was read, or not to be started any more.
     pub(super) async fn start(
         &self,
-        definition: &Definition,
-        run: &str,
-        input: Json,
-        parent: Option<Parent>,
+        (definition, defined): (&Definition, Version),
+        id: &str,
+        started: Started,
         now: u64,
-    ) -> Result<(RunState, bool)> {
-        let seed = sas_core::IdempotencyKey::of(&["seed", run, &now.to_string()]).0;
+    ) -> Result<Option<(RunState, bool)>> {
+        let run = run_path(definition.namespace(), id);
+        let seed = sas_core::IdempotencyKey::of(&["seed", &run, &now.to_string()]).0;
         let seed = u64::try_from(seed & u128::from(u64::MAX)).unwrap_or_default();
-        let record = Record::Started { id: run.to_owned(), input, seed, at: now };
+        let record = Record::Started { id: id.to_owned(), input: started.input, seed, at: now };
         let state = RunState {
-            id: run.to_owned(),
+            id: id.to_owned(),
             namespace: definition.namespace().to_owned(),
             name: definition.name().to_owned(),
             version: definition.version().to_owned(),
@@ -186,11 +306,15 @@ impl Records {
             started: now,
             updated: now,
             records: 1,
+            bytes: 0,
             wakes: None,
             asks: true,
             output: None,
             error: None,
-            parent,
+            parent: started.parent,
+            suspended: false,
+            listens: None,
+            labels: started.labels,
         };
         let first = encoded(&record)?;
         if first.len() > self.most() {
@@ -200,17 +324,30 @@ impl Records {
                 self.most()
             )));
         }
-        let key = state_key(run);
-        let commit =
-            Commit::new().guard(&key, None).put(record_key(run, 0), first).put(&key, encoded(&state)?);
+        let name = format!("{}/{}/{}", state.namespace, state.name, state.version);
+        let key = state_key(&run);
+        let commit = Commit::new()
+            .guard(&key, None)
+            .guard(format!("{DEFINITIONS}{name}"), Some(defined))
+            .guard(retired_key(&name), None)
+            .put(record_key(&run, 0), first)
+            .put(&key, encoded(&state)?);
         match self.store.commit(commit).await {
-            Ok(_) => Ok((state, true)),
-            Err(error) if error.kind == ErrorKind::Conflict => match self.state(run).await? {
-                Some((other, _)) if other.digest == state.digest => Ok((other, false)),
-                _ => {
-                    let message = format!("a run of another definition has the id {run:?}");
+            Ok(_) => Ok(Some((state, true))),
+            Err(error) if error.kind == ErrorKind::Conflict => match self.state(&run).await? {
+                Some((other, _)) if other.digest == state.digest => Ok(Some((other, false))),
+                Some(_) => {
+                    let message = format!("a run of another definition has the id {id:?}");
                     Err(Error::new(ErrorKind::Conflict, "workflow", message))
                 }
+                None if self.store.get(&retired_key(&name)).await?.is_some() => {
+                    let message = format!(
+                        "the workflow {}/{} {} is being deleted",
+                        state.namespace, state.name, state.version
+                    );
+                    Err(Error::new(ErrorKind::Conflict, "workflow", message))
+                }
+                None => Ok(None),
             },
             Err(error) => Err(error),
         }
@@ -220,33 +357,72 @@ impl Records {
     pub(super) async fn append(
         &self,
         record: &Record,
+        listened: Option<&[String]>,
         state: &RunState,
         expected: Version,
     ) -> Result<Version> {
-        let key = state_key(&state.id);
-        let number = record_key(&state.id, state.records - 1);
-        let commit = Commit::new()
-            .guard(&key, Some(expected))
-            .put(number, encoded(record)?)
-            .put(&key, encoded(state)?);
-        self.store.commit(commit).await
+        self.append_all(std::slice::from_ref(record), listened, state, expected).await
+    }
+
+    /// Appends these, the last of which is the last of the state's, if the state is still of this version.
+    pub(super) async fn append_all(
+        &self,
+        records: &[Record],
+        listened: Option<&[String]>,
+        state: &RunState,
+        expected: Version,
+    ) -> Result<Version> {
+        let run = state.path();
+        let first = state.records - u64::try_from(records.len()).unwrap_or_default();
+        let mut commit = Commit::new().guard(state_key(&run), Some(expected));
+        for (number, record) in (first..).zip(records) {
+            commit = commit.put(record_key(&run, number), encoded(record)?);
+        }
+        // Who is told of events: in the same commit, so that no listener is forgotten.
+        let commit = match &state.listens {
+            now if now.as_deref() == listened => commit,
+            Some(types) => commit.put(listener_key(&run), encoded(types)?),
+            None => commit.delete(listener_key(&run)),
+        };
+        self.store.commit(commit.put(state_key(&run), encoded(state)?)).await
+    }
+
+    /// The runs of a namespace that listen, by their ids, with the types that they listen for.
+    pub(super) async fn listeners(
+        &self,
+        namespace: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Vec<String>)>> {
+        let prefix = listener_key(&run_path(namespace, ""));
+        let after = after.map(|id| format!("{prefix}{id}"));
+        let entries = self.store.list(&prefix, after.as_deref(), limit).await?;
+        let read =
+            |entry: &Entry| Ok((entry.key[prefix.len()..].to_owned(), decoded(&entry.key, &entry.value)?));
+        entries.iter().map(read).collect()
     }
 
     /// Writes the state, if it is still of this version.
-    pub(super) async fn restate(&self, state: &RunState, expected: Version) -> Result<Version> {
-        self.store.put(&state_key(&state.id), Some(expected), encoded(state)?.into()).await
+    pub(super) async fn restate(
+        &self,
+        listened: Option<&[String]>,
+        state: &RunState,
+        expected: Version,
+    ) -> Result<Version> {
+        self.append_all(&[], listened, state, expected).await
     }
 
-    /// The record, or what stands for it where it is too large to be stored.
-    pub(super) fn fitting(&self, record: Record) -> Result<Record> {
+    /// The record, or what stands for it where it is too large to be stored; and its bytes.
+    pub(super) fn fitting(&self, record: Record) -> Result<(Record, u64)> {
         let size = encoded(&record)?.len();
+        let bytes = u64::try_from(size).unwrap_or(u64::MAX);
         if size <= self.most() {
-            return Ok(record);
+            return Ok((record, bytes));
         }
         let reason = format!("what came has {size} bytes; this store takes {}", self.most());
         match record {
             Record::Done { step, at, .. } => {
-                Ok(Record::Done { step, outcome: Outcome::Failed { reason }, at })
+                Ok((Record::Done { step, outcome: Outcome::Failed { reason }, at }, 1_000))
             }
             _ => Err(wrong(reason)),
         }

@@ -58,6 +58,8 @@ pub struct Visit {
     pub step: String,
     /// The task's name.
     pub task: String,
+    /// The task's place in the definition, as a JSON pointer.
+    pub pointer: String,
     /// When, in milliseconds since the epoch.
     pub at: u64,
 }
@@ -66,7 +68,7 @@ pub struct Visit {
 ///
 /// [`Machine::apply`] takes a record and goes on as far as it can; [`Machine::commands`] says what the run waits for then, each
 /// with an id that is its position (pointer, round, attempt). A driver stores a record, applies it, and does what is asked and was not
-/// asked before. Applied to a new machine, the same records give the same run.
+/// asked before. Applied to a new machine, the same records give the same run: those that count ([`Record::counting`]).
 pub struct Machine {
     definition: Definition,
     status: Status,
@@ -176,6 +178,7 @@ impl Machine {
             | Record::Done { at, .. }
             | Record::Event { at, .. }
             | Record::Time { at }
+            | Record::Retried { at, .. }
             | Record::Cancelled { at } => *at,
         };
         run.cx.now = run.cx.now.max(at);
@@ -199,7 +202,7 @@ impl Machine {
                 run.cx.outcome = Some((step.clone(), outcome.clone()));
             }
             (Record::Event { event, .. }, _) => run.cx.event = Some(event.clone()),
-            (Record::Time { .. }, _) => {}
+            (Record::Time { .. } | Record::Retried { .. }, _) => {}
         }
         let done = run.advance();
         self.commands = std::mem::take(&mut run.cx.commands);

@@ -90,7 +90,12 @@ impl Cx {
             return Ok(None);
         }
         if self.visits.len() < MOST_VISITS {
-            self.visits.push(Visit { step: step.clone(), task: task.name.clone(), at: self.now });
+            self.visits.push(Visit {
+                step: step.clone(),
+                task: task.name.clone(),
+                pointer: task.pointer.clone(),
+                at: self.now,
+            });
         }
         let null = Value::Null;
         let scope = Scope { input: &null, ..scope };

@@ -2,6 +2,7 @@
 #![doc = include_str!("../README.md")]
 
 mod file;
+mod request;
 mod webhook;
 
 pub use file::{FileSink, FileSinks};

@@ -27,7 +27,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 #[derive(Clone)]
 pub struct Webhooks {
     hosts: Arc<[String]>,
-    tls: Arc<ClientConfig>,
+    pub(crate) tls: Arc<ClientConfig>,
 }
 
 impl fmt::Debug for Webhooks {
@@ -129,7 +129,7 @@ impl fmt::Debug for Webhook {
     }
 }
 
-fn port(uri: &Uri) -> u16 {
+pub(crate) fn port(uri: &Uri) -> u16 {
     uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 })
 }
 

@@ -1,0 +1,368 @@
+//! Workflows on the platform: what their steps do, and how events and schedules start and reach them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use sas_control::Control;
+use sas_core::{
+    Clock, Error, ErrorKind, Event, EventPublisher, Invoker, Result, RunStart, SecretSource, SinkSpec,
+    SpecErrors, Store, TriggerOptions, TriggerSpec, Triggers as _,
+};
+use sas_trigger::TriggerHost;
+use sas_workflow::{
+    Actions, Body, Outcome, Request, Schedule, StepKey, WorkflowConfig, Workflows, invoke_service,
+};
+use serde_json::Value as Json;
+use tokio_util::sync::CancellationToken;
+
+use crate::PlatformBuilder;
+
+/// How the steps of workflows reach what they ask for.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StepConfig {
+    /// How long a service of the platform, or a URL, may take to answer a step. 60 s.
+    pub timeout: Duration,
+    /// How many bytes of an answer are taken. 4 MiB.
+    pub answer_bytes: usize,
+    /// The broker that `emit` publishes to, in the namespace of the run. `default`.
+    pub broker: String,
+}
+
+impl Default for StepConfig {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(60), answer_bytes: 4 << 20, broker: "default".to_owned() }
+    }
+}
+
+/// What a builder was told of workflows.
+#[derive(Default)]
+pub(crate) struct Wanted {
+    runs: Vec<Box<dyn FnOnce(&mut WorkflowConfig) + Send + Sync>>,
+    steps: Vec<Box<dyn FnOnce(&mut StepConfig) + Send + Sync>>,
+    #[cfg(feature = "webhook")]
+    urls: Option<sas_sinks::Webhooks>,
+}
+
+impl PlatformBuilder {
+    /// Changes how much of the host workflows may take, and for how long runs are kept that have ended.
+    #[must_use]
+    pub fn workflows(mut self, change: impl FnOnce(&mut WorkflowConfig) + Send + Sync + 'static) -> Self {
+        self.workflow.runs.push(Box::new(change));
+        self
+    }
+
+    /// Changes how the steps of workflows reach services and brokers.
+    #[must_use]
+    pub fn workflow_steps(mut self, change: impl FnOnce(&mut StepConfig) + Send + Sync + 'static) -> Self {
+        self.workflow.steps.push(Box::new(change));
+        self
+    }
+
+    /// Lets workflows call URLs of these hosts: names as they stand in URLs, with a port where only that one is meant, or
+    /// `*.example.org`. Without it they call services of the platform only, so that no tenant reaches the operator's network.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().workflow_hosts(["api.example.org"]);
+    /// ```
+    #[cfg(feature = "webhook")]
+    #[must_use]
+    pub fn workflow_hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
+        self.workflow.urls = Some(sas_sinks::Webhooks::to_hosts(hosts));
+        self
+    }
+}
+
+/// The workflows of a platform, and what their steps do.
+pub(crate) fn compose(
+    wanted: Wanted,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    invoker: Arc<dyn Invoker>,
+    triggers: &Arc<TriggerHost>,
+    secrets: Option<Arc<dyn SecretSource>>,
+) -> (Workflows, Arc<PlatformActions>) {
+    let (mut runs, mut steps) = (WorkflowConfig::default(), StepConfig::default());
+    wanted.runs.into_iter().for_each(|change| change(&mut runs));
+    wanted.steps.into_iter().for_each(|change| change(&mut steps));
+    let actions = Arc::new(PlatformActions {
+        config: steps,
+        invoker,
+        triggers: Arc::clone(triggers),
+        secrets,
+        control: OnceLock::new(),
+        #[cfg(feature = "webhook")]
+        urls: wanted.urls,
+    });
+    let workflows = Workflows::with_config(store, clock, Arc::clone(&actions) as _, runs);
+    let own = workflows.clone();
+    triggers.register_sink("workflow", move |spec, _| starts(&own, spec));
+    let own = workflows.clone();
+    triggers.register_sink("workflow-events", move |spec, _| tells(&own, spec));
+    (workflows, actions)
+}
+
+/// Runs workflows until `stop`; a store that is away at the start is waited for.
+pub(crate) async fn run(workflows: Workflows, stop: CancellationToken) {
+    let mut wait = Duration::from_millis(200);
+    while let Err(error) = workflows.run(stop.clone()).await {
+        tracing::error!(error = %error.chain(), "workflows do not go on yet");
+        if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+            return;
+        }
+        wait = (wait * 2).min(Duration::from_secs(10));
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct PlatformActions {
+    pub(crate) config: StepConfig,
+    pub(crate) invoker: Arc<dyn Invoker>,
+    pub(crate) triggers: Arc<TriggerHost>,
+    pub(crate) secrets: Option<Arc<dyn SecretSource>>,
+    /// Set when the control plane is there.
+    pub(crate) control: OnceLock<Weak<Control>>,
+    #[cfg(feature = "webhook")]
+    pub(crate) urls: Option<sas_sinks::Webhooks>,
+}
+
+fn failed(reason: impl Into<String>) -> Outcome {
+    Outcome::Failed { reason: reason.into() }
+}
+
+impl PlatformActions {
+    #[cfg(feature = "webhook")]
+    async fn request(&self, step: &StepKey, request: &Request) -> Outcome {
+        let Some(urls) = &self.urls else {
+            return failed("this platform lets workflows call no URLs (workflow_hosts of the builder)");
+        };
+        let mut made = http::Request::builder().method(request.method.as_str()).uri(&request.uri);
+        for (name, value) in &request.headers {
+            made = made.header(name, value);
+        }
+        if !request.headers.iter().any(|(name, _)| name == "idempotency-key") {
+            made = made.header("idempotency-key", step.idempotency().to_string());
+        }
+        let made = match made.body(request.body.clone().into()) {
+            Ok(made) => made,
+            Err(error) => return failed(error.to_string()),
+        };
+        let sent = tokio::time::timeout(self.config.timeout, urls.request(made, self.config.answer_bytes));
+        match sent.await {
+            Ok(Ok(answer)) => {
+                let (head, body) = answer.into_parts();
+                let headers = head.headers.iter().map(|(name, value)| {
+                    (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+                });
+                Outcome::Answer {
+                    status: head.status.as_u16(),
+                    headers: headers.collect(),
+                    body: Body::of(&body),
+                }
+            }
+            Ok(Err(error)) => failed(error.message),
+            Err(_) => failed(format!("no answer within {:?}", self.config.timeout)),
+        }
+    }
+
+    #[cfg(not(feature = "webhook"))]
+    async fn request(&self, _: &StepKey, _: &Request) -> Outcome {
+        failed("this platform was built without the feature webhook, by which workflows call URLs")
+    }
+}
+
+#[async_trait]
+impl Actions for PlatformActions {
+    async fn call(&self, step: &StepKey, request: &Request) -> Outcome {
+        self.request(step, request).await
+    }
+
+    async fn invoke(&self, step: &StepKey, service: &str, input: &Json) -> Outcome {
+        let StepConfig { timeout, answer_bytes, .. } = self.config;
+        // Who a run belongs to pays for its calls, and calls its own: as triggers, which ask for a grant.
+        if service.split_once('/').is_some_and(|(namespace, _)| namespace != step.namespace) {
+            return failed(format!(
+                "{service} is in another namespace; a workflow of {} calls services of {}",
+                step.namespace, step.namespace
+            ));
+        }
+        invoke_service(&*self.invoker, step, service, input, timeout, answer_bytes).await
+    }
+
+    async fn emit(&self, step: &StepKey, event: &Json) -> Outcome {
+        let event = match sas_cloudevents::from_json(event.to_string().as_bytes()) {
+            Ok(event) => event,
+            Err(error) => return failed(format!("the event is none: {error}")),
+        };
+        let broker = format!("{}/{}", step.namespace, self.config.broker);
+        match self.triggers.accept(&broker, vec![event]).await {
+            Ok(()) => Outcome::Output(Json::Null),
+            Err(error) => failed(format!("{broker}: {}", error.message)),
+        }
+    }
+
+    async fn secrets(&self, namespace: &str, names: &[String]) -> BTreeMap<String, Json> {
+        let mut secrets = BTreeMap::new();
+        if names.is_empty() {
+            return secrets;
+        }
+        let control = self.control.get().and_then(Weak::upgrade);
+        let tenant = control.and_then(|control| control.tenant_of(namespace));
+        let (Some(source), Some(tenant)) = (&self.secrets, tenant) else { return secrets };
+        for name in names {
+            // One name is one secret: `vault/key` as it stands, `password` as the only key of the secret of that name.
+            let reference = match name.contains('/') {
+                true => format!("secret/{name}"),
+                false => format!("secret/{name}/{name}"),
+            };
+            let mut wait = Duration::from_millis(200);
+            let value = loop {
+                match source.resolve(&reference, tenant).await {
+                    // A run that is read without a secret that is only away for a moment would fault for good.
+                    Err(error) if error.kind == ErrorKind::Unavailable => {
+                        tracing::warn!(namespace, name, %error, "a workflow waits for a secret");
+                        tokio::time::sleep(wait).await;
+                        wait = (wait * 2).min(Duration::from_secs(10));
+                    }
+                    other => break other.ok(),
+                }
+            };
+            let Some(text) = value.as_deref().and_then(|value| std::str::from_utf8(value).ok()) else {
+                continue;
+            };
+            let text = text.trim_end_matches(['\r', '\n']);
+            // User and password are an object; all else is a text.
+            let object = serde_json::from_str(text).ok().filter(Json::is_object);
+            secrets.insert(name.clone(), object.unwrap_or_else(|| text.into()));
+        }
+        secrets
+    }
+
+    async fn schedule(&self, namespace: &str, name: &str, schedule: Option<&Schedule>) -> Result<()> {
+        let trigger = |kind: &str| format!("{namespace}/{name}.{kind}");
+        let tenant = self.control.get().and_then(Weak::upgrade).and_then(|it| it.tenant_of(namespace));
+        let every =
+            schedule.and_then(|schedule| schedule.every).map(|every| format!("{}ms", every.as_millis()));
+        let cron = schedule.and_then(|schedule| schedule.cron.clone());
+        let on = schedule.filter(|schedule| schedule.on_events()).map(|_| self.config.broker.clone());
+        for (kind, option, value) in
+            [("timer", "period", every), ("cron", "schedule", cron), ("broker", "broker", on)]
+        {
+            let Some(value) = value else {
+                self.triggers.remove(&trigger(kind)).await?;
+                continue;
+            };
+            let mut spec = TriggerSpec::new(trigger(kind), kind, "sink:workflow")
+                .with_option(option, value)
+                .with_option("sink.name", name);
+            if kind == "broker" {
+                spec = spec.with_option("sink.when", "schedule");
+            }
+            spec.tenant = tenant;
+            self.triggers.apply(spec).await?;
+        }
+        Ok(())
+    }
+
+    fn check_schedule(
+        &self,
+        namespace: &str,
+        name: &str,
+        schedule: &Schedule,
+    ) -> std::result::Result<(), String> {
+        let Some(cron) = &schedule.cron else { return Ok(()) };
+        let spec = TriggerSpec::new(format!("{namespace}/{name}.cron"), "cron", "sink:workflow")
+            .with_option("schedule", cron)
+            .with_option("sink.name", name);
+        self.triggers.check(&spec).map_err(|errors| errors.to_string())
+    }
+}
+
+/// The sink `workflow`: an event starts a run, under an id that the event makes, so that one event starts one run.
+pub(crate) fn starts(
+    workflows: &Workflows,
+    spec: &SinkSpec,
+) -> std::result::Result<Arc<dyn EventPublisher>, SpecErrors> {
+    let mut options = TriggerOptions::new(&spec.options, spec.place);
+    let name = options.required("name").to_owned();
+    let version = options.take("version").map(str::to_owned);
+    let whole = options.word("input", &[("data", false), ("event", true)], false);
+    let scheduled = options.word("when", &[("always", false), ("schedule", true)], false);
+    options.finish()?;
+    let namespace = spec.trigger.split('/').next().unwrap_or_default().to_owned();
+    Ok(Arc::new(Starts { workflows: workflows.clone(), namespace, name, version, whole, scheduled }))
+}
+
+/// The sink `workflow-events`: an event is told to the runs of the namespace that listen for it.
+pub(crate) fn tells(
+    workflows: &Workflows,
+    spec: &SinkSpec,
+) -> std::result::Result<Arc<dyn EventPublisher>, SpecErrors> {
+    TriggerOptions::new(&spec.options, spec.place).finish()?;
+    let namespace = spec.trigger.split('/').next().unwrap_or_default().to_owned();
+    Ok(Arc::new(Tells { workflows: workflows.clone(), namespace }))
+}
+
+#[derive(Debug)]
+struct Starts {
+    workflows: Workflows,
+    namespace: String,
+    name: String,
+    version: Option<String>,
+    /// Whether the run gets the event, and not its data.
+    whole: bool,
+    /// Whether only events that the definition's own schedule asks for start one.
+    scheduled: bool,
+}
+
+fn json(event: &Event) -> Result<Json> {
+    serde_json::from_str(&sas_cloudevents::to_json(event))
+        .map_err(|error| Error::new(ErrorKind::InvalidSpec, "publish", error.to_string()))
+}
+
+#[async_trait]
+impl EventPublisher for Starts {
+    async fn publish(&self, event: Event) -> Result<()> {
+        let document = json(&event)?;
+        let input = match (self.scheduled, self.whole) {
+            (true, _) => match self.workflows.scheduled_by(&self.namespace, &self.name, &document).await? {
+                Some(input) => input,
+                None => return Ok(()),
+            },
+            (false, true) => document,
+            (false, false) => document.get("data").cloned().unwrap_or_else(|| serde_json::json!({})),
+        };
+        let mut start = RunStart::new(&self.namespace, &self.name, input);
+        let id = sas_core::IdempotencyKey::of(&["event", &self.name, event.source(), event.id()]);
+        (start.id, start.version) = (Some(format!("event-{:032x}", id.0)), self.version.clone());
+        self.workflows.start_run(start).await.map(drop).map_err(undelivered)
+    }
+}
+
+#[derive(Debug)]
+struct Tells {
+    workflows: Workflows,
+    namespace: String,
+}
+
+#[async_trait]
+impl EventPublisher for Tells {
+    async fn publish(&self, event: Event) -> Result<()> {
+        self.workflows.deliver(&self.namespace, json(&event)?).await.map(drop).map_err(undelivered)
+    }
+}
+
+/// What is tried again is what may pass.
+fn undelivered(error: Error) -> Error {
+    match error.kind {
+        ErrorKind::Exhausted | ErrorKind::Unavailable | ErrorKind::NotFound => {
+            Error::new(ErrorKind::Unavailable, "publish", error.message)
+        }
+        _ => error,
+    }
+}
