@@ -1,5 +1,6 @@
 //! An order as a workflow: it calls three services, one of which fails at first, waits, and takes back what it did when the last
-//! one refuses. The host stops in the middle, and another one goes on from the store.
+//! one refuses. The host stops in the middle, and another one goes on from the store. The path of the run is drawn to a file: the
+//! first argument, or `order-17.svg` in the directory for temporary files.
 
 #![allow(clippy::print_stdout, reason = "this program talks to a terminal")]
 
@@ -13,7 +14,7 @@ use std::{
 };
 
 use sas::{
-    core::{MemoryStore, SystemClock},
+    core::{GraphOf, MemoryStore, SystemClock, WorkflowHost as _},
     prelude::*,
     workflow::{
         Actions, Definition, Outcome, Record, Request as HttpRequest, StepKey, Workflows, invoke_service,
@@ -140,6 +141,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     println!("{:?}: {}", state.phase, state.output.unwrap_or_default());
+    let file = std::env::args_os().nth(1).map(std::path::PathBuf::from);
+    let file = file.unwrap_or_else(|| std::env::temp_dir().join("order-17.svg"));
+    std::fs::write(&file, workflows.graph("default", GraphOf::Run("order-17")).await?)?;
+    println!("its path is drawn in {}", file.display());
     stop.cancel();
     running.await??;
     platform.shutdown(Duration::from_secs(5)).await;

@@ -36,7 +36,13 @@ fn functions(shop: &Arc<Shop>) -> InlineRuntime {
 }
 
 async fn platform(shop: &Arc<Shop>, state: &Path) -> Platform {
-    let platform = Platform::builder().runtime(functions(shop)).state_dir(state).build().await.expect("a platform");
+    let platform = Platform::builder()
+        .runtime(functions(shop))
+        .state_dir(state)
+        .admin_token("key")
+        .build()
+        .await
+        .expect("a platform");
     for name in ["stock", "billing"] {
         let spec = RevisionSpec::new("inline", Source::Function(name.to_owned()));
         platform.deploy("default", name, spec).await.expect("deployed");
@@ -60,7 +66,11 @@ spec:
 async fn admin(platform: &Platform, method: &str, path: &str, body: &Value) -> (u16, Value) {
     let text = if body.is_null() { String::new() } else { body.to_string() };
     let request = http::Request::builder().method(method).uri(path).header("host", "localhost");
-    let request = request.header("content-type", "application/json").body(Body::from(text)).expect("a request");
+    let request = request
+        .header("authorization", "Bearer key")
+        .header("content-type", "application/json")
+        .body(Body::from(text))
+        .expect("a request");
     let response = platform.admin().handle(request).await;
     let status = response.status().as_u16();
     let body = response.into_body().collect(1 << 20).await.expect("a body");
@@ -95,7 +105,8 @@ async fn a_workflow_is_deployed_run_steered_seen_and_goes_on_after_a_restart() {
     assert_eq!(listed["workflows"][0]["version"], "1.0.0", "{listed}");
 
     *shop.refuses.lock() = true;
-    let start = json!({"id": "o-1", "input": {"item": "bicycle"}, "labels": {"customer": "c7"}, "waitSeconds": 20});
+    let start =
+        json!({"id": "o-1", "input": {"item": "bicycle"}, "labels": {"customer": "c7"}, "waitSeconds": 20});
     let (status, run) = admin(&one, "POST", "/v1/workflows/default/order/runs", &start).await;
     assert_eq!((status, &run["status"]), (200, &json!("faulted")), "it has ended: {run}");
     *shop.refuses.lock() = false;
@@ -105,7 +116,8 @@ async fn a_workflow_is_deployed_run_steered_seen_and_goes_on_after_a_restart() {
     assert_eq!(shown["steps"][1]["retries"], 1, "{shown:#}");
     let (status, again) = admin(&one, "POST", "/v1/workflows/default/order/runs", &start).await;
     assert_eq!((status, &again["id"]), (202, &json!("o-1")), "a second start starts nothing: {again}");
-    let (_, found) = admin(&one, "GET", "/v1/runs/default?label=customer%3Dc7&status=running", &Value::Null).await;
+    let (_, found) =
+        admin(&one, "GET", "/v1/runs/default?label=customer%3Dc7&status=running", &Value::Null).await;
     assert_eq!(found["runs"].as_array().map(Vec::len), Some(1), "{found}");
     let held = admin(&one, "DELETE", "/v1/workflows/default/order/versions/1.0.0", &Value::Null).await;
     assert_eq!(held.0, 409, "{held:?}");
@@ -115,7 +127,8 @@ async fn a_workflow_is_deployed_run_steered_seen_and_goes_on_after_a_restart() {
     one.shutdown(Duration::from_secs(5)).await;
 
     let two = platform(&shop, dir.path()).await;
-    let event = json!({"specversion": "1.0", "id": "1", "source": "/post", "type": "sent", "data": {"number": "P9"}});
+    let event =
+        json!({"specversion": "1.0", "id": "1", "source": "/post", "type": "sent", "data": {"number": "P9"}});
     let (status, told) = admin(&two, "POST", "/v1/runs/default/o-1/events", &event).await;
     assert_eq!(status, 200, "{told}");
     let shown = until(&two, "o-1", |run| run["status"] == "completed").await;
@@ -125,7 +138,8 @@ async fn a_workflow_is_deployed_run_steered_seen_and_goes_on_after_a_restart() {
     assert_ne!(called[1], called[2], "an operator's retry has a key of its own");
     let (status, svg) = admin(&two, "GET", "/v1/runs/default/o-1/graph", &Value::Null).await;
     assert!(status == 200 && svg.as_str().is_some_and(|svg| svg.starts_with("<svg")), "{svg}");
-    let (status, gone) = admin(&two, "DELETE", "/v1/workflows/default/order/versions/1.0.0", &Value::Null).await;
+    let (status, gone) =
+        admin(&two, "DELETE", "/v1/workflows/default/order/versions/1.0.0", &Value::Null).await;
     assert_eq!(status, 200, "{gone}");
     two.shutdown(Duration::from_secs(5)).await;
 }
@@ -147,7 +161,7 @@ spec:
   document: {dsl: '1.0.3', version: '1.0.0'}
   do:
     - tell: {emit: {event: {with: {type: asked, source: /asks, data: {n: '${ .n }'}}}}}
-    - answer: {listen: {to: {one: {with: {type: answered}, correlate: {n: {from: .data.n, expect: .n}}}}}}
+    - answer: {listen: {to: {one: {with: {type: answered}, correlate: {n: {from: .data.n, expect: '$workflow.input.n'}}}}}}
 ---
 apiVersion: sas.dev/v1
 kind: Workflow

@@ -46,14 +46,15 @@ pub(super) struct Canvas<'m> {
     marks: HashMap<&'m str, Mark>,
     /// Whether it is a run that is drawn.
     of_run: bool,
-    /// Lines, which are behind the boxes.
+    /// Borders of groups, outer ones first; lines are before them, and tasks before these.
+    groups: String,
     lines: String,
     boxes: String,
 }
 
 impl<'m> Canvas<'m> {
     pub(super) fn new(marks: HashMap<&'m str, Mark>, of_run: bool) -> Self {
-        Self { marks, of_run, lines: String::new(), boxes: String::new() }
+        Self { marks, of_run, groups: String::new(), lines: String::new(), boxes: String::new() }
     }
 
     /// Draws all; how large it is.
@@ -89,7 +90,7 @@ impl<'m> Canvas<'m> {
     }
 
     pub(super) fn finish(self) -> String {
-        self.lines + &self.boxes
+        self.groups + &self.lines + &self.boxes
     }
 
     fn mark(&self, node: &Node) -> Mark {
@@ -153,14 +154,15 @@ impl<'m> Canvas<'m> {
         let dash = if node.is_leaf() { "" } else { " stroke-dasharray=\"5 3\"" };
         let inside = if node.is_leaf() { fill } else { "#ffffff" };
         let thick = if mark.visits > 0 { "2" } else { "1.25" };
+        let layer = if node.is_leaf() { &mut self.boxes } else { &mut self.groups };
         let _ = write!(
-            self.boxes,
+            layer,
             "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" rx=\"8\" fill=\"{inside}\" stroke=\"{line}\" \
              stroke-width=\"{thick}\"{dash}/>"
         );
         if !node.is_leaf() && mark.visits > 0 {
             let _ = write!(
-                self.boxes,
+                layer,
                 "<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"7\" fill=\"{fill}\"/>",
                 x + 1,
                 y + 1,
@@ -184,7 +186,7 @@ impl<'m> Canvas<'m> {
         if mark.visits > 1 {
             self.word(x + width - 12, y + 18, 12, line, "end", &format!("×{}", mark.visits));
         }
-        let mut line = y + node.head() - node.lines() * LINE - if node.is_leaf() { 8 } else { 4 } + 12;
+        let mut line = y + node.head() - node.lines() * LINE + 8;
         for (label, target, _) in node.jumps.iter().take(node.lines()) {
             let words =
                 if label.is_empty() { format!("then {target}") } else { format!("{label} → {target}") };
