@@ -5,7 +5,7 @@ use maud::{Markup, html};
 
 use super::{
     Service, logs,
-    requests::{Request, maybe},
+    requests::{Request, legend, maybe},
 };
 use crate::{
     api::{Api, Problem, Result, escaped},
@@ -46,7 +46,8 @@ fn way(request: &Request, service: &Service) -> Markup {
             dt { "Trace id" } dd { code { (request.trace) } }
         }
         h2 { "Its way" }
-        (request.phases().draw(request.duration_ms))
+        (legend())
+        p { (request.phases().draw(request.duration_ms)) }
         (wide("Its way", html! {
             table {
                 thead { tr { th.n scope="col" { "After" } th scope="col" { "What" } th scope="col" { "Where" } } }

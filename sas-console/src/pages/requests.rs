@@ -142,7 +142,17 @@ pub(super) async fn show(api: &Api, who: &Who, service: &Service) -> Result<Page
         .with("recent", last(&recent.requests)))
 }
 
-fn legend(parts: &[(&str, &str)]) -> Markup {
+/// The colours of the phases.
+pub(super) fn legend() -> Markup {
+    let parts = [
+        ("gate", "c-gate"),
+        ("spawn", "c-spawn"),
+        ("listen", "c-listen"),
+        ("ready", "c-ready"),
+        ("held", "c-held"),
+        ("the service", "c-running"),
+        ("body", "c-answered"),
+    ];
     html! { p.legend { @for (name, class) in parts { span { i class=(format!("key {class}")) {} (name) } } } }
 }
 
@@ -153,7 +163,7 @@ fn starts(requests: &[Request]) -> Markup {
         h2 { "Cold starts of the last hour" }
         @if cold.is_empty() { (nothing("No request waited for a start.")) }
         @else {
-            (legend(&[("gate", "c-gate"), ("spawn", "c-spawn"), ("listen", "c-listen"), ("ready", "c-ready"), ("held", "c-held"), ("the service", "c-running"), ("body", "c-answered")]))
+            (legend())
             (wide("Cold starts", html! {
                 table {
                     thead { tr {

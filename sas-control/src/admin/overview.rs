@@ -13,9 +13,10 @@ use super::{
     problem::Failure,
 };
 use crate::{
-    record::ServiceRecord,
+    control::Live,
+    record::{RevisionState, ServiceRecord},
     requests::RequestRates,
-    view::{Condition, InstancesView, TrafficView},
+    view::{InstancesView, TrafficView},
 };
 
 /// Services on a page unless more or less are asked for.
@@ -133,7 +134,6 @@ pub(super) struct OverviewPage {
 struct Seen {
     record: Arc<ServiceRecord>,
     health: Health,
-    ready: Condition,
     instances: InstancesView,
     rates: RequestRates,
 }
@@ -153,12 +153,10 @@ pub(super) async fn overview(
     let mut rates = log.map(|log| log.rates_by_service()).unwrap_or_default();
     let search = query.search.as_deref().unwrap_or_default().trim().to_lowercase();
     let (mut totals, mut namespaces, mut found) = (Totals::default(), BTreeSet::new(), Vec::new());
-    for record in control.records() {
-        if !caller.reaches(&record.namespace) {
-            continue;
-        }
+    for live in control.lives() {
+        let Some(record) = live.record().filter(|record| caller.reaches(&record.namespace)) else { continue };
         let path = record.path();
-        let seen = api.see(record, rates.remove(&path).unwrap_or_default());
+        let seen = api.see(record, &live, rates.remove(&path).unwrap_or_default());
         totals.add(&seen);
         if namespaces.len() < NAMESPACES && !namespaces.contains(&seen.record.namespace) {
             namespaces.insert(seen.record.namespace.clone());
@@ -208,44 +206,50 @@ impl Totals {
 }
 
 impl Api {
-    fn see(&self, record: Arc<ServiceRecord>, rates: RequestRates) -> Seen {
-        let control = &self.control;
-        let shares = record.shares(control.clock.now());
-        let [ready, ..] = control.service_conditions(&record, &shares);
-        let mut failed = 0;
+    /// How a service is, from what is at hand: of ten thousand nobody reads why, so no sentence is made here.
+    fn see(&self, record: Arc<ServiceRecord>, live: &Live, rates: RequestRates) -> Seen {
         let mut instances =
             InstancesView { desired: 0, ready: 0, starting: 0, draining: 0, queued: 0, in_flight: 0 };
-        for key in control.live(&record.path()).map(|live| live.keys()).unwrap_or_default() {
-            if let Some(status) = control.pool.status(key) {
-                failed += status.failed_starts;
-                instances.desired += status.desired;
-                instances.ready += status.ready;
-                instances.starting += status.starting;
-                instances.draining += status.draining;
-                instances.queued += status.queued;
-                instances.in_flight += status.in_flight;
+        let (mut failed, mut started) = (false, false);
+        {
+            let state = live.state.lock();
+            for registration in &state.observed.registrations {
+                let serves = registration.routable && !registration.retiring;
+                failed |= serves && state.observed.blocked.contains_key(&registration.revision);
+                started |= serves && state.started.contains(&registration.revision);
+                if let Some(status) = self.control.pool.status(registration.key) {
+                    failed |= serves && status.failed_starts > 0;
+                    started |= serves && (status.started || status.ready > 0);
+                    instances.desired += status.desired;
+                    instances.ready += status.ready;
+                    instances.starting += status.starting;
+                    instances.draining += status.draining;
+                    instances.queued += status.queued;
+                    instances.in_flight += status.in_flight;
+                }
             }
         }
-        let health = match ready.status {
+        let health = match record.latest_created().map(|latest| &latest.state) {
             _ if record.disabled.is_some() => Health::Off,
-            // A start that takes long has not failed yet.
-            "False" if ready.reason == "StartFailed" && failed == 0 => Health::Warning,
-            "False" => Health::Failing,
+            Some(RevisionState::Failed { .. }) => Health::Failing,
+            _ if failed => Health::Failing,
+            Some(RevisionState::Pending) | None => Health::Warning,
             _ if rates.errors_per_second > 0.0 => Health::Warning,
-            "True" => Health::Ready,
-            _ if ready.reason == "NeverStarted" => Health::Unknown,
-            _ => Health::Warning,
+            _ if started => Health::Ready,
+            _ => Health::Unknown,
         };
-        Seen { record, health, ready, instances, rates }
+        Seen { record, health, instances, rates }
     }
 
     fn row(&self, seen: Seen) -> ServiceRow {
         let record = &seen.record;
-        let message = match (seen.health, seen.ready.message.is_empty()) {
-            (Health::Warning, true) => {
+        let shares = record.shares(self.control.clock.now());
+        let [ready, ..] = self.control.service_conditions(record, &shares);
+        let message = match (seen.health, ready.status) {
+            (Health::Warning, "True") => {
                 format!("{:.1} requests fail per second", seen.rates.errors_per_second)
             }
-            _ => seen.ready.message.trim_start_matches("0 starts failed in a row: ").to_owned(),
+            _ => ready.message.trim_start_matches("0 starts failed in a row: ").to_owned(),
         };
         ServiceRow {
             namespace: record.namespace.clone(),
@@ -253,7 +257,7 @@ impl Api {
             host: self.control.rules.host(record, None),
             created_at: crate::stamp::rfc3339(record.created_at),
             health: seen.health,
-            reason: seen.ready.reason,
+            reason: ready.reason,
             message,
             instances: seen.instances,
             rates: RatesView::from(&seen.rates),

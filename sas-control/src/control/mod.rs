@@ -650,11 +650,6 @@ impl Live {
         self.state.lock().record.clone()
     }
 
-    /// The keys of what runs of it.
-    pub(crate) fn keys(&self) -> Vec<RevisionKey> {
-        self.state.lock().observed.registrations.iter().map(|registration| registration.key).collect()
-    }
-
     /// Says whether registrations are on their way out: routes lead to no such ones.
     fn retiring(&self, keys: impl IntoIterator<Item = RevisionKey>, retiring: bool) {
         let mut state = self.state.lock();
