@@ -12,8 +12,8 @@ use crate::{
     api::{Api, Problem, Result, Who, escaped},
     assets,
     form::Form,
+    frame::{self, Frame},
     live::Live,
-    page::{self, Frame},
     pages::Place,
     session::{Session, Sessions, set_cookie},
 };
@@ -148,7 +148,7 @@ impl Console {
         let place = Place::of(&path, &query).ok_or_else(missing)?;
         let page = place.show(&api, &who, &session).await?;
         let frame = Frame { who: &who, session: &session, place: &place, target: &target };
-        Ok(document(StatusCode::OK, page::whole(&frame, &page)))
+        Ok(document(StatusCode::OK, frame::whole(&frame, &page)))
     }
 
     fn api(&self, head: &Parts, token: Option<Secret>) -> Api {
@@ -165,13 +165,13 @@ impl Console {
             Err(problem) if problem.is(StatusCode::FORBIDDEN) => return Err(problem),
             _ => {}
         }
-        Ok(document(StatusCode::UNAUTHORIZED, page::sign_in(next, None)))
+        Ok(document(StatusCode::UNAUTHORIZED, frame::sign_in(next, None)))
     }
 
     async fn sign_in(&self, head: &Parts, body: Body) -> Result<Response> {
         let form = read(body).await?;
         let next = Some(form.get("next")).filter(|next| is_own(next)).unwrap_or("/console/");
-        let refused = |status, problem: &str| document(status, page::sign_in(next, Some(problem)));
+        let refused = |status, problem: &str| document(status, frame::sign_in(next, Some(problem)));
         if !self.sessions.may_try() {
             let problem = "Too many sign-ins failed within a minute. Wait for a minute.";
             return Ok(refused(StatusCode::TOO_MANY_REQUESTS, problem));
@@ -329,7 +329,7 @@ impl Handler for Console {
             Ok(response) => response,
             Err(problem) => {
                 let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_GATEWAY);
-                document(status, page::refused(&problem))
+                document(status, frame::refused(&problem))
             }
         };
         let headers = response.headers_mut();

@@ -7,6 +7,7 @@ mod assets;
 mod chart;
 mod console;
 mod form;
+mod frame;
 mod live;
 mod page;
 mod pages;

@@ -39,6 +39,12 @@ struct Engines {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+struct Hosts {
+    hosts: Vec<BTreeMap<String, Value>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct Recovery {
     services: usize,
     triggers: usize,
@@ -77,6 +83,7 @@ pub(super) async fn show(api: &Api) -> Result<Page> {
             engine.extend(totals);
         }
     }
+    let hosts: Hosts = api.find("/v1/hosts").await?.unwrap_or_default();
     let recovery: Recovery = api.get("/v1/recovery").await?;
     let runtimes: Runtimes = api.get("/v1/runtimes").await?;
     Ok(Page::new("Platform")
@@ -89,6 +96,13 @@ pub(super) async fn show(api: &Api) -> Result<Page> {
                     thead { tr { th scope="col" { "What" } th scope="col" { "Why" } th scope="col" { "Error" } } }
                     tbody { @for missing in &recovery.missing { tr { th scope="row" { (missing.what) } td { (missing.reason) } td { (foreign(&missing.message)) } } } }
                 } }))
+            }
+        })
+        .with("hosts", html! {
+            @if !hosts.hosts.is_empty() {
+                h2 { "Hosts" }
+                p.muted { "Platforms that share this one's state, and for how many shards of services each acts." }
+                (listed("Hosts", &hosts.hosts, &["name", "address", "here", "draining", "shards"]))
             }
         })
         .with("engines", html! {
