@@ -24,6 +24,8 @@ pub enum BuildPart {
     Ingress,
     /// The listener of the admin API, of [`PlatformBuilder::admin`](crate::PlatformBuilder::admin) or `admin_socket`.
     Admin,
+    /// The directory of certificates, of `PlatformBuilder::certificates`.
+    Certificates,
     /// The store, when what it holds was to be brought back.
     Recovery,
     /// The meter, or an export of usage, of [`PlatformBuilder::usage_export`](crate::PlatformBuilder::usage_export).
@@ -47,6 +49,7 @@ impl fmt::Display for BuildPart {
             Self::AdminToken => "admin token",
             Self::Ingress => "ingress",
             Self::Admin => "admin",
+            Self::Certificates => "certificates",
             Self::Recovery => "recovery",
             Self::Usage => "usage",
             Self::LogFile => "log file",

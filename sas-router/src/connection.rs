@@ -2,8 +2,11 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use sas_core::Request;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+#[cfg(feature = "tls")]
+use crate::host::host_of;
 use crate::{forward::Origin, interim::Interim};
 
 /// How everything that came in over one listener is brought to its end.
@@ -39,6 +42,9 @@ pub struct ClientConnection {
     ending: Arc<Ending>,
     /// Where interim answers go; `None`: nowhere.
     interim: Option<Arc<Interim>>,
+    /// The name that chose the certificate, if one did.
+    #[cfg(feature = "tls")]
+    pub(crate) asked: Option<crate::certificates::Asked>,
 }
 
 impl ClientConnection {
@@ -53,7 +59,15 @@ impl ClientConnection {
         ending: Arc<Ending>,
         interim: Option<Arc<Interim>>,
     ) -> Self {
-        Self { peer, secure, origin: Origin::new(peer, secure), ending, interim }
+        Self {
+            peer,
+            secure,
+            origin: Origin::new(peer, secure),
+            ending,
+            interim,
+            #[cfg(feature = "tls")]
+            asked: None,
+        }
     }
 
     /// The address of the client, or of the proxy before us.
@@ -64,6 +78,21 @@ impl ClientConnection {
     /// Whether it is encrypted.
     pub fn is_secure(&self) -> bool {
         self.secure
+    }
+
+    /// Whether a request is for a host that this connection is not for (RFC 9110, section 15.5.20).
+    #[cfg(feature = "tls")]
+    pub(crate) fn misdirects(&self, request: &Request) -> bool {
+        let Some(asked) = &self.asked else { return false };
+        let authority = request.uri().authority().map(http::uri::Authority::as_str);
+        let named = || request.headers().get(http::header::HOST)?.to_str().ok();
+        // One without a host, or with one that is none, is refused for that.
+        authority.or_else(named).and_then(host_of).is_some_and(|host| asked.excludes(host))
+    }
+
+    #[cfg(not(feature = "tls"))]
+    pub(crate) fn misdirects(&self, _: &Request) -> bool {
+        false
     }
 
     pub(crate) fn origin(&self) -> &Origin {

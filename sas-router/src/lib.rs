@@ -30,6 +30,8 @@
 
 mod access;
 mod admission;
+#[cfg(feature = "tls")]
+mod certificates;
 mod connection;
 mod failure;
 mod forward;
@@ -65,6 +67,8 @@ mod wire;
 
 pub use access::{AccessLog, AccessRecord, End, TracingAccessLog};
 pub use admission::{Admission, AdmissionConfig, Permit, Refusal};
+#[cfg(feature = "tls")]
+pub use certificates::{CertificateView, Certificates};
 pub use connection::ClientConnection;
 pub use failure::{Failure, REQUEST_ID};
 pub use gateway::{Gateway, GatewayConfig, ServerTiming};
@@ -73,10 +77,10 @@ pub use hook::{Hook, HookCx, Step};
 pub use host::host_of;
 pub use peer::Peers;
 pub use retry::RetryPolicy;
-#[cfg(feature = "tls")]
-pub use server::Tls;
 #[cfg(unix)]
 pub use server::UnixServer;
+#[cfg(feature = "tls")]
+pub use server::{CertificateDir, Tls};
 pub use server::{Server, ServerConfig};
 pub use table::RouteTable;
 pub use tally::Tally;

@@ -20,6 +20,13 @@ pub const OVERRUNS: &str = "sas_router_overruns_total";
 /// What a drain ended, by `kind` (`websocket`, `event_stream`, `http2`, `forced`).
 pub const DRAINED: &str = "sas_router_drained_total";
 
+/// Certificates that are shown.
+pub const CERTIFICATES: &str = "sas_router_certificates";
+/// When the first of them ends, in seconds since 1970.
+pub const CERTIFICATE_EXPIRY: &str = "sas_router_certificate_expiry_timestamp_seconds";
+/// How often certificates were read again, by `outcome` (`done`, `refused`).
+pub const CERTIFICATE_RELOADS: &str = "sas_router_certificate_reloads_total";
+
 /// Tells exporters what the metrics mean.
 pub fn describe(recorder: &Recorder) {
     recorder.describe_counter(REQUESTS, "Requests answered, by status class and warm or cold.");
@@ -29,6 +36,13 @@ pub fn describe(recorder: &Recorder) {
     recorder.describe_counter(CONNECTIONS, "Connections taken.");
     recorder.describe_counter(OVERRUNS, "Connections that overran a time limit, by limit.");
     recorder.describe_counter(DRAINED, "What a drain ended, by kind.");
+    recorder.describe_gauge(CERTIFICATES, Unit::Count, "Certificates that are shown.");
+    recorder.describe_gauge(
+        CERTIFICATE_EXPIRY,
+        Unit::Seconds,
+        "When the first certificate ends, in seconds since 1970.",
+    );
+    recorder.describe_counter(CERTIFICATE_RELOADS, "Certificates read again, by outcome.");
 }
 
 /// Handles of a server.

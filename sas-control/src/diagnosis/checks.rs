@@ -21,16 +21,39 @@ const DISK: &str = "disk";
 const HANDLES_OPEN: &str = "leaked_handles";
 const CLAIMS: &str = "runtime_claims";
 const AWAKE: &str = "never_sleeps";
+const CERTIFICATES: &str = "certificates";
 
 /// The names of all checks.
-pub(super) const NAMES: &[&str] =
-    &[CRASH_LOOP, SLOW_START, QUEUE, STARVATION, QUOTA, CLOCK, DISK, HANDLES_OPEN, CLAIMS, AWAKE];
+pub(super) const NAMES: &[&str] = &[
+    CRASH_LOOP,
+    SLOW_START,
+    QUEUE,
+    STARVATION,
+    QUOTA,
+    CLOCK,
+    DISK,
+    HANDLES_OPEN,
+    CLAIMS,
+    AWAKE,
+    CERTIFICATES,
+];
 
 type Check = fn(&Look, &Memory, &DiagnosisConfig, &mut Vec<Finding>);
 
 pub(super) fn all(look: &Look, memory: &Memory, config: &DiagnosisConfig) -> Vec<Finding> {
-    let checks: [Check; 10] =
-        [crash_loop, slow_start, queue, starvation, quota, clock, disk, handles, claims, never_sleeps];
+    let checks: [Check; 11] = [
+        crash_loop,
+        slow_start,
+        queue,
+        starvation,
+        quota,
+        clock,
+        disk,
+        handles,
+        claims,
+        never_sleeps,
+        certificates,
+    ];
     let mut findings = Vec::new();
     for check in checks {
         check(look, memory, config, &mut findings);
@@ -410,6 +433,39 @@ fn never_sleeps(look: &Look, memory: &Memory, config: &DiagnosisConfig, findings
                 .because("requests", asked)
                 .because("inFlight", revision.status.in_flight)
                 .because("min", scaling.min),
+        );
+    }
+}
+
+/// Certificates that end soon or have ended, and new ones that are not used because they are wrong.
+fn certificates(look: &Look, _: &Memory, config: &DiagnosisConfig, findings: &mut Vec<Finding>) {
+    const RENEW: &str =
+        "renew it and put the new files in its place: they are used within seconds, without a restart";
+    for certificate in &look.certificates {
+        let left = certificate.expires.since(look.at);
+        let domains = certificate.domains.join(", ");
+        let ended = certificate.expires <= look.at;
+        if !ended && left > config.certificate_renewal {
+            continue;
+        }
+        let (severity, text) = if ended {
+            (Critical, format!("it has ended, and clients refuse it: {domains}"))
+        } else {
+            (Warning, format!("it ends in {} hours: {domains}", left.as_secs() / 3600))
+        };
+        findings.push(
+            Finding::new(CERTIFICATES, severity, format!("certificate {}", certificate.name), text, RENEW)
+                .because("domains", domains)
+                .because("secondsLeft", left.as_secs())
+                .because("expired", ended),
+        );
+    }
+    if let Some(problem) = &look.certificate_problem {
+        let text = format!("new certificates are not used, those before still are: {problem}");
+        let remedy = "mend the files that are named: certificate and key must be PEM, and belong together";
+        findings.push(
+            Finding::new(CERTIFICATES, Warning, "certificates", text, remedy)
+                .because("problem", problem.clone()),
         );
     }
 }

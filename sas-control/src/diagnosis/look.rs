@@ -8,7 +8,10 @@ use sas_core::{
 };
 use tokio::time::Instant;
 
-use super::host::{self, Host};
+use super::{
+    CertificateState,
+    host::{self, Host},
+};
 use crate::control::Control;
 
 /// A revision that is registered.
@@ -53,6 +56,8 @@ pub(super) struct Look {
     /// Triggers by the service that they send to.
     pub(super) triggers: Vec<(String, String)>,
     pub(super) host: Host,
+    pub(super) certificates: Vec<CertificateState>,
+    pub(super) certificate_problem: Option<String>,
 }
 
 impl Control {
@@ -117,6 +122,7 @@ impl Control {
             };
             QuotaLook { subject, pressure }
         });
+        let certificates = self.diagnosis_config.certificates.as_ref();
         Look {
             at: self.clock.now(),
             mono: Instant::now(),
@@ -130,6 +136,8 @@ impl Control {
             quotas: quotas.collect(),
             triggers,
             host,
+            certificates: certificates.map(|source| source.certificates()).unwrap_or_default(),
+            certificate_problem: certificates.and_then(|source| source.problem()),
         }
     }
 }

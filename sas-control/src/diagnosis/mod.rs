@@ -167,6 +167,34 @@ pub struct Diagnosis {
     pub findings: Vec<Finding>,
 }
 
+/// A certificate as a diagnosis sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CertificateState {
+    /// The name of its files.
+    pub name: String,
+    /// The hosts that it is for.
+    pub domains: Vec<String>,
+    /// When it ends.
+    pub expires: Timestamp,
+}
+
+impl CertificateState {
+    /// A certificate for no host that is known.
+    pub fn new(name: impl Into<String>, expires: Timestamp) -> Self {
+        Self { name: name.into(), domains: Vec::new(), expires }
+    }
+}
+
+/// Who knows the certificates that clients are shown.
+pub trait CertificateSource: std::fmt::Debug + Send + Sync + 'static {
+    /// Those that are in force.
+    fn certificates(&self) -> Vec<CertificateState>;
+
+    /// Why those that are there now are not in force, if they are not.
+    fn problem(&self) -> Option<String>;
+}
+
 /// What counts as wrong, and how often it is looked for.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -187,6 +215,10 @@ pub struct DiagnosisConfig {
     pub never_sleeps: Duration,
     /// Directories whose file systems are not to fill up.
     pub directories: Vec<PathBuf>,
+    /// The certificates that are shown to clients, where the platform knows them.
+    pub certificates: Option<Arc<dyn CertificateSource>>,
+    /// How long before its end a certificate is to be renewed. 14 days.
+    pub certificate_renewal: Duration,
 }
 
 impl Default for DiagnosisConfig {
@@ -200,6 +232,8 @@ impl Default for DiagnosisConfig {
             clock_jump: Duration::from_secs(2),
             never_sleeps: Duration::from_secs(6 * 3600),
             directories: Vec::new(),
+            certificates: None,
+            certificate_renewal: Duration::from_secs(14 * 24 * 3600),
         }
     }
 }

@@ -10,7 +10,7 @@ use sas_core::{
 use tokio::time::Instant;
 
 use super::{
-    DiagnosisConfig, Finding, Memory, Severity, checks,
+    CertificateState, DiagnosisConfig, Finding, Memory, Severity, checks,
     host::{Disk, Host},
     look::{EngineLook, Look, QuotaLook, RevisionLook},
 };
@@ -64,7 +64,15 @@ fn healthy() -> Look {
             descriptors: Some((100, 1024)),
             disks: vec![Disk { directory: "/var".into(), bytes: 100, free: 50, files: 100, files_free: 50 }],
         },
+        certificates: vec![certificate(Duration::from_secs(90 * 24 * 3600))],
+        certificate_problem: None,
     }
+}
+
+fn certificate(left: Duration) -> CertificateState {
+    let mut certificate = CertificateState::new("shop", Timestamp(1_000_000_000_000) + left);
+    certificate.domains = vec!["shop.example.org".to_owned()];
+    certificate
 }
 
 /// The platform a second later.
@@ -258,4 +266,26 @@ async fn who_keeps_a_service_awake_is_named() {
     asleep.revisions[0].instances.clear();
     let again = later(&healthy(), HOUR * 7);
     assert_eq!(found(&[first, asleep, again]), [], "it slept in between");
+}
+
+#[test]
+fn a_certificate_that_ends_soon_has_ended_or_is_wrong_is_told_with_the_remedy() {
+    for (left, severity) in
+        [(Duration::from_secs(24 * 3600), Severity::Warning), (Duration::ZERO, Severity::Critical)]
+    {
+        let mut look = healthy();
+        look.certificates.push(certificate(left));
+        let found = found(&[look]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].name, found[0].severity), ("certificates", severity));
+        assert!(
+            found[0].finding.contains("shop.example.org") && found[0].remedy.contains("renew"),
+            "{found:?}"
+        );
+    }
+    let mut look = healthy();
+    look.certificate_problem = Some("shop (shop.key): no private key".to_owned());
+    let found = found(&[look]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].finding.contains("shop.key"), "{found:?}");
 }

@@ -1,5 +1,7 @@
 //! The HTTP ingress.
 
+#[cfg(feature = "tls")]
+mod certificate_dir;
 mod config;
 mod detect;
 mod listener;
@@ -27,7 +29,7 @@ use http_body::{Frame, SizeHint};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use sas_core::{Body, BoxError, Error, ErrorKind, Handler, Response, Result};
+use sas_core::{Body, BoxError, Error, ErrorKind, Handler, Request, Response, Result};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
@@ -39,7 +41,7 @@ pub use self::config::ServerConfig;
 #[cfg(unix)]
 pub use self::listener::UnixServer;
 #[cfg(feature = "tls")]
-pub use self::tls::Tls;
+pub use self::{certificate_dir::CertificateDir, tls::Tls};
 use self::{
     detect::{Replayed, Spoken, detect},
     listener::{Accepted, Listener},
@@ -49,6 +51,7 @@ use self::{
     workers::Workers,
 };
 use crate::{
+    Failure,
     connection::{ClientConnection, Ending},
     identity::IdSource,
     interim::Interim,
@@ -127,12 +130,19 @@ impl Server {
     /// # Errors
     /// `Unavailable` with the address when it can't be had.
     pub async fn bind(address: SocketAddr, handler: Arc<dyn Handler>, config: ServerConfig) -> Result<Self> {
-        let listener = TcpListener::bind(address).await.map_err(|error| {
+        Self::serve(Self::listen(address).await?, handler, config)
+    }
+
+    /// Listens on `address`, for [`Server::serve`] later: connections that come until then wait in the listener's queue.
+    ///
+    /// # Errors
+    /// `Unavailable` with the address when it can't be had.
+    pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
+        TcpListener::bind(address).await.map_err(|error| {
             let text =
                 format!("can't listen on {address}; does another program, or is it not of this machine?");
             Error::new(ErrorKind::Unavailable, "bind", text).with_source(error)
-        })?;
-        Self::serve(listener, handler, config)
+        })
     }
 
     /// Serves `handler` on a listener that the host opened.
@@ -281,10 +291,17 @@ async fn connection(
     };
     // Nobody who says nothing is owed an answer.
     let Ok(started) = started else { return Ok(()) };
-    let Some((spoken, stream, secure)) = started? else { return Ok(()) };
+    let Some(started) = started? else { return Ok(()) };
+    let Started { spoken, stream, secure, .. } = started;
     watched.read();
     let interim = (spoken == Spoken::Http1).then(Arc::<Interim>::default);
-    let client = Arc::new(ClientConnection::of(peer, secure, Arc::clone(&shared.ending), interim.clone()));
+    #[cfg_attr(not(feature = "tls"), expect(unused_mut, reason = "a name is asked for by TLS alone"))]
+    let mut client = ClientConnection::of(peer, secure, Arc::clone(&shared.ending), interim.clone());
+    #[cfg(feature = "tls")]
+    {
+        client.asked = started.asked;
+    }
+    let client = Arc::new(client);
     let mut io = Transport::new(stream, Arc::clone(watched), Arc::clone(&shared.ids), interim);
     let mut answered = None;
     if spoken == Spoken::Http1 && shared.config.plain_http1 {
@@ -297,32 +314,76 @@ async fn connection(
     Box::pin(serve(io, spoken, answered, client, watched, shared)).await
 }
 
+/// A connection that speaks.
+struct Started {
+    spoken: Spoken,
+    stream: Replayed<Carrier>,
+    secure: bool,
+    #[cfg(feature = "tls")]
+    asked: Option<crate::certificates::Asked>,
+}
+
+impl Started {
+    fn plain((spoken, stream): (Spoken, Replayed<Carrier>)) -> Self {
+        Self {
+            spoken,
+            stream,
+            secure: false,
+            #[cfg(feature = "tls")]
+            asked: None,
+        }
+    }
+}
+
 /// Encrypts if so configured, and finds out what is spoken.
 async fn start(
     stream: Accepted,
     watched: &Arc<Watched>,
     shared: &Arc<Shared>,
-) -> Result<Option<(Spoken, Replayed<Carrier>, bool)>, BoxError> {
+) -> Result<Option<Started>, BoxError> {
     let stream = match stream {
         Accepted::Tcp(stream) => Socket::new(stream, watched),
         #[cfg(unix)]
         Accepted::Unix(stream) => {
             let detected = detect(Carrier::Unix(Socket::new(stream, watched))).await?;
-            return Ok(detected.map(|(spoken, stream)| (spoken, stream, false)));
+            return Ok(detected.map(Started::plain));
         }
     };
     #[cfg(feature = "tls")]
     if let Some(tls) = &shared.config.tls {
-        let stream = tls.acceptor().accept(stream).await?;
-        let spoken = match stream.get_ref().1.alpn_protocol() {
+        let (acceptor, certificates) = tls.acceptor();
+        let stream = acceptor.accept(stream).await?;
+        let agreed = stream.get_ref().1;
+        let spoken = match agreed.alpn_protocol() {
             Some(b"h2") => Spoken::Http2,
             _ => Spoken::Http1,
         };
-        return Ok(Some((spoken, Replayed::untouched(Carrier::Tls(Box::new(stream))), true)));
+        let asked = agreed
+            .server_name()
+            .zip(certificates)
+            .map(|(name, all)| crate::certificates::Asked::new(name, all));
+        let stream = Replayed::untouched(Carrier::Tls(Box::new(stream)));
+        return Ok(Some(Started { spoken, stream, secure: true, asked }));
     }
     let _ = shared;
     let detected = detect(Carrier::Plain(stream)).await?;
-    Ok(detected.map(|(spoken, stream)| (spoken, stream, false)))
+    Ok(detected.map(Started::plain))
+}
+
+/// Answers, unless the request is for a host that its connection is not for.
+fn handle<'a>(
+    shared: &'a Shared,
+    client: &ClientConnection,
+    request: Request,
+) -> Pin<Box<dyn Future<Output = Response> + Send + 'a>> {
+    if !client.misdirects(&request) {
+        return shared.handler.handle(request);
+    }
+    let message =
+        "this host has another certificate than the connection was shown; ask over a connection of its own";
+    let failure = Failure::new(StatusCode::MISDIRECTED_REQUEST, "ingress", "misdirected", message);
+    let response = failure.into_response(shared.ids.next());
+    Box::pin(std::future::ready(response))
 }
 
 /// A response whose connection counts as busy until it is over.
@@ -407,8 +468,8 @@ async fn serve(
                 let mut response: Response = match first {
                     Some(response) => response,
                     None => {
-                        request.extensions_mut().insert(client);
-                        shared.handler.handle(request).await
+                        request.extensions_mut().insert(Arc::clone(&client));
+                        handle(&shared, &client, request).await
                     }
                 };
                 if let Some(interim) = interim {

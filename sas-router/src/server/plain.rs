@@ -377,7 +377,7 @@ pub(super) async fn serve(
         };
         let busy = watched.begin();
         request.extensions_mut().insert(Arc::clone(client));
-        let mut handling = shared.handler.handle(request);
+        let mut handling = super::handle(shared, client, request);
         let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
             Poll::Ready(response) => Poll::Ready(Some(response)),
             Poll::Pending => plain.poll_client(cx).map(|()| None),
