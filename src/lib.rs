@@ -9,6 +9,8 @@ mod access;
 mod backlog;
 mod build_error;
 mod builder;
+#[cfg(feature = "tls")]
+mod certificates;
 mod engines;
 mod machine;
 mod membership;
@@ -16,6 +18,8 @@ mod own_store;
 mod platform;
 mod preset;
 mod requests;
+#[cfg(feature = "redb")]
+mod restore;
 mod schedules;
 #[cfg(feature = "workflow")]
 mod workflows;
@@ -29,6 +33,8 @@ pub use platform::{Platform, ShutdownReport};
 pub use preset::{Preset, UnknownPreset};
 #[cfg(feature = "workflow")]
 pub use workflows::StepConfig;
+#[cfg(feature = "redb")]
+pub use restore::restore;
 
 /// The crates whose types stand in the API, in the versions that it uses.
 pub use {async_trait::async_trait, bytes, http};

@@ -62,6 +62,9 @@ pub(crate) struct Parts {
     pub(crate) exporters: Vec<UsageExporter>,
     /// This host among several.
     pub(crate) joined: Option<Joined>,
+    /// Looked at until the stop.
+    #[cfg(feature = "tls")]
+    pub(crate) certificates: Option<Arc<sas_router::CertificateDir>>,
     pub(crate) ingress: Option<Server>,
     pub(crate) admin_server: Option<Server>,
     #[cfg(unix)]
@@ -232,6 +235,23 @@ impl Platform {
     pub fn set_package_roots(&self, roots: Option<PackageRoots>) {
         let roots = roots.unwrap_or_else(|| self.parts.default_roots.clone());
         self.parts.admin.change(|settings| settings.package_roots = roots);
+    }
+
+    /// Reads the certificates of [`crate::PlatformBuilder::certificates`] again, for connections to come.
+    ///
+    /// # Errors
+    /// `InvalidSpec` with every pair that is none: those before stay in force then. `Unsupported` without such a directory.
+    #[cfg(feature = "tls")]
+    pub async fn reload_certificates(&self) -> Result<()> {
+        let Some(certificates) = self.parts.certificates.clone() else {
+            return Err(Error::unsupported("reading certificates again without a directory of them"));
+        };
+        let read = tokio::task::spawn_blocking(move || certificates.reload()).await;
+        let read =
+            read.map_err(|error| Error::new(ErrorKind::Unexpected, "certificates", error.to_string()))?;
+        read.map_err(|errors| {
+            Error::new(ErrorKind::InvalidSpec, "certificates", errors.to_string()).with_source(errors)
+        })
     }
 
     /// Applies manifests, in order. Paths of packages in them that are relative are taken from `base`: the manifest's

@@ -1,6 +1,6 @@
 //! A platform from what it was told.
 
-use std::{env::VarError, error::Error, net::SocketAddr, sync::Arc, time::Duration};
+use std::{env::VarError, error::Error, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use sas::{
@@ -10,19 +10,22 @@ use sas::{
     prelude::*,
 };
 
-use crate::config::{AdminAt, Config};
+use crate::{
+    config::{AdminAt, Config},
+    upgrade::Sockets,
+};
 
 /// What goes wrong on the way, for a human.
 type Failure = Box<dyn Error>;
 
 /// The platform that `config` describes, before it starts.
-pub(crate) async fn assemble(config: &Config) -> Result<PlatformBuilder, Failure> {
+pub(crate) async fn assemble(config: &Config, sockets: &Sockets) -> Result<PlatformBuilder, Failure> {
     let prometheus = PrometheusBuilder::new().build_recorder();
     let metrics = prometheus.handle();
     let recorder = Recorder::new(Arc::new(prometheus));
 
     let mut builder = Platform::builder()
-        .listen(config.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))))
+        .listener(sockets.requests.try_clone()?)?
         .workers(config.workers.unwrap_or_default())
         .domain(config.domain.as_deref().unwrap_or("localhost"))
         .preset(config.preset.unwrap_or_default().0)
@@ -31,18 +34,21 @@ pub(crate) async fn assemble(config: &Config) -> Result<PlatformBuilder, Failure
     // The gateway's port is everybody's, and often one that services must reach elsewhere, such as 443. The admin API's is
     // taken now, so that the one that the kernel chooses is closed to instances too.
     let mut closed: Vec<u16> = Vec::new();
-    builder = match config.admin.clone().unwrap_or_default() {
-        AdminAt::Address(address) => {
-            let listener = std::net::TcpListener::bind(address)
-                .map_err(|error| format!("--admin {address}: can't listen there: {error}"))?;
+    builder = match (&sockets.admin, config.admin.clone().unwrap_or_default()) {
+        (Some(listener), _) => {
             closed.push(listener.local_addr()?.port());
-            builder.admin_listener(listener)?
+            builder.admin_listener(listener.try_clone()?)?
         }
-        AdminAt::Socket(path) => builder.admin_socket(path),
+        (None, AdminAt::Socket(path)) => builder.admin_socket(path),
+        (None, AdminAt::Address(address)) => builder.admin(address),
     };
     #[cfg(feature = "console")]
     if has_console(config) {
         builder = builder.console();
+    }
+    #[cfg(feature = "tls")]
+    if let Some(dir) = &config.tls_cert_dir {
+        builder = builder.certificates(dir);
     }
     builder = access(builder, config)?;
     builder = events(builder, config);

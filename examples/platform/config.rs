@@ -57,6 +57,12 @@ pub(crate) struct Config {
     /// What is done ahead of demand: default, knative or frugal [default].
     #[arg(long)]
     pub(crate) preset: Option<Word<Preset>>,
+    /// A directory of certificates: NAME.crt and NAME.key, each for the hosts that stand in it (docs/data-plane.md).
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tls_cert_dir: Option<PathBuf>,
+    /// How long requests may take to end before a new process takes over (SIGUSR2) [10].
+    #[arg(long = "upgrade-drain", value_name = "SECONDS")]
+    pub(crate) upgrade_drain_seconds: Option<u64>,
     /// How long requests and instances may take to end when the platform does [30].
     #[arg(long = "drain", value_name = "SECONDS")]
     pub(crate) drain_seconds: Option<u64>,
@@ -189,7 +195,7 @@ pub(crate) struct Config {
 }
 
 /// A host platform: serves what manifests say. SIGTERM and SIGINT drain and end it with status 0; SIGHUP reads the
-/// configuration again. SAS_ADMIN_TOKEN may hold the admin token.
+/// configuration again; SIGUSR2 hands over to a new process. SAS_ADMIN_TOKEN may hold the admin token.
 #[derive(Debug, Parser)]
 #[command(name = "platform")]
 pub(crate) struct Cli {
@@ -209,6 +215,9 @@ pub(crate) struct Cli {
     /// may run on either meanwhile (docs/stores.md).
     #[arg(long, value_name = "DIR|URL|FILE")]
     pub(crate) copy_from: Option<String>,
+    /// Makes the directory of --state of a backup (`sasctl backup`), and ends.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) restore: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) flags: Config,
 }
@@ -235,6 +244,15 @@ impl Config {
             if !built && !hosts.is_empty() {
                 errors.push(field, hosts.join(","), unbuilt(feature));
             }
+        }
+        #[cfg(feature = "process")]
+        if let Some(jail) = &self.jail
+            && let Err(error) = jail.parse::<sas::process::JailLevel>()
+        {
+            errors.push("jail", jail, error.to_string());
+        }
+        if let (false, Some(dir)) = (cfg!(feature = "tls"), &self.tls_cert_dir) {
+            errors.push("tlsCertDir", dir.display(), unbuilt("tls"));
         }
         if let (false, Some(root)) = (cfg!(feature = "files"), self.file_roots.first()) {
             errors.push("fileRoots", root.display(), unbuilt("files"));

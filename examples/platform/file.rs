@@ -81,7 +81,8 @@ fn parse(text: &str) -> Result<Config, SpecErrors> {
     Ok(serde_json::from_value(Value::Object(whole)).expect("each field was read by itself"))
 }
 
-fn shown(value: &Value) -> String {
+/// A value as a person writes it.
+pub(crate) fn shown(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 

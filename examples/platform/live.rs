@@ -3,7 +3,7 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, Weak},
 };
 
 use async_trait::async_trait;
@@ -123,7 +123,7 @@ pub(crate) struct Program {
     path: Option<PathBuf>,
     set_filter: Box<SetFilter>,
     sources: Sources,
-    platform: OnceLock<Weak<Platform>>,
+    platform: Mutex<Weak<Platform>>,
     /// The file as it is in force.
     file: Mutex<Config>,
     /// One reload at a time.
@@ -148,7 +148,7 @@ impl Program {
             path,
             set_filter: Box::new(set_filter),
             sources: Sources::default(),
-            platform: OnceLock::new(),
+            platform: Mutex::new(Weak::new()),
             file: Mutex::new(file),
             turn: tokio::sync::Mutex::default(),
         }))
@@ -182,7 +182,7 @@ impl Program {
 
     /// From now on a reload changes this platform.
     pub(crate) fn serves(&self, platform: &Arc<Platform>) {
-        let _first = self.platform.set(Arc::downgrade(platform));
+        *self.platform.lock() = Arc::downgrade(platform);
     }
 
     fn put_in_force(&self, platform: &Platform, live: Live, old: &Config, new: &Config) -> Result<(), Error> {
@@ -216,7 +216,7 @@ impl ProgramConfig for Program {
             let message = format!("the configuration in force stays: {errors}");
             Error::new(ErrorKind::InvalidSpec, "reload", message).with_source(errors)
         };
-        let platform = self.platform.get().and_then(Weak::upgrade);
+        let platform = self.platform.lock().upgrade();
         let platform = platform.ok_or_else(|| {
             Error::new(ErrorKind::Unavailable, "reload", "the platform starts or shuts down; try again")
         })?;
@@ -231,7 +231,7 @@ impl ProgramConfig for Program {
             let changed: Vec<String> =
                 names.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect();
             for name in changed.iter().filter(|name| changes(name) == ChangeTime::Restart) {
-                let value = new.get(name).map(ToString::to_string).unwrap_or_default();
+                let value = new.get(name).map(file::shown).unwrap_or_default();
                 let problem = "a restart changes this, a reload does not: restart the platform, or take the change back";
                 errors.push(name, value, problem);
             }
@@ -245,6 +245,10 @@ impl ProgramConfig for Program {
         let read = tokio::task::spawn_blocking(read).await;
         let read = read.map_err(|error| Error::new(ErrorKind::Unexpected, "reload", error.to_string()))?;
         let (file, before, config, live, changed) = read.map_err(invalid)?;
+        #[cfg(feature = "tls")]
+        if config.tls_cert_dir.is_some() {
+            platform.reload_certificates().await?;
+        }
         self.put_in_force(&platform, live, &before, &config)?;
         *self.file.lock() = file;
         tracing::info!(changed = changed.join(","), "the configuration was reloaded");

@@ -8,14 +8,16 @@
 //! A console for operators is at `/console/` of the admin API's address, for browsers (docs/console.md). `platform --demo`
 //! deploys services of this repository and calls them, so that there is something to see.
 //!
-//! `config.rs` is what it can be told, flag by flag; `assemble.rs` makes a platform of it.
+//! `config.rs` is what it can be told, flag by flag or by a file (`file.rs`); `assemble.rs` makes a platform of it; `live.rs`
+//! changes what a reload changes; `upgrade.rs` hands over to a new process.
 //!
 //! Built with `--features container` it runs images too, as root where crun or runc is installed. Built with
 //! `--features otel`, `--otlp http://127.0.0.1:4318` sends traces and metrics to an OpenTelemetry collector;
 //! `OTEL_EXPORTER_OTLP_HEADERS` holds headers for it, as `name=value,name=value` (docs/telemetry.md).
 //!
 //! A service answers at `Host: <name>.<namespace>.<domain>`. One JSON line on stdout says that it serves; logs go to
-//! stderr, as much as `RUST_LOG` says (`info` without it). SIGTERM and SIGINT drain and end it with status 0.
+//! stderr, as much as `--log` or `RUST_LOG` says (`info` without both). SIGTERM and SIGINT drain and end it with status 0;
+//! SIGHUP reads the configuration again; SIGUSR2 hands over to a new process of the program's file, with the listening sockets.
 //!
 //! Instances connect to no port that the platform listens on itself, and not to the metadata services of clouds.
 //!
@@ -32,45 +34,112 @@ mod live;
 mod moving;
 #[cfg(all(feature = "container", target_os = "linux"))]
 mod pulls;
+mod upgrade;
 
 use std::{error::Error, io::Write as _, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser as _;
-use config::Cli;
+use config::{Cli, Config};
 use live::{Live, Program, log_filter};
 use sas::{control::ProgramConfig as _, prelude::*};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use upgrade::{Inherited, Predecessor, Sockets, Successor};
 
-async fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+/// Signals that this program knows.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    upgrade: Signal,
+}
+
+async fn run(cli: Cli, inherited: Inherited) -> Result<(), Box<dyn Error>> {
+    let mut signals = Signals {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+        upgrade: signal(SignalKind::user_defined2())?,
+    };
     let hangup = signal(SignalKind::hangup())?;
     let demo = cli.demo;
+    // Its path, before another file has its name.
+    let itself = std::env::current_exe()?;
     let program = Program::new(cli.flags.clone(), cli.config.clone(), log()?)?;
     let config = program.config();
     config.check()?;
     if let Some(from) = &cli.copy_from {
         return moving::copy(from, &config).await;
     }
-    let live = Live::of(&config)?;
-    program.log(&live)?;
-    let drain = Duration::from_secs(config.drain_seconds.unwrap_or(30));
-    let builder = assemble::assemble(&config).await?;
+    program.log(&Live::of(&config)?)?;
+    let mut predecessor = Predecessor::find().await?;
+    let sockets = Sockets::open(&config, inherited)?;
+    if let Some(predecessor) = &mut predecessor {
+        predecessor.state().await?;
+    }
+    tokio::spawn(reload_at(hangup, Arc::clone(&program)));
+    loop {
+        let config = program.config();
+        let platform = start(&program, &config, &sockets, demo).await?;
+        if let Some(predecessor) = predecessor.take() {
+            predecessor.ready().await;
+        }
+        let successor = tokio::select! {
+            successor = serve(&mut signals, &itself, &sockets) => successor,
+            () = load_demo(&platform, demo) => None,
+        };
+        let limit = match successor {
+            Some(_) => config.upgrade_drain_seconds.unwrap_or(10),
+            None => config.drain_seconds.unwrap_or(30),
+        };
+        let report = platform.shutdown(Duration::from_secs(limit)).await;
+        drop(platform);
+        writeln!(std::io::stderr(), "drained: {}, after {:?}", report.drained, report.took)?;
+        let Some(successor) = successor else { return Ok(()) };
+        match successor.take_over().await {
+            Ok(()) => return Ok(()),
+            Err(problem) => tracing::error!(problem, "the new process does not serve: this one does again"),
+        }
+    }
+}
+
+/// Serves until it is to end, or until a new process is prepared to take over.
+async fn serve(signals: &mut Signals, itself: &Path, sockets: &Sockets) -> Option<Successor> {
+    loop {
+        tokio::select! {
+            biased;
+            _ = signals.terminate.recv() => return None,
+            _ = signals.interrupt.recv() => return None,
+            _ = signals.upgrade.recv() => {}
+        }
+        match Successor::prepare(itself, sockets).await {
+            Ok(successor) => return Some(successor),
+            Err(problem) => tracing::error!(problem, "no upgrade: this process goes on"),
+        }
+    }
+}
+
+/// Starts the platform on these sockets, and says that it serves.
+async fn start(
+    program: &Arc<Program>,
+    config: &Config,
+    sockets: &Sockets,
+    demo: bool,
+) -> Result<Arc<Platform>, Box<dyn Error>> {
+    let live = Live::of(config)?;
+    let builder = assemble::assemble(config, sockets).await?;
     let platform = Arc::new(program.build(builder, live).build().await?);
     program.serves(&platform);
-
-    if let Some(error) = if demo { deploy_demo(&platform).await.err() } else { None } {
-        platform.shutdown(drain).await;
+    if demo && let Err(error) = deploy_demo(&platform).await {
+        platform.shutdown(Duration::from_secs(1)).await;
         return Err(error);
     }
     for path in &config.manifests {
         if let Err(error) = deploy(&platform, path).await {
-            platform.shutdown(drain).await;
+            platform.shutdown(Duration::from_secs(config.drain_seconds.unwrap_or(30))).await;
             return Err(format!("{}: {error}", path.display()).into());
         }
     }
     let mut ready = serde_json::json!({
         "ready": true,
+        "pid": std::process::id(),
         "listen": platform.listen_addr().map(|a| a.to_string()),
         "admin": platform.admin_addr().map(|a| a.to_string()),
     });
@@ -80,7 +149,7 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     if let Some(file) = platform.admin_token_file() {
         ready["adminTokenFile"] = std::path::absolute(file)?.to_string_lossy().into();
     }
-    if let (Some(address), true) = (platform.admin_addr(), assemble::has_console(&config)) {
+    if let (Some(address), true) = (platform.admin_addr(), assemble::has_console(config)) {
         ready["console"] = format!("http://{address}/console/").into();
     }
     // For tools on this host, such as `sasctl --state`.
@@ -90,28 +159,16 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{ready}")?;
     stdout.flush()?;
-
-    tokio::select! {
-        biased;
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = reload_at(hangup, &program) => {}
-        () = load_demo(&platform, demo) => {}
-    }
-    let report = platform.shutdown(drain).await;
-    writeln!(std::io::stderr(), "drained: {}, after {:?}", report.drained, report.took)?;
-    Ok(())
+    Ok(platform)
 }
 
 /// Reads the configuration again at each SIGHUP.
-async fn reload_at(mut hangup: Signal, program: &Program) {
+async fn reload_at(mut hangup: Signal, program: Arc<Program>) {
     while hangup.recv().await.is_some() {
         if let Err(error) = program.reload().await {
             tracing::error!(error = %error.chain(), "the configuration was not reloaded");
         }
     }
-    // No more signals come: whoever waits for an end waits for another one.
-    std::future::pending().await
 }
 
 /// Deploys the services of `--demo`.
@@ -162,17 +219,48 @@ fn check(cli: Cli, path: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// Makes a state directory of a backup, and says what is in it.
+async fn restore(cli: Cli, backup: &Path) -> Result<(), Box<dyn Error>> {
+    let config = match &cli.config {
+        Some(path) => file::over(&cli.flags, &file::read(path)?),
+        None => cli.flags,
+    };
+    let state = config.state.ok_or("--restore: name the directory that is made, by --state")?;
+    #[cfg(feature = "redb")]
+    {
+        let restored = sas::restore(backup, &state).await.map_err(|error| error.chain().to_string())?;
+        let text = serde_json::json!({
+            "restored": state, "made": restored.made, "entries": restored.entries, "packages": restored.packages,
+        });
+        writeln!(std::io::stdout(), "{text}")?;
+        Ok(())
+    }
+    #[cfg(not(feature = "redb"))]
+    Err(format!(
+        "--restore {} into {}: this program was built without `--features redb`",
+        backup.display(),
+        state.display()
+    )
+    .into())
+}
+
+fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.openapi {
         let written = writeln!(std::io::stdout(), "{}", sas::control::Admin::openapi());
         return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    let outcome = match cli.config_check.clone() {
-        Some(path) => check(cli, &path),
-        None => Box::pin(run(cli)).await,
-    };
+    // Before there are other threads.
+    let outcome = Inherited::take().map_err(Box::from).and_then(|inherited| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
+            match (cli.config_check.clone(), cli.restore.clone()) {
+                (Some(path), _) => check(cli, &path),
+                (None, Some(backup)) => restore(cli, &backup).await,
+                (None, None) => Box::pin(run(cli, inherited)).await,
+            }
+        })
+    });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

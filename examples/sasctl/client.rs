@@ -1,12 +1,20 @@
 //! One request at a time, over TCP or a Unix socket.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use bytes::Bytes;
+use http::Response;
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::JoinHandle,
+};
 
 use super::Failed;
 
@@ -86,35 +94,54 @@ impl Client {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Answer, Failed> {
-        let response = match &self.at {
+        let (response, connection) = self.exchange(method, path, headers, body).await?;
+        let answer = collected(response).await;
+        connection.abort();
+        let answer = answer?;
+        if answer.status < 400 { Ok(answer) } else { Err(refused(&answer)) }
+    }
+
+    /// Asks for what may be large, and writes it as it comes. Tells how many bytes it had.
+    pub(crate) async fn download(&self, path: &str, into: &mut impl Write) -> Result<u64, Failed> {
+        let (response, connection) = self.exchange("POST", path, &[], Bytes::new()).await?;
+        if response.status().as_u16() >= 400 {
+            let answer = collected(response).await?;
+            return Err(refused(&answer));
+        }
+        let (mut bytes, mut body) = (0, response.into_body());
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(broke)?.into_data() else { continue };
+            into.write_all(&data).map_err(|error| Failed(format!("it can't be written: {error}")))?;
+            bytes += data.len() as u64;
+        }
+        connection.abort();
+        Ok(bytes)
+    }
+
+    async fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<(Response<Incoming>, JoinHandle<hyper::Result<()>>), Failed> {
+        match &self.at {
             At::Address(address) => {
                 let unreachable = |error| {
                     Failed(format!("{address}: {error}; say where the platform's admin API is: --admin"))
                 };
                 let stream = tokio::net::TcpStream::connect(address).await.map_err(unreachable)?;
-                self.exchange(stream, address, method, path, headers, body).await?
+                self.exchange_over(stream, address, method, path, headers, body).await
             }
             At::Socket(socket) => {
                 let unreachable = |error| Failed(format!("{}: {error}", socket.display()));
                 let stream = tokio::net::UnixStream::connect(socket).await.map_err(unreachable)?;
-                self.exchange(stream, "localhost", method, path, headers, body).await?
+                self.exchange_over(stream, "localhost", method, path, headers, body).await
             }
-        };
-        if response.status < 400 {
-            return Ok(response);
         }
-        let problem: Value = serde_json::from_slice(&response.body).unwrap_or_default();
-        let detail = problem["detail"].as_str().unwrap_or("no reason was given");
-        let mut text =
-            format!("{} {}: {detail}", response.status, problem["title"].as_str().unwrap_or("refused"));
-        for field in problem["fields"].as_array().into_iter().flatten() {
-            let part = |name: &str| field[name].as_str().unwrap_or_default();
-            text.push_str(&format!("\n  {} ({}): {}", part("field"), part("value"), part("problem")));
-        }
-        Err(Failed(text))
     }
 
-    async fn exchange(
+    async fn exchange_over(
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         host: &str,
@@ -122,8 +149,7 @@ impl Client {
         path: &str,
         headers: &[(&str, &str)],
         body: Bytes,
-    ) -> Result<Answer, Failed> {
-        let broke = |error: hyper::Error| Failed(format!("the connection broke off: {error}"));
+    ) -> Result<(Response<Incoming>, JoinHandle<hyper::Result<()>>), Failed> {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
         let connection = tokio::spawn(connection);
@@ -139,9 +165,28 @@ impl Client {
         }
         let request = request.body(Full::new(body)).map_err(|error| Failed(error.to_string()))?;
         let response = sender.send_request(request).await.map_err(broke)?;
-        let (head, body) = response.into_parts();
-        let body = body.collect().await.map_err(broke)?.to_bytes();
-        connection.abort();
-        Ok(Answer { status: head.status.as_u16(), body })
+        Ok((response, connection))
     }
+}
+
+fn broke(error: hyper::Error) -> Failed {
+    Failed(format!("the connection broke off: {error}"))
+}
+
+async fn collected(response: Response<Incoming>) -> Result<Answer, Failed> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.map_err(broke)?.to_bytes();
+    Ok(Answer { status: head.status.as_u16(), body })
+}
+
+/// Why it was not done, in the words of the platform.
+fn refused(answer: &Answer) -> Failed {
+    let problem: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let detail = problem["detail"].as_str().unwrap_or("no reason was given");
+    let mut text = format!("{} {}: {detail}", answer.status, problem["title"].as_str().unwrap_or("refused"));
+    for field in problem["fields"].as_array().into_iter().flatten() {
+        let part = |name: &str| field[name].as_str().unwrap_or_default();
+        text.push_str(&format!("\n  {} ({}): {}", part("field"), part("value"), part("problem")));
+    }
+    Failed(text)
 }

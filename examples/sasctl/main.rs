@@ -9,6 +9,7 @@
 //! sasctl quota [FIELD=AMOUNT...]
 //! sasctl workflow list | start NAME | runs | get RUN | graph RUN | suspend | resume | cancel | retry | skip | event
 //! sasctl tokens create NAME --scope deploy | tokens list | tokens revoke ID | audit | whoami
+//! sasctl config | reload | backup FILE | upgrade
 //! sasctl completion bash
 //! ```
 //!
@@ -18,6 +19,7 @@
 
 mod client;
 mod deploy;
+mod host;
 mod quota;
 mod words;
 mod workflow;
@@ -204,6 +206,18 @@ enum Command {
     },
     /// Tells who the token is, and what it may do.
     Whoami,
+    /// Shows what the platform was configured with, and when a change of each field would hold.
+    Config {
+        /// With the fields of which nobody said anything.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Has the platform read its configuration again, as a whole.
+    Reload,
+    /// Writes a copy of the whole state to a file, while the platform serves.
+    Backup { file: PathBuf },
+    /// Has the platform of --state hand over to a new process of its program's file; nobody is refused.
+    Upgrade,
     /// Writes the completion of a shell: bash, zsh, fish, elvish, powershell.
     Completion { shell: clap_complete::Shell },
 }
@@ -256,10 +270,17 @@ async fn run(cli: Cli) -> Result<(), Failed> {
         clap_complete::generate(shell, &mut Cli::command(), "sasctl", &mut std::io::stdout());
         return Ok(());
     }
+    if let Command::Upgrade = cli.command {
+        let (answer, text) = host::upgrade(cli.state.as_deref()).await?;
+        return if cli.json { say(answer) } else { say(text) };
+    }
     let client = Client::find(cli.admin.clone(), cli.token_file.clone(), cli.state.as_deref())?;
     let service = |name: &str| format!("/v1/services/{}/{}", percent(&cli.namespace), percent(name));
     let (answer, text) = match cli.command {
-        Command::Completion { .. } => return Ok(()),
+        Command::Completion { .. } | Command::Upgrade => return Ok(()),
+        Command::Config { all } => host::config(&client, all).await?,
+        Command::Reload => host::reload(&client).await?,
+        Command::Backup { file } => host::backup(&client, &file).await?,
         Command::Deploy { what, name, command, env } => {
             let env = env.iter().map(|pair| {
                 let parts = pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));

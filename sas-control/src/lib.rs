@@ -55,6 +55,7 @@
 mod admin;
 mod admission;
 mod audit;
+mod backup;
 mod configuration;
 mod control;
 mod decisions;
@@ -85,6 +86,7 @@ mod view;
 pub use admin::{Admin, AdminSettings, PeerAuthenticator, TokenAuthenticator};
 pub use admission::{AdmissionHook, AdmissionRequest, AllowedSources, Refusal};
 pub use audit::{AuditLimits, AuditRecord, AuditSink};
+pub use backup::{BackupStream, Restored, restore};
 pub use configuration::{ChangeTime, ConfigField, ConfigOrigin, ProgramConfig};
 pub use control::{
     AppRecord, Applied, Control, ControlConfig, DeadLetter, DeployOutcome, DomainRecord, EnvVersion,
@@ -92,7 +94,9 @@ pub use control::{
     UsageView,
 };
 pub use decisions::DecisionLog;
-pub use diagnosis::{Diagnosis, DiagnosisConfig, Evidence, Finding, Severity};
+pub use diagnosis::{
+    CertificateSource, CertificateState, Diagnosis, DiagnosisConfig, Evidence, Finding, Severity,
+};
 pub use engine::{EnginePhase, EngineView, Engines, LeftBehind, UpgradeReport};
 pub use invoke::{Phases, TestReport, TestRun};
 pub use labels::{APP_LABEL, LabelSelector};

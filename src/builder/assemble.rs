@@ -11,13 +11,18 @@ use sas_core::{
     AnswerCounter, DataPlane, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, Handler, Hosts,
     Invoker, MemoryStore, MeterSink, Pool, Quotas, Scalers, SpecErrors, Store, Triggers,
 };
+#[cfg(feature = "tls")]
+use sas_router::CertificateDir;
 #[cfg(unix)]
 use sas_router::UnixServer;
 use sas_router::{Admission, Gateway, RouteTable, Server, ServerConfig};
 use sas_trigger::{AsyncCalls, EventIngress, TriggerHost, TriggerHostConfig};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::PlatformBuilder;
+#[cfg(feature = "tls")]
+use crate::certificates::Shown;
 use crate::{
     backlog,
     build_error::{BuildError, BuildPart},
@@ -101,6 +106,20 @@ impl PlatformBuilder {
             (None, None) => (Arc::new(MemoryStore::default()), None),
         };
 
+        #[cfg(feature = "tls")]
+        let certificates = match self.certificates {
+            Some(dir) => {
+                let recorder = recorder.clone();
+                let opening = tokio::task::spawn_blocking(move || CertificateDir::open(dir, recorder)).await;
+                let ended = |error| Error::new(ErrorKind::Unexpected, "certificates", format!("{error}"));
+                let opened = opening.map_err(ended).map_err(part(BuildPart::Certificates))?;
+                let opened = Arc::new(opened.map_err(invalid(BuildPart::Certificates))?);
+                self.server.tls = Some(opened.tls().clone());
+                self.diagnosis.certificates = Some(Arc::new(Shown(Arc::clone(&opened))));
+                Some(opened)
+            }
+            None => None,
+        };
         #[cfg(feature = "tls")]
         let encrypted = self.server.tls.is_some();
         #[cfg(not(feature = "tls"))]
@@ -345,6 +364,8 @@ impl PlatformBuilder {
             #[cfg(feature = "otel")]
             otel,
             joined,
+            #[cfg(feature = "tls")]
+            certificates,
             ingress: None,
             admin_server: None,
             #[cfg(unix)]
@@ -362,7 +383,8 @@ impl PlatformBuilder {
         server_config.recorder = recorder;
         server_config.max_connections = Some(Preset::connections(machine, server_config.max_connections));
         let admin = (self.admin, self.admin_listener);
-        match parts.start(self.listen, admin, socket, server_config, own_meter).await {
+        let requests = (self.listen, self.listener);
+        match parts.start(requests, admin, socket, server_config, own_meter).await {
             Ok(()) => Ok(Platform::new(parts)),
             Err(error) => {
                 Platform::new(parts).shutdown(Duration::from_secs(1)).await;
@@ -372,39 +394,43 @@ impl PlatformBuilder {
     }
 }
 
+/// An address, or the listener that was opened at it.
+type Listen = (Option<SocketAddr>, Option<std::net::TcpListener>);
+
+/// Opens what was not opened yet, if anything is to be listened at.
+async fn open((address, listener): Listen) -> Result<Option<TcpListener>, Error> {
+    match (address, listener) {
+        (_, Some(listener)) => {
+            let opened = listener.set_nonblocking(true).and_then(|()| listener.try_into());
+            let opened = opened.map_err(|error| {
+                Error::new(ErrorKind::Unavailable, "serve", "the listener can't be used").with_source(error)
+            });
+            opened.map(Some)
+        }
+        (Some(address), None) => Server::listen(address).await.map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
 impl Parts {
     async fn start(
         &mut self,
-        listen: Option<SocketAddr>,
-        admin: (Option<SocketAddr>, Option<std::net::TcpListener>),
+        requests: Listen,
+        admin: Listen,
         socket: Option<PathBuf>,
         server: ServerConfig,
         own_meter: Option<Arc<Meter>>,
     ) -> Result<(), BuildError> {
         // Ports first: a port that is taken is the mistake that is quickest to mend.
-        let bind = async |address: Option<SocketAddr>, handler: Arc<dyn Handler>, config, name| match address
-        {
-            Some(address) => Server::bind(address, handler, config).await.map(Some).map_err(part(name)),
-            None => Ok(None),
-        };
-        let entrance = Arc::clone(&self.entrance) as _;
-        self.ingress = bind(listen, entrance, server.clone(), BuildPart::Ingress).await?;
+        let requests = open(requests).await.map_err(part(BuildPart::Ingress))?;
+        let for_requests = server.clone();
         // The admin API needs no threads of its own.
         let mut server = server;
         server.workers = 0;
-        let handler = Arc::clone(&self.at_listener);
-        self.admin_server = match admin {
-            (address, None) => bind(address, handler, server.clone(), BuildPart::Admin).await?,
-            (_, Some(listener)) => {
-                let opened = listener.set_nonblocking(true).and_then(|()| listener.try_into());
-                let opened = opened.map_err(|error| {
-                    Error::new(ErrorKind::Unavailable, "serve", "the admin listener can't be used")
-                        .with_source(error)
-                });
-                let served = opened.and_then(|it| Server::serve(it, handler, server.clone()));
-                Some(served.map_err(part(BuildPart::Admin))?)
-            }
-        };
+        if let Some(listener) = open(admin).await.map_err(part(BuildPart::Admin))? {
+            let served = Server::serve(listener, Arc::clone(&self.at_listener), server.clone());
+            self.admin_server = Some(served.map_err(part(BuildPart::Admin))?);
+        }
         #[cfg(unix)]
         if let Some(path) = socket {
             let bound = UnixServer::bind(path, Arc::clone(&self.admin) as _, server.clone());
@@ -440,6 +466,11 @@ impl Parts {
             self.running_workflows.spawn(running);
             self.running_workflows.close();
         }
+        // Requests that came meanwhile have waited: a service that is not back yet is not one that is not there.
+        if let Some(listener) = requests {
+            let served = Server::serve(listener, Arc::clone(&self.entrance) as _, for_requests);
+            self.ingress = Some(served.map_err(part(BuildPart::Ingress))?);
+        }
         self.tasks.spawn(backlog::report(
             Arc::clone(&self.triggers),
             Arc::clone(&self.control),
@@ -449,6 +480,10 @@ impl Parts {
         ));
         if let Some(requests) = self.requests.clone() {
             self.tasks.spawn(requests::sample(requests, Arc::clone(&self.pool), self.stop.clone()));
+        }
+        #[cfg(feature = "tls")]
+        if let Some(certificates) = self.certificates.clone() {
+            self.tasks.spawn(certificates.run(self.stop.clone()));
         }
         self.tasks.close();
         Ok(())

@@ -113,6 +113,7 @@ pub struct PlatformBuilder {
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
     admin_listener: Option<std::net::TcpListener>,
+    listener: Option<std::net::TcpListener>,
     package_roots: Option<PackageRoots>,
     access: Access,
     publisher: Option<Arc<dyn EventPublisher>>,
@@ -134,6 +135,8 @@ pub struct PlatformBuilder {
     console: bool,
     #[cfg(feature = "workflow")]
     pub(crate) workflow: crate::workflows::Wanted,
+    #[cfg(feature = "tls")]
+    certificates: Option<PathBuf>,
 }
 
 type ChangeControl = Box<dyn FnOnce(&mut ControlConfig) + Send + Sync>;
@@ -196,6 +199,7 @@ impl Default for PlatformBuilder {
             listen: None,
             admin: None,
             admin_listener: None,
+            listener: None,
             package_roots: None,
             access: Access::default(),
             publisher: None,
@@ -217,6 +221,8 @@ impl Default for PlatformBuilder {
             console: false,
             #[cfg(feature = "workflow")]
             workflow: crate::workflows::Wanted::default(),
+            #[cfg(feature = "tls")]
+            certificates: None,
         }
     }
 }
@@ -799,7 +805,19 @@ impl PlatformBuilder {
     #[must_use]
     pub fn listen(mut self, address: SocketAddr) -> Self {
         self.listen = Some(address);
+        self.listener = None;
         self
+    }
+
+    /// Listens for requests on a listener that the host opened, or was handed by the process before it: what came to it and
+    /// was not taken yet is served.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn listener(mut self, listener: std::net::TcpListener) -> std::io::Result<Self> {
+        self.listen = Some(listener.local_addr()?);
+        self.listener = Some(listener);
+        Ok(self)
     }
 
     /// Serves the admin API at this address, to those who have the admin token: see
@@ -1017,6 +1035,22 @@ impl PlatformBuilder {
     #[must_use]
     pub fn server(mut self, change: impl FnOnce(&mut ServerConfig)) -> Self {
         change(&mut self.server);
+        self
+    }
+
+    /// Encrypts the listeners with the certificates of a directory, each for the hosts that stand in it: see
+    /// [`Certificates`](sas_router::Certificates) for what the directory holds. Its files are looked at every five seconds, and
+    /// new ones are shown to connections to come; where they are wrong, those before stay, and log and diagnosis say why.
+    /// [`Platform::reload_certificates`] reads them at once. Instead of `tls` of [`server`](Self::server).
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().certificates("/etc/sas/certificates");
+    /// ```
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn certificates(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.certificates = Some(dir.into());
         self
     }
 

@@ -142,6 +142,17 @@ impl PlatformProcess {
         self.child.wait().expect("it ends");
     }
 
+    /// Whether it ends by itself in time, with success.
+    pub(crate) fn ended(&mut self, limit: Duration) -> bool {
+        for _ in 0..limit.as_millis() / 20 {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status.success();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
     pub(crate) fn terminate(mut self) -> std::process::ExitStatus {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().expect("kill runs").success());

@@ -8,6 +8,7 @@ mod activity;
 mod applied;
 mod apps;
 mod authorize;
+mod backup;
 mod config;
 mod describe;
 mod engines;
@@ -321,6 +322,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(platform::openapi))
         .routes(routes!(config::show))
         .routes(routes!(config::reload))
+        .routes(routes!(backup::backup))
         .routes(routes!(platform::runtimes))
         .routes(routes!(platform::recovery))
         .routes(routes!(platform::pool))

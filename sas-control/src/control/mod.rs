@@ -234,6 +234,8 @@ pub struct Control {
     crossing: triggers::Crossing,
     pub(crate) diagnosis: Mutex<Memory>,
     pub(crate) diagnosis_config: DiagnosisConfig,
+    /// One backup at a time.
+    pub(crate) backups: Arc<tokio::sync::Semaphore>,
     lifecycle: Lifecycle,
 }
 
@@ -373,6 +375,7 @@ impl Control {
             crossing: triggers::Crossing::default(),
             diagnosis: Mutex::default(),
             diagnosis_config: config.diagnosis,
+            backups: Arc::new(tokio::sync::Semaphore::new(1)),
             lifecycle: Lifecycle::default(),
         });
         let housekeeping = recover::housekeeping(Arc::downgrade(&control), control.lifecycle.stop.clone());
@@ -409,6 +412,11 @@ impl Control {
     }
 
     /// Ends when the platform shuts down.
+    /// Where copies of packages are kept, if a place is configured.
+    pub(crate) fn package_copies(&self) -> Option<Arc<dyn BlobStore>> {
+        self.pins.copies().cloned()
+    }
+
     pub(crate) async fn stopping(&self) {
         self.lifecycle.stop.cancelled().await;
     }
@@ -502,7 +510,7 @@ impl Control {
         self.pins.remove_scratch().await;
     }
 
-    fn open(&self) -> Result<()> {
+    pub(crate) fn open(&self) -> Result<()> {
         self.lifecycle.open()
     }
 
