@@ -31,10 +31,10 @@ pub use membership::ClusterOptions;
 pub use own_store::{open_packages, open_store};
 pub use platform::{Platform, ShutdownReport};
 pub use preset::{Preset, UnknownPreset};
-#[cfg(feature = "workflow")]
-pub use workflows::StepConfig;
 #[cfg(feature = "redb")]
 pub use restore::restore;
+#[cfg(feature = "workflow")]
+pub use workflows::StepConfig;
 
 /// The crates whose types stand in the API, in the versions that it uses.
 pub use {async_trait::async_trait, bytes, http};
