@@ -104,21 +104,49 @@ impl Servers {
         psql.args(["-1", "-v", "ON_ERROR_STOP=1", "-f"]);
         psql.arg(table).args(["-c", "GRANT INSERT ON outbox TO sas"]);
         assert!(ran(&mut psql), "the table is there");
-        let (jars, address) = (format!("{}/kafka-4.4.0/*", target().display()), servers.kafka.address());
-        until("the topic is there", || {
-            let mut topics = Command::new("java");
-            topics.args([
-                "-cp",
-                &jars,
-                "org.apache.kafka.tools.TopicCommand",
-                "--bootstrap-server",
-                &address,
-            ]);
-            ran(topics.args(["--create", "--if-not-exists", "--topic", "kafka", "--partitions", "2"]))
-        })
-        .await;
+        servers.topic().await;
         servers.queue().await;
         Some(servers)
+    }
+
+    /// A topic of Kafka, in the protocol's own words (CreateTopics, version 4).
+    async fn topic(&self) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let text = |text: &str| [&(text.len() as i16).to_be_bytes()[..], text.as_bytes()].concat();
+        let (partitions, replicas, nothing, millis) =
+            (2_i32.to_be_bytes(), 1_i16.to_be_bytes(), 0_i32.to_be_bytes(), 10_000_i32.to_be_bytes());
+        let head = [19_i16.to_be_bytes(), 4_i16.to_be_bytes()].concat();
+        let request = [
+            &head[..],
+            &7_i32.to_be_bytes(),
+            &text("test"),
+            &1_i32.to_be_bytes(),
+            &text("kafka"),
+            &partitions,
+            &replicas,
+            &nothing,
+            &nothing,
+            &millis,
+            &[0],
+        ]
+        .concat();
+        // The controller may take a moment until it has its broker.
+        for _ in 0..600 {
+            let mut line = tokio::net::TcpStream::connect(self.kafka.address()).await.expect("it listens");
+            line.write_all(&[&(request.len() as i32).to_be_bytes()[..], &request].concat())
+                .await
+                .expect("written");
+            let size = line.read_i32().await.expect("an answer");
+            let mut answer = vec![0; usize::try_from(size).expect("a size")];
+            line.read_exact(&mut answer).await.expect("an answer");
+            // After the number of the request, the throttle, one topic and its name: made, or there already.
+            let code = i16::from_be_bytes([answer[19], answer[20]]);
+            if code == 0 || code == 36 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("the topic is not made");
     }
 
     /// A queue of RabbitMQ, which it makes when it starts again.
