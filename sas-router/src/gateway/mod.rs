@@ -257,6 +257,7 @@ impl Gateway {
     }
 
     /// Passes a request on to another host, which admits, routes and meters it itself.
+    #[allow(clippy::too_many_arguments, reason = "a request, where it goes, and who counts it")]
     async fn pass_on(
         &self,
         request: &mut Request,
