@@ -1,9 +1,6 @@
 //! A state directory from a backup.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use sas_control::{PackageDir, Restored, private_dir};
 use sas_core::{Error, ErrorKind, Result};
@@ -71,7 +68,7 @@ pub async fn restore(backup: &Path, state: &Path) -> Result<Restored> {
     placed
 }
 
-async fn fill(backup: &Path, beside: &PathBuf, scratch: &Path) -> Result<Restored> {
+async fn fill(backup: &Path, beside: &Path, scratch: &Path) -> Result<Restored> {
     private_dir(beside)?;
     private_dir(scratch)?;
     let store = open_state(beside).await?;
