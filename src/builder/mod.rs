@@ -554,7 +554,7 @@ impl PlatformBuilder {
     }
 
     /// Keeps the last requests in memory: the admin API and [`Platform::requests`] tell rates, errors and durations by
-    /// revision, the instances of each second, and the way of single requests. It costs about a microsecond per request, and
+    /// revision, the instances of each second, and the way of single requests. It costs each request a lock and some allocations, and
     /// the memory that the limits name.
     #[must_use]
     pub fn keep_requests(mut self, limits: RequestLimits) -> Self {
