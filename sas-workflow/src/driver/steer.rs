@@ -160,7 +160,7 @@ fn no_run(run: &str) -> Error {
 /// What every event of CloudEvents has.
 pub(super) fn check_event(event: &Json) -> Result<()> {
     for name in ["id", "source", "type"] {
-        if !event.get(name).is_some_and(|value| value.as_str().is_some_and(|text| !text.is_empty())) {
+        if event.get(name).and_then(Json::as_str).is_none_or(str::is_empty) {
             return Err(wrong(format!("the event has no {name}: give it one, a text that is not empty")));
         }
     }
