@@ -141,6 +141,9 @@ fn access(mut builder: PlatformBuilder, config: &Config) -> Result<PlatformBuild
     }
     let (rate, burst) = config.admin_rate();
     builder = builder.admin_rate_limit(rate, burst);
+    if config.allow_faults.unwrap_or_default() {
+        builder = builder.allow_faults();
+    }
     if config.open_metrics.unwrap_or_default() {
         builder = builder.open_metrics();
     }

@@ -96,6 +96,9 @@ pub(crate) struct Config {
     /// Services may bring zygotes: programs without namespaces, as the host's user (SECURITY.md).
     #[arg(long = "allow-zygotes", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) allow_zygotes: Option<bool>,
+    /// Services may have their requests meet faults on purpose (docs/data-plane.md).
+    #[arg(long = "allow-faults", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) allow_faults: Option<bool>,
     /// One more port that services may list in `sas.dev/egress`.
     #[arg(long = "egress-grant", value_name = "PORT")]
     pub(crate) egress_grants: Vec<u16>,

@@ -4,7 +4,7 @@
 //! sasctl deploy .                     a directory, an archive, a jar, a .wasm, an image, or a manifest
 //! sasctl list | get NAME | delete NAME
 //! sasctl logs NAME [-f] | invoke NAME [PATH] | why NAME | usage [NAME] | diagnose
-//! sasctl traffic NAME REVISION=PERCENT... | rollback NAME [REVISION] | alias NAME ALIAS [REVISION]
+//! sasctl traffic NAME REVISION=PERCENT... | rollout NAME [restart|promote|stop] | rollback NAME [REVISION] | alias NAME ALIAS [REVISION]
 //! sasctl disable NAME | enable NAME | delete NAME [--revision REVISION] | apps | app APP | env APP NAME=VALUE...
 //! sasctl quota [FIELD=AMOUNT...]
 //! sasctl workflow list | start NAME | runs | get RUN | graph RUN | suspend | resume | cancel | retry | skip | event
@@ -21,6 +21,7 @@ mod client;
 mod deploy;
 mod host;
 mod quota;
+mod rollout;
 mod words;
 mod workflow;
 
@@ -173,6 +174,12 @@ enum Command {
     },
     /// Shows where the traffic goes, or says it: hello-00001=20 latest=80.
     Traffic { name: String, shares: Vec<String> },
+    /// Tells how far a roll-out is, and why it was stopped; or restarts, promotes or stops it.
+    Rollout {
+        name: String,
+        #[arg(value_parser = ["restart", "promote", "stop"])]
+        action: Option<String>,
+    },
     /// Sends all traffic back to the revision before, or to this one.
     Rollback { name: String, revision: Option<String> },
     /// Tells the last scaling decisions in words.
@@ -409,6 +416,15 @@ async fn run(cli: Cli) -> Result<(), Failed> {
                 client.send("PUT", &path, &[], body.to_string().into()).await?.json()?
             };
             let text = traffic(&answer);
+            (answer, text)
+        }
+        Command::Rollout { name, action } => {
+            let path = format!("{}/rollout", service(&name));
+            let answer = match action {
+                Some(action) => client.post(&path, &json!({ "action": action })).await?,
+                None => client.get(&path).await?,
+            };
+            let text = rollout::rollout(&answer["rollout"]);
             (answer, text)
         }
         Command::Rollback { name, revision } => {

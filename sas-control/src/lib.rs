@@ -112,12 +112,12 @@ pub use reconcile::{GcLimits, Rules};
 pub use record::{AppEnv, Disabled, Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};
 pub use registry::RuntimeRegistry;
 pub use requests::{RequestLimits, RequestLog, RequestRates, RequestRecord, RequestSecond};
-pub use rollout::{RolloutProgress, RolloutState, RolloutStep};
+pub use rollout::{RolloutProgress, RolloutState, RolloutStep, Seen as RolloutSeen};
 pub use roots::PackageRoots;
 pub use secrets::{Namespaces, SecretDir, SecretEnv};
 pub use shared_packages::SharedPackages;
 pub use tokens::{MadeToken, NewToken, TokenView, Tokens};
 pub use view::{
-    Condition, DisabledView, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutStage,
-    RolloutView, ServiceView, TrafficView, TriggerView,
+    Condition, DisabledView, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutInstances,
+    RolloutLatency, RolloutStage, RolloutView, ServiceView, TrafficView, TriggerView,
 };

@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use sas_core::{HostPattern, Quota, RevisionKey, RouteAction, RouteChange, RouteRule, Split, Timestamp};
+use sas_core::{
+    Fault, HostPattern, Mirror, Quota, RevisionKey, RouteAction, RouteChange, RouteRule, Split, Timestamp,
+};
 
 use crate::record::{RevisionRecord, RevisionState, ServiceRecord, Share};
 
@@ -27,6 +29,15 @@ pub(crate) struct Observed {
     pub blocked: BTreeMap<String, Blocked>,
     /// What its requests are held to.
     pub quota: Option<Quota>,
+    /// What is tried out on its traffic.
+    pub rehearsal: Rehearsal,
+}
+
+/// What is tried out on the traffic of a service, with the keys of the revisions that run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rehearsal {
+    pub mirror: Option<Mirror>,
+    pub faults: Vec<Fault>,
 }
 
 impl Observed {
@@ -99,6 +110,8 @@ pub(crate) enum Command {
     Limit(Option<Quota>),
     /// Change the router's table.
     Route(Vec<RouteChange>),
+    /// Try this out on the service's traffic from now on.
+    Rehearse(Rehearsal),
     /// Drain a registration, then unregister it.
     Retire {
         /// The registration, by its key in the pool.
@@ -214,6 +227,8 @@ pub struct Rules {
     pub test_linger: Duration,
     /// When old revisions are forgotten.
     pub gc: GcLimits,
+    /// Whether requests may be made to meet faults on purpose, so that tests of one's own see what comes of them.
+    pub allow_faults: bool,
 }
 
 impl Rules {
@@ -225,6 +240,7 @@ impl Rules {
             tag_header: sas_knative::TAG_HEADER.to_owned(),
             test_linger: Duration::from_secs(60),
             gc: GcLimits::default(),
+            allow_faults: false,
         }
     }
 
@@ -283,10 +299,14 @@ pub(crate) fn reconcile(
         return vec![Command::Limit(record.quota)];
     }
     let key = |revision: &str| running(revision).filter(|_| enabled).map(|r| r.key);
-    let hosts = routes(record, &shares, rules, &observed.domains, key);
+    let hosts = routes(record, &shares, rules, &observed.domains, &key);
     let changes = changes(&observed.hosts, &hosts);
     if !changes.is_empty() {
         return vec![Command::Route(changes)];
+    }
+    let rehearsal = rehearsal(record, &shares, rules, key);
+    if observed.rehearsal != rehearsal {
+        return vec![Command::Rehearse(rehearsal)];
     }
 
     let mut commands: Vec<Command> = record
@@ -386,6 +406,9 @@ fn removal(observed: &Observed) -> Vec<Command> {
     if observed.quota.is_some() {
         return vec![Command::Limit(None)];
     }
+    if observed.rehearsal != Rehearsal::default() {
+        return vec![Command::Rehearse(Rehearsal::default())];
+    }
     observed
         .registrations
         .iter()
@@ -459,6 +482,31 @@ fn routes(
         hosts.insert(HostPattern::Exact(Rules::host_under(record, None, domain)), all);
     }
     hosts
+}
+
+/// What is tried out, as far as the revisions run that it is about.
+fn rehearsal(
+    record: &ServiceRecord,
+    shares: &[Share],
+    rules: &Rules,
+    key: impl Fn(&str) -> Option<RevisionKey>,
+) -> Rehearsal {
+    let mirror = record.mirror.as_ref().and_then(|to| {
+        let share = shares.iter().find(|share| share.tag.as_ref() == Some(&to.tag))?;
+        Some(Mirror::new(key(&share.revision)?, to.percent))
+    });
+    // The host may have taken its leave back since they were stored.
+    let faults = record.faults.iter().filter(|_| rules.allow_faults).filter_map(|rule| {
+        let mut fault = Fault::default();
+        fault.matches = rule.matches();
+        fault.percent = rule.percent;
+        (fault.delay, fault.abort) = (rule.delay(), rule.abort);
+        if let Some(revision) = &rule.revision {
+            fault.revision = Some(key(revision)?);
+        }
+        Some(fault)
+    });
+    Rehearsal { mirror, faults: faults.collect() }
 }
 
 /// The rule, and the same for the paths whose requests start no instance.

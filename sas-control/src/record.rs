@@ -7,7 +7,7 @@ use sas_core::{
     Affinity, Error, ErrorKind, Fidelity, Principal, Quota, Result, RevisionSpec, RolloutPlan, SpecError,
     TenantKey, Timestamp,
 };
-use sas_knative::manifest::{TagRoute, TrafficTarget};
+use sas_knative::manifest::{FaultRule, MirrorTo, TagRoute, TrafficTarget};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -60,6 +60,12 @@ pub struct ServiceRecord {
     /// Which requests go to the revision of a tag, whatever the shares say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<TagRoute>,
+    /// Which revision gets copies of its requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorTo>,
+    /// Faults that its requests meet on purpose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultRule>,
     /// What its requests may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<Quota>,
@@ -281,6 +287,8 @@ impl ServiceRecord {
             placeholder: false,
             no_wake: Vec::new(),
             routes: Vec::new(),
+            mirror: None,
+            faults: Vec::new(),
             quota: None,
             traffic: vec![TrafficTarget::latest()],
             rollout: Duration::ZERO,
@@ -358,7 +366,8 @@ impl ServiceRecord {
                 && self.revision(&rolling.from).is_some()
             {
                 let moved = rolling.moved(share.percent, now);
-                if moved < share.percent {
+                // With nothing, the old one is kept for going back.
+                if moved < share.percent || rolling.keeps_old() {
                     shares.push(Share {
                         revision: rolling.from.clone(),
                         percent: share.percent - moved,
@@ -368,8 +377,10 @@ impl ServiceRecord {
                     share.percent = moved;
                 }
             }
-            // A stopped revision that nobody can ask for by a tag has no business to run.
-            let stopped = share.latest && share.percent == 0 && share.tag.is_none();
+            // A stopped revision that nobody can ask for by a tag has no business to run; one whose instances are still
+            // to come has.
+            let comes = self.rolling.as_ref().is_some_and(|rolling| !rolling.is_stopped());
+            let stopped = share.latest && share.percent == 0 && share.tag.is_none() && !comes;
             if !stopped || target.percent == 0 {
                 shares.push(share);
             }
@@ -447,6 +458,11 @@ impl Rolling {
     /// Whether its errors are looked at.
     pub(crate) fn is_watched(&self) -> bool {
         self.progress.as_ref().is_some_and(|progress| progress.state() == RolloutState::Moving)
+    }
+
+    /// Whether the old revision stays although the new one has everything.
+    pub(crate) fn keeps_old(&self) -> bool {
+        self.progress.as_ref().is_some_and(RolloutProgress::keeps_old)
     }
 
     /// Whether the new revision failed, or people stopped it.

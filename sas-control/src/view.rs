@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use sas_core::{AnswerCounts, ErrorKind, Principal, Quota, RevisionKey, TriggerStatus};
-use sas_knative::manifest::TrafficTarget;
+use sas_core::{AnswerCounts, ErrorKind, Principal, Quota, RevisionKey, RolloutKind, TriggerStatus};
+use sas_knative::manifest::{FaultRule, MirrorTo, TrafficTarget};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -93,6 +93,38 @@ pub struct RolloutAnswers {
     pub to: AnswerCounts,
 }
 
+/// How long the two revisions of a roll-out take to begin an answer, in the step that it is in.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct RolloutLatency {
+    /// Which part of the answers began within these times.
+    pub quantile: f64,
+    /// Of the revision that the traffic comes from, in milliseconds; `null`: it answered nothing.
+    pub from_millis: Option<f64>,
+    /// Of the one that it goes to.
+    pub to_millis: Option<f64>,
+}
+
+/// Instances of the two revisions of a roll-out that moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct RolloutInstances {
+    /// What the service would need with one revision.
+    pub needed: u32,
+    /// What both revisions may have together: that and the surge.
+    pub most: u32,
+    /// Ready ones of the revision that the traffic comes from.
+    pub from_ready: u32,
+    /// Ready ones of the one that it goes to.
+    pub to_ready: u32,
+    /// What that one is sized for.
+    pub to_wanted: u32,
+    /// The share of the traffic that this is for, in percent.
+    pub to_percent: u32,
+}
+
 /// A roll-out that is under way, done, or stopped.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -128,6 +160,27 @@ pub struct RolloutView {
     /// Answers so far, where they are counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answers: Option<RolloutAnswers>,
+    /// Which way the traffic goes, when it goes by steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<RolloutKind>,
+    /// By which part the new revision may be slower; left out where latencies are not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_slower: Option<f64>,
+    /// What both revisions may have together beyond what the service needs: instances, or a percentage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub surge: Option<String>,
+    /// How long the new revision may take to have its instances, in seconds, when it goes by steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready_within_seconds: Option<f64>,
+    /// How long the old revision is kept once the new one has everything, in seconds, when it goes by steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_old_seconds: Option<f64>,
+    /// Latencies so far, where they are counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<RolloutLatency>,
+    /// Instances of the two, while it moves by steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instances: Option<RolloutInstances>,
 }
 
 /// A trigger and how it is doing.
@@ -281,6 +334,10 @@ pub struct ServiceView {
     pub spec: Vec<TrafficTarget>,
     /// Where requests go, and in which shares.
     pub traffic: Vec<TrafficView>,
+    /// Which revision gets copies of its requests, by its tag.
+    pub mirror: Option<MirrorTo>,
+    /// Faults that its requests meet on purpose.
+    pub faults: Vec<FaultRule>,
     /// What its requests may use; `null`: what all services may.
     pub quota: Option<Quota>,
     /// The roll-out that is under way or was stopped; `null`: none.
@@ -333,6 +390,8 @@ impl Control {
             latest_ready_revision: record.latest_ready().map(|revision| revision.name.clone()),
             spec: record.traffic.clone(),
             traffic,
+            mirror: record.mirror.clone(),
+            faults: record.faults.clone(),
             quota: record.quota,
             rollout: self.rollout_view(record),
             conditions,

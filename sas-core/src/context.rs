@@ -22,12 +22,19 @@ pub enum Purpose {
     Test,
     /// A health check from outside: not metered, does not wake.
     Probe,
+    /// The copy of a request, whose answer nobody gets: metered as such, wakes, and is held to no quota of requests.
+    Mirrored,
 }
 
 impl Purpose {
-    /// Whether such a call is metered, held to quotas, and counts for scaling.
+    /// Whether such a call is metered and counts for scaling.
     pub const fn metered(self) -> bool {
-        matches!(self, Self::Traffic | Self::Event | Self::Workflow)
+        matches!(self, Self::Traffic | Self::Event | Self::Workflow | Self::Mirrored)
+    }
+
+    /// Whether such a call is held to quotas of requests.
+    pub const fn held_to_quotas(self) -> bool {
+        self.metered() && !matches!(self, Self::Mirrored)
     }
 
     /// Whether such a call may start an instance.

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
-    AnswerCounter, EngineKey, Invoker, Isolation, Pool, Quotas, Result, Router, Runtime, SpecErrors,
+    AnswerCounter, EngineKey, Invoker, Isolation, Pool, Quotas, Rehearsals, Result, Router, Runtime,
+    SpecErrors,
 };
 
 /// What requests come in through: one for all engines of a platform.
@@ -23,12 +24,14 @@ pub struct DataPlane {
     pub quotas: Option<Arc<dyn Quotas>>,
     /// Who counts answers; `None`: nobody does, and roll-outs that look at errors are refused.
     pub answers: Option<Arc<dyn AnswerCounter>>,
+    /// Who copies requests and makes faults; `None`: nobody does, and manifests with mirrors or faults are refused.
+    pub rehearsals: Option<Arc<dyn Rehearsals>>,
 }
 
 impl DataPlane {
     /// One that neither holds requests to quotas nor counts answers.
     pub fn new(router: Arc<dyn Router>, invoker: Arc<dyn Invoker>) -> Self {
-        Self { router, invoker, quotas: None, answers: None }
+        Self { router, invoker, quotas: None, answers: None, rehearsals: None }
     }
 }
 

@@ -60,6 +60,7 @@ mod probe;
 mod program;
 mod quota;
 mod recorder;
+mod rehearsal;
 mod rollout;
 mod route;
 mod runtime;
@@ -109,14 +110,15 @@ pub use object::ObjectStore;
 pub use ownership::{Candidacy, Owned};
 pub use pool::{
     CapacityReason, Claim, ClaimError, InstanceState, InstanceView, Lease, LeaseOwner, Outcome, Pool,
-    PoolBudget, PoolDecision, PoolTotals, RevisionStatus, StemView, WaitList, Waiting,
+    PoolBudget, PoolDecision, PoolTotals, RevisionStatus, SizeBounds, StemView, WaitList, Waiting,
 };
 pub use pool_policy::{Balancer, CapacityInput, CapacityPolicy, KeepAlive, KeepAlivePolicy, Pick, SlotView};
 pub use probe::{Probe, ProbeAction};
 pub use program::{EnvValue, Resources, Secret};
 pub use quota::{Quota, QuotaExceeded, QuotaPressure, QuotaResource, Quotas, Rate, TenantQuota, TokenBucket};
 pub use recorder::Recorder;
-pub use rollout::{AnswerCounter, AnswerCounts, RolloutPlan};
+pub use rehearsal::{Fault, Mirror, MirrorCounts, Rehearsals};
+pub use rollout::{AnswerCounter, AnswerCounts, LatencyCounts, RolloutKind, RolloutPlan, Surge};
 pub use route::{
     Affinity, HostPattern, RemoteTarget, Route, RouteAction, RouteChange, RouteError, RouteMatch, RouteQuery,
     RouteRule, RouteTarget, Router, Split, ValueMatch,

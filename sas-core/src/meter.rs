@@ -59,6 +59,8 @@ pub struct RequestUsage {
     pub cold_starts: u64,
     /// Those that brought an event of a trigger.
     pub events: u64,
+    /// Those that were copies, whose answers nobody got.
+    pub mirrored: u64,
     /// Bytes of their bodies that were passed on to instances.
     pub bytes_in: u64,
     /// Bytes of the answers' bodies that were passed on to clients.
@@ -68,7 +70,7 @@ pub struct RequestUsage {
 impl RequestUsage {
     /// So many requests, of which nothing else is known.
     pub const fn of(requests: u64) -> Self {
-        Self { requests, cold_starts: 0, events: 0, bytes_in: 0, bytes_out: 0 }
+        Self { requests, cold_starts: 0, events: 0, mirrored: 0, bytes_in: 0, bytes_out: 0 }
     }
 }
 
@@ -109,6 +111,8 @@ pub struct MeterTotals {
     pub cold_starts: u64,
     /// Those of the requests that brought an event of a trigger.
     pub events: u64,
+    /// Those of the requests that were copies of others, whose answers nobody got.
+    pub mirrored: u64,
     /// Bytes of the requests' bodies.
     pub bytes_in: u64,
     /// Bytes of the answers' bodies.
@@ -164,6 +168,7 @@ impl MeterTotals {
         self.requests = self.requests.saturating_add(other.requests);
         self.cold_starts = self.cold_starts.saturating_add(other.cold_starts);
         self.events = self.events.saturating_add(other.events);
+        self.mirrored = self.mirrored.saturating_add(other.mirrored);
         self.bytes_in = self.bytes_in.saturating_add(other.bytes_in);
         self.bytes_out = self.bytes_out.saturating_add(other.bytes_out);
     }
@@ -185,6 +190,7 @@ impl MeterTotals {
         self.requests = self.requests.saturating_add(used.requests);
         self.cold_starts = self.cold_starts.saturating_add(used.cold_starts);
         self.events = self.events.saturating_add(used.events);
+        self.mirrored = self.mirrored.saturating_add(used.mirrored);
         self.bytes_in = self.bytes_in.saturating_add(used.bytes_in);
         self.bytes_out = self.bytes_out.saturating_add(used.bytes_out);
     }

@@ -317,8 +317,10 @@ impl InstanceView {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RevisionStatus {
-    /// The last decision, 0 before any.
+    /// The last decision, 0 before any, within the bounds that hold.
     pub desired: u32,
+    /// The last decision before [`SizeBounds`] that are in force were put on it.
+    pub asked: u32,
     /// Instances that take requests.
     pub ready: u32,
     /// Instances on their way up.
@@ -337,6 +339,25 @@ pub struct RevisionStatus {
     pub gated: Option<String>,
     /// Whether an instance of it was ever ready since it was registered: what is shown before that as unknown.
     pub started: bool,
+}
+
+/// What holds for the size of a revision beside its spec, for as long as a roll-out moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SizeBounds {
+    /// Instances at least; it stands for the minimum of the spec.
+    pub floor: u32,
+    /// Instances at most that a scaler's decision makes. What waits for a slot is served beyond that.
+    pub ceiling: u32,
+    /// Instances at most, whatever waits; the spec's maximum holds as well.
+    pub limit: u32,
+}
+
+impl SizeBounds {
+    /// From `floor` to `ceiling`, and never more than `limit`.
+    pub const fn new(floor: u32, ceiling: u32, limit: u32) -> Self {
+        Self { floor, ceiling, limit }
+    }
 }
 
 /// Why a pool holds as many stems of a class as it does.
@@ -543,6 +564,13 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         }
     }
 
+    /// Sets what holds for the size of a revision beside its spec, at once; `None`: the spec alone again, from the next
+    /// decision on. A pool without such bounds ignores it, and does not tell [`RevisionStatus::asked`]: roll-outs then do
+    /// not size.
+    fn set_bounds(&self, revision: RevisionKey, bounds: Option<SizeBounds>) {
+        let _ = (revision, bounds);
+    }
+
     /// A ready instance by its id, for health checks that ask it beside its requests; `None`: gone, not ready, or not
     /// known to this pool.
     fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {
@@ -656,6 +684,10 @@ impl<T: Pool + ?Sized> Pool for Arc<T> {
 
     fn set_desired_all(&self, decisions: &[(RevisionKey, u32)]) {
         (**self).set_desired_all(decisions);
+    }
+
+    fn set_bounds(&self, revision: RevisionKey, bounds: Option<SizeBounds>) {
+        (**self).set_bounds(revision, bounds);
     }
 
     fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {

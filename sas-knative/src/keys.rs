@@ -111,6 +111,23 @@ pub mod own {
     pub const ROLLOUT_MIN_REQUESTS: &str = "sas.dev/rollout-min-requests";
     /// How many more errors than before make the traffic go back.
     pub const ROLLOUT_MAX_MORE_ERRORS: &str = "sas.dev/rollout-max-more-errors";
+    /// Which way traffic goes to a new revision: `canary` or `blue-green`.
+    pub const ROLLOUT: &str = "sas.dev/rollout";
+    /// By how much a new revision may be slower, such as `50%`.
+    pub const ROLLOUT_MAX_SLOWER: &str = "sas.dev/rollout-max-slower";
+    /// Where latencies are compared, such as `p95`.
+    pub const ROLLOUT_QUANTILE: &str = "sas.dev/rollout-quantile";
+    /// Instances that both revisions may have beyond what the service needs, such as `2` or `25%`.
+    pub const ROLLOUT_SURGE: &str = "sas.dev/rollout-surge";
+    /// How long the new revision may take to have the instances of a step.
+    pub const ROLLOUT_READY_WITHIN: &str = "sas.dev/rollout-ready-within";
+    /// How long the old revision keeps its size once the new one has everything.
+    pub const ROLLOUT_KEEP_OLD: &str = "sas.dev/rollout-keep-old";
+
+    /// Which tag gets copies of how many requests, such as `next=10%`.
+    pub const MIRROR: &str = "sas.dev/mirror";
+    /// Faults that requests meet on purpose.
+    pub const FAULTS: &str = "sas.dev/faults";
 
     /// Which scaler, by its name.
     pub const SCALER: &str = "sas.dev/scaler";
@@ -139,7 +156,7 @@ pub mod own {
 
     /// Read from the service or the template, and not passed on to the runtime.
     #[cfg(feature = "manifest")]
-    pub(crate) const OF_SERVICE: [&str; 20] = [
+    pub(crate) const OF_SERVICE: [&str; 28] = [
         EVENTS_FROM,
         PACKAGE,
         FUNCTION,
@@ -160,6 +177,14 @@ pub mod own {
         ROLLOUT_HOLD,
         ROLLOUT_MIN_REQUESTS,
         ROLLOUT_MAX_MORE_ERRORS,
+        ROLLOUT,
+        ROLLOUT_MAX_SLOWER,
+        ROLLOUT_QUANTILE,
+        ROLLOUT_SURGE,
+        ROLLOUT_READY_WITHIN,
+        ROLLOUT_KEEP_OLD,
+        MIRROR,
+        FAULTS,
     ];
     const OF_SCALING: [&str; 11] = [
         SCALER,

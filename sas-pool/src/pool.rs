@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sas_core::{
     Claim, ClaimError, Cx, Deployed, Error, ErrorKind, Instance, InstanceId, InstanceState, InstanceView,
     Lease, Load, Pool, PoolBudget, PoolDecision, PoolTotals, QuotaPressure, Quotas, Result, RevisionKey,
-    RevisionSpec, RevisionStatus, Runtime, SpecErrors, StemView, TenantKey, TenantQuota, Waiting,
+    RevisionSpec, RevisionStatus, Runtime, SizeBounds, SpecErrors, StemView, TenantKey, TenantQuota, Waiting,
 };
 use tokio::time::Instant;
 
@@ -188,6 +188,12 @@ impl Pool for InstancePool {
         }
     }
 
+    fn set_bounds(&self, revision: RevisionKey, bounds: Option<SizeBounds>) {
+        self.shard(revision).with(|state, rules, fx| {
+            state.set_bounds(rules, revision, bounds, rules.now(), fx);
+        });
+    }
+
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
         let mut views = Vec::new();
         let mut handles = Vec::new();
@@ -248,6 +254,7 @@ impl Pool for InstancePool {
         let Some(a) = state.active(slot) else { return Some(status) };
         let active = &state.actives[a as usize];
         status.desired = active.decided;
+        status.asked = active.asked;
         status.ready = (active.slots.len() + active.suspended.len()) as u32;
         status.starting = active.coming.len() as u32;
         status.draining = active.instances - active.have();

@@ -102,6 +102,10 @@ pub(crate) struct Active {
     /// Position in the shard's list of live records.
     pub(crate) listed: u32,
 
+    /// The last decision as the scaler made it.
+    pub(crate) asked: u32,
+    /// Most instances that a decision may make; `u32::MAX`: the maximum alone holds.
+    pub(crate) ceiling: u32,
     /// The last decision, within bounds.
     pub(crate) decided: u32,
     /// Raised by demand since the last decision.
@@ -224,6 +228,11 @@ impl Active {
     pub(crate) fn target(&self) -> u32 {
         let least = if self.drained { 0 } else { self.min };
         self.decided.max(self.raised).max(self.floor()).max(least).min(self.max)
+    }
+
+    /// Puts the bounds on what the scaler asked for.
+    pub(crate) fn bind(&mut self) {
+        self.decided = self.asked.min(self.ceiling).clamp(self.min, self.max);
     }
 
     /// Moves the time-weighted concurrency on to `now`.

@@ -13,7 +13,8 @@ use std::{
 
 use sas_core::{
     Claim, ClaimError, Deployed, Error, ErrorKind, ExitReport, Instance, InstanceId, MeterPhase, Outcome,
-    Pick, QuotaExceeded, Retry, RevisionKey, SlotView, StartPhase, StartTimings, TenantKey,
+    Pick, QuotaExceeded, Retry, RevisionKey, RevisionSpec, SizeBounds, SlotView, StartPhase, StartTimings,
+    TenantKey,
 };
 use smallvec::SmallVec;
 
@@ -60,6 +61,8 @@ pub(crate) struct State {
     pub(crate) timers: Timers,
     /// Revisions that are to be woken ahead of a call: the timer, and until when they are kept then.
     pub(crate) wakes: BTreeMap<RevisionKey, ((u64, u64), u64)>,
+    /// What holds for the size of revisions beside their specs: those of roll-outs under way, so a handful.
+    pub(crate) bounds: BTreeMap<RevisionKey, SizeBounds>,
     pub(crate) draws: u64,
     /// When a scaler last visited; `None`: none ever did.
     pub(crate) visited: Option<u64>,
@@ -93,6 +96,7 @@ impl State {
             free_waiters: Vec::new(),
             timers: Timers::default(),
             wakes: BTreeMap::new(),
+            bounds: BTreeMap::new(),
             draws: draw::mix(seed ^ draw::mix(u64::from(shard))),
             visited: None,
             closed: false,
@@ -146,8 +150,8 @@ impl State {
         active.sampled = capabilities.usage;
         active.kept = rules.idle == Idle::Policy && !deployed.spec.scaling.says_when_to_sleep();
         active.limit = capabilities.max_concurrency.map_or(said, |most| said.min(most)).max(1);
-        active.max = if spec.scaling.max == 0 { u32::MAX } else { spec.scaling.max };
-        active.min = spec.scaling.min.min(active.max);
+        let bounds = self.bounds.get(&active.key.0).copied();
+        (active.min, active.ceiling, active.max) = size_of(spec, bounds);
         active.balancer = rules.balancer_of(spec);
         active.deployed = Some(Arc::clone(deployed));
         active.since = now;
@@ -277,7 +281,8 @@ impl State {
     fn decide(&mut self, rules: &Rules, slot: u32, desired: u32, now: u64, fx: &mut Effects) {
         let a = self.activate(rules, slot, now);
         let active = &mut self.actives[a as usize];
-        active.decided = desired.clamp(active.min, active.max);
+        active.asked = desired;
+        active.bind();
         active.raised = 0;
         active.drained &= desired == 0;
         // The keep-alive policy has the last word about the last one, once no decision keeps it.
@@ -299,6 +304,44 @@ impl State {
             self.grow(rules, a, 0, now, fx);
         } else if have > target && active.waiting() == 0 {
             // While requests wait, a decision made from older load takes nothing away from those that run.
+            self.shrink(rules, a, true, now, fx);
+        }
+        self.rest(now, a, fx);
+    }
+
+    /// What holds for the size of a revision beside its spec.
+    pub(crate) fn set_bounds(
+        &mut self,
+        rules: &Rules,
+        key: RevisionKey,
+        bounds: Option<SizeBounds>,
+        now: u64,
+        fx: &mut Effects,
+    ) {
+        let Some(slot) = self.lookup(rules, key).filter(|_| !self.closed) else { return };
+        let before = match bounds {
+            Some(bounds) => self.bounds.insert(key, bounds),
+            None => self.bounds.remove(&key),
+        };
+        if before == bounds {
+            return;
+        }
+        let wakes = bounds.is_some_and(|bounds| bounds.floor > 0);
+        let a = match self.active(slot) {
+            Some(a) => a,
+            None if wakes => self.activate(rules, slot, now),
+            None => return,
+        };
+        let size = size_of(&self.deployed(a).spec, bounds);
+        let active = &mut self.actives[a as usize];
+        (active.min, active.ceiling, active.max) = size;
+        active.drained &= !wakes;
+        active.bind();
+        let (have, target) = (active.have(), active.target());
+        if have < target {
+            self.grow(rules, a, 0, now, fx);
+        } else if have > target && active.waiting() == 0 && bounds.is_some() {
+            // Once they are lifted, the next decision says what goes.
             self.shrink(rules, a, true, now, fx);
         }
         self.rest(now, a, fx);
@@ -347,6 +390,7 @@ impl State {
             }
         }
         self.forget_wake(key);
+        self.bounds.remove(&key);
         rules.with_policy(|policy| policy.forget(key));
         let revision = &mut self.revisions[slot as usize];
         fx.forgotten = revision.deployed.take();
@@ -356,6 +400,18 @@ impl State {
             self.free_revisions.push(slot);
         }
         true
+    }
+}
+
+/// Least instances, most that a decision makes, and most.
+fn size_of(spec: &RevisionSpec, bounds: Option<SizeBounds>) -> (u32, u32, u32) {
+    let max = if spec.scaling.max == 0 { u32::MAX } else { spec.scaling.max };
+    match bounds {
+        Some(bounds) => {
+            let max = max.min(bounds.limit);
+            (bounds.floor.min(max), bounds.ceiling, max)
+        }
+        None => (spec.scaling.min.min(max), u32::MAX, max),
     }
 }
 

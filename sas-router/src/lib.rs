@@ -34,6 +34,7 @@ mod admission;
 mod certificates;
 mod connection;
 mod failure;
+mod fault;
 mod forward;
 mod framing;
 #[cfg(any(test, fuzzing))]
@@ -47,7 +48,9 @@ mod identity;
 mod interim;
 mod matching;
 pub mod metrics;
+mod mirror;
 mod peer;
+mod rehearsals;
 mod retry;
 mod rule;
 mod seed;
@@ -75,6 +78,7 @@ pub use gateway::{Gateway, GatewayConfig, ServerTiming};
 pub use health::HealthChecks;
 pub use hook::{Hook, HookCx, Step};
 pub use host::host_of;
+pub use mirror::MirrorConfig;
 pub use peer::Peers;
 pub use retry::RetryPolicy;
 #[cfg(unix)]

@@ -26,6 +26,11 @@ pub const CERTIFICATES: &str = "sas_router_certificates";
 pub const CERTIFICATE_EXPIRY: &str = "sas_router_certificate_expiry_timestamp_seconds";
 /// How often certificates were read again, by `outcome` (`done`, `refused`).
 pub const CERTIFICATE_RELOADS: &str = "sas_router_certificate_reloads_total";
+/// Copies of requests, by `result` (`answered`, `failed`, `too_large`, `dropped`, `incomplete`). They are not among
+/// [`REQUESTS`].
+pub const MIRRORED: &str = "sas_router_mirrored_total";
+/// Requests that met a fault on purpose, by `kind` (`delay`, `abort`).
+pub const FAULTS: &str = "sas_router_faults_total";
 
 /// Tells exporters what the metrics mean.
 pub fn describe(recorder: &Recorder) {
@@ -35,6 +40,8 @@ pub fn describe(recorder: &Recorder) {
     recorder.describe_counter(RETRIES, "Attempts after the first.");
     recorder.describe_counter(CONNECTIONS, "Connections taken.");
     recorder.describe_counter(OVERRUNS, "Connections that overran a time limit, by limit.");
+    recorder.describe_counter(MIRRORED, "Copies of requests to another revision, by result.");
+    recorder.describe_counter(FAULTS, "Requests that met a fault on purpose, by kind.");
     recorder.describe_counter(DRAINED, "What a drain ended, by kind.");
     recorder.describe_gauge(CERTIFICATES, Unit::Count, "Certificates that are shown.");
     recorder.describe_gauge(
@@ -106,6 +113,9 @@ pub(crate) struct GatewayMetrics {
     pub(crate) websockets: Counter,
     pub(crate) event_streams: Counter,
     pub(crate) forced: Counter,
+    pub(crate) mirrored: [Counter; 5],
+    pub(crate) delayed: Counter,
+    pub(crate) aborted: Counter,
 }
 
 impl std::fmt::Debug for GatewayMetrics {
@@ -128,6 +138,10 @@ impl GatewayMetrics {
             websockets: drained("websocket"),
             event_streams: drained("event_stream"),
             forced: drained("forced"),
+            mirrored: ["answered", "failed", "too_large", "dropped", "incomplete"]
+                .map(|result| recorder.counter(MIRRORED, &[("result", result)])),
+            delayed: recorder.counter(FAULTS, &[("kind", "delay")]),
+            aborted: recorder.counter(FAULTS, &[("kind", "abort")]),
             recorder: recorder.clone(),
         }
     }

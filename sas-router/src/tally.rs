@@ -1,18 +1,33 @@
 //! Answers per revision, counted only where somebody wants to know.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    array,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use sas_core::{AnswerCounts, RevisionKey};
+use sas_core::{AnswerCounts, LatencyCounts, RevisionKey};
 
 /// Requests of a revision since it is watched.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tally {
     requests: AtomicU64,
     errors: AtomicU64,
+    latencies: [AtomicU64; LatencyCounts::BUCKETS],
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            requests: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            latencies: array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
 }
 
 impl Tally {
@@ -21,6 +36,11 @@ impl Tally {
         // Errors first: one that is counted in between is missing here, and does not exceed the requests.
         let errors = self.errors.load(Ordering::Acquire);
         AnswerCounts { requests: self.requests.load(Ordering::Acquire), errors }
+    }
+
+    /// How long instances took to begin the answers that were no failures.
+    pub fn latencies(&self) -> LatencyCounts {
+        LatencyCounts::from_buckets(self.latencies.iter().map(|bucket| bucket.load(Ordering::Relaxed)))
     }
 }
 
@@ -54,13 +74,29 @@ impl Tallies {
         self.0.load().iter().find(|(key, _)| *key == revision).map(|(_, tally)| tally.read())
     }
 
-    pub(crate) fn count(&self, revision: RevisionKey, failed: bool) {
+    pub(crate) fn latencies(&self, revision: RevisionKey) -> Option<LatencyCounts> {
+        self.0.load().iter().find(|(key, _)| *key == revision).map(|(_, tally)| tally.latencies())
+    }
+
+    /// No instance answered, or one with a failure.
+    pub(crate) fn failed(&self, revision: RevisionKey) {
+        self.count(revision, |tally| {
+            tally.errors.fetch_add(1, Ordering::AcqRel);
+        });
+    }
+
+    /// An instance began its answer after so long.
+    pub(crate) fn answered(&self, revision: RevisionKey, took: Duration) {
+        self.count(revision, |tally| {
+            tally.latencies[LatencyCounts::bucket(took)].fetch_add(1, Ordering::Relaxed);
+        });
+    }
+
+    fn count(&self, revision: RevisionKey, how: impl FnOnce(&Tally)) {
         let watched = self.0.load();
         if let Some((_, tally)) = watched.iter().find(|(key, _)| *key == revision) {
             tally.requests.fetch_add(1, Ordering::AcqRel);
-            if failed {
-                tally.errors.fetch_add(1, Ordering::AcqRel);
-            }
+            how(tally);
         }
     }
 }

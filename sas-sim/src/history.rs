@@ -77,6 +77,13 @@ pub enum Fact {
         /// The number.
         desired: u32,
     },
+    /// What holds for the size of a revision beside its spec; `None`: nothing any more.
+    Bounded {
+        /// Slot and generation of the revision's key.
+        revision: u64,
+        /// Least instances, most that a decision makes, and most.
+        bounds: Option<(u32, u32, u32)>,
+    },
     /// The pool told a size that it decided by itself.
     OwnSize {
         /// Slot and generation of the revision's key.

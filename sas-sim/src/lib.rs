@@ -74,11 +74,13 @@ pub enum Plant {
     HidesActivations,
     /// The keep-alive policy lets nothing go.
     KeepsForever,
+    /// What holds for the sizes of the two revisions of a roll-out is not put in force.
+    ForgetsBounds,
 }
 
 impl Plant {
     /// All of them, with the invariant that each breaks.
-    pub const ALL: [(Self, &'static str); 16] = [
+    pub const ALL: [(Self, &'static str); 17] = [
         (Self::LosesAnswers, "one answer"),
         (Self::RaisesLimits, "limits"),
         (Self::LosesWakeups, "no lost wake-up"),
@@ -95,5 +97,6 @@ impl Plant {
         (Self::KeepsTheIll, "health"),
         (Self::HidesActivations, "reasons"),
         (Self::KeepsForever, "desired is reached"),
+        (Self::ForgetsBounds, "roll-outs conserve capacity"),
     ];
 }

@@ -15,8 +15,8 @@ use sas_core::{
     CallError, Claim, ClaimError, Commit, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
     ErrorKind, Instance, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Metered,
     Pool, PoolBudget, PoolDecision, PoolTotals, Quotas, Reason, Request, RequestUsage, Response, Result,
-    RevisionKey, RevisionSpec, RevisionStatus, Runtime, SpecErrors, StemView, Store, StoreLimits, Target,
-    Version, WaitList, Waiting, Watched,
+    RevisionKey, RevisionSpec, RevisionStatus, Runtime, SizeBounds, SpecErrors, StemView, Store, StoreLimits,
+    Target, Version, WaitList, Waiting, Watched,
 };
 use sas_pool::InstancePool;
 use tokio::time::Instant;
@@ -193,6 +193,14 @@ impl Pool for WatchedPool {
             if self.life.strikes(Plant::WishesOfItsOwn, 20) {
                 self.life.tell(Fact::Wished { revision: self.life.revision(revision), desired: desired + 7 });
             }
+        }
+    }
+
+    fn set_bounds(&self, revision: RevisionKey, bounds: Option<SizeBounds>) {
+        let told = bounds.map(|bounds| (bounds.floor, bounds.ceiling, bounds.limit));
+        self.life.tell(Fact::Bounded { revision: self.life.revision(revision), bounds: told });
+        if self.life.plant != Some(Plant::ForgetsBounds) {
+            self.inner.set_bounds(revision, bounds);
         }
     }
 

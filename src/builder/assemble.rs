@@ -9,7 +9,7 @@ use sas_control::{
 };
 use sas_core::{
     AnswerCounter, DataPlane, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, Handler, Hosts,
-    Invoker, MemoryStore, MeterSink, Pool, Quotas, Scalers, SpecErrors, Store, Triggers,
+    Invoker, MemoryStore, MeterSink, Pool, Quotas, Rehearsals, Scalers, SpecErrors, Store, Triggers,
 };
 #[cfg(feature = "tls")]
 use sas_router::CertificateDir;
@@ -277,6 +277,7 @@ impl PlatformBuilder {
         let mut plane = DataPlane::new(router, Arc::clone(&gateway) as Arc<dyn Invoker>);
         plane.quotas = Some(admission as Arc<dyn Quotas>);
         plane.answers = Some(Arc::clone(&gateway) as Arc<dyn AnswerCounter>);
+        plane.rehearsals = Some(Arc::clone(&gateway) as Arc<dyn Rehearsals>);
         let mut control_config = ControlConfig::new(Arc::clone(&store), Arc::clone(&engines), plane.clone());
         for change in self.control {
             change(&mut control_config);

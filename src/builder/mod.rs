@@ -1074,6 +1074,13 @@ impl PlatformBuilder {
         self
     }
 
+    /// Lets services have their requests meet faults on purpose (`sas.dev/faults`, `PUT …/faults` of the admin API), so that
+    /// tests of one's own see what comes of delays and errors. Without it they are refused.
+    #[must_use]
+    pub fn allow_faults(self) -> Self {
+        self.control(|control| control.rules.allow_faults = true)
+    }
+
     /// Changes what counts as wrong with the platform, and how often it looks by itself. The state directory and the one for
     /// temporary files are among those that are watched.
     #[must_use]

@@ -24,6 +24,7 @@ mod overview;
 mod packages;
 mod platform;
 mod problem;
+mod rehearsals;
 mod services;
 mod settings;
 mod test_run;
@@ -354,6 +355,8 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(apps::revert))
         .routes(routes!(services::traffic, services::set_traffic))
         .routes(routes!(services::rollout, services::steer_rollout))
+        .routes(routes!(rehearsals::mirror, rehearsals::set_mirror, rehearsals::delete_mirror))
+        .routes(routes!(rehearsals::faults, rehearsals::set_faults, rehearsals::delete_faults))
         .routes(routes!(services::roll_back))
         .routes(routes!(services::manifest))
         .routes(routes!(knative::schema))

@@ -374,6 +374,8 @@ pub(super) struct UsageTotals {
     cold_starts: u64,
     /// Those of them that brought an event.
     events: u64,
+    /// Those of them that were copies of others, whose answers nobody got.
+    mirrored: u64,
     /// Bytes of the requests' bodies.
     bytes_in: u64,
     /// Bytes of the answers' bodies.
@@ -395,6 +397,7 @@ impl From<&MeterTotals> for UsageTotals {
             requests: totals.requests,
             cold_starts: totals.cold_starts,
             events: totals.events,
+            mirrored: totals.mirrored,
             bytes_in: totals.bytes_in,
             bytes_out: totals.bytes_out,
         }

@@ -159,6 +159,11 @@ impl Control {
             Err(error) => return Err(in_manifest_terms(error, &manifest)),
         }
         self.check_data_plane(manifest.quota.is_some(), manifest.plan.is_some())?;
+        let annotation = |name: &str| format!("metadata.annotations[{name}]");
+        self.check_rehearsal(
+            (manifest.mirror.as_ref(), &annotation("sas.dev/mirror")),
+            (&manifest.faults, &annotation("sas.dev/faults")),
+        )?;
         let pinning = self.pins.pinning().await;
         let (mut spec, package, package_bytes) = self
             .pin(&manifest.spec, &running.runtimes, tenant)
@@ -205,6 +210,8 @@ impl Control {
         record.placeholder = manifest.placeholder;
         record.no_wake = manifest.no_wake;
         record.routes = manifest.routes;
+        record.mirror = manifest.mirror;
+        record.faults = manifest.faults;
         record.quota = manifest.quota;
         record.document = manifest.document;
         record.rollout = manifest.rollout;
@@ -576,7 +583,7 @@ fn change_cause(template: &Annotations, service: &Annotations) -> Option<String>
 }
 
 /// Every route to a tag has a target with that tag.
-fn check_routes(record: &ServiceRecord, targets: &[TrafficTarget]) -> Result<()> {
+pub(super) fn check_routes(record: &ServiceRecord, targets: &[TrafficTarget]) -> Result<()> {
     let mut errors = SpecErrors::default();
     for (at, route) in record.routes.iter().enumerate() {
         if !targets.iter().any(|target| target.tag.as_deref() == Some(&route.tag)) {
@@ -584,6 +591,12 @@ fn check_routes(record: &ServiceRecord, targets: &[TrafficTarget]) -> Result<()>
                 "must be the tag of a target of the traffic: give one that tag, or deploy without the route";
             errors.push(format!("metadata.annotations[sas.dev/routes][{at}].tag"), &route.tag, problem);
         }
+    }
+    if let Some(mirror) = &record.mirror
+        && !targets.iter().any(|target| target.tag.as_deref() == Some(&mirror.tag))
+    {
+        let problem = "must be the tag of a target of the traffic: give one that tag (percent: 0 will do), or deploy without                        the mirror";
+        errors.push("metadata.annotations[sas.dev/mirror]", &mirror.tag, problem);
     }
     if errors.is_empty() { Ok(()) } else { Err(refused("traffic", errors)) }
 }

@@ -13,6 +13,7 @@ mod precondition;
 mod quotas;
 mod recover;
 mod recovered;
+mod rehearsals;
 mod rollout;
 mod steps;
 mod triggers;
@@ -30,7 +31,7 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use sas_core::{
     AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, Commit, DataPlane, DecisionQuery, DecisionSink,
-    Error, ErrorKind, Hosts, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Recorder, RequestId,
+    Error, ErrorKind, Hosts, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Recorder, Rehearsals, RequestId,
     Result, RevisionKey, Router, Scalers, Store, SystemClock, TenantKey, TenantQuota, TriggerSpec, Triggers,
     UsageQuery, Version, WorkflowHost, WorkflowSpec, commit_as_owner,
 };
@@ -198,6 +199,7 @@ pub struct Control {
     following: hosts::Following,
     workflows: Option<Arc<dyn WorkflowHost>>,
     answers: Option<Arc<dyn AnswerCounter>>,
+    pub(crate) rehearsals: Option<Arc<dyn Rehearsals>>,
     pub(crate) clock: Arc<dyn Clock>,
     manifests: ParseOptions,
     pub(crate) rules: Rules,
@@ -257,6 +259,8 @@ pub(crate) struct LiveState {
     artifacts: HashMap<String, Artifact>,
     /// Revisions whose answers are counted for a roll-out.
     counted: Vec<RevisionKey>,
+    /// Revisions whose size a roll-out has its hand on.
+    bounded: Vec<rollout::Bounded>,
     /// Revisions that started while the pool held them and that it does not hold now.
     pub(crate) started: HashSet<String>,
 }
@@ -341,6 +345,7 @@ impl Control {
             following: hosts::Following::default(),
             workflows: config.workflows,
             answers: config.plane.answers,
+            rehearsals: config.plane.rehearsals,
             clock: config.clock,
             manifests,
             rules,
@@ -649,6 +654,7 @@ impl Live {
                 past: VecDeque::new(),
                 artifacts: HashMap::new(),
                 counted: Vec::new(),
+                bounded: Vec::new(),
                 started: HashSet::new(),
             }),
         }

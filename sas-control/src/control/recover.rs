@@ -248,6 +248,7 @@ impl Control {
     pub(super) async fn tidy(self: &Arc<Self>) {
         let pending = self.pending_reconcile.all();
         for path in pending.iter().filter(|path| self.acts_for(path)) {
+            self.size(path);
             if let Err(error) = self.roll(path).await {
                 tracing::warn!(service = %path, error = %error.chain(), "a roll-out could not go on; it is tried again");
             }

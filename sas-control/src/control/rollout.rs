@@ -1,17 +1,32 @@
-//! Roll-outs that look at the errors of the new revision.
+//! Roll-outs that size the new revision, and look at its errors and latencies.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use sas_core::{AnswerCounts, Error, ErrorKind, Principal, Result, RevisionKey, RolloutPlan};
+use sas_core::{
+    AnswerCounts, Error, ErrorKind, Principal, Result, RevisionKey, RolloutKind, RolloutPlan, SizeBounds,
+    Timestamp,
+};
 use serde::Deserialize;
 
 use super::{Control, Live, no_service};
 use crate::{
     record::{Rolling, ServiceRecord},
-    rollout::{RolloutProgress, RolloutStep},
+    rollout::{RolloutProgress, RolloutStep, Seen, Sized, Sizing},
     stamp::rfc3339,
-    view::{RolloutAnswers, RolloutStage, RolloutView},
+    view::{RolloutAnswers, RolloutInstances, RolloutLatency, RolloutStage, RolloutView},
 };
+
+/// How long a revision that is asked for nothing keeps its size after a roll-out: its first requests are on their way.
+const UNASKED: Duration = Duration::from_secs(5);
+
+/// What is in force for a revision beside its spec, because of a roll-out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounded {
+    key: RevisionKey,
+    bounds: SizeBounds,
+    /// When the roll-out ended; `None`: it moves.
+    ended: Option<Timestamp>,
+}
 
 /// What people may do to a roll-out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
@@ -50,11 +65,103 @@ impl Control {
         state.counted = wanted;
     }
 
-    /// What the two revisions of a watched roll-out answered in its step: the old one's first.
+    /// What the two revisions of a watched roll-out answered in its step, the old one's first.
     fn counts(&self, live: &Live) -> Option<[AnswerCounts; 2]> {
         let state = live.state.lock();
         let (Some(answers), &[old, new]) = (&self.answers, state.counted.as_slice()) else { return None };
         Some([answers.answers(old)?, answers.answers(new)?])
+    }
+
+    /// Holds the two revisions of a roll-out that moves to what they may have together; and afterwards those that it left
+    /// to their own scalers again, after a while.
+    pub(super) fn size(&self, path: &str) {
+        let Some(live) = self.live(path) else { return };
+        let now = self.clock.now();
+        let before = live.state.lock().bounded.clone();
+        let mut after = Vec::new();
+        match self.sizing(&live) {
+            Some((keys, sizing)) => {
+                let pairs = keys.into_iter().zip(sizing.bounds());
+                after.extend(pairs.map(|(key, bounds)| Bounded { key, bounds, ended: None }));
+            }
+            None => {
+                for was in before.iter().filter(|was| was.bounds.floor > 0) {
+                    let ended = was.ended.unwrap_or(now);
+                    if self.settles(was.key, now.since(ended)) {
+                        let bounds = SizeBounds::new(was.bounds.floor, u32::MAX, u32::MAX);
+                        after.push(Bounded { key: was.key, bounds, ended: Some(ended) });
+                    }
+                }
+            }
+        }
+        for was in before.iter().filter(|was| after.iter().all(|is| is.key != was.key)) {
+            self.pool.set_bounds(was.key, None);
+        }
+        // What shrinks first, so that both together never have more than they may.
+        let had = |key: RevisionKey| {
+            before.iter().find(|was| was.key == key).map_or(u32::MAX, |was| was.bounds.ceiling)
+        };
+        let mut told = after.clone();
+        told.sort_by_key(|is| is.bounds.ceiling > had(is.key));
+        for is in told {
+            self.pool.set_bounds(is.key, Some(is.bounds));
+        }
+        live.state.lock().bounded = after;
+    }
+
+    /// Whether a revision keeps the size that a roll-out gave it, so long after: the windows of its scaler begin to fill with
+    /// the traffic that it has just got, and it wants little at first.
+    fn settles(&self, key: RevisionKey, after: Duration) -> bool {
+        let (Some(deployed), Some(status)) = (self.pool.deployed(key), self.pool.status(key)) else {
+            return false;
+        };
+        let asked = status.asked > 0 || after < UNASKED;
+        asked && after < deployed.spec.scaling.stable_window
+    }
+
+    /// What there is to decide about the sizes of the two revisions of a roll-out that moves by steps.
+    fn sizing(&self, live: &Live) -> Option<([RevisionKey; 2], Sizing)> {
+        let (record, keys) = {
+            let state = live.state.lock();
+            let record = Arc::clone(state.record.as_ref()?);
+            let rolling = record.rolling.as_ref().filter(|rolling| rolling.is_watched())?;
+            let keys = keys(&state.observed, rolling)?;
+            (record, keys)
+        };
+        let rolling = record.rolling.as_ref()?;
+        let progress = rolling.progress.as_ref()?;
+        let [old, new] = [(&rolling.from, keys[0]), (&rolling.to, keys[1])].map(|(name, key)| {
+            let status = self.pool.status(key).unwrap_or_default();
+            let min = record.revision(name).map_or(0, |revision| revision.spec.scaling.min);
+            Sized { asked: status.asked, min, ready: status.ready }
+        });
+        let sizing = Sizing {
+            old,
+            new,
+            moved: progress.percent(),
+            goal: progress.goal(),
+            keeps_old: progress.keeps_old(),
+            surge: progress.plan().surge,
+            max: record.revision(&rolling.to).map_or(0, |revision| revision.spec.scaling.max),
+        };
+        Some((keys, sizing))
+    }
+
+    /// What is known of the two revisions of a roll-out that moves by steps; `None`: not all of it yet.
+    fn seen(&self, live: &Live) -> Option<Seen> {
+        let [old, new] = self.counts(live)?;
+        let mut seen = Seen::new(old, new);
+        if let (Some(answers), &[old, new]) = (&self.answers, live.state.lock().counted.as_slice()) {
+            seen.latencies = answers.latencies(old).zip(answers.latencies(new)).map(<[_; 2]>::from);
+        }
+        if let Some(([_, new], sizing)) = self.sizing(live) {
+            seen.covered = sizing.covered();
+            let status = self.pool.status(new).unwrap_or_default();
+            seen.failed_starts = status.failed_starts;
+            let error = status.last_start_error.map(|error| error.message.clone());
+            seen.hindrance = error.or(status.gated);
+        }
+        Some(seen)
     }
 
     /// Looks at the roll-out of a service, and moves its traffic on or back.
@@ -63,27 +170,33 @@ impl Control {
             return Ok(());
         }
         let _changing = self.change(path).await;
-        let Some(live) = self.live(path) else { return Ok(()) };
-        // Asked again: it may have been changed while this waited for its turn.
-        let Some((progress, step)) = self.decide(&live) else { return Ok(()) };
-        let reason = match step {
-            RolloutStep::Stop { reason } => Some(reason),
+        self.settle(path).await
+    }
+
+    /// Takes the next step of a roll-out, if one is due: whether there is something to settle then. The caller has the turn.
+    pub(super) async fn advance(&self, path: &str, live: &Live) -> Result<bool> {
+        let Some((progress, step)) = self.decide(live) else { return Ok(false) };
+        let reason = match &step {
+            RolloutStep::Stop { reason } => Some(reason.clone()),
             _ => None,
         };
         match &reason {
             Some(reason) => tracing::warn!(service = %path, reason, "roll-out stopped"),
             None => tracing::info!(service = %path, percent = progress.percent(), "roll-out goes on"),
         }
-        self.amend_as_owner(path, &live, |record| {
+        // Each step counts for itself; but after a switch the old revision has nothing more to be compared by.
+        let anew = matches!(step, RolloutStep::Shift(_)) && progress.plan().kind == RolloutKind::Canary;
+        self.amend_as_owner(path, live, |record| {
             if let Some(rolling) = &mut record.rolling {
                 rolling.progress = Some(progress);
                 rolling.reason = reason;
             }
         })
         .await?;
-        // Each step counts for itself.
-        self.count_anew(&live);
-        self.settle(path).await
+        if anew {
+            self.count_anew(live);
+        }
+        Ok(true)
     }
 
     fn count_anew(&self, live: &Live) {
@@ -100,8 +213,8 @@ impl Control {
         let record = live.record()?;
         let mut progress =
             record.rolling.as_ref().filter(|rolling| rolling.is_watched())?.progress.clone()?;
-        let [old, new] = self.counts(live)?;
-        match progress.observe(old, new, self.clock.now()) {
+        let seen = self.seen(live)?;
+        match progress.observe(&seen, self.clock.now()) {
             RolloutStep::Hold => None,
             step => Some((progress, step)),
         }
@@ -192,7 +305,29 @@ impl Control {
             _ => RolloutStage::Moving,
         };
         let plan = rolling.progress.as_ref().map(RolloutProgress::plan);
+        let live = self.live(&record.path());
+        let sizing = live.as_ref().and_then(|live| self.sizing(live)).map(|(_, sizing)| sizing);
+        let latencies = live.and_then(|live| self.seen(&live)).and_then(|seen| seen.latencies).zip(plan);
         Some(RolloutView {
+            kind: plan.map(|plan| plan.kind),
+            max_slower: plan.and_then(|plan| plan.max_slower),
+            surge: plan.map(|plan| plan.surge.to_string()),
+            ready_within_seconds: plan.map(|plan| plan.ready_within.as_secs_f64()),
+            keep_old_seconds: plan.map(|plan| plan.keep_old.as_secs_f64()),
+            latency: latencies.map(|([from, to], plan)| {
+                let millis = |counts: &sas_core::LatencyCounts| {
+                    counts.quantile(plan.quantile).map(|time| time.as_secs_f64() * 1e3)
+                };
+                RolloutLatency { quantile: plan.quantile, from_millis: millis(&from), to_millis: millis(&to) }
+            }),
+            instances: sizing.map(|sizing| RolloutInstances {
+                needed: sizing.needed(),
+                most: sizing.total(),
+                from_ready: sizing.old.ready,
+                to_ready: sizing.new.ready,
+                to_wanted: sizing.wanted(),
+                to_percent: sizing.goal,
+            }),
             from: rolling.from.clone(),
             to: rolling.to.clone(),
             percent: rolling.moved(100, now),

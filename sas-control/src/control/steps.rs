@@ -17,6 +17,7 @@ impl Control {
     /// Does what [`reconcile`] asks for until it asks for nothing. The caller has the turn.
     pub(crate) async fn settle(self: &Arc<Self>, path: &str) -> Result<()> {
         self.pending_reconcile.add(path);
+        let mut advanced = false;
         for _ in 0..ROUNDS {
             let Some(live) = self.live(path) else { return Ok(()) };
             let (record, commands) = {
@@ -41,8 +42,17 @@ impl Control {
             };
             if commands.is_empty() {
                 self.count_answers(&live);
+                self.size(path);
+                // A roll-out that has nothing to wait for goes on at once; but each step is seen by itself.
+                if !std::mem::replace(&mut advanced, true)
+                    && self.acts_for(path)
+                    && self.advance(path, &live).await?
+                {
+                    continue;
+                }
                 let state = live.state.lock();
-                let waits = waits_for_time(state.record.as_deref(), &state.observed, &self.rules);
+                let waits = !state.bounded.is_empty()
+                    || waits_for_time(state.record.as_deref(), &state.observed, &self.rules);
                 if !waits || !self.acts_for(path) && state.observed.registrations.is_empty() {
                     self.pending_reconcile.remove(path);
                 }
@@ -97,6 +107,14 @@ impl Control {
                     quotas.set_service(path, quota);
                 }
                 live.state.lock().observed.quota = quota;
+                Ok(())
+            }
+            Command::Rehearse(rehearsal) => {
+                if let Some(rehearsals) = &self.rehearsals {
+                    rehearsals.set_mirror(path, rehearsal.mirror);
+                    rehearsals.set_faults(path, rehearsal.faults.clone())?;
+                }
+                live.state.lock().observed.rehearsal = rehearsal;
                 Ok(())
             }
             Command::Route(changes) => {

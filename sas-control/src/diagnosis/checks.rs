@@ -22,6 +22,7 @@ const HANDLES_OPEN: &str = "leaked_handles";
 const CLAIMS: &str = "runtime_claims";
 const AWAKE: &str = "never_sleeps";
 const CERTIFICATES: &str = "certificates";
+const FAULTS: &str = "faults_on_purpose";
 
 /// The names of all checks.
 pub(super) const NAMES: &[&str] = &[
@@ -36,12 +37,13 @@ pub(super) const NAMES: &[&str] = &[
     CLAIMS,
     AWAKE,
     CERTIFICATES,
+    FAULTS,
 ];
 
 type Check = fn(&Look, &Memory, &DiagnosisConfig, &mut Vec<Finding>);
 
 pub(super) fn all(look: &Look, memory: &Memory, config: &DiagnosisConfig) -> Vec<Finding> {
-    let checks: [Check; 11] = [
+    let checks: [Check; 12] = [
         crash_loop,
         slow_start,
         queue,
@@ -53,12 +55,30 @@ pub(super) fn all(look: &Look, memory: &Memory, config: &DiagnosisConfig) -> Vec
         claims,
         never_sleeps,
         certificates,
+        faults,
     ];
     let mut findings = Vec::new();
     for check in checks {
         check(look, memory, config, &mut findings);
     }
     findings
+}
+
+/// Requests meet faults that somebody asked for, and may have forgotten.
+fn faults(look: &Look, _: &Memory, _: &DiagnosisConfig, findings: &mut Vec<Finding>) {
+    for (service, count, met) in &look.faults {
+        let text =
+            format!("its requests meet faults on purpose: {count} are set, {met} requests met one so far");
+        let remedy = format!(
+            "once the test is over, DELETE /v1/services/{service}/faults, or apply its manifest without sas.dev/faults"
+        );
+        let subject = format!("service {service}");
+        findings.push(
+            Finding::new(FAULTS, Warning, &subject, text, remedy)
+                .because("faults", *count)
+                .because("met", *met),
+        );
+    }
 }
 
 fn millis(time: Duration) -> u64 {

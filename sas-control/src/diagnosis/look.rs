@@ -53,6 +53,8 @@ pub(super) struct Look {
     pub(super) revisions: Vec<RevisionLook>,
     pub(super) engines: Vec<EngineLook>,
     pub(super) quotas: Vec<QuotaLook>,
+    /// Services whose requests meet faults on purpose, with how many were set and met.
+    pub(super) faults: Vec<(String, usize, u64)>,
     /// Triggers by the service that they send to.
     pub(super) triggers: Vec<(String, String)>,
     pub(super) host: Host,
@@ -61,6 +63,15 @@ pub(super) struct Look {
 }
 
 impl Control {
+    fn faulty_services(&self) -> Vec<(String, usize, u64)> {
+        if !self.rules.allow_faults {
+            return Vec::new();
+        }
+        let records = self.records();
+        let faulty = records.iter().filter(|record| !record.faults.is_empty());
+        faulty.map(|record| (record.path(), record.faults.len(), self.faulted(record).iter().sum())).collect()
+    }
+
     pub(super) async fn look(&self) -> Look {
         let directories = self.diagnosis_config.directories.clone();
         let host = tokio::task::spawn_blocking(move || host::look(&directories)).await.unwrap_or_default();
@@ -134,6 +145,7 @@ impl Control {
                 .map(|(name, totals, stems)| EngineLook { name, totals, stems })
                 .collect(),
             quotas: quotas.collect(),
+            faults: self.faulty_services(),
             triggers,
             host,
             certificates: certificates.map(|source| source.certificates()).unwrap_or_default(),

@@ -41,6 +41,7 @@ fn healthy() -> Look {
     let mut stems = StemView::new(StemClass("jvm".into()), 1);
     (stems.booted, stems.failed) = (5, 1);
     Look {
+        faults: Vec::new(),
         at: Timestamp(1_000_000_000_000),
         mono: Instant::now(),
         revisions: vec![RevisionLook {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sas_core::{
     Claim, ClaimError, Cx, Deployed, EngineKey, Error, ErrorKind, Instance, InstanceId, InstanceView, Lease,
     Load, Pool, PoolBudget, PoolDecision, PoolTotals, Quotas, Result, RevisionKey, RevisionSpec,
-    RevisionStatus, Runtime, SpecErrors, StemView, Waiting,
+    RevisionStatus, Runtime, SizeBounds, SpecErrors, StemView, Waiting,
 };
 use tokio::time::Instant;
 
@@ -89,6 +89,12 @@ impl Pool for Engines {
             if let Some(running) = self.at(same[0].0) {
                 running.engine.pool.set_desired_all(same);
             }
+        }
+    }
+
+    fn set_bounds(&self, revision: RevisionKey, bounds: Option<SizeBounds>) {
+        if let Some(running) = self.at(revision) {
+            running.engine.pool.set_bounds(revision, bounds);
         }
     }
 

@@ -187,6 +187,7 @@ pub(super) fn amounts(totals: &MeterTotals) -> impl Iterator<Item = (&'static st
         ("requests", totals.requests.into()),
         ("cold_starts", totals.cold_starts.into()),
         ("events", totals.events.into()),
+        ("mirrored", totals.mirrored.into()),
         ("bytes_in", totals.bytes_in.into()),
         ("bytes_out", totals.bytes_out.into()),
     ]

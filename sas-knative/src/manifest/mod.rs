@@ -33,6 +33,8 @@ mod domain;
 mod eventing;
 mod ping;
 mod pod;
+mod rehearsal;
+mod rollout;
 mod routing;
 #[cfg(test)]
 mod schema;
@@ -47,6 +49,7 @@ use sas_core::{BrokerSpec, Scalers, SpecErrors, TriggerSpec, WorkflowSpec};
 
 pub use domain::{DomainMapping, is_host};
 pub use pod::{LABEL, is_label};
+pub use rehearsal::{FaultRule, MirrorTo, check_faults};
 pub use routing::TagRoute;
 pub use service::{ServiceManifest, TrafficTarget};
 use tree::Node;

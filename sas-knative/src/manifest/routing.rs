@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 use sas_core::{Affinity, Quota, RolloutPlan, RouteMatch, SpecErrors, ValueMatch};
 use serde::{Deserialize, Serialize};
 
-use crate::{keys::own, parse_duration};
+use super::{
+    rehearsal::{self, FaultRule, MirrorTo},
+    rollout::plan,
+};
+use crate::keys::own;
 
 /// Most paths that start nothing, of one service.
 const MOST_PATHS: usize = 32;
@@ -38,24 +42,34 @@ pub struct TagRoute {
 impl TagRoute {
     /// What the router matches by.
     pub fn matches(&self) -> RouteMatch {
-        let all = |of: &BTreeMap<String, String>| -> Vec<(String, ValueMatch)> {
-            of.iter()
-                .map(|(name, value)| {
-                    let want = match value.strip_suffix('*') {
-                        Some("") => ValueMatch::Present,
-                        Some(prefix) => ValueMatch::Prefix(prefix.to_owned()),
-                        None => ValueMatch::Exact(value.clone()),
-                    };
-                    (name.clone(), want)
-                })
-                .collect()
-        };
-        let mut matches = RouteMatch::default();
-        matches.path_prefix.clone_from(&self.path);
-        matches.methods.clone_from(&self.methods);
-        (matches.headers, matches.cookies) = (all(&self.headers), all(&self.cookies));
-        matches
+        matches(&self.path, &self.methods, &self.headers, &self.cookies)
     }
+}
+
+/// What the router matches by.
+pub(super) fn matches(
+    path: &str,
+    methods: &[String],
+    headers: &BTreeMap<String, String>,
+    cookies: &BTreeMap<String, String>,
+) -> RouteMatch {
+    let all = |of: &BTreeMap<String, String>| -> Vec<(String, ValueMatch)> {
+        of.iter()
+            .map(|(name, value)| {
+                let want = match value.strip_suffix('*') {
+                    Some("") => ValueMatch::Present,
+                    Some(prefix) => ValueMatch::Prefix(prefix.to_owned()),
+                    None => ValueMatch::Exact(value.clone()),
+                };
+                (name.clone(), want)
+            })
+            .collect()
+    };
+    let mut matches = RouteMatch::default();
+    path.clone_into(&mut matches.path_prefix);
+    matches.methods = methods.to_vec();
+    (matches.headers, matches.cookies) = (all(headers), all(cookies));
+    matches
 }
 
 /// What they say.
@@ -66,6 +80,8 @@ pub(super) struct Routing {
     pub(super) routes: Vec<TagRoute>,
     pub(super) quota: Option<Quota>,
     pub(super) plan: Option<RolloutPlan>,
+    pub(super) mirror: Option<MirrorTo>,
+    pub(super) faults: Vec<FaultRule>,
 }
 
 impl Routing {
@@ -97,7 +113,8 @@ impl Routing {
         let no_wake = get(own::NO_WAKE).map_or_else(Vec::new, |(path, text)| paths(&path, text, errors));
         let routes = get(own::ROUTES).map_or_else(Vec::new, |(path, text)| routes(&path, text, errors));
         let (quota, plan) = (quota(&get, errors), plan(&get, over, errors));
-        Self { affinity, placeholder, no_wake, routes, quota, plan }
+        let (mirror, faults) = (rehearsal::mirror(&get, errors), rehearsal::faults(&get, errors));
+        Self { affinity, placeholder, no_wake, routes, quota, plan, mirror, faults }
     }
 }
 
@@ -119,25 +136,7 @@ fn routes(at: &str, text: &str, errors: &mut SpecErrors) -> Vec<TagRoute> {
     }
     for (number, route) in routes.iter().enumerate() {
         let at = |field: &str| format!("{at}[{number}].{field}");
-        let good = route.path.is_empty() || (route.path.starts_with('/') && !route.path.contains(['?', '#']));
-        if !good {
-            errors.push(at("path"), &route.path, "must begin with /, without query and fragment");
-        }
-        for method in &route.methods {
-            if method.parse::<http::Method>().is_err() || method.bytes().any(|b| b.is_ascii_lowercase()) {
-                errors.push(at("methods"), method, "must be a method such as GET, in upper case");
-            }
-        }
-        for name in route.headers.keys() {
-            if !is_token(name) || name.bytes().any(|b| b.is_ascii_uppercase()) {
-                errors.push(at("headers"), name, "must be the name of a header, in lower case");
-            }
-        }
-        for name in route.cookies.keys() {
-            if !is_token(name) {
-                errors.push(at("cookies"), name, "must be the name of a cookie");
-            }
-        }
+        check_conditions(&at, (&route.path, &route.methods, &route.headers, &route.cookies), errors);
         if route.path.is_empty()
             && route.methods.is_empty()
             && route.headers.is_empty()
@@ -148,6 +147,38 @@ fn routes(at: &str, text: &str, errors: &mut SpecErrors) -> Vec<TagRoute> {
         }
     }
     routes
+}
+
+/// Checks path, methods, headers and cookies that requests are told by.
+pub(super) fn check_conditions(
+    at: &impl Fn(&str) -> String,
+    (path, methods, headers, cookies): (
+        &str,
+        &[String],
+        &BTreeMap<String, String>,
+        &BTreeMap<String, String>,
+    ),
+    errors: &mut SpecErrors,
+) {
+    let good = path.is_empty() || (path.starts_with('/') && !path.contains(['?', '#']));
+    if !good {
+        errors.push(at("path"), path, "must begin with /, without query and fragment");
+    }
+    for method in methods {
+        if method.parse::<http::Method>().is_err() || method.bytes().any(|b| b.is_ascii_lowercase()) {
+            errors.push(at("methods"), method, "must be a method such as GET, in upper case");
+        }
+    }
+    for name in headers.keys() {
+        if !is_token(name) || name.bytes().any(|b| b.is_ascii_uppercase()) {
+            errors.push(at("headers"), name, "must be the name of a header, in lower case");
+        }
+    }
+    for name in cookies.keys() {
+        if !is_token(name) {
+            errors.push(at("cookies"), name, "must be the name of a cookie");
+        }
+    }
 }
 
 pub(super) fn is_token(name: &str) -> bool {
@@ -212,59 +243,4 @@ fn whole(path: &str, text: &str, errors: &mut SpecErrors) -> u32 {
             1
         }
     }
-}
-
-fn plan<'a>(
-    get: &impl Fn(&str) -> Option<(String, &'a str)>,
-    over: Duration,
-    errors: &mut SpecErrors,
-) -> Option<RolloutPlan> {
-    let (steps, hold) = (get(own::ROLLOUT_STEPS), get(own::ROLLOUT_HOLD));
-    let (requests, more_errors) = (get(own::ROLLOUT_MIN_REQUESTS), get(own::ROLLOUT_MAX_MORE_ERRORS));
-    if [&steps, &hold, &requests, &more_errors].into_iter().all(Option::is_none) {
-        return None;
-    }
-    let mut plan = RolloutPlan::default();
-    if !over.is_zero() {
-        plan = RolloutPlan::over(over);
-        for (path, text) in [&steps, &hold].into_iter().flatten() {
-            errors.push(path, *text, "contradicts serving.knative.dev/rollout-duration: give one of the two");
-        }
-    }
-    if let Some((path, text)) = steps {
-        let read: Option<Vec<u32>> = text.split(',').map(|step| step.trim().parse().ok()).collect();
-        match read {
-            Some(read)
-                if read.last() == Some(&100)
-                    && read.first() != Some(&0)
-                    && read.is_sorted_by(|one, next| one < next) =>
-            {
-                plan.steps = read;
-            }
-            _ => errors.push(path, text, "must be percentages that rise to 100, such as 1,10,50,100"),
-        }
-    }
-    if let Some((path, text)) = hold {
-        match parse_duration(text).ok().and_then(|nanos| u64::try_from(nanos).ok()) {
-            Some(nanos) => plan.hold = Duration::from_nanos(nanos),
-            None => errors.push(path, text, "must be a duration such as 30s or 1m30s, not negative"),
-        }
-    }
-    if let Some((path, text)) = requests {
-        match text.parse() {
-            Ok(requests) => plan.min_requests = requests,
-            Err(_) => errors.push(path, text, "must be a whole number of requests"),
-        }
-    }
-    if let Some((path, text)) = more_errors {
-        let share = match text.strip_suffix('%') {
-            Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
-            None => text.parse::<f64>(),
-        };
-        match share {
-            Ok(share) if (0.0..=1.0).contains(&share) => plan.max_more_errors = share,
-            _ => errors.push(path, text, "must be a share from 0 to 1, or a percentage such as 1%"),
-        }
-    }
-    Some(plan)
 }

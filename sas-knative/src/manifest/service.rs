@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ParseOptions,
     pod::{self, Container, LABEL, POD, common, is_label},
+    rehearsal::{FaultRule, MirrorTo},
     routing::{Routing, TagRoute},
     tree::{Fields, Node, join},
     words,
@@ -47,6 +48,10 @@ pub struct ServiceManifest {
     pub no_wake: Vec<String>,
     /// Which requests go to the revision of a tag, whatever the shares say.
     pub routes: Vec<TagRoute>,
+    /// Which revision gets copies of its requests.
+    pub mirror: Option<MirrorTo>,
+    /// Faults that its requests meet on purpose.
+    pub faults: Vec<FaultRule>,
     /// What its requests may use; `None`: what all services may.
     pub quota: Option<Quota>,
     /// `spec.template.metadata.name`: the name of the revision, where it is given.
@@ -86,6 +91,8 @@ impl ServiceManifest {
             placeholder: false,
             no_wake: Vec::new(),
             routes: Vec::new(),
+            mirror: None,
+            faults: Vec::new(),
             quota: None,
             revision: None,
             template_labels: BTreeMap::new(),
@@ -203,6 +210,14 @@ impl ServiceManifest {
         if let Some(Err(plan)) = self.plan.as_ref().map(RolloutPlan::validate) {
             errors.extend_under("plan", plan);
         }
+        if let Some(plan) = &self.plan
+            && self.spec.scaling.max == 1
+            && plan.surge.of(1) == 0
+        {
+            let problem =
+                "must be at least 1 where the service may have one instance: two revisions can't share it";
+            errors.push(format!("metadata.annotations[{}]", own::ROLLOUT_SURGE), plan.surge, problem);
+        }
         errors.into_result()
     }
 }
@@ -319,7 +334,7 @@ pub(super) fn service(
 
     let cluster_local = visibility(&metadata, errors);
     let rollout = duration(&metadata, keys::ROLLOUT_DURATION, errors).unwrap_or_default();
-    let Routing { affinity, placeholder, no_wake, routes, quota, plan } =
+    let Routing { affinity, placeholder, no_wake, routes, quota, plan, mirror, faults } =
         Routing::read(|name| annotations.get(name), rollout, errors);
     let container = std::mem::take(&mut pod.container);
     let image = container.image.clone();
@@ -363,6 +378,8 @@ pub(super) fn service(
         placeholder,
         no_wake,
         routes,
+        mirror,
+        faults,
         quota,
         revision: template_metadata.name,
         template_labels: template_metadata.labels,

@@ -136,6 +136,7 @@ impl State {
                 let rest = active.have() - 1;
                 active.raised = active.raised.min(rest);
                 active.decided = active.decided.min(rest);
+                active.asked = active.asked.min(rest);
                 self.decided_here(rules, a, (rest + 1, rest), Reason::Reclaimed, None);
                 self.take_out(rules, i);
                 self.stop(rules, i, None, now, fx);

@@ -316,6 +316,7 @@ impl State {
     ) -> Vec<InstanceId> {
         let active = &mut self.actives[a as usize];
         active.decided = 0;
+        active.asked = 0;
         active.raised = 0;
         active.drained = true;
         let mut left = Vec::new();
@@ -416,6 +417,7 @@ impl State {
         let rest = active.have() - 1;
         active.raised = active.raised.min(rest);
         active.decided = active.decided.min(rest);
+        active.asked = active.asked.min(rest);
         let key = active.key.0;
         self.decided_here(rules, a, (rest + 1, rest), Reason::Reclaimed, None);
         let memory = self.instances[i as usize].budget.unwrap_or(0);

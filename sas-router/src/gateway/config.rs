@@ -8,6 +8,7 @@ use crate::{
     access::AccessLog,
     admission::{Admission, AdmissionConfig},
     hook::Hook,
+    mirror::MirrorConfig,
     peer::Peers,
     retry::RetryPolicy,
     upstream::UpstreamConfig,
@@ -63,6 +64,8 @@ pub struct GatewayConfig {
     /// Is told of every request when it is over, for traces. `None`: instances get a context all the same, of spans that
     /// nobody records.
     pub traces: Option<Arc<dyn TraceSink>>,
+    /// How copies of requests are made for services that have another revision see them.
+    pub mirror: MirrorConfig,
     /// The page that browsers get while a revision starts whose route has `placeholder`.
     pub placeholder: bytes::Bytes,
 }
@@ -88,6 +91,7 @@ impl Default for GatewayConfig {
             access: None,
             meter: None,
             traces: None,
+            mirror: MirrorConfig::default(),
             placeholder: bytes::Bytes::from_static(PLACEHOLDER.as_bytes()),
         }
     }

@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode, Uri, Version, header};
 use sas_core::{
     Answer, Body, BoxError, CallError, CallTimings, Claim, ClaimError, Cx, Deployed, Endpoint, Error,
     ErrorKind, InstanceId, InstanceTarget, Lease, Outcome, Protocol, Purpose, Request, RequestUsage,
-    Response, RouteTarget,
+    Response, RevisionKey, RouteTarget,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -53,6 +53,8 @@ pub(super) struct Delivery<'a> {
     pub(super) bytes_in: u64,
     /// Whether somebody looks at the answer's [`CallTimings`].
     pub(super) timed: bool,
+    /// How long a fault on purpose held it up: its answer counts as that much slower.
+    pub(super) delayed: Duration,
     /// Taken along by the answer of an instance.
     pub(super) tail: &'a mut Tail,
 }
@@ -178,7 +180,7 @@ impl Gateway {
                     return self
                         .answer(answered, lease, on_upgrade.take(), progress, timings, delivery)
                         .map_err(|failure| {
-                            self.tallies.count(claim.revision, true);
+                            self.failed(claim.revision, cx);
                             Refused::new(failure, false)
                         });
                 }
@@ -188,7 +190,7 @@ impl Gateway {
                         span.broke(ErrorKind::Timeout.as_str());
                     }
                     lease.outcome = Outcome::Failed;
-                    self.tallies.count(claim.revision, true);
+                    self.failed(claim.revision, cx);
                     let text =
                         format!("instance {instance} had not answered {:?} after arrival", arrived.elapsed());
                     return Err(Refused::new(Failure::deadline(text), false));
@@ -212,7 +214,7 @@ impl Gateway {
                 Left::Nothing => false,
             };
             if !again || last || !self.may_retry(&error) {
-                self.tallies.count(claim.revision, true);
+                self.failed(claim.revision, cx);
                 let failure = match delivery.peer {
                     Some(_) => Failure::from_peer(&error, again),
                     None => Failure::from_call(&error),
@@ -230,6 +232,20 @@ impl Gateway {
         let transient =
             matches!(error.kind, ErrorKind::Crashed | ErrorKind::Timeout | ErrorKind::Unavailable);
         transient && self.budget.take(Instant::now(), self.ids.given())
+    }
+
+    /// For a roll-out: a request failed. Copies show nothing of how users fare.
+    fn failed(&self, revision: RevisionKey, cx: &Cx) {
+        if cx.purpose != Purpose::Mirrored {
+            self.tallies.failed(revision);
+        }
+    }
+
+    /// For a roll-out: an instance began its answer after so long.
+    fn answered(&self, delivery: &Delivery<'_>, took: Duration) {
+        if delivery.cx.purpose != Purpose::Mirrored {
+            self.tallies.answered(delivery.target.revision, took + delivery.delayed);
+        }
     }
 
     /// A slot: the warm way if there is one, else the queue.
@@ -253,7 +269,7 @@ impl Gateway {
             Err(error) => {
                 // Who asks for a revision that may sleep learns nothing of how it is.
                 if !matches!(error, ClaimError::Asleep | ClaimError::Closed | ClaimError::Unknown) {
-                    self.tallies.count(claim.revision, true);
+                    self.failed(claim.revision, cx);
                 }
                 Err(Failure::from_claim(&error))
             }
@@ -317,7 +333,9 @@ impl Gateway {
             Answered::Inside(Answer::Upgrade { head, .. }) => head.status(),
         };
         delivery.tail.meter = self.meter(timings.cold, progress.clone(), delivery);
-        self.metrics.answered(status, timings.cold, timings.total.as_secs_f64());
+        if delivery.cx.purpose != Purpose::Mirrored {
+            self.metrics.answered(status, timings.cold, timings.total.as_secs_f64());
+        }
         if let Some(span) = &mut delivery.tail.span {
             span.answered(status);
             span.bytes_in = delivery.bytes_in;
@@ -345,14 +363,14 @@ impl Gateway {
                     return Err(bad_answer("it switched protocols without being asked to"));
                 };
                 let instance = upgrade::InstanceEnd::Socket(instance);
-                self.tallies.count(delivery.target.revision, false);
+                self.answered(delivery, timings.first_byte);
                 let tail = &mut *delivery.tail;
                 return upgrade::splice(head, instance, on_upgrade, connection, &self.metrics, lease, tail);
             }
             Answered::Inside(Answer::Upgrade { head, io }) => {
                 let (head, ()) = head.into_parts();
                 let instance = upgrade::InstanceEnd::Inside(io);
-                self.tallies.count(delivery.target.revision, false);
+                self.answered(delivery, timings.first_byte);
                 let tail = &mut *delivery.tail;
                 return upgrade::splice(head, instance, on_upgrade, connection, &self.metrics, lease, tail);
             }
@@ -414,7 +432,10 @@ impl Gateway {
                 (head, body)
             }
         };
-        self.tallies.count(delivery.target.revision, status.is_server_error());
+        match status.is_server_error() {
+            true => self.failed(delivery.target.revision, delivery.cx),
+            false => self.answered(delivery, timings.first_byte),
+        }
         forward::strip_hop_by_hop(&mut head.headers, false);
         head.version = Version::HTTP_11;
         if delivery.timed {
@@ -430,6 +451,7 @@ impl Gateway {
         let mut used = RequestUsage::of(1);
         used.cold_starts = u64::from(cold);
         used.events = u64::from(delivery.cx.purpose == Purpose::Event);
+        used.mirrored = u64::from(delivery.cx.purpose == Purpose::Mirrored);
         used.bytes_in = delivery.bytes_in;
         let revision = delivery.target.revision;
         Some(MeterDraft { sink: Arc::clone(sink), revision, deployed: Arc::clone(deployed), used, sent })

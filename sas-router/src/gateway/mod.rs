@@ -7,14 +7,19 @@ mod tailed;
 mod upgrade;
 mod vet;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use http::{HeaderValue, Method, Response as HttpResponse, StatusCode, Version, header, header::Entry};
 use sas_core::{
-    AnswerCounter, AnswerCounts, Body, CallError, CallTimings, Cx, Deployed, Error, ErrorKind, Handler,
-    Invoker, Payer, Pool, Purpose, RemoteTarget, Request, RequestId, Response, RevisionKey, Route,
-    RouteError, RouteQuery, RouteTarget, Router, Target, TraceContext,
+    AnswerCounter, AnswerCounts, Body, CallError, CallTimings, Cx, Deployed, Error, ErrorKind, Fault,
+    Handler, Invoker, LatencyCounts, Mirror, MirrorCounts, Payer, Pool, Purpose, Rehearsals, RemoteTarget,
+    Request, RequestId, Response, RevisionKey, Route, RouteError, RouteQuery, RouteTarget, Router, Target,
+    TraceContext,
 };
 use tokio::time::Instant;
 
@@ -28,12 +33,15 @@ use crate::{
     admission::Refusal,
     connection::ClientConnection,
     failure::{Failure, REQUEST_ID, request_id_value},
+    fault::{FAULT, Met},
     forward,
     hook::{HookCx, Step},
     host_of, identity,
     identity::IdSource,
     metrics::GatewayMetrics,
+    mirror::{MIRRORED, Mirroring},
     peer::{self, Marked},
+    rehearsals::TriedOut,
     retry::RetryBudget,
     span::{self, SpanDraft},
     tail::{Draft, Tail},
@@ -57,6 +65,7 @@ const BUFFERED_BYTES: u64 = 64 * 1024;
 /// spawns no task but for upgraded connections, HTTP/2 connections to instances, uploads that outlast the head of
 /// their answer, and one that closes idle connections while there are any.
 pub struct Gateway {
+    me: Weak<Self>,
     router: Arc<dyn Router>,
     pool: Arc<dyn Pool>,
     config: GatewayConfig,
@@ -64,6 +73,7 @@ pub struct Gateway {
     ids: IdSource,
     budget: RetryBudget,
     tallies: Tallies,
+    tried: TriedOut,
     upstream: Arc<Upstream>,
     /// The origin of requests that came through no connection of ours.
     embedded: Arc<ClientConnection>,
@@ -81,13 +91,15 @@ impl fmt::Debug for Gateway {
 impl Gateway {
     /// A gateway over `router` and `pool`.
     pub fn new(router: Arc<dyn Router>, pool: Arc<dyn Pool>, config: GatewayConfig) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             router,
             pool,
             metrics: Arc::new(GatewayMetrics::new(&config.recorder)),
             ids: IdSource::configured(config.seed),
             budget: RetryBudget::new(config.retry),
             tallies: Tallies::default(),
+            tried: TriedOut::default(),
             upstream: Upstream::new(config.upstream),
             embedded: Arc::new(ClientConnection::new(None, false)),
             config,
@@ -121,14 +133,7 @@ impl Gateway {
     }
 
     fn route(&self, request: &Request, host: &str) -> Result<Route, Failure> {
-        let query = RouteQuery {
-            method: request.method(),
-            host,
-            path: request.uri().path(),
-            query: request.uri().query(),
-            headers: request.headers(),
-        };
-        self.router.route(&query).map_err(|error| Failure::from_route(error, host))
+        self.router.route(&query(request, host)).map_err(|error| Failure::from_route(error, host))
     }
 
     /// The way of a request from outside.
@@ -197,14 +202,32 @@ impl Gateway {
                 span.caused(&cx);
             }
         }
-        if cx.purpose.metered() {
+        if cx.purpose.held_to_quotas() {
             tail.permit = Some(self.admit(request, &target, &deployed, arrived)?);
+        }
+        let tried = if self.tried.is_empty() { None } else { self.tried.of(deployed.name.service_path()) };
+        let fault = tried
+            .as_ref()
+            .and_then(|tried| tried.faults.as_ref()?.meet(&query(request, host), target.revision));
+        let mut delayed = Duration::ZERO;
+        if let Some(fault) = fault {
+            // In a box, so that requests without one are spared its bytes.
+            if let Some(answer) = Box::pin(self.suffer(fault, &target, &cx, tail)).await {
+                return Ok(answer);
+            }
+            delayed = fault.delay;
         }
         let head_only = *request.method() == Method::HEAD;
         let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
         let asked = request.headers().contains_key(&ASK_TIMING);
         let browses = target.placeholder && wants_page(request);
         self.prepare(request, id, connection, marked.is_some(), tail);
+        if let Some(mirroring) = tried.and_then(|tried| tried.mirror)
+            && !forward::wants_upgrade(request.headers())
+            && mirroring.mirror.to != target.revision
+        {
+            mirroring.copy(request, id, target.tenant);
+        }
         if browses && let Some(page) = self.placeholder(&target, &cx) {
             return Ok(page);
         }
@@ -228,6 +251,7 @@ impl Gateway {
                 interim,
                 bytes_in: 0,
                 timed,
+                delayed,
                 tail,
             };
             match self.deliver(request, &mut delivery).await {
@@ -253,7 +277,33 @@ impl Gateway {
         if tells {
             add_server_timing(&mut response);
         }
+        if let Some(fault) = fault {
+            response.headers_mut().insert(FAULT, fault.header());
+        }
         Ok(response)
+    }
+
+    /// Holds a request up, or answers it instead of an instance.
+    async fn suffer(&self, fault: Met, target: &RouteTarget, cx: &Cx, tail: &mut Tail) -> Option<Response> {
+        if !fault.delay.is_zero() {
+            self.metrics.delayed.increment(1);
+            tokio::time::sleep_until(cx.deadline.min(Instant::now() + fault.delay)).await;
+        }
+        let status = fault.abort?;
+        self.metrics.aborted.increment(1);
+        self.tallies.failed(target.revision);
+        let text = "a fault on purpose: sas.dev/faults of the service says so";
+        let failure = Failure::new(status, "fault", "injected", text);
+        self.metrics.refused(&failure);
+        if let Some(draft) = &mut tail.draft {
+            draft.record.reason = Some(failure.reason);
+        }
+        if let Some(span) = &mut tail.span {
+            span.failed(&failure);
+        }
+        let mut response = failure.into_response(cx.request);
+        response.headers_mut().insert(FAULT, fault.header());
+        Some(response)
     }
 
     /// Passes a request on to another host, which admits, routes and meters it itself.
@@ -270,7 +320,7 @@ impl Gateway {
     ) -> Result<Response, Box<Refused>> {
         let unknown = |why: String| {
             Failure::new(StatusCode::SERVICE_UNAVAILABLE, "router", "no_such_peer", why)
-                .after(std::time::Duration::from_secs(1))
+                .after(Duration::from_secs(1))
         };
         let unsent = |failure| Refused::new(failure, true);
         let Some(peers) = &self.config.peers else {
@@ -305,6 +355,7 @@ impl Gateway {
             interim,
             bytes_in: 0,
             timed: true,
+            delayed: Duration::ZERO,
             tail,
         };
         let delivered = self.deliver(request, &mut delivery).await;
@@ -386,7 +437,7 @@ impl Gateway {
         let headers = request.headers_mut();
         forward::strip_hop_by_hop(headers, upgrade);
         // The ingress answers 100 itself, as soon as an instance takes the body.
-        let ours = [header::EXPECT, ASK_TIMING, peer::MARK];
+        let ours = [header::EXPECT, ASK_TIMING, peer::MARK, MIRRORED];
         if headers.keys().any(|name| ours.contains(name)) {
             for name in &ours {
                 headers.remove(name);
@@ -452,7 +503,7 @@ impl Gateway {
             timings: None,
             bytes_in: 0,
             bytes_out: 0,
-            duration: std::time::Duration::ZERO,
+            duration: Duration::ZERO,
             end: End::Complete,
         };
         Some(Box::new(Draft { log, record, arrived, sent: None }))
@@ -470,6 +521,36 @@ impl AnswerCounter for Gateway {
 
     fn answers(&self, revision: RevisionKey) -> Option<AnswerCounts> {
         self.tallies.read(revision)
+    }
+
+    fn latencies(&self, revision: RevisionKey) -> Option<LatencyCounts> {
+        self.tallies.latencies(revision)
+    }
+}
+
+impl Rehearsals for Gateway {
+    fn set_mirror(&self, service: &str, mirror: Option<Mirror>) {
+        let make = |mirror| {
+            Mirroring::new(
+                mirror,
+                self.config.mirror,
+                Weak::clone(&self.me) as Weak<dyn Invoker>,
+                Arc::clone(&self.metrics),
+            )
+        };
+        self.tried.set_mirror(service, mirror, make);
+    }
+
+    fn mirrored(&self, service: &str) -> Option<MirrorCounts> {
+        self.tried.mirrored(service)
+    }
+
+    fn set_faults(&self, service: &str, faults: Vec<Fault>) -> Result<(), Error> {
+        self.tried.set_faults(service, faults)
+    }
+
+    fn faulted(&self, service: &str) -> Vec<u64> {
+        self.tried.faulted(service)
     }
 }
 
@@ -616,7 +697,7 @@ impl Invoker for Gateway {
             span.caused(&cx);
             span.goes_to(to.tenant, Some((to.revision, &deployed)));
         }
-        if cx.purpose.metered() {
+        if cx.purpose.held_to_quotas() {
             match self.admit(&request, &to, &deployed, arrived) {
                 Ok(permit) => tail.permit = Some(permit),
                 Err(failure) => {
@@ -625,6 +706,9 @@ impl Invoker for Gateway {
             }
         }
         self.prepare(&mut request, cx.request, &connection, false, &tail);
+        if cx.purpose == Purpose::Mirrored {
+            request.headers_mut().insert(MIRRORED, HeaderValue::from_static("true"));
+        }
         self.give_key(&mut request, &cx);
         let mut delivery = Delivery {
             target: &to,
@@ -638,10 +722,21 @@ impl Invoker for Gateway {
             interim: None,
             bytes_in: 0,
             timed: true,
+            delayed: Duration::ZERO,
             tail: &mut tail,
         };
         let delivered = self.deliver(&mut request, &mut delivery).await;
         delivered.map_err(|refused| refused.into_error(request, &mut tail))
+    }
+}
+
+fn query<'a>(request: &'a Request, host: &'a str) -> RouteQuery<'a> {
+    RouteQuery {
+        method: request.method(),
+        host,
+        path: request.uri().path(),
+        query: request.uri().query(),
+        headers: request.headers(),
     }
 }
 
@@ -669,7 +764,7 @@ fn redirect(status: StatusCode, location: &str) -> Result<Response, Failure> {
 /// `queue`: until an instance was there; `start`: the start that was waited for; `upstream`: the instance's part.
 fn add_server_timing(response: &mut Response) {
     let Some(timings) = response.extensions().get::<CallTimings>() else { return };
-    let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let mut text = format!("queue;dur={:.3}", ms(timings.queued));
     if let Some(start) = &timings.start {
         text.push_str(&format!(", start;dur={:.3}", ms(start.ready)));

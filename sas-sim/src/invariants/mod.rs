@@ -1,5 +1,6 @@
 //! What must hold, one promise per file.
 
+mod capacity;
 mod desired_reached;
 pub(crate) mod durable;
 mod executed_once;
@@ -93,6 +94,7 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::<metering::Metering>::default(),
         Box::<requests::RequestsReconcile>::default(),
         Box::<desired_reached::DesiredReached>::default(),
+        Box::<capacity::RolloutsConserveCapacity>::default(),
         Box::<reasons::Reasons>::default(),
         Box::<triggers::TriggersFire>::default(),
         Box::<quotas::Quotas>::default(),

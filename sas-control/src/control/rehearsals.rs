@@ -1,0 +1,128 @@
+//! What is tried out on the traffic of services: copies of requests to another revision, and faults on purpose.
+
+use std::sync::Arc;
+
+use sas_core::{Error, ErrorKind, MirrorCounts, Principal, Result, SpecErrors};
+use sas_knative::manifest::{FaultRule, MirrorTo, check_faults};
+
+use super::{Control, deploy::check_routes, refused};
+use crate::record::ServiceRecord;
+
+impl Control {
+    /// Refuses what this platform can't try out, or may not. Each with the field that says it.
+    pub(super) fn check_rehearsal(
+        &self,
+        (mirror, mirror_at): (Option<&MirrorTo>, &str),
+        (faults, faults_at): (&[FaultRule], &str),
+    ) -> Result<()> {
+        let mut errors = SpecErrors::default();
+        if mirror.is_some() && self.rehearsals.is_none() {
+            errors.push(mirror_at, "", "nothing here copies requests");
+        }
+        if !faults.is_empty() && self.rehearsals.is_none() {
+            errors.push(faults_at, "", "nothing here makes faults");
+        } else if !faults.is_empty() && !self.rules.allow_faults {
+            let problem = "faults on purpose are not allowed on this platform: leave them out, or have the host allow them \
+                           (PlatformBuilder::allow_faults, --allow-faults of examples/platform.rs)";
+            errors.push(faults_at, format!("{} faults", faults.len()), problem);
+        }
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let message = errors.to_string();
+        Err(Error::new(ErrorKind::Unsupported, "rehearsal", message).with_source(errors))
+    }
+
+    /// Copies a share of a service's requests to the revision of a tag from now on; `None`: no more. A manifest that is applied
+    /// later says it anew.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such service; `InvalidSpec` for a tag that no target of its traffic has, or a share that
+    /// is none; `Unsupported` where nothing copies requests.
+    pub async fn set_mirror(
+        self: &Arc<Self>,
+        principal: Option<&Principal>,
+        namespace: &str,
+        name: &str,
+        mirror: Option<MirrorTo>,
+    ) -> Result<Arc<ServiceRecord>> {
+        let mut errors = SpecErrors::default();
+        if let Some(mirror) = &mirror {
+            mirror.check("", &mut errors);
+        }
+        if !errors.is_empty() {
+            return Err(refused("mirror", errors));
+        }
+        self.check_rehearsal((mirror.as_ref(), "tag"), (&[], ""))?;
+        self.rehearse(principal, namespace, name, |record| record.mirror = mirror).await
+    }
+
+    /// Makes requests of a service meet faults from now on, instead of those before. A manifest that is applied later says it
+    /// anew.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such service; `InvalidSpec` with what is wrong with a fault; `Unsupported` where the
+    /// host does not allow faults.
+    pub async fn set_faults(
+        self: &Arc<Self>,
+        principal: Option<&Principal>,
+        namespace: &str,
+        name: &str,
+        faults: Vec<FaultRule>,
+    ) -> Result<Arc<ServiceRecord>> {
+        let mut errors = SpecErrors::default();
+        check_faults("faults", &faults, &mut errors);
+        if !errors.is_empty() {
+            return Err(refused("faults", errors));
+        }
+        self.check_rehearsal((None, ""), (&faults, "faults"))?;
+        self.rehearse(principal, namespace, name, |record| record.faults = faults).await
+    }
+
+    async fn rehearse(
+        self: &Arc<Self>,
+        principal: Option<&Principal>,
+        namespace: &str,
+        name: &str,
+        change: impl FnOnce(&mut ServiceRecord),
+    ) -> Result<Arc<ServiceRecord>> {
+        self.open()?;
+        let path = format!("{namespace}/{name}");
+        let _changing = self.change(&path).await;
+        let before = self.record(namespace, name)?;
+        let mut record = ServiceRecord::clone(&before);
+        record.generation += 1;
+        record.changed_by = principal.cloned();
+        change(&mut record);
+        check_routes(&record, &record.traffic)?;
+        let record = self.save(&path, record, false).await?;
+        self.settle(&path).await?;
+        Ok(self.live(&path).and_then(|live| live.record()).unwrap_or(record))
+    }
+
+    /// What became of the copies of a service's requests; `None`: none are made.
+    pub fn mirrored(&self, namespace: &str, name: &str) -> Option<MirrorCounts> {
+        self.rehearsals.as_ref()?.mirrored(&format!("{namespace}/{name}"))
+    }
+
+    /// How many requests met each of a service's faults, in the order of its record; a fault for a revision that does not run
+    /// has met none.
+    pub fn faulted(&self, record: &ServiceRecord) -> Vec<u64> {
+        let path = record.path();
+        let Some(rehearsals) = &self.rehearsals else { return Vec::new() };
+        let mut counts = rehearsals.faulted(&path).into_iter();
+        let runs = |revision: &str| {
+            let live = self.live(&path);
+            live.is_some_and(|live| {
+                let state = live.state.lock();
+                let mut found = state.observed.registrations.iter();
+                found.any(|r| r.revision == revision && r.routable && !r.retiring)
+            })
+        };
+        let met = record.faults.iter().map(|fault| match &fault.revision {
+            Some(revision) if !runs(revision) => 0,
+            _ => counts.next().unwrap_or(0),
+        });
+        met.collect()
+    }
+}

@@ -1,0 +1,256 @@
+//! How many instances the two revisions of a roll-out may have: together no more than the service needs with one, and
+//! the surge. Pure; see `docs/adr/0167-capacity-of-roll-outs.md`.
+
+use sas_core::{SizeBounds, Surge};
+
+/// One of the two revisions, as the pool sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sized {
+    /// Instances that its scaler wants, or its minimum.
+    pub(crate) asked: u32,
+    /// The minimum of its spec.
+    pub(crate) min: u32,
+    /// Instances that take requests.
+    pub(crate) ready: u32,
+}
+
+/// What is to be decided on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizing {
+    pub(crate) old: Sized,
+    pub(crate) new: Sized,
+    /// The new revision's share of the traffic, in percent.
+    pub(crate) moved: u32,
+    /// The share that it is sized for.
+    pub(crate) goal: u32,
+    /// Whether the old one stays at its size although the new one has everything.
+    pub(crate) keeps_old: bool,
+    pub(crate) surge: Surge,
+    /// Most instances of a revision; 0: no maximum.
+    pub(crate) max: u32,
+}
+
+impl Sizing {
+    /// Instances that the service would need with one revision: what both scalers want. Each rounds up, so the sum may be
+    /// one too many; and a minimum counts by the share of the traffic, or it would be there twice.
+    pub(crate) fn needed(&self) -> u32 {
+        let wants = |of: Sized, share: u32| match of.asked > of.min {
+            true => of.asked,
+            false => part(of.asked, share),
+        };
+        let (old, new) = (wants(self.old, 100 - self.moved), wants(self.new, self.moved));
+        let both = old.saturating_add(new) - u32::from(old > 0 && new > 0);
+        if self.max == 0 { both } else { both.min(self.max) }
+    }
+
+    /// How many percent of the traffic the ready instances of the new revision are enough for.
+    pub(crate) fn covered(&self) -> u32 {
+        match u64::from(self.needed()) {
+            0 => 100,
+            needed => (u64::from(self.new.ready) * 100 / needed).min(100) as u32,
+        }
+    }
+
+    /// Instances of the new revision that its goal needs.
+    pub(crate) fn wanted(&self) -> u32 {
+        part(self.needed(), self.goal)
+    }
+
+    /// Instances that both may have.
+    pub(crate) fn total(&self) -> u32 {
+        let needed = self.needed();
+        // Two revisions can't share one instance.
+        needed.saturating_add(self.surge.of(needed)).min(self.most()).max(2)
+    }
+
+    /// The same at the service's maximum.
+    fn most(&self) -> u32 {
+        if self.max == 0 { u32::MAX } else { self.max.saturating_add(self.surge.of(self.max)).max(2) }
+    }
+
+    /// What holds for the old and the new revision.
+    pub(crate) fn bounds(&self) -> [SizeBounds; 2] {
+        let needed = self.needed();
+        let most = self.most();
+        if needed == 0 {
+            // Nothing to size: whoever gets requests starts what they need, within the maximum.
+            let [old, new] = self.limits(most, 1, 1);
+            return [SizeBounds::new(0, old, old), SizeBounds::new(0, new, new)];
+        }
+        let total = self.total();
+        let mut old = if self.keeps_old { needed } else { part(needed, 100 - self.moved) }.min(total);
+        let wanted = self.wanted();
+        let mut new = wanted.min(total - old);
+        // The surge has no room for the next one: the old revision lends it, one at a time, and what it has for rounding up.
+        let next = wanted.min(self.new.ready.saturating_add(1)).min(total - 1);
+        if !self.keeps_old && new < next && old > 1 {
+            new = next.min(new + 2);
+            old = old.min(total - new);
+        }
+        let mut spare = total - old - new;
+        let mut take = |base: u32, asked: u32| {
+            let more = asked.saturating_sub(base).min(spare);
+            spare -= more;
+            base + more
+        };
+        // Who has more of the traffic has the first word about what is left.
+        let (old_most, new_most);
+        if self.moved < 50 {
+            old_most = take(old, self.old.asked);
+            new_most = take(new, u32::MAX);
+        } else {
+            new_most = take(new, self.new.asked);
+            old_most = take(old, u32::MAX);
+        }
+        let [old_limit, new_limit] = self.limits(most, old_most, new_most);
+        [SizeBounds::new(old, old_most, old_limit), SizeBounds::new(new, new_most, new_limit)]
+    }
+
+    /// The service's maximum, shared out by the traffic; each may have what its decisions may make, and one at least.
+    fn limits(&self, most: u32, old: u32, new: u32) -> [u32; 2] {
+        if self.max == 0 {
+            return [u32::MAX, u32::MAX];
+        }
+        let old = part(self.max, 100 - self.moved).max(old).max(1).min(most - new.max(1));
+        [old, most - old]
+    }
+}
+
+fn part(of: u32, percent: u32) -> u32 {
+    u32::try_from((u64::from(of) * u64::from(percent)).div_ceil(100)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sizing(asked: (u32, u32), ready: u32, moved: u32, goal: u32, surge: Surge) -> Sizing {
+        let old = Sized { asked: asked.0, min: 0, ready: asked.0 };
+        let new = Sized { asked: asked.1, min: 0, ready };
+        Sizing { old, new, moved, goal, keeps_old: false, surge, max: 0 }
+    }
+
+    fn sides(sizing: &Sizing) -> [(u32, u32); 2] {
+        sizing.bounds().map(|bounds| (bounds.floor, bounds.ceiling))
+    }
+
+    #[test]
+    fn the_new_revision_grows_in_what_the_surge_and_the_old_one_leave() {
+        let quarter = Surge::Percent(25);
+        // Ten needed, three beyond them: a tenth is one instance.
+        let first = sizing((10, 0), 0, 0, 10, quarter);
+        assert_eq!((first.needed(), first.covered(), sides(&first)), (10, 0, [(10, 10), (1, 3)]));
+        // Half of it is sized three at a time, and the old one shrinks as its share does.
+        let half = sizing((9, 2), 2, 20, 50, quarter);
+        assert_eq!((half.needed(), half.covered(), sides(&half)), (10, 20, [(8, 8), (5, 5)]));
+    }
+
+    #[test]
+    fn without_a_surge_the_old_one_lends_one_at_a_time() {
+        let none = Surge::Instances(0);
+        assert_eq!(sides(&sizing((4, 0), 0, 0, 50, none)), [(3, 3), (1, 1)]);
+        let moved = sizing((3, 1), 1, 25, 50, none);
+        assert_eq!(moved.needed(), 3, "each side rounds up");
+        assert!(moved.bounds().iter().map(|bounds| bounds.ceiling).sum::<u32>() <= 3);
+    }
+
+    #[test]
+    fn a_single_instance_gets_one_beside_it() {
+        let single = sizing((1, 0), 0, 0, 1, Surge::Instances(0));
+        assert_eq!(sides(&single), [(1, 1), (1, 1)]);
+    }
+
+    #[test]
+    fn a_service_that_sleeps_has_nothing_to_size() {
+        let asleep = sizing((0, 0), 0, 0, 10, Surge::Percent(25));
+        assert_eq!((asleep.needed(), asleep.covered()), (0, 100));
+        assert!(asleep.bounds().iter().all(|bounds| bounds.floor == 0 && bounds.ceiling > 0));
+    }
+
+    #[test]
+    fn a_minimum_is_not_there_twice() {
+        let mut both = sizing((5, 5), 1, 10, 25, Surge::Percent(20));
+        (both.old.min, both.new.min) = (5, 5);
+        assert_eq!(both.needed(), 5);
+        let [old, new] = both.bounds();
+        assert!(old.ceiling + new.ceiling <= 6, "{old:?} {new:?}");
+    }
+
+    #[test]
+    fn what_is_kept_for_going_back_keeps_its_size() {
+        let mut kept = sizing((2, 10), 10, 100, 100, Surge::Percent(100));
+        kept.keeps_old = true;
+        let [old, new] = kept.bounds();
+        assert_eq!((old.floor, new.floor), (11, 11));
+    }
+
+    fn anything() -> impl Strategy<Value = Sizing> {
+        let surge =
+            prop_oneof![(0..20_u32).prop_map(Surge::Instances), (0..=100_u32).prop_map(Surge::Percent)];
+        let max = prop_oneof![Just(0), 2..200_u32];
+        (0..200_u32, 0..200_u32, 0..20_u32, 0..200_u32, 0..=100_u32, 0..=100_u32, any::<bool>(), surge, max)
+            .prop_map(|(old, new, min, ready, moved, goal, keeps_old, surge, max)| {
+                let bound = |asked: u32| if max == 0 { asked } else { asked.min(max) };
+                let min = bound(min);
+                let old = Sized { asked: bound(old).max(min), min, ready: bound(old) };
+                let new = Sized { asked: bound(new).max(min), min, ready };
+                Sizing {
+                    old,
+                    new,
+                    moved,
+                    goal: goal.max(moved),
+                    keeps_old: keeps_old && moved == 100,
+                    surge,
+                    max,
+                }
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn both_together_never_exceed_what_is_needed_and_the_surge(sizing in anything()) {
+            let [old, new] = sizing.bounds();
+            let needed = sizing.needed();
+            if needed > 0 {
+                let together = u64::from(old.ceiling) + u64::from(new.ceiling);
+                let may = (u64::from(needed) + u64::from(sizing.surge.of(needed))).max(2);
+                prop_assert!(together <= may, "{old:?} {new:?} with {needed} needed");
+                prop_assert!(old.floor <= old.ceiling && new.floor <= new.ceiling, "{old:?} {new:?}");
+            }
+            if sizing.max > 0 {
+                let most = (sizing.max + sizing.surge.of(sizing.max)).max(2);
+                prop_assert!(old.limit + new.limit <= most, "{old:?} {new:?} of {most}");
+                prop_assert!(old.limit > 0 && new.limit > 0, "nobody is shut out: {old:?} {new:?}");
+                if needed > 0 {
+                    prop_assert!(old.ceiling <= old.limit && new.ceiling <= new.limit, "{old:?} {new:?}");
+                }
+            }
+        }
+
+        /// Moved on as the driver would, every roll-out comes to its end, whatever the surge; and the old revision is short
+        /// of one instance at most meanwhile.
+        #[test]
+        fn every_roll_out_comes_to_its_end(needed in 0..120_u32, instances in 0..4_u32, goal in 1..=100_u32) {
+            let mut sizing = sizing((needed, 0), 0, 0, goal, Surge::Instances(instances));
+            for _ in 0..2_000 {
+                if sizing.covered() >= goal {
+                    return Ok(());
+                }
+                sizing.moved = sizing.moved.max(sizing.covered());
+                let [old, new] = sizing.bounds();
+                let has = sizing.needed() * (100 - sizing.moved) / 100;
+                // Shares are whole percents: of hundreds of instances several are one.
+                prop_assert!(old.floor + 1 + sizing.needed() / 100 >= has, "{:?} has traffic for {}", old, has);
+                sizing.new.ready = new.floor;
+                sizing.old.asked = part(needed, 100 - sizing.moved);
+                sizing.new.asked = part(needed, sizing.moved);
+                sizing.old.ready = old.floor;
+            }
+            prop_assert!(false, "stuck at {} % of {goal} %", sizing.moved);
+        }
+    }
+}

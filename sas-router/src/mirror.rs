@@ -1,0 +1,340 @@
+//! Copies of requests to another revision. Nobody waits for them: a copy costs its request the references to the body's
+//! bytes, which are bounded, and what the target can't take is dropped and counted.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderName, Method, Uri, Version};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
+use sas_core::{
+    Body, BoxError, Cx, Invoker, Mirror, MirrorCounts, Payer, Purpose, Request, RequestId, Target, TenantKey,
+};
+use tokio::time::Instant;
+
+use crate::metrics::GatewayMetrics;
+
+/// Says to an application that a request is a copy, whose answer nobody gets.
+pub(crate) const MIRRORED: HeaderName = HeaderName::from_static("x-sas-mirrored");
+
+/// How copies of requests are made, see [`sas_core::Mirror`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MirrorConfig {
+    /// Largest body of a request that is copied, in bytes. 64 KiB.
+    pub max_body_bytes: usize,
+    /// Copies of one service under way at once. 16.
+    pub at_once: usize,
+    /// Copies of one service that wait for one of these to end; more are dropped. 64.
+    pub waiting: usize,
+    /// How long a copy may take. 30 s, or the time-out of the target's requests, if that is less.
+    pub timeout: Duration,
+}
+
+impl Default for MirrorConfig {
+    fn default() -> Self {
+        Self { max_body_bytes: 64 * 1024, at_once: 16, waiting: 64, timeout: Duration::from_secs(30) }
+    }
+}
+
+/// The copies of a service's requests.
+#[derive(Debug)]
+pub(crate) struct Mirroring {
+    pub(crate) mirror: Mirror,
+    config: MirrorConfig,
+    invoker: Weak<dyn Invoker>,
+    seen: AtomicU64,
+    answered: AtomicU64,
+    failed: AtomicU64,
+    too_large: AtomicU64,
+    dropped: AtomicU64,
+    incomplete: AtomicU64,
+    metrics: Arc<GatewayMetrics>,
+    work: Mutex<Work>,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    running: usize,
+    waiting: VecDeque<Copy>,
+    ended: bool,
+}
+
+/// What became of a copy; in the order of [`crate::metrics::MIRRORED`].
+#[derive(Clone, Copy, Debug)]
+enum Ended {
+    Answered,
+    Failed,
+    TooLarge,
+    Dropped,
+    Incomplete,
+}
+
+/// A request without its body, and what of that has come.
+#[derive(Debug)]
+struct Copy {
+    method: Method,
+    uri: Uri,
+    headers: http::HeaderMap,
+    body: Vec<Bytes>,
+    id: RequestId,
+    tenant: TenantKey,
+}
+
+impl Mirroring {
+    pub(crate) fn new(
+        mirror: Mirror,
+        config: MirrorConfig,
+        invoker: Weak<dyn Invoker>,
+        metrics: Arc<GatewayMetrics>,
+    ) -> Arc<Self> {
+        let none = AtomicU64::default;
+        Arc::new(Self {
+            mirror,
+            config,
+            invoker,
+            seen: none(),
+            answered: none(),
+            failed: none(),
+            too_large: none(),
+            dropped: none(),
+            incomplete: none(),
+            metrics,
+            work: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn counts(&self) -> MirrorCounts {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        MirrorCounts {
+            answered: read(&self.answered),
+            failed: read(&self.failed),
+            too_large: read(&self.too_large),
+            dropped: read(&self.dropped),
+            incomplete: read(&self.incomplete),
+        }
+    }
+
+    fn count(&self, what: Ended) {
+        let count = match what {
+            Ended::Answered => &self.answered,
+            Ended::Failed => &self.failed,
+            Ended::TooLarge => &self.too_large,
+            Ended::Dropped => &self.dropped,
+            Ended::Incomplete => &self.incomplete,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        self.metrics.mirrored[what as usize].increment(1);
+    }
+
+    /// What waits is not sent any more.
+    pub(crate) fn end(&self) {
+        let mut work = self.work.lock();
+        work.ended = true;
+        work.waiting.clear();
+    }
+
+    /// Copies a request that is ready to be sent to an instance, if it is its turn: at once, or as its body passes by.
+    pub(crate) fn copy(self: &Arc<Self>, request: &mut Request, id: RequestId, tenant: TenantKey) {
+        if !is_chosen(self.seen.fetch_add(1, Ordering::Relaxed), self.mirror.percent) {
+            return;
+        }
+        let said = request.body().size_hint();
+        if said.lower() > self.config.max_body_bytes as u64 {
+            self.count(Ended::TooLarge);
+            return;
+        }
+        if self.work.lock().waiting.len() >= self.config.waiting {
+            self.count(Ended::Dropped);
+            return;
+        }
+        let headers = request.headers().clone();
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let mut copy = Copy { method, uri, headers, body: Vec::new(), id, tenant };
+        let clone = request.body().try_clone();
+        match clone.as_ref().and_then(Body::in_memory) {
+            Some(bytes) => {
+                copy.body.push(Bytes::copy_from_slice(bytes));
+                self.send(copy);
+            }
+            None if request.body().is_end_stream() => self.send(copy),
+            None => {
+                let body = std::mem::take(request.body_mut());
+                let copying = Copying { mirroring: Arc::clone(self), copy, held: 0 };
+                *request.body_mut() = Body::new(Passing { body, copying: Some(copying) });
+            }
+        }
+    }
+
+    /// Sends a copy, now or when another one is over.
+    fn send(self: &Arc<Self>, copy: Copy) {
+        {
+            let mut work = self.work.lock();
+            if work.ended || work.waiting.len() >= self.config.waiting {
+                drop(work);
+                self.count(Ended::Dropped);
+                return;
+            }
+            if work.running >= self.config.at_once {
+                work.waiting.push_back(copy);
+                return;
+            }
+            work.running += 1;
+        }
+        tokio::spawn(Arc::clone(self).run(copy));
+    }
+
+    /// Sends one copy after the other, as long as there are any.
+    async fn run(self: Arc<Self>, first: Copy) {
+        let _one = Running(&self);
+        let mut next = Some(first);
+        while let Some(copy) = next {
+            let answered = self.call(copy).await;
+            self.count(if answered { Ended::Answered } else { Ended::Failed });
+            next = self.work.lock().waiting.pop_front();
+        }
+    }
+
+    async fn call(&self, copy: Copy) -> bool {
+        let Some(invoker) = self.invoker.upgrade() else { return false };
+        let deadline = Instant::now() + self.config.timeout;
+        let cx = Cx::new(Payer::Tenant(copy.tenant), copy.id, deadline).for_purpose(Purpose::Mirrored);
+        let body = match copy.body.as_slice() {
+            [] => Body::empty(),
+            [one] => Body::from(one.clone()),
+            pieces => Body::from(pieces.concat()),
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = copy.method;
+        *request.uri_mut() = copy.uri;
+        *request.version_mut() = Version::HTTP_11;
+        *request.headers_mut() = copy.headers;
+        let target = Target::Revision(self.mirror.to);
+        let Ok(response) = invoker.invoke(target, request, &cx).await else { return false };
+        let good = !response.status().is_server_error();
+        // Read to its end, so that the instance is not told of a client that went away.
+        let mut body = response.into_body();
+        let whole = tokio::time::timeout_at(deadline, async {
+            while let Some(frame) = body.frame().await {
+                if frame.is_err() {
+                    return false;
+                }
+            }
+            true
+        });
+        good && whole.await.unwrap_or(false)
+    }
+}
+
+struct Running<'a>(&'a Mirroring);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.work.lock().running -= 1;
+    }
+}
+
+/// Whether the `n`-th of a sequence is among the `percent` of a hundred: any hundred in a row have exactly so many, evenly.
+pub(crate) fn is_chosen(n: u64, percent: u32) -> bool {
+    let (n, percent) = (n % 100, u64::from(percent.min(100)));
+    (n + 1) * percent / 100 > n * percent / 100
+}
+
+#[derive(Debug)]
+struct Copying {
+    mirroring: Arc<Mirroring>,
+    copy: Copy,
+    held: usize,
+}
+
+impl Copying {
+    fn end(self) {
+        self.mirroring.send(self.copy);
+    }
+}
+
+/// A body that keeps references to what passes by, up to the bound.
+#[derive(Debug)]
+struct Passing {
+    body: Body,
+    copying: Option<Copying>,
+}
+
+impl HttpBody for Passing {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let polled = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        match &polled {
+            Some(Ok(frame)) => {
+                if let (Some(copying), Some(data)) = (&mut this.copying, frame.data_ref()) {
+                    copying.held += data.len();
+                    copying.copy.body.push(data.clone());
+                    if copying.held > copying.mirroring.config.max_body_bytes {
+                        copying.mirroring.count(Ended::TooLarge);
+                        this.copying = None;
+                    }
+                }
+                if this.body.is_end_stream()
+                    && let Some(copying) = this.copying.take()
+                {
+                    copying.end();
+                }
+            }
+            // Told by the drop.
+            Some(Err(_)) => {}
+            None => {
+                if let Some(copying) = this.copying.take() {
+                    copying.end();
+                }
+            }
+        }
+        Poll::Ready(polled)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        if let Some(copying) = self.copying.take() {
+            copying.mirroring.count(Ended::Incomplete);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_hundred_in_a_row_have_the_share() {
+        for percent in [0, 1, 10, 33, 50, 99, 100] {
+            for from in [0_u64, 7, 250] {
+                let chosen = (from..from + 100).filter(|n| is_chosen(*n, percent)).count();
+                assert_eq!(chosen, percent as usize, "{percent} % from {from}");
+            }
+        }
+    }
+}
