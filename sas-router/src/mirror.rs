@@ -80,13 +80,13 @@ enum Ended {
     Incomplete,
 }
 
-/// A request without its body, and what of that has come.
+/// A request that waits to be sent; its body is in memory.
 #[derive(Debug)]
 struct Copy {
     method: Method,
     uri: Uri,
     headers: http::HeaderMap,
-    body: Vec<Bytes>,
+    body: Body,
     id: RequestId,
     tenant: TenantKey,
 }
@@ -160,17 +160,16 @@ impl Mirroring {
         }
         let headers = request.headers().clone();
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        let mut copy = Copy { method, uri, headers, body: Vec::new(), id, tenant };
-        let clone = request.body().try_clone();
-        match clone.as_ref().and_then(Body::in_memory) {
-            Some(bytes) => {
-                copy.body.push(Bytes::copy_from_slice(bytes));
+        let mut copy = Copy { method, uri, headers, body: Body::empty(), id, tenant };
+        match request.body().try_clone() {
+            Some(body) => {
+                copy.body = body;
                 self.send(copy);
             }
             None if request.body().is_end_stream() => self.send(copy),
             None => {
                 let body = std::mem::take(request.body_mut());
-                let copying = Copying { mirroring: Arc::clone(self), copy, held: 0 };
+                let copying = Copying { mirroring: Arc::clone(self), copy, pieces: Vec::new(), held: 0 };
                 *request.body_mut() = Body::new(Passing { body, copying: Some(copying) });
             }
         }
@@ -209,12 +208,7 @@ impl Mirroring {
         let Some(invoker) = self.invoker.upgrade() else { return false };
         let deadline = Instant::now() + self.config.timeout;
         let cx = Cx::new(Payer::Tenant(copy.tenant), copy.id, deadline).for_purpose(Purpose::Mirrored);
-        let body = match copy.body.as_slice() {
-            [] => Body::empty(),
-            [one] => Body::from(one.clone()),
-            pieces => Body::from(pieces.concat()),
-        };
-        let mut request = Request::new(body);
+        let mut request = Request::new(copy.body);
         *request.method_mut() = copy.method;
         *request.uri_mut() = copy.uri;
         *request.version_mut() = Version::HTTP_11;
@@ -254,11 +248,18 @@ pub(crate) fn is_chosen(n: u64, percent: u32) -> bool {
 struct Copying {
     mirroring: Arc<Mirroring>,
     copy: Copy,
+    /// What has passed by.
+    pieces: Vec<Bytes>,
     held: usize,
 }
 
 impl Copying {
-    fn end(self) {
+    fn end(mut self) {
+        self.copy.body = match self.pieces.as_mut_slice() {
+            [] => Body::empty(),
+            [one] => Body::from(std::mem::take(one)),
+            pieces => Body::from(pieces.concat()),
+        };
         self.mirroring.send(self.copy);
     }
 }
@@ -284,7 +285,7 @@ impl HttpBody for Passing {
             Some(Ok(frame)) => {
                 if let (Some(copying), Some(data)) = (&mut this.copying, frame.data_ref()) {
                     copying.held += data.len();
-                    copying.copy.body.push(data.clone());
+                    copying.pieces.push(data.clone());
                     if copying.held > copying.mirroring.config.max_body_bytes {
                         copying.mirroring.count(Ended::TooLarge);
                         this.copying = None;

@@ -23,7 +23,7 @@ impl Control {
             errors.push(faults_at, "", "nothing here makes faults");
         } else if !faults.is_empty() && !self.rules.allow_faults {
             let problem = "faults on purpose are not allowed on this platform: leave them out, or have the host allow them \
-                           (PlatformBuilder::allow_faults, --allow-faults of examples/platform.rs)";
+                           (PlatformBuilder::allow_faults, --allow-faults of the example platform)";
             errors.push(faults_at, format!("{} faults", faults.len()), problem);
         }
         if errors.is_empty() {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{Control, Live, no_service};
 use crate::{
-    record::{Rolling, ServiceRecord},
+    record::{RevisionState, Rolling, ServiceRecord},
     rollout::{RolloutProgress, RolloutStep, Seen, Sized, Sizing},
     stamp::rfc3339,
     view::{RolloutAnswers, RolloutInstances, RolloutLatency, RolloutStage, RolloutView},
@@ -107,6 +107,20 @@ impl Control {
             self.pool.set_bounds(is.key, Some(is.bounds));
         }
         live.state.lock().bounded = after;
+    }
+
+    /// A revision that was just registered and whose roll-out sizes it has no minimum of its own until then.
+    pub(super) fn hold_back(&self, live: &Live, record: &ServiceRecord, revision: &str, key: RevisionKey) {
+        let comes = record.plan.is_some()
+            && record.revision(revision).is_some_and(|comes| comes.state == RevisionState::Pending)
+            && record.latest_ready().is_some();
+        let moves =
+            record.rolling.as_ref().is_some_and(|rolling| rolling.is_watched() && rolling.to == revision);
+        if comes || moves {
+            let bounds = SizeBounds::new(0, 1, u32::MAX);
+            self.pool.set_bounds(key, Some(bounds));
+            live.state.lock().bounded.push(Bounded { key, bounds, ended: None });
+        }
     }
 
     /// Whether a revision keeps the size that a roll-out gave it, so long after: the windows of its scaler begin to fill with

@@ -306,6 +306,9 @@ impl Control {
             record.tenant,
         ));
         let key = self.engines.register_on(&running, deployed)?;
+        if routable {
+            self.hold_back(live, record, revision, key);
+        }
         let registration = Registration::new(revision, key, routable, self.clock.now());
         live.state.lock().observed.registrations.push(registration);
         Ok((key, artifact))

@@ -36,7 +36,8 @@ impl Sizing {
     pub(crate) fn needed(&self) -> u32 {
         let wants = |of: Sized, share: u32| match of.asked > of.min {
             true => of.asked,
-            false => part(of.asked, share),
+            // Also before its scaler decided anything.
+            false => part(of.min, share),
         };
         let (old, new) = (wants(self.old, 100 - self.moved), wants(self.new, self.moved));
         let both = old.saturating_add(new) - u32::from(old > 0 && new > 0);
@@ -84,7 +85,7 @@ impl Sizing {
         // The surge has no room for the next one: the old revision lends it, one at a time, and what it has for rounding up.
         let next = wanted.min(self.new.ready.saturating_add(1)).min(total - 1);
         if !self.keeps_old && new < next && old > 1 {
-            new = next.min(new + 2);
+            new = next;
             old = old.min(total - new);
         }
         let mut spare = total - old - new;

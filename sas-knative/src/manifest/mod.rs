@@ -29,6 +29,7 @@
 //! # Ok::<(), sas_core::SpecErrors>(())
 //! ```
 
+mod conditions;
 mod domain;
 mod eventing;
 mod ping;

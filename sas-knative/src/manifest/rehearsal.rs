@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use sas_core::{RouteMatch, SpecErrors};
 use serde::{Deserialize, Serialize};
 
-use super::routing::{self, check_conditions};
+use super::conditions::{check_conditions, matches};
 use crate::{keys::own, parse_duration};
 
 /// Most faults of one service.
@@ -90,7 +90,7 @@ const fn is_all(percent: &u32) -> bool {
 impl FaultRule {
     /// What requests it is for.
     pub fn matches(&self) -> RouteMatch {
-        routing::matches(&self.path, &self.methods, &self.headers, &self.cookies)
+        matches(&self.path, &self.methods, &self.headers, &self.cookies)
     }
 
     /// How long requests wait.

@@ -125,6 +125,18 @@ impl Table {
         self.state.set_desired(&self.rules, &[(self.key, desired)], now, &mut self.fx);
     }
 
+    /// Least, most that a decision makes, and most.
+    fn bound(&mut self, bounds: Option<(u32, u32, u32)>, now: u64) {
+        let bounds = bounds.map(|(floor, ceiling, limit)| SizeBounds::new(floor, ceiling, limit));
+        self.state.set_bounds(&self.rules, self.key, bounds, now, &mut self.fx);
+    }
+
+    /// Instances that serve or will.
+    fn have(&self) -> u32 {
+        let slot = self.state.lookup(&self.rules, self.key).unwrap();
+        self.state.active(slot).map_or(0, |a| self.state.actives[a as usize].have())
+    }
+
     fn expire(&mut self, now: u64) -> u64 {
         self.state.expire(&self.rules, now, &mut self.fx)
     }
@@ -384,4 +396,49 @@ fn a_burst_from_zero_is_one_decision_with_what_it_started_and_how_many_waited() 
         table.release(&grant, 40);
     }
     assert_eq!(told(&mut table), [], "a warm request decides nothing");
+}
+
+#[test]
+fn bounds_hold_decisions_and_not_what_waits() {
+    let mut table = Table::new(PoolConfig::seeded(1), |spec| {
+        spec.concurrency = 1;
+        spec.scaling.min = 3;
+        spec.scaling.max = 20;
+    });
+    assert_eq!(table.have(), 3);
+    table.bound(Some((0, 2, 6)), 1);
+    assert_eq!(table.have(), 0, "the floor stands for the minimum, and nobody has decided anything");
+    table.desire(9, 2);
+    assert_eq!(table.have(), 2);
+    table.bound(Some((4, 5, 6)), 3);
+    assert_eq!(table.have(), 5, "the decision stands as far as it may");
+    table.desire(0, 4);
+    assert_eq!(table.have(), 4, "a floor");
+    for id in table.begun() {
+        table.started(id, 5);
+    }
+    for _ in 0..10 {
+        if table.try_claim(6).is_none() {
+            table.wait(6, 1_000);
+        }
+    }
+    assert_eq!(table.have(), 6, "what waits is served beyond the ceiling, up to the limit");
+    table.bound(None, 7);
+    table.desire(8, 8);
+    assert_eq!(table.have(), 8, "lifted");
+}
+
+#[test]
+fn a_revision_that_sleeps_keeps_its_bounds_and_a_floor_wakes_it() {
+    let mut table = Table::new(PoolConfig::seeded(1), |_| {});
+    table.bound(Some((0, 1, 2)), 1);
+    assert_eq!(table.have(), 0, "nothing of it is kept but the bounds");
+    table.desire(5, 2);
+    assert_eq!(table.have(), 1);
+    table.desire(0, 3);
+    table.bound(Some((2, 2, 2)), 4);
+    assert_eq!(table.have(), 2);
+    let Table { rules, state, key, fx } = &mut table;
+    state.unregister(rules, *key, 5, fx);
+    assert!(table.state.bounds.is_empty());
 }
