@@ -25,9 +25,9 @@ use sas::{
         InstanceId, InstanceView, Lease, Load, LogEntry, LogQuery, LogRecord, LogSink, MemoryStore,
         MeterPhase, MeterSink, Metered, Pool, PoolBudget, PoolDecision, PoolTotals, Quotas, RequestUsage,
         Result, RevisionKey, RevisionName, RevisionSpec, RevisionStatus, Route, RouteChange, RouteError,
-        RouteQuery, Router, Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource, SpecErrors, StartRequest,
-        Stem, StemRequest, StemView, Store, StoreLimits, StoreLog, SystemClock, Timestamp, TriggerCx,
-        TriggerSource, TriggerSpec, UsageQuery, UsageScope, Version, Waiting, Watched,
+        RouteQuery, Router, Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource, SizeBounds, SpecErrors,
+        StartRequest, Stem, StemRequest, StemView, Store, StoreLimits, StoreLog, SystemClock, Timestamp,
+        TriggerCx, TriggerSource, TriggerSpec, UsageQuery, UsageScope, Version, Waiting, Watched,
     },
     http,
     inline::InlineRuntime,
@@ -84,6 +84,9 @@ impl Pool for Counted<Arc<InstancePool>> {
     }
     fn set_desired_all(&self, decisions: &[(RevisionKey, u32)]) {
         self.part.set_desired_all(decisions);
+    }
+    fn set_bounds(&self, revision: RevisionKey, bounds: Option<SizeBounds>) {
+        self.part.set_bounds(revision, bounds);
     }
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
         self.part.instances(revision)

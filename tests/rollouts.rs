@@ -12,7 +12,8 @@ use std::{
 
 use sas::{
     core::{
-        Artifact, Capabilities, EnvValue, Pool as _, RevisionKey, RevisionStatus, StartRequest, TokioClock,
+        Artifact, Capabilities, EnvValue, Instance, Pool as _, RevisionKey, RevisionStatus, Runtime,
+        StartRequest, Timestamp, TokioClock,
     },
     prelude::*,
 };
@@ -56,7 +57,7 @@ impl Runtime for Starting {
 
 fn runtime() -> Starting {
     let answers = |millis| {
-        move |request: Request, _| async move {
+        move |request: Request, _: Cx| async move {
             sleep(Duration::from_millis(millis)).await;
             let copied = request.headers().contains_key("x-sas-mirrored");
             Response::new(Body::from(if copied { "copy" } else { "answer" }))
@@ -76,7 +77,7 @@ fn manifest(name: &str, function: &str, version: u32, how: &str, annotations: &[
     let lines: String = annotations.iter().map(|line| format!("    {line}\n")).collect();
     format!(
         "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata:\n  name: {name}\n  annotations:\n    \
-         sas.dev/function: {function}\n{lines}spec:\n  template:\n    metadata:\n      annotations:\n        \
+         sas.dev/function: {function}\n    sas.dev/runtime: inline\n{lines}spec:\n  template:\n    metadata:\n      annotations:\n        \
          autoscaling.knative.dev/window: 10s\n        autoscaling.knative.dev/max-scale: \"30\"\n    spec:\n      \
          containerConcurrency: 4\n      containers:\n      - env:\n        - {{name: VERSION, value: \"{version}\"}}\n        \
          - {{name: START, value: \"{how}\"}}\n"

@@ -36,7 +36,6 @@ pub(super) struct FaultsChange {
 /// A fault, and how often it was met.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct FaultView {
-    #[serde(flatten)]
     fault: FaultRule,
     /// Requests that met it since it was set.
     met: u64,
