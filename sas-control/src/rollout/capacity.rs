@@ -48,6 +48,8 @@ impl Sizing {
     pub(crate) fn covered(&self) -> u32 {
         match u64::from(self.needed()) {
             0 => 100,
+            // All but one, which the old revision has and can't lend: it goes with the last of the traffic.
+            _ if self.new.ready >= self.total() - 1 => 100,
             needed => (u64::from(self.new.ready) * 100 / needed).min(100) as u32,
         }
     }
@@ -155,6 +157,15 @@ mod tests {
         let moved = sizing((3, 1), 1, 25, 50, none);
         assert_eq!(moved.needed(), 3, "each side rounds up");
         assert!(moved.bounds().iter().map(|bounds| bounds.ceiling).sum::<u32>() <= 3);
+    }
+
+    #[test]
+    fn the_last_instance_of_the_old_one_goes_with_the_last_of_the_traffic() {
+        let none = Surge::Instances(0);
+        let mut last = sizing((1, 8), 7, 90, 100, none);
+        assert_eq!((last.needed(), last.covered()), (8, 100));
+        last.new.ready = 6;
+        assert_eq!((last.covered(), sides(&last)), (75, [(1, 1), (7, 7)]));
     }
 
     #[test]
