@@ -206,9 +206,10 @@ impl Gateway {
             tail.permit = Some(self.admit(request, &target, &deployed, arrived)?);
         }
         let tried = if self.tried.is_empty() { None } else { self.tried.of(deployed.name.service_path()) };
+        // Faults are the service's, at whichever of its hosts.
         let fault = tried
             .as_ref()
-            .and_then(|tried| tried.faults.as_ref()?.meet(&query(request, host), target.revision));
+            .and_then(|tried| tried.faults.as_ref()?.meet(&query(request, ""), target.revision));
         let mut delayed = Duration::ZERO;
         if let Some(fault) = fault {
             // In a box, so that requests without one are spared its bytes.
