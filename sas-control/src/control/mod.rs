@@ -31,9 +31,9 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use sas_core::{
     AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, Commit, DataPlane, DecisionQuery, DecisionSink,
-    Error, ErrorKind, Hosts, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Recorder, Rehearsals, RequestId,
-    Result, RevisionKey, Router, Scalers, Store, SystemClock, TenantKey, TenantQuota, TriggerSpec, Triggers,
-    UsageQuery, Version, WorkflowHost, WorkflowSpec, commit_as_owner,
+    Error, ErrorKind, Hosts, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Recorder, Rehearsals,
+    RequestId, Result, RevisionKey, Router, Scalers, Store, SystemClock, TenantKey, TenantQuota, TriggerSpec,
+    Triggers, UsageQuery, Version, WorkflowHost, WorkflowSpec, commit_as_owner,
 };
 use sas_knative::manifest::{DomainMapping, ParseOptions};
 use tokio::time::Instant;
