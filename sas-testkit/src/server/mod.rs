@@ -88,6 +88,8 @@ fn missing<T>(name: &str, problem: &str, from: &str) -> Option<T> {
     None
 }
 
+type Prepare = dyn Fn(&Site) -> io::Result<Option<Child>> + Send + Sync;
+
 /// What it takes to start a server.
 struct Program {
     name: &'static str,
@@ -96,7 +98,7 @@ struct Program {
     /// Whether it has children that must go with it.
     group: bool,
     /// Makes what it finds at its first start, and what runs beside it and listens at the second of its inner ports.
-    prepare: Box<dyn Fn(&Site) -> io::Result<Option<Child>> + Send + Sync>,
+    prepare: Box<Prepare>,
     command: Box<dyn Fn(&Site) -> Command + Send + Sync>,
 }
 
