@@ -251,7 +251,7 @@ fn runtimes(
         }
         process.jail.total_memory = config.total_memory_bytes;
         process.jail.total_processes = config.total_pids;
-        process.jail.closed_ports = closed;
+        process.jail.closed_ports.clone_from(&closed);
         for port in &process.jail.closed_ports {
             if process.jail.egress_ports.contains(port) || process.jail.egress_grants.contains(port) {
                 tracing::warn!(
@@ -280,6 +280,7 @@ fn runtimes(
         }
         container.total_memory = config.total_memory_bytes;
         container.total_processes = config.total_pids;
+        container.closed_ports = Some(closed);
         container.registries.plain_http = config.plain_http_registries.clone();
         container.local_images =
             config.image_roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;

@@ -8,6 +8,7 @@
 //! sasctl disable NAME | enable NAME | delete NAME [--revision REVISION] | apps | app APP | env APP NAME=VALUE...
 //! sasctl quota [FIELD=AMOUNT...]
 //! sasctl workflow list | start NAME | runs | get RUN | graph RUN | suspend | resume | cancel | retry | skip | event
+//! sasctl export . --image oci:DIR:TAG|REGISTRY/NAME:TAG [--base IMAGE]    a package as an image, to take it elsewhere
 //! sasctl tokens create NAME --scope deploy | tokens list | tokens revoke ID | audit | whoami
 //! sasctl config | reload | backup FILE | upgrade
 //! sasctl completion bash
@@ -19,6 +20,8 @@
 
 mod client;
 mod deploy;
+#[cfg(all(feature = "container", target_os = "linux"))]
+mod export;
 mod host;
 mod quota;
 mod rollout;
@@ -203,6 +206,9 @@ enum Command {
     /// Workflows and their runs.
     #[command(subcommand)]
     Workflow(workflow::Workflow),
+    /// Writes a package out as a container image, with the start that is found for it. Asks no platform.
+    #[cfg(all(feature = "container", target_os = "linux"))]
+    Export(export::Export),
     /// Tokens of the admin API.
     #[command(subcommand)]
     Tokens(Tokens),
@@ -281,6 +287,11 @@ async fn run(cli: Cli) -> Result<(), Failed> {
         let (answer, text) = host::upgrade(cli.state.as_deref()).await?;
         return if cli.json { say(answer) } else { say(text) };
     }
+    #[cfg(all(feature = "container", target_os = "linux"))]
+    if let Command::Export(wanted) = cli.command {
+        let made = export::export(wanted).await?;
+        return say(if cli.json { made.to_string() } else { export::shown(&made) });
+    }
     let client = Client::find(cli.admin.clone(), cli.token_file.clone(), cli.state.as_deref())?;
     let service = |name: &str| format!("/v1/services/{}/{}", percent(&cli.namespace), percent(name));
     let (answer, text) = match cli.command {
@@ -288,6 +299,8 @@ async fn run(cli: Cli) -> Result<(), Failed> {
         Command::Config { all } => host::config(&client, all).await?,
         Command::Reload => host::reload(&client).await?,
         Command::Backup { file } => host::backup(&client, &file).await?,
+        #[cfg(all(feature = "container", target_os = "linux"))]
+        Command::Export(_) => return Ok(()),
         Command::Deploy { what, name, command, env } => {
             let env = env.iter().map(|pair| {
                 let parts = pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));

@@ -89,7 +89,8 @@ impl RuntimeRegistry {
         let Some(runtime) = self.runtimes.get(name) else {
             let known: Vec<&str> = self.runtimes.keys().copied().collect();
             let hint = if name == "container" {
-                "; an image needs a container runtime: give a package by the annotation sas.dev/package instead"
+                "; an image needs a container runtime, which the operator adds (feature `container`, on Linux as root with crun \
+                 or runc: docs/images.md): until then give a package by the annotation sas.dev/package instead"
             } else {
                 ""
             };

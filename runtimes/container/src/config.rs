@@ -88,6 +88,9 @@ pub struct ContainerConfig {
     /// What resolves secrets and configuration maps of volumes, of `envFrom` and of pull secrets. `None`: a revision
     /// that has any is refused.
     pub secrets: Option<Arc<dyn SecretSource>>,
+    /// How often secrets and configuration maps that are mounted are asked for again; what has changed is written into the
+    /// volumes of running instances. `None`: never. Default one minute.
+    pub refresh: Option<Duration>,
     /// Who is told how pulls are going.
     pub progress: Option<Arc<dyn PullObserver>>,
     /// What images may be.
@@ -174,6 +177,7 @@ impl Default for ContainerConfig {
             local_images: Vec::new(),
             credentials: None,
             secrets: None,
+            refresh: Some(Duration::from_secs(60)),
             progress: None,
             limits: ImageLimits::default(),
             cache_bytes: 20 << 30,
@@ -267,6 +271,9 @@ impl ContainerConfig {
         }
         if let Some(unknown) = self.capabilities.iter().find(|name| crate::spec::capability(name).is_none()) {
             return wrong(format!("capabilities: {unknown:?}: names such as NET_BIND_SERVICE"));
+        }
+        if self.refresh.is_some_and(|period| period < Duration::from_millis(10)) {
+            return wrong(format!("refresh: {:?}: at least 10 ms, or None for never", self.refresh));
         }
         if self.registries.patience.is_zero() {
             return wrong("registries.patience: 0: longer than nothing".into());

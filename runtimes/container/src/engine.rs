@@ -28,6 +28,7 @@ use crate::{
     images::Images,
     metrics::Metrics,
     pod,
+    refresh::Refreshed,
     store::Store,
 };
 
@@ -103,6 +104,8 @@ pub(crate) struct Engine {
     pub(crate) no_overlay: Option<String>,
     /// Unmounted for what runs containers.
     pub(crate) hidden: Option<PathBuf>,
+    /// What instances have mounted that may change.
+    pub(crate) refreshed: Refreshed,
     guardian_fd: Mutex<Option<OwnedFd>>,
     all: Mutex<Vec<std::sync::Weak<dyn Killed>>>,
     networks: Mutex<Vec<Arc<Network>>>,
@@ -240,6 +243,7 @@ impl Engine {
             ceilings,
             no_overlay,
             hidden,
+            refreshed: Refreshed::default(),
             guardian_fd: Mutex::new(Some(guardian_fd)),
             all: Mutex::default(),
             networks: Mutex::default(),
@@ -283,6 +287,16 @@ impl Engine {
         }
         self.fill();
         let engine = Arc::downgrade(self);
+        if let Some(period) = self.config.refresh {
+            let engine = engine.clone();
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(period).await;
+                    let Some(engine) = engine.upgrade().filter(|engine| !engine.is_closed()) else { return };
+                    engine.refreshed.once(&engine.config.secrets).await;
+                }
+            });
+        }
         let Some(fd) = self.guardian_fd.lock().take() else { return Ok(()) };
         tokio::spawn(async move {
             let mut fd = fd;

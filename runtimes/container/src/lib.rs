@@ -21,6 +21,7 @@ mod name;
 mod place;
 mod pod;
 mod progress;
+mod refresh;
 mod registry;
 mod runtime;
 mod seccomp;

@@ -28,6 +28,7 @@ use crate::{
     instance::ContainerInstance,
     logs::LogTarget,
     pod::{self, Pod},
+    refresh::Followed,
     spec::{Bind, ContainerShape, User, capability},
     volumes::{self, Filled},
 };
@@ -146,6 +147,7 @@ pub(crate) async fn start(
     }
     let filled = volumes::fill(&asked.volumes, &config.secrets, tenant).await?;
 
+    let followed = Followed::of(&filled);
     let hostname = hostname(&request);
     let containers = 1 + init.len() + sidecars.len();
     let pod = {
@@ -208,6 +210,7 @@ pub(crate) async fn start(
     if port.is_some() {
         prove(&container, &endpoint, address.port()).await?;
     }
+    engine.refreshed.follow(&pod, &asked.volumes, tenant, asked.security.fs_group, followed);
     request.events.phase(request.id, StartPhase::Ready);
     engine.metrics.started.increment(1);
     engine.metrics.ready.record(began.elapsed().as_secs_f64());
@@ -266,17 +269,7 @@ fn furnish(pod: &Pod, hostname: &str, volumes: &[(String, Filled)], group: Optio
             Filled::Files(files) => {
                 pod::make_dir(&path, 0o755)?;
                 for (file, bytes, mode) in files {
-                    let file = path.join(file);
-                    if let Some(parent) = file.parent() {
-                        fs::create_dir_all(parent)?;
-                    }
-                    fs::write(&file, bytes)?;
-                    // A group that owns it may read it, as in Kubernetes.
-                    let mode = if group.is_some() { mode | 0o040 } else { *mode };
-                    fs::set_permissions(&file, fs::Permissions::from_mode(mode))?;
-                    if let Some(group) = group {
-                        pod::give(&file, group)?;
-                    }
+                    crate::refresh::replace(&pod.dir, name, file, bytes, *mode, group)?;
                 }
             }
         }

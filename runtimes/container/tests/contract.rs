@@ -269,6 +269,81 @@ async fn secrets_and_configuration_maps_are_mounted_read_only_and_empty_director
     assert!(get(instance, "/env").await.contains("APP_color=blue"));
 }
 
+/// A configuration map that changes when it is told to.
+#[derive(Debug, Default)]
+struct Changing(std::sync::Mutex<std::collections::BTreeMap<String, bytes::Bytes>>);
+
+impl Changing {
+    fn set(&self, pairs: &[(&str, &str)]) {
+        *self.0.lock().unwrap() = pairs
+            .iter()
+            .map(|(key, text)| ((*key).to_owned(), bytes::Bytes::from((*text).to_owned())))
+            .collect();
+    }
+}
+
+#[async_trait::async_trait]
+impl sas_core::SecretSource for Changing {
+    async fn resolve(&self, reference: &str, _: sas_core::TenantKey) -> sas_core::Result<bytes::Bytes> {
+        Err(sas_core::Error::new(ErrorKind::NotFound, "resolve", reference.to_owned()))
+    }
+
+    async fn entries(
+        &self,
+        _: &str,
+        _: sas_core::TenantKey,
+    ) -> sas_core::Result<std::collections::BTreeMap<String, bytes::Bytes>> {
+        let all = self.0.lock().unwrap().clone();
+        match all.is_empty() {
+            true => Err(sas_core::Error::new(ErrorKind::Unavailable, "resolve", "the vault is away")),
+            false => Ok(all),
+        }
+    }
+}
+
+#[tokio::test]
+async fn mounted_secrets_and_configuration_maps_follow_what_they_are_of_while_the_instance_runs() {
+    support::needs_containers!();
+    let place = Workplace::new();
+    let source = std::sync::Arc::new(Changing::default());
+    source.set(&[("color", "blue"), ("size", "one")]);
+    let mut config = place.config();
+    config.secrets = Some(std::sync::Arc::clone(&source) as _);
+    config.refresh = Some(Duration::from_millis(50));
+    let runtime = std::sync::Arc::new(sas_runtime_container::ContainerRuntime::new(config).unwrap());
+    let mut spec = place.app(&[]);
+    with(&mut spec, |container| {
+        let map =
+            VolumeSource::ConfigMap { name: "app".into(), items: Vec::new(), mode: None, optional: false };
+        container.volumes = vec![Volume::new("map", map)];
+        container.mounts = vec![Mount::new("map", "/map")];
+    });
+    let started = start(&runtime, spec).await.unwrap();
+    let until_it_is = async |path: &str, wanted: &str| {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            let now = get(&*started.instance, path).await;
+            if now == wanted {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{path}: {now}, not {wanted}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert_eq!(get(&*started.instance, "/read/map/color").await, "blue");
+    source.set(&[("color", "green"), ("shape", "round")]);
+    until_it_is("/read/map/color", "green").await;
+    until_it_is("/list/map", "color\nshape").await;
+    assert!(get(&*started.instance, "/write/map/color").await.contains("Read-only"));
+    // While nobody can be asked, what is there stays.
+    source.set(&[]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(get(&*started.instance, "/read/map/color").await, "green");
+    source.set(&[("color", "red")]);
+    until_it_is("/list/map", "color").await;
+    assert_eq!(get(&*started.instance, "/read/map/color").await, "red");
+}
+
 #[tokio::test]
 async fn init_containers_end_before_and_sidecars_run_beside_in_one_network_with_the_same_volumes() {
     support::needs_containers!();
