@@ -223,6 +223,22 @@ impl PackageDir {
         Ok(Blob::new(digest, Source::Path(home.join(name))).with_bytes(bytes))
     }
 
+    /// Takes a package of another directory of this file system, or keeps the one that is here. Blocking.
+    pub(crate) fn adopt(&self, staged: &Self, digest: &str) -> Result<Source> {
+        private_dir(&self.root)?;
+        let home = self.home(digest);
+        match fs::rename(staged.home(digest), &home) {
+            Ok(()) => sync_dir(&self.root)?,
+            Err(_) if home.is_dir() => {}
+            Err(error) => return Err(storage(&home, error)),
+        }
+        let entry = fs::read_dir(&home).and_then(|mut entries| entries.next().transpose());
+        match entry.map_err(|error| storage(&home, error))? {
+            Some(entry) => Ok(Source::Path(entry.path())),
+            None => Err(storage(&home, io::ErrorKind::NotFound.into())),
+        }
+    }
+
     /// Where a package would be; none for what is no digest, and might be a path out of here.
     fn found(&self, digest: &str) -> Option<PathBuf> {
         let digits = digest.strip_prefix("sha256:")?;

@@ -65,12 +65,19 @@ impl SharedPackages {
             let unpacked = unpacked.clone();
             blocking(move || unpack(&archive, &unpacked, &shown)).await?
         };
-        let blob = self.local.put(&source).await.map_err(|error| damaged(digest, &error.message))?;
+        // Beside the others until it is known to be the right one.
+        let staged = PackageDir::new(scratch.0.join("staged"));
+        let blob = staged.put(&source).await.map_err(|error| damaged(digest, &error.message))?;
         if blob.digest != digest {
-            self.local.delete(&blob.digest).await?;
             return Err(damaged(digest, &format!("its content is {}", blob.digest)));
         }
-        Ok(Some(blob.source))
+        self.adopt(staged, digest).await.map(Some)
+    }
+
+    /// Takes a package that was staged to the copies of this host.
+    async fn adopt(&self, staged: PackageDir, digest: &str) -> Result<Source> {
+        let (local, digest) = (self.local.clone(), digest.to_owned());
+        blocking(move || local.adopt(&staged, &digest)).await
     }
 
     async fn scratch(&self) -> Result<Scratch> {
@@ -160,21 +167,19 @@ fn is_digest(digest: &str) -> bool {
 #[async_trait]
 impl BlobStore for SharedPackages {
     async fn put(&self, source: &Source) -> Result<Blob> {
-        let mut blob = self.local.put(source).await?;
+        // This host has a copy when the storage has one: given up before, nothing of it is there.
+        let scratch = self.scratch().await?;
+        let staged = PackageDir::new(scratch.0.join("staged"));
+        let mut blob = staged.put(source).await?;
         let turn = self.turn(&blob.digest);
         let _turn = turn.lock().await;
         if !self.has(&blob.digest).await? {
-            let scratch = self.scratch().await?;
             let (archive, packed) = (scratch.0.join("package.tar"), blob.source.clone());
             let written = archive.clone();
             blocking(move || pack(&packed, &written)).await?;
             self.objects.put(&object(&blob.digest), &archive).await?;
         }
-        // Somebody may have deleted it, here too, while it was on its way.
-        if self.local.get(&blob.digest).await?.is_none() {
-            let lost = || damaged(&blob.digest, "it was deleted while it was put");
-            blob.source = self.fetch(&blob.digest).await?.ok_or_else(lost)?;
-        }
+        blob.source = self.adopt(staged, &blob.digest).await?;
         Ok(blob)
     }
 
@@ -199,8 +204,9 @@ impl BlobStore for SharedPackages {
         }
         let turn = self.turn(digest);
         let _turn = turn.lock().await;
-        self.objects.delete(&object(digest)).await?;
-        self.local.delete(digest).await
+        // Given up in between, it is there, and is brought again.
+        self.local.delete(digest).await?;
+        self.objects.delete(&object(digest)).await
     }
 
     async fn list(&self) -> Result<Vec<String>> {
