@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, future::BoxFuture};
-use sas_core::{Error, ErrorKind, Result, Retry, TenantKey};
+use sas_core::{Error, ErrorKind, Result, TenantKey};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -308,26 +308,13 @@ impl Images {
                 format!("its configuration is larger than {} bytes", manifest::MOST_MANIFEST),
             ));
         }
-        let mut pull = self.pull_of(&blob.digest).await?;
+        let mut pull = self.store.pull(&registry.pull_key(&blob.digest))?;
         registry.blob(blob, &mut pull, report).await?;
         let mut bytes = Vec::new();
         let read = pull.reader().and_then(|mut file| io::Read::read_to_end(&mut file, &mut bytes));
         pull.remove();
         read.map_err(|error| wrong(text, format!("its configuration: {error}")))?;
         Ok(bytes)
-    }
-
-    /// The place to pull a blob to, as soon as no other host is at it.
-    async fn pull_of(&self, blob: &Digest) -> Result<crate::store::Pull> {
-        for _ in 0..3000 {
-            if let Some(pull) = self.store.pull(blob)? {
-                return Ok(pull);
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        }
-        let what = format!("blob {blob}: another host has been pulling it for ten minutes");
-        Err(Error::new(ErrorKind::Unavailable, "pull", what)
-            .with_retry(Retry::After(std::time::Duration::from_secs(5))))
     }
 
     async fn pull_layer(
@@ -340,22 +327,25 @@ impl Images {
         if let Some(layer) = self.store.layer(diff)? {
             return Ok(layer);
         }
-        let _turn = self.store.turn(diff).await;
-        if let Some(layer) = self.store.layer(diff)? {
-            return Ok(layer);
-        }
         if blob.size > self.config.limits.bytes {
             let what =
                 format!("layer {}: {} packed bytes, more than an image may have", blob.digest, blob.size);
             return Err(Error::new(ErrorKind::InvalidSpec, "pull", what));
         }
-        let mut pull = self.pull_of(&blob.digest).await?;
-        // Another host may have brought it meanwhile.
+        // What its content is to be, an image only claims: whoever pulls a common layer from elsewhere does not wait for
+        // this registry.
+        let key = registry.pull_key(&blob.digest);
+        let pulls = self.store.turn(&key).await;
+        if let Some(layer) = self.store.layer(diff)? {
+            return Ok(layer);
+        }
+        let mut pull = self.store.pull(&key)?;
+        registry.blob(blob, &mut pull, report).await?;
+        let _turn = self.store.turn(diff).await;
         if let Some(layer) = self.store.layer(diff)? {
             pull.remove();
             return Ok(layer);
         }
-        registry.blob(blob, &mut pull, report).await?;
         let (store, diff, size) = (Arc::clone(&self.store), diff.clone(), blob.size);
         let layer = blocking(move || {
             let unpacked = pull
@@ -366,6 +356,7 @@ impl Images {
             unpacked
         })
         .await?;
+        drop(pulls);
         report.tell(PullProgress::Unpacked { layer: layer.digest.to_string(), bytes: layer.bytes });
         Ok(layer)
     }

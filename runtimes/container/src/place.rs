@@ -186,12 +186,16 @@ impl Place {
         }
         let pause = pause(response.headers(), &self.config);
         let mut words = Vec::new();
-        while let Ok(Some(chunk)) = response.chunk().await {
-            words.extend_from_slice(&chunk[..chunk.len().min(MOST_WORDS - words.len())]);
-            if words.len() >= MOST_WORDS {
-                break;
+        let read = async {
+            while let Ok(Some(chunk)) = response.chunk().await {
+                words.extend_from_slice(&chunk[..chunk.len().min(MOST_WORDS - words.len())]);
+                if words.len() >= MOST_WORDS {
+                    break;
+                }
             }
-        }
+        };
+        // Its status is enough where the words do not come.
+        let _ = tokio::time::timeout(self.config.registries.patience, read).await;
         let said = serde_json::from_slice::<OciEnvelope>(&words).ok();
         let said = said.and_then(|said| said.errors.into_iter().next().map(|error| error.message));
         Err(Refusal { error: told(&self.reference, status, pause, said.as_deref()), pause })

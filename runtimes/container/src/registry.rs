@@ -26,6 +26,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// [`SLOWEST`]: a registry that drips is one that is down.
 const WORTH: u64 = 1 << 20;
 const SLOWEST: u64 = 64 << 10;
+/// Bytes a second that a layer comes at on the whole, tries and pauses aside.
+const FLOOR: u64 = 64 << 10;
 
 /// A registry, asked as one tenant.
 pub(crate) struct Registry {
@@ -82,6 +84,11 @@ impl Registry {
         own: Vec<crate::credentials::DockerConfig>,
     ) -> Self {
         Self { config: Arc::clone(config), http, reference, tenant, own, places: OnceCell::new() }
+    }
+
+    /// What a pull of a blob is known by: another tenant, or another registry, has nothing to do with it.
+    pub(crate) fn pull_key(&self, blob: &Digest) -> Digest {
+        Digest::of(format!("{}\n{}\n{blob}", self.tenant.0, self.reference.registry()).as_bytes())
     }
 
     /// The mirrors, then the registry itself.
@@ -217,6 +224,9 @@ impl Registry {
     ) -> Result<()> {
         let disk = |error| disk(blob, error);
         let mut patience = Patience::new(&self.config, patient);
+        let whole =
+            (self.config.registries.patience + LAST_PAUSE) * TRIES + Duration::from_secs(blob.size / FLOOR);
+        let until = Instant::now() + whole;
         loop {
             let (before, hash) = to.so_far().map_err(disk)?;
             if before > blob.size {
@@ -226,7 +236,7 @@ impl Registry {
             let mut here = Here { have: before, hash };
             let pulled = match before == blob.size {
                 true => Ok(()),
-                false => self.rest(place, blob, &mut here, to, report).await,
+                false => self.rest(place, blob, &mut here, to, report, until).await,
             };
             match pulled {
                 Ok(()) => {
@@ -242,6 +252,9 @@ impl Registry {
                     if refusal.error.kind == ErrorKind::InvalidSpec {
                         to.restart().map_err(disk)?;
                     }
+                    if Instant::now() >= until {
+                        return Err(refusal.error);
+                    }
                     patience.wait(refusal, here.have.saturating_sub(before)).await?;
                 }
             }
@@ -256,6 +269,7 @@ impl Registry {
         here: &mut Here,
         to: &mut Pull,
         report: &Reporter,
+        until: Instant,
     ) -> std::result::Result<(), Refusal> {
         let disk = |error| Refusal::from(disk(blob, error));
         let mut response = place.ask(&format!("blobs/{}", blob.digest), "*/*", here.have).await?;
@@ -278,7 +292,14 @@ impl Registry {
         let patience = self.config.registries.patience;
         let (mut told_at, mut slow_at, mut slow_from) = (Instant::now(), Instant::now(), here.have);
         let ended = loop {
-            let chunk = match response.chunk().await {
+            let Ok(chunk) = tokio::time::timeout_at(until, response.chunk()).await else {
+                let what = format!(
+                    "layer {}: {} of {} bytes in time, which is less than {FLOOR} a second",
+                    blob.digest, here.have, blob.size
+                );
+                break Err(unavailable(&self.reference, what).into());
+            };
+            let chunk = match chunk {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) if here.have == blob.size => break Ok(()),
                 Ok(None) => {

@@ -4,7 +4,7 @@
 //! <root>/layers/<sha256>/fs/       a layer, unpacked; the directory appears by one rename
 //! <root>/layers/<sha256>/used      its time is when it was last wanted
 //! <root>/images/<sha256>.json      configuration and layers of an image, by the digest of its manifest
-//! <root>/pulls/<sha256>            what was pulled of a blob so far; a broken pull goes on from there
+//! <root>/pulls/<sha256>            what one tenant pulled of a blob from one registry so far; a broken pull goes on from there
 //! <root>/runs/<run>/lock           held (flock) by the host while it lives
 //! <root>/runs/<run>/stdin          the empty standard input of all its containers, by which they are found
 //! <root>/runs/<run>/cgroups        the control groups of this run
@@ -68,7 +68,7 @@ pub(crate) struct Store {
     limits: ImageLimits,
     /// The layers that this host holds.
     held: Mutex<HashMap<Digest, Weak<Layer>>>,
-    /// One at a time fetches and unpacks a layer.
+    /// One at a time unpacks a layer, and one of a tenant fetches it from a registry.
     gates: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     next_name: AtomicU64,
 }
@@ -171,17 +171,19 @@ impl Store {
         self.run.dir.join("tmp").join(number.to_string())
     }
 
-    /// Where a blob is pulled to. `None`: another host is at it.
-    pub(crate) fn pull(&self, blob: &Digest) -> Result<Option<Pull>> {
-        let path = self.root.join("pulls").join(blob.hex());
+    /// Where `what` is pulled to, so that it can go on from there. Where somebody is at it already, a file that goes with
+    /// this pull: nobody waits for another's registry.
+    pub(crate) fn pull(&self, what: &Digest) -> Result<Pull> {
+        let path = self.root.join("pulls").join(what.hex());
         let file = lock_file(&path)?;
-        Ok(match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Some(Pull { path, file }),
-            Err(_) => None,
-        })
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(Pull { path, file, passing: false });
+        }
+        let path = self.temporary();
+        Ok(Pull { file: lock_file(&path)?, path, passing: true })
     }
 
-    /// The turn of whoever brings this layer here.
+    /// The turn of whoever is at something of this digest. It is held over nothing that another tenant can make last.
     pub(crate) async fn turn(&self, diff: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
         let gate = {
             let mut gates = self.gates.lock();
@@ -340,13 +342,23 @@ impl Drop for Scrap {
 pub(crate) struct Pull {
     path: PathBuf,
     file: fs::File,
+    /// Nobody goes on from here.
+    passing: bool,
+}
+
+impl Drop for Pull {
+    fn drop(&mut self) {
+        if self.passing {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl Pull {
     /// A blob that is brought to this file.
     pub(crate) fn at(path: PathBuf) -> Result<Self> {
         let file = lock_file(&path)?;
-        Ok(Self { path, file })
+        Ok(Self { path, file, passing: false })
     }
 
     /// The bytes that are here, hashed.

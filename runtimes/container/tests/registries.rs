@@ -254,3 +254,51 @@ async fn a_registry_that_hangs_drips_or_talks_without_end_is_given_up() {
     assert!(matches!(error.kind, ErrorKind::Unavailable | ErrorKind::InvalidSpec), "{error}");
     assert!(error.message.contains("are the least") || error.message.contains("longer than"), "{error}");
 }
+
+#[tokio::test]
+async fn words_of_an_error_that_drip_are_not_waited_for() {
+    support::needs_containers!();
+    let place = Workplace::new();
+    const LONG: &str = "HTTP/1.1 404 Not Found\r\ncontent-length: 3000000\r\n\r\n";
+    let registry = slow(LONG, Some(Duration::from_millis(50))).await;
+    let runtime = runtime(&place, registry, Duration::from_millis(200));
+    let began = Instant::now();
+    let error = runtime.pin(&image(registry), TenantKey(1)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound, "{error}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_registry_that_hangs_keeps_no_other_tenant_from_the_same_layer() {
+    support::needs_containers!();
+    let place = Workplace::new();
+    let (all, manifest) = blobs(&place);
+    let nothing = slow("", None).await;
+    let registry = |hangs: bool| {
+        let (all, manifest) = (all.clone(), manifest.clone());
+        Fake::start(move |asked, _| match asked.uri.path().rsplit_once("/blobs/") {
+            Some((_, digest)) => match all.get(digest) {
+                // The configuration comes, the layer does not.
+                Some(blob) if !hangs || blob.starts_with(b"{") => sent(blob.clone()),
+                _ => empty(status(307).header(header::LOCATION, format!("http://{nothing}/{digest}"))),
+            },
+            None => sent(manifest.clone()),
+        })
+    };
+    let (hangs, good) = (registry(true).await, registry(false).await);
+    let mut config = place.config();
+    config.registries.plain_http.extend([hangs.address.to_string(), good.address.to_string()]);
+    let runtime = Arc::new(ContainerRuntime::new(config).unwrap());
+    let stuck = tokio::spawn({
+        let (runtime, image) = (Arc::clone(&runtime), image(hangs.address));
+        async move { runtime.prepare_for(&image, TenantKey(1)).await }
+    });
+    // For the manifest, the configuration and the layer, and before for who may ask.
+    support::until("the layer is asked for", || hangs.asked.load(std::sync::atomic::Ordering::SeqCst) >= 4)
+        .await;
+    let good = image(good.address);
+    let pulled = tokio::time::timeout(Duration::from_secs(20), runtime.prepare_for(&good, TenantKey(2)));
+    pulled.await.expect("nobody waits for another tenant's registry").unwrap();
+    assert!(!stuck.is_finished(), "the other registry still hangs");
+    stuck.abort();
+}
