@@ -97,6 +97,7 @@ impl World {
 
     async fn admin(&self, method: &str, path: &str, body: &str) -> Value {
         let request = http::Request::builder().method(method).uri(path).header("host", "localhost");
+        let request = request.header("content-type", "application/json");
         let request = request.header("authorization", format!("Bearer {TOKEN}"));
         let request = request.body(Body::from(body.to_owned())).expect("a request");
         let response = self.platform.admin().handle(request).await;
@@ -336,6 +337,102 @@ async fn a_live_page_sends_what_has_changed_and_ends_with_its_session() {
     let form = world.page(&cookie, "/console/").await.form().to_owned();
     world.send(&cookie, "/console/sign-out", format!("form={form}")).await;
     until(&mut body, "event: over").await;
+}
+
+#[tokio::test]
+async fn who_looks_holds_up_no_shutdown() {
+    let functions =
+        InlineRuntime::new().with("good", |_: Request, _cx| async { Response::new(Body::from("good")) });
+    let builder = Platform::builder().runtime(functions).admin_token(TOKEN).console();
+    let platform =
+        builder.admin("127.0.0.1:0".parse().expect("an address")).build().await.expect("a platform");
+    let address = platform.admin_addr().expect("it listens");
+    // The cookie of the platform's own console, which alone is at the listener.
+    let ask = async |head: String| {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        let mut text = String::new();
+        while !text.contains("set-cookie: ") && !text.contains("event: part") {
+            let mut bytes = [0; 4096];
+            let read = stream.read(&mut bytes).await.expect("read");
+            assert!(read > 0, "{text}");
+            text.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        }
+        (stream, text)
+    };
+    let body = format!("token={TOKEN}");
+    let sign_in = format!(
+        "POST /console/sign-in HTTP/1.1\r\nhost: {address}\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let (_, answer) = ask(sign_in).await;
+    let cookie = answer.split("set-cookie: ").nth(1).expect("a cookie").split(';').next().expect("its value");
+    let look = format!(
+        "GET /console/live?page=%2Fconsole%2F HTTP/1.1\r\nhost: {address}\r\ncookie: {cookie}\r\n\r\n"
+    );
+    let (open, _) = ask(look).await;
+    let began = tokio::time::Instant::now();
+    platform.shutdown(Duration::from_secs(10)).await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    drop(open);
+}
+
+#[tokio::test]
+async fn moving_the_traffic_keeps_tags_and_what_follows_the_latest() {
+    let world = World::new().await;
+    world.deploy("shop", "cart", "good").await;
+    world.deploy("shop", "cart", "bad").await;
+    let targets = r#"{"traffic": [{"latestRevision": true, "percent": 100, "tag": "live"},
+        {"revisionName": "cart-00001", "percent": 0, "tag": "old"}]}"#;
+    world.platform.admin().change(|settings| settings.require_conditions = true);
+    let cookie = world.sign_in(TOKEN).await;
+    let send = async |action: &str, rest: &str| {
+        let steer = world.page(&cookie, "/console/services/shop/cart/steer").await;
+        let seen = steer.text.split(r#"name="seen" value=""#).nth(1).expect("what was seen");
+        let seen = seen.split("\"").next().expect("its end").replace("&quot;", "%22");
+        let form = steer.form();
+        let body = format!("form={form}&namespace=shop&service=cart&seen={seen}&{rest}");
+        world.send(&cookie, &format!("/console/do/{action}"), body).await;
+        world.page(&cookie, "/console/").await
+    };
+    world.platform.admin().change(|settings| settings.require_conditions = false);
+    let set = world.admin("PUT", "/v1/services/shop/cart/traffic", targets).await;
+    assert_eq!(set["spec"][0]["tag"], "live", "{set}");
+    world.platform.admin().change(|settings| settings.require_conditions = true);
+    let moved = send("traffic", "percent.cart-00002=70&percent.cart-00001=30").await;
+    assert!(moved.text.contains("The traffic of shop/cart moves"), "{}", moved.text);
+    let now = world.admin("GET", "/v1/services/shop/cart/traffic", "").await;
+    let spec = &now["spec"];
+    assert_eq!((&spec[0]["tag"], &spec[0]["percent"]), (&"live".into(), &70.into()), "{now}");
+    assert!(spec[0]["revisionName"].is_null(), "it follows the latest: {now}");
+    assert_eq!((&spec[1]["tag"], &spec[1]["percent"]), (&"old".into(), &30.into()), "{now}");
+    // What was seen is no longer so.
+    let stale = "percent.cart-00002=0&percent.cart-00001=100&seen=%221.0000000000000000%22";
+    let form = world.page(&cookie, "/console/").await.form().to_owned();
+    let body = format!("form={form}&namespace=shop&service=cart&{stale}");
+    world.send(&cookie, "/console/do/traffic", body).await;
+    assert!(world.page(&cookie, "/console/").await.text.contains("was changed since it was read"));
+    let off = send("disable", "reason=a+sale").await;
+    assert!(off.text.contains("shop/cart is switched off"), "{}", off.text);
+    let gone = send("delete", "confirm=cart").await;
+    assert!(gone.text.contains("shop/cart is deleted"), "{}", gone.text);
+}
+
+#[tokio::test]
+async fn no_service_is_at_a_host_of_the_consoles_cookies() {
+    let world = World::new().await;
+    world.platform.admin().change(|settings| settings.hosts.push("Admin.example.org:8443".into()));
+    let mapped = |host: &str| {
+        format!(
+            "apiVersion: serving.knative.dev/v1beta1\nkind: DomainMapping\nmetadata:\n  name: {host}\n  \
+             namespace: shop\nspec:\n  ref:\n    kind: Service\n    name: cart\n    apiVersion: serving.knative.dev/v1\n"
+        )
+    };
+    let refused =
+        world.platform.apply(&mapped("admin.example.org"), None).await.expect_err("it is the admin's");
+    assert!(refused.to_string().contains("admin API"), "{refused}");
+    world.platform.apply(&mapped("shop.example.org"), None).await.expect("another is not");
 }
 
 /// Ten thousand services, with the time of the server for a page: in a build without optimisation, so that the bound of

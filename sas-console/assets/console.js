@@ -33,18 +33,31 @@ function become(old, next) {
   before.slice(after.length).forEach((child) => child.remove());
 }
 
+// Parts that came while text in them was selected: the platform sends each change once.
+const waiting = new Map();
+
 function part(data) {
   const end = data.indexOf("\n");
-  const place = document.getElementById(data.slice(0, end));
+  const id = data.slice(0, end);
+  const place = document.getElementById(id);
   const selection = getSelection();
-  // Text that is being selected stays as it is; the part comes again with its next change.
-  if (!place || (!selection.isCollapsed && place.contains(selection.anchorNode))) return;
+  waiting.delete(id);
+  if (!place) return;
+  // Text that is being selected stays as it is until it is no longer.
+  if (!selection.isCollapsed && place.contains(selection.anchorNode)) {
+    waiting.set(id, data);
+    return;
+  }
   const holder = document.createElement("template");
   holder.innerHTML = data.slice(end + 1);
   const next = place.cloneNode(false);
   next.append(holder.content);
   become(place, next);
 }
+
+document.addEventListener("selectionchange", () => {
+  if (waiting.size && getSelection().isCollapsed) [...waiting.values()].forEach(part);
+});
 
 function lines(data) {
   const log = document.getElementById("log");
@@ -65,7 +78,20 @@ function open() {
   stream.onerror = () => {
     say("late", "not connected: this page is old");
     if (stream?.readyState === EventSource.CLOSED) {
+      const refused = stream.url;
       close();
+      // The stream does not say why it was refused; a session that has ended is mended by its owner alone.
+      const asked = new AbortController();
+      fetch(refused, { signal: asked.signal }).then(
+        (answer) => {
+          if (answer.status === 401) {
+            clearTimeout(overdue);
+            say("late", "signed out: load this page to sign in again");
+          }
+          asked.abort();
+        },
+        () => {},
+      );
       clearTimeout(overdue);
       overdue = setTimeout(open, 3000);
     }

@@ -1,7 +1,8 @@
 //! What is done by a click: a form becomes one request to the admin API, under the token of who sent it.
 
-use http::Method;
+use http::{Method, header};
 use sas_core::Body;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
@@ -53,7 +54,12 @@ async fn deploy(form: &Form, api: &Api) -> Sentence {
     if manifest.is_empty() {
         return wrong("the manifest is empty");
     }
-    let done = api.post("/v1/services", "application/yaml", Body::from(manifest)).await?;
+    let condition = match form.get("expects") {
+        "new" => Some((header::IF_NONE_MATCH, "*")),
+        "change" => Some((header::IF_MATCH, "*")),
+        _ => None,
+    };
+    let done = api.post("/v1/services", "application/yaml", condition, Body::from(manifest)).await?;
     let applied: Vec<&Value> = done["applied"].as_array().into_iter().flatten().collect();
     let mut told = Vec::new();
     let mut to = None;
@@ -82,7 +88,7 @@ async fn deploy(form: &Form, api: &Api) -> Sentence {
 /// Sends a package, and gives a manifest that names it by its digest.
 pub(crate) async fn package(name: &str, body: Body, api: &Api) -> Result<String> {
     let sent = api
-        .post(&format!("/v1/packages{}", query(&[("name", name)])), "application/octet-stream", body)
+        .post(&format!("/v1/packages{}", query(&[("name", name)])), "application/octet-stream", None, body)
         .await?;
     let digest = sent["digest"].as_str().unwrap_or_default();
     let stem: String = name.split('.').next().unwrap_or_default().to_lowercase().replace(['_', ' '], "-");
@@ -129,6 +135,72 @@ async fn trigger(action: &str, form: &Form, api: &Api) -> Sentence {
     }
 }
 
+/// Where the traffic of a service is to go, and which revision the latest one is.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Now {
+    spec: Vec<Target>,
+    latest_ready_revision: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Target {
+    /// `None`: the latest one.
+    revision_name: Option<String>,
+    percent: u32,
+    tag: Option<String>,
+}
+
+/// The same targets with other shares: each keeps its tag, and what followed the latest revision goes on following it. What
+/// the form did not name keeps its share; a target that has neither a share nor a tag goes, unless it follows the latest.
+fn moved(now: &Now, wanted: Vec<(String, u32)>) -> Vec<Value> {
+    let mut targets = now.spec.clone();
+    for (revision, percent) in wanted {
+        let leads = |target: &Target| {
+            target.revision_name.as_ref().or(now.latest_ready_revision.as_ref()) == Some(&revision)
+        };
+        // Of several that lead there, that takes the share which has one now.
+        let takes = (0..targets.len())
+            .filter(|at| leads(&targets[*at]))
+            .max_by_key(|at| (targets[*at].percent, std::cmp::Reverse(*at)));
+        for target in targets.iter_mut().filter(|target| leads(target)) {
+            target.percent = 0;
+        }
+        match takes {
+            Some(at) => targets[at].percent = percent,
+            None => targets.push(Target { revision_name: Some(revision), percent, tag: None }),
+        }
+    }
+    let stays =
+        |target: &Target| target.percent > 0 || target.tag.is_some() || target.revision_name.is_none();
+    let shown = targets.into_iter().filter(stays).map(|target| {
+        let mut shown = json!({"percent": target.percent});
+        match target.revision_name {
+            Some(name) => shown["revisionName"] = name.into(),
+            None => shown["latestRevision"] = true.into(),
+        }
+        if let Some(tag) = target.tag {
+            shown["tag"] = tag.into();
+        }
+        shown
+    });
+    shown.collect()
+}
+
+/// The tag of a service as it is now: what is to be done at once does not wait until somebody has seen the last change.
+async fn current(api: &Api, service: &pages::Service) -> Result<String> {
+    Ok(api.get_tagged::<serde::de::IgnoredAny>(&service.api("")).await?.1)
+}
+
+/// The tag that the page of the form was made of.
+async fn seen(form: &Form, api: &Api, service: &pages::Service) -> Result<String> {
+    match form.get("seen") {
+        "" => current(api, service).await,
+        seen => Ok(seen.to_owned()),
+    }
+}
+
 async fn service(action: &str, form: &Form, api: &Api) -> Sentence {
     let service =
         pages::Service { namespace: form.get("namespace").to_owned(), name: form.get("service").to_owned() };
@@ -143,46 +215,97 @@ async fn service(action: &str, form: &Form, api: &Api) -> Sentence {
             fine(pages::told(&report))
         }
         "traffic" => {
-            let mut targets = Vec::new();
+            let mut wanted = Vec::new();
             for (revision, percent) in form.with_prefix("percent.") {
                 let Ok(percent) = percent.parse::<u32>() else {
                     return wrong(format!(
                         "{revision}: {percent:?} is no share; write a whole number from 0 to 100"
                     ));
                 };
-                if percent > 0 {
-                    targets.push(json!({"revisionName": revision, "percent": percent}));
-                }
+                wanted.push((revision.to_owned(), percent));
             }
-            api.change(Method::PUT, &service.api("/traffic"), &json!({"traffic": targets})).await?;
+            let (now, tag): (Now, String) = api.get_tagged(&service.api("")).await?;
+            let seen = given("seen").unwrap_or(tag);
+            let targets = moved(&now, wanted);
+            let body = json!({"traffic": targets});
+            api.change_seen(Method::PUT, &service.api("/traffic"), &seen, &body).await?;
             fine(format!("The traffic of {name} moves."))
         }
         "rollout" => {
             let action = form.get("action");
-            api.change(Method::POST, &service.api("/rollout"), &json!({"action": action})).await?;
+            let seen = current(api, &service).await?;
+            let body = json!({"action": action});
+            api.change_seen(Method::POST, &service.api("/rollout"), &seen, &body).await?;
             fine(format!("The roll-out of {name}: {action} is done."))
         }
         "rollback" => {
             let revision = given("revision");
             let body = revision.map_or(json!({}), |revision| json!({"revision": revision}));
-            api.change(Method::POST, &service.api("/rollback"), &body).await?;
+            let seen = seen(form, api, &service).await?;
+            api.change_seen(Method::POST, &service.api("/rollback"), &seen, &body).await?;
             fine(format!("{name} is rolled back."))
         }
         "disable" => {
             let body = given("reason").map_or(json!({}), |reason| json!({"reason": reason}));
-            api.change(Method::POST, &service.api("/disable"), &body).await?;
+            let seen = current(api, &service).await?;
+            api.change_seen(Method::POST, &service.api("/disable"), &seen, &body).await?;
             fine(format!("{name} is switched off."))
         }
         "enable" => {
-            api.change(Method::POST, &service.api("/enable"), &Value::Null).await?;
+            let seen = current(api, &service).await?;
+            api.change_seen(Method::POST, &service.api("/enable"), &seen, &Value::Null).await?;
             fine(format!("{name} is switched on again."))
         }
         _ => {
             if form.get("confirm") != service.name {
                 return wrong(format!("nothing was deleted: write {:?} to confirm", service.name));
             }
-            api.change(Method::DELETE, &service.api(""), &Value::Null).await?;
+            let seen = seen(form, api, &service).await?;
+            api.change_seen(Method::DELETE, &service.api(""), &seen, &Value::Null).await?;
             Ok((format!("{name} is deleted."), Some("/console/".to_owned())))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_move_and_tags_and_the_latest_stay() {
+        let now = json!({
+            "latestReadyRevision": "cart-00003",
+            "spec": [
+                {"percent": 90, "tag": "live"},
+                {"revisionName": "cart-00001", "percent": 10},
+                {"revisionName": "cart-00002", "percent": 0, "tag": "try"},
+                {"revisionName": "cart-00003", "percent": 0, "tag": "pinned"},
+            ],
+        });
+        let now: Now = serde_json::from_value(now).unwrap();
+        let wanted = [("cart-00003", 60), ("cart-00001", 0), ("cart-00000", 40)];
+        let wanted = wanted.map(|(revision, percent)| (revision.to_owned(), percent)).to_vec();
+        assert_eq!(
+            Value::Array(moved(&now, wanted)),
+            json!([
+                {"latestRevision": true, "percent": 60, "tag": "live"},
+                {"revisionName": "cart-00002", "percent": 0, "tag": "try"},
+                {"revisionName": "cart-00003", "percent": 0, "tag": "pinned"},
+                {"revisionName": "cart-00000", "percent": 40},
+            ])
+        );
+    }
+
+    #[test]
+    fn what_follows_the_latest_goes_on_following_it_without_a_share() {
+        let now: Now = serde_json::from_value(json!({
+            "latestReadyRevision": "cart-00002", "spec": [{"percent": 100}],
+        }))
+        .unwrap();
+        let moved = moved(&now, vec![("cart-00002".into(), 0), ("cart-00001".into(), 100)]);
+        assert_eq!(
+            Value::Array(moved),
+            json!([{"latestRevision": true, "percent": 0}, {"revisionName": "cart-00001", "percent": 100}])
+        );
     }
 }

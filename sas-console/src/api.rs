@@ -4,7 +4,7 @@
 use std::{fmt::Write as _, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sas_core::{Body, Clock, Handler, Request, Secret};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -92,12 +92,18 @@ impl Api {
 
     /// Asks for something to be seen.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let text = self.send(Method::GET, path, None, Body::empty()).await?;
-        serde_json::from_slice(&text).map_err(|error| {
+        Ok(self.get_tagged(path).await?.0)
+    }
+
+    /// The same with its `ETag`; empty where it has none.
+    pub(crate) async fn get_tagged<T: DeserializeOwned>(&self, path: &str) -> Result<(T, String)> {
+        let (text, tag) = self.send(Method::GET, path, None, None, Body::empty()).await?;
+        let read = serde_json::from_slice(&text).map_err(|error| {
             tracing::warn!(path, %error, "the admin API answers what the console does not read");
             let detail = format!("the admin API answered something else than expected: {error}");
             Problem::new(StatusCode::BAD_GATEWAY, detail)
-        })
+        })?;
+        Ok((read, tag))
     }
 
     /// The same; `None` where there is no such thing, or where the platform does not keep it.
@@ -111,13 +117,32 @@ impl Api {
 
     /// Asks for a change, with a JSON body.
     pub(crate) async fn change(&self, method: Method, path: &str, body: &Value) -> Result<Value> {
+        self.change_seen(method, path, "", body).await
+    }
+
+    /// The same, if what it changes still is as it was shown with this `ETag`; empty: however it is.
+    pub(crate) async fn change_seen(
+        &self,
+        method: Method,
+        path: &str,
+        seen: &str,
+        body: &Value,
+    ) -> Result<Value> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        self.read(self.send(method, path, Some("application/json"), Body::from(body)).await?)
+        let condition = (!seen.is_empty()).then_some((header::IF_MATCH, seen));
+        let sent = self.send(method, path, Some("application/json"), condition, Body::from(body)).await?;
+        self.read(sent.0)
     }
 
     /// Asks for a change, with a body of any type.
-    pub(crate) async fn post(&self, path: &str, kind: &'static str, body: Body) -> Result<Value> {
-        self.read(self.send(Method::POST, path, Some(kind), body).await?)
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        kind: &'static str,
+        condition: Option<(HeaderName, &str)>,
+        body: Body,
+    ) -> Result<Value> {
+        self.read(self.send(Method::POST, path, Some(kind), condition, body).await?.0)
     }
 
     fn read(&self, text: Bytes) -> Result<Value> {
@@ -129,8 +154,9 @@ impl Api {
         method: Method,
         path: &str,
         kind: Option<&'static str>,
+        condition: Option<(HeaderName, &str)>,
         body: Body,
-    ) -> Result<Bytes> {
+    ) -> Result<(Bytes, String)> {
         let unsent = |error: &dyn std::fmt::Display| {
             Problem::new(StatusCode::BAD_REQUEST, format!("{path}: not a path: {error}"))
         };
@@ -142,6 +168,11 @@ impl Api {
         if let Some(kind) = kind {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         }
+        if let Some((name, seen)) = condition {
+            let seen = HeaderValue::try_from(seen)
+                .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "no header can carry what was seen"))?;
+            headers.insert(name, seen);
+        }
         if let Some(token) = &self.token {
             let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
                 .map_err(|_| Problem::new(StatusCode::UNAUTHORIZED, "no header can carry this token"))?;
@@ -150,11 +181,13 @@ impl Api {
         }
         let answer = self.admin.handle(request).await;
         let status = answer.status();
+        let tag = answer.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok());
+        let tag = tag.unwrap_or_default().to_owned();
         let text = answer.into_body().collect(MOST).await.map_err(|error| {
             Problem::new(StatusCode::BAD_GATEWAY, format!("the answer of the admin API broke off: {error}"))
         })?;
         if status.is_success() {
-            return Ok(text);
+            return Ok((text, tag));
         }
         let mut problem: Problem = serde_json::from_slice(&text).unwrap_or_default();
         problem.status = status.as_u16();

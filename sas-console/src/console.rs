@@ -1,11 +1,12 @@
 //! The console as a handler.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
 use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use maud::Markup;
 use sas_core::{Body, Clock, Handler, Request, Response, Secret, SystemClock};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     action,
@@ -34,8 +35,8 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 /// looks sees and does what the token may, and each change is in the audit log under the token's name. It holds no other
 /// right, and starts and wakes nothing by being looked at.
 ///
-/// Sessions live eight hours, in memory; at most 1,024 at once. At most 256 pages are kept live; those beyond can be read,
-/// and say that they are not.
+/// Sessions live eight hours, in memory; at most 1,024 at once, and 32 of one token. At most 256 pages are kept live, and 32
+/// of one session; those beyond can be read, and say that they are not.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -69,6 +70,7 @@ pub struct Console {
     live: Arc<Live>,
     clock: Arc<dyn Clock>,
     secure: bool,
+    peer: fn(&http::Extensions) -> Option<IpAddr>,
 }
 
 impl fmt::Debug for Console {
@@ -83,9 +85,10 @@ impl Console {
         Self {
             admin,
             sessions: Sessions::default(),
-            live: Arc::default(),
+            live: Arc::new(Live::new(CancellationToken::new())),
             clock: Arc::new(SystemClock),
             secure: false,
+            peer: |_| None,
         }
     }
 
@@ -96,10 +99,25 @@ impl Console {
         self
     }
 
+    /// Tells by this who asks, so that somebody who guesses tokens keeps nobody else out; without it, sign-ins that failed
+    /// are counted together.
+    #[must_use]
+    pub fn with_peers(mut self, peer: fn(&http::Extensions) -> Option<IpAddr>) -> Self {
+        self.peer = peer;
+        self
+    }
+
     /// Tells ages by this clock: the platform's.
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
+        self
+    }
+
+    /// Ends the streams of live pages when this is cancelled, so that no browser that looks holds up a server's shutdown.
+    #[must_use]
+    pub fn ending_with(mut self, stop: CancellationToken) -> Self {
+        self.live = Arc::new(Live::new(stop));
         self
     }
 
@@ -170,9 +188,10 @@ impl Console {
 
     async fn sign_in(&self, head: &Parts, body: Body) -> Result<Response> {
         let form = read(body).await?;
+        let peer = (self.peer)(&head.extensions);
         let next = Some(form.get("next")).filter(|next| is_own(next)).unwrap_or("/console/");
         let refused = |status, problem: &str| document(status, frame::sign_in(next, Some(problem)));
-        if !self.sessions.may_try() {
+        if !self.sessions.may_try(peer) {
             let problem = "Too many sign-ins failed within a minute. Wait for a minute.";
             return Ok(refused(StatusCode::TOO_MANY_REQUESTS, problem));
         }
@@ -188,7 +207,7 @@ impl Console {
                 Ok(to(next, Some(&set_cookie(&head.headers, &id, self.secure))))
             }
             Err(problem) if problem.is(StatusCode::UNAUTHORIZED) => {
-                self.sessions.failed();
+                self.sessions.failed(peer);
                 Ok(refused(
                     StatusCode::UNAUTHORIZED,
                     "This token opens nothing here. It may have been revoked, or ended.",

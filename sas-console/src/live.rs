@@ -27,11 +27,12 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{Api, Problem, Result, Who},
     pages::{Place, logs},
-    session::Session,
+    session::{STREAMS, Session},
 };
 
 /// Pages that are kept live at once.
@@ -49,6 +50,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(crate) struct Live {
     streams: Arc<Semaphore>,
+    /// Ends all streams: nobody waits for a browser to go.
+    stop: CancellationToken,
     pages: Mutex<HashMap<(u64, String), Arc<Shared>>>,
     /// Tells the streams of this process from those before it.
     began: String,
@@ -70,17 +73,16 @@ struct Look {
     parts: Vec<(&'static str, Arc<str>)>,
 }
 
-impl Default for Live {
-    fn default() -> Self {
+impl Live {
+    /// No streams; those to come end with `stop`.
+    pub(crate) fn new(stop: CancellationToken) -> Self {
         let mut began = [0; 4];
         // Without randomness no session can be opened either.
         let _ = getrandom::fill(&mut began);
         let began = format!("{:08x}", u32::from_le_bytes(began));
-        Self { streams: Arc::new(Semaphore::new(MOST)), pages: Mutex::default(), began }
+        Self { streams: Arc::new(Semaphore::new(MOST)), stop, pages: Mutex::default(), began }
     }
-}
 
-impl Live {
     /// The stream of a page. `after` is the id of the last event that was seen, or the last line of a log that is on the
     /// page: what came since is sent.
     pub(crate) fn stream(
@@ -93,6 +95,12 @@ impl Live {
     ) -> Result<Response> {
         let permit = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
             let detail = format!("{MOST} pages are kept live already: this one does not change by itself");
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+        })?;
+        let own = Arc::clone(&session.streams).try_acquire_owned().map_err(|_| {
+            let detail = format!(
+                "{STREAMS} pages of this session are kept live already: this one does not change by itself"
+            );
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
         })?;
         let key = (session.number, target.to_owned());
@@ -108,11 +116,16 @@ impl Live {
             line: after.map_or(0, |after| self.line(after)),
             first: true,
             told: Instant::now(),
-            _permit: permit,
+            _permits: (permit, own),
         };
         let frames = stream::unfold(Some(viewer), async |viewer| {
             let mut viewer = viewer?;
-            let text = viewer.next().await?;
+            let stop = viewer.live.stop.clone();
+            let text = tokio::select! {
+                biased;
+                () = stop.cancelled() => None,
+                text = viewer.next() => text,
+            }?;
             Some((Ok::<_, Infallible>(Frame::data(Bytes::from(text))), Some(viewer)))
         });
         let mut response = Response::new(Body::new(StreamBody::new(frames)));
@@ -152,7 +165,7 @@ struct Viewer {
     line: u64,
     first: bool,
     told: Instant,
-    _permit: OwnedSemaphorePermit,
+    _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
 
 impl Drop for Viewer {
@@ -294,7 +307,7 @@ mod tests {
 
     #[test]
     fn lines_of_another_process_name_nothing() {
-        let live = Live::default();
+        let live = Live::new(CancellationToken::new());
         assert_eq!(live.line(&format!("{}-42", live.began)), 42);
         assert_eq!(live.line("elsewhere-42"), 0);
         assert_eq!(live.line("42"), 42);

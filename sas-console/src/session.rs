@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,14 +16,20 @@ use parking_lot::Mutex;
 use sas_core::Secret;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
 /// How long a session lives, whatever is done in it.
 pub(crate) const LIFE: Duration = Duration::from_secs(8 * 3600);
 /// Sessions at once; the oldest goes when there are more.
 const MOST: usize = 1024;
-/// Sign-ins that fail within [`FAILURES_WITHIN`] before more are refused unread.
+/// Sessions of one token; its own oldest goes when there are more.
+const OF_TOKEN: usize = 32;
+/// Pages that one session keeps live at once.
+pub(crate) const STREAMS: usize = 32;
+/// Sign-ins of one address that fail within [`FAILURES_WITHIN`] before more are refused unread.
 const FAILURES: usize = 20;
+/// Addresses whose failures are counted apart; those beyond are counted together.
+const ADDRESSES: usize = 4096;
 const FAILURES_WITHIN: Duration = Duration::from_secs(60);
 
 /// One who has signed in.
@@ -35,6 +42,7 @@ pub(crate) struct Session {
     pub(crate) form: String,
     /// What the last action has to say, until a page has said it.
     pub(crate) said: Mutex<Option<Said>>,
+    pub(crate) streams: Arc<Semaphore>,
     ends: Instant,
     closed: AtomicBool,
 }
@@ -55,7 +63,27 @@ struct Inner {
     /// By the digest of the id: who reads memory by its timing learns no id.
     open: HashMap<[u8; 32], Arc<Session>>,
     opened: u64,
-    failures: Vec<Instant>,
+    /// By the address; of those beyond [`ADDRESSES`] by none.
+    failures: HashMap<Option<IpAddr>, Vec<Instant>>,
+}
+
+impl Inner {
+    /// Under which address a failure is counted: who has one address of IPv6 has its whole network.
+    fn counted(&self, peer: Option<IpAddr>) -> Option<IpAddr> {
+        let peer = peer.map(|peer| match peer.to_canonical() {
+            IpAddr::V6(six) => IpAddr::V6((six.to_bits() >> 64 << 64).into()),
+            four => four,
+        });
+        peer.filter(|_| self.failures.len() < ADDRESSES || self.failures.contains_key(&peer))
+    }
+
+    fn end_oldest(&mut self, of: impl Fn(&Session) -> bool) {
+        let those = self.open.iter().filter(|(_, session)| of(session));
+        let oldest = those.min_by_key(|(_, session)| session.number).map(|(id, _)| *id);
+        if let Some(session) = oldest.and_then(|id| self.open.remove(&id)) {
+            session.end();
+        }
+    }
 }
 
 fn random() -> std::io::Result<String> {
@@ -93,11 +121,12 @@ impl Sessions {
         let (id, form, now) = (random()?, random()?, Instant::now());
         let mut inner = self.0.lock();
         inner.open.retain(|_, session| session.ends > now);
+        let same = |session: &Session| session.token.expose() == token.expose();
+        if inner.open.values().filter(|session| same(session)).count() >= OF_TOKEN {
+            inner.end_oldest(same);
+        }
         if inner.open.len() >= MOST {
-            let oldest = inner.open.iter().min_by_key(|(_, session)| session.number).map(|(id, _)| *id);
-            if let Some(session) = oldest.and_then(|id| inner.open.remove(&id)) {
-                session.end();
-            }
+            inner.end_oldest(|_| true);
         }
         inner.opened += 1;
         let session = Session {
@@ -105,6 +134,7 @@ impl Sessions {
             token,
             form,
             said: Mutex::new(None),
+            streams: Arc::new(Semaphore::new(STREAMS)),
             ends: now + LIFE,
             closed: AtomicBool::new(false),
         };
@@ -128,19 +158,26 @@ impl Sessions {
         }
     }
 
-    /// Whether a sign-in is looked at: many that failed are somebody who guesses.
-    pub(crate) fn may_try(&self) -> bool {
+    /// Whether a sign-in of this address is looked at: many that failed are somebody who guesses, who must not keep others
+    /// out.
+    pub(crate) fn may_try(&self, peer: Option<IpAddr>) -> bool {
         let now = Instant::now();
         let mut inner = self.0.lock();
-        inner.failures.retain(|at| now < *at + FAILURES_WITHIN);
-        inner.failures.len() < FAILURES
+        inner.failures.retain(|_, failures| {
+            failures.retain(|at| now < *at + FAILURES_WITHIN);
+            !failures.is_empty()
+        });
+        let counted = inner.counted(peer);
+        inner.failures.get(&counted).is_none_or(|failures| failures.len() < FAILURES)
     }
 
     /// Counts a sign-in that failed.
-    pub(crate) fn failed(&self) {
+    pub(crate) fn failed(&self, peer: Option<IpAddr>) {
         let mut inner = self.0.lock();
-        if inner.failures.len() < FAILURES {
-            inner.failures.push(Instant::now());
+        let counted = inner.counted(peer);
+        let failures = inner.failures.entry(counted).or_default();
+        if failures.len() < FAILURES {
+            failures.push(Instant::now());
         }
     }
 }
@@ -195,21 +232,42 @@ mod tests {
     async fn sessions_are_bounded_and_the_oldest_goes() {
         let sessions = Sessions::default();
         let first = sessions.open(Secret::new("first")).unwrap();
-        let last = (0..MOST).map(|_| sessions.open(Secret::new("more")).unwrap()).last().unwrap();
+        let more = |at: usize| sessions.open(Secret::new(format!("more-{at}"))).unwrap();
+        let last = (0..MOST).map(more).last().unwrap();
         assert!(sessions.of(&with(&format!("sas_console_8081={first}"))).is_none());
         assert!(sessions.of(&with(&format!("sas_console_8081={last}"))).is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_guesses_has_to_wait() {
+    async fn a_token_that_signs_in_again_and_again_ends_its_own_sessions_alone() {
         let sessions = Sessions::default();
-        for _ in 0..FAILURES {
-            assert!(sessions.may_try());
-            sessions.failed();
+        let operator = sessions.open(Secret::new("operator")).unwrap();
+        let first = sessions.open(Secret::new("script")).unwrap();
+        for _ in 0..MOST {
+            sessions.open(Secret::new("script")).unwrap();
         }
-        assert!(!sessions.may_try());
+        assert!(sessions.of(&with(&format!("sas_console_8081={operator}"))).is_some());
+        assert!(sessions.of(&with(&format!("sas_console_8081={first}"))).is_none());
+        assert_eq!(sessions.0.lock().open.len(), OF_TOKEN + 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_guesses_has_to_wait_and_nobody_else() {
+        let sessions = Sessions::default();
+        let address = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let guesser = address("2001:db8::1");
+        for _ in 0..FAILURES {
+            assert!(sessions.may_try(guesser));
+            sessions.failed(guesser);
+        }
+        assert!(!sessions.may_try(guesser) && !sessions.may_try(address("2001:db8::2")), "one network");
+        assert!(sessions.may_try(address("192.0.2.1")) && sessions.may_try(None));
         tokio::time::advance(FAILURES_WITHIN).await;
-        assert!(sessions.may_try());
+        assert!(sessions.may_try(guesser));
+        for at in 0..2 * ADDRESSES as u32 {
+            sessions.failed(Some(IpAddr::V4(at.into())));
+        }
+        assert!(sessions.0.lock().failures.len() <= ADDRESSES + 1, "what is counted has a bound");
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,6 +21,8 @@ use sas_core::{
 const SHARDS: usize = 8;
 /// Bytes of a path, host or message that are kept.
 const TEXT: usize = 256;
+/// Bytes of a method that are kept.
+const METHOD: usize = 32;
 /// Seconds of which the durations are counted together.
 const SPAN: i64 = 10;
 /// Bounds of durations grow by this factor, from [`SHORTEST`] on: a quantile is at most a fifth too high.
@@ -37,9 +42,11 @@ pub struct RequestLimits {
     pub notable: usize,
     /// For how long those are kept.
     pub notable_age: Duration,
-    /// For how long each second of a revision is kept.
+    /// For how long each second of a revision is kept: a second to a day, whatever is given.
     pub seconds: Duration,
-    /// Revisions. When there are more, that which was quiet longest goes.
+    /// Revisions. When there are more, those of the namespace that has most of them go, the quietest first, at the next
+    /// [`RequestLog::sample`]; until then the new one's requests are found by their ids, and count in no rate:
+    /// [`RequestLog::uncounted`].
     pub revisions: usize,
 }
 
@@ -50,7 +57,7 @@ impl Default for RequestLimits {
             notable: 64,
             notable_age: Duration::from_secs(3600),
             seconds: Duration::from_secs(600),
-            revisions: 1024,
+            revisions: 4096,
         }
     }
 }
@@ -83,6 +90,11 @@ pub struct RequestLog {
     clock: Arc<dyn Clock>,
     next: Option<Arc<dyn TraceSink>>,
     revisions: DashMap<RevisionName, Revision>,
+    /// How many there are: the map itself would have to lock all of its shards to tell it.
+    kept: AtomicUsize,
+    uncounted: AtomicU64,
+    /// What the last look saw of it.
+    uncounted_before: AtomicU64,
     recent: [Mutex<VecDeque<Arc<RequestRecord>>>; SHARDS],
 }
 
@@ -222,6 +234,15 @@ fn shortened(text: &str) -> String {
     text[..end.unwrap_or(0)].to_owned()
 }
 
+/// A method as it is kept: one that somebody made up may be as long as a head.
+fn method(method: &Method) -> Method {
+    if method.as_str().len() <= METHOD {
+        method.clone()
+    } else {
+        Method::from_bytes(b"_OTHER").unwrap_or_default()
+    }
+}
+
 impl Revision {
     fn second(&mut self, at: i64, keep: i64) -> &mut RequestSecond {
         // A clock that was set back: what is there already takes it.
@@ -291,9 +312,23 @@ impl Sum {
 
 impl RequestLog {
     /// A log with these limits, whose requests are stamped by this clock.
-    pub fn new(limits: RequestLimits, clock: Arc<dyn Clock>) -> Self {
-        let recent = std::array::from_fn(|_| Mutex::default());
-        Self { limits, clock, next: None, revisions: DashMap::new(), recent }
+    pub fn new(mut limits: RequestLimits, clock: Arc<dyn Clock>) -> Self {
+        limits.seconds = limits.seconds.clamp(Duration::from_secs(1), Duration::from_secs(86_400));
+        Self {
+            limits,
+            clock,
+            next: None,
+            revisions: DashMap::new(),
+            kept: AtomicUsize::new(0),
+            uncounted: AtomicU64::new(0),
+            uncounted_before: AtomicU64::new(0),
+            recent: std::array::from_fn(|_| Mutex::default()),
+        }
+    }
+
+    /// Requests that are in no rate, because there were more revisions than are kept.
+    pub fn uncounted(&self) -> u64 {
+        self.uncounted.load(Ordering::Relaxed)
     }
 
     /// Stands before this sink: it is told all of it, and decides what is sampled.
@@ -388,6 +423,18 @@ impl RequestLog {
     /// Looks at the instances of those revisions that were asked lately, and forgets what is too old. Call it once a
     /// second: what instances did between two calls is not seen.
     pub fn sample(&self, pool: &dyn Pool) {
+        let keys = self.forget();
+        let (now, keep) = (self.clock.now(), self.limits.seconds.as_secs() as i64);
+        for (name, key) in keys {
+            let status = pool.status(key);
+            if let Some(mut revision) = self.revisions.get_mut(&name) {
+                revision.saw(now.as_secs(), keep, status.as_ref());
+            }
+        }
+    }
+
+    /// Forgets what is too old, and what there is no room for; tells whose instances are to be looked at.
+    fn forget(&self) -> Vec<(RevisionName, RevisionKey)> {
         let now = self.clock.now();
         let keep = self.limits.seconds.as_secs() as i64;
         let mut keys = Vec::new();
@@ -410,12 +457,12 @@ impl RequestLog {
             }
             !(revision.seconds.is_empty() && revision.notable.is_empty())
         });
-        for (name, key) in keys {
-            let status = pool.status(key);
-            if let Some(mut revision) = self.revisions.get_mut(&name) {
-                revision.saw(now.as_secs(), keep, status.as_ref());
-            }
+        let uncounted = self.uncounted();
+        if self.uncounted_before.swap(uncounted, Ordering::Relaxed) < uncounted {
+            self.make_room();
         }
+        self.kept.store(self.revisions.len(), Ordering::Relaxed);
+        keys
     }
 
     fn shard(&self, id: RequestId) -> &Mutex<VecDeque<Arc<RequestRecord>>> {
@@ -423,12 +470,42 @@ impl RequestLog {
         &self.recent[(id.0 % SHARDS as u128) as usize]
     }
 
+    /// Forgets an eighth of the revisions, if so many are kept: of the namespaces that have most, the quietest.
     fn make_room(&self) {
-        while self.revisions.len() >= self.limits.revisions.max(1) {
-            let quiet = self.revisions.iter().map(|revision| (revision.last, revision.key().clone())).min();
-            let Some((_, name)) = quiet else { return };
-            self.revisions.remove(&name);
+        let most = self.limits.revisions.max(1);
+        let room = most - (most / 8).max(1);
+        let mut namespaces: HashMap<String, Vec<(i64, RevisionName)>> = HashMap::new();
+        for revision in &self.revisions {
+            let of = namespaces.entry(revision.key().namespace().to_owned()).or_default();
+            of.push((revision.last, revision.key().clone()));
         }
+        // The largest share that lets all of them fit.
+        let sizes: Vec<usize> = namespaces.values().map(Vec::len).collect();
+        let fits = |share: usize| sizes.iter().map(|size| *size.min(&share)).sum::<usize>() <= room;
+        let (mut share, mut above) = (0, most + 1);
+        while above - share > 1 {
+            let middle = share + (above - share) / 2;
+            if fits(middle) { share = middle } else { above = middle }
+        }
+        let (mut gone, mut left) = (0, sizes.iter().map(|size| *size.min(&share)).sum::<usize>());
+        for (_, mut of) in namespaces {
+            of.sort_unstable();
+            let mut surplus = of.len().saturating_sub(share);
+            // What the shares leave over goes to whoever comes first.
+            while surplus > 0 && left < room {
+                (surplus, left) = (surplus - 1, left + 1);
+            }
+            gone += surplus;
+            for (_, name) in of.into_iter().take(surplus) {
+                self.revisions.remove(&name);
+            }
+        }
+        tracing::warn!(
+            kept = most,
+            gone,
+            "more revisions are asked than requests are kept of: the quietest were forgotten; \
+             raise RequestLimits::revisions"
+        );
     }
 
     fn keep(&self, span: &RequestSpan<'_>, name: &RevisionName) {
@@ -441,7 +518,7 @@ impl RequestLog {
             revision: name.clone(),
             purpose: span.purpose,
             trigger: span.trigger,
-            method: span.method.clone(),
+            method: method(span.method),
             host: span.host.map(shortened),
             path: shortened(span.path),
             status: span.status.map(|status| status.as_u16()),
@@ -453,11 +530,27 @@ impl RequestLog {
             bytes_in: span.bytes_in,
             bytes_out: span.bytes_out,
         });
-        let (cold, failed) = (record.is_cold(), record.failed());
-        if !self.revisions.contains_key(name) {
-            self.make_room();
+        self.count(span, name, &record);
+        let mut shard = self.shard(record.id).lock();
+        if shard.len() >= self.limits.recent.div_ceil(SHARDS) {
+            shard.pop_front();
         }
-        let mut revision = self.revisions.entry(name.clone()).or_default();
+        shard.push_back(record);
+    }
+
+    fn count(&self, span: &RequestSpan<'_>, name: &RevisionName, record: &Arc<RequestRecord>) {
+        let (now, cold, failed) = (record.at, record.is_cold(), record.failed());
+        let mut revision = match self.revisions.get_mut(name) {
+            Some(revision) => revision,
+            None if self.kept.load(Ordering::Relaxed) >= self.limits.revisions.max(1) => {
+                self.uncounted.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            None => {
+                self.kept.fetch_add(1, Ordering::Relaxed);
+                self.revisions.entry(name.clone()).or_default()
+            }
+        };
         revision.key = span.revision.or(revision.key);
         revision.last = now.as_secs();
         // A test run is shown, and counts for nothing.
@@ -472,14 +565,8 @@ impl RequestLog {
             if revision.notable.len() >= self.limits.notable.max(1) {
                 revision.notable.pop_front();
             }
-            revision.notable.push_back(Arc::clone(&record));
+            revision.notable.push_back(Arc::clone(record));
         }
-        drop(revision);
-        let mut shard = self.shard(record.id).lock();
-        if shard.len() >= self.limits.recent.div_ceil(SHARDS) {
-            shard.pop_front();
-        }
-        shard.push_back(record);
     }
 }
 
@@ -603,14 +690,41 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn revisions_are_bounded_and_the_quietest_goes() {
-        let (log, clock) = log(RequestLimits { revisions: 2, recent: 8, ..RequestLimits::default() });
-        for at in 0..3 {
-            tell(&log, at, &RevisionName::new("shop", "cart", &format!("cart-{at}")), 200, false, 1);
+    async fn revisions_are_bounded_and_the_namespace_that_has_most_lets_its_quietest_go() {
+        let (log, clock) = log(RequestLimits { revisions: 4, recent: 8, ..RequestLimits::default() });
+        tell(&log, 0, &RevisionName::new("bank", "vault", "vault-1"), 200, false, 1);
+        for at in 1..=3 {
             clock.jump_forward(Duration::from_secs(1));
+            tell(&log, at, &RevisionName::new("shop", "cart", &format!("cart-{at}")), 200, false, 1);
         }
-        let left: Vec<String> = log.seconds("shop", "cart").into_keys().collect();
-        assert_eq!(left, ["cart-1", "cart-2"]);
+        let till = RevisionName::new("shop", "till", "till-1");
+        tell(&log, 9, &till, 200, false, 1);
+        assert_eq!(log.uncounted(), 1, "it is said, and nobody else goes for it within a request");
+        assert!(log.find(RequestId(9)).is_some() && log.seconds("shop", "till").is_empty());
+        log.forget();
+        assert_eq!(log.seconds("bank", "vault").len(), 1, "another namespace goes for nobody");
+        assert_eq!(log.seconds("shop", "cart").into_keys().collect::<Vec<_>>(), ["cart-2", "cart-3"]);
+        tell(&log, 10, &till, 200, false, 1);
+        assert_eq!((log.uncounted(), log.seconds("shop", "till").len()), (1, 1), "now there is room");
+        log.forget();
+        assert_eq!(log.seconds("bank", "vault").len(), 1, "where nobody is turned away, nobody goes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn limits_of_nothing_and_of_everything_break_no_request() {
+        for seconds in [Duration::ZERO, Duration::MAX] {
+            let limits =
+                RequestLimits { seconds, recent: 0, notable: 0, revisions: 0, ..RequestLimits::default() };
+            let (log, _) = log(limits);
+            tell(&log, 1, &RevisionName::new("shop", "cart", "cart-1"), 500, true, 1);
+            assert_eq!(log.seconds("shop", "cart").len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_method_that_somebody_made_up_is_not_kept_at_length() {
+        assert_eq!(method(&Method::from_bytes(&[b'A'; 5000]).unwrap()).as_str(), "_OTHER");
+        assert_eq!(method(&Method::PATCH), Method::PATCH);
     }
 
     #[test]

@@ -338,7 +338,10 @@ impl PlatformBuilder {
         let at_listener = Arc::clone(&admin) as Arc<dyn Handler>;
         #[cfg(feature = "console")]
         let at_listener = if self.console {
-            let console = sas_console::Console::new(at_listener).with_clock(Arc::clone(&self.clock));
+            let console = sas_console::Console::new(at_listener)
+                .with_clock(Arc::clone(&self.clock))
+                .ending_with(stop.clone())
+                .with_peers(|of| Some(of.get::<Arc<sas_router::ClientConnection>>()?.peer()?.ip()));
             Arc::new(if encrypted { console.with_secure_cookies() } else { console }) as _
         } else {
             at_listener

@@ -37,6 +37,11 @@ pub(super) fn show(who: &Who, session: &Session) -> Page {
             textarea #manifest name="manifest" rows="22" spellcheck="false" required data-drop="true" placeholder=(EXAMPLE) {}
             p.muted { "Drop a manifest's file here, or a package: a " code { ".jar" } ", " code { ".zip" } ", " code { ".tar.gz" } " or " code { ".wasm" } " is sent, and a manifest that names it by its digest is written here." }
             p #drop-said role="status" {}
+            label { "It is " select name="expects" {
+                option value="" { "new, or a change" }
+                option value="new" { "new: refuse it where it is there" }
+                option value="change" { "a change: refuse it where it is not there" }
+            } }
             button type="submit" { "Check and deploy" }
         }
         p.muted { "All documents are checked before anything is done, and mistakes are told with their fields. A new revision takes traffic only after it was prepared." }

@@ -41,7 +41,7 @@ impl Filter {
     }
 
     fn query(&self, now: i64, after: &str, tail: &str) -> String {
-        let minutes: i64 = self.minutes.parse().unwrap_or(0);
+        let minutes = self.minutes.parse::<i64>().unwrap_or(0).clamp(0, 525_600);
         let from = if minutes > 0 { (now - minutes * 60).to_string() } else { String::new() };
         query(&[
             ("revision", &self.revision),

@@ -10,8 +10,11 @@ use crate::{
     session::Session,
 };
 
+/// Revisions without traffic that it is offered to.
+const OTHERS: usize = 8;
+
 pub(super) async fn show(api: &Api, who: &Who, service: &Service, session: &Session) -> Result<Page> {
-    let view: View = api.get(&service.api("")).await?;
+    let (view, seen): (View, String) = api.get_tagged(&service.api("")).await?;
     let mut page = Page::new(service.title()).above(tabs(service, who, "/steer"));
     page.live = false;
     if !who.may_deploy() && !who.may_invoke() {
@@ -24,6 +27,7 @@ pub(super) async fn show(api: &Api, who: &Who, service: &Service, session: &Sess
                 input type="hidden" name="back" value=(service.page("/steer"));
                 input type="hidden" name="namespace" value=(service.namespace);
                 input type="hidden" name="service" value=(service.name);
+                input type="hidden" name="seen" value=(seen);
                 (content)
             }
         }
@@ -72,17 +76,21 @@ pub(super) async fn show(api: &Api, who: &Who, service: &Service, session: &Sess
 }
 
 fn traffic(view: &View, form: &dyn Fn(&str, Markup) -> Markup) -> Markup {
+    // All that have a share, for shares that are not shown could not add up, and the youngest of the others.
+    let mut others = 0;
     let candidates: Vec<_> = view
         .revisions
         .iter()
         .filter(|revision| {
+            let mut conditions = revision.conditions.iter();
+            let fit = conditions.any(|condition| condition.kind == "Ready" && condition.status != "False");
             revision.percent > 0
-                || revision
-                    .conditions
-                    .iter()
-                    .any(|condition| condition.kind == "Ready" && condition.status != "False")
+                || !revision.tags.is_empty()
+                || fit && {
+                    others += 1;
+                    others <= OTHERS
+                }
         })
-        .take(8)
         .collect();
     let taking: Vec<&str> = view
         .revisions

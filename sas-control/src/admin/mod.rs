@@ -147,6 +147,7 @@ impl Admin {
         let mut settings = self.settings();
         change(&mut settings);
         if settings != self.settings() {
+            self.api.control.domains.reserve(&settings.hosts);
             self.api.in_force.store(Arc::new(settings.into()));
         }
     }

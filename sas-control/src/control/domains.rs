@@ -38,7 +38,7 @@ impl DomainRecord {
 
 /// All mapped hosts, and those of each service.
 #[derive(Debug, Default)]
-pub(crate) struct Domains(RwLock<Known>);
+pub(crate) struct Domains(RwLock<Known>, RwLock<Vec<String>>);
 
 #[derive(Debug, Default)]
 struct Known {
@@ -47,6 +47,16 @@ struct Known {
 }
 
 impl Domains {
+    /// Takes these hosts, with or without ports, for those of the admin API, which nobody maps: a browser that has signed in
+    /// there would send its cookie to the service.
+    pub(crate) fn reserve(&self, hosts: &[String]) {
+        *self.1.write() = hosts.iter().map(|host| host_only(host).to_ascii_lowercase()).collect();
+    }
+
+    fn is_reserved(&self, host: &str) -> bool {
+        self.1.read().iter().any(|own| own == host)
+    }
+
     fn get(&self, host: &str) -> Option<(Arc<DomainRecord>, Version)> {
         self.0.read().hosts.get(host).cloned()
     }
@@ -100,6 +110,10 @@ impl Known {
     }
 }
 
+fn host_only(host: &str) -> &str {
+    host.split_once(':').map_or(host, |(name, _)| name).trim_end_matches('.')
+}
+
 fn taken(host: &str) -> Error {
     // Whose it is, is not told.
     let message =
@@ -117,7 +131,7 @@ impl Control {
     /// routes the service's own.
     ///
     /// # Errors
-    /// `InvalidSpec` for what is no host, or a host below the platform's own domain; `Conflict` when another namespace has
+    /// `InvalidSpec` for what is no host, a host below the platform's own domain, or one of the admin API's hosts; `Conflict` when another namespace has
     /// the host; `Exhausted` when the namespace has 1,000; `Unavailable` when the store fails.
     pub async fn apply_domain(
         self: &Arc<Self>,
@@ -130,6 +144,10 @@ impl Control {
         if below(&self.rules.domain) || below(&self.rules.internal) {
             let problem =
                 "is below the platform's own domain, whose hosts are given to services by their names";
+            return Err(invalid("domain", "metadata.name", &mapping.host, problem));
+        }
+        if self.domains.is_reserved(&mapping.host) {
+            let problem = "is a host of the platform's admin API, whose pages keep sessions in its cookies; map another";
             return Err(invalid("domain", "metadata.name", &mapping.host, problem));
         }
         self.tenant(&mapping.namespace).await?;
