@@ -27,6 +27,8 @@ pub(crate) struct Inner {
     pub(crate) schedule: Option<Schedule>,
     pub(crate) tasks: Vec<Task>,
     pub(crate) refused: Vec<Refused>,
+    /// Where other workflows are run, as JSON pointers, and of which namespaces.
+    pub(crate) starts: Vec<(String, String)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -55,6 +57,8 @@ pub struct Schedule {
     /// A run when this has passed since the last one ended.
     pub after: Option<std::time::Duration>,
     pub(crate) on: Option<Consumption>,
+    /// How events are to be read, where that is not their data.
+    pub(crate) read: Option<String>,
 }
 
 /// For people: `every 60s`, `cron 0 2 * * *`.
@@ -79,6 +83,19 @@ impl Schedule {
             return Err(
                 "after is not run here: use every, or let the workflow wait at its end and start the next one",
             );
+        }
+        if self.read.is_some() {
+            return Err(
+                "read is run here as data only: leave it out, or let a trigger start the workflow with input: event",
+            );
+        }
+        let filters = match &self.on {
+            Some(Consumption::One(filter)) => std::slice::from_ref(filter),
+            Some(Consumption::Any(filters, None)) => filters.as_slice(),
+            _ => &[],
+        };
+        if filters.iter().any(|filter| !filter.correlate.is_empty()) {
+            return Err("on correlates no events here: one event starts one run; leave correlate out");
         }
         match &self.on {
             None | Some(Consumption::One(_) | Consumption::Any(_, None)) => Ok(()),

@@ -23,6 +23,8 @@ struct Services {
     /// What a service answers its next calls, first to last; then it gives its name.
     next: Mutex<HashMap<String, Vec<Outcome>>>,
     takes: Mutex<Duration>,
+    /// Whether the secrets cannot be read now.
+    away: Mutex<bool>,
 }
 
 #[async_trait]
@@ -47,7 +49,10 @@ impl Actions for Services {
     }
 
     async fn secrets(&self, _: &str, _: &[String]) -> BTreeMap<String, Json> {
-        BTreeMap::new()
+        while *self.away.lock() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        BTreeMap::from([("key".to_owned(), json!("k"))])
     }
 }
 
@@ -368,4 +373,116 @@ async fn a_picture_is_the_same_each_time_holds_no_markup_of_tenants_and_has_a_bo
     let of = GraphOf::Definition { name: "many", version: None };
     let large = host.workflows.graph("shop", of).await.expect("drawn");
     assert!(large.len() < 500_000 && large.contains("and 400 more"), "{}", large.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_run_starts_one_of_another_namespace_with_the_secrets_of_that_one() {
+    let host = host().await;
+    let mut theirs = spec("theirs", "1.0.0", &json!([{"c": {"call": "billing"}}]));
+    theirs.namespace = "calm".to_owned();
+    theirs.document["document"]["namespace"] = json!("calm");
+    host.workflows.apply(&theirs).await.expect("right");
+    let crossing =
+        json!([{"w": {"run": {"workflow": {"namespace": "calm", "name": "theirs", "version": "1.0.0"}}}}]);
+    let crossing = spec("crossing", "1.0.0", &crossing);
+    let refused = host.workflows.apply(&crossing).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("spec.do[0].w.run.workflow.namespace") && refused.contains("must be shop"),
+        "{refused}"
+    );
+    // One that is stored already starts none either.
+    let stored = sas_workflow::Definition::from_json(crossing.document).expect("right");
+    host.workflows.define(&stored).await.expect("stored");
+    started(&host, "crossing", "r").await;
+    let run = ended(&host, "r").await;
+    assert_eq!(run.status, RunStatus::Faulted);
+    assert!(
+        run.error["detail"].as_str().is_some_and(|detail| detail.contains("another namespace")),
+        "{}",
+        run.error
+    );
+    assert!(host.services.called.lock().is_empty());
+    assert!(host.workflows.runs(&RunQuery::new("calm")).await.expect("a list").runs.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_output_and_a_large_error_are_whole_where_one_run_is_read_and_short_in_lists() {
+    let host = host().await;
+    let large = "x".repeat(20_000);
+    applied(&host, "large", "1.0.0", json!([{"s": {"set": {"text": large}}}])).await;
+    let raise = json!({"type": "https://example.org/e", "status": 500, "title": "too much", "detail": large});
+    applied(&host, "raises", "1.0.0", json!([{"r": {"raise": {"error": raise}}}])).await;
+    started(&host, "large", "o").await;
+    started(&host, "raises", "e").await;
+    assert_eq!(ended(&host, "o").await.output["text"], json!(large));
+    assert_eq!(ended(&host, "e").await.error["detail"], json!(large));
+    assert_eq!(
+        host.workflows.state("shop/o").await.expect("read").expect("there").output.expect("has")["text"],
+        large
+    );
+    let listed = host.workflows.list(None, 10).await.expect("a list");
+    assert!(listed.iter().all(|state| format!("{state:?}").len() < 6_000));
+    let mut query = RunQuery::new("shop");
+    query.error = Some("too much".to_owned());
+    let found = host.workflows.runs(&query).await.expect("a list").runs;
+    assert_eq!(found.iter().map(|run| run.id.as_str()).collect::<Vec<_>>(), ["e"], "found by its title");
+    host.workflows.purge("shop").await.expect("deleted");
+    assert!(host.workflows.state("shop/o").await.expect("read").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_whose_secrets_are_away_holds_no_turn_is_cancelled_and_goes_on_when_they_are_back() {
+    let mut config = WorkflowConfig::default();
+    config.active = 1;
+    let host = host_on(Arc::new(MemoryStore::default()), config).await;
+    *host.services.away.lock() = true;
+    let secret = json!({"use": {"secrets": ["key"]}, "do": [{"s": {"set": {"ok": true}}}]});
+    applied(&host, "secret", "1.0.0", secret.clone()).await;
+    for id in ["a", "b"] {
+        started(&host, "secret", id).await;
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let cancelled = host.workflows.steer("shop", "a", RunAction::Cancel);
+    let run = tokio::time::timeout(Duration::from_secs(60), cancelled).await.expect("in time").expect("ends");
+    assert_eq!(run.status, RunStatus::Cancelled);
+    *host.services.away.lock() = false;
+    assert_eq!(ended(&host, "b").await.status, RunStatus::Completed);
+    *host.services.away.lock() = true;
+    started(&host, "secret", "c").await;
+    let purged = tokio::time::timeout(Duration::from_secs(60), host.workflows.purge("shop")).await;
+    assert_eq!(purged.expect("in time").expect("deleted"), ["shop/secret/1.0.0"]);
+
+    let mut long = secret;
+    long["use"]["secrets"] = json!(["k".repeat(254)]);
+    let refused = host.workflows.apply(&spec("long", "1.0.0", &long)).await.unwrap_err().to_string();
+    assert!(refused.contains("at most 253"), "{refused}");
+}
+
+#[tokio::test]
+async fn many_tasks_deep_within_others_are_drawn_at_once() {
+    let host = host_on(Arc::new(MemoryStore::default()), WorkflowConfig::default()).await;
+    let mut tasks: Vec<Json> = (0..400).map(|at| json!({format!("t{at}"): {"set": {"x": at}}})).collect();
+    for depth in 0..19 {
+        tasks = vec![json!({format!("d{depth}"): {"do": tasks}})];
+    }
+    applied(&host, "deep", "1.0.0", json!(tasks)).await;
+    let of = GraphOf::Definition { name: "deep", version: None };
+    let drawn = tokio::time::timeout(Duration::from_secs(1), host.workflows.graph("shop", of)).await;
+    assert!(drawn.expect("in a second").expect("drawn").contains("t399"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_schedule_that_asks_for_what_is_not_done_is_refused() {
+    let host = host().await;
+    for (on, word) in [
+        (json!({"on": {"one": {"with": {"type": "a"}}}, "read": "envelope"}), "read"),
+        (
+            json!({"on": {"one": {"with": {"type": "a"}, "correlate": {"k": {"from": "${ .k }"}}}}}),
+            "correlate",
+        ),
+    ] {
+        let document = json!({"schedule": on, "do": [{"s": {"set": {"ok": true}}}]});
+        let refused = host.workflows.apply(&spec("s", "1.0.0", &document)).await.unwrap_err().to_string();
+        assert!(refused.contains(word) && refused.contains("spec.schedule"), "{refused}");
+    }
 }

@@ -8,19 +8,24 @@ use std::{
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use sas_core::{Error, ErrorKind, IdempotencyKey, Result, Version};
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
 
 use super::{
     CHILD, Inner, Letter, Started, Told,
     actions::StepKey,
     has_ended,
-    records::{Parent, Phase, RunState},
+    records::{Parent, Phase, RunState, short},
 };
 use crate::{
     Command, Machine, Outcome, Record, Status,
     fault::{Fault, Standard},
 };
+
+/// How long the secrets of a run may take before it waits without a turn and asks again.
+const SECRETS: Duration = Duration::from_secs(30);
+/// For how long the start of a child is tried again that has no room or no store, before it counts as failed.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What came of an action; `None`: it is told later.
 type Flight = BoxFuture<'static, (String, Option<Outcome>)>;
@@ -28,6 +33,8 @@ type Flight = BoxFuture<'static, (String, Option<Outcome>)>;
 pub(super) struct Loaded {
     pub(super) state: RunState,
     pub(super) version: Version,
+    /// The version of its definition in the store.
+    pub(super) defined: Version,
     pub(super) records: Vec<Record>,
     pub(super) machine: std::result::Result<Machine, Fault>,
 }
@@ -55,7 +62,7 @@ enum Turn {
 impl Inner {
     pub(super) async fn drive(self: Arc<Self>, run: &str) {
         let namespace = run.split('/').next().unwrap_or_default();
-        let Some(_turn) = self.turns.take(namespace).await else { return };
+        let Some(mut turn) = self.turns.take(namespace).await else { return };
         let mut wait = Duration::from_millis(50);
         // What is under way goes on when the run is read again.
         let mut flights: FuturesUnordered<Flight> = FuturesUnordered::new();
@@ -67,8 +74,16 @@ impl Inner {
                 Err(error) if error.kind == ErrorKind::Unavailable => {
                     // The store is away: what was told waits, and who told it, too.
                     tracing::warn!(run, %error, "a run cannot go on now");
+                    // Others need the turn more: what keeps this one may be its own tenant's.
+                    drop(turn);
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(Duration::from_secs(10));
+                    // It was cancelled by its state alone.
+                    if !self.live.lock().contains_key(run) {
+                        return;
+                    }
+                    let Some(next) = self.turns.take(namespace).await else { return };
+                    turn = next;
                 }
                 Err(error) => {
                     tracing::error!(run, %error, "a run cannot go on");
@@ -87,18 +102,30 @@ impl Inner {
     pub(super) async fn load(&self, run: &str) -> Result<Option<Loaded>> {
         let Some((state, version)) = self.records.state(run).await? else { return Ok(None) };
         let definition = self.definition(&state.namespace, &state.name, &state.version).await?;
-        let Some((definition, _)) = definition.filter(|(definition, _)| definition.digest() == state.digest)
+        let Some((definition, defined)) =
+            definition.filter(|(definition, _)| definition.digest() == state.digest)
         else {
             let message =
                 format!("the definition {}/{} {} is not there", state.namespace, state.name, state.version);
             return Err(Error::new(ErrorKind::NotFound, "workflow", message));
         };
-        let secrets = self.actions.secrets(&state.namespace, definition.secrets()).await;
+        let secrets = self.actions.secrets(&state.namespace, definition.secrets());
+        // A vault that does not answer is no reason to hold a turn, or to keep an operator waiting.
+        let secrets = tokio::time::timeout(SECRETS, secrets).await.map_err(|_| {
+            let message = format!("the secrets of {} did not come within {SECRETS:?}", state.namespace);
+            Error::new(ErrorKind::Unavailable, "workflow", message)
+        })?;
         let mut machine = match Machine::new(definition, &secrets) {
             Ok(machine) => machine,
             Err(missing) => {
                 let fault = Fault::new(Standard::Authorization, "/use/secrets", missing.to_string());
-                return Ok(Some(Loaded { state, version, records: Vec::new(), machine: Err(fault) }));
+                return Ok(Some(Loaded {
+                    state,
+                    version,
+                    defined,
+                    records: Vec::new(),
+                    machine: Err(fault),
+                }));
             }
         };
         let records = self.records.history(run).await?;
@@ -109,7 +136,7 @@ impl Inner {
                 tokio::task::yield_now().await;
             }
         }
-        Ok(Some(Loaded { state, version, records, machine: Ok(machine) }))
+        Ok(Some(Loaded { state, version, defined, records, machine: Ok(machine) }))
     }
 
     /// Writes a state that differs from the one of this version, without a record.
@@ -138,7 +165,7 @@ impl Inner {
             return Ok(Turn::Parked);
         };
         let retries = loaded.retries();
-        let Loaded { mut state, mut version, records, machine } = loaded;
+        let Loaded { mut state, mut version, records, machine, .. } = loaded;
         let most = self.records.most();
         let mut next = state.clone();
         match &machine {
@@ -311,6 +338,8 @@ impl Inner {
     pub(super) fn finish(self: &Arc<Self>, run: &str, state: &RunState) {
         self.timers.lock().set(run, None);
         if let Some(live) = self.live.lock().remove(run) {
+            // Whoever drives it, where another one ended it, drops what is under way.
+            live.notify.notify_one();
             for letter in live.inbox {
                 answer(letter, Err(has_ended(run)));
             }
@@ -356,6 +385,14 @@ impl Inner {
         input: Json,
         parent: Option<Parent>,
     ) -> Option<Outcome> {
+        // A run has the secrets of its namespace, and its tenant pays for it: nobody starts one for another.
+        if definition[0] != key.namespace {
+            let reason = format!(
+                "the workflow {}/{} is of another namespace; a run of {} starts those of {}",
+                definition[0], definition[1], key.namespace, key.namespace
+            );
+            return Some(Outcome::Failed { reason });
+        }
         let digest = Sha256::new()
             .chain_update(&key.namespace)
             .chain_update([0])
@@ -365,10 +402,24 @@ impl Inner {
             .finalize();
         let id = digest.iter().take(16).fold(CHILD.to_owned(), |id, byte| format!("{id}{byte:02x}"));
         let waits = parent.is_some();
-        match self.start(definition, &id, Started { input, parent, ..Started::default() }).await {
-            Ok(_) if !waits => Some(Outcome::Output(Json::Null)),
-            Ok((state, _)) => outcome_of(&state),
-            Err(error) => Some(Outcome::Failed { reason: error.to_string() }),
+        let began = tokio::time::Instant::now();
+        let mut wait = Duration::from_millis(200);
+        loop {
+            let started = Started { input: input.clone(), parent: parent.clone(), ..Started::default() };
+            match self.clone().start(definition, &id, started).await {
+                Ok(_) if !waits => return Some(Outcome::Output(Json::Null)),
+                Ok((state, _)) => return outcome_of(&state),
+                // It is asked again after the next start, under the same id.
+                Err(_) if self.stopping.is_cancelled() => return None,
+                Err(error)
+                    if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Exhausted)
+                        && began.elapsed() < PATIENCE =>
+                {
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(Duration::from_secs(10));
+                }
+                Err(error) => return Some(Outcome::Failed { reason: error.to_string() }),
+            }
         }
     }
 }
@@ -457,21 +508,4 @@ pub(super) fn described(state: &mut RunState, machine: &Machine, most: usize) {
         }
         Status::Cancelled => state.phase = Phase::Cancelled,
     }
-}
-
-/// An error that the store takes: of a larger one the standard members, shortened.
-fn short(error: &Map<String, Json>, most: usize) -> Json {
-    if Json::from(error.clone()).to_string().len() <= most / 2 {
-        return error.clone().into();
-    }
-    let names = ["type", "status", "title", "detail", "instance"];
-    let kept = names.into_iter().filter_map(|name| {
-        let value = match error.get(name)? {
-            Json::String(text) => text.chars().take(1_000).collect::<String>().into(),
-            number @ Json::Number(_) => number.clone(),
-            _ => return None,
-        };
-        Some((name.to_owned(), value))
-    });
-    kept.collect::<Map<_, _>>().into()
 }

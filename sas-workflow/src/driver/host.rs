@@ -164,7 +164,10 @@ impl Workflows {
                 let (Some(namespace), Some(name)) = (parts.next(), parts.next()) else { continue };
                 let scheduled = definition.is_ok_and(|definition| definition.schedule().is_some());
                 if scheduled && told.insert((namespace.to_owned(), name.to_owned())) {
-                    self.reschedule(namespace, name).await?;
+                    // One that cannot be kept holds up no other, and no run.
+                    if let Err(error) = self.reschedule(namespace, name).await {
+                        tracing::error!(namespace, name, %error, "a schedule is not kept");
+                    }
                 }
             }
         }
@@ -241,11 +244,27 @@ fn fits(query: &RunQuery, state: &RunState) -> bool {
         })
 }
 
+/// A picture, which takes time of its own.
+async fn drawn(definition: Definition, run: Option<RunDetail>) -> Result<String> {
+    tokio::task::spawn_blocking(move || graph::svg(&definition, run.as_ref()))
+        .await
+        .map_err(|error| Error::new(ErrorKind::Unexpected, "workflow", format!("it is not drawn: {error}")))
+}
+
 #[async_trait]
 impl WorkflowHost for Workflows {
     fn check(&self, spec: &WorkflowSpec) -> std::result::Result<(), SpecErrors> {
         let definition = read(spec)?;
         let mut errors = SpecErrors::default();
+        for (pointer, namespace) in &definition.0.starts {
+            if *namespace != spec.namespace {
+                let problem = format!(
+                    "must be {}: a run has the secrets of its namespace, and that one pays for it",
+                    spec.namespace
+                );
+                errors.push(field(pointer), namespace, problem);
+            }
+        }
         if let Some(schedule) = definition.schedule() {
             if let Err(problem) = schedule.runnable() {
                 errors.push("spec.schedule", schedule, problem);
@@ -284,7 +303,8 @@ impl WorkflowHost for Workflows {
             for state in states {
                 let path = state.path();
                 if state.phase == Phase::Running {
-                    match self.cancel(&path).await {
+                    // By its state: a run that cannot be read now is deleted, too.
+                    match Arc::clone(&self.0).cancel_unread(&path).await {
                         Err(error) if error.kind != ErrorKind::Conflict => return Err(error),
                         _ => {}
                     }
@@ -412,7 +432,7 @@ impl WorkflowHost for Workflows {
     async fn graph(&self, namespace: &str, of: GraphOf<'_>) -> Result<String> {
         match of {
             GraphOf::Definition { name, version } => {
-                Ok(graph::svg(&self.chosen(namespace, name, version).await?, None))
+                drawn(self.chosen(namespace, name, version).await?, None).await
             }
             GraphOf::Run(id) => {
                 let path = run_path(namespace, id);
@@ -426,7 +446,7 @@ impl WorkflowHost for Workflows {
                 let state = &loaded.state;
                 let version = Some(state.version.as_str());
                 let definition = self.chosen(namespace, &state.name, version).await?;
-                Ok(graph::svg(&definition, Some(&view::detail(&loaded))))
+                drawn(definition, Some(view::detail(&loaded))).await
             }
             _ => Err(Error::unsupported("drawing this")),
         }

@@ -39,6 +39,8 @@ const CHILD: &str = "child-";
 const SEARCH: u64 = 60_000;
 /// How much a timer may be late before somebody else tells it, in milliseconds.
 const LATE: u64 = 30_000;
+/// How long whoever drives a run has to cancel it, before that is done by its state alone.
+const CANCEL: Duration = Duration::from_secs(10);
 /// How long what a run asked for may take before somebody else asks, too, in milliseconds.
 const SILENT: u64 = 600_000;
 
@@ -253,7 +255,8 @@ impl Workflows {
         Ok(self.0.records.state(run).await?.map(|(state, _)| state))
     }
 
-    /// Up to `limit` runs whose paths come after `after`, in the order of their paths.
+    /// Up to `limit` runs whose paths come after `after`, in the order of their paths. Of an output or an error of more than 4 KiB they
+    /// have the size, or what it is called: [`Workflows::state`] has all of it.
     ///
     /// # Errors
     /// The store's.
@@ -288,13 +291,13 @@ impl Workflows {
     pub async fn run(&self, stop: CancellationToken) -> Result<()> {
         self.reschedule_all().await?;
         let mut after: Option<String> = None;
-        self.0.unended.lock().clear();
+        let mut unended = HashMap::new();
         loop {
             let states = self.0.records.states("", after.as_deref(), 500).await?;
             let Some(last) = states.last() else { break };
             after = Some(last.path());
             for state in states.iter().filter(|state| state.phase == Phase::Running) {
-                *self.0.unended.lock().entry(state.namespace.clone()).or_default() += 1;
+                *unended.entry(state.namespace.clone()).or_default() += 1;
             }
             for state in states.iter().filter(|state| state.is_driven()) {
                 if state.asks {
@@ -305,9 +308,19 @@ impl Workflows {
                 }
             }
         }
+        *self.0.unended.lock() = unended;
         tokio::join!(self.0.clone().tell_times(&stop), self.0.clone().look_for_stuck(&stop));
         self.0.stop().await;
         Ok(())
+    }
+
+    /// Drops what is under way without an answer, as a crash would: it is done again by whoever goes on with the runs. What
+    /// [`Workflows::run`] does after its grace, at once.
+    pub async fn halt(&self) {
+        self.0.stopping.cancel();
+        self.0.stopped.cancel();
+        self.0.driving.close();
+        self.0.driving.wait().await;
     }
 
     /// How many runs are being driven now.
@@ -423,10 +436,18 @@ impl Inner {
                 let (stored, is_stored) = oneshot::channel();
                 let cancels = matches!(told, Told::Cancelled);
                 self.clone().post(run, Letter { stored: Some(stored), ..Letter::new(told) })?;
-                let told = is_stored.await.unwrap_or_else(|_| {
+                let broke_off = |_| {
                     let message = format!("the run {run:?} broke off before the word was stored");
                     Err(Error::new(ErrorKind::Unavailable, "workflow", message))
-                });
+                };
+                let told = match cancels {
+                    false => is_stored.await.unwrap_or_else(broke_off),
+                    // A run that cannot be read now, or gets no turn, is cancelled all the same.
+                    true => match tokio::time::timeout(CANCEL, is_stored).await {
+                        Ok(told) => told.unwrap_or_else(broke_off),
+                        Err(_) => return self.cancel_unread(run).await,
+                    },
+                };
                 match told {
                     Err(error) if cancels && error.kind != ErrorKind::Conflict => {
                         self.cancel_unread(run).await
@@ -439,19 +460,34 @@ impl Inner {
 
     /// Ends a run that cannot be driven, by its state alone.
     async fn cancel_unread(self: Arc<Self>, run: &str) -> Result<()> {
-        let Some((state, version)) =
-            self.records.state(run).await?.filter(|(s, _)| s.phase == Phase::Running)
-        else {
-            return Err(has_ended(run));
-        };
-        let (phase, updated) = (Phase::Cancelled, self.now());
-        let listened = state.listens.clone();
-        let state =
-            RunState { phase, updated, wakes: None, asks: false, listens: None, suspended: false, ..state };
-        self.records.restate(listened.as_deref(), &state, version).await?;
-        self.count_end(&state.namespace);
-        self.finish(run, &state);
-        Ok(())
+        for _ in 0..20 {
+            let Some((state, version)) =
+                self.records.state(run).await?.filter(|(s, _)| s.phase == Phase::Running)
+            else {
+                return Err(has_ended(run));
+            };
+            let (phase, updated) = (Phase::Cancelled, self.now());
+            let listened = state.listens.clone();
+            let state = RunState {
+                phase,
+                updated,
+                wakes: None,
+                asks: false,
+                listens: None,
+                suspended: false,
+                ..state
+            };
+            match self.records.restate(listened.as_deref(), &state, version).await {
+                // Whoever drives it was first; it is tried on what that one wrote.
+                Err(error) if error.kind == ErrorKind::Conflict => continue,
+                written => written?,
+            };
+            self.count_end(&state.namespace);
+            self.finish(run, &state);
+            return Ok(());
+        }
+        let message = format!("the run {run:?} goes on too fast; try again");
+        Err(Error::new(ErrorKind::Unavailable, "workflow", message))
     }
 
     /// Puts a letter into a run's inbox; a run that nobody drives is driven.
@@ -562,11 +598,19 @@ impl Inner {
 
     async fn wake_stuck(self: Arc<Self>) -> Result<()> {
         let mut after: Option<String> = None;
+        let mut unended = HashMap::new();
         loop {
             let states = self.records.states("", after.as_deref(), 500).await?;
-            let Some(last) = states.last() else { return Ok(()) };
+            let Some(last) = states.last() else {
+                // What was counted at each start and end drifts: other hosts end runs of this one, and answers get lost.
+                *self.unended.lock() = unended;
+                return Ok(());
+            };
             after = Some(last.path());
             let now = self.now();
+            for state in states.iter().filter(|state| state.phase == Phase::Running) {
+                *unended.entry(state.namespace.clone()).or_default() += 1;
+            }
             for state in states.iter().filter(|state| state.phase != Phase::Running) {
                 self.forget_if_old(state, now).await?;
             }
@@ -598,7 +642,7 @@ impl Inner {
             return Ok(());
         }
         let run = state.path();
-        match self.records.state(&run).await? {
+        match self.records.listed(&run).await? {
             Some((own, version)) if own == *state => match self.records.forget(&run, version).await {
                 // Somebody let it go on, or was first.
                 Err(error) if error.kind == ErrorKind::Conflict => Ok(()),

@@ -2,6 +2,7 @@
 //!
 //! `workflow/definition/<namespace>/<name>/<version>` is a document, `workflow/retired/...` of the same name says that no run of it
 //! starts any more; `workflow/record/<run>/<number>` is a record; `workflow/listens/<run>` says that a run listens, and for which types of events;
+//! `workflow/ended/<run>` the output and the error of a run, where they are large: states are listed by the hundred;
 //! `workflow/run/<run>` the run's state, written with each record: its
 //! version is what two drivers race for. A run is `<namespace>/<id>` there.
 
@@ -9,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use sas_core::{Commit, Entry, Error, ErrorKind, Result, Store, Version, Watched};
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json, json};
 
 use super::wrong;
 use crate::{Definition, Outcome, Record};
@@ -64,6 +65,9 @@ pub struct RunState {
     /// The error of a run that faulted.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error: Option<Json>,
+    /// Whether output and error stand below a key of their own, and here only what they are.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub(crate) apart: bool,
     /// The run that waits for this one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) parent: Option<Parent>,
@@ -84,6 +88,23 @@ impl RunState {
         run_path(&self.namespace, &self.id)
     }
 
+    /// The state as it is listed, and what stands apart from it.
+    fn parted(&self) -> (Self, Option<Ended>) {
+        let size = |value: &Option<Json>| value.as_ref().map_or(0, |value| value.to_string().len());
+        let (output, error) = (size(&self.output), size(&self.error));
+        let mut listed = Self { apart: output > APART || error > APART, ..self.clone() };
+        if !listed.apart {
+            return (listed, None);
+        }
+        let ended = Ended { output: listed.output.take(), error: listed.error.take() };
+        listed.output = ended.output.as_ref().map(|_| json!({ "truncatedBytes": output }));
+        listed.error = match &ended.error {
+            Some(Json::Object(members)) => Some(short(members, 2 * APART)),
+            other => other.as_ref().map(|_| json!({ "truncatedBytes": error })),
+        };
+        (listed, Some(ended))
+    }
+
     /// Whether a driver has something to do with it.
     pub(super) fn is_driven(&self) -> bool {
         self.phase == Phase::Running && !self.suspended
@@ -92,6 +113,35 @@ impl RunState {
 
 pub(super) fn run_path(namespace: &str, id: &str) -> String {
     format!("{namespace}/{id}")
+}
+
+/// Bytes of an output or an error that stand in the state.
+const APART: usize = 4 << 10;
+
+/// What came of a run.
+#[derive(Serialize, Deserialize)]
+struct Ended {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    output: Option<Json>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    error: Option<Json>,
+}
+
+/// An error in `most / 2` bytes: of a larger one the standard members, shortened.
+pub(super) fn short(error: &Map<String, Json>, most: usize) -> Json {
+    if Json::from(error.clone()).to_string().len() <= most / 2 {
+        return error.clone().into();
+    }
+    let names = ["type", "status", "title", "detail", "instance"];
+    let kept = names.into_iter().filter_map(|name| {
+        let value = match error.get(name)? {
+            Json::String(text) => text.chars().take(1_000).collect::<String>().into(),
+            number @ Json::Number(_) => number.clone(),
+            _ => return None,
+        };
+        Some((name.to_owned(), value))
+    });
+    kept.collect::<Map<_, _>>().into()
 }
 
 /// What a run is started with, beside its definition.
@@ -124,6 +174,10 @@ fn listener_key(run: &str) -> String {
 
 fn retired_key(name: &str) -> String {
     format!("workflow/retired/{name}")
+}
+
+fn ended_key(run: &str) -> String {
+    format!("workflow/ended/{run}")
 }
 
 fn state_key(run: &str) -> String {
@@ -234,7 +288,32 @@ impl Records {
         self.store.commit(commit).await.map(drop)
     }
 
+    /// The state with all of its output or error.
     pub(super) async fn state(&self, run: &str) -> Result<Option<(RunState, Version)>> {
+        let key = ended_key(run);
+        loop {
+            let Some((mut state, version)) = self.listed(run).await? else { return Ok(None) };
+            if !state.apart {
+                return Ok(Some((state, version)));
+            }
+            if let Some(entry) = self.store.get(&key).await? {
+                let ended: Ended = decoded(&key, &entry.value)?;
+                (state.output, state.error) = (ended.output, ended.error);
+                return Ok(Some((state, version)));
+            }
+            // It went on, or was forgotten, between the two; then the state is another one.
+            if self.listed(run).await?.is_some_and(|(_, now)| now == version) {
+                return Err(Error::new(
+                    ErrorKind::Unexpected,
+                    "workflow",
+                    format!("{key} is not in the store"),
+                ));
+            }
+        }
+    }
+
+    /// The state as it is listed.
+    pub(super) async fn listed(&self, run: &str) -> Result<Option<(RunState, Version)>> {
         let key = state_key(run);
         match self.store.get(&key).await? {
             Some(entry) => Ok(Some((decoded(&key, &entry.value)?, entry.version))),
@@ -262,7 +341,9 @@ impl Records {
         loop {
             let page = self.store.list(&prefix, None, most).await?;
             if page.is_empty() {
-                return self.store.delete(&state_key(run), version).await;
+                let key = state_key(run);
+                let commit = Commit::new().guard(&key, Some(version)).delete(&key).delete(ended_key(run));
+                return self.store.commit(commit).await.map(drop);
             }
             let commit = Commit::new().guard(state_key(run), Some(version));
             let commit = page.iter().fold(commit, |commit, entry| commit.delete(&entry.key));
@@ -311,6 +392,7 @@ impl Records {
             asks: true,
             output: None,
             error: None,
+            apart: false,
             parent: started.parent,
             suspended: false,
             listens: None,
@@ -361,12 +443,24 @@ impl Records {
         state: &RunState,
         expected: Version,
     ) -> Result<Version> {
-        self.append_all(std::slice::from_ref(record), listened, state, expected).await
+        self.append_all(Commit::new(), std::slice::from_ref(record), listened, state, expected).await
     }
 
-    /// Appends these, the last of which is the last of the state's, if the state is still of this version.
+    /// Guards that a definition is as it was read, and that runs of it may start.
+    pub(super) fn startable(&self, name: &str, defined: Version) -> Commit {
+        Commit::new().guard(format!("{DEFINITIONS}{name}"), Some(defined)).guard(retired_key(name), None)
+    }
+
+    /// Whether no run of a definition starts any more.
+    pub(super) async fn is_retired(&self, name: &str) -> Result<bool> {
+        Ok(self.store.get(&retired_key(name)).await?.is_some())
+    }
+
+    /// Appends these, the last of which is the last of the state's, if the state is still of this version, and what `guarded` guards
+    /// holds.
     pub(super) async fn append_all(
         &self,
+        guarded: Commit,
         records: &[Record],
         listened: Option<&[String]>,
         state: &RunState,
@@ -374,7 +468,7 @@ impl Records {
     ) -> Result<Version> {
         let run = state.path();
         let first = state.records - u64::try_from(records.len()).unwrap_or_default();
-        let mut commit = Commit::new().guard(state_key(&run), Some(expected));
+        let mut commit = guarded.guard(state_key(&run), Some(expected));
         for (number, record) in (first..).zip(records) {
             commit = commit.put(record_key(&run, number), encoded(record)?);
         }
@@ -384,7 +478,13 @@ impl Records {
             Some(types) => commit.put(listener_key(&run), encoded(types)?),
             None => commit.delete(listener_key(&run)),
         };
-        self.store.commit(commit.put(state_key(&run), encoded(state)?)).await
+        let (listed, ended) = state.parted();
+        let commit = match ended {
+            Some(ended) => commit.put(ended_key(&run), encoded(&ended)?),
+            None if state.apart => commit.delete(ended_key(&run)),
+            None => commit,
+        };
+        self.store.commit(commit.put(state_key(&run), encoded(&listed)?)).await
     }
 
     /// The runs of a namespace that listen, by their ids, with the types that they listen for.
@@ -409,7 +509,7 @@ impl Records {
         state: &RunState,
         expected: Version,
     ) -> Result<Version> {
-        self.append_all(&[], listened, state, expected).await
+        self.append_all(Commit::new(), &[], listened, state, expected).await
     }
 
     /// The record, or what stands for it where it is too large to be stored; and its bytes.

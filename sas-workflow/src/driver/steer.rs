@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sas_core::{Error, ErrorKind, Result, RunAction, Version};
+use sas_core::{Commit, Error, ErrorKind, Result, RunAction, Version};
 use serde_json::Value as Json;
 
 use super::{
@@ -77,6 +77,12 @@ impl Inner {
             let machine = machine.map_err(|fault| conflict(Json::Object(fault.0).to_string()))?;
             let now = self.now();
             let mut next = RunState { phase: Phase::Running, error: None, updated: now, asks: true, ..state };
+            if let (Status::Running, Some((skipped, _))) = (machine.status(), &skip) {
+                return Err(conflict(format!(
+                    "the run {run:?} faulted at no step, but for want of a secret, which is there now: {skipped:?} is not skipped; \
+                     retry the run"
+                )));
+            }
             if matches!(machine.status(), Status::Running) {
                 // No record made it fault: a secret was missing, which is there now.
                 return Ok(Some((next, Vec::new())));
@@ -131,8 +137,14 @@ impl Inner {
             let Some(loaded) = self.load(run).await? else { return Err(no_run(run)) };
             let (version, had_ended): (Version, _) = (loaded.version, loaded.state.phase != Phase::Running);
             let before = loaded.state.listens.clone();
+            let name = format!("{}/{}/{}", loaded.state.namespace, loaded.state.name, loaded.state.version);
+            // A run that goes on again is as a start to who deletes its definition.
+            let guarded = match had_ended {
+                true => self.records.startable(&name, loaded.defined),
+                false => Commit::new(),
+            };
             let Some((next, records)) = make(loaded)? else { return Ok(()) };
-            match self.records.append_all(&records, before.as_deref(), &next, version).await {
+            match self.records.append_all(guarded, &records, before.as_deref(), &next, version).await {
                 Ok(_) => {
                     if had_ended {
                         *self.unended.lock().entry(next.namespace).or_default() += 1;
@@ -141,7 +153,13 @@ impl Inner {
                     let _ = self.clone().post(run, Letter::new(Told::Reload));
                     return Ok(());
                 }
-                Err(error) if error.kind == ErrorKind::Conflict => {}
+                Err(error) if error.kind == ErrorKind::Conflict => {
+                    if had_ended && self.records.is_retired(&name).await? {
+                        return Err(conflict(format!("the workflow {name} is being deleted")));
+                    }
+                    // Another host may have put the definition back.
+                    self.definitions.lock().remove(&name);
+                }
                 Err(error) => return Err(error),
             }
         }

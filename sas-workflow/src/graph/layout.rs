@@ -1,5 +1,7 @@
 //! How large everything is, and where it goes.
 
+use std::collections::{HashMap, HashSet};
+
 /// Around the whole.
 pub(super) const MARGIN: usize = 20;
 /// Of a task that holds none.
@@ -30,6 +32,8 @@ pub(super) struct Node {
     pub(super) list: Vec<Node>,
     /// Lists beside that one, each with a label.
     pub(super) beside: Vec<(String, Vec<Node>)>,
+    /// Width and height, when it has been measured.
+    size: (usize, usize),
 }
 
 impl Node {
@@ -42,6 +46,7 @@ impl Node {
             jumps: Vec::new(),
             list: Vec::new(),
             beside: Vec::new(),
+            size: LEAF,
         }
     }
 
@@ -68,8 +73,12 @@ impl Node {
         if self.is_leaf() { LEAF.1 + self.lines() * LINE } else { HEAD + self.lines() * LINE }
     }
 
-    /// Width and height.
+    /// Width and height, as [`measure`] found them.
     pub(super) fn size(&self) -> (usize, usize) {
+        self.size
+    }
+
+    fn measured(&self) -> (usize, usize) {
         if self.is_leaf() {
             return (LEAF.0, self.head());
         }
@@ -90,13 +99,26 @@ impl Node {
     }
 }
 
+/// Finds out how large everything is, what is within before what is around it: each is looked at once.
+pub(super) fn measure(list: &mut [Node]) {
+    for node in list {
+        measure(&mut node.list);
+        node.beside.iter_mut().for_each(|(_, list)| measure(list));
+        node.size = node.measured();
+    }
+}
+
 /// The jumps within a list: from, to, by their places.
 pub(super) fn jumps(list: &[Node]) -> Vec<(usize, usize)> {
     let mut jumps = Vec::new();
+    let (mut places, mut seen) = (HashMap::new(), HashSet::new());
+    for (at, node) in list.iter().enumerate() {
+        places.entry(node.name.as_str()).or_insert(at);
+    }
     for (from, node) in list.iter().enumerate() {
         for (_, target, own) in node.jumps.iter().take(8) {
-            let to = list.iter().position(|node| *own && node.name == super::short(target));
-            if let Some(to) = to.filter(|to| *to != from + 1 && !jumps.contains(&(from, *to))) {
+            let to = own.then(|| places.get(super::short(target).as_str()).copied()).flatten();
+            if let Some(to) = to.filter(|to| *to != from + 1 && seen.insert((from, *to))) {
                 jumps.push((from, to));
             }
         }

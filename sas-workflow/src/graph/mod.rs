@@ -40,7 +40,8 @@ pub(crate) fn svg(definition: &Definition, run: Option<&RunDetail>) -> String {
         mark.failed = step.state == "failed";
     }
     let mut left = MOST;
-    let tasks = nodes(&definition.0.tasks, &mut left);
+    let mut tasks = nodes(&definition.0.tasks, &mut left);
+    layout::measure(&mut tasks);
     let name = format!("{}/{} {}", definition.namespace(), definition.name(), definition.version());
     let title = match run {
         Some(run) => format!("{name}: {} {}", run.run.id, run.run.status),

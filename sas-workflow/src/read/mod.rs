@@ -104,6 +104,8 @@ pub(crate) struct Reader<'m> {
     /// Names that are used, where they must be defined.
     uses: Vec<(Component, String, String)>,
     calls: Vec<(String, String)>,
+    /// Where other workflows are run, and of which namespaces.
+    starts: Vec<(String, String)>,
     depth: usize,
 }
 
@@ -122,6 +124,7 @@ fn definition(document: Json, mistakes: &mut Mistakes) -> Option<Inner> {
         refused: Vec::new(),
         uses: Vec::new(),
         calls: Vec::new(),
+        starts: Vec::new(),
         depth: 0,
     };
     let mut fields = Fields::of("", &document, reader.mistakes)?;
@@ -151,7 +154,7 @@ fn definition(document: Json, mistakes: &mut Mistakes) -> Option<Inner> {
     };
     fields.finish(reader.mistakes);
     reader.check(&uses);
-    let refused = reader.refused;
+    let (refused, starts) = (reader.refused, reader.starts);
     let digest = digest(&document);
     // No deeper than `DEEPEST`, and so never too deep for a value.
     let value = sas_jq::Value::from_json(&document).unwrap_or_default();
@@ -165,6 +168,7 @@ fn definition(document: Json, mistakes: &mut Mistakes) -> Option<Inner> {
         schedule,
         tasks,
         refused,
+        starts,
         value,
         document,
     })
@@ -280,7 +284,11 @@ impl Reader<'_> {
         let at = fields.below("secrets");
         for (n, json) in fields.list("secrets", self.mistakes).unwrap_or_default().iter().enumerate() {
             match json.as_str() {
-                Some(name) if !name.is_empty() => uses.secrets.push(name.to_owned()),
+                Some(name) if !name.is_empty() && name.len() <= 253 => uses.secrets.push(name.to_owned()),
+                Some(name) if !name.is_empty() => self.mistakes.push(
+                    &format!("{at}/{n}"),
+                    format!("has {} bytes; a secret's name has at most 253", name.len()),
+                ),
                 _ => self
                     .mistakes
                     .push(&format!("{at}/{n}"), format!("is {}, must be a secret's name", shown(json))),
@@ -445,7 +453,8 @@ impl Reader<'_> {
             self.mistakes.push(&below(at, "read"), "says how events are read: on is missing");
         }
         fields.finish(self.mistakes);
-        Some(Schedule { every, cron, after, on })
+        let read = read.filter(|read| *read != "data").map(str::to_owned);
+        Some(Schedule { every, cron, after, on, read })
     }
 
     fn error(&mut self, at: &str, json: &Json) -> Option<Raised> {

@@ -338,6 +338,9 @@ impl Reader<'_> {
             let (namespace, own, version) = (name("namespace"), name("name"), name("version"));
             let input = inner.take("input").and_then(|json| self.data(&below(&at, "input"), json));
             inner.finish(self.mistakes);
+            if let Some(namespace) = &namespace {
+                self.starts.push((below(&at, "namespace"), namespace.clone()));
+            }
             Kind::Workflow { namespace: namespace?, name: own?, version: version?, input, wait }
         } else {
             self.process(way, inner);
