@@ -152,7 +152,7 @@ impl Cluster {
             biased;
             () = stop.cancelled() => {}
             // One that waits for a slow store must not hold up the other: a host that can't read in time still renews.
-            _ = async { tokio::join!(self.stay(), self.follow()) } => {}
+            _ = async { tokio::join!(self.stay(), self.follow(), self.watch_lease()) } => {}
         }
         self.leave().await;
     }
@@ -260,6 +260,10 @@ impl Cluster {
                     (kept.version, kept.draining) = (version, true);
                 }
                 self.view.lock().set_membership(Some(kept), Instant::now());
+                if says_so {
+                    // Somebody may wait for just that, with nothing to hand over.
+                    self.tell();
+                }
                 Ok(())
             }
             // Somebody else wrote it, or an answer of ours was lost.
@@ -360,8 +364,7 @@ impl Cluster {
 
     /// Until the history breaks off or the store fails.
     async fn follow_from(&self, mut since: Version) {
-        let tick = (self.config.term / 20).min(Duration::from_millis(200));
-        let mut acted = self.is_member();
+        let tick = self.tick();
         loop {
             tokio::select! {
                 biased;
@@ -388,20 +391,33 @@ impl Cluster {
                 () = self.act.notified() => {}
                 () = tokio::time::sleep(tick) => {}
             }
-            let acts = self.is_member();
-            if acted != acts {
-                if !acts {
-                    self.metrics.lapses.increment(1);
-                    tracing::warn!(
-                        host = self.config.name,
-                        "its lease ran out: it acts for nothing until it is renewed"
-                    );
-                }
-                acted = acts;
-                self.tell();
-            }
             self.act().await;
         }
+    }
+
+    /// Tells when this host begins or ceases to act, whatever the store does meanwhile.
+    async fn watch_lease(&self) {
+        let mut acted = self.is_member();
+        loop {
+            tokio::time::sleep(self.tick()).await;
+            let acts = self.is_member();
+            if acted == acts {
+                continue;
+            }
+            if !acts {
+                self.metrics.lapses.increment(1);
+                tracing::warn!(
+                    host = self.config.name,
+                    "its lease ran out: it acts for nothing until it is renewed"
+                );
+            }
+            acted = acts;
+            self.tell();
+        }
+    }
+
+    fn tick(&self) -> Duration {
+        (self.config.term / 20).min(Duration::from_millis(200))
     }
 
     async fn list_again(&self) -> Result<Version> {

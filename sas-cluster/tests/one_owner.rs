@@ -2,7 +2,7 @@
 
 mod hosts;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use hosts::{Fault, Hosts, SHARDS, TERM};
 use sas_core::{Hosts as _, Place};
@@ -138,6 +138,25 @@ async fn a_host_cut_from_the_store_stops_by_its_own_clock_before_anybody_follows
         assert!(matches!(hosts.cluster("a").place(&path), Place::Here(_)), "its part comes back to it");
     }
     hosts.assert_sound();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_changes_hears_of_a_lapse_while_every_question_to_the_store_fails() {
+    let mut hosts = Hosts::default();
+    hosts.start("a").await;
+    hosts.until_settled(Duration::from_secs(1)).await;
+    let (path, cluster) = (hosts.path_of("a"), Arc::clone(hosts.cluster("a")));
+    for fault in [Fault::Fails, Fault::Hangs] {
+        hosts.break_store("a", fault);
+        let heard = async {
+            while matches!(cluster.place(&path), Place::Here(_)) {
+                cluster.changed(cluster.round()).await;
+            }
+        };
+        tokio::time::timeout(TERM * 2 / 3 + Duration::from_secs(1), heard).await.expect("it is told");
+        hosts.break_store("a", Fault::None);
+        hosts.until_settled(Duration::from_secs(2)).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
