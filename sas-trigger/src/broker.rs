@@ -447,15 +447,23 @@ impl Brokers {
 
     /// Forgets a trigger that is no more, so that it holds nothing back.
     pub(crate) async fn forget(&self, trigger: &str) -> Result<()> {
-        let mut names: Vec<String> = self.by_name.lock().keys().cloned().collect();
-        names.push(hook_broker(trigger));
-        for broker in names {
-            let key = cursor_key(&broker, trigger);
-            if let Some(entry) = self.store.get(&key).await? {
-                self.store.delete(&key, entry.version).await?;
+        // As the store has them, since another host may run the broker; they are of the trigger's own namespace.
+        let namespace = trigger.split('/').next().unwrap_or_default();
+        let (prefix, place) = (format!("broker/{namespace}/"), format!("/cursor/{trigger}"));
+        let mut after: Option<String> = None;
+        loop {
+            let entries = self.store.list(&prefix, after.as_deref(), PAGE).await?;
+            let last = entries.len() < PAGE;
+            for entry in entries {
+                if entry.key.ends_with(&place) {
+                    self.store.delete(&entry.key, entry.version).await?;
+                }
+                after = Some(entry.key);
+            }
+            if last {
+                return Ok(());
             }
         }
-        Ok(())
     }
 }
 

@@ -502,3 +502,20 @@ async fn a_tenants_events_come_in_and_go_out_no_faster_than_its_quota_and_anothe
     assert!(quotas.pressure().is_empty());
     shut(&host).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_trigger_that_is_removed_where_its_broker_is_not_known_keeps_no_place() {
+    let invoker = Arc::new(FakeInvoker::new());
+    let (runs, store, clock) = host(&invoker);
+    runs.apply_broker(BrokerSpec::new("default/orders")).await.unwrap();
+    runs.apply(reads("t", "default/a")).await.unwrap();
+    runs.apply(reads("other", "default/a")).await.unwrap();
+    let places = async || {
+        let entries = store.list("broker/default/orders/cursor/", None, 10).await.unwrap();
+        entries.into_iter().map(|entry| entry.key).collect::<Vec<_>>()
+    };
+    assert_eq!(places().await.len(), 2);
+    let elsewhere = host_on(&store, &invoker, &clock);
+    elsewhere.remove("default/t").await.unwrap();
+    assert_eq!(places().await, ["broker/default/orders/cursor/default/other"]);
+}
