@@ -1,8 +1,9 @@
 //! Other hosts of the same platform: requests whose route leads there are passed on, once, marked and signed.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::RandomState},
     fmt,
+    hash::{BuildHasher as _, Hasher as _},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,7 +20,10 @@ use sas_core::{
     Payer, Protocol, Purpose, Request, Result, SystemClock, TenantKey, Timestamp,
 };
 use sha2::Sha256;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit, watch},
+    time::Instant,
+};
 
 /// What a host that passes a request on says about it to the next one.
 pub(crate) const MARK: HeaderName = HeaderName::from_static("x-sas-hop");
@@ -54,10 +58,14 @@ pub struct Peers {
     clock: Arc<dyn Clock>,
     known: RwLock<HashMap<String, Arc<Peer>>>,
     next: AtomicU64,
-    /// When this host began, and how many marks it made since: no mark is taken twice.
-    began: Timestamp,
+    /// What tells this start from others of the host, and how many marks it made: no mark is taken twice.
+    start: u64,
     made: AtomicU64,
-    taken: Mutex<HashMap<String, Taken>>,
+    /// By the host and its start.
+    taken: Mutex<HashMap<(String, u64), Taken>>,
+    /// Marks that a host made and this one did not take, and when that was said last.
+    refused: AtomicU64,
+    said: Mutex<Option<Instant>>,
     /// Up to which change this host's routes know who acts for what. 0: nobody says so.
     view: watch::Sender<u64>,
     /// For how many milliseconds a request may wait until its host is known and there.
@@ -65,10 +73,9 @@ pub struct Peers {
     held: Semaphore,
 }
 
-/// Marks of one host that were taken.
+/// Marks of one start of a host that were taken.
 #[derive(Debug, Default)]
 struct Taken {
-    began: Timestamp,
     highest: u64,
     /// Of the last ones, whether each was taken: a ring of bits.
     recent: Vec<u64>,
@@ -76,19 +83,18 @@ struct Taken {
 
 /// How far behind the youngest mark of a host another one may come.
 const RECENT: u64 = 65_536;
-/// Hosts whose marks are remembered: more than one has, and not more than fit.
+/// Starts of hosts whose marks are remembered: more than there are, and not more than fit.
 const TAKEN: usize = 4_096;
 /// Requests that wait at once until their host is there.
 const HELD: usize = 1_000;
+/// How often it is said that marks were not taken.
+const SAID: Duration = Duration::from_secs(10);
 
 impl Taken {
     /// Whether a mark comes for the first time.
-    fn is_first(&mut self, began: Timestamp, number: u64) -> bool {
-        if began < self.began {
-            return false;
-        }
-        if began > self.began || self.recent.is_empty() {
-            *self = Self { began, highest: 0, recent: vec![0; (RECENT / 64) as usize] };
+    fn is_first(&mut self, number: u64) -> bool {
+        if self.recent.is_empty() {
+            self.recent = vec![0; (RECENT / 64) as usize];
         }
         let place = |number: u64| ((number % RECENT / 64) as usize, 1_u64 << (number % 64));
         if number > self.highest {
@@ -183,12 +189,15 @@ impl Peers {
         Ok(Arc::new(Self {
             name,
             key,
-            began: clock.now(),
+            // The standard library seeds it with random bits of the system: clocks may be set back.
+            start: RandomState::new().build_hasher().finish(),
             clock,
             known: RwLock::default(),
             next: AtomicU64::new(PEER),
             made: AtomicU64::new(0),
             taken: Mutex::default(),
+            refused: AtomicU64::new(0),
+            said: Mutex::default(),
             view: watch::Sender::new(0),
             hold_ms: AtomicU64::new(0),
             held: Semaphore::new(HELD),
@@ -287,7 +296,7 @@ impl Peers {
 
     /// Signs a request for `peer`, and says that it was here.
     pub(crate) fn sign(&self, request: &mut Request, peer: &Peer, cx: &Cx, hops: u8) {
-        let left = cx.deadline.saturating_duration_since(tokio::time::Instant::now());
+        let left = cx.deadline.saturating_duration_since(Instant::now());
         let hop = Hop {
             from: &self.name,
             to: &peer.name,
@@ -298,7 +307,7 @@ impl Peers {
                 _ => None,
             },
             purpose: cx.purpose,
-            began: self.began,
+            start: self.start,
             number: self.made.fetch_add(1, Ordering::Relaxed) + 1,
             view: *self.view.borrow(),
             hops,
@@ -334,7 +343,17 @@ impl Peers {
         let hop = Hop::parse(said)?;
         let now = self.clock.now();
         let apart = now.since(hop.at).max(hop.at.since(now));
-        if hop.to != self.name || apart > FRESH || !self.is_first(&hop) {
+        let refused = if hop.to != self.name {
+            Some(format!("it was meant for {}, and this host is {}", hop.to, self.name))
+        } else if apart > FRESH {
+            Some(format!("its time is {apart:?} off this host's: set the clocks of both by one source"))
+        } else if !self.is_first(&hop) {
+            Some("it was taken before, or comes too late to know".to_owned())
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
+            self.note_refused(hop.from, &reason);
             return None;
         }
         Some(Marked {
@@ -350,11 +369,28 @@ impl Peers {
     /// Whether a mark, which is a host's own, was not taken before.
     fn is_first(&self, hop: &Hop<'_>) -> bool {
         let mut taken = self.taken.lock();
-        if taken.len() >= TAKEN && !taken.contains_key(hop.from) {
-            // Names of hosts that came and went; those that are still there come again.
+        let from = (hop.from.to_owned(), hop.start);
+        if taken.len() >= TAKEN && !taken.contains_key(&from) {
+            // Hosts that came and went; those that are still there come again.
             taken.clear();
         }
-        taken.entry(hop.from.to_owned()).or_default().is_first(hop.began, hop.number)
+        taken.entry(from).or_default().is_first(hop.number)
+    }
+
+    /// Says from time to time why requests of a host, which has the key, are taken as those of a client.
+    fn note_refused(&self, from: &str, reason: &str) {
+        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        let now = Instant::now();
+        let mut said = self.said.lock();
+        if said.is_none_or(|said| now.duration_since(said) >= SAID) {
+            *said = Some(now);
+            tracing::warn!(
+                from,
+                reason,
+                refused,
+                "a host's mark is not believed: its request counts as a client's"
+            );
+        }
     }
 
     /// Of the hop and of the head that decides where the request goes and who asks.
@@ -404,7 +440,7 @@ struct Hop<'a> {
     left: Duration,
     payer: Option<TenantKey>,
     purpose: Purpose,
-    began: Timestamp,
+    start: u64,
     number: u64,
     view: u64,
     hops: u8,
@@ -424,9 +460,9 @@ impl fmt::Display for Hop<'_> {
             PURPOSES.iter().find(|(purpose, _)| *purpose == self.purpose).map_or("traffic", |p| p.1);
         let payer = self.payer.map_or_else(|| "owner".to_owned(), |payer| payer.0.to_string());
         let (from, to, at) = (self.from, self.to, self.at.0);
-        let (began, number, view, hops) = (self.began.0, self.number, self.view, self.hops);
+        let (start, number, view, hops) = (self.start, self.number, self.view, self.hops);
         write!(f, "v2 {from} {to} {at} {} {payer} {purpose} ", self.left.as_millis())?;
-        write!(f, "{began} {number} {view} {hops}")
+        write!(f, "{start} {number} {view} {hops}")
     }
 }
 
@@ -445,11 +481,11 @@ impl<'a> Hop<'a> {
         };
         let word = parts.next()?;
         let purpose = PURPOSES.iter().find(|(_, name)| *name == word)?.0;
-        let began = Timestamp(parts.next()?.parse().ok()?);
+        let start = parts.next()?.parse().ok()?;
         let number = parts.next()?.parse().ok()?;
         let view = parts.next()?.parse().ok()?;
         let hops = parts.next()?.parse().ok()?;
-        let hop = Self { from, to, at, left, payer, purpose, began, number, view, hops };
+        let hop = Self { from, to, at, left, payer, purpose, start, number, view, hops };
         parts.next().is_none().then_some(hop)
     }
 }
@@ -458,7 +494,6 @@ impl<'a> Hop<'a> {
 mod tests {
     use sas_core::{Body, RequestId};
     use sas_testkit::fake::FakeClock;
-    use tokio::time::Instant;
 
     use super::*;
 
@@ -526,16 +561,28 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_taken_once_in_whatever_order_and_none_of_an_earlier_start() {
+    fn a_mark_is_taken_once_in_whatever_order() {
         let mut taken = Taken::default();
-        let now = Timestamp(5);
         for number in [1, 3, 2, 70_000, 69_999, 4_465] {
-            assert!(taken.is_first(now, number), "{number}");
-            assert!(!taken.is_first(now, number), "{number} again");
+            assert!(taken.is_first(number), "{number}");
+            assert!(!taken.is_first(number), "{number} again");
         }
-        assert!(!taken.is_first(now, 3), "too far behind to be known");
-        assert!(!taken.is_first(Timestamp(4), 70_001), "of an earlier start");
-        assert!(taken.is_first(Timestamp(6), 1), "of a later one");
+        assert!(!taken.is_first(3), "too far behind to be known");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_starts_again_after_its_clock_went_back_is_believed() {
+        let clock = FakeClock::starting_at(Timestamp(1_000_000));
+        let earlier = FakeClock::starting_at(Timestamp(999_990));
+        let b = Peers::with_clock("b", KEY, Arc::new(clock.clone())).unwrap();
+        let cx = Cx::new(Payer::Owner, RequestId(1), Instant::now() + Duration::from_secs(9));
+        for clock in [clock, earlier] {
+            let a = Peers::with_clock("a", KEY, Arc::new(clock)).unwrap();
+            a.set("b", Endpoint::Tcp("192.0.2.1:80".parse().unwrap()));
+            let mut request = http::Request::get("/").header("host", "s.test").body(Body::empty()).unwrap();
+            a.sign(&mut request, &a.get("b").unwrap(), &cx, 1);
+            assert!(b.take(&mut request).is_some());
+        }
     }
 
     #[test]
