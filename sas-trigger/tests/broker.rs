@@ -505,7 +505,7 @@ async fn a_tenants_events_come_in_and_go_out_no_faster_than_its_quota_and_anothe
 
 #[tokio::test(start_paused = true)]
 async fn a_trigger_that_is_removed_where_its_broker_is_not_known_keeps_no_place() {
-    let invoker = Arc::new(FakeInvoker::new());
+    let invoker = FakeInvoker::new(|_| Ok(ok()));
     let (runs, store, clock) = host(&invoker);
     runs.apply_broker(BrokerSpec::new("default/orders")).await.unwrap();
     runs.apply(reads("t", "default/a")).await.unwrap();
