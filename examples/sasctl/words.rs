@@ -82,6 +82,7 @@ pub(crate) fn decision(entry: &Value) -> String {
         "activated" => "requests met no instance",
         "expected" => "a call is expected",
         "not_expected" => "no call is expected any more",
+        "roll_out" => "a roll-out sizes the revision for its share of the traffic",
         "reclaimed" => "others lacked room in a budget",
         _ => "the scaler has a reason of its own",
     };

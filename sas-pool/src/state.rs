@@ -13,8 +13,8 @@ use std::{
 
 use sas_core::{
     Claim, ClaimError, Deployed, Error, ErrorKind, ExitReport, Instance, InstanceId, MeterPhase, Outcome,
-    Pick, QuotaExceeded, Retry, RevisionKey, RevisionSpec, SizeBounds, SlotView, StartPhase, StartTimings,
-    TenantKey,
+    Pick, QuotaExceeded, Reason, Retry, RevisionKey, RevisionSpec, SizeBounds, SlotView, StartPhase,
+    StartTimings, TenantKey,
 };
 use smallvec::SmallVec;
 
@@ -339,9 +339,11 @@ impl State {
         active.bind();
         let (have, target) = (active.have(), active.target());
         if have < target {
+            self.decided_here(rules, a, (have, target), Reason::RollOut, None);
             self.grow(rules, a, 0, now, fx);
         } else if have > target && active.waiting() == 0 && bounds.is_some() {
             // Once they are lifted, the next decision says what goes.
+            self.decided_here(rules, a, (have, target), Reason::RollOut, None);
             self.shrink(rules, a, true, now, fx);
         }
         self.rest(now, a, fx);

@@ -66,7 +66,9 @@ impl Invariant for RolloutsConserveCapacity {
                 // One of them is left to its own scaler already.
                 continue;
             }
-            let max = view.revisions[&(service, one)].max;
+            // The one of the revision that comes holds for both; 0 is none.
+            let max = [one, two].map(|revision| view.revisions[&(service, revision)].max);
+            let max = if max.contains(&0) { 0 } else { max[0].max(max[1]) };
             let surge = |of: u32| (of * SURGE).div_ceil(100);
             if max > 0 && most.saturating_add(other) > (max + surge(max)).max(2) {
                 return Err(format!(
