@@ -424,8 +424,9 @@ async fn copies_and_faults_come_from_manifest_and_admin_api() {
         ("{}", 422),
         (r#"{"faults": [{"percent": 10}]}"#, 422),
         (r#"{"faults": [{"abort": 200}]}"#, 422),
+        (r#"{"faults": [{"revision": "hello-00009", "abort": 500}]}"#, 422),
         (
-            r#"{"faults": [{"path": "/", "percent": 30, "delay": "250ms", "abort": 503}, {"revision": "hello-00009", "abort": 500}]}"#,
+            r#"{"faults": [{"path": "/", "percent": 30, "delay": "250ms", "abort": 503}, {"revision": "hello-00002", "abort": 500}]}"#,
             200,
         ),
     ] {

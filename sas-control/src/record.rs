@@ -388,6 +388,21 @@ impl ServiceRecord {
         shares
     }
 
+    /// Whether all of the traffic is what a roll-out moves: the latest revision has 100 %, and no target names one of the two.
+    pub(crate) fn moves_everything(&self, rolling: &Rolling) -> bool {
+        self.traffic.iter().any(|target| target.revision_name.is_none() && target.percent == 100)
+            && self
+                .traffic
+                .iter()
+                .filter_map(|target| target.revision_name.as_ref())
+                .all(|named| *named != rolling.from && *named != rolling.to)
+    }
+
+    /// Whether the latest revision has a share of the traffic.
+    pub(crate) fn latest_has_traffic(&self) -> bool {
+        self.traffic.iter().any(|target| target.revision_name.is_none() && target.percent > 0)
+    }
+
     pub(crate) fn encode(&self) -> Result<Bytes> {
         serde_json::to_vec(self).map(Bytes::from).map_err(|error| {
             let message = format!("{} can't be written: {error}", self.path());

@@ -307,6 +307,8 @@ async fn a_roll_out_goes_on_after_a_restart_of_the_platform() {
     let world = World::with(Arc::clone(&store), keeping(&plane)).await;
     deploy(&world, "one", &PLAN).await.unwrap();
     deploy(&world, "two", &PLAN).await.unwrap();
+    // What the old one answered is kept: it may answer nothing in the next step.
+    plane.answered(&world, "hello-00001", 90, 0);
     plane.answered(&world, "hello-00002", 10, 0);
     housekeeping(&world, 11).await;
     world.control.shutdown(tokio::time::Instant::now()).await;

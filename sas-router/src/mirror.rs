@@ -1,5 +1,5 @@
-//! Copies of requests to another revision. Nobody waits for them: a copy costs its request the references to the body's
-//! bytes, which are bounded, and what the target can't take is dropped and counted.
+//! Copies of requests to another revision. Nobody waits for them: a copy costs its request a copy of the body, of
+//! bounded size, and what the target can't take is dropped and counted.
 
 use std::{
     collections::VecDeque,
@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderName, Method, Uri, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
@@ -35,7 +35,8 @@ pub struct MirrorConfig {
     pub max_body_bytes: usize,
     /// Copies of one service under way at once. 16.
     pub at_once: usize,
-    /// Copies of one service that wait for one of these to end; more are dropped. 64.
+    /// Copies of one service that wait for one of these to end; more are dropped. A copy has its place from the start of
+    /// its body on. 64.
     pub waiting: usize,
     /// How long a copy may take. 30 s, or the time-out of the target's requests, if that is less.
     pub timeout: Duration,
@@ -67,6 +68,8 @@ pub(crate) struct Mirroring {
 struct Work {
     running: usize,
     waiting: VecDeque<Copy>,
+    /// Those whose bodies are still on their way.
+    copying: usize,
     ended: bool,
 }
 
@@ -154,41 +157,53 @@ impl Mirroring {
             self.count(Ended::TooLarge);
             return;
         }
-        if self.work.lock().waiting.len() >= self.config.waiting {
+        let Some(place) = self.place() else {
             self.count(Ended::Dropped);
             return;
-        }
+        };
         let headers = request.headers().clone();
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let mut copy = Copy { method, uri, headers, body: Body::empty(), id, tenant };
         match request.body().try_clone() {
             Some(body) => {
                 copy.body = body;
-                self.send(copy);
+                self.send(copy, place);
             }
-            None if request.body().is_end_stream() => self.send(copy),
+            None if request.body().is_end_stream() => self.send(copy, place),
             None => {
                 let body = std::mem::take(request.body_mut());
-                let copying = Copying { mirroring: Arc::clone(self), copy, pieces: Vec::new(), held: 0 };
+                let copying = Copying { place, copy, held: BytesMut::new() };
                 *request.body_mut() = Body::new(Passing { body, copying: Some(copying) });
             }
         }
     }
 
+    /// A place for a copy, if there is one: what is held in memory is bounded by them.
+    fn place(self: &Arc<Self>) -> Option<Place> {
+        let mut work = self.work.lock();
+        let held = work.running + work.waiting.len() + work.copying;
+        if work.ended || held >= self.config.at_once.saturating_add(self.config.waiting) {
+            return None;
+        }
+        work.copying += 1;
+        Some(Place(Arc::clone(self)))
+    }
+
     /// Sends a copy, now or when another one is over.
-    fn send(self: &Arc<Self>, copy: Copy) {
+    fn send(self: &Arc<Self>, copy: Copy, place: Place) {
+        drop(place);
         {
             let mut work = self.work.lock();
-            if work.ended || work.waiting.len() >= self.config.waiting {
+            if !work.ended && work.running < self.config.at_once {
+                work.running += 1;
+            } else if !work.ended && work.waiting.len() < self.config.waiting {
+                work.waiting.push_back(copy);
+                return;
+            } else {
                 drop(work);
                 self.count(Ended::Dropped);
                 return;
             }
-            if work.running >= self.config.at_once {
-                work.waiting.push_back(copy);
-                return;
-            }
-            work.running += 1;
         }
         tokio::spawn(Arc::clone(self).run(copy));
     }
@@ -230,6 +245,16 @@ impl Mirroring {
     }
 }
 
+/// Of a copy whose body is on its way.
+#[derive(Debug)]
+struct Place(Arc<Mirroring>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.work.lock().copying -= 1;
+    }
+}
+
 struct Running<'a>(&'a Mirroring);
 
 impl Drop for Running<'_> {
@@ -246,25 +271,28 @@ pub(crate) fn is_chosen(n: u64, percent: u32) -> bool {
 
 #[derive(Debug)]
 struct Copying {
-    mirroring: Arc<Mirroring>,
+    place: Place,
     copy: Copy,
-    /// What has passed by.
-    pieces: Vec<Bytes>,
-    held: usize,
+    /// What has passed by. Copied, since a small frame may be a part of a large buffer.
+    held: BytesMut,
 }
 
 impl Copying {
+    fn count(&self, what: Ended) {
+        self.place.0.count(what);
+    }
+
     fn end(mut self) {
-        self.copy.body = match self.pieces.as_mut_slice() {
-            [] => Body::empty(),
-            [one] => Body::from(std::mem::take(one)),
-            pieces => Body::from(pieces.concat()),
+        self.copy.body = match self.held.is_empty() {
+            true => Body::empty(),
+            false => Body::from(self.held.freeze()),
         };
-        self.mirroring.send(self.copy);
+        let mirroring = Arc::clone(&self.place.0);
+        mirroring.send(self.copy, self.place);
     }
 }
 
-/// A body that keeps references to what passes by, up to the bound.
+/// A body that copies what passes by, up to the bound.
 #[derive(Debug)]
 struct Passing {
     body: Body,
@@ -284,11 +312,11 @@ impl HttpBody for Passing {
         match &polled {
             Some(Ok(frame)) => {
                 if let (Some(copying), Some(data)) = (&mut this.copying, frame.data_ref()) {
-                    copying.held += data.len();
-                    copying.pieces.push(data.clone());
-                    if copying.held > copying.mirroring.config.max_body_bytes {
-                        copying.mirroring.count(Ended::TooLarge);
+                    if copying.held.len() + data.len() > copying.place.0.config.max_body_bytes {
+                        copying.count(Ended::TooLarge);
                         this.copying = None;
+                    } else {
+                        copying.held.extend_from_slice(data);
                     }
                 }
                 if this.body.is_end_stream()
@@ -320,7 +348,7 @@ impl HttpBody for Passing {
 impl Drop for Passing {
     fn drop(&mut self) {
         if let Some(copying) = self.copying.take() {
-            copying.mirroring.count(Ended::Incomplete);
+            copying.count(Ended::Incomplete);
         }
     }
 }

@@ -62,6 +62,7 @@ async fn a_share_of_the_requests_is_copied_whole_and_marked() {
             let (head, body) = request.into_parts();
             let bytes = body.collect(1 << 20).await.unwrap();
             let mark = head.headers.get("x-sas-mirrored").map(|mark| mark.to_str().unwrap().to_owned());
+            assert_eq!(head.headers["x-forwarded-for"], "127.0.0.1", "as the instance got it");
             notes.lock().unwrap().push((head.method, head.uri.to_string(), mark, bytes.len()));
             text(500, "nobody sees this")
         }
@@ -80,6 +81,7 @@ async fn a_share_of_the_requests_is_copied_whole_and_marked() {
     }
     let counts = counted(&platform, |counts| counts.failed == 5).await;
     assert_eq!(counts, MirrorCounts { failed: 5, ..MirrorCounts::default() });
+    assert_eq!(seen.lock().unwrap().len(), 5);
     for (method, uri, mark, bytes) in seen.lock().unwrap().iter() {
         assert_eq!(
             (method.as_str(), uri.as_str(), mark.as_deref(), *bytes),
@@ -218,6 +220,58 @@ async fn faults_delay_and_abort_by_rule_and_share_and_say_so() {
 
     platform.gateway.set_faults(SERVICE, Vec::new()).unwrap();
     assert!(!client.send(get("/slow")).await.headers().contains_key("x-sas-fault"));
+}
+
+#[tokio::test]
+async fn a_delay_that_takes_all_of_the_time_is_not_the_instances_fault() {
+    let mut spec = spec();
+    spec.timeouts.request = Duration::from_millis(50);
+    let platform = Platform::with(spec, GatewayConfig::default(), ServerConfig::default()).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let answers = handler(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async { text(200, "answered") }
+    });
+    platform.pool.add_inside(platform.revision, answers);
+    let long = fault(|fault| fault.delay = Some(Duration::from_secs(20)));
+    platform.gateway.set_faults(SERVICE, vec![long]).unwrap();
+    let late = Client::connect(platform.address()).await.send(get("/")).await;
+    assert_eq!(
+        (late.status(), &late.headers()["x-sas-fault"]),
+        (StatusCode::GATEWAY_TIMEOUT, &"delay=20000ms".parse().unwrap())
+    );
+    let said = json(late).await;
+    assert_eq!((&said["component"], &said["reason"]), (&"fault".into(), &"timeout".into()));
+    assert_eq!((asked.load(Ordering::SeqCst), platform.pool.leases()), (0, 0));
+}
+
+#[tokio::test]
+async fn bodies_on_their_way_have_their_place_among_the_copies() {
+    let mut config = GatewayConfig::default();
+    (config.mirror.at_once, config.mirror.waiting) = (1, 1);
+    let (platform, next) = mirroring(config, handler(|_| async { text(200, "") })).await;
+    platform.gateway.set_mirror(SERVICE, Some(Mirror::new(next, 100)));
+    let endless = || {
+        let first = futures_util::stream::iter([Ok::<_, sas_core::BoxError>(http_body::Frame::data(
+            bytes::Bytes::from_static(b"first"),
+        ))]);
+        let body = futures_util::StreamExt::chain(first, futures_util::stream::pending());
+        post(Body::new(http_body_util::StreamBody::new(body)))
+    };
+    let mut uploads = Vec::new();
+    for _ in 0..5 {
+        let mut client = Client::connect(platform.address()).await;
+        let request = endless();
+        uploads.push(tokio::spawn(async move { client.send(request).await }));
+    }
+    let counts = counted(&platform, |counts| counts.dropped == 3).await;
+    assert_eq!(counts, MirrorCounts { dropped: 3, ..MirrorCounts::default() });
+    uploads.into_iter().for_each(|upload| upload.abort());
+    counted(&platform, |counts| counts.incomplete == 2).await;
+    let mut client = Client::connect(platform.address()).await;
+    assert_eq!(client.send(post("x")).await.status(), 200);
+    counted(&platform, |counts| counts.answered == 1).await;
 }
 
 #[tokio::test]

@@ -245,6 +245,9 @@ pub struct Control {
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) state: Mutex<LiveState>,
+    /// Held while the sizes of a roll-out are told to the pool, which is not only done by who has the turn: what was
+    /// decided first is told first.
+    sizing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -657,6 +660,7 @@ impl Live {
                 bounded: Vec::new(),
                 started: HashSet::new(),
             }),
+            sizing: Mutex::new(()),
         }
     }
 

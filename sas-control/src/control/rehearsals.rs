@@ -54,7 +54,11 @@ impl Control {
             return Err(refused("mirror", errors));
         }
         self.check_rehearsal((mirror.as_ref(), "tag"), (&[], ""))?;
-        self.rehearse(principal, namespace, name, |record| record.mirror = mirror).await
+        let change = |record: &mut ServiceRecord| {
+            record.mirror = mirror;
+            Ok(())
+        };
+        self.rehearse(principal, namespace, name, change).await
     }
 
     /// Makes requests of a service meet faults from now on, instead of those before. A manifest that is applied later says it
@@ -76,7 +80,24 @@ impl Control {
             return Err(refused("faults", errors));
         }
         self.check_rehearsal((None, ""), (&faults, "faults"))?;
-        self.rehearse(principal, namespace, name, |record| record.faults = faults).await
+        let change = |record: &mut ServiceRecord| {
+            let mut errors = SpecErrors::default();
+            for (at, fault) in faults.iter().enumerate() {
+                if let Some(revision) = &fault.revision
+                    && record.revision(revision).is_none()
+                {
+                    let problem =
+                        "the service has no such revision: name one that it has, or leave it out for all";
+                    errors.push(format!("faults[{at}].revision"), revision, problem);
+                }
+            }
+            if !errors.is_empty() {
+                return Err(refused("faults", errors));
+            }
+            record.faults = faults;
+            Ok(())
+        };
+        self.rehearse(principal, namespace, name, change).await
     }
 
     async fn rehearse(
@@ -84,7 +105,7 @@ impl Control {
         principal: Option<&Principal>,
         namespace: &str,
         name: &str,
-        change: impl FnOnce(&mut ServiceRecord),
+        change: impl FnOnce(&mut ServiceRecord) -> Result<()>,
     ) -> Result<Arc<ServiceRecord>> {
         self.open()?;
         let path = format!("{namespace}/{name}");
@@ -93,7 +114,7 @@ impl Control {
         let mut record = ServiceRecord::clone(&before);
         record.generation += 1;
         record.changed_by = principal.cloned();
-        change(&mut record);
+        change(&mut record)?;
         check_routes(&record, &record.traffic)?;
         let record = self.save(&path, record, false).await?;
         self.settle(&path).await?;

@@ -76,6 +76,7 @@ impl Control {
     /// to their own scalers again, after a while.
     pub(super) fn size(&self, path: &str) {
         let Some(live) = self.live(path) else { return };
+        let _one = live.sizing.lock();
         let now = self.clock.now();
         let before = live.state.lock().bounded.clone();
         let mut after = Vec::new();
@@ -117,6 +118,7 @@ impl Control {
         let moves =
             record.rolling.as_ref().is_some_and(|rolling| rolling.is_watched() && rolling.to == revision);
         if comes || moves {
+            let _one = live.sizing.lock();
             let bounds = SizeBounds::new(0, 1, u32::MAX);
             self.pool.set_bounds(key, Some(bounds));
             live.state.lock().bounded.push(Bounded { key, bounds, ended: None });
@@ -133,7 +135,8 @@ impl Control {
         asked && after < deployed.spec.scaling.stable_window
     }
 
-    /// What there is to decide about the sizes of the two revisions of a roll-out that moves by steps.
+    /// What there is to decide about the sizes of the two revisions of a roll-out that moves by steps; `None` also where they
+    /// get traffic that the roll-out knows nothing of.
     fn sizing(&self, live: &Live) -> Option<([RevisionKey; 2], Sizing)> {
         let (record, keys) = {
             let state = live.state.lock();
@@ -142,12 +145,15 @@ impl Control {
             let keys = keys(&state.observed, rolling)?;
             (record, keys)
         };
-        let rolling = record.rolling.as_ref()?;
+        let rolling = record.rolling.as_ref().filter(|rolling| record.moves_everything(rolling))?;
         let progress = rolling.progress.as_ref()?;
         let [old, new] = [(&rolling.from, keys[0]), (&rolling.to, keys[1])].map(|(name, key)| {
             let status = self.pool.status(key).unwrap_or_default();
-            let min = record.revision(name).map_or(0, |revision| revision.spec.scaling.min);
-            Sized { asked: status.asked, min, ready: status.ready }
+            let (min, max) = record.revision(name).map_or((0, 0), |revision| {
+                let scaling = &revision.spec.scaling;
+                (scaling.min, scaling.max)
+            });
+            Sized { asked: status.asked, min, max, ready: status.ready }
         });
         let sizing = Sizing {
             old,
@@ -156,7 +162,6 @@ impl Control {
             goal: progress.goal(),
             keeps_old: progress.keeps_old(),
             surge: progress.plan().surge,
-            max: record.revision(&rolling.to).map_or(0, |revision| revision.spec.scaling.max),
         };
         Some((keys, sizing))
     }
@@ -198,8 +203,11 @@ impl Control {
             Some(reason) => tracing::warn!(service = %path, reason, "roll-out stopped"),
             None => tracing::info!(service = %path, percent = progress.percent(), "roll-out goes on"),
         }
-        // Each step counts for itself; but after a switch the old revision has nothing more to be compared by.
-        let anew = matches!(step, RolloutStep::Shift(_)) && progress.plan().kind == RolloutKind::Canary;
+        // Each step counts for itself; but once the old revision gets nothing it has no more than it answered before.
+        let shifted = match step {
+            RolloutStep::Shift(percent) if progress.plan().kind == RolloutKind::Canary => Some(percent),
+            _ => None,
+        };
         self.amend_as_owner(path, live, |record| {
             if let Some(rolling) = &mut record.rolling {
                 rolling.progress = Some(progress);
@@ -207,8 +215,15 @@ impl Control {
             }
         })
         .await?;
-        if anew {
-            self.count_anew(live);
+        match shifted {
+            Some(100) => {
+                let new = live.state.lock().counted.get(1).copied();
+                if let (Some(answers), Some(new)) = (&self.answers, new) {
+                    answers.watch_answers(new);
+                }
+            }
+            Some(_) => self.count_anew(live),
+            None => {}
         }
         Ok(true)
     }
@@ -346,7 +361,13 @@ impl Control {
             to: rolling.to.clone(),
             percent: rolling.moved(100, now),
             state,
-            reason: rolling.reason.clone(),
+            reason: rolling.reason.clone().or_else(|| {
+                let (progress, [old, new]) =
+                    (rolling.progress.as_ref().filter(|_| rolling.is_watched())?, counts?);
+                let unjudged = new.requests > 0 && progress.compared_with(old).is_none();
+                unjudged
+                    .then(|| format!("{} is not judged: {} has answered nothing", rolling.to, rolling.from))
+            }),
             since: rfc3339(rolling.progress.as_ref().map_or(rolling.since, RolloutProgress::since)),
             steps: plan.map(|plan| plan.steps.clone()),
             hold_seconds: plan.map(|plan| plan.hold.as_secs_f64()),

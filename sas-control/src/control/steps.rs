@@ -237,14 +237,9 @@ impl Control {
             {
                 // A plan was checked when it was read.
                 let progress = plan.and_then(|plan| RolloutProgress::new(plan, now).ok());
-                record.rolling = (progress.is_some() || !over.is_zero()).then_some(Rolling {
-                    from,
-                    to,
-                    since: now,
-                    over,
-                    progress,
-                    reason: None,
-                });
+                let moves = record.latest_has_traffic() && (progress.is_some() || !over.is_zero());
+                record.rolling =
+                    moves.then_some(Rolling { from, to, since: now, over, progress, reason: None });
             }
         })
         .await

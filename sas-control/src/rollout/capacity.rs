@@ -10,6 +10,8 @@ pub(crate) struct Sized {
     pub(crate) asked: u32,
     /// The minimum of its spec.
     pub(crate) min: u32,
+    /// Most instances that it may have; 0: no maximum.
+    pub(crate) max: u32,
     /// Instances that take requests.
     pub(crate) ready: u32,
 }
@@ -26,8 +28,13 @@ pub(crate) struct Sizing {
     /// Whether the old one stays at its size although the new one has everything.
     pub(crate) keeps_old: bool,
     pub(crate) surge: Surge,
-    /// Most instances of a revision; 0: no maximum.
-    pub(crate) max: u32,
+}
+
+impl Sized {
+    /// As many as its own maximum allows.
+    fn within(&self, instances: u32) -> u32 {
+        if self.max == 0 { instances } else { instances.min(self.max) }
+    }
 }
 
 impl Sizing {
@@ -41,7 +48,13 @@ impl Sizing {
         };
         let (old, new) = (wants(self.old, 100 - self.moved), wants(self.new, self.moved));
         let both = old.saturating_add(new) - u32::from(old > 0 && new > 0);
-        if self.max == 0 { both } else { both.min(self.max) }
+        let max = self.max();
+        if max == 0 { both } else { both.min(max) }
+    }
+
+    /// Most instances of the service with one revision, the larger maximum; 0: one of the two has none.
+    fn max(&self) -> u32 {
+        if self.old.max == 0 || self.new.max == 0 { 0 } else { self.old.max.max(self.new.max) }
     }
 
     /// How many percent of the traffic the ready instances of the new revision are enough for.
@@ -50,13 +63,15 @@ impl Sizing {
             0 => 100,
             // All but one, which the old revision has and can't lend: it goes with the last of the traffic.
             _ if self.new.ready >= self.total() - 1 => 100,
+            // More will not come, whatever is needed.
+            _ if self.new.max > 0 && self.new.ready >= self.new.max => 100,
             needed => (u64::from(self.new.ready) * 100 / needed).min(100) as u32,
         }
     }
 
     /// Instances of the new revision that its goal needs.
     pub(crate) fn wanted(&self) -> u32 {
-        part(self.needed(), self.goal)
+        self.new.within(part(self.needed(), self.goal))
     }
 
     /// Instances that both may have.
@@ -68,7 +83,10 @@ impl Sizing {
 
     /// The same at the service's maximum.
     fn most(&self) -> u32 {
-        if self.max == 0 { u32::MAX } else { self.max.saturating_add(self.surge.of(self.max)).max(2) }
+        match self.max() {
+            0 => u32::MAX,
+            max => max.saturating_add(self.surge.of(max)).max(2),
+        }
     }
 
     /// What holds for the old and the new revision.
@@ -81,9 +99,16 @@ impl Sizing {
             return [SizeBounds::new(0, old, old), SizeBounds::new(0, new, new)];
         }
         let total = self.total();
-        let mut old = if self.keeps_old { needed } else { part(needed, 100 - self.moved) }.min(total);
         let wanted = self.wanted();
-        let mut new = wanted.min(total - old);
+        let (mut old, mut new);
+        if self.keeps_old {
+            // Who has all of the traffic comes first; what is kept for going back has the rest.
+            new = wanted.min(total - 1);
+            old = self.old.within(needed).min(total - new);
+        } else {
+            old = self.old.within(part(needed, 100 - self.moved)).min(total);
+            new = wanted.min(total - old);
+        }
         // The surge has no room for the next one: the old revision lends it, one at a time, and what it has for rounding up.
         let next = wanted.min(self.new.ready.saturating_add(1)).min(total - 1);
         if !self.keeps_old && new < next && old > 1 {
@@ -111,10 +136,11 @@ impl Sizing {
 
     /// The service's maximum, shared out by the traffic; each may have what its decisions may make, and one at least.
     fn limits(&self, most: u32, old: u32, new: u32) -> [u32; 2] {
-        if self.max == 0 {
+        let max = self.max();
+        if max == 0 {
             return [u32::MAX, u32::MAX];
         }
-        let old = part(self.max, 100 - self.moved).max(old).max(1).min(most - new.max(1));
+        let old = part(max, 100 - self.moved).max(old).max(1).min(most - new.max(1));
         [old, most - old]
     }
 }
@@ -130,9 +156,9 @@ mod tests {
     use super::*;
 
     fn sizing(asked: (u32, u32), ready: u32, moved: u32, goal: u32, surge: Surge) -> Sizing {
-        let old = Sized { asked: asked.0, min: 0, ready: asked.0 };
-        let new = Sized { asked: asked.1, min: 0, ready };
-        Sizing { old, new, moved, goal, keeps_old: false, surge, max: 0 }
+        let old = Sized { asked: asked.0, min: 0, max: 0, ready: asked.0 };
+        let new = Sized { asked: asked.1, min: 0, max: 0, ready };
+        Sizing { old, new, moved, goal, keeps_old: false, surge }
     }
 
     fn sides(sizing: &Sizing) -> [(u32, u32); 2] {
@@ -198,26 +224,39 @@ mod tests {
         assert_eq!((old.floor, new.floor), (11, 11));
     }
 
+    #[test]
+    fn what_is_kept_for_going_back_takes_nothing_from_who_has_the_traffic() {
+        let mut kept = sizing((1, 10), 10, 100, 100, Surge::Percent(25));
+        kept.keeps_old = true;
+        let [old, new] = kept.bounds();
+        assert_eq!((kept.needed(), new.floor, old.floor), (10, 10, 3));
+    }
+
+    #[test]
+    fn a_smaller_maximum_of_the_new_one_takes_nothing_from_the_old_one() {
+        let mut smaller = sizing((20, 0), 0, 0, 10, Surge::Percent(25));
+        (smaller.old.max, smaller.new.max) = (20, 5);
+        let [old, new] = smaller.bounds();
+        assert_eq!((smaller.needed(), old.floor, new.floor), (20, 20, 2));
+        (smaller.goal, smaller.new.ready) = (100, 5);
+        assert_eq!((smaller.covered(), smaller.wanted()), (100, 5), "no more of them will come");
+    }
+
     fn anything() -> impl Strategy<Value = Sizing> {
         let surge =
             prop_oneof![(0..20_u32).prop_map(Surge::Instances), (0..=100_u32).prop_map(Surge::Percent)];
-        let max = prop_oneof![Just(0), 2..200_u32];
-        (0..200_u32, 0..200_u32, 0..20_u32, 0..200_u32, 0..=100_u32, 0..=100_u32, any::<bool>(), surge, max)
-            .prop_map(|(old, new, min, ready, moved, goal, keeps_old, surge, max)| {
-                let bound = |asked: u32| if max == 0 { asked } else { asked.min(max) };
-                let min = bound(min);
-                let old = Sized { asked: bound(old).max(min), min, ready: bound(old) };
-                let new = Sized { asked: bound(new).max(min), min, ready };
-                Sizing {
-                    old,
-                    new,
-                    moved,
-                    goal: goal.max(moved),
-                    keeps_old: keeps_old && moved == 100,
-                    surge,
-                    max,
-                }
-            })
+        let max = || prop_oneof![Just(0), 1..200_u32];
+        let side = (0..200_u32, 0..20_u32, 0..200_u32, max()).prop_map(|(asked, min, ready, max)| {
+            let side = Sized { max, ..Sized::default() };
+            let min = side.within(min);
+            Sized { asked: side.within(asked).max(min), min, max, ready: side.within(ready) }
+        });
+        (side.clone(), side, 0..=100_u32, 0..=100_u32, any::<bool>(), surge).prop_map(
+            |(old, new, moved, goal, keeps_old, surge)| {
+                let keeps_old = keeps_old && moved == 100;
+                Sizing { old, new, moved, goal: goal.max(moved), keeps_old, surge }
+            },
+        )
     }
 
     proptest! {
@@ -232,9 +271,17 @@ mod tests {
                 let may = (u64::from(needed) + u64::from(sizing.surge.of(needed))).max(2);
                 prop_assert!(together <= may, "{old:?} {new:?} with {needed} needed");
                 prop_assert!(old.floor <= old.ceiling && new.floor <= new.ceiling, "{old:?} {new:?}");
+                if sizing.moved == 100 {
+                    let wanted = sizing.wanted().min(sizing.total() - 1);
+                    prop_assert!(new.floor >= wanted, "all of the traffic with {new:?} of {wanted}");
+                }
+                if sizing.moved == 0 && sizing.goal == 0 {
+                    prop_assert!(old.floor >= sizing.old.within(needed), "{old:?} has all of the traffic");
+                }
             }
-            if sizing.max > 0 {
-                let most = (sizing.max + sizing.surge.of(sizing.max)).max(2);
+            let max = sizing.max();
+            if max > 0 {
+                let most = (max + sizing.surge.of(max)).max(2);
                 prop_assert!(old.limit + new.limit <= most, "{old:?} {new:?} of {most}");
                 prop_assert!(old.limit > 0 && new.limit > 0, "nobody is shut out: {old:?} {new:?}");
                 if needed > 0 {

@@ -2,6 +2,7 @@
 //! it are ready, and falls to nothing when it fails.
 
 mod capacity;
+mod failing;
 mod slower;
 
 use sas_core::{AnswerCounts, LatencyCounts, RolloutPlan, SpecErrors, Timestamp};
@@ -79,7 +80,7 @@ impl Seen {
 /// assert_eq!(rollout.percent(), 0, "its instances come first");
 /// let nothing = Seen::new(AnswerCounts::default(), AnswerCounts::default());
 /// assert_eq!(rollout.observe(&nothing, Timestamp(0)), RolloutStep::Shift(1));
-/// let bad = Seen::new(AnswerCounts::default(), AnswerCounts { requests: 100, errors: 50 });
+/// let bad = Seen::new(AnswerCounts { requests: 1_000, errors: 3 }, AnswerCounts { requests: 100, errors: 50 });
 /// let stop = rollout.observe(&bad, Timestamp::from_secs(1));
 /// assert!(matches!(stop, RolloutStep::Stop { .. }));
 /// assert_eq!(rollout.percent(), 0);
@@ -94,6 +95,10 @@ pub struct RolloutProgress {
     /// The share that it has while its instances for the step's share come; `None`: it has the step's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     coming: Option<u32>,
+    /// What the old revision answered in the steps that are over: what the new one is compared with once the old one gets
+    /// nothing any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    before: Option<AnswerCounts>,
 }
 
 impl RolloutProgress {
@@ -103,7 +108,7 @@ impl RolloutProgress {
     /// When the plan is not sound.
     pub fn new(plan: RolloutPlan, now: Timestamp) -> Result<Self, SpecErrors> {
         plan.validate()?;
-        Ok(Self { plan, step: 0, since: now, state: RolloutState::Moving, coming: Some(0) })
+        Ok(Self { plan, step: 0, since: now, state: RolloutState::Moving, coming: Some(0), before: None })
     }
 
     /// How far it is.
@@ -170,7 +175,27 @@ impl RolloutProgress {
             self.since = now;
             sizes = true;
         }
-        self.shift(seen, sizes, now)
+        let step = self.shift(seen, sizes, now);
+        if matches!(step, RolloutStep::Shift(_)) && seen.old.requests > 0 {
+            let before = self.before.get_or_insert_default();
+            before.requests += seen.old.requests;
+            before.errors += seen.old.errors;
+        }
+        step
+    }
+
+    /// The answers of the old revision that the new one's are compared with: of this step, or of those before once it gets
+    /// nothing any more. `None`: there are none.
+    pub(crate) fn compared_with(&self, old: AnswerCounts) -> Option<AnswerCounts> {
+        let answered = |counts: &AnswerCounts| counts.requests > 0;
+        let before = self.before.filter(answered);
+        match Some(old).filter(answered) {
+            // What was still under way is not worth a comparison.
+            Some(now) if self.percent() == 100 => {
+                Some(before.filter(|before| before.requests > now.requests).unwrap_or(now))
+            }
+            now => now.or(before),
+        }
     }
 
     /// Moves as much as the new revision has instances for.
@@ -212,13 +237,10 @@ impl RolloutProgress {
 
     /// Why the new revision is no good, if its answers say so.
     fn fails(&self, seen: &Seen) -> Option<String> {
-        let (old, new, percent) = (seen.old, seen.new, self.percent());
-        // The errors that chance alone would bring, at about two standard deviations of what is borne: one error
-        // in ten requests stops nothing that may have one in a hundred, ten in a hundred do.
-        let borne = old.share() + self.plan.max_more_errors;
-        let requests = new.requests as f64;
-        let limit = borne * requests + 2.0 * (borne * (1.0 - borne).max(0.0) * requests).sqrt();
-        if new.errors >= 2 && new.errors as f64 > limit {
+        let (new, percent) = (seen.new, self.percent());
+        if let Some(old) = self.compared_with(seen.old)
+            && failing::fails(old, new, self.plan.max_more_errors)
+        {
             return Some(format!(
                 "{} of {} requests failed at {percent} %, {} of {} on the revision before",
                 new.errors, new.requests, old.errors, old.requests,
@@ -328,6 +350,39 @@ mod tests {
             Seen::new(AnswerCounts { requests: 500, errors: 0 }, AnswerCounts { requests: 50, errors: 9 });
         assert!(matches!(failing.observe(&bad, Timestamp::from_secs(9)), RolloutStep::Stop { .. }));
         assert_eq!(failing.percent(), 0);
+    }
+
+    #[test]
+    fn who_has_everything_is_compared_with_what_the_old_one_answered_before() {
+        let answers = |requests, errors| AnswerCounts { requests, errors };
+        let mut plan = RolloutPlan::default();
+        (plan.steps, plan.keep_old) = (vec![100], std::time::Duration::from_secs(60));
+        let mut steady = RolloutProgress::new(plan.clone(), Timestamp(0)).unwrap();
+        let shift = steady.observe(&Seen::new(answers(2_000, 60), answers(0, 0)), Timestamp(0));
+        assert_eq!((shift, steady.keeps_old()), (RolloutStep::Shift(100), true));
+        // Also by a platform that was started again meanwhile, and with what was under way.
+        let stored = serde_json::to_string(&steady).unwrap();
+        let mut steady: RolloutProgress = serde_json::from_str(&stored).unwrap();
+        for old in [answers(0, 0), answers(3, 0)] {
+            let seen = Seen::new(old, answers(1_000, 30));
+            assert_eq!(steady.observe(&seen, Timestamp::from_secs(1)), RolloutStep::Hold, "3 % as before");
+        }
+        let worse = steady.observe(&Seen::new(answers(0, 0), answers(500, 75)), Timestamp::from_secs(2));
+        let RolloutStep::Stop { reason } = worse else { panic!("{worse:?}") };
+        assert!(
+            reason.ends_with("75 of 500 requests failed at 100 %, 60 of 2000 on the revision before"),
+            "{reason}"
+        );
+
+        let mut unknown = RolloutProgress::new(plan, Timestamp(0)).unwrap();
+        unknown.observe(&covering(100), Timestamp(0));
+        let seen = Seen::new(answers(0, 0), answers(100, 50));
+        assert_eq!(
+            unknown.observe(&seen, Timestamp::from_secs(1)),
+            RolloutStep::Hold,
+            "nothing to compare with"
+        );
+        assert_eq!(unknown.compared_with(answers(0, 0)), None);
     }
 
     #[test]

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use sas_core::LatencyCounts;
 
-/// A revision that is no slower than it may be is called slow in one roll-out step of so many, at most.
-const FALSE_ALARMS: f64 = 1_000.0;
+/// A revision that is no worse than it may be is called so in one roll-out step of so many, at most.
+pub(super) const FALSE_ALARMS: f64 = 1_000.0;
 
-/// How sure it is that the old revision's quantile is not above what is taken for it, in standard deviations: 99.5 %.
-const SURE: f64 = 2.58;
+/// How sure it is that the old revision's quantile, or share of errors, is not above what is taken for it, in standard deviations: 99.5 %.
+pub(super) const SURE: f64 = 2.58;
 
 /// Answers of the new revision before anything is said, which are too few to be unlucky about.
 const FEWEST: u64 = 10;
@@ -57,7 +57,7 @@ fn words(time: Duration) -> String {
 /// How much better larger shares explain that `hits` of `trials` hit than `share` does, which is the largest that is borne. It
 /// may be looked at after each trial: where the share is borne, it ever exceeds x with a probability of at most 1/x
 /// (Ville's inequality, for it is the mean of likelihood ratios, each a supermartingale then).
-fn evidence(hits: u64, trials: u64, share: f64) -> f64 {
+pub(super) fn evidence(hits: u64, trials: u64, share: f64) -> f64 {
     const ALTERNATIVES: i32 = 7;
     let (hits, misses) = (hits as f64, (trials - hits) as f64);
     let ratio = |step: i32| {

@@ -205,7 +205,11 @@ impl Gateway {
         if cx.purpose.held_to_quotas() {
             tail.permit = Some(self.admit(request, &target, &deployed, arrived)?);
         }
-        let tried = if self.tried.is_empty() { None } else { self.tried.of(deployed.name.service_path()) };
+        // What the platform itself asks for is neither copied nor meets faults, at whichever host it comes in.
+        let tried = match cx.purpose {
+            Purpose::Traffic if !self.tried.is_empty() => self.tried.of(deployed.name.service_path()),
+            _ => None,
+        };
         // Faults are the service's, at whichever of its hosts.
         let fault = tried
             .as_ref()
@@ -222,7 +226,7 @@ impl Gateway {
         let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
         let asked = request.headers().contains_key(&ASK_TIMING);
         let browses = target.placeholder && wants_page(request);
-        self.prepare(request, id, connection, marked.is_some(), tail);
+        self.prepare(request, id, Some(connection), marked.is_some(), tail);
         if let Some(mirroring) = tried.and_then(|tried| tried.mirror)
             && !forward::wants_upgrade(request.headers())
             && mirroring.mirror.to != target.revision
@@ -260,10 +264,13 @@ impl Gateway {
                 Err(refused) => {
                     let Refused { failure, unsent } = *refused;
                     let Some(fallback) = target.fallback.take().filter(|_| unsent) else {
-                        return Err(failure);
+                        break self.refused(failure, id, tail);
                     };
                     tracing::debug!(request = %id, reason = failure.reason, "going to the fallback");
-                    deployed = self.deployed(fallback)?;
+                    deployed = match self.deployed(fallback) {
+                        Ok(deployed) => deployed,
+                        Err(failure) => break self.refused(failure, id, tail),
+                    };
                     target.revision = fallback;
                     if let Some(draft) = &mut tail.draft {
                         draft.record.revision = Some(fallback);
@@ -290,11 +297,24 @@ impl Gateway {
             self.metrics.delayed.increment(1);
             tokio::time::sleep_until(cx.deadline.min(Instant::now() + fault.delay)).await;
         }
-        let status = fault.abort?;
-        self.metrics.aborted.increment(1);
+        let failure = if Instant::now() >= cx.deadline {
+            // No instance is asked for what nobody waits for.
+            let text = "the delay of a fault on purpose took all of the request's time";
+            Failure::new(StatusCode::GATEWAY_TIMEOUT, "fault", "timeout", text)
+        } else {
+            let status = fault.abort?;
+            self.metrics.aborted.increment(1);
+            let text = "a fault on purpose: sas.dev/faults of the service says so";
+            Failure::new(status, "fault", "injected", text)
+        };
         self.tallies.failed(target.revision);
-        let text = "a fault on purpose: sas.dev/faults of the service says so";
-        let failure = Failure::new(status, "fault", "injected", text);
+        let mut response = self.refused(failure, cx.request, tail);
+        response.headers_mut().insert(FAULT, fault.header());
+        Some(response)
+    }
+
+    /// The answer to a request that no instance answers.
+    fn refused(&self, failure: Failure, id: RequestId, tail: &mut Tail) -> Response {
         self.metrics.refused(&failure);
         if let Some(draft) = &mut tail.draft {
             draft.record.reason = Some(failure.reason);
@@ -302,9 +322,7 @@ impl Gateway {
         if let Some(span) = &mut tail.span {
             span.failed(&failure);
         }
-        let mut response = failure.into_response(cx.request);
-        response.headers_mut().insert(FAULT, fault.header());
-        Some(response)
+        failure.into_response(id)
     }
 
     /// Passes a request on to another host, which admits, routes and meters it itself.
@@ -339,7 +357,7 @@ impl Gateway {
         let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
         // For another try, where one may follow.
         let before = (!peers.hold().is_zero()).then(|| request.headers().clone());
-        self.prepare(request, cx.request, connection, hops > 1, tail);
+        self.prepare(request, cx.request, Some(connection), hops > 1, tail);
         peers.sign(request, &peer, cx, hops);
         // The key of no revision: nothing is counted for one here.
         let mut target = RouteTarget::new(RevisionKey(u64::MAX), remote.tenant);
@@ -424,12 +442,12 @@ impl Gateway {
         Some(response.expect("valid headers"))
     }
 
-    /// Makes the head of a request fit for an instance. Where a span is told, each exchange puts its own into the head.
+    /// Makes the head of a request fit for an instance; without a connection it says already where it came from. Where a span is told, each exchange puts its own into the head.
     fn prepare(
         &self,
         request: &mut Request,
         id: RequestId,
-        connection: &ClientConnection,
+        connection: Option<&ClientConnection>,
         marked: bool,
         tail: &Tail,
     ) {
@@ -444,7 +462,9 @@ impl Gateway {
                 headers.remove(name);
             }
         }
-        forward::stamp(headers, connection.origin(), self.config.trust_forwarded || marked);
+        if let Some(connection) = connection {
+            forward::stamp(headers, connection.origin(), self.config.trust_forwarded || marked);
+        }
         if tail.span.is_none() {
             span::own_context(TraceContext::of(headers), id, self.ids.next_span()).put(headers);
         }
@@ -572,16 +592,7 @@ impl Handler for Gateway {
         let mut response =
             match self.serve(&mut request, id, arrived, &connection, &mut tail, marked.as_ref()).await {
                 Ok(response) => response,
-                Err(failure) => {
-                    self.metrics.refused(&failure);
-                    if let Some(draft) = &mut tail.draft {
-                        draft.record.reason = Some(failure.reason);
-                    }
-                    if let Some(span) = &mut tail.span {
-                        span.failed(&failure);
-                    }
-                    failure.into_response(id)
-                }
+                Err(failure) => self.refused(failure, id, &mut tail),
             };
         for hook in self.config.hooks.iter().rev() {
             hook.on_response(&mut response, &HookCx::new(id, &connection));
@@ -706,7 +717,9 @@ impl Invoker for Gateway {
                 }
             }
         }
-        self.prepare(&mut request, cx.request, &connection, false, &tail);
+        // A copy says already where its request came from.
+        let origin = (cx.purpose != Purpose::Mirrored).then_some(&*connection);
+        self.prepare(&mut request, cx.request, origin, false, &tail);
         if cx.purpose == Purpose::Mirrored {
             request.headers_mut().insert(MIRRORED, HeaderValue::from_static("true"));
         }
