@@ -138,7 +138,7 @@ pub struct RolloutView {
     pub percent: u32,
     /// How far it is.
     pub state: RolloutStage,
-    /// Why it was stopped.
+    /// Why it was stopped; or, while it moves, why its new revision is not judged.
     pub reason: Option<String>,
     /// Since when it is as it is, in RFC 3339.
     pub since: String,

@@ -17,7 +17,7 @@ pub(crate) struct Reasons {
 }
 
 /// The reasons with which the pool tells that it started something.
-const STARTS: [&str; 2] = ["Activated", "Expected"];
+const STARTS: [&str; 3] = ["Activated", "Expected", "RollOut"];
 
 impl Invariant for Reasons {
     fn name(&self) -> &'static str {
