@@ -13,7 +13,7 @@ use std::{
 use http::StatusCode;
 use sas_core::{
     AnswerCounter as _, Body, Cx, Fault, Invoker as _, Mirror, MirrorCounts, Payer, Rehearsals as _, Request,
-    RequestId, RevisionKey, Target, TenantKey, ValueMatch,
+    RequestId, RevisionKey, RouteAction, RouteRule, Split, Target, TenantKey, ValueMatch,
 };
 use sas_router::{GatewayConfig, ServerConfig};
 use support::*;
@@ -224,9 +224,10 @@ async fn faults_delay_and_abort_by_rule_and_share_and_say_so() {
 
 #[tokio::test]
 async fn a_delay_that_takes_all_of_the_time_is_not_the_instances_fault() {
-    let mut spec = spec();
-    spec.timeouts.request = Duration::from_millis(50);
-    let platform = Platform::with(spec, GatewayConfig::default(), ServerConfig::default()).await;
+    let platform = Platform::start().await;
+    let mut rule = RouteRule::new(TenantKey(1), RouteAction::Split(vec![Split::new(platform.revision, 100)]));
+    rule.timeout = Duration::from_millis(50);
+    set(&platform.table, HOST, vec![rule]);
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let answers = handler(move |_| {
