@@ -12,6 +12,10 @@ use sas_core::{
 use sas_router::Peers;
 use tokio_util::sync::CancellationToken;
 
+/// After a change of the hosts that could not be followed to its end; it doubles.
+const AGAIN: Duration = Duration::from_millis(200);
+const LONGEST_AGAIN: Duration = Duration::from_secs(10);
+
 /// Makes a platform one of several that share a store; see [`PlatformBuilder::cluster`](crate::PlatformBuilder::cluster).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -44,7 +48,7 @@ impl ClusterOptions {
         clock: &Arc<dyn Clock>,
     ) -> Result<Joined, Error> {
         let peers = Peers::with_clock(&self.name, self.secret.expose().as_bytes(), Arc::clone(clock))?;
-        peers.set_hold(self.hold.unwrap_or(self.term + Duration::from_secs(1)));
+        peers.set_hold(self.hold.unwrap_or(self.term.saturating_add(Duration::from_secs(1))));
         let mut config = ClusterConfig::new(Arc::clone(store), self.name, self.advertise);
         config.term = self.term;
         config.shards = self.shards;
@@ -63,6 +67,7 @@ pub(crate) struct Joined {
 /// Makes routes and peers follow the hosts until `stop`.
 pub(crate) async fn follow(joined: Joined, control: Arc<Control>, stop: CancellationToken) {
     let Joined { cluster, peers } = joined;
+    let mut delay = AGAIN;
     loop {
         let (round, seen) = (cluster.round(), cluster.seen());
         reach(&cluster, &peers);
@@ -70,16 +75,21 @@ pub(crate) async fn follow(joined: Joined, control: Arc<Control>, stop: Cancella
         // The routes are as the hosts are, whatever became of triggers.
         peers.set_view(seen.0);
         let again = match followed {
-            Ok(()) => Duration::MAX,
+            Ok(()) => {
+                delay = AGAIN;
+                Duration::MAX
+            }
             Err(error) => {
                 tracing::warn!(error = %error.chain(), "a change of the hosts is not done yet; it is tried again");
-                Duration::from_millis(200)
+                let again = delay;
+                delay = (delay * 2).min(LONGEST_AGAIN);
+                again
             }
         };
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            _ = cluster.changed(round) => {}
+            _ = cluster.changed(round) => delay = AGAIN,
             () = tokio::time::sleep(again) => {}
         }
     }

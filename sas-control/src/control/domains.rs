@@ -57,7 +57,7 @@ impl Domains {
         self.1.read().iter().any(|own| own == host)
     }
 
-    fn get(&self, host: &str) -> Option<(Arc<DomainRecord>, Version)> {
+    pub(super) fn get(&self, host: &str) -> Option<(Arc<DomainRecord>, Version)> {
         self.0.read().hosts.get(host).cloned()
     }
 
@@ -84,14 +84,7 @@ impl Domains {
         known.hosts.insert(host, (Arc::new(record), version));
     }
 
-    /// Forgets a host, and says what it was.
-    pub(super) fn forget(&self, host: &str) -> Option<Arc<DomainRecord>> {
-        let (before, _) = self.get(host)?;
-        self.remove(host);
-        Some(before)
-    }
-
-    fn remove(&self, host: &str) {
+    pub(super) fn remove(&self, host: &str) {
         let mut known = self.0.write();
         if let Some((before, _)) = known.hosts.remove(host) {
             known.forget(&before.service(), host);
@@ -204,7 +197,7 @@ impl Control {
         self.settle_service(&record.service()).await
     }
 
-    async fn settle_service(self: &Arc<Self>, path: &str) -> Result<()> {
+    pub(super) async fn settle_service(self: &Arc<Self>, path: &str) -> Result<()> {
         let _changing = self.change(path).await;
         self.settle(path).await
     }

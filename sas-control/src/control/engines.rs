@@ -36,6 +36,7 @@ impl Control {
     /// has not what is to be set aside or there are too many, `Unsupported` on a host that made its one engine itself.
     pub async fn declare_engine(self: &Arc<Self>, spec: EngineSpec) -> Result<UpgradeReport> {
         self.lifecycle.open()?;
+        self.engines_of_one_host(&spec.name)?;
         let engines = Arc::clone(self.engines());
         let _changing = engines.changing.lock().await;
         engines.factory()?;
@@ -74,6 +75,7 @@ impl Control {
     /// was before.
     pub async fn upgrade_engine(self: &Arc<Self>, name: &str) -> Result<UpgradeReport> {
         self.lifecycle.open()?;
+        self.engines_of_one_host(name)?;
         let engines = Arc::clone(self.engines());
         let _changing = engines.changing.lock().await;
         let spec = engines.state.lock().engines.get(name).map(|declared| declared.spec.clone());
@@ -88,6 +90,7 @@ impl Control {
     /// `NotFound` for an engine that was not declared; `Unsupported` for the default one.
     pub async fn remove_engine(self: &Arc<Self>, name: &str) -> Result<UpgradeReport> {
         self.lifecycle.open()?;
+        self.engines_of_one_host(name)?;
         if name == DEFAULT_ENGINE {
             return Err(Error::unsupported("removing the default engine"));
         }
@@ -113,6 +116,18 @@ impl Control {
             engines.update(name, |declared| declared.problem = Some(problem(&report)));
         }
         Ok(report)
+    }
+
+    /// Engines are changed on one host alone: no other one would follow it.
+    fn engines_of_one_host(&self, name: &str) -> Result<()> {
+        if self.hosts.is_none() {
+            return Ok(());
+        }
+        let message = format!(
+            "engine {name}: engines can't be changed while several hosts share the state, since the others would not \
+             follow: stop them all, start one of them alone, change it there, and start them again"
+        );
+        Err(Error::new(ErrorKind::Unsupported, "engine", message))
     }
 
     /// Builds the next engine of that name; new registrations go there from now on.

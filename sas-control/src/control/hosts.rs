@@ -20,7 +20,7 @@ use super::{
 use crate::{
     labels::LabelSelector,
     reconcile::{changes, routes_away},
-    record::RevisionState,
+    record::{RevisionState, ServiceRecord},
 };
 
 /// Where the highest number of a tenant is.
@@ -31,9 +31,11 @@ const FOLLOWED: usize = 16;
 const PREPARED: Duration = Duration::from_secs(120);
 /// After a failure of the store.
 const AGAIN: Duration = Duration::from_millis(200);
+/// The longest wait after failures that follow each other.
+const LONGEST_AGAIN: Duration = Duration::from_secs(10);
 /// What other hosts write that this one holds in memory.
-const FOLLOWED_PREFIXES: [&str; 7] =
-    [SERVICES, TENANTS, QUOTAS, DOMAINS, super::apps::APPS, TRIGGERS, BROKERS];
+const FOLLOWED_PREFIXES: [&str; 8] =
+    [SERVICES, TENANTS, QUOTAS, DOMAINS, super::apps::APPS, TRIGGERS, BROKERS, super::life::PURGES];
 
 /// What is still to be followed.
 #[derive(Debug, Default)]
@@ -114,12 +116,33 @@ impl Control {
             self.following.services.add(&path);
         }
         self.following.more.notify_one();
-        self.place_triggers().await
+        self.place_all_triggers().await
+    }
+
+    /// Runs one that waited for a grant, in a way that it stops when the namespace goes to another host.
+    pub(super) async fn place_trigger(&self, name: &str) -> Result<()> {
+        let key = format!("{TRIGGERS}{name}");
+        self.place_triggers().await?.remove(&key).map_or(Ok(()), Err)
+    }
+
+    /// Says that a trigger was stopped, so that it is started when it may run again.
+    pub(super) async fn unplace_trigger(&self, name: &str) {
+        self.following.placed.lock().await.remove(&format!("{TRIGGERS}{name}"));
+    }
+
+    /// [`Control::place_triggers`], with an error if it is worth while to try again.
+    async fn place_all_triggers(&self) -> Result<()> {
+        // A declaration that is refused is no better when it is tried again: a change of it, or of a grant, is.
+        let passing = |error: &Error| !matches!(error.kind, ErrorKind::InvalidSpec | ErrorKind::Unsupported);
+        let mut failed = self.place_triggers().await?.into_values();
+        failed.find(passing).map_or(Ok(()), Err)
     }
 
     /// Runs the triggers and brokers of the namespaces that this host acts for, as they are declared now, and no others.
-    pub(super) async fn place_triggers(&self) -> Result<()> {
-        let Ok(host) = self.trigger_host() else { return Ok(()) };
+    /// Those that don't run although they should, by their keys.
+    pub(super) async fn place_triggers(&self) -> Result<BTreeMap<String, Error>> {
+        let mut failed = BTreeMap::new();
+        let Ok(host) = self.trigger_host() else { return Ok(failed) };
         let mut placed = self.following.placed.lock().await;
         // Before the store is asked, which may be why this host acts for nothing any more.
         let lost: Vec<String> = placed
@@ -134,6 +157,7 @@ impl Control {
             placed.remove(&key);
             if let Some(name) = key.strip_prefix(TRIGGERS) {
                 host.pause(name).await;
+                self.forget_crossing(name);
             }
         }
         let mut declared = BTreeSet::new();
@@ -158,7 +182,8 @@ impl Control {
                                 placed.insert(entry.key, entry.version);
                             }
                             Err(error) => {
-                                tracing::warn!(name, error = %error.chain(), "does not run here; it is tried again");
+                                tracing::warn!(name, error = %error.chain(), "does not run here");
+                                failed.insert(entry.key, error);
                             }
                         }
                     }
@@ -168,12 +193,19 @@ impl Control {
         }
         let gone: Vec<String> = placed.keys().filter(|key| !declared.contains(*key)).cloned().collect();
         for key in gone {
-            placed.remove(&key);
             if let Some(name) = key.strip_prefix(TRIGGERS) {
-                host.pause(name).await;
+                // Whoever deleted it could not stop it here: it may have written its place once more since.
+                if let Err(error) = host.remove(name).await {
+                    tracing::warn!(name, error = %error.chain(), "deleted, and not forgotten yet");
+                    failed.insert(key, error);
+                    continue;
+                }
+                self.forget_crossing(name);
             }
+            placed.remove(&key);
         }
-        self.route_events(&elsewhere)
+        self.route_events(&elsewhere)?;
+        Ok(failed)
     }
 
     /// Events for brokers and webhooks of other hosts go there.
@@ -257,7 +289,7 @@ impl Control {
     }
 
     /// Takes over what another host changed, or this one did.
-    async fn follow_changes(self: &Arc<Self>, prefix: &'static str, changes: Vec<Change>) {
+    async fn follow_changes(self: &Arc<Self>, prefix: &'static str, changes: Vec<Change>) -> Result<()> {
         for Change { key, version, value } in changes {
             let name = key[prefix.len()..].to_owned();
             match (prefix, value) {
@@ -285,16 +317,8 @@ impl Control {
                     self.limit_tenant(&name);
                 }
                 (DOMAINS, value) => {
-                    let _changing = self.change(&key).await;
-                    let before = self.domains.forget(&name).map(|record| record.service());
                     let record = value.and_then(|value| serde_json::from_slice::<DomainRecord>(&value).ok());
-                    let after = record.as_ref().map(DomainRecord::service);
-                    if let Some(record) = record {
-                        self.domains.insert(record, version);
-                    }
-                    for service in before.iter().chain(after.as_ref()) {
-                        self.following.services.add(service);
-                    }
+                    self.follow_domain(&key, &name, record, version).await?;
                 }
                 (super::apps::APPS, value) => {
                     self.follow_app_record(&name, value.as_deref(), version);
@@ -304,15 +328,44 @@ impl Control {
                         }
                     }
                 }
+                (super::life::PURGES, value) => self.follow_purge(&name, value.as_deref()),
                 _ => {}
             }
         }
-        if [TRIGGERS, BROKERS].contains(&prefix)
-            && let Err(error) = self.place_triggers().await
-        {
-            tracing::warn!(error = %error.chain(), "triggers that changed are looked at again with the next change");
-        }
         self.following.more.notify_one();
+        match prefix {
+            TRIGGERS | BROKERS => self.place_all_triggers().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes over where a mapped host leads now.
+    async fn follow_domain(
+        self: &Arc<Self>,
+        key: &str,
+        host: &str,
+        record: Option<DomainRecord>,
+        version: Version,
+    ) -> Result<()> {
+        let _changing = self.change(key).await;
+        let after = record.as_ref().map(DomainRecord::service);
+        let before = self.domains.get(host);
+        let left = before.map(|(record, known)| (record.service(), record, known));
+        if let Some((service, old, known)) = left.filter(|(service, ..)| after.as_ref() != Some(service)) {
+            // The old service lets go of the host before the new one takes it.
+            self.domains.remove(host);
+            if let Err(error) = self.settle_service(&service).await {
+                self.domains.insert(DomainRecord::clone(&old), known);
+                return Err(error);
+            }
+        }
+        if let Some(record) = record {
+            self.domains.insert(record, version);
+        }
+        if let Some(service) = after {
+            self.following.services.add(&service);
+        }
+        Ok(())
     }
 
     /// Everything may be another than it was.
@@ -323,6 +376,7 @@ impl Control {
             SERVICES => self.records().iter().map(|record| record.path()).collect(),
             DOMAINS => self.domains().iter().map(|record| record.mapping.host.clone()).collect(),
             QUOTAS => self.tenant_quotas.stored_names(),
+            super::life::PURGES => self.purges_begun(),
             _ => Vec::new(),
         };
         let gone = known.into_iter().filter(|name| !there.contains(name.as_str()));
@@ -334,8 +388,7 @@ impl Control {
             version: entry.version,
             value: Some(entry.value),
         }));
-        self.follow_changes(prefix, changes).await;
-        Ok(())
+        self.follow_changes(prefix, changes).await
     }
 
     /// Brings what runs of a service up to what the store has of it, and to who acts for it.
@@ -349,6 +402,15 @@ impl Control {
         });
         let (version, was) = known.map_or((None, None), |(version, record)| (Some(version), record));
         if stored.as_ref().map(|entry| entry.version) != version || (stored.is_none() && was.is_some()) {
+            let now = stored.as_ref().and_then(|entry| ServiceRecord::decode(&entry.key, &entry.value).ok());
+            if let (Some(now), Some(live)) = (&now, &before)
+                && was.as_ref().is_none_or(|was| was.created_at != now.created_at)
+            {
+                // Another one of the same name: its revisions have the names of those before, and are others.
+                live.state.lock().record = None;
+                self.settle(path).await?;
+                self.services.remove(path);
+            }
             self.read_again(path).await?;
         }
         let record = self.live(path).and_then(|live| live.record());
@@ -393,6 +455,7 @@ async fn follow_prefix(
     mut since: Version,
     stop: CancellationToken,
 ) {
+    let mut again = AGAIN;
     loop {
         let watched = tokio::select! {
             biased;
@@ -402,9 +465,9 @@ async fn follow_prefix(
         let Some(control) = control.upgrade() else { return };
         let followed = match watched {
             Ok(Watched::Changes(changes)) => {
-                since = changes.last().map_or(since, |change| change.version);
-                control.follow_changes(prefix, changes).await;
-                Ok(())
+                let until = changes.last().map_or(since, |change| change.version);
+                // What is not done comes once more.
+                control.follow_changes(prefix, changes).await.map(|()| since = until)
             }
             Ok(Watched::ListAgain) => match store.version().await {
                 Ok(version) => control.follow_all(prefix).await.map(|()| since = version),
@@ -418,8 +481,11 @@ async fn follow_prefix(
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(AGAIN) => {}
+                () = tokio::time::sleep(again) => {}
             }
+            again = (again * 2).min(LONGEST_AGAIN);
+        } else {
+            again = AGAIN;
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The life of services beyond deploys: switched off and on, revisions with names of one's own, and what is deleted as a
 //! whole.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use sas_core::{Error, ErrorKind, Principal, Result, Timestamp, TriggerSpec};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{BROKERS, Control, DEAD_LETTERS, SERVICES, TRIGGERS, invalid, precondition};
 use crate::{
@@ -14,7 +15,9 @@ use crate::{
 };
 
 /// Where deletions of many things are in the store, until they are done.
-const PURGES: &str = "purge/";
+pub(super) const PURGES: &str = "purge/";
+/// How long a deletion that other hosts have a part in is waited for.
+const PURGED: Duration = Duration::from_secs(60);
 /// Aliases that a service may have.
 const ALIASES: usize = 64;
 /// Bytes of a reason.
@@ -304,7 +307,39 @@ impl Control {
         self.purges.0.lock().insert(purge.clone());
         // If that fails, nobody knows whether it was stored: housekeeping looks, and goes on or forgets it.
         self.keep(&purge.key(), &purge).await?;
-        self.purge(&purge).await
+        let mut purged = Purged::default();
+        let until = Instant::now() + PURGED;
+        loop {
+            match self.purge(&purge, &mut purged).await {
+                // The host that acts for the namespace has its part in it, and may be quicker with some.
+                Err(error)
+                    if self.hosts.is_some()
+                        && error.kind == ErrorKind::Conflict
+                        && Instant::now() < until
+                        && !self.lifecycle.is_stopping() =>
+                {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                done => return done.map(|()| purged),
+            }
+        }
+    }
+
+    /// Deletions that another host began are refused here too, and those of namespaces that this one acts for are done.
+    pub(super) fn follow_purge(&self, name: &str, value: Option<&[u8]>) {
+        let mut purges = self.purges.0.lock();
+        let key = format!("{PURGES}{name}");
+        purges.retain(|purge| purge.key() != key);
+        match value.map(serde_json::from_slice::<Purge>) {
+            Some(Ok(purge)) => drop(purges.insert(purge)),
+            Some(Err(error)) => tracing::error!(key, %error, "is no deletion; it is left alone"),
+            None => {}
+        }
+    }
+
+    /// What is being deleted, by the names of its entries.
+    pub(super) fn purges_begun(&self) -> Vec<String> {
+        self.purges.0.lock().iter().map(|purge| purge.key()[PURGES.len()..].to_owned()).collect()
     }
 
     /// Refuses what is being deleted.
@@ -332,22 +367,31 @@ impl Control {
     /// Goes on with deletions that were begun.
     pub(super) async fn purge_all(self: &Arc<Self>) {
         let purges: Vec<Purge> = self.purges.0.lock().iter().cloned().collect();
-        for purge in purges {
-            if let Err(error) = self.purge(&purge).await {
+        // The others are done by the host that runs their brokers.
+        for purge in purges.into_iter().filter(|purge| self.acts_for(&purge.namespace)) {
+            if let Err(error) = self.purge(&purge, &mut Purged::default()).await {
                 tracing::warn!(namespace = purge.namespace, app = purge.app, error = %error.chain(), "not deleted yet; it is tried again");
             }
         }
     }
 
-    async fn purge(self: &Arc<Self>, purge: &Purge) -> Result<Purged> {
+    async fn purge(self: &Arc<Self>, purge: &Purge, purged: &mut Purged) -> Result<()> {
         if self.store.get(&purge.key()).await?.is_none() {
-            // It never began.
+            // It never began, or another host has done the rest.
             self.purges.0.lock().remove(purge);
-            return Ok(Purged::default());
+            return Ok(());
         }
         let namespace = purge.namespace.as_str();
         let selector = purge.app.as_ref().map_or_else(LabelSelector::default, LabelSelector::app);
-        let mut purged = Purged::default();
+        if purge.app.is_none() {
+            // First of all: whoever holds one changes nothing any more while the rest is deleted.
+            for token in self.tokens.list(&Principal::host()).await? {
+                if token.namespace.as_deref() == Some(namespace) {
+                    gone(self.tokens.revoke(&Principal::host(), &token.id).await)?;
+                    purged.tokens.push(token.id);
+                }
+            }
+        }
         let services = self.select(Some(namespace), &selector);
         for entry in self.entries(&format!("{TRIGGERS}{namespace}/")).await? {
             let name = &entry.key[TRIGGERS.len()..];
@@ -380,15 +424,8 @@ impl Control {
                     purged.services.push(path.to_owned());
                 }
             }
-            for entry in self.entries(&format!("{BROKERS}{namespace}/")).await? {
-                let name = &entry.key[BROKERS.len()..];
-                if let Some((namespace, short)) = name.split_once('/') {
-                    gone(self.delete_broker(namespace, short).await)?;
-                    purged.brokers.push(name.to_owned());
-                }
-            }
             if let Ok(workflows) = self.workflow_host() {
-                purged.workflows = workflows.purge(namespace).await?;
+                purged.workflows.extend(workflows.purge(namespace).await?);
             }
             for entry in self.entries(&format!("{DEAD_LETTERS}{namespace}/")).await? {
                 gone(self.store.delete(&entry.key, entry.version).await)?;
@@ -401,10 +438,14 @@ impl Control {
             if self.tenant_quotas.version(namespace).is_some() {
                 self.set_tenant_quota(namespace, None).await?;
             }
-            for token in self.tokens.list(&Principal::host()).await? {
-                if token.namespace.as_deref() == Some(namespace) {
-                    gone(self.tokens.revoke(&Principal::host(), &token.id).await)?;
-                    purged.tokens.push(token.id);
+            // Last, since only the host that runs them can do it.
+            for entry in self.entries(&format!("{BROKERS}{namespace}/")).await? {
+                let name = &entry.key[BROKERS.len()..];
+                if let Some((namespace, short)) = name.split_once('/') {
+                    if !purged.brokers.iter().any(|known| known == name) {
+                        purged.brokers.push(name.to_owned());
+                    }
+                    gone(self.delete_broker(namespace, short).await)?;
                 }
             }
         }
@@ -418,7 +459,7 @@ impl Control {
             services = purged.services.len(),
             "deleted with all that it had"
         );
-        Ok(purged)
+        Ok(())
     }
 }
 

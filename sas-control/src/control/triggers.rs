@@ -75,6 +75,8 @@ impl Control {
             let meant = |spec: &TriggerSpec| sinks(spec).any(|(_, sink)| sink == path);
             crossing.values().filter(|(spec, _)| meant(spec)).cloned().collect()
         };
+        // Another host runs those of its namespaces.
+        let about = about.into_iter().filter(|(spec, _)| self.acts_for(namespace_of(&spec.name)));
         for (spec, runs) in about {
             let granted = self.check_sinks(&spec);
             let Ok(host) = self.trigger_host() else { return };
@@ -82,18 +84,25 @@ impl Control {
                 (Err(errors), true) => {
                     tracing::warn!(trigger = spec.name, %errors, "stopped: its grant was taken back");
                     host.pause(&spec.name).await;
+                    self.unplace_trigger(&spec.name).await;
                     false
                 }
-                (Ok(()), false) => match host.apply(self.held(spec.clone())).await {
-                    Ok(()) => {
-                        self.recovery_report.came_back(&format!("Trigger {}", spec.name));
-                        true
+                (Ok(()), false) => {
+                    let started = match self.hosts {
+                        Some(_) => self.place_trigger(&spec.name).await,
+                        None => host.apply(self.held(spec.clone())).await,
+                    };
+                    match started {
+                        Ok(()) => {
+                            self.recovery_report.came_back(&format!("Trigger {}", spec.name));
+                            true
+                        }
+                        Err(error) => {
+                            tracing::warn!(trigger = spec.name, error = %error.chain(), "granted, and does not run");
+                            false
+                        }
                     }
-                    Err(error) => {
-                        tracing::warn!(trigger = spec.name, error = %error.chain(), "granted, and does not run");
-                        false
-                    }
-                },
+                }
                 _ => continue,
             };
             if let Some(known) = self.crossing.0.lock().get_mut(&spec.name) {
@@ -110,6 +119,10 @@ impl Control {
         } else {
             crossing.remove(&spec.name);
         }
+    }
+
+    pub(super) fn forget_crossing(&self, name: &str) {
+        self.crossing.0.lock().remove(name);
     }
 
     pub(super) fn check_triggers(&self, manifests: &[Manifest]) -> Result<()> {
@@ -147,9 +160,10 @@ impl Control {
         let host = self.trigger_host()?;
         host.check_broker(&spec).map_err(|errors| refused("broker", broker_fields(errors)))?;
         spec.tenant = Some(self.tenant(namespace_of(&spec.name)).await?);
-        self.keep(&format!("{BROKERS}{}", spec.name), &spec).await?;
+        let key = format!("{BROKERS}{}", spec.name);
+        self.keep(&key, &spec).await?;
         if self.hosts.is_some() {
-            self.place_triggers().await?;
+            self.place_triggers().await?.remove(&key).map_or(Ok(()), Err)?;
         } else {
             host.apply_broker(spec.clone()).await?;
         }
@@ -297,7 +311,7 @@ impl Control {
         }
         self.keep(&format!("{TRIGGERS}{}", spec.name), &spec).await?;
         if self.hosts.is_some() {
-            self.place_triggers().await?;
+            self.place_trigger(&spec.name).await?;
         } else {
             host.apply(self.held(spec.clone())).await?;
             self.note_crossing(&spec, true);
@@ -318,7 +332,7 @@ impl Control {
             return Err(Error::new(ErrorKind::NotFound, "trigger", format!("there is no trigger {name}")));
         };
         self.store.delete(&key, entry.version).await?;
-        self.crossing.0.lock().remove(&name);
+        self.forget_crossing(&name);
         self.recovery_report.came_back(&format!("Trigger {name}"));
         match &self.triggers {
             Some(triggers) => triggers.remove(&name).await,
