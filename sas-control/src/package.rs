@@ -19,11 +19,11 @@ use sha2::{Digest as _, Sha256};
 use crate::{control::blocking, private::private_dir, record::hex};
 
 /// Most files and directories of a package that is a directory.
-const ENTRY_LIMIT: u64 = 100_000;
+pub(crate) const ENTRY_LIMIT: u64 = 100_000;
 /// Most bytes of a package.
-const BYTE_LIMIT: u64 = 4 << 30;
+pub(crate) const BYTE_LIMIT: u64 = 4 << 30;
 /// Deepest directory.
-const DEPTH_LIMIT: usize = 64;
+pub(crate) const DEPTH_LIMIT: usize = 64;
 
 /// Says, as a `.gitignore` does, what of a directory is no part of its package.
 const IGNORE_FILE: &str = ".sasignore";

@@ -11,7 +11,11 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas_core::{Blob, BlobStore, Error, ErrorKind, ObjectStore, Result, Source};
 
-use crate::{control::blocking, package::PackageDir, private::private_dir};
+use crate::{
+    control::blocking,
+    package::{BYTE_LIMIT, DEPTH_LIMIT, ENTRY_LIMIT, PackageDir},
+    private::private_dir,
+};
 
 /// Packages as objects, `packages/sha256-DIGITS.tar`.
 const PACKAGES: &str = "packages/";
@@ -33,12 +37,15 @@ pub struct SharedPackages {
     local: PackageDir,
     /// Packages that are brought or put at this moment: one at a time for each digest.
     under_way: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Whether what a process before this one left half done is gone.
+    cleared: tokio::sync::OnceCell<()>,
 }
 
 impl SharedPackages {
     /// Packages on `objects`, with copies in `local`, which is this host's alone.
     pub fn new(objects: impl ObjectStore, local: PackageDir) -> Self {
-        Self { objects: Arc::new(objects), local, under_way: Mutex::default() }
+        let (objects, cleared) = (Arc::new(objects), tokio::sync::OnceCell::new());
+        Self { objects, local, under_way: Mutex::default(), cleared }
     }
 
     /// One at a time for a digest.
@@ -60,18 +67,21 @@ impl SharedPackages {
         if !self.objects.get(&object(digest), &archive).await? {
             return Ok(None);
         }
-        let (unpacked, shown) = (scratch.0.join("package"), digest.to_owned());
-        let source = {
-            let unpacked = unpacked.clone();
-            blocking(move || unpack(&archive, &unpacked, &shown)).await?
-        };
         // Beside the others until it is known to be the right one.
         let staged = PackageDir::new(scratch.0.join("staged"));
-        let blob = staged.put(&source).await.map_err(|error| damaged(digest, &error.message))?;
-        if blob.digest != digest {
-            return Err(damaged(digest, &format!("its content is {}", blob.digest)));
-        }
-        self.adopt(staged, digest).await.map(Some)
+        let to = scratch.0.join("package");
+        let problem = match blocking(move || unpack(&archive, &to)).await? {
+            Ok(source) => match staged.put(&source).await {
+                Ok(blob) if blob.digest == digest => return self.adopt(staged, digest).await.map(Some),
+                Ok(blob) => format!("its content is {}", blob.digest),
+                Err(error) if error.kind == ErrorKind::InvalidSpec => error.message,
+                Err(error) => return Err(error),
+            },
+            Err(problem) => problem,
+        };
+        // It is nobody's package, and a deploy would find its name taken and not put the right one.
+        let removed = self.objects.delete(&object(digest)).await;
+        Err(damaged(digest, &problem, removed))
     }
 
     /// Takes a package that was staged to the copies of this host.
@@ -81,6 +91,8 @@ impl SharedPackages {
     }
 
     async fn scratch(&self) -> Result<Scratch> {
+        // Also where several hosts share a store, and nobody is alone to tidy: this directory is one host's.
+        self.cleared.get_or_try_init(|| self.local.tidy()).await?;
         let dir = self.local.incoming();
         let root = self.local.root().to_path_buf();
         blocking(move || {
@@ -98,7 +110,12 @@ struct Scratch(PathBuf);
 impl Drop for Scratch {
     fn drop(&mut self) {
         // What stays is removed when the place is tidied.
-        let _ = fs::remove_dir_all(&self.0);
+        let dir = std::mem::take(&mut self.0);
+        let remove = move || drop(fs::remove_dir_all(dir));
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
     }
 }
 
@@ -111,9 +128,14 @@ fn failed(path: &Path, error: io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, "package", message).with_source(error)
 }
 
-fn damaged(digest: &str, problem: &str) -> Error {
-    let message =
-        format!("what the shared storage has as {digest} is not that package: {problem}; deploy it again");
+fn damaged(digest: &str, problem: &str, removed: Result<()>) -> Error {
+    let first = match removed {
+        Ok(()) => String::new(),
+        Err(error) => format!("remove {} from the storage ({}), and ", object(digest), error.message),
+    };
+    let message = format!(
+        "what the shared storage had as {digest} is not that package: {problem}; {first}deploy it again"
+    );
     Error::new(ErrorKind::Unavailable, "package", message)
 }
 
@@ -135,9 +157,45 @@ fn pack(source: &Source, archive: &Path) -> Result<()> {
     packed().map_err(|error| failed(archive, error))
 }
 
-/// Unpacks below `to`, never outside of it, and gives the one entry that is there.
-fn unpack(archive: &Path, to: &Path, digest: &str) -> Result<Source> {
+/// Whether an archive unpacks to no more than a package may have.
+fn bounded(archive: &Path) -> io::Result<()> {
+    let mut opened = tar::Archive::new(io::BufReader::new(fs::File::open(archive)?));
+    let (mut entries, mut bytes) = (0, 0_u64);
+    for entry in opened.entries_with_seek()? {
+        let entry = entry?;
+        entries += 1;
+        bytes = bytes.saturating_add(entry.size());
+        if entries > ENTRY_LIMIT || bytes > BYTE_LIMIT || entry.path()?.components().count() > DEPTH_LIMIT + 1
+        {
+            let problem = format!(
+                "it has more than {ENTRY_LIMIT} files, {BYTE_LIMIT} bytes, or {DEPTH_LIMIT} levels of directories"
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+    }
+    Ok(())
+}
+
+/// Whether what failed is the archive, rather than this host's disk or its limits.
+fn is_of_archive(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        kind,
+        Kind::InvalidData
+            | Kind::InvalidInput
+            | Kind::InvalidFilename
+            | Kind::UnexpectedEof
+            | Kind::Other
+            | Kind::AlreadyExists
+            | Kind::NotADirectory
+            | Kind::IsADirectory
+    )
+}
+
+/// Unpacks below `to`, never outside of it, and gives the one entry that is there, or what is wrong with the archive.
+fn unpack(archive: &Path, to: &Path) -> Result<std::result::Result<Source, String>> {
     let unpacked = || -> io::Result<Option<PathBuf>> {
+        bounded(archive)?;
         fs::create_dir(to)?;
         let mut opened = tar::Archive::new(io::BufReader::new(fs::File::open(archive)?));
         opened.set_overwrite(false);
@@ -146,14 +204,10 @@ fn unpack(archive: &Path, to: &Path, digest: &str) -> Result<Source> {
         Ok(entry.map(|entry| entry.path()))
     };
     match unpacked() {
-        Ok(Some(path)) => Ok(Source::Path(path)),
-        Ok(None) => Err(damaged(digest, "it is empty")),
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::ReadOnlyFilesystem) =>
-        {
-            Err(failed(to, error))
-        }
-        Err(error) => Err(damaged(digest, &error.to_string())),
+        Ok(Some(path)) => Ok(Ok(Source::Path(path))),
+        Ok(None) => Ok(Err("it is empty".to_owned())),
+        Err(error) if is_of_archive(error.kind()) => Ok(Err(error.to_string())),
+        Err(error) => Err(failed(to, error)),
     }
 }
 

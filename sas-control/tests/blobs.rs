@@ -122,7 +122,7 @@ async fn a_package_is_fetched_once_per_host_and_one_that_is_damaged_is_refused()
     fs::write(app.join("bin/run"), "#!/bin/sh\n").expect("written");
     set(&app.join("bin/run"), 0o755);
     std::os::unix::fs::symlink("bin/run", app.join("start")).expect("linked");
-    let blob = one.put(&Source::Path(app)).await.expect("put");
+    let blob = one.put(&Source::Path(app.clone())).await.expect("put");
     assert_eq!(shelf.gets.load(SeqCst), 0, "who put it has it");
     let fetched = join_all((0..8).map(|_| other.get(&blob.digest))).await;
     for source in &fetched {
@@ -145,9 +145,26 @@ async fn a_package_is_fetched_once_per_host_and_one_that_is_damaged_is_refused()
     evil.append(&header, &b"x"[..]).expect("appended");
     let changed = whole.iter().map(|byte| if *byte == b'#' { b'%' } else { *byte }).collect::<Vec<u8>>();
     let evil = evil.into_inner().expect("whole");
-    for (what, bytes) in
-        [("changed", changed), ("torn", whole[..700].to_vec()), ("escaping", evil), ("empty", Vec::new())]
-    {
+    // It would unpack to more than a package may have, and is a few bytes itself.
+    let mut header = tar::Header::new_gnu();
+    header.set_path("app/zeros").expect("a path");
+    header.set_entry_type(tar::EntryType::GNUSparse);
+    header.set_size(0);
+    let sparse = header.as_gnu_mut().expect("gnu");
+    sparse.set_real_size(1 << 40);
+    sparse.sparse[0].set_offset(1 << 40);
+    sparse.sparse[0].set_length(0);
+    header.set_cksum();
+    let mut bomb = tar::Builder::new(Vec::new());
+    bomb.append(&header, &b""[..]).expect("appended");
+    let bomb = bomb.into_inner().expect("whole");
+    for (what, bytes) in [
+        ("changed", changed),
+        ("torn", whole[..700].to_vec()),
+        ("escaping", evil),
+        ("bomb", bomb),
+        ("empty", Vec::new()),
+    ] {
         fs::write(&place, bytes).expect("written");
         let third = host(&shelf, &root.join(format!("third-{what}")));
         let error = third.get(&blob.digest).await.expect_err(what);
@@ -156,6 +173,10 @@ async fn a_package_is_fetched_once_per_host_and_one_that_is_damaged_is_refused()
         third.tidy().await.expect("tidied");
         let left: Vec<_> = fs::read_dir(root.join(format!("third-{what}"))).expect("there").collect();
         assert!(left.is_empty(), "{what}: {left:?}");
+        // A deploy mends it, also on the host that has a copy.
+        assert!(!one.exists(&blob.digest).await.expect("asked"), "{what}: it is in nobody's way");
+        one.put(&Source::Path(app.clone())).await.expect("put again");
+        assert!(third.get(&blob.digest).await.expect("got").is_some(), "{what}: it is mended");
     }
     assert!(!root.join("escaped").exists() && !root.join("third-escaping/escaped").exists());
 

@@ -169,7 +169,9 @@ impl Control {
             .pin(&manifest.spec, &running.runtimes, tenant)
             .await
             .map_err(|error| at_annotation(error, &manifest))?;
-        if let Some(package) = &package {
+        if let Some(package) = &package
+            && self.hosts.is_none()
+        {
             // Should the deploy be refused; else a record names it by the time that somebody looks.
             self.pins.suspect([package.clone()]);
         }
@@ -537,6 +539,10 @@ impl Control {
 
     /// Removes copies of packages that no revision needs any more, now or when that is certain.
     pub(super) async fn drop_packages(&self, digests: Vec<String>) {
+        // Another host may be about to name them: nobody looks, and what nobody looks at is not gathered.
+        if self.hosts.is_some() {
+            return;
+        }
         self.pins.suspect(digests);
         self.collect_packages().await;
     }
