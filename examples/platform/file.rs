@@ -151,16 +151,43 @@ pub(crate) fn fields(flags: &Config, file: &Config) -> Vec<ConfigField> {
 fn without_passwords(value: Value) -> Value {
     match value {
         Value::String(text) => Value::String(match text.split_once("://") {
-            Some((scheme, rest)) => {
-                let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-                match authority.rsplit_once('@') {
-                    Some((_, host)) => format!("{scheme}://***@{host}{path}"),
-                    None => text,
-                }
-            }
+            Some((scheme, rest)) => without_login(scheme, rest),
             None => text,
         }),
         Value::Array(items) => Value::Array(items.into_iter().map(without_passwords).collect()),
         other => other,
     }
+}
+
+/// Parameters of URLs that are no secrets.
+const SHOWN: [&str; 9] = [
+    "application_name",
+    "connect_timeout",
+    "connections",
+    "region",
+    "schema",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+];
+
+fn without_login(scheme: &str, rest: &str) -> String {
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    // It may be the rest of a password that has a `?` in it.
+    if query.contains('@') {
+        return format!("{scheme}://***");
+    }
+    let mut shown = match place.rsplit_once('@') {
+        Some((_, place)) => format!("{scheme}://***@{place}"),
+        None => format!("{scheme}://{place}"),
+    };
+    for (at, parameter) in query.split('&').filter(|parameter| !parameter.is_empty()).enumerate() {
+        shown.push(if at == 0 { '?' } else { '&' });
+        match parameter.split_once('=') {
+            Some((name, _)) if SHOWN.contains(&name) => shown.push_str(parameter),
+            _ => shown.push_str("***"),
+        }
+    }
+    shown
 }
