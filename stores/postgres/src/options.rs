@@ -138,7 +138,12 @@ impl Target {
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             let value = percent_decode_str(value).decode_utf8_lossy();
-            match name {
+            match &*percent_decode_str(name).decode_utf8_lossy() {
+                "password" => {
+                    return Err(invalid(format!(
+                        "password=… in the store's URL, where it would be shown: {form}, in a file, and give the file"
+                    )));
+                }
                 "schema" => {
                     if !is_schema(&value) {
                         return Err(invalid(format!(
@@ -177,7 +182,7 @@ impl Target {
             }
             #[cfg(unix)]
             Host::Unix(_) => true,
-        });
+        }) && config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback);
         let encrypted = match mode.as_deref() {
             None => !local,
             Some("disable") => false,
@@ -250,6 +255,8 @@ mod tests {
             ("postgres://sas@%2Frun%2Fpostgresql/sas", false),
             ("postgres://sas@127.0.0.1/sas?sslmode=require", true),
             ("postgres://sas@10.0.0.7/sas", true),
+            ("postgres://sas@localhost/sas?hostaddr=10.0.0.7", true),
+            ("postgres://sas@localhost/sas?hostaddr=127.0.0.1", false),
             ("postgres://sas@127.0.0.1,db.example.com/sas", true),
             ("postgresql://sas@db.example.com/sas?sslmode=disable", false),
         ] {
@@ -276,6 +283,8 @@ mod tests {
             ("postgres://sas:hunter2@h/sas?sslmode=prefer", "sslmode"),
             ("postgres://sas:hunter2@h/sas?sslrootcert=%2Fnowhere", "sslrootcert"),
             ("postgres://sas:hunter2@h/sas?colour=hunter2", "can't be read"),
+            ("postgres://sas@h/sas?password=hunter2", "in a file"),
+            ("postgres://sas@h/sas?%70assword=hunter2", "in a file"),
             ("postgres://:hunter2@h/sas", "names no"),
             ("postgres://sas:hunter2@h", "no database"),
             ("postgres:///sas", "names no"),
