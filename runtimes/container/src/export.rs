@@ -165,7 +165,7 @@ pub fn write_image(files: &Path, layout: &Path, tag: &str, settings: &ImageSetti
         "layers": layers,
     });
     let (digest, size) = put(&blobs, &manifest)?;
-    index(layout, tag, &digest, size)?;
+    index(layout, tag, &digest, size, manifest::MANIFEST_TYPES[2].to_owned())?;
     Ok(digest.to_string())
 }
 
@@ -225,7 +225,7 @@ fn put(blobs: &Path, value: &serde_json::Value) -> Result<(Digest, u64)> {
 }
 
 /// Puts the image into the layout's index, in the place of one of the same tag.
-pub(crate) fn index(layout: &Path, tag: &str, digest: &Digest, size: u64) -> Result<()> {
+pub(crate) fn index(layout: &Path, tag: &str, digest: &Digest, size: u64, kind: String) -> Result<()> {
     const NAME: &str = "org.opencontainers.image.ref.name";
     let path = layout.join("index.json");
     let before: manifest::Manifest = match fs::read(&path) {
@@ -245,7 +245,7 @@ pub(crate) fn index(layout: &Path, tag: &str, digest: &Digest, size: u64) -> Res
     let mut manifests = before.manifests.clone().unwrap_or_default();
     manifests.retain(|one| one.annotations.get(NAME).is_none_or(|name| name != tag));
     manifests.push(manifest::Descriptor {
-        media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+        media_type: kind,
         digest: digest.clone(),
         size,
         platform: Some(manifest::Platform {

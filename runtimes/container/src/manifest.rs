@@ -13,6 +13,12 @@ pub(crate) const MANIFEST_TYPES: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
 
+/// What a manifest says that it is; one of OCI need not say it.
+pub(crate) fn kind(bytes: &[u8]) -> String {
+    let read = serde_json::from_slice::<Manifest>(bytes).ok();
+    read.and_then(|manifest| manifest.media_type).unwrap_or_else(|| MANIFEST_TYPES[2].to_owned())
+}
+
 /// Bytes of a manifest, an index or a configuration at most.
 pub(crate) const MOST_MANIFEST: usize = 4 << 20;
 

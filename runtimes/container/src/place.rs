@@ -1,14 +1,14 @@
 //! One host that is asked for an image: the registry itself or a mirror, as one tenant.
 //!
-//! Tokens are `oci-client`'s. The questions themselves are asked here, since that client reads a manifest of any size into
+//! The questions are asked here, those for tokens too, since `oci-client` reads a manifest or a token of any size into
 //! memory and keeps nothing of an answer's head, where a registry says when to come again.
 
 use std::{sync::Arc, time::Duration};
 
 use oci_client::{
-    Client, Reference, RegistryOperation,
+    Client, Reference,
     client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
-    errors::{OciDistributionError, OciEnvelope},
+    errors::OciEnvelope,
     secrets::RegistryAuth,
 };
 use reqwest::{
@@ -25,6 +25,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const MOST_HOPS: usize = 5;
 /// Bytes of what a registry says of an error that are read.
 const MOST_WORDS: usize = 16 << 10;
+/// Bytes of the answer that has a token.
+const MOST_TOKEN: usize = 64 << 10;
 /// A registry that says nothing of when it can be asked again.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Nobody is told to come back later than that.
@@ -72,7 +74,6 @@ pub(crate) fn client(registries: &Registries) -> Result<reqwest::Client> {
 pub(crate) struct Place {
     config: Arc<ContainerConfig>,
     http: reqwest::Client,
-    tokens: Client,
     pub(crate) reference: Reference,
     auth: RegistryAuth,
     /// What has let us in before.
@@ -85,15 +86,14 @@ impl Place {
         http: &reqwest::Client,
         reference: Reference,
         auth: RegistryAuth,
-    ) -> Result<Self> {
-        Ok(Self {
-            tokens: tokens(&config.registries)?,
+    ) -> Self {
+        Self {
             config: Arc::clone(config),
             http: http.clone(),
             reference,
             auth,
             ticket: tokio::sync::Mutex::default(),
-        })
+        }
     }
 
     /// The answer to a question for `manifests/…` or `blobs/…`, from the byte `from` on, as far as its head: 200, or 206
@@ -134,11 +134,8 @@ impl Place {
         from: u64,
         ticket: Option<&HeaderValue>,
     ) -> std::result::Result<Response, Refusal> {
-        let host = self.reference.resolve_registry();
-        let plain = self.config.registries.plain_http.iter().any(|one| one == host);
-        let scheme = if plain { "http" } else { "https" };
         let space = self.reference.namespace().map(|space| format!("?ns={space}")).unwrap_or_default();
-        let url = format!("{scheme}://{host}/v2/{}/{what}{space}", self.reference.repository());
+        let url = format!("{}/v2/{}/{what}{space}", self.origin(), self.reference.repository());
         let mut request = self.http.get(url).header(ACCEPT, accept);
         if let Some(ticket) = ticket {
             // The client takes it off where a redirect leads to another host, port or scheme.
@@ -160,23 +157,59 @@ impl Place {
     }
 
     async fn token(&self) -> std::result::Result<Option<HeaderValue>, Refusal> {
-        let asked = self.tokens.auth(&self.reference, &self.auth, RegistryOperation::Pull);
-        let token = match tokio::time::timeout(self.config.registries.patience, asked).await {
-            Ok(Ok(token)) => token,
+        if let RegistryAuth::Bearer(token) = &self.auth {
+            return Ok(secret(&format!("Bearer {token}")));
+        }
+        let patience = self.config.registries.patience;
+        match tokio::time::timeout(patience, self.ask_token()).await {
+            Ok(token) => Ok(token?.and_then(|token| secret(&format!("Bearer {token}")))),
+            Err(_) => Err(unavailable(&self.reference, format!("no token within {patience:?}")).into()),
+        }
+    }
+
+    async fn ask_token(&self) -> Result<Option<String>> {
+        let failed = |error| self.unreachable(error);
+        let wrong =
+            |what: String| refuse(&self.reference, ErrorKind::InvalidSpec, format!("its token: {what}"));
+        let door = self.http.get(format!("{}/v2/", self.origin())).send().await.map_err(failed)?;
+        let Some((realm, service)) = bearer(door.headers()) else { return Ok(None) };
+        drop(door);
+        let mut url =
+            reqwest::Url::parse(&realm).map_err(|error| wrong(format!("realm {realm:?}: {error}")))?;
+        url.query_pairs_mut()
+            .append_pair("scope", &format!("repository:{}:pull", self.reference.repository()))
+            .extend_pairs(service.map(|service| ("service", service)));
+        let mut request = self.http.get(url);
+        if let Some(basic) = basic(&self.auth) {
+            request = request.header(AUTHORIZATION, basic);
+        }
+        let mut response = request.send().await.map_err(failed)?;
+        if response.status() != StatusCode::OK {
             // What gives tokens does not say why, and the registry does: it is asked without one.
-            Ok(Err(OciDistributionError::AuthenticationFailure(_))) => None,
-            Ok(Err(OciDistributionError::RequestError(error))) => return Err(self.unreachable(error).into()),
-            Ok(Err(error)) => {
-                return Err(
-                    refuse(&self.reference, ErrorKind::InvalidSpec, format!("its token: {error}")).into()
-                );
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+            if bytes.len() + chunk.len() > MOST_TOKEN {
+                return Err(wrong(format!("its answer is larger than {MOST_TOKEN} bytes")));
             }
-            Err(_) => {
-                let patience = self.config.registries.patience;
-                return Err(unavailable(&self.reference, format!("no token within {patience:?}")).into());
-            }
-        };
-        Ok(token.and_then(|token| secret(&format!("Bearer {token}"))))
+            bytes.extend_from_slice(&chunk);
+        }
+        // The error of a parser may quote what it read.
+        let given: Given = serde_json::from_slice(&bytes)
+            .map_err(|_| wrong("its answer is no JSON of a token".to_owned()))?;
+        match given.token.or(given.access_token) {
+            Some(token) => Ok(Some(token)),
+            None => Err(wrong("its answer has neither token nor access_token".to_owned())),
+        }
+    }
+
+    /// Scheme and host.
+    fn origin(&self) -> String {
+        let host = self.reference.resolve_registry();
+        let plain = self.config.registries.plain_http.iter().any(|one| one == host);
+        let scheme = if plain { "http" } else { "https" };
+        format!("{scheme}://{host}")
     }
 
     async fn accept(&self, mut response: Response) -> std::result::Result<Response, Refusal> {
@@ -206,7 +239,27 @@ impl Place {
     }
 }
 
-/// What gets tokens, and sends.
+/// What a realm answers.
+#[derive(serde::Deserialize)]
+struct Given {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+/// Where a registry wants its tokens to be asked for: the realm, and the service.
+fn bearer(headers: &HeaderMap) -> Option<(String, Option<String>)> {
+    let texts = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+    texts.flat_map(http_auth::parser::ChallengeParser::new).flatten().find_map(|challenge| {
+        let of = |wanted: &str| {
+            let mut all = challenge.params.iter();
+            all.find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.to_unescaped())
+        };
+        let bearer = challenge.scheme.eq_ignore_ascii_case("bearer");
+        bearer.then(|| Some((of("realm")?, of("service")))).flatten()
+    })
+}
+
+/// What gets tokens for a push, and sends.
 pub(crate) fn tokens(registries: &Registries) -> Result<Client> {
     let extra_root_certificates = registries
         .certificates

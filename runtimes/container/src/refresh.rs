@@ -10,9 +10,11 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use sas_core::{SecretSource, TenantKey, Volume, VolumeSource};
 
@@ -30,12 +32,16 @@ struct Mounted {
     tenant: TenantKey,
     group: Option<u32>,
     /// Digests of what is there, by volume and path.
-    there: BTreeMap<(String, String), Digest>,
+    there: Mutex<BTreeMap<(String, String), Digest>>,
 }
+
+/// How long one instance's secrets and configuration maps are waited for, and for how many instances at a time.
+const WITHIN: Duration = Duration::from_secs(10);
+const AT_ONCE: usize = 16;
 
 /// What running instances have mounted.
 #[derive(Debug, Default)]
-pub(crate) struct Refreshed(Mutex<Vec<Mounted>>);
+pub(crate) struct Refreshed(Mutex<Vec<Arc<Mounted>>>);
 
 fn digests(filled: &[(String, Filled)]) -> BTreeMap<(String, String), Digest> {
     let files = filled.iter().filter_map(|(name, filled)| match filled {
@@ -64,7 +70,7 @@ impl Refreshed {
             return;
         }
         let pod = Arc::downgrade(pod);
-        self.0.lock().push(Mounted { pod, volumes, tenant, group, there: there.0 });
+        self.0.lock().push(Arc::new(Mounted { pod, volumes, tenant, group, there: Mutex::new(there.0) }));
     }
 }
 
@@ -80,30 +86,38 @@ impl Followed {
 impl Refreshed {
     /// Asks for everything that is mounted once.
     pub(crate) async fn once(&self, secrets: &Option<Arc<dyn SecretSource>>) {
-        let all = std::mem::take(&mut *self.0.lock());
-        let mut kept = Vec::with_capacity(all.len());
-        for mut mounted in all {
-            let Some(pod) = mounted.pod.upgrade() else { continue };
-            match volumes::fill(&mounted.volumes, secrets, mounted.tenant).await {
-                Ok(filled) => {
-                    let now = digests(&filled);
-                    if now != mounted.there {
-                        match write(pod, filled, &mounted, &now).await {
-                            Ok(()) => mounted.there = now,
-                            Err(error) => {
-                                tracing::warn!(%error, "a changed secret or configuration map is not written");
-                            }
-                        }
-                    }
-                }
-                // What is there is better than nothing.
-                Err(error) => {
-                    tracing::debug!(%error, "a mounted secret or configuration map can't be asked for")
-                }
-            }
-            kept.push(mounted);
+        let all = {
+            let mut all = self.0.lock();
+            all.retain(|mounted| mounted.pod.strong_count() > 0);
+            all.clone()
+        };
+        let asked = all.into_iter().map(|mounted| refresh(mounted, secrets.clone()));
+        futures_util::stream::iter(asked).for_each_concurrent(AT_ONCE, |asked| asked).await;
+    }
+}
+
+async fn refresh(mounted: Arc<Mounted>, secrets: Option<Arc<dyn SecretSource>>) {
+    let asked = volumes::fill(&mounted.volumes, &secrets, mounted.tenant);
+    let filled = match tokio::time::timeout(WITHIN, asked).await {
+        Ok(Ok(filled)) => filled,
+        // What is there is better than nothing.
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a mounted secret or configuration map can't be asked for");
+            return;
         }
-        self.0.lock().append(&mut kept);
+        Err(_) => {
+            tracing::warn!(within = ?WITHIN, "a mounted secret or configuration map is not told in time");
+            return;
+        }
+    };
+    let Some(pod) = mounted.pod.upgrade() else { return };
+    let now = digests(&filled);
+    if now == *mounted.there.lock() {
+        return;
+    }
+    match write(pod, filled, &mounted, &now).await {
+        Ok(()) => *mounted.there.lock() = now,
+        Err(error) => tracing::warn!(%error, "a changed secret or configuration map is not written"),
     }
 }
 
@@ -113,9 +127,9 @@ async fn write(
     mounted: &Mounted,
     now: &BTreeMap<(String, String), Digest>,
 ) -> io::Result<()> {
-    let gone: Vec<(String, String)> =
-        mounted.there.keys().filter(|key| !now.contains_key(key)).cloned().collect();
-    let (there, group) = (mounted.there.clone(), mounted.group);
+    let there = mounted.there.lock().clone();
+    let gone: Vec<(String, String)> = there.keys().filter(|key| !now.contains_key(key)).cloned().collect();
+    let group = mounted.group;
     let written = tokio::task::spawn_blocking(move || {
         pod.enter(|| {
             for (name, filled) in &filled {

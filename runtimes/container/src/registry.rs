@@ -114,7 +114,7 @@ impl Registry {
             if *host != registry {
                 reference.set_mirror_registry(host.clone());
             }
-            places.push(Place::new(&self.config, &self.http, reference, self.auth(host).await?)?);
+            places.push(Place::new(&self.config, &self.http, reference, self.auth(host).await?));
         }
         Ok(places)
     }

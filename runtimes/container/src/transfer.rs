@@ -94,7 +94,7 @@ impl Transfer {
         }
         let to = blobs.join(digest.hex());
         fs::write(&to, &bytes).map_err(|error| disk(&to, error))?;
-        export::index(layout, tag, &digest, bytes.len() as u64)?;
+        export::index(layout, tag, &digest, bytes.len() as u64, manifest::kind(&bytes))?;
         Ok(digest.to_string())
     }
 
@@ -136,7 +136,8 @@ impl Transfer {
         for blob in &blobs {
             self.send(&client, &name, layout, blob).await?;
         }
-        let kind = reqwest::header::HeaderValue::from_static("application/vnd.oci.image.manifest.v1+json");
+        let kind = manifest::kind(&bytes);
+        let kind = kind.parse().map_err(|_| wrong(format!("its manifest: mediaType {kind:?} is none")))?;
         client.push_manifest_raw(&name, Bytes::from(bytes), kind).await.map_err(failed)?;
         Ok(format!("{}@{digest}", name.whole()))
     }

@@ -219,7 +219,7 @@ async fn a_registry_that_hangs_drips_or_talks_without_end_is_given_up() {
     let place = Workplace::new();
     const LONG: &str = "HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n";
     let cases = [
-        ("hangs", slow("", None).await, ["timed out", "no answer within"]),
+        ("hangs", slow("", None).await, ["timed out", "within 200ms"]),
         ("drips", slow(LONG, Some(Duration::from_millis(20))).await, ["within 200ms", "no answer within"]),
     ];
     for (name, registry, parts) in cases {
@@ -301,4 +301,23 @@ async fn a_registry_that_hangs_keeps_no_other_tenant_from_the_same_layer() {
     pulled.await.expect("nobody waits for another tenant's registry").unwrap();
     assert!(!stuck.is_finished(), "the other registry still hangs");
     stuck.abort();
+}
+
+#[tokio::test]
+async fn a_token_of_any_size_is_not_read() {
+    support::needs_containers!();
+    let place = Workplace::new();
+    let registry = Fake::start(|asked, _| {
+        let host = asked.headers.get(header::HOST).unwrap().to_str().unwrap();
+        let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"here\"");
+        match asked.uri.path() {
+            "/token" => sent(format!("{{\"token\": \"{}\"}}", "t".repeat(1 << 20))),
+            _ => empty(status(401).header(header::WWW_AUTHENTICATE, challenge)),
+        }
+    })
+    .await;
+    let runtime = runtime(&place, registry.address, Duration::from_secs(5));
+    let error = runtime.pin(&image(registry.address), TenantKey(1)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidSpec, "{error}");
+    assert!(error.message.contains("larger than 65536 bytes"), "{error}");
 }
