@@ -299,7 +299,7 @@ pub(crate) fn reconcile(
         return vec![Command::Limit(record.quota)];
     }
     let key = |revision: &str| running(revision).filter(|_| enabled).map(|r| r.key);
-    let hosts = routes(record, &shares, rules, &observed.domains, &key);
+    let hosts = routes(record, &shares, rules, &observed.domains, key);
     let changes = changes(&observed.hosts, &hosts);
     if !changes.is_empty() {
         return vec![Command::Route(changes)];
