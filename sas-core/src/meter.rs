@@ -67,6 +67,11 @@ pub struct RequestUsage {
     pub bytes_out: u64,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_none(count: &u64) -> bool {
+    *count == 0
+}
+
 impl RequestUsage {
     /// So many requests, of which nothing else is known.
     pub const fn of(requests: u64) -> Self {
@@ -111,7 +116,9 @@ pub struct MeterTotals {
     pub cold_starts: u64,
     /// Those of the requests that brought an event of a trigger.
     pub events: u64,
-    /// Those of the requests that were copies of others, whose answers nobody got.
+    /// Those of the requests that were copies of others, whose answers nobody got. Left out where there were none, as in
+    /// what was stored and signed before there were any.
+    #[serde(skip_serializing_if = "is_none")]
     pub mirrored: u64,
     /// Bytes of the requests' bodies.
     pub bytes_in: u64,
