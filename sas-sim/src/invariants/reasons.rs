@@ -14,6 +14,9 @@ pub(crate) struct Reasons {
     open: Vec<(Duration, u64, u32)>,
     /// Starts, by revision, that no decision had asked for.
     started: BTreeMap<u64, Duration>,
+    /// How many instances a roll-out keeps of each revision, whatever its scaler decides: told by a decision when they are
+    /// set, and held to when a start has failed.
+    floors: BTreeMap<u64, u32>,
 }
 
 /// The reasons with which the pool tells that it started something.
@@ -69,11 +72,19 @@ impl Invariant for Reasons {
                 }
                 Fact::Starting { revision, .. } => {
                     let wanted = self.decided.get(revision).and_then(|(_, number)| *number).unwrap_or(0);
-                    if wanted == 0 {
+                    let floor = self.floors.get(revision).copied().unwrap_or(0);
+                    if wanted.max(floor) == 0 {
                         self.started.entry(*revision).or_insert(*at);
                     }
                 }
-                Fact::HostDied => self.started.clear(),
+                Fact::Bounded { revision, bounds } => match bounds {
+                    Some((floor, ..)) => drop(self.floors.insert(*revision, *floor)),
+                    None => drop(self.floors.remove(revision)),
+                },
+                Fact::HostDied => {
+                    self.started.clear();
+                    self.floors.clear();
+                }
                 _ => {}
             }
         }
