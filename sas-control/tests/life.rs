@@ -332,7 +332,7 @@ async fn prepared(store: &Arc<FakeStore>) -> World {
 async fn a_kill_at_any_write_leaves_the_old_state_or_the_new() {
     for change in Change::ALL {
         let store = Arc::new(FakeStore::default());
-        let world = prepared(&store).await;
+        let world = Box::pin(prepared(&store)).await;
         let old = state(&world.control);
         change.run(&world).await.unwrap_or_else(|error| panic!("{change:?}: {error}"));
         let world = reopened(world).await;
@@ -342,7 +342,7 @@ async fn a_kill_at_any_write_leaves_the_old_state_or_the_new() {
         let mut kills = 0;
         for writes in 0.. {
             let store = Arc::new(FakeStore::default());
-            let world = prepared(&store).await;
+            let world = Box::pin(prepared(&store)).await;
             store.break_after(writes);
             let told = change.run(&world).await;
             let done = told.is_ok();
@@ -379,7 +379,7 @@ async fn a_kill_at_any_write_leaves_the_old_state_or_the_new() {
 #[tokio::test(start_paused = true)]
 async fn a_deletion_that_the_store_cuts_short_goes_on_by_itself() {
     let store = Arc::new(FakeStore::default());
-    let world = prepared(&store).await;
+    let world = Box::pin(prepared(&store)).await;
     store.break_after(3);
     let error = world.control.delete_tenant("default").await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
@@ -395,7 +395,7 @@ async fn a_deletion_that_the_store_cuts_short_goes_on_by_itself() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_stored_has_the_format_that_the_golden_file_shows() {
-    let world = prepared(&Arc::new(FakeStore::default())).await;
+    let world = Box::pin(prepared(&Arc::new(FakeStore::default()))).await;
     let control = &world.control;
     control.set_alias(None, "default", "one", "stable", Some("one-00001")).await.unwrap();
     control.disable(Some(&Principal::new("ann")), "default", "two", Some("old")).await.unwrap();
