@@ -9,8 +9,10 @@ use std::{
     time::Duration,
 };
 
-use sas_control::{PackageDir, PackageRoots};
-use sas_core::{BlobStore as _, ErrorKind, MemoryStore, Principal, RevisionSpec, Source, Store};
+use sas_control::{PackageDir, PackageRoots, SharedPackages};
+use sas_core::{
+    BlobStore as _, ErrorKind, MemoryStore, ObjectStore, Principal, Result, RevisionSpec, Source, Store,
+};
 use sas_knative::manifest::ServiceManifest;
 use support::World;
 
@@ -19,6 +21,34 @@ async fn world(store: &Arc<dyn Store>, packages: &Path) -> World {
         config.packages = Some(Arc::new(PackageDir::new(packages)));
     })
     .await
+}
+
+/// Storage that hosts share, in memory.
+#[derive(Debug, Default)]
+struct Objects(std::sync::Mutex<std::collections::BTreeMap<String, Vec<u8>>>);
+
+#[async_trait::async_trait]
+impl ObjectStore for Objects {
+    async fn put(&self, name: &str, file: &Path) -> Result<()> {
+        let bytes = std::fs::read(file).expect("readable");
+        self.0.lock().expect("held by nobody").insert(name.to_owned(), bytes);
+        Ok(())
+    }
+
+    async fn get(&self, name: &str, file: &Path) -> Result<bool> {
+        let found = self.0.lock().expect("held by nobody").get(name).cloned();
+        Ok(found.map(|bytes| std::fs::write(file, bytes).expect("writable")).is_some())
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        self.0.lock().expect("held by nobody").remove(name);
+        Ok(())
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<String>> {
+        let objects = self.0.lock().expect("held by nobody");
+        Ok(objects.keys().filter(|name| name.starts_with(prefix)).cloned().collect())
+    }
 }
 
 /// A directory in memory, where there is one: a thousand packages are written out else, with a wait for the disk each.
@@ -124,6 +154,31 @@ async fn a_new_database_beside_old_packages_removes_none_of_them() {
     }
     let third = world(&old, packages.path()).await;
     assert!(third.control.recovery().failed.is_empty(), "the old database finds its code");
+}
+
+#[tokio::test]
+async fn packages_of_a_directory_go_to_shared_storage_that_is_new_and_none_is_lost() {
+    let packages = tempfile::tempdir().expect("a directory");
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let first = world(&store, packages.path()).await;
+    first.deploy("one").await.expect("deployed");
+    drop(first);
+    assert_eq!(copies(packages.path()), 1);
+    let objects = Arc::new(Objects::default());
+    for _ in 0..2 {
+        let shared = SharedPackages::new(Arc::clone(&objects), PackageDir::new(packages.path()));
+        let second = World::with(Arc::clone(&store), |config| config.packages = Some(Arc::new(shared))).await;
+        assert!(second.control.recovery().failed.is_empty(), "{:?}", second.control.recovery());
+        assert_eq!(copies(packages.path()), 1, "the copy that a record names stays");
+        assert_eq!(objects.list("packages/").await.expect("listed").len(), 1, "other hosts find it");
+    }
+    // Storage of somebody else: nothing is removed there, nor here.
+    let foreign = Arc::new(Objects::default());
+    foreign.0.lock().expect("held by nobody").insert("owner".to_owned(), b"another".to_vec());
+    let shared = SharedPackages::new(foreign, PackageDir::new(packages.path()));
+    let third = World::with(store, |config| config.packages = Some(Arc::new(shared))).await;
+    assert!(third.control.recovery().failed.iter().any(|(what, _)| what == "Packages"));
+    assert_eq!(copies(packages.path()), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -285,3 +285,30 @@ async fn an_idle_server_shuts_down_at_once_every_time() {
     }
     assert!(slowest < Duration::from_millis(100), "{slowest:?}");
 }
+
+/// What the kernel took for a server is answered by nobody else: a close before its bytes are read would be a reset.
+#[tokio::test]
+async fn a_connection_that_was_just_taken_gets_its_first_answer_although_the_server_drains() {
+    let platform = Platform::start().await;
+    platform.pool.add_inside(platform.revision, handler(|_| async { text(200, "ok") }));
+    let mut stream = TcpStream::connect(platform.address()).await.unwrap();
+    while platform.server.connections() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut silent = TcpStream::connect(platform.address()).await.unwrap();
+    while platform.server.connections() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let ask = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stream.write_all(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.map(|_| answer)
+    };
+    let began = Instant::now();
+    let (answer, ()) = tokio::join!(ask, platform.server.shutdown(deadline()));
+    let answer = answer.expect("an answer, and no reset");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+    assert!(began.elapsed() < Duration::from_secs(3), "who says nothing is waited for briefly");
+    ends(&mut silent).await;
+}

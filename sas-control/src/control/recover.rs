@@ -121,7 +121,6 @@ impl Control {
         // Another host may be copying one now.
         let Some(packages) = self.pins.copies().filter(|_| self.hosts.is_none()) else { return Ok(()) };
         let _alone = self.pins.removing().await;
-        packages.tidy().await?;
         let (there, kept) = (packages.list().await?, self.package_digests());
         let stored = self.store.get(STORE_ID).await?;
         let id = stored.as_ref().map(|entry| String::from_utf8_lossy(&entry.value).into_owned());
@@ -156,7 +155,7 @@ impl Control {
             packages.set_owner(&id).await?;
         }
         let unreadable = self.unreadable.len();
-        let unneeded = there.into_iter().filter(|digest| !kept.contains(digest));
+        let unneeded = there.iter().filter(|digest| !kept.contains(*digest)).cloned();
         if unreadable > 0 {
             let unneeded: Vec<String> = unneeded.collect();
             tracing::warn!(
@@ -167,6 +166,14 @@ impl Control {
             self.pins.suspect(unneeded);
             return Ok(());
         }
+        // A place that hosts share may be new, or have lost what this host has a copy of still: tidying would remove the last one.
+        let missing = kept.iter().filter(|digest| !there.contains(digest));
+        for digest in missing {
+            if let Some(source) = packages.get(digest).await? {
+                packages.put(&source).await?;
+            }
+        }
+        packages.tidy().await?;
         for digest in unneeded {
             packages.delete(&digest).await?;
         }

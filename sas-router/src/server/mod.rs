@@ -272,6 +272,9 @@ impl Drop for Entered {
     }
 }
 
+/// For how long after its accept a connection may begin to speak although the server drains.
+const FIRST_BYTES: Duration = Duration::from_secs(1);
+
 async fn connection(
     stream: Accepted,
     peer: Option<SocketAddr>,
@@ -283,11 +286,22 @@ async fn connection(
         // A WebSocket may be quiet for days; a peer that vanished is noticed all the same.
         rustix::net::sockopt::set_socket_keepalive(stream, true)?;
     }
-    let starting = timeout(shared.config.header_timeout, start(stream, watched, shared));
-    let started = tokio::select! {
-        biased;
-        _ = poll_fn(|cx| watched.poll_signal(Signal::Continue, cx)) => return Ok(()),
-        started = starting => started,
+    let mut starting = pin!(timeout(shared.config.header_timeout, start(stream, watched, shared)));
+    let accepted = Instant::now();
+    let mut known = Signal::Continue;
+    let started = loop {
+        tokio::select! {
+            biased;
+            started = &mut starting => break started,
+            signal = poll_fn(|cx| watched.poll_signal(known, cx)) => {
+                if signal != Signal::Drain {
+                    return Ok(());
+                }
+                known = signal;
+            }
+            // The kernel took it for this server, so nobody else answers what is on its way.
+            () = tokio::time::sleep_until(accepted + FIRST_BYTES), if known == Signal::Drain => return Ok(()),
+        }
     };
     // Nobody who says nothing is owed an answer.
     let Ok(started) = started else { return Ok(()) };
@@ -305,7 +319,7 @@ async fn connection(
     let mut io = Transport::new(stream, Arc::clone(watched), Arc::clone(&shared.ids), interim);
     let mut answered = None;
     if spoken == Spoken::Http1 && shared.config.plain_http1 {
-        match plain::serve(&mut io, &client, watched, shared).await? {
+        match plain::serve(&mut io, &client, watched, shared, known).await? {
             plain::Left::Ended => return Ok(()),
             plain::Left::Hyper(first) => answered = first,
         }

@@ -353,7 +353,7 @@ impl Plain<'_> {
     }
 }
 
-/// Serves a connection as long as its requests and answers are plain.
+/// Serves a connection as long as its requests and answers are plain. The watch has said `known` so far.
 ///
 /// # Errors
 /// What the socket says.
@@ -362,9 +362,9 @@ pub(super) async fn serve(
     client: &Arc<ClientConnection>,
     watched: &Arc<Watched>,
     shared: &Shared,
+    known: Signal,
 ) -> io::Result<Left> {
-    let mut plain =
-        Plain { io, watched, shared, client, read: Vec::new(), known: Signal::Continue, flushing: false };
+    let mut plain = Plain { io, watched, shared, client, read: Vec::new(), known, flushing: false };
     loop {
         let came = poll_fn(|cx| poll_request(plain.io, &mut plain.read, watched, shared, cx)).await?;
         let (mut request, mut last) = match came {
