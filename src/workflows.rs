@@ -39,11 +39,14 @@ impl Default for StepConfig {
     }
 }
 
+/// What a host changes of a configuration.
+type Change<C> = Box<dyn FnOnce(&mut C) + Send + Sync>;
+
 /// What a builder was told of workflows.
 #[derive(Default)]
 pub(crate) struct Wanted {
-    runs: Vec<Box<dyn FnOnce(&mut WorkflowConfig) + Send + Sync>>,
-    steps: Vec<Box<dyn FnOnce(&mut StepConfig) + Send + Sync>>,
+    runs: Vec<Change<WorkflowConfig>>,
+    steps: Vec<Change<StepConfig>>,
     #[cfg(feature = "webhook")]
     urls: Option<sas_sinks::Webhooks>,
 }
