@@ -98,7 +98,7 @@ impl Host {
     }
 
     fn deploy(&self, name: &str, function: &str, version: &str) {
-        let mut spec = RevisionSpec::new("inline", Source::Function(function.to_owned().into()));
+        let mut spec = RevisionSpec::new("inline", Source::Function(function.to_owned()));
         spec.env.insert("VERSION".into(), EnvValue::Literal(version.to_owned()));
         let platform = Arc::clone(&self.platform);
         self.runtime.block_on(platform.deploy("shop", name, spec)).expect("deployed");

@@ -228,7 +228,7 @@ async fn restore(cli: Cli, backup: &Path) -> Result<(), Box<dyn Error>> {
     let state = config.state.ok_or("--restore: name the directory that is made, by --state")?;
     #[cfg(feature = "redb")]
     {
-        let restored = sas::restore(backup, &state).await.map_err(|error| error.chain().to_string())?;
+        let restored = sas::restore(backup, &state).await.map_err(|error| error.chain())?;
         let text = serde_json::json!({
             "restored": state, "made": restored.made, "entries": restored.entries, "packages": restored.packages,
         });

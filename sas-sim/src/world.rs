@@ -331,7 +331,7 @@ impl World {
                 self.take(step, &actions).await;
             }
             sleep_until(began + SAFETY).await;
-            self.liveness(&actions).await
+            Box::pin(self.liveness(&actions)).await
         };
         let late = tokio::select! {
             biased;

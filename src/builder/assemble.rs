@@ -50,7 +50,12 @@ impl PlatformBuilder {
     ///
     /// # Errors
     /// [`BuildError`] names the part and what it refused.
-    pub async fn build(mut self) -> Result<Platform, BuildError> {
+    pub async fn build(self) -> Result<Platform, BuildError> {
+        // All parts are in what follows: too much to lie in the future of whoever waits for it.
+        Box::pin(self.composed()).await
+    }
+
+    async fn composed(mut self) -> Result<Platform, BuildError> {
         #[cfg_attr(not(feature = "otel"), expect(unused_mut, reason = "an exporter is put beside it"))]
         let mut recorder = self.recorder.unwrap_or_default();
         let mut traces = self.traces;

@@ -143,6 +143,7 @@ impl PlatformProcess {
     }
 
     /// Whether it ends by itself in time, with success.
+    #[allow(clippy::disallowed_methods, reason = "a process is waited for, in no runtime")]
     pub(crate) fn ended(&mut self, limit: Duration) -> bool {
         for _ in 0..limit.as_millis() / 20 {
             if let Some(status) = self.child.try_wait().expect("a child") {

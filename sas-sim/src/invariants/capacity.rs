@@ -12,9 +12,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The surge of the simulated roll-outs, in percent: the default.
 const SURGE: u32 = 25;
 
+/// Least instances, most that a decision makes, and most.
+type Size = (u32, u32, u32);
+
 #[derive(Debug, Default)]
 pub(crate) struct RolloutsConserveCapacity {
-    bounds: BTreeMap<u64, (u32, u32, u32)>,
+    bounds: BTreeMap<u64, Size>,
     /// What the scalers wanted last.
     wished: BTreeMap<u64, u32>,
     /// Since when a revision has more than it may, with nothing waiting.
@@ -47,7 +50,7 @@ impl Invariant for RolloutsConserveCapacity {
                 _ => {}
             }
         }
-        let mut services: BTreeMap<u32, Vec<(u64, (u32, u32, u32))>> = BTreeMap::new();
+        let mut services: BTreeMap<u32, Vec<(u64, Size)>> = BTreeMap::new();
         for ((service, revision), seen) in &view.revisions {
             let Some(&(floor, ceiling, limit)) = self.bounds.get(revision) else { continue };
             services.entry(*service).or_default().push((*revision, (floor, ceiling, limit)));
