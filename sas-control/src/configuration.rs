@@ -41,7 +41,6 @@ pub struct ConfigField {
     /// Its option on the command line; empty for what stands there by itself.
     pub flag: String,
     /// Its value; `null` where nobody said anything. Never a secret: those are in files and variables of the environment.
-    #[schema(value_type = Option<Object>)]
     pub value: serde_json::Value,
     /// Who said so.
     pub origin: ConfigOrigin,

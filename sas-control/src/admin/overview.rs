@@ -64,6 +64,7 @@ pub(super) struct OverviewQuery {
 /// How a service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = ServiceHealth)]
 enum Health {
     /// It can't serve.
     Failing,
