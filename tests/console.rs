@@ -444,8 +444,8 @@ async fn no_service_is_at_a_host_of_the_consoles_cookies() {
     world.platform.apply(&mapped("shop.example.org"), None).await.expect("another is not");
 }
 
-/// Ten thousand services, with the time of the server for a page: in a build without optimisation, so that the bound of
-/// 100 ms is held with room to spare where it counts. Run with `--release` for the figure.
+/// Ten thousand services, with the time of the server for a page. The bound is that of an optimised build: run it by
+/// `cargo test --release --test console -- --ignored --nocapture`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "ten thousand deploys take a minute"]
 async fn ten_thousand_services_are_a_page_within_a_tenth_of_a_second() {
