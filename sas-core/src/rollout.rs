@@ -188,7 +188,7 @@ impl AnswerCounts {
     }
 }
 
-/// How long answers took, in 216 buckets from a microsecond to nine minutes, each an eighth of a power of two wide.
+/// How long answers took, in 416 buckets from a microsecond to nine minutes, each a sixteenth of a power of two wide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LatencyCounts {
     buckets: Box<[u64]>,
@@ -196,7 +196,7 @@ pub struct LatencyCounts {
 
 impl LatencyCounts {
     /// How many buckets there are.
-    pub const BUCKETS: usize = 216;
+    pub const BUCKETS: usize = 416;
 
     /// Nothing counted yet.
     pub fn new() -> Self {
@@ -215,21 +215,21 @@ impl LatencyCounts {
     /// The bucket of a time; what is longer than the last stands for is in the last.
     pub const fn bucket(took: Duration) -> usize {
         let micros = took.as_micros();
-        if micros < 8 {
+        if micros < 16 {
             return micros as usize;
         }
         let octave = 127 - micros.leading_zeros() as usize;
-        let eighth = (micros >> (octave - 3)) as usize & 7;
-        let bucket = (octave - 2) * 8 + eighth;
+        let sixteenth = (micros >> (octave - 4)) as usize & 15;
+        let bucket = (octave - 3) * 16 + sixteenth;
         if bucket < Self::BUCKETS { bucket } else { Self::BUCKETS - 1 }
     }
 
     /// The shortest time of a bucket.
     pub const fn at_least(bucket: usize) -> Duration {
-        if bucket < 8 {
+        if bucket < 16 {
             return Duration::from_micros(bucket as u64);
         }
-        Duration::from_micros((8 + bucket as u64 % 8) << (bucket / 8 - 1))
+        Duration::from_micros((16 + bucket as u64 % 16) << (bucket / 16 - 1))
     }
 
     /// Counts an answer.
@@ -305,13 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_right_to_an_eighth() {
+    fn quantiles_are_right_to_a_sixteenth() {
         let mut counts = LatencyCounts::new();
         assert_eq!(counts.quantile(0.5), None);
         (1..=1_000).for_each(|millis| counts.count(Duration::from_millis(millis)));
         for share in [0.01, 0.5, 0.95, 1.0] {
             let is = counts.quantile(share).unwrap().as_secs_f64();
-            assert!((share..share * 1.126).contains(&is), "{share}: {is}");
+            assert!((share..share * 1.0635).contains(&is), "{share}: {is}");
         }
         assert_eq!(counts.quantile(1.1), None);
         assert!((400..=500).contains(&counts.over(Duration::from_millis(500))));

@@ -131,7 +131,7 @@ impl Control {
     }
 
     /// One change of what is stored of a service, then all that follows of it.
-    async fn change_record(
+    pub(super) async fn change_record(
         self: &Arc<Self>,
         by: Option<&Principal>,
         namespace: &str,

@@ -56,9 +56,9 @@ impl Control {
         self.check_rehearsal((mirror.as_ref(), "tag"), (&[], ""))?;
         let change = |record: &mut ServiceRecord| {
             record.mirror = mirror;
-            Ok(())
+            check_routes(record, &record.traffic)
         };
-        self.rehearse(principal, namespace, name, change).await
+        self.change_record(principal, namespace, name, change).await
     }
 
     /// Makes requests of a service meet faults from now on, instead of those before. A manifest that is applied later says it
@@ -97,28 +97,7 @@ impl Control {
             record.faults = faults;
             Ok(())
         };
-        self.rehearse(principal, namespace, name, change).await
-    }
-
-    async fn rehearse(
-        self: &Arc<Self>,
-        principal: Option<&Principal>,
-        namespace: &str,
-        name: &str,
-        change: impl FnOnce(&mut ServiceRecord) -> Result<()>,
-    ) -> Result<Arc<ServiceRecord>> {
-        self.open()?;
-        let path = format!("{namespace}/{name}");
-        let _changing = self.change(&path).await;
-        let before = self.record(namespace, name)?;
-        let mut record = ServiceRecord::clone(&before);
-        record.generation += 1;
-        record.changed_by = principal.cloned();
-        change(&mut record)?;
-        check_routes(&record, &record.traffic)?;
-        let record = self.save(&path, record, false).await?;
-        self.settle(&path).await?;
-        Ok(self.live(&path).and_then(|live| live.record()).unwrap_or(record))
+        self.change_record(principal, namespace, name, change).await
     }
 
     /// What became of the copies of a service's requests; `None`: none are made.
