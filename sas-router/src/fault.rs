@@ -50,7 +50,7 @@ struct Compiled {
 pub(crate) struct Faults(Vec<Compiled>);
 
 impl Faults {
-    /// Compiles.
+    /// The faults of a service, ready to be matched with requests.
     ///
     /// # Errors
     /// `InvalidSpec` with the number of the fault, the field and what it should be.

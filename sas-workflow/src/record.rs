@@ -17,7 +17,7 @@ pub enum Record {
         input: Json,
         /// What randomness is drawn of: the jitter of retries.
         seed: u64,
-        /// When.
+        /// When it began, in milliseconds since the Unix epoch.
         at: u64,
     },
     /// What a step asked for is done.
@@ -26,19 +26,19 @@ pub enum Record {
         step: String,
         /// How it ended.
         outcome: Outcome,
-        /// When.
+        /// When that was, in milliseconds since the Unix epoch.
         at: u64,
     },
     /// An event came for the run.
     Event {
         /// The event, in the JSON format of CloudEvents.
         event: Json,
-        /// When.
+        /// When it came, in milliseconds since the Unix epoch.
         at: u64,
     },
     /// Time passed: a timer's time has come.
     Time {
-        /// When.
+        /// What time it is now, in milliseconds since the Unix epoch.
         at: u64,
     },
     /// A run that ended with an error goes on: the record before this one, which made it end so, does not count any more, and
@@ -46,12 +46,12 @@ pub enum Record {
     Retried {
         /// The step's id.
         step: String,
-        /// When.
+        /// When somebody asked for it, in milliseconds since the Unix epoch.
         at: u64,
     },
     /// The run was cancelled from outside.
     Cancelled {
-        /// When.
+        /// When somebody asked for it, in milliseconds since the Unix epoch.
         at: u64,
     },
 }
@@ -138,7 +138,7 @@ pub enum Command {
     Arm {
         /// The step's id.
         step: String,
-        /// When.
+        /// The time to wait for, in milliseconds since the Unix epoch. One that is over is told at once.
         at: u64,
     },
     /// An event is to be published.
@@ -189,13 +189,13 @@ impl Command {
 /// An HTTP request.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Request {
-    /// In upper case.
+    /// The method, in upper case.
     pub method: String,
-    /// Absolute.
+    /// Where to: an absolute URI, with its query.
     pub uri: String,
-    /// Names in lower case.
+    /// The headers, names in lower case.
     pub headers: Vec<(String, String)>,
-    /// Empty: none.
+    /// The body; empty where there is none.
     pub body: String,
 }
 

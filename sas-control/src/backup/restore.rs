@@ -24,9 +24,9 @@ const WRITES: usize = 64;
 pub struct Restored {
     /// When the copy was made.
     pub made: String,
-    /// Keys in the store.
+    /// How many keys were put into the store.
     pub entries: u64,
-    /// Packages.
+    /// How many packages were unpacked and taken by their digest anew.
     pub packages: u64,
 }
 

@@ -10,7 +10,7 @@ use super::{
     legend,
 };
 
-/// Letters.
+/// Text in a picture: what of it XML takes, how much of it fits, and how wide it is.
 pub(super) mod text {
     /// For a place between tags or in an attribute. What XML does not take is left out.
     pub(in super::super) fn escaped(text: &str) -> String {

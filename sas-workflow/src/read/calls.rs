@@ -1,4 +1,4 @@
-//! Calls.
+//! The tasks that call something: HTTP, OpenAPI, services and others' functions, as they are read.
 
 use serde_json::Value as Json;
 
