@@ -13,7 +13,8 @@ use sas_core::{Body, BoxError, Handler, Response};
 
 /// Any [`Handler`] as a service: always ready, and never failing, since a failure is a response with a status.
 ///
-/// `sas-router/examples/axum_mount.rs` mounts a gateway in axum this way.
+/// `examples/mounted.rs` of the repository mounts a platform in axum this way: the gateway as the fallback, the admin API
+/// below a path.
 #[derive(Clone, Debug)]
 pub struct HandlerService(Arc<dyn Handler>);
 

@@ -110,9 +110,21 @@ async fn a_platform_is_made_of_them() {
     platform.shutdown(Duration::from_secs(5)).await;
 }
 
-/// What is between the fences of `page` as Rust.
-fn shown(page: &str) -> Vec<String> {
-    page.split("```rust\n").skip(1).filter_map(|rest| Some(rest.split_once("```")?.0.to_owned())).collect()
+/// What is between the fences of `page` as that language.
+fn shown(page: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    page.split(&fence).skip(1).filter_map(|rest| Some(rest.split_once("```")?.0.to_owned())).collect()
+}
+
+/// The dependencies of a manifest as a page shows them: from the repository and not from a path.
+fn dependencies(manifest: &str) -> String {
+    let (_, tables) = manifest.split_once("[dependencies]").expect("a table");
+    let tables = tables.split("\n[profile").next().expect("the first part");
+    let mut tables = format!("[dependencies]{}\n", tables.trim_end());
+    for path in ["../../..", "../../sas-testkit", "../.."] {
+        tables = tables.replace(&format!("path = \"{path}\""), "git = \"<this repository>\"");
+    }
+    tables
 }
 
 #[test]
@@ -120,9 +132,16 @@ fn the_pages_show_this_code() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read =
         |path: PathBuf| std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let readme = shown(&read(here.join("../../README.md")));
-    assert!(readme.contains(&read(here.join("src/main.rs"))), "src/main.rs is not the README's program");
-    let backends = shown(&read(here.join("../../docs/backends.md")));
+    let readme = read(here.join("../../README.md"));
+    let program = read(here.join("readme/src/main.rs"));
+    assert!(shown(&readme, "rust").contains(&program), "readme/src/main.rs is not the README's program");
+    let needs = dependencies(&read(here.join("readme/Cargo.toml")));
+    let needs = needs.replace(r#", default-features = false, features = ["inline"]"#, "");
+    assert!(shown(&readme, "toml").contains(&needs), "the README needs other dependencies:\n{needs}");
+    let page = read(here.join("../../docs/backends.md"));
+    let needs = dependencies(&read(here.join("Cargo.toml")));
+    assert!(shown(&page, "toml").contains(&needs), "docs/backends.md needs other dependencies:\n{needs}");
+    let backends = shown(&page, "rust");
     for part in ["runtime", "store", "trigger", "scaler"] {
         let code = read(here.join(format!("src/{part}.rs")));
         assert!(backends.contains(&code), "src/{part}.rs is not what docs/backends.md shows");
