@@ -67,8 +67,8 @@ impl Actions for OnPlatform {
         Outcome::Failed { reason: "this host has no broker".to_owned() }
     }
 
-    async fn secrets(&self, _: &str, _: &[String]) -> BTreeMap<String, Value> {
-        BTreeMap::new()
+    async fn secrets(&self, _: &str, _: &[String]) -> sas_core::Result<BTreeMap<String, Value>> {
+        Ok(BTreeMap::new())
     }
 }
 

@@ -331,17 +331,24 @@ impl Platform {
         let began = Instant::now();
         let deadline = began + limit;
         let parts = &self.parts;
+        // First of all, so that no step begins that is cut off later.
+        #[cfg(feature = "workflow")]
+        parts.stop_workflows.cancel();
         // Others act first, while this host still passes on and ends what it has.
         if let Some(joined) = &parts.joined {
             let _ = tokio::time::timeout(limit / 3, joined.cluster.drained()).await;
         }
-        let late = parts.triggers.shutdown(deadline).await;
-        #[cfg(feature = "workflow")]
-        {
-            parts.stop_workflows.cancel();
-            // What is not done by then is done again after the next start, under the same key.
-            let _ = tokio::time::timeout(limit / 2, parts.running_workflows.wait()).await;
-        }
+        let workflows = async {
+            // What is not done by half of the time is done again after the next start, under the same key. Nothing waits for an
+            // answer any more when the gateway ends calls: that would be stored as the step's failure.
+            #[cfg(feature = "workflow")]
+            {
+                parts.running_workflows.close();
+                let _ = tokio::time::timeout_at(began + limit / 2, parts.running_workflows.wait()).await;
+                parts.workflows.halt().await;
+            }
+        };
+        let (late, ()) = tokio::join!(parts.triggers.shutdown(deadline), workflows);
         if let Some(server) = &parts.ingress {
             server.shutdown(deadline).await;
         }

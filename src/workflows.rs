@@ -21,6 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::PlatformBuilder;
 
+/// For how long an event is offered again to a broker that has no room or no store, before the step counts as failed.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// How the steps of workflows reach what they ask for.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -139,6 +142,31 @@ fn failed(reason: impl Into<String>) -> Outcome {
 }
 
 impl PlatformActions {
+    /// The triggers by which a definition starts by itself: the names of all, and what those are that it wants.
+    fn scheduled(
+        &self,
+        namespace: &str,
+        name: &str,
+        schedule: Option<&Schedule>,
+    ) -> [(String, Option<TriggerSpec>); 3] {
+        let every =
+            schedule.and_then(|schedule| schedule.every).map(|every| format!("{}ms", every.as_millis()));
+        let cron = schedule.and_then(|schedule| schedule.cron.clone());
+        let on = schedule.filter(|schedule| schedule.on_events()).map(|_| self.config.broker.clone());
+        [("timer", "period", every), ("cron", "schedule", cron), ("broker", "broker", on)].map(
+            |(kind, option, value)| {
+                let trigger = format!("{namespace}/{name}.{kind}");
+                let spec = value.map(|value| {
+                    let spec = TriggerSpec::new(&trigger, kind, "sink:workflow")
+                        .with_option(option, value)
+                        .with_option("sink.name", name);
+                    if kind == "broker" { spec.with_option("sink.when", "schedule") } else { spec }
+                });
+                (trigger, spec)
+            },
+        )
+    }
+
     #[cfg(feature = "webhook")]
     async fn request(&self, step: &StepKey, request: &Request) -> Outcome {
         let Some(urls) = &self.urls else {
@@ -203,37 +231,45 @@ impl Actions for PlatformActions {
             Err(error) => return failed(format!("the event is none: {error}")),
         };
         let broker = format!("{}/{}", step.namespace, self.config.broker);
-        match self.triggers.accept(&broker, vec![event]).await {
-            Ok(()) => Outcome::Output(Json::Null),
-            Err(error) => failed(format!("{broker}: {}", error.message)),
+        let late = tokio::time::Instant::now() + PATIENCE;
+        let mut wait = Duration::from_millis(200);
+        loop {
+            match self.triggers.accept(&broker, vec![event.clone()]).await {
+                Ok(()) => return Outcome::Output(Json::Null),
+                // Its id tells who takes it that it is the same.
+                Err(error)
+                    if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Exhausted)
+                        && tokio::time::Instant::now() < late =>
+                {
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(Duration::from_secs(10));
+                }
+                Err(error) => return failed(format!("{broker}: {}", error.message)),
+            }
         }
     }
 
-    async fn secrets(&self, namespace: &str, names: &[String]) -> BTreeMap<String, Json> {
+    async fn secrets(&self, namespace: &str, names: &[String]) -> Result<BTreeMap<String, Json>> {
         let mut secrets = BTreeMap::new();
         if names.is_empty() {
-            return secrets;
+            return Ok(secrets);
         }
+        let Some(source) = &self.secrets else { return Ok(secrets) };
         let control = self.control.get().and_then(Weak::upgrade);
-        let tenant = control.and_then(|control| control.tenant_of(namespace));
-        let (Some(source), Some(tenant)) = (&self.secrets, tenant) else { return secrets };
+        // A run that is read without a secret that is only away for a moment would fault for good.
+        let Some(tenant) = control.and_then(|control| control.tenant_of(namespace)) else {
+            let message = format!("whose the namespace {namespace} is, is not known now");
+            return Err(Error::new(ErrorKind::Unavailable, "secret", message));
+        };
         for name in names {
             // One name is one secret: `vault/key` as it stands, `password` as the only key of the secret of that name.
             let reference = match name.contains('/') {
                 true => format!("secret/{name}"),
                 false => format!("secret/{name}/{name}"),
             };
-            let mut wait = Duration::from_millis(200);
-            let value = loop {
-                match source.resolve(&reference, tenant).await {
-                    // A run that is read without a secret that is only away for a moment would fault for good.
-                    Err(error) if error.kind == ErrorKind::Unavailable => {
-                        tracing::warn!(namespace, name, %error, "a workflow waits for a secret");
-                        tokio::time::sleep(wait).await;
-                        wait = (wait * 2).min(Duration::from_secs(10));
-                    }
-                    other => break other.ok(),
-                }
+            let value = match source.resolve(&reference, tenant).await {
+                Err(error) if error.kind == ErrorKind::Unavailable => return Err(error),
+                resolved => resolved.ok(),
             };
             let Some(text) = value.as_deref().and_then(|value| std::str::from_utf8(value).ok()) else {
                 continue;
@@ -243,31 +279,19 @@ impl Actions for PlatformActions {
             let object = serde_json::from_str(text).ok().filter(Json::is_object);
             secrets.insert(name.clone(), object.unwrap_or_else(|| text.into()));
         }
-        secrets
+        Ok(secrets)
     }
 
     async fn schedule(&self, namespace: &str, name: &str, schedule: Option<&Schedule>) -> Result<()> {
-        let trigger = |kind: &str| format!("{namespace}/{name}.{kind}");
         let tenant = self.control.get().and_then(Weak::upgrade).and_then(|it| it.tenant_of(namespace));
-        let every =
-            schedule.and_then(|schedule| schedule.every).map(|every| format!("{}ms", every.as_millis()));
-        let cron = schedule.and_then(|schedule| schedule.cron.clone());
-        let on = schedule.filter(|schedule| schedule.on_events()).map(|_| self.config.broker.clone());
-        for (kind, option, value) in
-            [("timer", "period", every), ("cron", "schedule", cron), ("broker", "broker", on)]
-        {
-            let Some(value) = value else {
-                self.triggers.remove(&trigger(kind)).await?;
-                continue;
-            };
-            let mut spec = TriggerSpec::new(trigger(kind), kind, "sink:workflow")
-                .with_option(option, value)
-                .with_option("sink.name", name);
-            if kind == "broker" {
-                spec = spec.with_option("sink.when", "schedule");
+        for (trigger, spec) in self.scheduled(namespace, name, schedule) {
+            match spec {
+                Some(mut spec) => {
+                    spec.tenant = tenant;
+                    self.triggers.apply(spec).await?;
+                }
+                None => self.triggers.remove(&trigger).await?,
             }
-            spec.tenant = tenant;
-            self.triggers.apply(spec).await?;
         }
         Ok(())
     }
@@ -278,11 +302,13 @@ impl Actions for PlatformActions {
         name: &str,
         schedule: &Schedule,
     ) -> std::result::Result<(), String> {
-        let Some(cron) = &schedule.cron else { return Ok(()) };
-        let spec = TriggerSpec::new(format!("{namespace}/{name}.cron"), "cron", "sink:workflow")
-            .with_option("schedule", cron)
-            .with_option("sink.name", name);
-        self.triggers.check(&spec).map_err(|errors| errors.to_string())
+        // All that is applied later: what is stored and cannot be applied would be refused at each start.
+        for (_, spec) in self.scheduled(namespace, name, Some(schedule)) {
+            if let Some(spec) = spec {
+                self.triggers.check(&spec).map_err(|errors| errors.to_string())?;
+            }
+        }
+        Ok(())
     }
 }
 

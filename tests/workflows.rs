@@ -7,11 +7,12 @@ use sas::prelude::*;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-/// Services that note what they are asked for; `billing` refuses as long as it is told to.
+/// Services that note what they are asked for; `billing` refuses, or does not answer, as long as it is told to.
 #[derive(Default)]
 struct Shop {
     called: Mutex<Vec<String>>,
     refuses: Mutex<bool>,
+    hangs: Mutex<bool>,
 }
 
 fn functions(shop: &Arc<Shop>) -> InlineRuntime {
@@ -23,6 +24,9 @@ fn functions(shop: &Arc<Shop>) -> InlineRuntime {
                 let key = request.headers()["idempotency-key"].to_str().expect("text").to_owned();
                 shop.called.lock().push(format!("{name} {key}"));
                 let body = request.into_body().collect(4096).await.unwrap_or_default();
+                while name == "billing" && *shop.hangs.lock() {
+                    sleep(Duration::from_millis(20)).await;
+                }
                 let refuses = name == "billing" && *shop.refuses.lock();
                 let mut response = Response::new(Body::from(body));
                 if refuses {
@@ -207,4 +211,46 @@ spec:
     let refused = platform.apply(&wrong, None).await.unwrap_err().to_string();
     assert!(refused.contains("spec.schedule"), "{refused}");
     platform.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn a_schedule_that_no_timer_keeps_is_refused_before_it_is_stored() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let one = platform(&Arc::new(Shop::default()), dir.path()).await;
+    for every in ["P400D", "PT0S"] {
+        let scheduled = format!("{ORDER}  schedule: {{every: {every}}}\n");
+        let refused = one.apply(&scheduled, None).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::InvalidSpec, "{refused}");
+        assert!(refused.to_string().contains("spec.schedule"), "{refused}");
+    }
+    let (_, listed) = admin(&one, "GET", "/v1/workflows", &Value::Null).await;
+    assert_eq!(listed["workflows"], json!([]), "nothing is stored: {listed}");
+    one.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn a_step_that_a_shutdown_cuts_off_is_done_after_the_next_start_and_is_no_failure() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let shop = Arc::new(Shop::default());
+    *shop.hangs.lock() = true;
+    let one = platform(&shop, dir.path()).await;
+    one.apply(ORDER, None).await.expect("applied");
+    let start = json!({"id": "o-1", "input": {"item": "bicycle"}});
+    admin(&one, "POST", "/v1/workflows/default/order/runs", &start).await;
+    until(&one, "o-1", |run| run["steps"][1]["waitsFor"] == "invoke").await;
+    let late = Instant::now() + Duration::from_secs(20);
+    while shop.called.lock().len() < 2 {
+        assert!(Instant::now() < late, "billing is called");
+        sleep(Duration::from_millis(10)).await;
+    }
+    one.shutdown(Duration::from_secs(1)).await;
+    *shop.hangs.lock() = false;
+
+    let two = platform(&shop, dir.path()).await;
+    let shown = until(&two, "o-1", |run| run["steps"][2]["waitsFor"] == "event").await;
+    assert_eq!(shown["steps"][1]["state"], "answered", "{shown:#}");
+    let called = shop.called.lock().clone();
+    assert_eq!(called.len(), 3, "billing twice: {called:?}");
+    assert_eq!(called[1], called[2], "under one key");
+    two.shutdown(Duration::from_secs(5)).await;
 }

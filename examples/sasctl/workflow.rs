@@ -1,6 +1,7 @@
 //! Workflows: definitions come by `deploy`; runs are started, looked at and steered here.
 
 use clap::Subcommand;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use serde_json::{Value, json};
 
 use super::{
@@ -220,7 +221,11 @@ pub(crate) async fn workflow(
         }
         Workflow::Event { run: id, kind, data, id: event } => {
             let data = data.map(|data| parsed("--data", &data)).transpose()?;
-            let made = format!("sasctl-{}", std::process::id());
+            let mut bytes = [0; 16];
+            SystemRandom::new().fill(&mut bytes).map_err(|_| {
+                Failed("the system gives no random numbers; give the event an --id".to_owned())
+            })?;
+            let made = format!("sasctl-{:032x}", u128::from_be_bytes(bytes));
             let body = json!({
                 "specversion": "1.0", "id": event.unwrap_or(made), "source": "sasctl", "type": kind, "data": data,
             });

@@ -198,7 +198,9 @@ async fn secrets_of_a_directory_are_their_namespaces_and_are_read_anew() {
     assert_eq!(source.resolve("secret/db/password", tenant).await.unwrap(), "m4rk3r-2", "rotated");
     let all = source.entries("secret/db", tenant).await.unwrap();
     assert_eq!(all.keys().collect::<Vec<_>>(), ["password", "user"]);
+    let longer_than_files = format!("secret/{}/password", "k".repeat(300));
     for (reference, kind) in [
+        (longer_than_files.as_str(), ErrorKind::NotFound),
         ("secret/db/none", ErrorKind::NotFound),
         ("secret/none/password", ErrorKind::NotFound),
         ("secret/db", ErrorKind::InvalidSpec),

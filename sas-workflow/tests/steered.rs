@@ -25,6 +25,8 @@ struct Services {
     takes: Mutex<Duration>,
     /// Whether the secrets cannot be read now.
     away: Mutex<bool>,
+    /// Whether whoever keeps the secrets says so.
+    refuses: Mutex<bool>,
 }
 
 #[async_trait]
@@ -48,11 +50,14 @@ impl Actions for Services {
         Outcome::Output(Json::Null)
     }
 
-    async fn secrets(&self, _: &str, _: &[String]) -> BTreeMap<String, Json> {
+    async fn secrets(&self, _: &str, _: &[String]) -> sas_core::Result<BTreeMap<String, Json>> {
+        if *self.refuses.lock() {
+            return Err(sas_core::Error::new(ErrorKind::Unavailable, "secret", "the vault is sealed"));
+        }
         while *self.away.lock() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        BTreeMap::from([("key".to_owned(), json!("k"))])
+        Ok(BTreeMap::from([("key".to_owned(), json!("k"))]))
     }
 }
 
@@ -445,7 +450,13 @@ async fn a_run_whose_secrets_are_away_holds_no_turn_is_cancelled_and_goes_on_whe
     let cancelled = host.workflows.steer("shop", "a", RunAction::Cancel);
     let run = tokio::time::timeout(Duration::from_secs(60), cancelled).await.expect("in time").expect("ends");
     assert_eq!(run.status, RunStatus::Cancelled);
+    // A vault that says that it is away is no other than one that says nothing.
+    *host.services.refuses.lock() = true;
     *host.services.away.lock() = false;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let waits = host.workflows.detail("shop", "b").await;
+    assert_eq!(waits.unwrap_err().kind, ErrorKind::Unavailable);
+    *host.services.refuses.lock() = false;
     assert_eq!(ended(&host, "b").await.status, RunStatus::Completed);
     *host.services.away.lock() = true;
     started(&host, "secret", "c").await;

@@ -38,6 +38,7 @@ impl Control {
     pub async fn apply_workflow(&self, spec: &WorkflowSpec) -> Result<bool> {
         self.open()?;
         self.check_workflow(spec)?;
+        self.check_purges(&spec.namespace, None)?;
         self.tenant(&spec.namespace).await?;
         self.workflow_host()?.apply(spec).await
     }

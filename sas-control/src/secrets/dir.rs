@@ -49,6 +49,8 @@ impl SecretDir {
 /// The content of a file. Blocking.
 fn read(path: &Path, reference: &str) -> Result<Bytes> {
     let failed = |error: std::io::Error| match error.kind() {
+        // No file can have such a name, today or later.
+        std::io::ErrorKind::InvalidFilename | std::io::ErrorKind::InvalidInput => missing(reference),
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => missing(reference),
         kind => Error::new(ErrorKind::Unavailable, "secret", format!("{reference}: can't be read: {kind}")),
     };

@@ -40,8 +40,12 @@ pub trait Actions: std::fmt::Debug + Send + Sync + 'static {
     /// Publishes an event, in the JSON format of CloudEvents; `Output(null)` when it is accepted for good.
     async fn emit(&self, step: &StepKey, event: &Json) -> Outcome;
 
-    /// The values of secrets that a definition of this namespace names. What is not given lets the run fault.
-    async fn secrets(&self, namespace: &str, names: &[String]) -> BTreeMap<String, Json>;
+    /// The values of secrets that a definition of this namespace names. What is not given lets the run fault. After
+    /// 30 s without an answer the run gives up its turn, and asks again.
+    ///
+    /// # Errors
+    /// When it is not known now which there are: the run waits, and asks again.
+    async fn secrets(&self, namespace: &str, names: &[String]) -> sas_core::Result<BTreeMap<String, Json>>;
 
     /// From now on, runs of this definition start by this schedule; `None`: by none. Told for the greatest version of each definition,
     /// at each change and after each start of the host; the same again changes nothing.

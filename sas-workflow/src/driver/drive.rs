@@ -111,9 +111,9 @@ impl Inner {
         };
         let secrets = self.actions.secrets(&state.namespace, definition.secrets());
         // A vault that does not answer is no reason to hold a turn, or to keep an operator waiting.
-        let secrets = tokio::time::timeout(SECRETS, secrets).await.map_err(|_| {
+        let secrets = tokio::time::timeout(SECRETS, secrets).await.unwrap_or_else(|_| {
             let message = format!("the secrets of {} did not come within {SECRETS:?}", state.namespace);
-            Error::new(ErrorKind::Unavailable, "workflow", message)
+            Err(Error::new(ErrorKind::Unavailable, "workflow", message))
         })?;
         let mut machine = match Machine::new(definition, &secrets) {
             Ok(machine) => machine,
