@@ -334,21 +334,27 @@ impl Platform {
         // First of all, so that no step begins that is cut off later.
         #[cfg(feature = "workflow")]
         parts.stop_workflows.cancel();
-        // Others act first, while this host still passes on and ends what it has.
-        if let Some(joined) = &parts.joined {
-            let _ = tokio::time::timeout(limit / 3, joined.cluster.drained()).await;
-        }
         let workflows = async {
-            // What is not done by half of the time is done again after the next start, under the same key. Nothing waits for an
+            // What is not done by then is done again after the next start, or by another host, under the same key. Nothing waits for an
             // answer any more when the gateway ends calls: that would be stored as the step's failure.
             #[cfg(feature = "workflow")]
             {
+                let share = if parts.joined.is_some() { limit / 3 } else { limit / 2 };
                 parts.running_workflows.close();
-                let _ = tokio::time::timeout_at(began + limit / 2, parts.running_workflows.wait()).await;
+                let _ = tokio::time::timeout_at(began + share, parts.running_workflows.wait()).await;
                 parts.workflows.halt().await;
             }
         };
-        let (late, ()) = tokio::join!(parts.triggers.shutdown(deadline), workflows);
+        let late = match &parts.joined {
+            None => tokio::join!(parts.triggers.shutdown(deadline), workflows).0,
+            // Others act first, while this host still passes on and ends what it has.
+            Some(joined) => {
+                // Before its runs are theirs: what is answered by then is not asked for again.
+                workflows.await;
+                let _ = tokio::time::timeout(limit / 3, joined.cluster.drained()).await;
+                parts.triggers.shutdown(deadline).await
+            }
+        };
         if let Some(server) = &parts.ingress {
             server.shutdown(deadline).await;
         }

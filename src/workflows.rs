@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use sas_control::Control;
 use sas_core::{
-    Clock, Error, ErrorKind, Event, EventPublisher, Invoker, Result, RunStart, SecretSource, SinkSpec,
-    SpecErrors, Store, TriggerOptions, TriggerSpec, Triggers as _,
+    Clock, Error, ErrorKind, Event, EventPublisher, Hosts, Invoker, Place, Result, RunStart, SecretSource,
+    SinkSpec, SpecErrors, Store, TriggerOptions, TriggerSpec, Triggers as _,
 };
 use sas_trigger::TriggerHost;
 use sas_workflow::{
@@ -23,6 +23,9 @@ use crate::PlatformBuilder;
 
 /// For how long an event is offered again to a broker that has no room or no store, before the step counts as failed.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// For how long an event is offered to a broker that this host has just taken over, and does not run yet.
+const PLACED: Duration = Duration::from_secs(15);
 
 /// How the steps of workflows reach what they ask for.
 #[derive(Clone, Debug)]
@@ -84,20 +87,29 @@ impl PlatformBuilder {
     }
 }
 
+/// What workflows are made of, beside what the builder was told of them.
+pub(crate) struct Around {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) invoker: Arc<dyn Invoker>,
+    pub(crate) secrets: Option<Arc<dyn SecretSource>>,
+    pub(crate) hosts: Option<Arc<dyn Hosts>>,
+}
+
 /// The workflows of a platform, and what their steps do.
 pub(crate) fn compose(
     wanted: Wanted,
-    store: Arc<dyn Store>,
-    clock: Arc<dyn Clock>,
-    invoker: Arc<dyn Invoker>,
+    around: Around,
     triggers: &Arc<TriggerHost>,
-    secrets: Option<Arc<dyn SecretSource>>,
 ) -> (Workflows, Arc<PlatformActions>) {
+    let Around { store, clock, invoker, secrets, hosts } = around;
     let (mut runs, mut steps) = (WorkflowConfig::default(), StepConfig::default());
     wanted.runs.into_iter().for_each(|change| change(&mut runs));
     wanted.steps.into_iter().for_each(|change| change(&mut steps));
+    runs.hosts = hosts.clone();
     let actions = Arc::new(PlatformActions {
         config: steps,
+        hosts,
         invoker,
         triggers: Arc::clone(triggers),
         secrets,
@@ -128,6 +140,7 @@ pub(crate) async fn run(workflows: Workflows, stop: CancellationToken) {
 #[derive(Debug)]
 pub(crate) struct PlatformActions {
     pub(crate) config: StepConfig,
+    pub(crate) hosts: Option<Arc<dyn Hosts>>,
     pub(crate) invoker: Arc<dyn Invoker>,
     pub(crate) triggers: Arc<TriggerHost>,
     pub(crate) secrets: Option<Arc<dyn SecretSource>>,
@@ -165,6 +178,18 @@ impl PlatformActions {
                 (trigger, spec)
             },
         )
+    }
+
+    /// Gives an event to a broker, if this is the host that acts for it.
+    async fn accept(&self, namespace: &str, broker: &str, event: Event) -> Result<()> {
+        match self.hosts.as_ref().map(|hosts| hosts.place(namespace)) {
+            None | Some(Place::Here(_)) => self.triggers.accept(broker, vec![event]).await,
+            Some(_) => {
+                // The run goes on at the host that does, or here once that is known.
+                let message = format!("another host has taken over {namespace}");
+                Err(Error::new(ErrorKind::Unavailable, "emit", message))
+            }
+        }
     }
 
     #[cfg(feature = "webhook")]
@@ -231,21 +256,24 @@ impl Actions for PlatformActions {
             Err(error) => return failed(format!("the event is none: {error}")),
         };
         let broker = format!("{}/{}", step.namespace, self.config.broker);
-        let late = tokio::time::Instant::now() + PATIENCE;
+        let began = tokio::time::Instant::now();
         let mut wait = Duration::from_millis(200);
         loop {
-            match self.triggers.accept(&broker, vec![event.clone()]).await {
+            let error = match self.accept(&step.namespace, &broker, event.clone()).await {
                 Ok(()) => return Outcome::Output(Json::Null),
-                // Its id tells who takes it that it is the same.
-                Err(error)
-                    if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Exhausted)
-                        && tokio::time::Instant::now() < late =>
-                {
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(Duration::from_secs(10));
-                }
-                Err(error) => return failed(format!("{broker}: {}", error.message)),
+                Err(error) => error,
+            };
+            let patience = match error.kind {
+                ErrorKind::Unavailable | ErrorKind::Exhausted => PATIENCE,
+                ErrorKind::NotFound if self.hosts.is_some() => PLACED,
+                _ => Duration::ZERO,
+            };
+            if began.elapsed() >= patience {
+                return failed(format!("{broker}: {}", error.message));
             }
+            // Its id tells who takes it that it is the same.
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(10));
         }
     }
 
@@ -294,6 +322,12 @@ impl Actions for PlatformActions {
             }
         }
         Ok(())
+    }
+
+    async fn release_schedule(&self, namespace: &str, name: &str) {
+        for (trigger, _) in self.scheduled(namespace, name, None) {
+            self.triggers.pause(&trigger).await;
+        }
     }
 
     fn check_schedule(

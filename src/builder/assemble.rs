@@ -260,11 +260,14 @@ impl PlatformBuilder {
         #[cfg(feature = "workflow")]
         let (workflows, actions) = crate::workflows::compose(
             self.workflow,
-            Arc::clone(&store),
-            Arc::clone(&self.clock),
-            workflow_invoker,
+            crate::workflows::Around {
+                store: Arc::clone(&store),
+                clock: Arc::clone(&self.clock),
+                invoker: workflow_invoker,
+                secrets: workflow_secrets,
+                hosts: joined.as_ref().map(|joined| Arc::clone(&joined.cluster) as Arc<dyn Hosts>),
+            },
             &triggers,
-            workflow_secrets,
         );
         let calls = AsyncCalls::new(
             Arc::clone(&gateway) as Arc<dyn Handler>,

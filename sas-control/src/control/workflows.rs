@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sas_core::{
     Error, ErrorKind, GraphOf, Result, RunAction, RunDetail, RunPage, RunQuery, RunStart, RunView,
-    SpecErrors, WorkflowHost, WorkflowInfo, WorkflowSpec,
+    WorkflowHost, WorkflowInfo, WorkflowSpec,
 };
 use serde_json::Value;
 
@@ -18,16 +18,7 @@ impl Control {
     }
 
     pub(super) fn check_workflow(&self, spec: &WorkflowSpec) -> Result<()> {
-        let checked: std::result::Result<(), SpecErrors> = self.workflow_host()?.check(spec);
-        let mut errors = checked.err().unwrap_or_default();
-        if self.hosts.is_some()
-            && let Some(schedule) = spec.document.get("schedule")
-        {
-            let problem =
-                "is of one host alone: leave it out, and declare a trigger with the target sink:workflow";
-            errors.push("schedule", schedule, problem);
-        }
-        errors.into_result().map_err(|errors| refused("manifest", errors))
+        self.workflow_host()?.check(spec).map_err(|errors| refused("manifest", errors))
     }
 
     /// Stores a definition of a workflow. Whether it is new.

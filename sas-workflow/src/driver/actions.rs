@@ -48,7 +48,8 @@ pub trait Actions: std::fmt::Debug + Send + Sync + 'static {
     async fn secrets(&self, namespace: &str, names: &[String]) -> sas_core::Result<BTreeMap<String, Json>>;
 
     /// From now on, runs of this definition start by this schedule; `None`: by none. Told for the greatest version of each definition,
-    /// at each change and after each start of the host; the same again changes nothing.
+    /// at each change and after each start of the host; of several hosts, to the one that drives the runs of the namespace. The same again
+    /// changes nothing.
     ///
     /// # Errors
     /// When it cannot be kept now.
@@ -60,6 +61,11 @@ pub trait Actions: std::fmt::Debug + Send + Sync + 'static {
     ) -> sas_core::Result<()> {
         let _ = (namespace, name, schedule);
         Ok(())
+    }
+
+    /// From now on another host starts runs of this definition: nothing of it is to run here, and nothing is to be forgotten.
+    async fn release_schedule(&self, namespace: &str, name: &str) {
+        let _ = (namespace, name);
     }
 
     /// Whether a definition may be given this schedule.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use sas_core::Hosts;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -35,6 +36,9 @@ pub struct WorkflowConfig {
     /// How long steps that are under way have when the host stops; those that are not done by then are done again after the next
     /// start. 5 s.
     pub grace: Duration,
+    /// The hosts that share the store: each drives the runs of the namespaces that it acts for, and what it writes of them is refused once
+    /// another one has taken over. `None`, the default: this is the only one, or they all drive all runs, and do steps twice.
+    pub hosts: Option<Arc<dyn Hosts>>,
 }
 
 impl Default for WorkflowConfig {
@@ -48,6 +52,7 @@ impl Default for WorkflowConfig {
             bytes_per_run: 64 << 20,
             retention: Some(Duration::from_secs(7 * 24 * 3_600)),
             grace: Duration::from_secs(5),
+            hosts: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use sas_core::{Error, ErrorKind, IdempotencyKey, Result, Version};
+use sas_core::{Commit, Error, ErrorKind, IdempotencyKey, Place, Result, Version};
 use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
 
@@ -15,7 +15,7 @@ use super::{
     CHILD, Inner, Letter, Started, Told,
     actions::StepKey,
     has_ended,
-    records::{Parent, Phase, RunState, short},
+    records::{Parent, Phase, RunState, Writer, short},
 };
 use crate::{
     Command, Machine, Outcome, Record, Status,
@@ -57,6 +57,8 @@ enum Turn {
     Parked,
     /// Somebody else has written: read again.
     Again,
+    /// Another host drives it.
+    Moved,
 }
 
 impl Inner {
@@ -71,6 +73,10 @@ impl Inner {
             match self.clone().drive_once(run, &mut flights, &mut asked).await {
                 Ok(Turn::Parked) => return,
                 Ok(Turn::Again) => {}
+                Ok(Turn::Moved) => {
+                    self.leave(run);
+                    return;
+                }
                 Err(error) if error.kind == ErrorKind::Unavailable => {
                     // The store is away: what was told waits, and who told it, too.
                     tracing::warn!(run, %error, "a run cannot go on now");
@@ -141,7 +147,7 @@ impl Inner {
 
     /// Writes a state that differs from the one of this version, without a record.
     async fn restate(&self, state: &mut RunState, version: &mut Version, next: RunState) -> Result<bool> {
-        match self.records.restate(state.listens.as_deref(), &next, *version).await {
+        match self.records.restate(Writer::Driver, state.listens.as_deref(), &next, *version).await {
             Ok(written) => {
                 (*state, *version) = (next, written);
                 if state.phase != Phase::Running {
@@ -160,6 +166,9 @@ impl Inner {
         flights: &mut FuturesUnordered<Flight>,
         asked: &mut HashSet<String>,
     ) -> Result<Turn> {
+        if !self.is_placed_here(run, flights).await {
+            return Ok(Turn::Moved);
+        }
         let Some(loaded) = self.load(run).await? else {
             self.live.lock().remove(run);
             return Ok(Turn::Parked);
@@ -197,6 +206,9 @@ impl Inner {
             if state.phase != Phase::Running {
                 self.finish(run, &state);
                 return Ok(Turn::Parked);
+            }
+            if !self.is_placed_here(run, flights).await {
+                return Ok(Turn::Moved);
             }
             let stopping = self.stopping.is_cancelled();
             let wanted: HashSet<&str> = machine.commands().iter().map(Command::step).collect();
@@ -247,7 +259,8 @@ impl Inner {
                     }
                 }
             };
-            let at = self.now();
+            // Another host's clock may be before this one's.
+            let at = self.now().max(state.updated);
             let record = match &letter.told {
                 Told::Event(event) => {
                     // Brokers deliver at least once.
@@ -257,6 +270,11 @@ impl Inner {
                     }
                     Record::Event { event: event.clone(), at }
                 }
+                // Nobody waits for it any more.
+                Told::Done(step, _) if !machine.commands().iter().any(|own| own.step() == step) => {
+                    answer(letter, Ok(()));
+                    continue;
+                }
                 Told::Done(step, outcome) => {
                     Record::Done { step: step.clone(), outcome: outcome.clone(), at }
                 }
@@ -265,20 +283,16 @@ impl Inner {
                 Told::Wake => continue,
                 Told::Reload => return Ok(Turn::Again),
             };
-            let record = match self.records.fitting(record) {
-                Ok(record) => record,
+            let (next, record) = match self.after(&state, &mut machine, record, at) {
+                Ok(made) => made,
                 Err(error) => {
                     answer(letter, Err(error));
                     continue;
                 }
             };
-            let (record, bytes) = record;
-            machine.apply(&record);
-            let mut next = RunState { records: state.records + 1, updated: at, ..state.clone() };
-            described(&mut next, &machine, most);
-            next.bytes += bytes;
-            self.hold(&mut next);
-            match self.records.append(&record, state.listens.as_deref(), &next, version).await {
+            let by = (Writer::Driver, Commit::new());
+            let records = std::slice::from_ref(&record);
+            match self.records.append(by, records, state.listens.as_deref(), &next, version).await {
                 Ok(written) => {
                     (state, version) = (next, written);
                     if state.phase != Phase::Running {
@@ -300,6 +314,45 @@ impl Inner {
                         _ => Err(error),
                     };
                 }
+            }
+        }
+    }
+
+    /// Tells a machine of a record: the state that it makes, and the record as it is stored.
+    pub(super) fn after(
+        &self,
+        state: &RunState,
+        machine: &mut Machine,
+        record: Record,
+        at: u64,
+    ) -> Result<(RunState, Record)> {
+        let (record, bytes) = self.records.fitting(record)?;
+        machine.apply(&record);
+        let mut next = RunState { records: state.records + 1, updated: at, ..state.clone() };
+        described(&mut next, machine, self.records.most());
+        next.bytes += bytes;
+        self.hold(&mut next);
+        Ok((next, record))
+    }
+
+    /// Whether this host drives a run; it waits while that is not known, and keeps the answers that come meanwhile.
+    async fn is_placed_here(&self, run: &str, flights: &mut FuturesUnordered<Flight>) -> bool {
+        let Some(hosts) = &self.records.hosts else { return true };
+        loop {
+            let round = hosts.round();
+            match self.place(run) {
+                None | Some(Place::Here(_)) => return true,
+                Some(Place::There(_)) => return false,
+                Some(Place::Undecided) => {}
+            }
+            tokio::select! {
+                biased;
+                Some((step, outcome)) = flights.next() => {
+                    if let (Some(outcome), Some(own)) = (outcome, self.live.lock().get_mut(run)) {
+                        own.inbox.push_back(Letter::new(Told::Done(step, outcome)));
+                    }
+                }
+                _ = hosts.changed(round) => {}
             }
         }
     }
@@ -345,9 +398,8 @@ impl Inner {
             }
         }
         if let (Some(parent), Some(outcome)) = (&state.parent, outcome_of(state)) {
-            let letter = Letter::new(Told::Done(parent.step.clone(), outcome));
-            // A full inbox: the parent asks again when it goes on.
-            let _ = self.clone().post(&parent.run, letter);
+            // A full inbox, or another host: the parent asks again when it goes on.
+            self.wake(&parent.run, Told::Done(parent.step.clone(), outcome));
         }
     }
 
@@ -424,7 +476,7 @@ impl Inner {
     }
 }
 
-fn answer(letter: Letter, result: Result<()>) {
+pub(super) fn answer(letter: Letter, result: Result<()>) {
     if let Some(stored) = letter.stored {
         // Who has gone does not want to know.
         let _ = stored.send(result);
@@ -432,7 +484,7 @@ fn answer(letter: Letter, result: Result<()>) {
 }
 
 /// What tells an event from all others, by CloudEvents: its source with its id.
-fn event_id(event: &Json) -> Option<u128> {
+pub(super) fn event_id(event: &Json) -> Option<u128> {
     let (source, id) = (event.get("source")?.as_str()?, event.get("id")?.as_str()?);
     Some(IdempotencyKey::of(&["event", source, id]).0)
 }

@@ -144,16 +144,38 @@ impl Workflows {
 
     /// Tells [`Actions::schedule`](crate::Actions::schedule) how the greatest version of a definition starts by itself.
     async fn reschedule(&self, namespace: &str, name: &str) -> Result<()> {
+        if !self.0.drives(namespace) {
+            // Whoever does hears of it by the store.
+            return Ok(());
+        }
         let schedule = match self.versions(namespace, name).await?.pop() {
             Some(version) => self.definition(namespace, name, &version).await?,
             None => None,
         };
         let schedule = schedule.as_ref().and_then(Definition::schedule);
+        if schedule.is_some() {
+            self.0.scheduled.lock().insert((namespace.to_owned(), name.to_owned()));
+        }
         self.0.actions.schedule(namespace, name, schedule).await
     }
 
-    /// The same for all definitions, after a start.
+    /// A definition has changed, by whomever.
+    pub(super) async fn reschedule_changed(&self, path: &str) {
+        let mut parts = path.split('/');
+        let (Some(namespace), Some(name)) = (parts.next(), parts.next()) else { return };
+        self.0.definitions.lock().remove(path);
+        if let Err(error) = self.reschedule(namespace, name).await {
+            tracing::error!(namespace, name, %error, "a schedule is not kept");
+        }
+    }
+
+    /// The same for all definitions of the namespaces that this host drives; those of others are let go.
     pub(super) async fn reschedule_all(&self) -> Result<()> {
+        let known = self.0.scheduled.lock().clone();
+        for (namespace, name) in known.into_iter().filter(|(namespace, _)| !self.0.drives(namespace)) {
+            self.0.actions.release_schedule(&namespace, &name).await;
+            self.0.scheduled.lock().remove(&(namespace, name));
+        }
         let (mut after, mut told) = (None::<String>, std::collections::BTreeSet::new());
         loop {
             let page = self.0.records.definitions("", after.as_deref(), PAGE).await?;

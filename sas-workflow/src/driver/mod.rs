@@ -4,6 +4,7 @@ mod actions;
 mod config;
 mod drive;
 mod host;
+mod place;
 mod records;
 mod steer;
 mod view;
@@ -27,7 +28,7 @@ pub use self::{
 };
 use self::{
     config::Turns,
-    records::{Records, Started, run_path},
+    records::{Records, Started, Writer, run_path},
 };
 use crate::{Definition, Outcome, Record};
 
@@ -70,6 +71,8 @@ struct Inner {
     timers: Mutex<Timers>,
     timers_changed: Notify,
     definitions: Mutex<HashMap<String, (Definition, Version)>>,
+    /// Definitions whose schedules are kept here, by namespace and name.
+    scheduled: Mutex<BTreeSet<(String, String)>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -99,6 +102,7 @@ impl Letter {
     }
 }
 
+#[derive(Clone)]
 enum Told {
     Event(Json),
     Done(String, Outcome),
@@ -170,7 +174,7 @@ impl Workflows {
         config: WorkflowConfig,
     ) -> Self {
         Self(Arc::new(Inner {
-            records: Records { store },
+            records: Records { store, hosts: config.hosts.clone() },
             clock,
             actions,
             turns: Turns::new(&config),
@@ -183,6 +187,7 @@ impl Workflows {
             timers: Mutex::default(),
             timers_changed: Notify::new(),
             definitions: Mutex::default(),
+            scheduled: Mutex::default(),
         }))
     }
 
@@ -289,27 +294,14 @@ impl Workflows {
     /// # Errors
     /// The store's, when the runs cannot be listed.
     pub async fn run(&self, stop: CancellationToken) -> Result<()> {
-        self.reschedule_all().await?;
-        let mut after: Option<String> = None;
-        let mut unended = HashMap::new();
-        loop {
-            let states = self.0.records.states("", after.as_deref(), 500).await?;
-            let Some(last) = states.last() else { break };
-            after = Some(last.path());
-            for state in states.iter().filter(|state| state.phase == Phase::Running) {
-                *unended.entry(state.namespace.clone()).or_default() += 1;
-            }
-            for state in states.iter().filter(|state| state.is_driven()) {
-                if state.asks {
-                    // A full inbox wakes it, too.
-                    let _ = self.0.clone().post(&state.path(), Letter::new(Told::Wake));
-                } else {
-                    self.0.timers.lock().set_earlier(&state.path(), state.wakes);
-                }
-            }
-        }
-        *self.0.unended.lock() = unended;
-        tokio::join!(self.0.clone().tell_times(&stop), self.0.clone().look_for_stuck(&stop));
+        self.take_over().await?;
+        tokio::join!(
+            self.0.clone().tell_times(&stop),
+            self.0.clone().look_for_stuck(&stop),
+            self.follow_hosts(&stop),
+            self.0.clone().follow_words(&stop),
+            self.follow_definitions(&stop),
+        );
         self.0.stop().await;
         Ok(())
     }
@@ -390,7 +382,7 @@ impl Inner {
             if new {
                 *self.unended.lock().entry(namespace.to_owned()).or_default() += 1;
             }
-            if new || state.is_driven() {
+            if (new || state.is_driven()) && self.drives(namespace) {
                 self.post(&state.path(), Letter::new(Told::Wake))?;
             }
             return Ok((state, new));
@@ -432,29 +424,46 @@ impl Inner {
         match self.records.state(run).await? {
             None => Err(Error::new(ErrorKind::NotFound, "workflow", format!("there is no run {run:?}"))),
             Some((state, _)) if state.phase != Phase::Running => Err(has_ended(run)),
-            Some(_) => {
-                let (stored, is_stored) = oneshot::channel();
-                let cancels = matches!(told, Told::Cancelled);
-                self.clone().post(run, Letter { stored: Some(stored), ..Letter::new(told) })?;
-                let broke_off = |_| {
-                    let message = format!("the run {run:?} broke off before the word was stored");
-                    Err(Error::new(ErrorKind::Unavailable, "workflow", message))
-                };
-                let told = match cancels {
-                    false => is_stored.await.unwrap_or_else(broke_off),
-                    // A run that cannot be read now, or gets no turn, is cancelled all the same.
-                    true => match tokio::time::timeout(CANCEL, is_stored).await {
-                        Ok(told) => told.unwrap_or_else(broke_off),
-                        Err(_) => return self.cancel_unread(run).await,
-                    },
-                };
-                match told {
-                    Err(error) if cancels && error.kind != ErrorKind::Conflict => {
-                        self.cancel_unread(run).await
-                    }
-                    told => told,
+            Some(_) if self.drives(run) => match self.clone().told_here(run, told.clone()).await {
+                // It has left this host meanwhile.
+                Err(error) if error.kind == ErrorKind::Unavailable && !self.drives(run) => {
+                    self.told_elsewhere(run, &told).await
                 }
+                told => told,
+            },
+            Some(_) => self.told_elsewhere(run, &told).await,
+        }
+    }
+
+    async fn told_elsewhere(self: Arc<Self>, run: &str, told: &Told) -> Result<()> {
+        match self.tell_elsewhere(run, told).await {
+            // A run that cannot be read now is cancelled all the same.
+            Err(error) if matches!(told, Told::Cancelled) && error.kind != ErrorKind::Conflict => {
+                self.cancel_unread(run).await
             }
+            told => told,
+        }
+    }
+
+    async fn told_here(self: Arc<Self>, run: &str, told: Told) -> Result<()> {
+        let (stored, is_stored) = oneshot::channel();
+        let cancels = matches!(told, Told::Cancelled);
+        self.clone().post(run, Letter { stored: Some(stored), ..Letter::new(told) })?;
+        let broke_off = |_| {
+            let message = format!("the run {run:?} broke off before the word was stored");
+            Err(Error::new(ErrorKind::Unavailable, "workflow", message))
+        };
+        let told = match cancels {
+            false => is_stored.await.unwrap_or_else(broke_off),
+            // A run that cannot be read now, or gets no turn, is cancelled all the same.
+            true => match tokio::time::timeout(CANCEL, is_stored).await {
+                Ok(told) => told.unwrap_or_else(broke_off),
+                Err(_) => return self.cancel_unread(run).await,
+            },
+        };
+        match told {
+            Err(error) if cancels && error.kind != ErrorKind::Conflict => self.cancel_unread(run).await,
+            told => told,
         }
     }
 
@@ -477,7 +486,7 @@ impl Inner {
                 suspended: false,
                 ..state
             };
-            match self.records.restate(listened.as_deref(), &state, version).await {
+            match self.records.restate(Writer::Anybody, listened.as_deref(), &state, version).await {
                 // Whoever drives it was first; it is tried on what that one wrote.
                 Err(error) if error.kind == ErrorKind::Conflict => continue,
                 written => written?,
@@ -488,6 +497,14 @@ impl Inner {
         }
         let message = format!("the run {run:?} goes on too fast; try again");
         Err(Error::new(ErrorKind::Unavailable, "workflow", message))
+    }
+
+    /// Tells a run something that it need not be told: it learns it when it goes on.
+    fn wake(self: &Arc<Self>, run: &str, told: Told) {
+        if self.drives(run) {
+            // A full inbox wakes it, too.
+            let _ = self.clone().post(run, Letter::new(told));
+        }
     }
 
     /// Puts a letter into a run's inbox; a run that nobody drives is driven.
@@ -558,8 +575,7 @@ impl Inner {
                 (due, timers.due.first().map(|(at, _)| *at))
             };
             for run in due {
-                // A full inbox wakes it, too.
-                let _ = self.clone().post(&run, Letter::new(Told::Wake));
+                self.wake(&run, Told::Wake);
             }
             // The wall clock may jump: it is looked at once a minute at least.
             let wait = next.map_or(60_000, |at| at.saturating_sub(now).clamp(1, 60_000));
@@ -619,8 +635,7 @@ impl Inner {
                 let late = state.wakes.is_some_and(|at| at.saturating_add(LATE) <= now);
                 let silent = state.asks && state.updated.saturating_add(SILENT) <= now;
                 if (late || silent) && !self.live.lock().contains_key(&run) {
-                    // A full inbox wakes it, too.
-                    let _ = self.clone().post(&run, Letter::new(Told::Wake));
+                    self.wake(&run, Told::Wake);
                 }
             }
         }

@@ -4,11 +4,14 @@
 //! starts any more; `workflow/record/<run>/<number>` is a record; `workflow/listens/<run>` says that a run listens, and for which types of events;
 //! `workflow/ended/<run>` the output and the error of a run, where they are large: states are listed by the hundred;
 //! `workflow/run/<run>` the run's state, written with each record: its
-//! version is what two drivers race for. A run is `<namespace>/<id>` there.
+//! version is what two drivers race for. `workflow/told/<run>` says that another host than the one that drives a run has written it, until
+//! that one has seen it. A run is `<namespace>/<id>` there.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use sas_core::{Commit, Entry, Error, ErrorKind, Result, Store, Version, Watched};
+use sas_core::{
+    Commit, Entry, Error, ErrorKind, Hosts, Place, Result, Store, Version, Watched, commit_as_owner,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
@@ -162,10 +165,22 @@ pub(crate) struct Parent {
 
 pub(super) struct Records {
     pub(super) store: Arc<dyn Store>,
+    /// Which of several hosts on the store drives which runs.
+    pub(super) hosts: Option<Arc<dyn Hosts>>,
+}
+
+/// Who writes a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Writer {
+    /// Who drives it: refused when another host does.
+    Driver,
+    /// Anybody: whoever drives it is told.
+    Anybody,
 }
 
 const RUNS: &str = "workflow/run/";
-const DEFINITIONS: &str = "workflow/definition/";
+pub(super) const DEFINITIONS: &str = "workflow/definition/";
+pub(super) const TOLD: &str = "workflow/told/";
 
 /// Where it stands that a run listens, and for what.
 fn listener_key(run: &str) -> String {
@@ -209,6 +224,30 @@ fn defined(entry: &Entry) -> Result<Definition> {
 }
 
 impl Records {
+    /// Who drives the runs of a namespace: the host that acts for it, as for its triggers and brokers. `None`: this is the only one.
+    pub(super) fn place(&self, namespace: &str) -> Option<Place> {
+        self.hosts.as_ref().map(|hosts| hosts.place(namespace))
+    }
+
+    /// Commits what changes a run.
+    async fn commit(&self, (namespace, id): (&str, &str), by: Writer, commit: Commit) -> Result<Version> {
+        let told = match (by, self.place(namespace)) {
+            (Writer::Driver, _) => {
+                return commit_as_owner(&*self.store, self.hosts.as_ref(), namespace, commit).await;
+            }
+            (Writer::Anybody, None) => return self.store.commit(commit).await,
+            (Writer::Anybody, Some(Place::Here(guard))) => {
+                match self.store.commit(commit.clone().guarded_by(guard)).await {
+                    // Another host may have taken over.
+                    Err(error) if error.kind == ErrorKind::Conflict => commit,
+                    committed => return committed,
+                }
+            }
+            (Writer::Anybody, Some(_)) => commit,
+        };
+        self.store.commit(told.put(format!("{TOLD}{}", run_path(namespace, id)), "{}")).await
+    }
+
     /// How many bytes a record, or a state, may take: half of what every store takes in a commit.
     pub(super) fn most(&self) -> usize {
         let limits = self.store.limits();
@@ -414,7 +453,7 @@ impl Records {
             .guard(retired_key(&name), None)
             .put(record_key(&run, 0), first)
             .put(&key, encoded(&state)?);
-        match self.store.commit(commit).await {
+        match self.commit((&state.namespace, id), Writer::Anybody, commit).await {
             Ok(_) => Ok(Some((state, true))),
             Err(error) if error.kind == ErrorKind::Conflict => match self.state(&run).await? {
                 Some((other, _)) if other.digest == state.digest => Ok(Some((other, false))),
@@ -435,17 +474,6 @@ impl Records {
         }
     }
 
-    /// Appends a record and writes the state that it makes, if the state is still of this version.
-    pub(super) async fn append(
-        &self,
-        record: &Record,
-        listened: Option<&[String]>,
-        state: &RunState,
-        expected: Version,
-    ) -> Result<Version> {
-        self.append_all(Commit::new(), std::slice::from_ref(record), listened, state, expected).await
-    }
-
     /// Guards that a definition is as it was read, and that runs of it may start.
     pub(super) fn startable(&self, name: &str, defined: Version) -> Commit {
         Commit::new().guard(format!("{DEFINITIONS}{name}"), Some(defined)).guard(retired_key(name), None)
@@ -458,9 +486,9 @@ impl Records {
 
     /// Appends these, the last of which is the last of the state's, if the state is still of this version, and what `guarded` guards
     /// holds.
-    pub(super) async fn append_all(
+    pub(super) async fn append(
         &self,
-        guarded: Commit,
+        (by, guarded): (Writer, Commit),
         records: &[Record],
         listened: Option<&[String]>,
         state: &RunState,
@@ -484,7 +512,8 @@ impl Records {
             None if state.apart => commit.delete(ended_key(&run)),
             None => commit,
         };
-        self.store.commit(commit.put(state_key(&run), encoded(&listed)?)).await
+        let commit = commit.put(state_key(&run), encoded(&listed)?);
+        self.commit((&state.namespace, &state.id), by, commit).await
     }
 
     /// The runs of a namespace that listen, by their ids, with the types that they listen for.
@@ -505,11 +534,12 @@ impl Records {
     /// Writes the state, if it is still of this version.
     pub(super) async fn restate(
         &self,
+        by: Writer,
         listened: Option<&[String]>,
         state: &RunState,
         expected: Version,
     ) -> Result<Version> {
-        self.append_all(Commit::new(), &[], listened, state, expected).await
+        self.append((by, Commit::new()), &[], listened, state, expected).await
     }
 
     /// The record, or what stands for it where it is too large to be stored; and its bytes.

@@ -6,10 +6,10 @@ use sas_core::{Commit, Error, ErrorKind, Result, RunAction, Version};
 use serde_json::Value as Json;
 
 use super::{
-    Inner, Letter, Told,
-    drive::{Loaded, described},
+    Inner, Told,
+    drive::{Loaded, described, event_id},
     has_ended,
-    records::{Phase, RunState},
+    records::{Phase, RunState, Writer},
     wrong,
 };
 use crate::{Command, Outcome, Record, Status};
@@ -131,6 +131,37 @@ impl Inner {
         self.told(run, Told::Done(step, Outcome::Output(output))).await
     }
 
+    /// Writes a word into a run that another host drives.
+    pub(super) async fn tell_elsewhere(self: &Arc<Self>, run: &str, told: &Told) -> Result<()> {
+        let change = |loaded: Loaded| {
+            let Loaded { state, records, machine, .. } = loaded;
+            if state.phase != Phase::Running {
+                return Err(has_ended(run));
+            }
+            let mut machine = machine.map_err(|fault| conflict(Json::Object(fault.0).to_string()))?;
+            let at = self.now().max(state.updated);
+            let had = |event: &Json| {
+                event_id(event).is_some_and(|id| {
+                    records.iter().any(
+                        |record| matches!(record, Record::Event { event, .. } if event_id(event) == Some(id)),
+                    )
+                })
+            };
+            let record = match told {
+                Told::Event(event) if had(event) => return Ok(None),
+                Told::Event(event) => Record::Event { event: event.clone(), at },
+                Told::Done(step, outcome) if machine.commands().iter().any(|own| own.step() == step) => {
+                    Record::Done { step: step.clone(), outcome: outcome.clone(), at }
+                }
+                Told::Cancelled => Record::Cancelled { at },
+                Told::Done(..) | Told::Wake | Told::Reload => return Ok(None),
+            };
+            let (next, record) = self.after(&state, &mut machine, record, at)?;
+            Ok(Some((next, vec![record])))
+        };
+        self.change(run, change).await
+    }
+
     /// Writes what `make` makes of a run, and lets whoever drives it read it again.
     async fn change(self: &Arc<Self>, run: &str, make: impl Fn(Loaded) -> Result<Change>) -> Result<()> {
         for _ in 0..TRIES {
@@ -144,13 +175,13 @@ impl Inner {
                 false => Commit::new(),
             };
             let Some((next, records)) = make(loaded)? else { return Ok(()) };
-            match self.records.append_all(guarded, &records, before.as_deref(), &next, version).await {
+            let by = (Writer::Anybody, guarded);
+            match self.records.append(by, &records, before.as_deref(), &next, version).await {
                 Ok(_) => {
                     if had_ended {
                         *self.unended.lock().entry(next.namespace).or_default() += 1;
                     }
-                    // A full inbox lets it read again, too.
-                    let _ = self.clone().post(run, Letter::new(Told::Reload));
+                    self.wake(run, Told::Reload);
                     return Ok(());
                 }
                 Err(error) if error.kind == ErrorKind::Conflict => {
