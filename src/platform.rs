@@ -363,7 +363,15 @@ impl Platform {
         parts.gateway.shutdown(deadline).await;
         parts.stop.cancel();
         parts.tasks.close();
-        parts.tasks.wait().await;
+        // A part of somebody else's that hangs does not hold the rest: what must be written is written below.
+        let ended = tokio::time::timeout_at(
+            deadline.max(Instant::now()) + Duration::from_secs(1),
+            parts.tasks.wait(),
+        )
+        .await;
+        if ended.is_err() {
+            tracing::warn!(tasks = parts.tasks.len(), "tasks did not end in time");
+        }
         parts.control.shutdown(deadline).await;
         parts.pool.shutdown(deadline).await;
         if let Some(server) = &parts.admin_server {

@@ -32,6 +32,14 @@ fn meter(store: &Arc<dyn Store>, clock: TokioClock) -> Arc<Meter> {
     Arc::new(Meter::new(config))
 }
 
+fn meter_of(store: &Arc<dyn Store>, clock: TokioClock, host: &str) -> Arc<Meter> {
+    let mut config = MeterConfig::default();
+    config.store = Arc::clone(store);
+    config.clock = Arc::new(clock);
+    config.host = host.into();
+    Arc::new(Meter::new(config))
+}
+
 fn clock() -> TokioClock {
     TokioClock::starting_at(START)
 }
@@ -253,6 +261,86 @@ async fn a_store_that_fails_neither_loses_nor_doubles_a_reading() {
     assert_eq!(busy_ns(&meter, &UsageScope::all()).await, expected);
 }
 
+/// What both write is written by the other in between, so that nothing there tells whose commit was the last.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_under_two_hosts_neither_loses_nor_doubles_a_reading() {
+    let store: Arc<dyn Store> =
+        Arc::new(Unsure { inner: MemoryStore::default(), commits: AtomicU32::new(0) });
+    let hosts = ["one", "two"].map(|host| meter_of(&store, clock(), host));
+    let (mut expected, mut failed) = (0_u128, 0);
+    for at in 1..=400_u64 {
+        for meter in &hosts {
+            meter.phase(Metered::host(RevisionKey::new(9, 0)), InstanceId(1), MeterPhase::Pooled, at);
+            busy(meter, "a", at);
+            expected += u128::from(at);
+            failed += u32::from(meter.checkpoint().await.is_err());
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    assert!(failed > 100, "{failed}");
+    for meter in &hosts {
+        while meter.close().await.is_err() {}
+    }
+    let totals = hosts[0].totals(&UsageScope::all()).await.unwrap();
+    assert_eq!(totals.iter().map(|used| used.totals.busy_ns).sum::<u128>(), expected);
+    assert_eq!(totals.iter().map(|used| used.totals.pooled_ns).sum::<u128>(), expected, "of stems");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_is_exported_when_every_host_has_left_it() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let clock = clock();
+    let (one, two) = (meter_of(&store, clock, "one"), meter_of(&store, clock, "two"));
+    let taken = Arc::new(Taken::default());
+    let export = UsageExporter::new(Arc::clone(&one), "billing", key(), Arc::clone(&taken) as _).unwrap();
+    tokio::time::sleep(HOUR - Duration::from_secs(5)).await;
+    busy(&one, "a", 5);
+    busy(&two, "a", 7);
+    for meter in [&one, &two] {
+        meter.checkpoint().await.unwrap();
+    }
+    busy(&two, "a", 1);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(export.run_once().await.unwrap(), 0, "the other host has more of the hour that is over");
+    two.checkpoint().await.unwrap();
+    assert_eq!(export.run_once().await.unwrap(), 1);
+    assert_eq!(taken.records.lock()[0].get("busy_ns"), Some("13"));
+    // A host that was killed and stays away holds nothing up for longer than an hour.
+    busy(&one, "a", 2);
+    one.checkpoint().await.unwrap();
+    tokio::time::sleep(HOUR + Duration::from_secs(60)).await;
+    assert_eq!(export.run_once().await.unwrap(), 1);
+}
+
+/// Takes nothing and never says so.
+#[derive(Debug)]
+struct Hanging;
+
+#[async_trait]
+impl UsageExport for Hanging {
+    async fn export(&self, _: &[UsageRecord]) -> Result<()> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_export_that_hangs_ends_when_it_is_to() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let meter = meter(&store, clock());
+    busy(&meter, "a", 5);
+    meter.checkpoint().await.unwrap();
+    let export = UsageExporter::new(Arc::clone(&meter), "billing", key(), Arc::new(Hanging)).unwrap();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn({
+        let stop = stop.clone();
+        async move { export.run(stop).await }
+    });
+    tokio::time::sleep(HOUR * 2).await;
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(1), running).await.expect("it ends").unwrap();
+    meter.close().await.expect("and the last readings are written");
+}
+
 #[derive(Debug, Default)]
 struct Taken {
     records: Mutex<Vec<UsageRecord>>,
@@ -453,7 +541,8 @@ async fn the_stored_formats_are_as_they_were() {
             "usage/checkpoint/host".to_owned(),
             format!(r#"{{"v":1,"at":{},"open":true,"hour":490992}}"#, START.0),
         ),
-        ("usage/hour/0000490992/shop/cart/a".to_owned(), format!(r#"{{"v":1,"mark":{mark},{used}"#)),
+        ("usage/hour/0000490992/shop/cart/a".to_owned(), format!(r#"{{"v":1,{used}"#)),
+        ("usage/mark/host".to_owned(), format!(r#"{{"v":1,"mark":{mark}}}"#)),
         ("usage/total/shop/cart/a".to_owned(), format!(r#"{{"v":1,"last":490992,{used}"#)),
     ];
     assert_eq!(stored, expected.into());

@@ -111,10 +111,20 @@ impl UsageExporter {
         }
     }
 
-    /// Exports at the end of each hour until `stop`; after an error again after a minute.
+    /// Exports at the end of each hour until `stop`, which ends an export that is under way too: what the target took by
+    /// then it may be given again. After an error, or where an export takes longer than ten minutes, again after a minute.
     pub async fn run(&self, stop: CancellationToken) {
         loop {
-            let wait = match self.run_once().await {
+            let once = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                once = tokio::time::timeout(LONGEST, self.run_once()) => once,
+            };
+            let once = once.unwrap_or_else(|_| {
+                let message = format!("the target took longer than {} s", LONGEST.as_secs());
+                Err(Error::new(ErrorKind::Unavailable, "usage export", message))
+            });
+            let wait = match once {
                 Ok(_) => {
                     let now = self.meter.clock().now();
                     // A moment later, for readings that are on their way.
@@ -147,6 +157,9 @@ impl FileUsageExport {
         Self { path: path.into() }
     }
 }
+
+/// How long the records of one look may take.
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// The last bytes of a file that are searched for the last line.
 const LAST_BYTES: u64 = 64 << 10;

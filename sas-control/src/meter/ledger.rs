@@ -7,6 +7,7 @@
 //! | `usage/total/NAMESPACE/SERVICE/REVISION` | what it used in all, and its last hour |
 //! | `usage/gap/FROM` | a gap, for those who look for gaps alone |
 //! | `usage/checkpoint/HOST` | when the host wrote last, and whether more follows |
+//! | `usage/mark/HOST` | which commit of readings was the host's last |
 //! | `usage/export/NAME` | how far an exporter is |
 //!
 //! The hour of a revision and its total are written in one commit, and guarded: they can't differ, and two writers can't
@@ -16,6 +17,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     ops::Bound,
     sync::Arc,
+    time::Duration,
 };
 
 use sas_core::{
@@ -27,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use super::MeterConfig;
 
 pub(super) const HOURS: &str = "usage/hour/";
+const CHECKPOINTS: &str = "usage/checkpoint/";
 const TOTALS: &str = "usage/total/";
 const GAPS: &str = "usage/gap/";
 pub(super) const GAP: &str = "~gap";
@@ -35,6 +38,9 @@ const PAGE: usize = 256;
 /// How often a commit is tried again that another writer was faster than.
 const ATTEMPTS: u32 = 16;
 const FORMAT: u32 = 1;
+/// How long ago a host may have written that more follows and is still waited for: one that was killed and never came back
+/// would hold up exports for ever.
+const AWAY: Duration = Duration::from_secs(3_600);
 
 /// A value of `usage/hour/` or `usage/total/`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -43,9 +49,6 @@ struct Sum {
     /// The last hour in which it grew; of a total alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last: Option<Hour>,
-    /// Which commit wrote it; of an hour alone. So a commit that failed without a word can be found out about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    mark: Option<u64>,
     used: MeterTotals,
 }
 
@@ -58,6 +61,14 @@ struct Checkpoint {
     open: bool,
     /// The hour that readings counted for, which never goes back, whatever the clock does.
     hour: Hour,
+}
+
+/// The value of `usage/mark/`. It is the host's alone, so that a commit that failed without a word can be found out about
+/// whatever other hosts wrote since.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Mark {
+    v: u32,
+    mark: u64,
 }
 
 /// What the store holds of a revision, as far as it is known.
@@ -73,6 +84,7 @@ pub(super) struct Ledger {
     clock: Arc<dyn Clock>,
     keep: u64,
     checkpoint_key: String,
+    mark_key: String,
     /// The hour that readings count for.
     hour: Hour,
     /// Whether the last checkpoint said that more follows.
@@ -143,7 +155,8 @@ impl Ledger {
             store: Arc::clone(&config.store),
             clock: Arc::clone(&config.clock),
             keep: config.keep_hours.max(1),
-            checkpoint_key: format!("usage/checkpoint/{}", config.host),
+            checkpoint_key: format!("{CHECKPOINTS}{}", config.host),
+            mark_key: format!("usage/mark/{}", config.host),
             hour: Hour::of(config.clock.now()),
             open: false,
             pending: BTreeMap::new(),
@@ -154,8 +167,17 @@ impl Ledger {
         }
     }
 
-    pub(super) fn hour(&self) -> Hour {
-        self.hour
+    /// The hours before this one are complete, on each host that says that it has more to write.
+    pub(super) async fn complete_before(&self) -> Result<Hour> {
+        let now = self.clock.now();
+        let mut first = self.hour;
+        for entry in self.all(CHECKPOINTS).await? {
+            let of: Checkpoint = decode(&entry.key, &entry.value)?;
+            if of.open && now.since(of.at) < AWAY {
+                first = first.min(of.hour);
+            }
+        }
+        Ok(first)
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -203,7 +225,8 @@ impl Ledger {
 
     /// Writes what is pending, and that more follows or not. Afterwards readings count for the hour that it is then.
     pub(super) async fn write(&mut self, open: bool) -> Result<()> {
-        let most = (self.store.limits().commit_writes.saturating_sub(1) / 2).max(1);
+        // Two for a revision, and beside them the mark and the checkpoint.
+        let most = (self.store.limits().commit_writes.saturating_sub(2) / 2).max(1);
         self.settle().await?;
         let mut stamped = false;
         let mut conflicts = 0;
@@ -243,7 +266,8 @@ impl Ledger {
             self.hour = now;
             self.known.clear();
         }
-        if !stamped && (open != self.open || open || over) {
+        // Once more at the end of an hour: exports wait for hosts that are in an earlier one.
+        if over || !stamped && (open != self.open || open) {
             self.store.commit(self.stamp(Commit::new(), open)).await?;
         }
         self.open = open;
@@ -256,14 +280,11 @@ impl Ledger {
     /// Finds out whether a commit was done that failed without a word.
     async fn settle(&mut self) -> Result<()> {
         let Some((mark, batch)) = &self.doubtful else { return Ok(()) };
-        if let Some(((hour, path), _)) = batch.first() {
-            let key = hour_key(*hour, path);
-            let found = self.store.get(&key).await?;
-            let sum = found.map(|entry| decode::<Sum>(&key, &entry.value)).transpose()?;
-            if sum.and_then(|sum| sum.mark) != Some(*mark) {
-                for (key, totals) in batch {
-                    self.pending.entry(key.clone()).or_default().add_all(totals);
-                }
+        let found = self.store.get(&self.mark_key).await?;
+        let last = found.map(|entry| decode::<Mark>(&entry.key, &entry.value)).transpose()?;
+        if last.is_none_or(|last| last.mark != *mark) {
+            for (key, totals) in batch {
+                self.pending.entry(key.clone()).or_default().add_all(totals);
             }
         }
         self.doubtful = None;
@@ -272,8 +293,8 @@ impl Ledger {
 
     async fn write_batch(&mut self, batch: &[Reading], stamp: Option<bool>) -> Result<()> {
         self.mark = self.mark.wrapping_add(1);
-        let mark = Some(self.mark);
-        let mut commit = Commit::new();
+        let mark = Mark { v: FORMAT, mark: self.mark };
+        let mut commit = Commit::new().put(&self.mark_key, encode(&mark));
         let mut written = Vec::new();
         for ((hour, path), totals) in batch {
             let known = self.look_up(*hour, path).await?;
@@ -284,8 +305,8 @@ impl Ledger {
             commit = commit
                 .guard(&hour_key, known.hour.0)
                 .guard(&total_key, known.total.0)
-                .put(hour_key, encode(&Sum { v: FORMAT, last: None, mark, used: in_hour }))
-                .put(total_key, encode(&Sum { v: FORMAT, last: Some(*hour), mark: None, used: in_all }));
+                .put(hour_key, encode(&Sum { v: FORMAT, last: None, used: in_hour }))
+                .put(total_key, encode(&Sum { v: FORMAT, last: Some(*hour), used: in_all }));
             written.push((*hour, path, in_hour, in_all));
         }
         if let Some(open) = stamp {
@@ -364,7 +385,7 @@ impl Ledger {
                         .guard(&total_key, Some(entry.version))
                         .guard(&retired_key, retired.map(|entry| entry.version))
                         .delete(total_key)
-                        .put(retired_key, encode(&Sum { v: FORMAT, last: None, mark: None, used: sum }));
+                        .put(retired_key, encode(&Sum { v: FORMAT, last: None, used: sum }));
                 }
             }
         }

@@ -180,7 +180,7 @@ impl Meter {
         self.drain(&mut ledger);
         let open = self.touched.load(Ordering::Acquire) || ledger.is_open();
         ledger.write(open).await?;
-        Ok(ledger.hour())
+        ledger.complete_before().await
     }
 
     pub(crate) fn store(&self) -> &Arc<dyn Store> {

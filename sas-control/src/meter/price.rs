@@ -171,7 +171,7 @@ fn read_prices(path: &str, value: &serde_json::Value, errors: &mut SpecErrors) -
                 errors.push(
                     at,
                     price.to_string(),
-                    "must be a whole number from 0, in nano-units of the currency",
+                    "must be a whole number from 0, in billionths of the smallest unit of the currency",
                 );
             }
             Some(_) => {}
@@ -190,7 +190,7 @@ fn read_prices(path: &str, value: &serde_json::Value, errors: &mut SpecErrors) -
     serde_json::from_value(value.clone()).expect("every field was looked at")
 }
 
-/// The cost of what one revision used, in nano-units of the currency. Each amount is rounded down once.
+/// The cost of what one revision used, in nano-units (billionths of the smallest unit of the currency). Each amount is rounded down once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CostLine {
