@@ -13,16 +13,24 @@ use tokio::{
 };
 
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo/services.yaml");
+#[cfg(feature = "workflow")]
+const WORKFLOW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo/workflow.yaml");
 const NAMESPACE: &str = "demo";
 /// Requests that are under way at once, of all services together.
 const AT_ONCE: usize = 48;
 /// After so long the storefront gets another revision, to which traffic moves.
 const NEXT_EDITION: Duration = Duration::from_secs(25);
 
-/// Deploys the services.
+/// Deploys the services, and the workflow where there are any.
 pub(crate) async fn deploy(platform: &Platform) -> Result<(), Box<dyn Error>> {
-    let text = std::fs::read_to_string(MANIFESTS).map_err(|error| format!("--demo: {MANIFESTS}: {error}"))?;
-    apply(platform, &text).await
+    apply(platform, &read(MANIFESTS)?).await?;
+    #[cfg(feature = "workflow")]
+    apply(platform, &read(WORKFLOW)?).await?;
+    Ok(())
+}
+
+fn read(path: &str) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("--demo: {path}: {error}"))
 }
 
 async fn apply(platform: &Platform, text: &str) -> Result<(), Box<dyn Error>> {
@@ -58,6 +66,13 @@ pub(crate) async fn load(platform: Arc<Platform>) {
                 tracing::warn!(%error, "the demonstration's order was not accepted");
             }
         }
+        // A run of the workflow every ten seconds; the first one waits until somebody says that its parcel was sent.
+        #[cfg(feature = "workflow")]
+        if tick % 200 == 60
+            && let Err(error) = fulfil(&platform, tick / 200).await
+        {
+            tracing::warn!(%error, "the demonstration's run was not started");
+        }
         if edition == 1 && began.elapsed() > NEXT_EDITION {
             edition = 2;
             let text = std::fs::read_to_string(MANIFESTS).unwrap_or_default();
@@ -75,6 +90,14 @@ async fn order(platform: &Platform, number: u64) -> Result<(), Box<dyn Error + S
     let event = Event::new(format!("order-{number}"), "/shop", "order.paid")?;
     let event = event.with_data("application/json", data)?;
     Ok(platform.control().accept_events(NAMESPACE, "shop", vec![event]).await?)
+}
+
+#[cfg(feature = "workflow")]
+async fn fulfil(platform: &Platform, number: u64) -> sas::core::Result<()> {
+    let input = serde_json::json!({"order": number, "amount": 100 + number % 900, "by_parcel": number == 0});
+    let mut start = sas::core::RunStart::new(NAMESPACE, "fulfil", input);
+    start.labels.insert("customer".to_owned(), format!("c{}", number % 5));
+    platform.control().start_run(start).await.map(|_| ())
 }
 
 /// Sends one request, unless there are too many under way already.

@@ -1,15 +1,16 @@
 //! What is done by a click: a form becomes one request to the admin API, under the token of who sent it.
 
-use http::{Method, header};
+use http::{Method, StatusCode, header};
 use sas_core::Body;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    api::{Api, Result, escaped, query},
+    api::{Api, Problem, Result, escaped, query},
     form::Form,
     pages,
-    session::Said,
+    session::{self, Said},
+    text::tame,
 };
 
 /// What became of it, and where to go on.
@@ -19,22 +20,26 @@ pub(crate) struct Done {
     pub(crate) to: Option<String>,
 }
 
-/// Does what a form asks for; `None`: there is no such action. The admin API decides whether the token may.
-pub(crate) async fn perform(path: &str, form: &Form, api: &Api) -> Option<Done> {
+/// Does what a form asks for; `None`: there is no such action. The admin API decides whether the token may: who may not gets
+/// its refusal, for no page of theirs has such a form.
+pub(crate) async fn perform(path: &str, form: &Form, api: &Api) -> Option<Result<Done>> {
     let name = path.strip_prefix("/do/")?;
     let done = match name {
         "deploy" => deploy(form, api).await,
         "trigger-pause" | "trigger-resume" | "trigger-redrive" | "trigger-discard" => {
             trigger(name, form, api).await
         }
+        "run-start" | "run-suspend" | "run-resume" | "run-cancel" | "run-retry" | "run-skip"
+        | "run-event" => run(name, form, api).await,
         "test" | "traffic" | "rollout" | "rollback" | "disable" | "enable" | "delete" => {
             service(name, form, api).await
         }
         _ => return None,
     };
     Some(match done {
-        Ok((text, to)) => Done { said: Said { fine: true, text }, to },
-        Err(problem) => Done { said: Said { fine: false, text: problem.sentence() }, to: None },
+        Ok((text, to)) => Ok(Done { said: Said { fine: true, text }, to }),
+        Err(problem) if problem.is(StatusCode::FORBIDDEN) => Err(problem),
+        Err(problem) => Ok(Done { said: Said { fine: false, text: problem.sentence() }, to: None }),
     })
 }
 
@@ -46,7 +51,7 @@ fn fine(text: impl Into<String>) -> Sentence {
 
 /// A refusal of the console itself: what is wrong with the form.
 fn wrong(text: impl Into<String>) -> Sentence {
-    Err(crate::api::Problem::new(http::StatusCode::BAD_REQUEST, text))
+    Err(Problem::new(StatusCode::BAD_REQUEST, text))
 }
 
 async fn deploy(form: &Form, api: &Api) -> Sentence {
@@ -133,6 +138,78 @@ async fn trigger(action: &str, form: &Form, api: &Api) -> Sentence {
             fine(format!("{} dead letters are forgotten.", done["discarded"]))
         }
     }
+}
+
+/// The JSON of a field; `None`: there is none.
+fn json_of(form: &Form, field: &str) -> Result<Option<Value>> {
+    let text = form.get(field);
+    if text.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_str(text).map(Some).map_err(|error| {
+        let (shown, _) = tame(text, 40);
+        let detail = format!("{field}: {shown:?} is no JSON ({error}); a text stands in double quotes");
+        Problem::new(StatusCode::BAD_REQUEST, detail)
+    })
+}
+
+async fn run(action: &str, form: &Form, api: &Api) -> Sentence {
+    let run = pages::RunId { namespace: form.get("namespace").to_owned(), id: form.get("run").to_owned() };
+    let name = format!("{}/{}", run.namespace, run.id);
+    let steer = async |rest: &str, body: &Value| api.change(Method::POST, &run.api(rest), body).await;
+    match action {
+        "run-start" => {
+            let workflow = form.get("workflow");
+            let id = Some(form.get("id")).filter(|id| !id.is_empty());
+            let version = Some(form.get("version")).filter(|version| !version.is_empty());
+            let mut asked = json!({"id": id, "version": version});
+            if let Some(input) = json_of(form, "input")? {
+                asked["input"] = input;
+            }
+            let path = format!("/v1/workflows/{}/{}/runs", escaped(&run.namespace), escaped(workflow));
+            let started = api.change(Method::POST, &path, &asked).await?;
+            let id = started["id"].as_str().unwrap_or_default().to_owned();
+            let told = format!("{}/{id} runs, or ran already.", run.namespace);
+            Ok((told, Some(pages::RunId { id, ..run }.page())))
+        }
+        "run-suspend" => {
+            steer("/suspend", &Value::Null).await?;
+            fine(format!("{name} is suspended: what is under way ends, and no step begins."))
+        }
+        "run-resume" => {
+            steer("/resume", &Value::Null).await?;
+            fine(format!("{name} goes on."))
+        }
+        "run-cancel" => {
+            steer("/cancel", &Value::Null).await?;
+            fine(format!("{name} is cancelled."))
+        }
+        "run-retry" => {
+            steer("/retry", &Value::Null).await?;
+            fine(format!("{name} goes on from the step that failed."))
+        }
+        "run-skip" => {
+            let step = form.get("step");
+            let output = json_of(form, "output")?.unwrap_or_default();
+            steer("/skip", &json!({"step": step, "output": output})).await?;
+            fine(format!("{name} goes on as if {step} had given that."))
+        }
+        _ => {
+            let mut event = json!({
+                "specversion": "1.0", "id": random()?, "source": "/console", "type": form.get("type"),
+            });
+            if let Some(data) = json_of(form, "data")? {
+                event["data"] = data;
+            }
+            steer("/events", &event).await?;
+            fine(format!("{name} has the event."))
+        }
+    }
+}
+
+/// An id that nobody else makes: events with the same one count once.
+fn random() -> Result<String> {
+    session::random().map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
 }
 
 /// Where the traffic of a service is to go, and which revision the latest one is.

@@ -115,6 +115,11 @@ impl Api {
         }
     }
 
+    /// Asks for something that is no JSON, as it stands.
+    pub(crate) async fn text(&self, path: &str) -> Result<Bytes> {
+        Ok(self.send(Method::GET, path, None, None, Body::empty()).await?.0)
+    }
+
     /// Asks for a change, with a JSON body.
     pub(crate) async fn change(&self, method: Method, path: &str, body: &Value) -> Result<Value> {
         self.change_seen(method, path, "", body).await

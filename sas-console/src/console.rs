@@ -3,6 +3,7 @@
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use maud::Markup;
 use sas_core::{Body, Clock, Handler, Request, Response, Secret, SystemClock};
@@ -15,7 +16,7 @@ use crate::{
     form::Form,
     frame::{self, Frame},
     live::Live,
-    pages::Place,
+    pages::{Place, workflow},
     session::{Session, Sessions, set_cookie},
 };
 
@@ -160,11 +161,14 @@ impl Console {
         }
         let query = Form::parse(head.uri.query().unwrap_or_default());
         if path == "/live" {
-            return self.stream(&head, &query, session, api);
+            return self.stream(&head, &query, &who, session, api);
+        }
+        if let Some(picture) = workflow::picture(&path, &query) {
+            return Ok(svg(api.text(&picture).await?));
         }
         let missing = || Problem::new(StatusCode::NOT_FOUND, format!("there is no page at {PREFIX}{path}"));
         let place = Place::of(&path, &query).ok_or_else(missing)?;
-        let page = place.show(&api, &who, &session).await?;
+        let page = place.show(&api, &who, &session.form).await?;
         let frame = Frame { who: &who, session: &session, place: &place, target: &target };
         Ok(document(StatusCode::OK, frame::whole(&frame, &page)))
     }
@@ -235,13 +239,20 @@ impl Console {
             return Ok(to("/console/", Some(&set_cookie(&head.headers, "", self.secure))));
         }
         let done = action::perform(path, &form, api).await;
-        let done = done.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no such action"))?;
+        let done = done.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no such action"))??;
         *session.said.lock() = Some(done.said);
         let back = Some(form.get("back")).filter(|back| is_own(back)).unwrap_or("/console/");
         Ok(to(done.to.as_deref().unwrap_or(back), None))
     }
 
-    fn stream(&self, head: &Parts, query: &Form, session: Arc<Session>, api: Api) -> Result<Response> {
+    fn stream(
+        &self,
+        head: &Parts,
+        query: &Form,
+        who: &Who,
+        session: Arc<Session>,
+        api: Api,
+    ) -> Result<Response> {
         let target = query.get("page");
         let (path, of) = target.split_once('?').unwrap_or((target, ""));
         let path = path.strip_prefix(PREFIX);
@@ -250,7 +261,7 @@ impl Console {
         let place = place.ok_or_else(missing)?;
         let resumed = head.headers.get("last-event-id").and_then(|id| id.to_str().ok());
         let after = resumed.or(Some(query.get("after")).filter(|after| !after.is_empty()));
-        self.live.stream(target, place, session, api, after)
+        self.live.stream(target, place, who, session, api, after)
     }
 }
 
@@ -295,6 +306,15 @@ async fn package(head: &Parts, body: Body, session: &Session, api: &Api) -> Resu
             problem.sentence(),
         )),
     }
+}
+
+/// A picture of the platform's. Its texts are those of tenants: wherever it is opened, nothing in it runs or loads anything.
+fn svg(picture: Bytes) -> Response {
+    let mut response = Response::new(Body::from(picture));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("image/svg+xml"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
+    response
 }
 
 fn text(status: StatusCode, text: String) -> Response {
@@ -359,7 +379,7 @@ impl Handler for Console {
             (header::X_FRAME_OPTIONS, "DENY"),
         ];
         for (name, value) in all {
-            headers.insert(name, HeaderValue::from_static(value));
+            headers.entry(name).or_insert(HeaderValue::from_static(value));
         }
         headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         response

@@ -46,6 +46,7 @@ fn around(frame: &Frame<'_>) -> Markup {
             ul {
                 (link("/console/", "Services", place.is_of_services()))
                 (link("/console/events", "Events", matches!(place, Place::Events | Place::Trigger { .. })))
+                (link("/console/workflows", "Workflows", place.is_of_workflows()))
                 @if whole {
                     (link("/console/pool", "Pool", matches!(place, Place::Pool)))
                     (link("/console/platform", "Platform", matches!(place, Place::Platform)))
@@ -86,7 +87,7 @@ pub(crate) fn whole(frame: &Frame<'_>, page: &Page) -> Markup {
                             @if let Some(namespace) = &frame.who.namespace { " · " (namespace) }
                         }
                         form method="post" action="/console/sign-out" {
-                            (form_token(frame.session))
+                            (form_token(&frame.session.form))
                             button.quiet type="submit" { "Sign out" }
                         }
                     }

@@ -1,7 +1,7 @@
 //! Pages that go on: server-sent events with the parts that have changed.
 //!
-//! A stream is driven by the browser that reads it: no task runs for a page, and none when nobody looks. Streams of one
-//! session on one page share what is made of it.
+//! A stream is driven by the browser that reads it: no task runs for a page, and none when nobody looks. Streams of equal
+//! rights on one page share what is made of it.
 
 use std::{
     collections::HashMap,
@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{Api, Problem, Result, Who},
     pages::{Place, logs},
-    session::{STREAMS, Session},
+    session::{STREAMS, Session, random},
 };
 
 /// Pages that are kept live at once.
@@ -52,12 +52,28 @@ pub(crate) struct Live {
     streams: Arc<Semaphore>,
     /// Ends all streams: nobody waits for a browser to go.
     stop: CancellationToken,
-    pages: Mutex<HashMap<(u64, String), Arc<Shared>>>,
+    pages: Mutex<HashMap<Key, Arc<Shared>>>,
     /// Tells the streams of this process from those before it.
     began: String,
+    /// Stands in forms for the mark of the session, which each tab gets in its place. Nobody who writes a line or a name
+    /// knows it.
+    mark: String,
 }
 
-/// A page that one session looks at, in as many tabs as it likes.
+/// A page, and what those who look at it may: they see the same.
+type Key = (Rights, String);
+
+/// What decides what the admin API answers: the scopes, and the namespace that a token is held to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Rights(Vec<String>, Option<String>);
+
+impl Rights {
+    fn of(who: &Who) -> Self {
+        Self(who.scopes.clone(), who.namespace.clone())
+    }
+}
+
+/// A page that tabs of equal rights look at.
 #[derive(Debug, Default)]
 struct Shared {
     last: tokio::sync::Mutex<Option<Arc<Look>>>,
@@ -76,11 +92,11 @@ struct Look {
 impl Live {
     /// No streams; those to come end with `stop`.
     pub(crate) fn new(stop: CancellationToken) -> Self {
-        let mut began = [0; 4];
         // Without randomness no session can be opened either.
-        let _ = getrandom::fill(&mut began);
-        let began = format!("{:08x}", u32::from_le_bytes(began));
-        Self { streams: Arc::new(Semaphore::new(MOST)), stop, pages: Mutex::default(), began }
+        let mark = random().unwrap_or_default();
+        let began =
+            random().unwrap_or_default().chars().filter(char::is_ascii_alphanumeric).take(8).collect();
+        Self { streams: Arc::new(Semaphore::new(MOST)), stop, pages: Mutex::default(), began, mark }
     }
 
     /// The stream of a page. `after` is the id of the last event that was seen, or the last line of a log that is on the
@@ -89,6 +105,7 @@ impl Live {
         self: &Arc<Self>,
         target: &str,
         place: Place,
+        who: &Who,
         session: Arc<Session>,
         api: Api,
         after: Option<&str>,
@@ -103,12 +120,9 @@ impl Live {
             );
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
         })?;
-        let key = (session.number, target.to_owned());
-        let shared = Arc::clone(self.pages.lock().entry(key.clone()).or_default());
         let viewer = Viewer {
             live: Arc::clone(self),
-            key,
-            shared: Some(shared),
+            shared: self.share((Rights::of(who), target.to_owned())),
             place,
             session,
             api,
@@ -133,6 +147,12 @@ impl Live {
         Ok(response)
     }
 
+    /// Joins those who look at a page.
+    fn share(self: &Arc<Self>, key: Key) -> Share {
+        let page = Arc::clone(self.pages.lock().entry(key.clone()).or_default());
+        Share { live: Arc::clone(self), key, page: Some(page) }
+    }
+
     /// The number of the line that an id or a page names. Numbers begin anew with the process: another one's name nothing.
     fn line(&self, after: &str) -> u64 {
         match after.split_once('-') {
@@ -150,32 +170,39 @@ impl Live {
     }
 }
 
+/// One of those who look at a page; the last one who goes takes it along.
+#[derive(Debug)]
+struct Share {
+    live: Arc<Live>,
+    key: Key,
+    /// `None` once it is given back.
+    page: Option<Arc<Shared>>,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.page = None;
+        let mut pages = self.live.pages.lock();
+        if pages.get(&self.key).is_some_and(|page| Arc::strong_count(page) == 1) {
+            pages.remove(&self.key);
+        }
+    }
+}
+
 /// One tab.
 #[derive(Debug)]
 struct Viewer {
     live: Arc<Live>,
-    key: (u64, String),
-    /// `None` once it is given back.
-    shared: Option<Arc<Shared>>,
+    shared: Share,
     place: Place,
     session: Arc<Session>,
     api: Api,
-    /// What the tab has of each part.
+    /// What the tab has of each part, with the mark that stands for its session's.
     sent: HashMap<&'static str, Arc<str>>,
     line: u64,
     first: bool,
     told: Instant,
     _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
-}
-
-impl Drop for Viewer {
-    fn drop(&mut self) {
-        self.shared = None;
-        let mut pages = self.live.pages.lock();
-        if pages.get(&self.key).is_some_and(|shared| Arc::strong_count(shared) == 1) {
-            pages.remove(&self.key);
-        }
-    }
 }
 
 impl Viewer {
@@ -190,10 +217,16 @@ impl Viewer {
             match self.look(pause).await {
                 Ok(look) => {
                     for (id, content) in &look.parts {
-                        if self.sent.get(id).is_none_or(|sent| sent != content) {
-                            event(&mut text, "part", None, &format!("{id}\n{content}"));
-                            self.sent.insert(id, Arc::clone(content));
+                        if self.has(id, content) {
+                            continue;
                         }
+                        match content.contains(&self.live.mark) {
+                            true => {
+                                part(&mut text, id, &content.replace(&self.live.mark, &self.session.form))
+                            }
+                            false => part(&mut text, id, content),
+                        }
+                        self.sent.insert(id, Arc::clone(content));
                     }
                 }
                 Err(problem) if problem.is(StatusCode::UNAUTHORIZED) => {
@@ -221,12 +254,22 @@ impl Viewer {
         }
     }
 
-    /// Looks at the page, or takes what another tab has just seen.
-    async fn look(&self, pause: Duration) -> Result<Arc<Look>> {
+    fn has(&self, id: &str, content: &Arc<str>) -> bool {
+        self.sent.get(id).is_some_and(|sent| Arc::ptr_eq(sent, content) || sent == content)
+    }
+
+    /// Looks at the page, or takes what another tab of the same rights has just seen.
+    async fn look(&mut self, pause: Duration) -> Result<Arc<Look>> {
         if !self.session.is_open() {
             return Err(Problem::new(StatusCode::UNAUTHORIZED, "signed out"));
         }
-        let shared = self.shared.as_ref().expect("it is given back at the end only");
+        // Each tab asks for itself: what another one sees is for those alone who may see it now.
+        let who: Who = self.api.get("/v1/whoami").await?;
+        if self.shared.key.0 != Rights::of(&who) {
+            let target = self.shared.key.1.clone();
+            self.shared = self.live.share((Rights::of(&who), target));
+        }
+        let shared = self.shared.page.as_ref().expect("it is given back at the end only");
         let mut last = shared.last.lock().await;
         if let Some(look) = &*last
             && look.at.elapsed() < pause.mul_f64(0.9)
@@ -234,8 +277,7 @@ impl Viewer {
             return Ok(Arc::clone(look));
         }
         let (seen, took) = timed(async {
-            let who: Who = self.api.get("/v1/whoami").await?;
-            let page = self.place.show(&self.api, &who, &self.session).await?;
+            let page = self.place.show(&self.api, &who, &self.live.mark).await?;
             let parts = page.regions.into_iter().map(|part| (part.id, Arc::from(part.content.into_string())));
             Ok::<_, Problem>(parts.collect())
         })
@@ -255,9 +297,18 @@ impl Viewer {
             && last > self.line
         {
             self.line = last;
-            event(text, "lines", Some(&format!("{}-{last}", self.live.began)), &lines.into_string());
+            let lines = lines.into_string();
+            if !lines.is_empty() {
+                event(text, "lines", Some(&format!("{}-{last}", self.live.began)), &lines);
+            }
         }
     }
+}
+
+/// Writes a part of a page.
+fn part(text: &mut String, id: &str, content: &str) {
+    text.reserve(content.len() + 64);
+    event(text, "part", None, &format!("{id}\n{content}"));
 }
 
 /// Writes an event. Its data may have several lines.

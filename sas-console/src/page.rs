@@ -2,8 +2,6 @@
 
 use maud::{Markup, html};
 
-use crate::session::Session;
-
 /// A part of a page that is sent again when it changes.
 #[derive(Debug)]
 pub(crate) struct Region {
@@ -49,9 +47,9 @@ impl Page {
     }
 }
 
-/// Shows who sends a form that it comes from a page of this session.
-pub(crate) fn form_token(session: &Session) -> Markup {
-    html! { input type="hidden" name="form" value=(session.form); }
+/// Shows who sends a form that it comes from a page of the session with this mark.
+pub(crate) fn form_token(mark: &str) -> Markup {
+    html! { input type="hidden" name="form" value=(mark); }
 }
 
 /// A table that may be wider than the screen: it scrolls by itself, also by keyboard.

@@ -86,7 +86,11 @@ impl Inner {
     }
 }
 
-fn random() -> std::io::Result<String> {
+/// 256 random bits in letters that any place takes.
+///
+/// # Errors
+/// When the system has no randomness.
+pub(crate) fn random() -> std::io::Result<String> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|error| std::io::Error::other(error.to_string()))?;
     Ok(URL_SAFE_NO_PAD.encode(bytes))

@@ -4,6 +4,8 @@ use maud::{Markup, html};
 
 /// Characters of a line of a log that are shown.
 pub(crate) const LINE: usize = 2000;
+/// Lines of data that are shown.
+const ROWS: usize = 400;
 
 /// Milliseconds as a person reads them: three digits that count.
 pub(crate) fn millis(ms: f64) -> String {
@@ -156,6 +158,18 @@ pub(crate) fn foreign(text: &str) -> Markup {
     html! { bdi { (shown) } @if cut > 0 { span.muted { " … " (bytes(cut as f64)) " more" } } }
 }
 
+/// Foreign data as it may be shown: JSON of at most [`ROWS`] lines, each as [`tame`] leaves it.
+pub(crate) fn data(value: &serde_json::Value) -> Markup {
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    let lines = text.lines().count();
+    html! {
+        code {
+            @for line in text.lines().take(ROWS) { bdi { (tame(line, LINE).0) } "\n" }
+        }
+        @if lines > ROWS { span.muted { "… " (count((lines - ROWS) as u64)) " more lines" } }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,5 +209,9 @@ mod tests {
         let (shown, cut) = tame(&"ü".repeat(1 << 19), LINE);
         assert_eq!((shown.chars().count(), cut), (LINE, (1 << 20) - 2 * LINE));
         assert_eq!(foreign("<script>").into_string(), "<bdi>&lt;script&gt;</bdi>");
+        let shown = data(&serde_json::json!({"a": "<b>\u{202e}\u{1b}"})).into_string();
+        assert!(shown.contains("&lt;b&gt;\u{fffd}\\u001b"), "{shown}");
+        let long = data(&serde_json::json!(vec![0; 500])).into_string();
+        assert!(long.contains("… 102 more lines"), "{long}");
     }
 }

@@ -37,6 +37,8 @@ struct Ring {
     lines: VecDeque<LogLine>,
     bytes: usize,
     dropped: u64,
+    /// The sequence of the last line that made room.
+    dropped_last: u64,
 }
 
 /// A [`LogSink`] that keeps the last lines of each revision.
@@ -87,20 +89,27 @@ impl LogBuffer {
     pub fn tail(&self, revisions: &[RevisionKey], most: usize, after: u64) -> Vec<LogLine> {
         let mut filter = LogFilter::default();
         filter.after = after;
-        self.find(revisions, &filter, most)
+        self.find(revisions, &filter, most).lines
     }
 
-    fn find(&self, revisions: &[RevisionKey], filter: &LogFilter, most: usize) -> Vec<LogLine> {
+    fn find(&self, revisions: &[RevisionKey], filter: &LogFilter, most: usize) -> LogPage {
         let mut lines: Vec<LogLine> = Vec::new();
+        let (mut dropped, mut gap, mut last) = (0, false, 0);
         for revision in revisions {
             if let Some(ring) = self.rings.get(revision) {
+                dropped += ring.dropped;
+                gap |= ring.dropped_last > filter.after;
+                last = ring.lines.back().map_or(last, |line| last.max(line.sequence));
                 let young = ring.lines.iter().rev().take_while(|line| line.sequence > filter.after);
-                lines.extend(young.filter(|line| filter.matches(line)).take(most).cloned());
+                // One more than is asked for tells that there are more.
+                lines.extend(young.filter(|line| filter.matches(line)).take(most.saturating_add(1)).cloned());
             }
         }
         lines.sort_unstable_by_key(|line| line.sequence);
-        let from = lines.len().saturating_sub(most);
-        lines.split_off(from)
+        let surplus = lines.len().saturating_sub(most);
+        let mut page = LogPage::new(lines.split_off(surplus), dropped).with_gap(gap || surplus > 0);
+        page.last = last;
+        page
     }
 
     /// Lines of the revision that made room for younger ones.
@@ -155,6 +164,7 @@ impl LogSink for LogBuffer {
             lines: VecDeque::new(),
             bytes: 0,
             dropped: 0,
+            dropped_last: 0,
         });
         ring.bytes += kept.line.len();
         ring.lines.push_back(kept);
@@ -162,6 +172,7 @@ impl LogSink for LogBuffer {
         while ring.lines.len() > self.limits.lines || ring.bytes > self.limits.bytes {
             let Some(old) = ring.lines.pop_front() else { break };
             ring.bytes -= old.line.len();
+            ring.dropped_last = old.sequence;
             lost += 1;
         }
         ring.dropped += lost;
@@ -190,13 +201,13 @@ impl LogSink for LogBuffer {
 #[async_trait]
 impl LogQuery for LogBuffer {
     async fn lines(&self, revisions: &[RevisionKey], most: usize, after: u64) -> Result<LogPage> {
-        let dropped = revisions.iter().map(|revision| self.dropped(*revision)).sum();
-        Ok(LogPage::new(self.tail(revisions, most, after), dropped))
+        let mut filter = LogFilter::default();
+        filter.after = after;
+        Ok(self.find(revisions, &filter, most))
     }
 
     async fn search(&self, revisions: &[RevisionKey], filter: &LogFilter, most: usize) -> Result<LogPage> {
-        let dropped = revisions.iter().map(|revision| self.dropped(*revision)).sum();
-        Ok(LogPage::new(self.find(revisions, filter, most), dropped))
+        Ok(self.find(revisions, filter, most))
     }
 
     async fn wait(&self, after: u64) {

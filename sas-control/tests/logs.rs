@@ -77,6 +77,31 @@ async fn lines_are_found_by_time_instance_request_level_and_text() {
 }
 
 #[tokio::test]
+async fn who_follows_learns_that_lines_came_and_went() {
+    let mut limits = LogLimits::default();
+    limits.lines = 10;
+    let logs = LogBuffer::new(limits);
+    let key = [RevisionKey::new(1, 0)];
+    let look = async |after: u64, text: &str, most: usize| {
+        let mut filter = LogFilter::default();
+        (filter.after, filter.text) = (after, Some(text.to_owned()));
+        let page = logs.search(&key, &filter, most).await.unwrap();
+        (page.lines.len(), page.gap, page.last)
+    };
+    for at in 0..5 {
+        write(&logs, 1, 1, at, "line");
+    }
+    assert_eq!(look(0, "", 5).await, (5, false, 5));
+    assert_eq!(look(2, "", 2).await, (2, true, 5), "there are more than were asked for");
+    for at in 5..25 {
+        write(&logs, 1, 1, at, "line");
+    }
+    assert_eq!(look(5, "", 100).await, (10, true, 25), "ten of twenty are kept");
+    assert_eq!(look(15, "", 100).await, (10, false, 25), "what is gone was seen");
+    assert_eq!(look(25, "nobody says this", 100).await, (0, false, 25), "all of it was looked at");
+}
+
+#[tokio::test]
 async fn who_follows_is_woken_by_a_line() {
     let logs = Arc::new(LogBuffer::default());
     write(&*logs, 1, 1, 1, "first");

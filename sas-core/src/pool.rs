@@ -339,6 +339,10 @@ pub struct RevisionStatus {
     pub gated: Option<String>,
     /// Whether an instance of it was ever ready since it was registered: what is shown before that as unknown.
     pub started: bool,
+    /// When its last idle instance may go by the plan of a keep-alive policy, if no call comes before; `None`: there is no plan.
+    pub sleeps_at: Option<Timestamp>,
+    /// When an instance is started ahead of a call that a keep-alive policy expects; `None`: none is expected.
+    pub wakes_at: Option<Timestamp>,
 }
 
 /// What holds for the size of a revision beside its spec, for as long as a roll-out moves.

@@ -281,12 +281,25 @@ pub struct LogPage {
     pub lines: Vec<LogLine>,
     /// Lines of the revisions asked for that are no longer kept.
     pub dropped: u64,
+    /// Whether younger lines than the one that was asked after are not among these: there were more than were asked for, or
+    /// they came and went since, and may have been what the filter asks for.
+    pub gap: bool,
+    /// The sequence of the youngest line that was looked at, whether the filter asks for it or not: who follows asks after it.
+    pub last: u64,
 }
 
 impl LogPage {
     /// These lines, after `dropped` that are gone.
     pub fn new(lines: Vec<LogLine>, dropped: u64) -> Self {
-        Self { lines, dropped }
+        let last = lines.last().map_or(0, |line| line.sequence);
+        Self { lines, dropped, gap: false, last }
+    }
+
+    /// The same, where younger lines than the one that was asked after are not among these.
+    #[must_use]
+    pub fn with_gap(mut self, gap: bool) -> Self {
+        self.gap = gap;
+        self
     }
 }
 
@@ -314,6 +327,7 @@ pub trait LogQuery: fmt::Debug + Send + Sync + 'static {
         page.lines.retain(|line| filter.matches(line));
         let surplus = page.lines.len().saturating_sub(most);
         page.lines.drain(..surplus);
+        page.gap |= surplus > 0;
         Ok(page)
     }
 

@@ -251,6 +251,11 @@ impl Pool for InstancePool {
         let slot = state.lookup(self.rules(), revision)?;
         let mut status = RevisionStatus::default();
         status.started = state.revisions[slot as usize].link.started();
+        let wall = |at: u64| {
+            let left = Duration::from_nanos(at.saturating_sub(self.rules().now()));
+            self.rules().config.clock.now() + left
+        };
+        status.wakes_at = state.wakes.get(&revision).map(|((at, _), _)| wall(*at));
         let Some(a) = state.active(slot) else { return Some(status) };
         let active = &state.actives[a as usize];
         status.desired = active.decided;
@@ -263,6 +268,8 @@ impl Pool for InstancePool {
         status.last_start_error.clone_from(&active.error);
         status.failed_starts = active.failures;
         status.gated = state.gated(self.rules(), a);
+        // While it was called since, the timer is when the policy is asked, and its answer is not known.
+        status.sleeps_at = active.sleep.filter(|_| !active.called).map(|(at, _)| wall(at));
         Some(status)
     }
 

@@ -56,9 +56,17 @@ async fn a_plan_that_ends_without_a_call_is_renewed() {
         tokio::time::sleep(seconds * SECOND).await;
         (runtime.started(), runtime.stopped())
     };
+    let plan = || {
+        let status = pool.status(key).unwrap();
+        (status.sleeps_at.map(Timestamp::as_secs), status.wakes_at.map(Timestamp::as_secs))
+    };
+    assert_eq!(plan(), (Some(6_010), None));
     assert_eq!(seen(15).await, (1, 0), "kept on after ten seconds");
+    assert_eq!(plan(), (Some(6_020), None));
     assert_eq!(seen(10).await, (1, 1), "asleep after twenty");
+    assert_eq!(plan(), (None, Some(6_050)));
     assert_eq!(seen(27).await, (2, 1), "woken thirty seconds later");
+    assert_eq!(plan(), (Some(6_055), None));
     assert_eq!(seen(10).await, (2, 2), "and asleep when nobody came");
     assert_eq!(seen(600).await, (2, 2), "for good");
 }

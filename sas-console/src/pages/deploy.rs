@@ -5,7 +5,6 @@ use maud::html;
 use crate::{
     api::Who,
     page::{Page, form_token},
-    session::Session,
 };
 
 /// A manifest to begin with.
@@ -23,7 +22,7 @@ spec:
         - image: \"\"
 ";
 
-pub(super) fn show(who: &Who, session: &Session) -> Page {
+pub(super) fn show(who: &Who, mark: &str) -> Page {
     let mut page = Page::new("Deploy");
     page.live = false;
     if !who.may_deploy() {
@@ -31,7 +30,7 @@ pub(super) fn show(who: &Who, session: &Session) -> Page {
     }
     page.with("deploy", html! {
         form.deploy method="post" action="/console/do/deploy" {
-            (form_token(session))
+            (form_token(mark))
             input type="hidden" name="back" value="/console/deploy";
             label for="manifest" { "Manifest, in YAML or JSON; several are separated by a line of three dashes" }
             textarea #manifest name="manifest" rows="22" spellcheck="false" required data-drop="true" placeholder=(EXAMPLE) {}

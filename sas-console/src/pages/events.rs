@@ -7,7 +7,6 @@ use serde_json::Value;
 use crate::{
     api::{Api, Result, Who, escaped},
     page::{Page, form_token, nothing, wide},
-    session::Session,
     text::{age, count, foreign, moment},
 };
 
@@ -154,13 +153,7 @@ pub(super) async fn show(api: &Api) -> Result<Page> {
     }))
 }
 
-pub(super) async fn trigger(
-    api: &Api,
-    who: &Who,
-    namespace: &str,
-    name: &str,
-    session: &Session,
-) -> Result<Page> {
+pub(super) async fn trigger(api: &Api, who: &Who, namespace: &str, name: &str, mark: &str) -> Result<Page> {
     let full = format!("{namespace}/{name}");
     let triggers: Triggers = api.get("/v1/triggers").await?;
     let found = triggers.triggers.into_iter().find(|trigger| trigger.name == full);
@@ -175,7 +168,7 @@ pub(super) async fn trigger(
     let button = |action: &str, text: &str, more: Markup| {
         html! {
             form method="post" action=(format!("/console/do/trigger-{action}")) {
-                (form_token(session))
+                (form_token(mark))
                 input type="hidden" name="back" value=(trigger.page());
                 input type="hidden" name="trigger" value=(full);
                 (more)

@@ -61,6 +61,8 @@ impl Filter {
 pub(crate) struct Lines {
     pub(crate) lines: Vec<Line>,
     dropped: u64,
+    gap: bool,
+    last: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -120,8 +122,15 @@ pub(crate) async fn since(place: &Place, api: &Api, after: u64) -> Result<(Marku
     let Place::Logs(service, filter) = place else { return Ok((Markup::default(), after)) };
     let asked = filter.query(api.now(), &after.to_string(), BURST);
     let found: Lines = api.get(&service.api(&format!("/logs{asked}"))).await?;
-    let last = found.lines.last().map_or(after, |line| line.sequence);
-    Ok((written(&found.lines), last))
+    let last = found.last.max(after);
+    let lines = html! {
+        // Before the first line there is nothing to miss, and where none is shown the next ones say it.
+        @if found.gap && after > 0 && !found.lines.is_empty() {
+            li.gap { "Lines are missing here: more were written at once than are kept or shown." }
+        }
+        (written(&found.lines))
+    };
+    Ok((lines, last))
 }
 
 pub(super) async fn show(api: &Api, who: &Who, service: &Service, filter: &Filter) -> Result<Page> {
@@ -164,7 +173,7 @@ pub(super) async fn show(api: &Api, who: &Who, service: &Service, filter: &Filte
             nothing("This platform only passes lines on: ask the system that it passes them to."),
         ));
     };
-    page.follows = Some(found.lines.last().map_or(0, |line| line.sequence));
+    page.follows = Some(found.last);
     page.above = html! {
         (page.above)
         @if found.dropped > 0 { p.muted { (found.dropped) " older lines are gone: the last thousand of each revision are kept." } }

@@ -10,8 +10,11 @@ mod platform;
 mod pool;
 mod request;
 mod requests;
+mod run;
 mod service;
 mod steer;
+pub(crate) mod workflow;
+mod workflows;
 
 use maud::{Markup, html};
 use percent_encoding::percent_decode_str;
@@ -20,10 +23,11 @@ use crate::{
     api::{Api, Result, Who, escaped},
     form::Form,
     page::Page,
-    session::Session,
 };
 
+pub(crate) use run::RunId;
 pub(crate) use steer::told;
+use workflow::Workflow;
 
 /// Where one is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +41,9 @@ pub(crate) enum Place {
     Request { id: String },
     Events,
     Trigger { namespace: String, name: String },
+    Workflows(workflows::Filter),
+    Workflow(Workflow),
+    Run(RunId),
     Pool,
     Platform,
     Audit,
@@ -102,6 +109,15 @@ impl Place {
             ["events", namespace, name] => {
                 Self::Trigger { namespace: namespace.to_owned(), name: name.to_owned() }
             }
+            ["workflows"] => Self::Workflows(workflows::Filter::of(query)),
+            ["workflows", namespace, name] => Self::Workflow(Workflow {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                version: query.get("version").to_owned(),
+            }),
+            ["runs", namespace, id] => {
+                Self::Run(RunId { namespace: namespace.to_owned(), id: id.to_owned() })
+            }
             ["pool"] => Self::Pool,
             ["platform"] => Self::Platform,
             ["audit"] => Self::Audit,
@@ -123,8 +139,12 @@ impl Place {
         )
     }
 
-    /// What there is to be seen.
-    pub(crate) async fn show(&self, api: &Api, who: &Who, session: &Session) -> Result<Page> {
+    pub(crate) fn is_of_workflows(&self) -> bool {
+        matches!(self, Self::Workflows(_) | Self::Workflow(_) | Self::Run(_))
+    }
+
+    /// What there is to be seen. `mark` stands in its forms.
+    pub(crate) async fn show(&self, api: &Api, who: &Who, mark: &str) -> Result<Page> {
         match self {
             Self::Overview { search, namespace, sort, page } => {
                 overview::show(api, who, search, namespace, sort, *page).await
@@ -142,14 +162,17 @@ impl Place {
                 service.is_there(api).await?;
                 manifest::show(api, who, service).await
             }
-            Self::Steer(service) => steer::show(api, who, service, session).await,
+            Self::Steer(service) => steer::show(api, who, service, mark).await,
             Self::Request { id } => request::show(api, id).await,
             Self::Events => events::show(api).await,
-            Self::Trigger { namespace, name } => events::trigger(api, who, namespace, name, session).await,
+            Self::Trigger { namespace, name } => events::trigger(api, who, namespace, name, mark).await,
+            Self::Workflows(filter) => workflows::show(api, who, filter).await,
+            Self::Workflow(workflow) => workflow::show(api, who, workflow, mark).await,
+            Self::Run(run) => run::show(api, who, run, mark).await,
             Self::Pool => pool::show(api).await,
             Self::Platform => platform::show(api).await,
             Self::Audit => audit::show(api).await,
-            Self::Deploy => Ok(deploy::show(who, session)),
+            Self::Deploy => Ok(deploy::show(who, mark)),
         }
     }
 }

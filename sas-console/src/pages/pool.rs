@@ -1,20 +1,22 @@
 //! What the pool holds, in all and ahead of demand, and why.
 
-use maud::html;
+use maud::{Markup, html};
 use serde::Deserialize;
 
 use crate::{
     api::{Api, Result},
     chart,
     page::{Page, nothing, tile, wide},
-    text::{bytes, count, moment},
+    text::{ago, bytes, count, moment, seconds},
 };
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct Pool {
     totals: Totals,
     stems: Vec<Stem>,
+    warm: Vec<Warm>,
+    warm_total: usize,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -48,17 +50,41 @@ struct Stem {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Overview {
-    services: Vec<Row>,
+#[serde(default, rename_all = "camelCase")]
+struct Warm {
+    namespace: String,
+    service: String,
+    revision: String,
+    ready: u32,
+    starting: u32,
+    in_flight: u32,
+    queued: u32,
+    kept_by: String,
+    until: Option<String>,
+    quiet_seconds: Option<f64>,
+    wakes_at: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Row {
-    namespace: String,
-    name: String,
-    instances: super::overview::Instances,
+impl Warm {
+    /// What keeps it, and until when.
+    fn kept(&self, now: i64) -> Markup {
+        html! {
+            @match (self.kept_by.as_str(), &self.until, self.quiet_seconds) {
+                ("requests", ..) => { "its requests: " (self.in_flight) " run" @if self.queued > 0 { ", " (self.queued) " are held" } }
+                ("minimum", ..) => { "its minimum: it never sleeps" }
+                ("decision", _, Some(quiet)) => { "its scaler, at least until nothing was asked of it for " (ago(quiet.round() as i64)) }
+                ("decision", ..) => { "the pool, until its scaler decides" }
+                ("plan", Some(until), _) => { "the keep-alive policy: until " (moment(until)) ", which is in " (left(until, now)) }
+                ("plan", ..) => { "the keep-alive policy" }
+                ("nothing", ..) => { span.muted { "nothing: it sleeps" } }
+                (other, ..) => { (other) }
+            }
+        }
+    }
+}
+
+fn left(rfc3339: &str, now: i64) -> String {
+    seconds(rfc3339).map_or_else(String::new, |at| ago(at as i64 - now))
 }
 
 fn words(reason: &str) -> &str {
@@ -75,10 +101,7 @@ fn words(reason: &str) -> &str {
 
 pub(super) async fn show(api: &Api) -> Result<Page> {
     let pool: Pool = api.get("/v1/pool").await?;
-    let warm: Overview = api.get("/v1/overview?sort=requests&limit=200").await?;
-    let mut warm: Vec<Row> =
-        warm.services.into_iter().filter(|row| row.instances.ready + row.instances.starting > 0).collect();
-    warm.sort_by_key(|row| std::cmp::Reverse(row.instances.ready));
+    let now = api.now();
     let totals = &pool.totals;
     let share =
         totals.memory_limit_bytes.map(|limit| totals.memory_bytes as f64 / limit.max(1) as f64 * 100.0);
@@ -128,17 +151,44 @@ pub(super) async fn show(api: &Api) -> Result<Page> {
         }
     }).with("warm", html! {
         h2 { "Who is warm" }
-        @if warm.is_empty() { (nothing("Nobody: all services sleep.")) }
+        @if pool.warm.is_empty() { (nothing("Nobody: all services sleep.")) }
         @else {
             (wide("Who is warm", html! {
                 table {
-                    thead { tr { th scope="col" { "Service" } th.n scope="col" { "Instances" } th.n scope="col" { "Held" } } }
-                    tbody { @for row in &warm {
-                        @let service = super::Service { namespace: row.namespace.clone(), name: row.name.clone() };
-                        tr { th scope="row" { a href=(service.page("")) { (row.namespace) "/" (row.name) } } td.n { (super::overview::actual(&row.instances)) } td.n { (row.instances.queued) } }
+                    thead { tr { th scope="col" { "Service" } th scope="col" { "Revision" } th.n scope="col" { "Instances" } th.wide-column scope="col" { "Kept by, and until when (UTC)" } th scope="col" { "Woken ahead at (UTC)" } } }
+                    tbody { @for warm in &pool.warm {
+                        @let service = super::Service { namespace: warm.namespace.clone(), name: warm.service.clone() };
+                        tr {
+                            th scope="row" { a href=(service.page("")) { (warm.namespace) "/" (warm.service) } }
+                            td.muted { (warm.revision) }
+                            td.n { (warm.ready) @if warm.starting > 0 { span.starting-text title="on their way up" { " +" (warm.starting) } } }
+                            td { (warm.kept(now)) }
+                            td { @match &warm.wakes_at { Some(at) => { (moment(at)) } None => { "–" } } }
+                        }
                     } }
                 }
             }))
+            @if pool.warm_total > pool.warm.len() { p.muted { "Of " (count(pool.warm_total as u64)) " those with most instances are listed." } }
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_kept_by_a_plan_is_told_until_when() {
+        let warm = |kept_by: &str, until: Option<&str>, ready| Warm {
+            kept_by: kept_by.to_owned(),
+            until: until.map(str::to_owned),
+            ready,
+            ..Warm::default()
+        };
+        let now = seconds("2026-01-05T12:00:00.000Z").expect("a time") as i64;
+        let plan = warm("plan", Some("2026-01-05T12:07:30.250Z"), 1).kept(now).into_string();
+        assert!(plan.contains(">12:07:30</time>, which is in 7 min"), "{plan}");
+        assert!(warm("nothing", None, 0).kept(now).into_string().contains("nothing: it sleeps"));
+        assert_eq!(warm("something new", None, 1).kept(now).into_string(), "something new");
+    }
 }

@@ -273,6 +273,15 @@ fn fill(activity: &Activity, from: i64) -> Vec<Second> {
     all
 }
 
+/// The seconds by tens of the clock, each with its first second, without those of a ten that has begun before the axis: what
+/// is over does not change any more, so that a page on which nothing happens stays as it is.
+fn tens(all: &[Second], from: i64) -> impl DoubleEndedIterator<Item = (i64, &[Second])> {
+    let before = ((10 - from.rem_euclid(10)) % 10) as usize;
+    let rest = all.get(before..).unwrap_or_default();
+    let first = from + before as i64;
+    rest.chunks(10).enumerate().map(move |(at, ten)| (first + 10 * at as i64, ten))
+}
+
 /// Columns of the table of seconds: of levels the highest counts, of counts the sum.
 const LEVELS: [fn(&Second) -> u32; 6] =
     [|s| s.ready, |s| s.starting, |s| s.draining, |s| s.desired, |s| s.in_flight, |s| s.queued];
@@ -356,9 +365,9 @@ fn charts(activity: Option<&Activity>, decisions: &[Decision], now: i64) -> Mark
                         th.n scope="col" { "Failed" } th.n scope="col" { "Cold starts" }
                     } }
                     tbody {
-                        @for (at, ten) in all.chunks(10).enumerate().rev() {
+                        @for (at, ten) in tens(&all, from).rev() {
                             tr {
-                                th scope="row" { (clock(from + 10 * at as i64)) }
+                                th scope="row" { (clock(at)) }
                                 @for value in LEVELS {
                                     td.n { (ten.iter().map(value).max().unwrap_or(0)) }
                                 }
@@ -520,4 +529,18 @@ fn cores(cpu_ns: u64, age_ms: u64) -> String {
 /// What a condition says, without a count of nothing.
 fn plain(message: &str) -> &str {
     message.strip_prefix("0 starts failed in a row: ").unwrap_or(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_told_by_tens_of_the_clock() {
+        let all: Vec<Second> = (0..30).map(|requests| Second { requests, ..Second::default() }).collect();
+        let told =
+            |from| tens(&all, from).map(|(at, ten)| (at, ten.len(), ten[0].requests)).collect::<Vec<_>>();
+        assert_eq!(told(1000), [(1000, 10, 0), (1010, 10, 10), (1020, 10, 20)]);
+        assert_eq!(told(1003), [(1010, 10, 7), (1020, 10, 17), (1030, 3, 27)]);
+    }
 }

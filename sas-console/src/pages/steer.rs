@@ -7,13 +7,12 @@ use super::{Service, service::View, tabs};
 use crate::{
     api::{Api, Result, Who},
     page::{Page, form_token, nothing},
-    session::Session,
 };
 
 /// Revisions without traffic that it is offered to.
 const OTHERS: usize = 8;
 
-pub(super) async fn show(api: &Api, who: &Who, service: &Service, session: &Session) -> Result<Page> {
+pub(super) async fn show(api: &Api, who: &Who, service: &Service, mark: &str) -> Result<Page> {
     let (view, seen): (View, String) = api.get_tagged(&service.api("")).await?;
     let mut page = Page::new(service.title()).above(tabs(service, who, "/steer"));
     page.live = false;
@@ -23,7 +22,7 @@ pub(super) async fn show(api: &Api, who: &Who, service: &Service, session: &Sess
     let form = |action: &str, content: Markup| {
         html! {
             form method="post" action=(format!("/console/do/{action}")) {
-                (form_token(session))
+                (form_token(mark))
                 input type="hidden" name="back" value=(service.page("/steer"));
                 input type="hidden" name="namespace" value=(service.namespace);
                 input type="hidden" name="service" value=(service.name);

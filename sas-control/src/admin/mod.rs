@@ -30,6 +30,7 @@ mod settings;
 mod test_run;
 mod token;
 mod triggers;
+mod warm;
 mod watch;
 mod workflows;
 

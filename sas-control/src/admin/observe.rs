@@ -208,7 +208,13 @@ impl From<&StartTimings> for StartEntry {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LogsPage {
     lines: Vec<LogEntry>,
+    /// Lines of the revisions asked for that are no longer kept.
     dropped: u64,
+    /// Whether younger lines than the one of `after` are not among these: there were more than `tail`, or they came and went
+    /// since, and may have been what was asked for.
+    gap: bool,
+    /// The sequence of the youngest line that was looked at, whether it was asked for or not: for the next `after`.
+    last: u64,
 }
 
 /// A line.
@@ -232,7 +238,8 @@ struct LogEntry {
 
 impl From<LogPage> for LogsPage {
     fn from(page: LogPage) -> Self {
-        Self { lines: page.lines.into_iter().map(LogEntry::from).collect(), dropped: page.dropped }
+        let LogPage { lines, dropped, gap, last, .. } = page;
+        Self { lines: lines.into_iter().map(LogEntry::from).collect(), dropped, gap, last }
     }
 }
 

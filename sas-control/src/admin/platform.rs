@@ -10,6 +10,7 @@ use super::{
     Api, Named,
     extract::{Caller, Path, Sent},
     problem::Failure,
+    warm::{WarmView, warm},
 };
 use crate::{registry::RuntimeRegistry, stamp::rfc3339, view::MissingView};
 
@@ -55,9 +56,15 @@ pub(super) struct RecoveryPage {
 
 /// What the pool holds.
 #[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct PoolPage {
     totals: TotalsEntry,
     stems: Vec<StemEntry>,
+    /// Revisions that have instances, or that an instance is started for ahead of a call; those with most instances first,
+    /// at most 200.
+    warm: Vec<WarmView>,
+    /// How many there are in all.
+    warm_total: usize,
 }
 
 /// What the pool holds in all, and what it did ahead of demand. Counts are since the platform runs.
@@ -307,7 +314,8 @@ pub(super) async fn recovery(State(api): State<Api>) -> Json<RecoveryPage> {
     responses((status = 200, body = PoolPage, description = "The pool")))]
 pub(super) async fn pool(State(api): State<Api>) -> Json<PoolPage> {
     let stems = api.control.pool.stems().iter().map(StemEntry::from).collect();
-    Json(PoolPage { totals: api.control.pool.totals().into(), stems })
+    let (warm, warm_total) = warm(&api.control);
+    Json(PoolPage { totals: api.control.pool.totals().into(), stems, warm, warm_total })
 }
 
 /// Lists the quotas of tenants.
