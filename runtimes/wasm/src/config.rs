@@ -98,6 +98,8 @@ impl Default for WasmConfig {
 pub struct CompileLimits {
     /// Bytes of a module, component or text.
     pub code_bytes: usize,
+    /// Bytes of a text: it takes many times as many while it is assembled. More is deployed in its binary form.
+    pub text_bytes: usize,
     /// Bytes of one function's body: the time and memory of the compiler grow faster than its size.
     pub function_bytes: u32,
     /// Blocks inside of blocks of one function: the compiler's time grows with the square of it.
@@ -105,6 +107,9 @@ pub struct CompileLimits {
     /// The locals of one function times the bytes of its body: the compiler's time and memory grow with the product.
     /// A function of 20,000 locals and 1 MB takes it seconds and a gigabyte.
     pub function_weight: u64,
+    /// The same product, over all functions: many just below that bound would keep the compiler busy for minutes. The
+    /// largest engines of Python, JavaScript and Go have 2^26 to 2^28.
+    pub module_weight: u64,
     /// Functions, imports, exports, types and the like, each.
     pub entities: u32,
     /// Modules and components inside of a component, at any depth.
@@ -121,9 +126,11 @@ impl Default for CompileLimits {
     fn default() -> Self {
         Self {
             code_bytes: 64 << 20,
+            text_bytes: 4 << 20,
             function_bytes: 1 << 20,
             block_depth: 5_000,
             function_weight: 1 << 30,
+            module_weight: 1 << 31,
             entities: 100_000,
             nested: 256,
             time: Duration::from_secs(60),

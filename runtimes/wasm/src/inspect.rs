@@ -12,17 +12,24 @@ use crate::{
     preview1,
 };
 
-/// The binary form: text is assembled, everything else passes as it is.
-pub(crate) fn to_binary(name: &str, code: &[u8], limits: &CompileLimits) -> Result<Option<Vec<u8>>> {
+/// Whether it begins as the binary form does.
+pub(crate) fn is_binary(code: &[u8]) -> bool {
+    code.starts_with(b"\0asm")
+}
+
+/// Refuses by its size and its first bytes what is neither form.
+pub(crate) fn check_form(name: &str, code: &[u8], limits: &CompileLimits) -> Result<()> {
+    let over = |most: usize, field: &str| {
+        let size = code.len();
+        invalid(format!(
+            "source: {name} has {size} bytes: at most {most} are accepted (WasmConfig.compile.{field})"
+        ))
+    };
     if code.len() > limits.code_bytes {
-        return Err(invalid(format!(
-            "source: {name} has {} bytes: at most {} are accepted (WasmConfig.compile.code_bytes)",
-            code.len(),
-            limits.code_bytes
-        )));
+        return Err(over(limits.code_bytes, "code_bytes"));
     }
-    if code.starts_with(b"\0asm") {
-        return Ok(None);
+    if is_binary(code) {
+        return Ok(());
     }
     let start = code.iter().copied().find(|byte| !byte.is_ascii_whitespace());
     if !matches!(start, Some(b'(' | b';')) {
@@ -32,16 +39,24 @@ pub(crate) fn to_binary(name: &str, code: &[u8], limits: &CompileLimits) -> Resu
             looks_like(code)
         )));
     }
+    if code.len() > limits.text_bytes {
+        let refused = over(limits.text_bytes, "text_bytes");
+        return Err(invalid(format!("{}: deploy the binary form (wat2wasm)", refused.message)));
+    }
+    Ok(())
+}
+
+/// The binary form of a text. It takes many times the text's bytes of memory.
+pub(crate) fn assemble(name: &str, code: &[u8]) -> Result<Vec<u8>> {
     let text = std::str::from_utf8(code)
         .map_err(|error| invalid(format!("source: {name} looks like text but is not UTF-8: {error}")))?;
-    let binary = wat::parse_str(text).map_err(|error| {
+    wat::parse_str(text).map_err(|error| {
         // The parser's own words hold the line that is wrong. It may be anybody's file that was named here.
         let words = error.to_string();
         let place =
             words.split_once("--> <anon>:").and_then(|(_, rest)| rest.lines().next()).unwrap_or_default();
         invalid(format!("source: {name}: it is no text form of WebAssembly, at line:column {place}"))
-    })?;
-    Ok(Some(binary))
+    })
 }
 
 /// What a file is that is no code for us. Nothing of its content is told: it may be anybody's file.
@@ -72,6 +87,7 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
     let mut component = false;
     let mut frames = vec![Frame::default()];
     let mut nested = 0_u32;
+    let mut all_weight = 0_u64;
     let mut exports = Vec::new();
     let mut foreign = Vec::new();
     for payload in Parser::new(0).parse_all(binary) {
@@ -183,6 +199,15 @@ pub(crate) fn inspect(binary: &[u8], config: &WasmConfig) -> Result<Kind> {
                          {}, since the compiler's time and memory grow with it (WasmConfig.compile.function_weight)",
                         body.range().start,
                         limits.function_weight
+                    )));
+                }
+                all_weight = all_weight.saturating_add(weight);
+                if all_weight > limits.module_weight {
+                    return Err(invalid(format!(
+                        "source: the locals of its functions times their bytes come to more than {} by byte {}: the \
+                         compiler's time and memory grow with it (WasmConfig.compile.module_weight)",
+                        limits.module_weight,
+                        body.range().end
                     )));
                 }
                 if let Some(depth) = too_deep(body, limits.block_depth).map_err(broken)? {

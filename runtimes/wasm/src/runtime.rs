@@ -24,14 +24,14 @@ use crate::{
     config::WasmConfig,
     function::Function,
     host::{Host, MODULES_PER_SLOT},
-    inspect::{inspect, to_binary},
+    inspect::{assemble, check_form, inspect, is_binary},
     instance::WasmInstance,
     kind::{Kind, invalid},
     linkers::Linkers,
     options::Options,
     preview1::CgiProgram,
     program::Program,
-    slots::{FairSlots, RETRY_AFTER, Refusal, Who},
+    slots::{FairSlots, RETRY_AFTER, Refusal, SlotPermit, Who},
     sync::Lock,
 };
 
@@ -116,31 +116,25 @@ impl WasmRuntime {
         Ok(Self { host, linkers, cache, compiling, compiled: Lock::default() })
     }
 
-    /// The code of `kind`, from memory, from disk, or from the compiler.
-    async fn compiled(&self, kind: Kind, binary: Bytes, tenant: Who) -> Result<Arc<Compiled>> {
-        let config = &self.host.config.compile;
-        let deadline = Instant::now() + config.time;
-        let late = || {
-            let most = config.time;
-            Error::new(
-                ErrorKind::Timeout,
-                "prepare",
-                format!("not compiled within {most:?} (WasmConfig.compile.time)"),
-            )
-        };
+    /// The code of `kind`, from memory, from disk, or from the compiler. Who has a turn already brings it along.
+    async fn compiled(
+        &self,
+        kind: Kind,
+        binary: Bytes,
+        tenant: Who,
+        turn: Option<SlotPermit>,
+        deadline: Instant,
+    ) -> Result<Arc<Compiled>> {
         let digest: [u8; 32] = Sha256::digest(&binary).into();
         let engine = self.host.engine.clone();
         let key = Key::new(&engine, kind, &digest);
         if let Some(known) = self.known(&key) {
             return Ok(known);
         }
-        let turn = self.compiling.enter(tenant, 1, deadline).await.map_err(|refusal| match refusal {
-            Refusal::Deadline => late(),
-            Refusal::QueueFull => {
-                let message = format!("{COMPILES_WAITING} compilations wait already; try again later");
-                Error::new(ErrorKind::Exhausted, "prepare", message).with_retry(Retry::After(RETRY_AFTER))
-            }
-        })?;
+        let turn = match turn {
+            Some(turn) => turn,
+            None => self.turn(tenant, deadline).await?,
+        };
         // Somebody else may have compiled it meanwhile.
         if let Some(known) = self.known(&key) {
             return Ok(known);
@@ -163,7 +157,7 @@ impl WasmRuntime {
                     format!("the compiler failed: {error}"),
                 ));
             }
-            Err(_) => return Err(late()),
+            Err(_) => return Err(self.late()),
         };
         let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         let compiled = Arc::new(Compiled { code, digest: format!("sha256:{hex}") });
@@ -171,22 +165,45 @@ impl WasmRuntime {
         Ok(compiled)
     }
 
+    /// A turn of `tenant` at the compiler.
+    async fn turn(&self, tenant: Who, deadline: Instant) -> Result<SlotPermit> {
+        self.compiling.enter(tenant, 1, deadline).await.map_err(|refusal| match refusal {
+            Refusal::Deadline => self.late(),
+            Refusal::QueueFull => {
+                let message = format!("{COMPILES_WAITING} compilations wait already; try again later");
+                Error::new(ErrorKind::Exhausted, "prepare", message).with_retry(Retry::After(RETRY_AFTER))
+            }
+        })
+    }
+
+    fn late(&self) -> Error {
+        let most = self.host.config.compile.time;
+        let message = format!("not compiled within {most:?} (WasmConfig.compile.time)");
+        Error::new(ErrorKind::Timeout, "prepare", message)
+    }
+
     /// Reads, checks and compiles, when it is `tenant`'s turn.
     async fn made(&self, spec: &RevisionSpec, tenant: Who) -> Result<Artifact> {
+        let deadline = Instant::now() + self.host.config.compile.time;
         let options = Options::parse(spec, &self.host.config)?;
         let (source, command) = (spec.source.clone(), spec.command.clone());
         let host = Arc::clone(&self.host);
-        let reading = tokio::task::spawn_blocking(move || {
-            let limits = &host.config.compile;
-            let (name, code) = read(&source, &command, limits.code_bytes)?;
-            let binary = to_binary(&name, &code, limits)?.map_or(code, Bytes::from);
-            let kind = inspect(&binary, &host.config)?;
-            Ok::<_, Error>((kind, binary))
-        });
-        let (kind, binary) = reading.await.map_err(|error| {
-            Error::new(ErrorKind::Unexpected, "prepare", format!("reading failed: {error}"))
-        })??;
-        let compiled = self.compiled(kind, binary, tenant).await?;
+        let (name, code) = off_thread(move || {
+            let (name, code) = read(&source, &command, host.config.compile.code_bytes)?;
+            check_form(&name, &code, &host.config.compile)?;
+            Ok((name, code))
+        })
+        .await?;
+        // A text takes many times its bytes while it is assembled: that is part of what a turn is for.
+        let turn = if is_binary(&code) { None } else { Some(self.turn(tenant, deadline).await?) };
+        let host = Arc::clone(&self.host);
+        let (kind, binary, turn) = off_thread(move || {
+            // The turn is held until the reading is really done, whoever still waits for it.
+            let binary = if is_binary(&code) { code } else { assemble(&name, &code)?.into() };
+            Ok((inspect(&binary, &host.config)?, binary, turn))
+        })
+        .await?;
+        let compiled = self.compiled(kind, binary, tenant, turn, deadline).await?;
         let mut notes = vec![format!("kind: {}", kind.as_str())];
         if let Code::Component(component) = &compiled.code {
             let engine = &self.host.engine;
@@ -334,6 +351,13 @@ fn make(
     Ok(code)
 }
 
+/// Reads on a thread that may be kept busy.
+async fn off_thread<T: Send + 'static>(read: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|error| Error::new(ErrorKind::Unexpected, "prepare", format!("reading failed: {error}")))?
+}
+
 /// The bytes of the function and a name for them.
 fn read(source: &Source, command: &[String], most: usize) -> Result<(String, Bytes)> {
     match source {
@@ -450,4 +474,36 @@ fn start(request: &StartRequest) -> Result<Arc<dyn Instance>> {
         Error::new(ErrorKind::InvalidSpec, "start", "the artifact was not prepared by the wasm runtime")
     })?;
     Ok(Arc::new(WasmInstance::start(Arc::clone(&prepared.function), prepared.program.clone(), request)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::CompileLimits;
+
+    #[tokio::test]
+    async fn a_text_is_not_parsed_before_it_is_its_tenants_turn() {
+        let compile = CompileLimits { time: Duration::from_millis(100), ..CompileLimits::default() };
+        let config = WasmConfig { slots: 1, compile, ..WasmConfig::default() };
+        let runtime = WasmRuntime::new(config).unwrap();
+        let wrong = |name: &str, code: &'static [u8]| {
+            RevisionSpec::new("wasm", Source::Bytes { name: name.into(), bytes: Bytes::from_static(code) })
+        };
+        let text = wrong("wrong.wat", b"(module (func (unknown)))");
+        let held: Vec<_> = [1, 2].map(|n| runtime.compiling.try_enter(Some(TenantKey(n)), 1).unwrap()).into();
+        // Whoever had read it would say what is wrong with it.
+        let error = runtime.prepare_for(&text, TenantKey(3)).await.err().unwrap();
+        assert_eq!(error.kind, ErrorKind::Timeout, "{error}");
+        // A binary is checked in no more than its own bytes, and so is what is neither.
+        for other in [wrong("wrong.wasm", b"\0asm"), wrong("wrong.wat", b"#!/bin/sh")] {
+            let error = runtime.prepare_for(&other, TenantKey(3)).await.err().unwrap();
+            assert_eq!(error.kind, ErrorKind::InvalidSpec, "{error}");
+        }
+        drop(held);
+        let error = runtime.prepare_for(&text, TenantKey(3)).await.err().unwrap();
+        assert_eq!(error.kind, ErrorKind::InvalidSpec, "{error}");
+        assert!(runtime.compiling.try_enter(Some(TenantKey(3)), 1).is_some(), "the turn came back");
+    }
 }

@@ -53,27 +53,63 @@ async fn errors_never_quote_what_is_in_a_file() {
     }
 }
 
+/// A module of functions of so many locals, each of which reads one of them so often.
+fn heavy(functions: usize, locals: usize, reads: usize) -> Vec<u8> {
+    let mut body = vec![1];
+    body.extend(leb(locals));
+    body.push(0x7f);
+    body.extend([0x20, 0, 0x1a].repeat(reads));
+    body.push(0x0b);
+    let body = [leb(body.len()), body].concat();
+    let section = |id: u8, content: Vec<u8>| [vec![id], leb(content.len()), content].concat();
+    [
+        b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0".to_vec(),
+        section(3, [leb(functions), vec![0; functions]].concat()),
+        b"\x05\x03\x01\0\x01\x07\x13\x02\x06_start\0\0\x06memory\x02\0".to_vec(),
+        section(10, [leb(functions), body.repeat(functions)].concat()),
+    ]
+    .concat()
+}
+
 #[tokio::test]
 async fn a_function_of_many_locals_and_much_code_is_refused_before_the_compiler_sees_it() {
     let stage = Stage::small();
     // 20,000 locals and a megabyte took the compiler seconds and a gigabyte.
-    let mut body = vec![1];
-    body.extend(leb(20_000));
-    body.push(0x7f);
-    body.extend([0x20, 0, 0x1a].repeat(300_000));
-    body.push(0x0b);
-    let mut code = leb(body.len());
-    code.extend(&body);
-    code.insert(0, 1);
-    let mut module = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x05\x03\x01\0\x01".to_vec();
-    module.extend(b"\x07\x13\x02\x06_start\0\0\x06memory\x02\0");
-    module.push(10);
-    module.extend(leb(code.len()));
-    module.extend(code);
+    let module = heavy(1, 20_000, 300_000);
     let began = tokio::time::Instant::now();
     let error = stage.refusal(&bytes_spec("bomb.wasm", module)).await;
     assert!(error.contains("20000 locals") && error.contains("function_weight"), "{error}");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn many_functions_that_are_each_just_allowed_are_refused_together() {
+    let compile =
+        CompileLimits { function_weight: 4_000_000, module_weight: 8_000_000, ..CompileLimits::default() };
+    let stage = Stage::new(WasmConfig { slots: 4, compile, ..WasmConfig::default() });
+    // 1,000 locals times 3,005 bytes.
+    assert!(stage.runtime.prepare(&bytes_spec("two.wasm", heavy(2, 1_000, 1_000))).await.is_ok());
+    let error = stage.refusal(&bytes_spec("three.wasm", heavy(3, 1_000, 1_000))).await;
+    assert!(error.contains("more than 8000000") && error.contains("module_weight"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_with_two_modules_at_the_compiler_leaves_another_its_turn() {
+    let stage = Stage::shared(WasmConfig { slots: 16, ..WasmConfig::default() });
+    let mut busy = tokio::task::JoinSet::new();
+    // Almost what the bounds allow.
+    for reads in [340_000, 340_001] {
+        let (runtime, spec) = (Arc::clone(&stage.runtime), bytes_spec("busy.wasm", heavy(1, 1_050, reads)));
+        busy.spawn(async move { runtime.prepare_for(&spec, TenantKey(7)).await.map(drop) });
+    }
+    // Both are read, and one of them has its turn.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(busy.try_join_next().is_none(), "the compiler is busy with the first of them");
+    stage.runtime.prepare_for(&spec(HELLO), TenantKey(8)).await.unwrap();
+    assert!(busy.try_join_next().is_none(), "neither was waited for");
+    while let Some(done) = busy.join_next().await {
+        done.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]
@@ -241,8 +277,13 @@ async fn a_million_imports_are_refused_by_their_count() {
 
 #[tokio::test]
 async fn what_would_cost_the_compiler_out_of_proportion_never_reaches_it() {
-    let compile =
-        CompileLimits { code_bytes: 300_000, function_bytes: 10_000, nested: 8, ..CompileLimits::default() };
+    let compile = CompileLimits {
+        code_bytes: 300_000,
+        text_bytes: 100_000,
+        function_bytes: 10_000,
+        nested: 8,
+        ..CompileLimits::default()
+    };
     let stage = Stage::new(WasmConfig { slots: 4, compile, ..WasmConfig::default() });
     let big = format!(
         "(module (memory (export \"memory\") 1) (func (export \"_start\") {}))",
@@ -253,6 +294,12 @@ async fn what_would_cost_the_compiler_out_of_proportion_never_reaches_it() {
     let nested = format!("{}{}", "(component ".repeat(10), ")".repeat(10));
     let error = stage.refusal(&spec(nested)).await;
     assert!(error.contains("9 nested modules and components: at most 8"), "{error}");
+    let long = format!("(module {})", "(func)".repeat(20_000));
+    let error = stage.refusal(&spec(long)).await;
+    assert!(
+        error.contains("120009 bytes: at most 100000") && error.contains("compile.text_bytes"),
+        "{error}"
+    );
     let error = stage.refusal(&bytes_spec("large.wasm", vec![0; 300_001])).await;
     assert!(error.contains("300001 bytes: at most 300000"), "{error}");
 }
