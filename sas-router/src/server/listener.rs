@@ -128,6 +128,7 @@ fn listen(path: &Path) -> io::Result<(UnixListener, (u64, u64))> {
     };
     // Short, since the path of a socket may have some hundred bytes only.
     let closed = parent.join(format!(".sas{}", std::process::id()));
+    clear_left(&closed, name)?;
     std::fs::DirBuilder::new().mode(0o700).create(&closed)?;
     let bound = (|| {
         let inside = closed.join(name);
@@ -141,4 +142,50 @@ fn listen(path: &Path) -> io::Result<(UnixListener, (u64, u64))> {
     }
     std::fs::remove_dir(&closed)?;
     bound
+}
+
+/// Removes what a process of the same number left behind when it was killed in `listen`: process 1 of a container always
+/// has the same. Only a directory that is this user's own: in anybody else's the name could lead anywhere.
+#[cfg(unix)]
+fn clear_left(closed: &Path, name: &std::ffi::OsStr) -> io::Result<()> {
+    let own = |facts: std::fs::Metadata| {
+        facts.is_dir() && facts.uid() == rustix::process::geteuid().as_raw() && facts.mode() & 0o077 == 0
+    };
+    if !std::fs::symlink_metadata(closed).is_ok_and(own) {
+        return Ok(());
+    }
+    match std::fs::remove_file(closed.join(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::remove_dir(closed)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_killed_process_of_the_same_number_left_does_not_end_a_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let closed = dir.path().join(format!(".sas{}", std::process::id()));
+        // Killed before its socket was bound, and after.
+        for bound in [false, true] {
+            std::fs::DirBuilder::new().mode(0o700).create(&closed).unwrap();
+            if bound {
+                drop(UnixListener::bind(closed.join("admin.sock")).unwrap());
+            }
+            let (listener, _) = listen(&path).unwrap();
+            assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
+            assert!(!closed.exists());
+            drop(listener);
+        }
+        // Another's, by what others may do with it: nothing in it is touched.
+        std::fs::create_dir(&closed).unwrap();
+        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(closed.join("admin.sock"), "a file").unwrap();
+        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert!(closed.join("admin.sock").exists());
+    }
 }
