@@ -78,7 +78,12 @@ impl Access {
     ///
     /// `apart` says that instances are other users than the platform. Where they are not, whoever can open the socket may
     /// be an instance.
+    ///
+    /// # Errors
+    /// `InvalidSpec` where it was told in two ways, since one of them would count for nothing; and what the file of the
+    /// token says.
     pub(crate) fn keys(&mut self, state: Option<&Path>, listens: bool, apart: bool) -> Result<Keys> {
+        self.check_said_once()?;
         if let Some(authenticator) = self.authenticator.take() {
             return Ok(Keys { authenticator, tokens: None, _temporary: None });
         }
@@ -105,6 +110,24 @@ impl Access {
             }
             None => Ok(Keys { authenticator: Arc::new(Closed), tokens: None, _temporary: None }),
         }
+    }
+
+    fn check_said_once(&self) -> Result<()> {
+        let mut errors = SpecErrors::default();
+        if let (Some(path), Some(_)) = (&self.token_file, &self.token) {
+            let problem = "a token was given beside it (`PlatformBuilder::admin_token`, SAS_ADMIN_TOKEN), which would stay \
+                           valid whatever is written into the file: give one of the two";
+            errors.push("admin_token_file", path.display(), problem);
+        }
+        if self.authenticator.is_some() && (self.token.is_some() || self.token_file.is_some()) {
+            let problem =
+                "an authenticator was given beside it, which would never ask for it: give one of the two";
+            let file = self.token_file.as_ref().map(|path| path.display().to_string());
+            errors.push("admin_token", file.unwrap_or_else(|| "(given)".to_owned()), problem);
+        }
+        errors.into_result().map_err(|errors| {
+            Error::new(ErrorKind::InvalidSpec, "admin token", errors.to_string()).with_source(errors)
+        })
     }
 
     /// Refuses a listener that other machines reach in the clear, unless it was asked for in so many words.
@@ -190,6 +213,33 @@ mod tests {
             assert!(asked(elsewhere, true, false) && asked(elsewhere, false, true), "{elsewhere}");
         }
         assert!(Access::default().check_listener(None, false).is_ok());
+    }
+
+    #[test]
+    fn who_may_use_it_is_said_in_one_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let refused = |token: bool, with_file: bool, authenticator: bool| {
+            let mut access = Access {
+                token: token.then(|| "a-token-that-is-secret".to_owned()),
+                token_file: with_file.then(|| file.clone()),
+                authenticator: authenticator.then(|| Arc::new(Closed) as _),
+                ..Access::default()
+            };
+            access.keys(None, true, true).err().map(|error| error.to_string())
+        };
+        for (token, with_file, authenticator) in
+            [(true, false, false), (false, true, false), (false, false, true)]
+        {
+            assert_eq!(refused(token, with_file, authenticator), None);
+        }
+        let both = refused(true, true, false).unwrap();
+        assert!(both.contains("admin_token_file") && both.contains(&file.display().to_string()), "{both}");
+        assert!(both.contains("SAS_ADMIN_TOKEN") && !both.contains("secret"), "{both}");
+        for (token, with_file) in [(true, false), (false, true)] {
+            let error = refused(token, with_file, true).unwrap();
+            assert!(error.contains("admin_token") && !error.contains("secret"), "{error}");
+        }
     }
 
     #[test]

@@ -871,7 +871,8 @@ impl PlatformBuilder {
     /// The bearer token of the admin API. Without one, it is made once and kept in the state directory as
     /// `admin-token` with mode 0600; without a state directory, it is made for a listener at each start, in a temporary
     /// file that [`Platform::admin_token_file`] names; without a listener, nobody is let in. It can be changed while the
-    /// platform runs: by writing its file, or by [`Platform::replace_admin_token`].
+    /// platform runs: by writing its file, or by [`Platform::replace_admin_token`]. Beside a file or an authenticator it is
+    /// refused when the platform is built.
     #[must_use]
     pub fn admin_token(mut self, token: impl Into<String>) -> Self {
         self.access.token = Some(token.into());
