@@ -61,24 +61,11 @@ fn parse(change: &str) -> Result<(String, Option<Value>), Failed> {
         ))
     };
     let (field, amount) = change.split_once('=').ok_or_else(wrong)?;
-    let units = [
-        ("Ki", 1_u64 << 10),
-        ("Mi", 1 << 20),
-        ("Gi", 1 << 30),
-        ("Ti", 1 << 40),
-        ("K", 1_000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-    ];
-    for (unit, times) in units {
-        if let Some(number) = amount.strip_suffix(unit) {
-            let number: u64 = number.parse().map_err(|_| wrong())?;
-            return Ok((field.to_owned(), Some(json!(number.checked_mul(times).ok_or_else(wrong)?))));
-        }
-    }
-    let number = match amount.parse::<u64>() {
-        Ok(whole) => json!(whole),
-        Err(_) => json!(amount.parse::<f64>().ok().filter(|number| number.is_finite()).ok_or_else(wrong)?),
+    // A plain number may be a rate, such as 0.5: only an amount with a unit is rounded to whole ones.
+    let number = match (amount.parse::<u64>(), amount.parse::<f64>()) {
+        (Ok(whole), _) => json!(whole),
+        (_, Ok(number)) => json!(Some(number).filter(|number| number.is_finite()).ok_or_else(wrong)?),
+        _ => json!(sas::knative::parse_quantity(amount, 1).ok_or_else(wrong)?),
     };
     Ok((field.to_owned(), Some(number)))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sas_core::SpecErrors;
+use sas_core::{SpecErrors, parse_duration};
 
 use crate::{
     AutoscalerConfig,
@@ -94,7 +94,7 @@ impl Check<'_> {
 
     fn span(&mut self, keys: &[&'static str], least: i64, most: i64, whole_seconds: bool) {
         if let Some((key, text)) = get(self.annotations, keys) {
-            match go::parse_duration(text) {
+            match parse_duration(text) {
                 Ok(nanos) if nanos < least || nanos > most => {
                     let (least, most) = (format_duration(least), format_duration(most));
                     self.errors.push(key, text, format!("{least} to {most}"));

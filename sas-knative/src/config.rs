@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use sas_core::SpecErrors;
+use sas_core::{SpecErrors, parse_duration};
 
-use crate::go::{self, ParseError, format_duration};
+use crate::go::{self, format_duration};
 
 /// Knative's cluster-wide autoscaling configuration, with its defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -239,11 +239,11 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn parse<T>(
+    fn parse<T, E: std::fmt::Display>(
         &mut self,
         key: &str,
         what: &str,
-        parse: impl FnOnce(&str) -> Result<T, ParseError>,
+        parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
         let text = self.data.get(key)?;
         parse(text).map_err(|error| self.errors.push(key, text, format!("{what} ({error})"))).ok()
@@ -262,7 +262,7 @@ impl Reader<'_> {
     }
 
     fn span(&mut self, key: &str, least: i64, most: i64, whole_seconds: bool) -> Option<Duration> {
-        let nanos = self.parse(key, "a duration such as 60s", go::parse_duration)?;
+        let nanos = self.parse(key, "a duration such as 60s", parse_duration)?;
         if nanos < least || nanos > most {
             let range = if most == i64::MAX {
                 format!("at least {}", format_duration(least))

@@ -1,4 +1,4 @@
-//! The names of all annotations that are read, in one place.
+//! The names of all annotations and labels that are read or written, in one place.
 //!
 //! Knative's are lists: each name is followed by its older alias where there is one, and the first that is present
 //! counts. Those of this platform begin with [`own::PREFIX`].
@@ -62,6 +62,14 @@ pub const HPA_CLASS: &str = "hpa.autoscaling.knative.dev";
 
 /// How long traffic takes to move to a new revision; on the service.
 pub const ROLLOUT_DURATION: &str = "serving.knative.dev/rollout-duration";
+/// Keeps a revision although nothing of it is used; on the template.
+pub const NO_GC: &str = "serving.knative.dev/no-gc";
+/// The label of a revision that names its service.
+pub const SERVICE_LABEL: &str = "serving.knative.dev/service";
+/// The label of a revision that names its configuration, which has the service's name.
+pub const CONFIGURATION_LABEL: &str = "serving.knative.dev/configuration";
+/// The label of a revision that says of which generation of its configuration it is.
+pub const CONFIGURATION_GENERATION_LABEL: &str = "serving.knative.dev/configurationGeneration";
 /// Labels that make a service answer only at its internal host.
 pub const VISIBILITY: [&str; 2] = ["networking.knative.dev/visibility", "serving.knative.dev/visibility"];
 
@@ -70,6 +78,8 @@ pub mod own {
     /// What all of them begin with.
     pub const PREFIX: &str = "sas.dev/";
 
+    /// The label that names the app which a service belongs to.
+    pub const APP: &str = "sas.dev/app";
     /// Where the code is: a path or a `file:` URL.
     pub const PACKAGE: &str = "sas.dev/package";
     /// A function that the host registered.

@@ -14,11 +14,11 @@
 //!     ("autoscaling.knative.dev/target".to_owned(), "10".to_owned()),
 //!     ("autoscaling.knative.dev/window".to_owned(), "30s".to_owned()),
 //! ]);
-//! let spec = scaling_from_annotations(&annotations, 0, &AutoscalerConfig::default(), Fidelity::Mended, None)?;
+//! let spec = scaling_from_annotations(&annotations, 0, &AutoscalerConfig::default(), Fidelity::Corrected, None)?;
 //! assert_eq!((spec.target, spec.utilization), (10.0, 0.7));
 //!
 //! let wrong = BTreeMap::from([("autoscaling.knative.dev/window".to_owned(), "soon".to_owned())]);
-//! let errors = scaling_from_annotations(&wrong, 0, &AutoscalerConfig::default(), Fidelity::Mended, None).unwrap_err();
+//! let errors = scaling_from_annotations(&wrong, 0, &AutoscalerConfig::default(), Fidelity::Corrected, None).unwrap_err();
 //! assert_eq!(errors.0[0].field, "autoscaling.knative.dev/window");
 //! # Ok::<(), sas_core::SpecErrors>(())
 //! ```
@@ -35,8 +35,9 @@ mod resolve;
 
 pub use annotations::validate_annotations;
 pub use config::AutoscalerConfig;
-pub use go::{ParseError, format_duration, parse_bool, parse_duration, parse_float, parse_int};
+pub use go::{ParseError, format_duration, parse_bool, parse_float, parse_int};
 pub use keys::{HPA_CLASS, KPA_CLASS, TAG_HEADER};
+pub use quantity::parse_quantity;
 pub use resolve::{Reachability, Resolved, resolve, scaling_from_annotations};
 
 pub use sas_core::Fidelity;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sas_core::{ScalingSpec, SpecErrors};
+use sas_core::{ScalingSpec, SpecErrors, parse_duration};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
@@ -193,7 +193,7 @@ fn json<T: DeserializeOwned>(
 }
 
 fn span(field: &str, text: &str, errors: &mut SpecErrors) -> Option<Duration> {
-    match go::parse_duration(text).map(u64::try_from) {
+    match parse_duration(text).map(u64::try_from) {
         Ok(Ok(nanos)) => Some(Duration::from_nanos(nanos)),
         Ok(Err(_)) => {
             errors.push(field, text, "not negative");

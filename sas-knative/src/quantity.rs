@@ -1,9 +1,15 @@
 //! Kubernetes quantities: `250m`, `1.5`, `2e3`, `64Mi`, `1G`.
 
-/// A quantity as a whole number of `unit`s, where `unit` is 1000 for thousandths and 1 for whole ones; rounded up, as
-/// Kubernetes does. `None` when it is malformed, negative or too large.
-#[cfg(feature = "manifest")]
-pub(crate) fn whole(text: &str, unit: u128) -> Option<u64> {
+/// A quantity as Kubernetes writes it, as a whole number of `unit`s: 1 for whole ones such as bytes, 1000 for
+/// thousandths; rounded up, as Kubernetes does. `None` when it is malformed, negative or too large.
+///
+/// ```
+/// use sas_knative::parse_quantity;
+/// assert_eq!(parse_quantity("64Mi", 1), Some(64 << 20));
+/// assert_eq!(parse_quantity("250m", 1000), Some(250));
+/// assert_eq!(parse_quantity("64 MB", 1), None);
+/// ```
+pub fn parse_quantity(text: &str, unit: u128) -> Option<u64> {
     let (numerator, denominator) = ratio(text)?;
     u64::try_from(numerator.checked_mul(unit)?.div_ceil(denominator)).ok()
 }
@@ -66,7 +72,7 @@ fn ratio(text: &str) -> Option<(u128, u128)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse, whole};
+    use super::{parse, parse_quantity};
 
     #[test]
     fn quantities_are_read_as_kubernetes_reads_them() {
@@ -96,7 +102,7 @@ mod tests {
             ("1.2.3", 1, None),
             ("99999999999999999999999999999999999999999999", 1, None),
         ] {
-            assert_eq!(whole(text, unit), expected, "{text}");
+            assert_eq!(parse_quantity(text, unit), expected, "{text}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sas_core::{Aggregation, Metric, Scalers, ScalingSpec, SpecErrors};
+use sas_core::{Aggregation, Metric, Scalers, ScalingSpec, SpecErrors, parse_duration};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -109,7 +109,7 @@ pub fn resolve(
 ) -> Resolved {
     let float = |keys| get(annotations, keys).and_then(|(_, text)| go::parse_float(text).ok());
     let int = |keys| get(annotations, keys).and_then(|(_, text)| go::parse_int32(text).ok());
-    let span = |keys| get(annotations, keys).and_then(|(_, text)| go::parse_duration(text).ok());
+    let span = |keys| get(annotations, keys).and_then(|(_, text)| parse_duration(text).ok());
 
     let class =
         get(annotations, keys::CLASS).map_or(config.pod_autoscaler_class.as_str(), |(_, class)| class);
@@ -194,7 +194,7 @@ fn panic_window(stable_ns: i64, percentage: f64) -> i64 {
 
 /// The scaling of a revision as its annotations, Knative's and `sas.dev/`, ask for it.
 ///
-/// `container_concurrency` is the revision's hard limit of requests at once, 0 for none. [`Fidelity::Mended`] allows
+/// `container_concurrency` is the revision's hard limit of requests at once, 0 for none. [`Fidelity::Corrected`] allows
 /// windows from one second where Knative starts at six. With `scalers`, those of the platform, the scaler must be one of
 /// them and is asked about its options; without, only what all scalers share is checked here. Docs of the `sas.dev/` annotations are in
 /// `docs/scaling.md`.
@@ -210,7 +210,7 @@ pub fn scaling_from_annotations(
 ) -> Result<ScalingSpec, SpecErrors> {
     let mut errors = SpecErrors::default();
     if let Err(mut found) = validate_annotations(annotations, defaults) {
-        if fidelity == Fidelity::Mended {
+        if fidelity == Fidelity::Corrected {
             found.0.retain(|error| !is_short_window(error.field.as_str(), &error.value));
         }
         errors.0.append(&mut found.0);
@@ -241,7 +241,7 @@ pub fn scaling_from_annotations(
     spec.activation_timeout = span(resolved.activation_timeout_ns());
     spec.aggregation = resolved.aggregation();
     if let Some((key, text)) = get(annotations, keys::PROGRESS_DEADLINE) {
-        match go::parse_duration(text) {
+        match parse_duration(text) {
             Ok(nanos) if nanos >= 1_000_000_000 => {}
             Ok(_) => errors.push(key, text, "at least 1s"),
             Err(error) => errors.push(key, text, format!("a duration such as 600s ({error})")),
@@ -305,7 +305,7 @@ fn class(resolved: &Resolved, spec: &mut ScalingSpec, errors: &mut SpecErrors) {
 /// Whether Knative's only objection is a window below six seconds, which the default fidelity allows.
 fn is_short_window(field: &str, value: &str) -> bool {
     field == keys::WINDOW[0]
-        && go::parse_duration(value)
+        && parse_duration(value)
             .is_ok_and(|nanos| (1_000_000_000..6_000_000_000).contains(&nanos) && nanos % 1_000_000_000 == 0)
 }
 
@@ -327,7 +327,7 @@ mod tests {
                 text.iter().map(|text| (keys::PROGRESS_DEADLINE[0].to_owned(), (*text).to_owned())).collect();
             let resolved = resolve(&annotations, 0, Reachability::Unknown, &config);
             assert_eq!(resolved.activation_timeout_ns(), seconds * 1_000_000_000, "{text:?}");
-            let spec = scaling_from_annotations(&annotations, 0, &config, Fidelity::Mended, None);
+            let spec = scaling_from_annotations(&annotations, 0, &config, Fidelity::Corrected, None);
             match spec {
                 Ok(spec) => assert_eq!(spec.activation_timeout, Duration::from_secs(seconds as u64)),
                 Err(errors) => {

@@ -2,7 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use sas_core::{RevisionSpec, SpecErrors};
+use sas_core::{RevisionSpec, SpecErrors, parse_duration};
+use sas_knative::parse_quantity;
 
 use crate::{
     config::{CallLimits, PAGE, WasmConfig},
@@ -127,7 +128,7 @@ impl Options {
                     RESPONSE_LIMIT => (&mut self.limits.response_bytes, ceiling.response_bytes),
                     _ => (&mut self.limits.log_bytes, ceiling.log_bytes),
                 };
-                match bytes(value) {
+                match parse_quantity(value, 1) {
                     Some(bytes) if bytes <= most => *limit = bytes,
                     Some(_) => errors.push(field, value, format!("at most {most} bytes")),
                     None => errors.push(field, value, "bytes, such as 65536 or 64Ki"),
@@ -228,38 +229,9 @@ fn directory(text: &str, config: &WasmConfig) -> Result<Directory, String> {
     Ok(Directory { guest: guest.to_owned(), host, writable })
 }
 
-/// Reads `250ms`, `2s`, `5m` or `1h`.
+/// A duration that is not negative.
 fn duration(text: &str) -> Option<Duration> {
-    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-    let (number, unit) = text.split_at(at);
-    let number: f64 = number.parse().ok()?;
-    let seconds = number
-        * match unit {
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3_600.0,
-            _ => return None,
-        };
-    Duration::try_from_secs_f64(seconds).ok()
-}
-
-/// Reads a number of bytes with an optional unit of Kubernetes' quantities.
-fn bytes(text: &str) -> Option<u64> {
-    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(at);
-    let unit: u64 = match unit {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(unit)
+    parse_duration(text).ok().and_then(|nanos| u64::try_from(nanos).ok()).map(Duration::from_nanos)
 }
 
 #[cfg(test)]

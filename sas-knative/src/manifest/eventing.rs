@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sas_core::{BrokerIngress, BrokerSpec, SpecErrors, TriggerSpec};
+use sas_core::{BrokerIngress, BrokerSpec, SpecErrors, TriggerSpec, parse_duration};
 use serde_json::{Map, Value};
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     service::Metadata,
     tree::{Fields, Node, join},
 };
-use crate::{format_duration, keys::own, parse_duration};
+use crate::{format_duration, keys::own};
 
 /// The annotations of a broker and a channel, without what they begin with.
 const RETENTION: &str = "retention";

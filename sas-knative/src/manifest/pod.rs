@@ -11,7 +11,7 @@ use sas_core::{
 };
 
 use super::tree::{Fields, Node, join};
-use crate::quantity;
+use crate::parse_quantity;
 
 /// The port that Knative assumes when a container names none.
 pub(super) const DEFAULT_PORT: u16 = 8080;
@@ -699,7 +699,7 @@ fn amount(fields: &mut Fields<'_>, name: &'static str, unit: u128, errors: &mut 
             return None;
         }
     };
-    let amount = quantity::whole(text.trim(), unit);
+    let amount = parse_quantity(text.trim(), unit);
     if amount.is_none() {
         errors.push(path, text, "must be a quantity such as 250m, 0.5, 64Mi or 1G");
     }

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sas_core::{RouteMatch, SpecErrors};
+use sas_core::{RouteMatch, SpecErrors, parse_duration};
 use serde::{Deserialize, Serialize};
 
 use super::conditions::{check_conditions, matches};
-use crate::{keys::own, parse_duration};
+use crate::keys::own;
 
 /// Most faults of one service.
 const MOST_FAULTS: usize = 32;

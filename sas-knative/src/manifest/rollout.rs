@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use sas_core::{RolloutKind, RolloutPlan, SpecErrors, Surge};
+use sas_core::{RolloutKind, RolloutPlan, SpecErrors, Surge, parse_duration};
 
-use crate::{keys::own, parse_duration};
+use crate::keys::own;
 
 /// Requests that a step waits for where latencies are compared and nothing else was said: fewer tell little about them.
 const FOR_LATENCIES: u64 = 200;

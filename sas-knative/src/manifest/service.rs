@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use sas_core::{
     Affinity, Companion, ContainerSpec, Principal, Quota, RevisionSpec, RolloutPlan, SecurityContext, Source,
-    SpecErrors,
+    SpecErrors, parse_duration,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     keys::{self, own},
-    parse_duration, scaling_from_annotations,
+    scaling_from_annotations,
 };
 
 /// Knative's default limit of `containerConcurrency`.
@@ -107,7 +107,7 @@ impl ServiceManifest {
         }
     }
 
-    /// The field of the document from which a field of [`RevisionSpec::container`] or a probe was
+    /// The field of the document from which the code, a field of [`RevisionSpec::container`] or a probe was
     /// read, such as `spec.template.spec.volumes[0]` for `container.volumes[0]`. Other fields as they are.
     #[must_use]
     pub fn field_of(&self, field: &str) -> String {
@@ -128,6 +128,12 @@ impl ServiceManifest {
             }
             "resources.memory_request_bytes" => {
                 return format!("{POD}.containers[{}].resources.requests.memory", self.serving);
+            }
+            "source" if self.template_annotations.contains_key(own::PACKAGE) => {
+                return format!("spec.template.metadata.annotations[{}]", own::PACKAGE);
+            }
+            "source" if self.annotations.contains_key(own::PACKAGE) => {
+                return format!("metadata.annotations[{}]", own::PACKAGE);
             }
             "scaling.min" => {
                 return format!("spec.template.metadata.annotations[{}]", keys::MIN_SCALE[0]);

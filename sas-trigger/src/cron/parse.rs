@@ -73,7 +73,7 @@ pub(super) fn every(text: &str) -> Result<Option<Duration>, CronError> {
         return Ok(None);
     };
     let span = span.trim();
-    let period = sas_knative::parse_duration(span).ok().and_then(|nanos| u64::try_from(nanos).ok());
+    let period = sas_core::parse_duration(span).ok().and_then(|nanos| u64::try_from(nanos).ok());
     match period.map(Duration::from_nanos) {
         Some(period) if period >= Duration::from_secs(1) => Ok(Some(Duration::from_secs(period.as_secs()))),
         _ => Err(CronError::new(
