@@ -1,7 +1,7 @@
 //! What runs, in the shapes of Knative's API: `Service`, `Configuration`, `Route`, `Revision` and `DomainMapping`.
 
 use sas_core::{EnvValue, Protocol, RevisionSpec, Source};
-use sas_knative::manifest::TrafficTarget;
+use sas_knative::{keys, manifest::TrafficTarget};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -254,7 +254,7 @@ impl Control {
     /// Metadata of what belongs to a service.
     fn owned(&self, record: &ServiceRecord) -> Value {
         let mut metadata = self.metadata(record);
-        metadata["labels"]["serving.knative.dev/service"] = record.name.as_str().into();
+        metadata["labels"][keys::SERVICE_LABEL] = record.name.as_str().into();
         metadata["ownerReferences"] = owner("Service", &record.name);
         metadata
     }
@@ -270,10 +270,9 @@ impl Control {
             "creationTimestamp": view.created_at,
             "generation": 1,
         }));
-        metadata["labels"]["serving.knative.dev/service"] = record.name.as_str().into();
-        metadata["labels"]["serving.knative.dev/configuration"] = record.name.as_str().into();
-        metadata["labels"]["serving.knative.dev/configurationGeneration"] =
-            revision.generation.to_string().into();
+        metadata["labels"][keys::SERVICE_LABEL] = record.name.as_str().into();
+        metadata["labels"][keys::CONFIGURATION_LABEL] = record.name.as_str().into();
+        metadata["labels"][keys::CONFIGURATION_GENERATION_LABEL] = revision.generation.to_string().into();
         metadata["ownerReferences"] = owner("Configuration", &record.name);
         let (actual, desired) =
             view.instances.map_or((None, None), |instances| (Some(instances.ready), Some(instances.desired)));

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use sas_core::Result;
+use sas_knative::keys::own;
 
 use crate::invalid::invalid;
 
 /// The label that names the app which a service belongs to: a group of services of one namespace.
-pub const APP_LABEL: &str = "sas.dev/app";
+pub const APP_LABEL: &str = own::APP;
 
 /// Selects by labels, as Kubernetes does: `app=shop,tier!=web,env in (test, live),zone notin (a),canary,!old`. All parts
 /// must hold; one without parts selects everything.

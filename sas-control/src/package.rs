@@ -314,7 +314,7 @@ fn file_name(path: &Path) -> Result<String> {
 
 fn refused(path: &Path, problem: impl Into<String>) -> Error {
     let mut errors = SpecErrors::default();
-    errors.push("sas.dev/package", path.display(), problem);
+    errors.push("source", path.display(), problem);
     Error::new(ErrorKind::InvalidSpec, "package", errors.to_string()).with_source(errors)
 }
 

@@ -10,10 +10,9 @@ use sas_core::{
     Fault, HostPattern, Mirror, Quota, RevisionKey, RouteAction, RouteChange, RouteRule, Split, Timestamp,
 };
 
-use crate::record::{RevisionRecord, RevisionState, ServiceRecord, Share};
+use sas_knative::keys::NO_GC;
 
-/// Knative's annotation of a template whose revision is never collected.
-const NO_GC: &str = "serving.knative.dev/no-gc";
+use crate::record::{RevisionRecord, RevisionState, ServiceRecord, Share};
 
 /// What runs of one service.
 #[derive(Clone, Debug, Default)]
@@ -174,7 +173,7 @@ impl std::str::FromStr for GcLimits {
             let time = || match value {
                 "disabled" => Some(None),
                 _ => {
-                    let nanos = sas_knative::parse_duration(value).ok()?;
+                    let nanos = sas_core::parse_duration(value).ok()?;
                     Some(Some(Duration::from_nanos(u64::try_from(nanos).ok()?)))
                 }
             };

@@ -70,7 +70,8 @@ impl PackageRoots {
                     let problem = "is not in a directory from which packages that are named over the network may come; \
                                    name it as a package root of the platform (`package_roots`, --package-root), or \
                                    deploy from the host";
-                    return Err(invalid("deploy", "sas.dev/package", path.display(), problem));
+                    let value = path.display().to_string();
+                    return Err(invalid("deploy", service.field_of("source"), value, problem));
                 }
             }
         }

@@ -35,6 +35,9 @@ impl Blob {
 /// Where the code of revisions is kept, by digest: a directory of this host, or a place that several hosts share and
 /// from which each brings what it runs to itself, once.
 ///
+/// The control plane puts and gets packages as services are deployed and brought back. It is given to the builder's `packages`;
+/// `examples/custom_parts.rs` wraps a directory.
+///
 /// What is stored never changes and has nothing of the user's machine in it: no set-user-id, no link out of the package,
 /// no device. The same content has the same digest wherever it came from.
 ///
@@ -48,7 +51,7 @@ pub trait BlobStore: fmt::Debug + Send + Sync + 'static {
     /// Takes a checked copy of a file or directory of this host, or of bytes. What is there already is not written again.
     ///
     /// `InvalidSpec` for what is no package (missing, too large, a device, a link out of it), with the field
-    /// `sas.dev/package`; never with content of a file. `Unsupported` for other sources.
+    /// `source`; never with content of a file. `Unsupported` for other sources.
     async fn put(&self, source: &Source) -> Result<Blob>;
 
     /// Where the package is on this host, brought here if need be; `None` when there is none of that digest, also when

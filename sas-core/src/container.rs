@@ -9,7 +9,7 @@ use crate::{EnvValue, Probe, Resources};
 /// What a revision asks of a container beyond its image ([`crate::Source::Image`]), its command, arguments,
 /// environment and resources, which every runtime understands.
 ///
-/// Manifests and hosts fill it in; a container runtime reads it. Runtimes that can't honour a field refuse the revision
+/// Whoever declares the revision fills it in; a container runtime reads it. Runtimes that can't honour a field refuse the revision
 /// in [`crate::Runtime::accepts`], where [`crate::RevisionSpec::container_fields`] names each one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

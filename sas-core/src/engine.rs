@@ -20,11 +20,11 @@ pub struct DataPlane {
     pub router: Arc<dyn Router>,
     /// Who calls, for test runs and triggers.
     pub invoker: Arc<dyn Invoker>,
-    /// Who holds requests to quotas; `None`: nobody does, and manifests with quotas are refused.
+    /// Who holds requests to quotas; `None`: nobody does, and services with quotas are refused.
     pub quotas: Option<Arc<dyn Quotas>>,
     /// Who counts answers; `None`: nobody does, and roll-outs that look at errors are refused.
     pub answers: Option<Arc<dyn AnswerCounter>>,
-    /// Who copies requests and makes faults; `None`: nobody does, and manifests with mirrors or faults are refused.
+    /// Who copies requests and makes faults; `None`: nobody does, and services with mirrors or faults are refused.
     pub rehearsals: Option<Arc<dyn Rehearsals>>,
 }
 
@@ -200,6 +200,8 @@ impl Engine {
 }
 
 /// Makes engines, and ends them: the host's, since a control plane knows neither pools nor what drives them.
+///
+/// `sas_control::Engines` calls it. The facade has one, and a host that composes without the facade brings its own.
 ///
 /// # Contract
 /// - Each engine has a pool of its own. Keys of its revisions and ids of its instances are of the place of the key that it

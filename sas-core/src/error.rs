@@ -117,8 +117,8 @@ impl Error {
         self
     }
 
-    /// The mistakes with their fields, where it is about a configuration: of whatever was given, so that a manifest's
-    /// errors name fields of the manifest, and those of a value of this library its fields.
+    /// The mistakes with their fields, where it is about a configuration: of whatever was given, so that the errors
+    /// of a document name fields of the document, and those of a value of this library its fields.
     ///
     /// ```
     /// use sas_core::{Error, SpecErrors};

@@ -148,7 +148,7 @@ pub struct RevisionName {
 }
 
 impl RevisionName {
-    /// A name of three DNS labels. Labels longer than 63 bytes are refused by the manifests, not here.
+    /// A name of three DNS labels. Labels longer than 63 bytes are refused where a service is declared, not here.
     ///
     /// # Panics
     /// When namespace and service together are longer than 65,533 bytes.

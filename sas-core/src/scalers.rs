@@ -6,7 +6,7 @@ use crate::{Scaler, ScalingSpec, SpecErrors};
 
 /// The scalers that a platform has, found by their names. Cheap to clone.
 ///
-/// Who takes specs in (manifests, a control plane) asks [`Scalers::validate`], so that a spec that nobody could serve
+/// Who takes specs in asks [`Scalers::validate`], so that a spec that nobody could serve
 /// is refused before it is stored; the driver ticks the same ones.
 #[derive(Clone, Debug)]
 pub struct Scalers(Arc<[Arc<dyn Scaler>]>);

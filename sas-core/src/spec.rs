@@ -74,7 +74,7 @@ pub struct RevisionSpec {
     /// How many instances, and why.
     #[serde(default)]
     pub scaling: ScalingSpec,
-    /// Options of the runtime, which validates them in `prepare`. Keys are annotation names such as
+    /// Options of the runtime, which validates them in `prepare`. Keys begin with a domain of whoever named them, such as
     /// `sas.dev/wasm-reuse`.
     #[serde(default)]
     pub options: BTreeMap<String, String>,

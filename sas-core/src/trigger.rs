@@ -75,7 +75,7 @@ impl TriggerSecrets {
             let missing = if self.source.is_none() {
                 "this platform has no source of secrets: give its builder one by `secrets`"
             } else {
-                "a trigger without a tenant has no secrets: declare it by a manifest or the control plane"
+                "a trigger without a tenant has no secrets: let a control plane declare it, which knows whose it is"
             };
             return Err(Error::new(ErrorKind::Unsupported, "secret", format!("{reference}: {missing}")));
         };
@@ -99,6 +99,9 @@ impl TriggerSecrets {
 }
 
 /// Where events come from: a timer, a queue, a topic.
+///
+/// The trigger host runs it. It is given to the builder's `trigger_kind`, or to `Platform::triggers`; `examples/custom_trigger.rs`
+/// has one.
 ///
 /// # Contract
 /// - Takes a slot from [`EventSink::ready`] before it pulls from upstream, so that back-pressure reaches it.

@@ -407,9 +407,8 @@ async fn no_package(subject: &Subject) -> Verdict {
         };
         let said = error.chain();
         ensure!(error.kind == ErrorKind::InvalidSpec, "{what} is refused with {:?}: {said}", error.kind);
-        let named =
-            error.fields().is_some_and(|fields| fields.0.iter().any(|one| one.field == "sas.dev/package"));
-        ensure!(named, "{what} is refused without the field sas.dev/package: {said}");
+        let named = error.fields().is_some_and(|fields| fields.0.iter().any(|one| one.field == "source"));
+        ensure!(named, "{what} is refused without the field source: {said}");
         ensure!(!said.contains(SECRET), "{what} is refused with content of a file: {said}");
         let left = ok("list", store.list().await)?;
         ensure!(left.is_empty(), "{what} was refused and left {left:?}");

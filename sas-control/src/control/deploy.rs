@@ -14,6 +14,7 @@ use crate::roots::PackageRoots;
 use sas_core::{
     BlobStore as _, Error, ErrorKind, Principal, Result, RevisionSpec, Source, SpecErrors, TenantKey,
 };
+use sas_knative::keys::own;
 use sas_knative::manifest::{Manifest, ServiceManifest, TrafficTarget, parse};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -161,14 +162,14 @@ impl Control {
         self.check_data_plane(manifest.quota.is_some(), manifest.plan.is_some())?;
         let annotation = |name: &str| format!("metadata.annotations[{name}]");
         self.check_rehearsal(
-            (manifest.mirror.as_ref(), &annotation("sas.dev/mirror")),
-            (&manifest.faults, &annotation("sas.dev/faults")),
+            (manifest.mirror.as_ref(), &annotation(own::MIRROR)),
+            (&manifest.faults, &annotation(own::FAULTS)),
         )?;
         let pinning = self.pins.pinning().await;
         let (mut spec, package, package_bytes) = self
             .pin(&manifest.spec, &running.runtimes, tenant)
             .await
-            .map_err(|error| at_annotation(error, &manifest))?;
+            .map_err(|error| in_manifest_terms(error, &manifest))?;
         if let Some(package) = &package
             && self.hosts.is_none()
         {
@@ -303,8 +304,8 @@ impl Control {
         spec: &RevisionSpec,
         package: Option<&str>,
     ) -> Result<()> {
-        const PACKAGE: &str = "sas.dev/package";
-        let named = manifest.template_annotations.get(PACKAGE).or_else(|| manifest.annotations.get(PACKAGE));
+        let named = manifest.template_annotations.get(own::PACKAGE);
+        let named = named.or_else(|| manifest.annotations.get(own::PACKAGE));
         let request = AdmissionRequest {
             principal: manifest.author.as_ref(),
             namespace: &manifest.namespace,
@@ -348,7 +349,7 @@ impl Control {
         }
         if let Source::Path(path) = &spec.source {
             let absolute = std::path::absolute(path).map_err(|error| {
-                invalid("deploy", "sas.dev/package", path.display(), format!("is not a path: {error}"))
+                invalid("deploy", "source", path.display(), format!("is not a path: {error}"))
             })?;
             spec.source = Source::Path(absolute);
         }
@@ -595,14 +596,14 @@ pub(super) fn check_routes(record: &ServiceRecord, targets: &[TrafficTarget]) ->
         if !targets.iter().any(|target| target.tag.as_deref() == Some(&route.tag)) {
             let problem =
                 "must be the tag of a target of the traffic: give one that tag, or deploy without the route";
-            errors.push(format!("metadata.annotations[sas.dev/routes][{at}].tag"), &route.tag, problem);
+            errors.push(format!("metadata.annotations[{}][{at}].tag", own::ROUTES), &route.tag, problem);
         }
     }
     if let Some(mirror) = &record.mirror
         && !targets.iter().any(|target| target.tag.as_deref() == Some(&mirror.tag))
     {
         let problem = "must be the tag of a target of the traffic: give one that tag (percent: 0 will do), or deploy without                        the mirror";
-        errors.push("metadata.annotations[sas.dev/mirror]", &mirror.tag, problem);
+        errors.push(format!("metadata.annotations[{}]", own::MIRROR), &mirror.tag, problem);
     }
     if errors.is_empty() { Ok(()) } else { Err(refused("traffic", errors)) }
 }
@@ -639,31 +640,7 @@ pub(super) fn check_targets(
     if errors.is_empty() { Ok(()) } else { Err(refused("traffic", errors)) }
 }
 
-/// An error about the package, at the annotation that names it.
-pub(super) fn at_annotation(error: Error, manifest: &ServiceManifest) -> Error {
-    const PACKAGE: &str = "sas.dev/package";
-    let place = if manifest.template_annotations.contains_key(PACKAGE) {
-        "spec.template.metadata.annotations"
-    } else if manifest.annotations.contains_key(PACKAGE) {
-        "metadata.annotations"
-    } else {
-        return error;
-    };
-    let mut errors = fields_of(&error);
-    if errors.is_empty() {
-        return error;
-    }
-    for error in &mut errors.0 {
-        if error.field == PACKAGE {
-            error.field = format!("{place}[{PACKAGE}]");
-        }
-    }
-    let mut moved = Error::new(error.kind, error.operation, errors.to_string());
-    moved.source = Some(Box::new(errors));
-    moved
-}
-
-/// What a runtime says of the fields of a spec, at the fields of the document that the spec was read from.
+/// What a runtime or a store of packages says of the fields of a spec, at the fields of the document that the spec was read from.
 fn in_manifest_terms(mut error: Error, manifest: &ServiceManifest) -> Error {
     let mut errors = fields_of(&error);
     if errors.0.iter().any(|error| manifest.field_of(&error.field) != error.field) {
@@ -685,8 +662,8 @@ fn in_library_terms(error: Error) -> Error {
         let field = match error.field.as_str() {
             "metadata.namespace" => "namespace".to_owned(),
             "metadata.name" => "name".to_owned(),
-            "sas.dev/package" => "RevisionSpec.source".to_owned(),
-            "sas.dev/runtime" | "runtime" => "RevisionSpec.runtime".to_owned(),
+            "source" => "RevisionSpec.source".to_owned(),
+            own::RUNTIME | "runtime" => "RevisionSpec.runtime".to_owned(),
             field => match field.strip_prefix("spec.template.spec.") {
                 Some(field) => format!("RevisionSpec.{field}"),
                 None if ["container.", "resources.", "scaling."]

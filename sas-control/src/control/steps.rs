@@ -322,7 +322,7 @@ impl Control {
             Some(source) => Ok(Some(source)),
             None => {
                 let problem = format!("the copy of it is gone; deploy {} again", revision.name);
-                Err(invalid("prepare", "sas.dev/package", digest, problem))
+                Err(invalid("prepare", "source", digest, problem))
             }
         }
     }
@@ -336,7 +336,7 @@ impl Control {
             return Ok(());
         }
         let problem = format!("changed since {} was deployed; deploy it again", revision.name);
-        Err(invalid("prepare", "sas.dev/package", digest.unwrap_or_default(), problem))
+        Err(invalid("prepare", "source", digest.unwrap_or_default(), problem))
     }
 
     /// Drains a registration in the background, then unregisters it.

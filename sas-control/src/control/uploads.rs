@@ -125,7 +125,7 @@ impl Control {
             let Some(found) = found else {
                 let problem = "was not sent here within the last hour, and is no revision's of this namespace; send it \
                                with POST /v1/packages";
-                return Err(invalid("deploy", "sas.dev/package", digest, problem));
+                return Err(invalid("deploy", service.field_of("source"), digest, problem));
             };
             path.clone_from(&found);
             places.push(found);
