@@ -77,6 +77,7 @@
 //! | [`trace`] | real traces through those policies |
 //! | [`metrics`] | the names of the pool's metrics |
 
+mod ahead_log;
 mod bounds;
 mod clock;
 mod coordinator;

@@ -280,7 +280,9 @@ impl Pool for InstancePool {
 
     fn take_load(&self, shard: usize, visit: &mut dyn FnMut(&Load, &Arc<Deployed>)) {
         if shard == 0 {
-            self.rules().metrics.held(&self.shared().stems.views(), &self.totals());
+            let (stems, totals) = (self.shared().stems.views(), self.totals());
+            self.rules().metrics.held(&stems, &totals);
+            self.rules().ahead.tell(self.rules().now(), &stems, &totals);
         }
         let Some(shard) = self.every_shard().get(shard) else { return };
         crate::load::take(shard, visit);

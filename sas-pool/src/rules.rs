@@ -9,6 +9,7 @@ use sas_core::{
 };
 
 use crate::{
+    ahead_log::AheadLog,
     bounds::Bounds,
     clock::PoolClock,
     config::{IdleRule, PoolConfig},
@@ -40,6 +41,7 @@ pub(crate) struct Rules {
     pub(crate) ids: IdLayout,
     pub(crate) metering: bool,
     pub(crate) metrics: Metrics,
+    pub(crate) ahead: AheadLog,
     balancers: Vec<Arc<dyn Balancer>>,
     pub(crate) clock: PoolClock,
     pub(crate) gate: Mutex<Gate>,
@@ -71,6 +73,7 @@ impl Rules {
             ids: IdLayout::new(config.shards, config.engine),
             metering: config.meter.is_some(),
             metrics: Metrics::new(&config.recorder),
+            ahead: AheadLog::default(),
             balancers,
             clock: PoolClock::start(),
             gate: Mutex::new(gate),

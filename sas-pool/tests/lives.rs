@@ -389,6 +389,9 @@ async fn a_keep_alive_policy_decides_when_a_revision_sleeps_and_wakes_it_ahead()
     assert_eq!((runtime.started(), runtime.stopped()), (3, 3), "woken, not called, asleep again");
     tokio::time::sleep(600 * SECOND).await;
     assert_eq!(runtime.started(), 3, "and not woken again without a call");
+    let totals = pool.totals();
+    let wakes = (totals.wake_aheads, totals.wake_aheads_used, totals.wake_aheads_wasted);
+    assert_eq!(wakes, (2, 1, 1), "the first paid, the second did not");
     pool.unregister(key);
     assert_eq!(*told.lock().unwrap(), ["called", "idle", "called", "idle", "forget"]);
 }
