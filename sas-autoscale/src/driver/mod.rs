@@ -1,26 +1,25 @@
 //! Ticks the active revisions: load from the pool, a decision, a record, the number back to the pool.
 
+mod batch;
 mod config;
+mod histories;
 mod measured;
 mod time;
 
 use std::{
     any::Any,
     cmp::Reverse,
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::HashSet,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
 use sas_core::{
-    Decision, DecisionRecord, Deployed, Load, NamedValues, Pool, PoolDecision, Reason, RevisionKey,
-    ScaleInput, Scaler, Scalers, Timestamp, Verdict,
+    Decision, DecisionRecord, Deployed, Load, NamedValues, Pool, PoolDecision, RevisionKey, ScaleInput,
+    Scaler, Scalers, Timestamp, Verdict,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -34,25 +33,10 @@ use crate::{
 };
 
 pub use config::DriverConfig;
+use histories::Histories;
 use measured::Measured;
 pub use measured::Measurement;
 use time::Time;
-
-/// Revisions that are decided in one call of a scaler: few enough that inputs and decisions stay in the cache.
-const BATCH: usize = 256;
-
-/// What the pool is to be told of a batch.
-type Intents = smallvec::SmallVec<[(RevisionKey, u32); BATCH]>;
-
-/// Decisions of a batch by kind: told together, for a counter that others write too costs more than a decision.
-#[derive(Default)]
-struct Tally {
-    set: u64,
-    up: u64,
-    down: u64,
-    hold: u64,
-    unserved: u64,
-}
 
 /// Ticks the active revisions of a pool.
 ///
@@ -80,19 +64,10 @@ pub struct Driver {
     config: DriverConfig,
     shards: Vec<Mutex<Shard>>,
     measured: Measured,
-    asleep: Mutex<Asleep>,
+    histories: Histories,
     initialized: Mutex<HashSet<RevisionKey>>,
-    histories: AtomicUsize,
     time: Time,
     metrics: Handles,
-}
-
-#[derive(Debug, Default)]
-struct Asleep {
-    /// By the order in which they went to sleep.
-    order: BTreeMap<u64, RevisionKey>,
-    histories: HashMap<RevisionKey, (u64, Arc<Deployed>, Box<History>)>,
-    turn: u64,
 }
 
 impl fmt::Debug for Driver {
@@ -116,6 +91,7 @@ impl Driver {
         config.measurement_age = config.measurement_age.max(config.tick);
         let metrics = Handles::new(&config.recorder);
         let age = i64::try_from(config.measurement_age.as_nanos()).unwrap_or(i64::MAX);
+        let histories = Histories::new(&config);
         let measured = Measured::new(age, config.measured_revisions);
         Arc::new(Self {
             shards: (0..pool.shards()).map(|_| Mutex::new(Shard::new(scalers.as_slice()))).collect(),
@@ -123,9 +99,8 @@ impl Driver {
             scalers,
             config,
             measured,
-            asleep: Mutex::default(),
+            histories,
             initialized: Mutex::default(),
-            histories: AtomicUsize::new(0),
             time: Time::new(),
             metrics,
         })
@@ -262,11 +237,11 @@ impl Driver {
             }
             return;
         }
-        let history = self.asleep_history(revision).or_else(|| self.new_history());
+        let history = self.history_of_inactive(revision);
         record.sequence = history.as_ref().map_or(0, |history| history.last_sequence()) + 1;
         if let Some(mut history) = history {
             history.alone(checkpoint, record.clone());
-            self.keep_asleep(revision, Arc::clone(deployed), history);
+            self.histories.keep_asleep(revision, Arc::clone(deployed), history);
         }
     }
 
@@ -311,11 +286,11 @@ impl Driver {
                 }
             }
             None => {
-                let history = self.asleep_history(made.revision).or_else(|| self.new_history());
+                let history = self.history_of_inactive(made.revision);
                 record.sequence = history.as_ref().map_or(0, |history| history.last_sequence()) + 1;
                 if let Some(mut history) = history {
                     history.alone(checkpoint(), record.clone());
-                    self.keep_asleep(made.revision, Arc::clone(deployed), history);
+                    self.histories.keep_asleep(made.revision, Arc::clone(deployed), history);
                 }
             }
         }
@@ -351,6 +326,15 @@ impl Driver {
         self.scalers.find(name).map(|(_, scaler)| Arc::clone(scaler))
     }
 
+    /// The history that a revision without a row left when it went to sleep, or a new one while there is room.
+    fn history_of_inactive(&self, revision: RevisionKey) -> Option<Box<History>> {
+        let history = self.histories.take_asleep(revision).or_else(|| self.histories.begin());
+        if history.is_none() && self.config.history > 0 {
+            self.metrics.without_history.increment(1);
+        }
+        history
+    }
+
     fn with_history<T>(&self, revision: RevisionKey, read: impl Fn(&Deployed, &History) -> T) -> Option<T> {
         for shard in &self.shards {
             let shard = shard.lock();
@@ -360,8 +344,7 @@ impl Driver {
                 return entry.history.as_ref().map(|history| read(&entry.deployed, history));
             }
         }
-        let asleep = self.asleep.lock();
-        asleep.histories.get(&revision).map(|(_, deployed, history)| read(deployed, history))
+        self.histories.read_asleep(revision, read)
     }
 
     /// Visits one shard: its active revisions are decided, those that went to sleep are forgotten, and those whose
@@ -421,8 +404,7 @@ impl Driver {
         let window = i64::try_from(spec.stable_window.as_nanos()).unwrap_or(i64::MAX);
         let restarted = mono.saturating_sub(born) < window;
         let initialized = spec.initial > 1 && self.initialized.lock().contains(&load.revision);
-        let remembered = self.asleep_history(load.revision);
-        let history = remembered.or_else(|| self.new_history());
+        let history = self.history_of_inactive(load.revision);
         let entry = Entry {
             key: load.revision,
             deployed: deployed.clone(),
@@ -435,187 +417,6 @@ impl Driver {
             asleep: false,
         };
         shard.add(entry)
-    }
-
-    fn new_history(&self) -> Option<Box<History>> {
-        if self.config.history == 0 {
-            return None;
-        }
-        if self.histories.fetch_add(1, Ordering::Relaxed) >= self.config.history_revisions {
-            self.histories.fetch_sub(1, Ordering::Relaxed);
-            self.metrics.without_history.increment(1);
-            return None;
-        }
-        Some(Box::new(History::new(self.config.history)))
-    }
-
-    fn asleep_history(&self, revision: RevisionKey) -> Option<Box<History>> {
-        let mut asleep = self.asleep.lock();
-        let (turn, _, history) = asleep.histories.remove(&revision)?;
-        asleep.order.remove(&turn);
-        Some(history)
-    }
-
-    /// Decides for `loads`, batch by batch, scaler by scaler.
-    fn decide(&self, shard: &mut Shard, loads: &[Seen], turns: &[u32], now: Timestamp) {
-        let Shard { entries, states, decisions, .. } = shard;
-        let mut tally = Tally::default();
-        for turns in turns.chunks(BATCH) {
-            let batch = || turns.iter().map(|turn| &loads[*turn as usize]);
-            // One scaler serves almost all: most batches have no other.
-            let mut next = batch().filter_map(|seen| seen.scaler).min();
-            while let Some(at) = next {
-                let of_scaler = || batch().filter(move |seen| seen.scaler == Some(at));
-                self.decide_batch(entries, states, decisions, &mut tally, &of_scaler, at, now);
-                next = batch().filter_map(|seen| seen.scaler).filter(|other| *other > at).min();
-            }
-            tally.unserved += batch().filter(|seen| seen.scaler.is_none()).count() as u64;
-        }
-        self.metrics.set.increment(tally.set);
-        self.metrics.up.increment(tally.up);
-        self.metrics.down.increment(tally.down);
-        self.metrics.hold.increment(tally.hold);
-        self.metrics.unserved.increment(tally.unserved);
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "the parts of a shard, borrowed one by one")]
-    fn decide_batch<'a, B: Iterator<Item = &'a Seen>>(
-        &self,
-        entries: &mut [Option<Entry>],
-        states: &mut [Box<dyn Any + Send>],
-        decisions: &mut Vec<Decision>,
-        tally: &mut Tally,
-        batch: &impl Fn() -> B,
-        at: u32,
-        now: Timestamp,
-    ) {
-        let scaler = &self.scalers.as_slice()[at as usize];
-        let states = &mut states[at as usize];
-        if self.config.history > 0 {
-            for seen in batch() {
-                let Some(entry) = entries[seen.row as usize].as_mut() else { continue };
-                let Some(history) = entry.history.as_mut().filter(|history| history.needs_checkpoint())
-                else {
-                    continue;
-                };
-                let checkpoint = AssertUnwindSafe(|| scaler.checkpoint(&**states, seen.row));
-                history.begin(Checkpoint {
-                    scaler: scaler.name().to_owned(),
-                    version: scaler.version(),
-                    state: catch_unwind(checkpoint).unwrap_or(None),
-                    governor: entry.governor.clone(),
-                    desired: entry.desired,
-                });
-            }
-        }
-        decisions.clear();
-        {
-            // Filled in its place: collecting it would move the whole of it, however few there are.
-            let mut inputs = smallvec::SmallVec::<[ScaleInput<'_>; BATCH]>::new();
-            for seen in batch() {
-                let Some(entry) = entries[seen.row as usize].as_ref() else { continue };
-                inputs.push(input_of(entry, &seen.load, seen.row, seen.elapsed, now).named(&seen.named));
-            }
-            self.tick_all(&**scaler, &mut **states, &inputs, decisions);
-        }
-        let version = scaler.version();
-        let mut intents = Intents::new();
-        let mut made = decisions.drain(..);
-        for seen in batch() {
-            let Some(entry) = entries[seen.row as usize].as_mut() else { continue };
-            let mut decision = made.next().unwrap_or(Decision::hold(Reason::ScalerFailed));
-            decision.version = version;
-            self.conclude(entry, seen, now, decision, tally, &mut intents);
-        }
-        self.pool.set_desired_all(&intents);
-    }
-
-    /// Calls the scaler until each input has its decision: one whose turn made it panic gets a hold.
-    fn tick_all(
-        &self,
-        scaler: &dyn Scaler,
-        states: &mut (dyn Any + Send),
-        inputs: &[ScaleInput<'_>],
-        decisions: &mut Vec<Decision>,
-    ) {
-        while decisions.len() < inputs.len() {
-            let from = decisions.len();
-            let tick = AssertUnwindSafe(|| scaler.tick(states, &inputs[from..], decisions));
-            match catch_unwind(tick) {
-                Ok(()) if decisions.len() == inputs.len() => return,
-                Ok(()) => {
-                    tracing::error!(
-                        scaler = scaler.name(),
-                        inputs = inputs.len(),
-                        decisions = decisions.len(),
-                        "a scaler must give one decision per input; the rest keep theirs"
-                    );
-                    self.metrics.failures.increment(1);
-                    decisions.truncate(inputs.len());
-                    decisions.resize_with(inputs.len(), || Decision::hold(Reason::ScalerFailed));
-                }
-                Err(panic) => {
-                    let input = &inputs[decisions.len().min(inputs.len() - 1)];
-                    tracing::error!(
-                        scaler = scaler.name(),
-                        revision = input.load.revision.0,
-                        message = message_of(&*panic),
-                        "a scaler panicked; the revision keeps its decision, its state begins anew"
-                    );
-                    self.metrics.failures.increment(1);
-                    let retire = AssertUnwindSafe(|| scaler.retire(states, input.row));
-                    if catch_unwind(retire).is_err() {
-                        tracing::error!(scaler = scaler.name(), "it panicked again when asked to forget it");
-                    }
-                    decisions.push(Decision::hold(Reason::ScalerFailed));
-                }
-            }
-        }
-    }
-
-    fn conclude(
-        &self,
-        entry: &mut Entry,
-        seen: &Seen,
-        now: Timestamp,
-        mut decision: Decision,
-        tally: &mut Tally,
-        intents: &mut Intents,
-    ) {
-        let Entry { key, deployed, governor, history, desired: in_force, sequence, .. } = entry;
-        let spec = &deployed.spec;
-        let previous = *in_force;
-        let elapsed = Duration::from_nanos(seen.elapsed.unsigned_abs());
-        let input = ScaleInput::new(seen.row, now, &spec.scaling, &seen.load, previous)
-            .over(elapsed)
-            .named(&seen.named)
-            .of(spec.concurrency, Some(&spec.resources));
-        let was_initialized = governor.is_initialized();
-        governor.apply(&input, &mut decision);
-        if spec.scaling.initial > 1 && !was_initialized && governor.is_initialized() {
-            self.initialized.lock().insert(*key);
-        }
-        match decision.verdict {
-            Verdict::Set(desired) => {
-                tally.set += 1;
-                match previous {
-                    Some(before) if desired > before => tally.up += 1,
-                    Some(before) if desired < before => tally.down += 1,
-                    _ => {}
-                }
-                *in_force = Some(desired);
-                intents.push((*key, desired));
-            }
-            Verdict::Hold => tally.hold += 1,
-        }
-        *sequence += 1;
-        let mut record = DecisionRecord::new(*sequence, now, seen.load, previous, decision);
-        record.elapsed = elapsed;
-        record.named = seen.named.clone();
-        self.config.sink.decided(*key, &record);
-        if let Some(history) = history {
-            history.push(record);
-        }
     }
 
     /// Forgets what the pool did not show: it sleeps, or is gone.
@@ -670,28 +471,9 @@ impl Driver {
         let Some(mut history) = entry.history else { return };
         history.interrupt();
         if registered {
-            self.keep_asleep(entry.key, entry.deployed, history);
+            self.histories.keep_asleep(entry.key, entry.deployed, history);
         } else {
-            self.histories.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Keeps the history of a revision that sleeps; the oldest goes when there are too many.
-    fn keep_asleep(&self, revision: RevisionKey, deployed: Arc<Deployed>, history: Box<History>) {
-        if self.config.asleep_histories == 0 {
-            self.histories.fetch_sub(1, Ordering::Relaxed);
-            return;
-        }
-        let mut asleep = self.asleep.lock();
-        asleep.turn += 1;
-        let turn = asleep.turn;
-        asleep.order.insert(turn, revision);
-        asleep.histories.insert(revision, (turn, deployed, history));
-        if asleep.order.len() > self.config.asleep_histories
-            && let Some((_, oldest)) = asleep.order.pop_first()
-        {
-            asleep.histories.remove(&oldest);
-            self.histories.fetch_sub(1, Ordering::Relaxed);
+            self.histories.give_up();
         }
     }
 
@@ -752,12 +534,4 @@ fn input_of<'a>(
     ScaleInput::new(row, now, &spec.scaling, load, entry.desired)
         .over(Duration::from_nanos(elapsed.unsigned_abs()))
         .of(spec.concurrency, Some(&spec.resources))
-}
-
-fn message_of(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
