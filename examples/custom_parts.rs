@@ -18,16 +18,20 @@ use std::{
 use sas::{
     async_trait,
     bytes::Bytes,
-    control::{AuditRecord, AuditSink, DecisionLog, LogBuffer, Meter, PackageDir},
+    control::{
+        AdmissionHook, AdmissionRequest, AuditRecord, AuditSink, DecisionLog, LogBuffer, Meter, PackageDir,
+        Refusal,
+    },
     core::{
         AppendLimits, Artifact, Blob, BlobStore, BrokerSpec, Capabilities, Claim, Clock, Commit, Decision,
-        DecisionQuery, DecisionRecord, DecisionSink, Deployed, Entry, EnvValue, Event, EventLog, Instance,
-        InstanceId, InstanceView, Lease, Load, LogEntry, LogQuery, LogRecord, LogSink, MemoryStore,
-        MeterPhase, MeterSink, Metered, Pool, PoolBudget, PoolDecision, PoolTotals, Quotas, RequestUsage,
-        Result, RevisionKey, RevisionName, RevisionSpec, RevisionStatus, Route, RouteChange, RouteError,
-        RouteQuery, Router, Runtime, ScaleInput, Scaler, ScalingSpec, SecretSource, SizeBounds, SpecErrors,
-        StartRequest, Stem, StemRequest, StemView, Store, StoreLimits, StoreLog, SystemClock, Timestamp,
-        TriggerCx, TriggerSource, TriggerSpec, UsageQuery, UsageScope, Version, Waiting, Watched,
+        DecisionQuery, DecisionRecord, DecisionSink, DeliverySpan, Deployed, Entry, EnvValue, Event,
+        EventLog, Instance, InstanceId, InstanceView, Lease, Load, LogEntry, LogQuery, LogRecord, LogSink,
+        MemoryStore, MeterPhase, MeterSink, Metered, ParentSpan, Pool, PoolBudget, PoolDecision, PoolTotals,
+        Quotas, RequestSpan, RequestUsage, Result, RevisionKey, RevisionName, RevisionSpec, RevisionStatus,
+        Route, RouteChange, RouteError, RouteQuery, Router, Runtime, ScaleInput, Scaler, ScalingSpec,
+        SecretSource, SizeBounds, SpecErrors, StartRequest, Stem, StemRequest, StemView, Store, StoreLimits,
+        StoreLog, SystemClock, Timestamp, TraceSink, TriggerCx, TriggerSource, TriggerSpec, UsageQuery,
+        UsageScope, Version, Waiting, Watched,
     },
     http,
     inline::InlineRuntime,
@@ -275,8 +279,7 @@ impl TriggerSource for Counted<String> {
     }
     async fn run(&self, cx: TriggerCx) -> Result<()> {
         let room = cx.sink.ready().await?;
-        let event = Event::new("1", self.used(), "com.example.once")
-            .map_err(|error| Error::new(ErrorKind::InvalidSpec, "run", error.to_string()))?;
+        let event = Event::new("1", self.used(), "com.example.once")?;
         cx.sink.deliver(room, event).await?;
         cx.shutdown.cancelled().await;
         Ok(())
@@ -335,6 +338,31 @@ impl AuditSink for Counted<()> {
     }
 }
 
+/// A rule that lets every deploy through. Given away as an `Arc`, so that the host keeps a handle to what it asks.
+#[async_trait]
+impl AdmissionHook for Counted<&'static str> {
+    fn name(&self) -> &str {
+        self.part
+    }
+    async fn review(&self, _request: &AdmissionRequest<'_>) -> std::result::Result<(), Refusal> {
+        self.used();
+        Ok(())
+    }
+}
+
+/// Counts what is told for traces.
+impl TraceSink for Counted<()> {
+    fn samples(&self, _trace: u128, _parent: Option<ParentSpan>) -> bool {
+        false
+    }
+    fn request(&self, _span: &RequestSpan<'_>) {
+        self.used();
+    }
+    fn delivery(&self, _span: &DeliverySpan<'_>) {
+        self.used();
+    }
+}
+
 /// Secrets by name.
 #[async_trait]
 impl SecretSource for Counted<BTreeMap<&'static str, &'static str>> {
@@ -365,6 +393,8 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         "decisions",
         "meter",
         "changes",
+        "admission",
+        "traces",
         "secrets",
         "clock",
     ];
@@ -405,6 +435,8 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         .meter_sink(Counted::new(&uses["meter"], Meter::default()))
         .admin_token("for-this-program-alone")
         .audit_sink(Counted::new(&uses["changes"], ()))
+        .admission(Arc::new(Counted::new(&uses["admission"], "lets-all-through")))
+        .trace_sink(Arc::new(Counted::new(&uses["traces"], ())))
         .secrets(Counted::new(&uses["secrets"], BTreeMap::from([("greeting", "hello")])))
         .clock(Counted::new(&uses["clock"], SystemClock))
         .driver(|driver| driver.tick = Duration::from_millis(100))

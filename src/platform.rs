@@ -294,7 +294,7 @@ impl Platform {
     /// # Errors
     /// `NotFound` when there is no such service; `InvalidSpec` for a value that is not a number from 0, or a name that
     /// is not 1 to 63 letters, digits, dashes, dots or underscores; `Unavailable` when no revision of it takes traffic
-    /// yet; `Exhausted` when too many are measured.
+    /// yet; `Exhausted` when too many are measured. With several revisions the shares of the others are taken all the same.
     pub fn report_metric(&self, namespace: &str, service: &str, name: &str, value: f64) -> Result<()> {
         let parts = &self.parts;
         let shares = shares(&parts.control, &*parts.clock, namespace, service)?;
@@ -303,13 +303,15 @@ impl Platform {
                 format!("no revision of {namespace}/{service} takes traffic yet: report it again later");
             return Err(Error::new(ErrorKind::Unavailable, "report", message));
         }
+        let mut outcome = Ok(());
         for (revision, percent) in shares {
             let share = value * f64::from(percent) / 100.0;
             if let Some(driver) = self.driver_of(revision) {
-                driver.report(revision, Measurement::Named(name.to_owned(), share))?;
+                // One revision that takes no more leaves the others' shares as they were measured.
+                outcome = outcome.and(driver.report(revision, Measurement::Named(name.to_owned(), share)));
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Calls a service as a trigger or a client would: routed, metered, waking it.

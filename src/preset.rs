@@ -81,7 +81,7 @@ impl Preset {
     pub(crate) fn fidelity(self) -> Fidelity {
         match self {
             Self::Knative => Fidelity::Exact,
-            _ => Fidelity::Mended,
+            _ => Fidelity::Corrected,
         }
     }
 

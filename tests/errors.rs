@@ -15,6 +15,9 @@ fn all_public_errors_can_be_boxed_and_sent() {
     is_an_error::<sas_core::SpecErrors>();
     is_an_error::<sas_autoscale::ReplayError>();
     is_an_error::<sas_knative::ParseError>();
+    is_an_error::<sas_probe::ProbeFailure>();
+    is_an_error::<sas_jq::Error>();
+    is_an_error::<sas_jq::ParseError>();
     is_an_error::<sas_pool::trace::TraceError>();
     is_an_error::<sas_trigger::cesql::EvaluationError>();
     is_an_error::<sas_trigger::cesql::ParseError>();

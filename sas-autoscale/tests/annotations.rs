@@ -32,7 +32,7 @@ fn read(pairs: &[(&str, &str)]) -> Result<ScalingSpec, SpecErrors> {
         &annotations,
         0,
         &AutoscalerConfig::default(),
-        Fidelity::Mended,
+        Fidelity::Corrected,
         Some(&scalers()),
     )
 }

@@ -323,7 +323,7 @@ fn wave(second: u64) -> (f64, u32) {
 
 #[test]
 fn any_kept_stretch_replays_bit_for_bit() {
-    for preset in [Fidelity::Mended, Fidelity::Exact] {
+    for preset in [Fidelity::Corrected, Fidelity::Exact] {
         for scaler in ["kpa", "rps", "forecast", "combined"] {
             let pool = FakePool::new(1);
             let mut spec = spec();

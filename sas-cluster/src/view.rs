@@ -27,7 +27,7 @@ pub(crate) struct View {
     hosts: BTreeMap<String, Known>,
     renewals: BTreeMap<String, Version>,
     /// When the last renewal of each was first seen. It outlives a list that was read again.
-    heard: BTreeMap<String, (Option<Version>, Instant)>,
+    last_seen: BTreeMap<String, (Option<Version>, Instant)>,
     shards: Vec<Option<Owner>>,
     membership: Option<Membership>,
     /// Nothing was learned since no shard was to be moved.
@@ -78,7 +78,7 @@ impl View {
             term,
             hosts: BTreeMap::new(),
             renewals: BTreeMap::new(),
-            heard: BTreeMap::new(),
+            last_seen: BTreeMap::new(),
             shards: vec![None; usize::from(shards)],
             membership: None,
             settled: false,
@@ -95,7 +95,7 @@ impl View {
             self.learn(&entry.key, entry.version, Some(&entry.value))?;
         }
         let names: BTreeSet<&String> = self.hosts.keys().chain(self.renewals.keys()).collect();
-        self.heard.retain(|name, _| names.contains(name));
+        self.last_seen.retain(|name, _| names.contains(name));
         self.hear(now);
         let changed = before.0 != self.hosts || before.1 != self.shards;
         if changed {
@@ -132,7 +132,7 @@ impl View {
             }
             (About::Renewal(name), None) => {
                 self.renewals.remove(name);
-                self.heard.remove(name);
+                self.last_seen.remove(name);
                 Ok(false)
             }
             (About::Shard(shard), value) => {
@@ -155,9 +155,9 @@ impl View {
     fn hear(&mut self, now: Instant) {
         for name in self.hosts.keys() {
             let renewed = self.renewals.get(name).copied();
-            let heard = self.heard.entry(name.clone()).or_insert((renewed, now));
-            if heard.0 != renewed {
-                *heard = (renewed, now);
+            let last_seen = self.last_seen.entry(name.clone()).or_insert((renewed, now));
+            if last_seen.0 != renewed {
+                *last_seen = (renewed, now);
             }
         }
     }
@@ -178,7 +178,7 @@ impl View {
 
     /// Silence counts from now on: it was not listened to without a break.
     pub(crate) fn listen_anew(&mut self, now: Instant) {
-        for (_, since) in self.heard.values_mut() {
+        for (_, since) in self.last_seen.values_mut() {
             *since = now;
         }
     }
@@ -255,7 +255,7 @@ impl View {
             if mine == Some(known.record.life.as_str()) || (!acts && *name != self.me) {
                 continue;
             }
-            let Some((renewed, since)) = self.heard.get(name) else { continue };
+            let Some((renewed, since)) = self.last_seen.get(name) else { continue };
             if now.duration_since(*since) >= self.term + self.patience(name) {
                 steps.push(Step::Expel { host: name.clone(), version: known.version, renewed: *renewed });
             }

@@ -4,10 +4,12 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
 use sas_core::{Principal, RevisionSpec, Source};
+use sas_knative::keys::own;
 
 /// A deploy, as hooks see it: after defaulting and validation, with packages and images pinned, before anything is stored.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +59,8 @@ impl Refusal {
 /// A rule of the host about deploys: a policy, a check of signatures, an inventory. Given to
 /// [`crate::ControlConfig::admission`] or the builder's `admission`.
 ///
+/// `examples/admission_signature.rs` has one that checks signatures.
+///
 /// # Contract
 /// Asked at each deploy of a service, by whomever and whatever way, in the order in which hooks were given; the first refusal
 /// counts, and nothing is stored then. It may wait, for a service that knows; while it does, the deploy does. Services that
@@ -71,6 +75,18 @@ pub trait AdmissionHook: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// The refusal, which whoever deploys is told. A hook that can't find out refuses, too.
     async fn review(&self, request: &AdmissionRequest<'_>) -> Result<(), Refusal>;
+}
+
+/// Forwards, so that the host keeps a handle to what it gave away.
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: AdmissionHook + ?Sized> AdmissionHook for Arc<T> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+    async fn review(&self, request: &AdmissionRequest<'_>) -> Result<(), Refusal> {
+        (**self).review(request).await
+    }
 }
 
 /// Code from these places only: images of some registries, packages below some directories. Empty lists allow nothing of
@@ -154,7 +170,7 @@ impl AdmissionHook for AllowedSources {
     }
 
     async fn review(&self, request: &AdmissionRequest<'_>) -> Result<(), Refusal> {
-        const PACKAGE: &str = "spec.template.metadata.annotations[sas.dev/package]";
+        let package = || format!("spec.template.metadata.annotations[{}]", own::PACKAGE);
         let refuse_image = |field: String, image: &str| {
             let allowed =
                 if self.registries.is_empty() { "none".to_owned() } else { self.registries.join(", ") };
@@ -166,7 +182,7 @@ impl AdmissionHook for AllowedSources {
             }
             Source::Path(_) | Source::Bytes { .. } if request.uploaded && self.no_uploads => {
                 let reason = "packages that are sent to the platform are not allowed here";
-                return Err(Refusal::new(PACKAGE, "", reason));
+                return Err(Refusal::new(package(), "", reason));
             }
             Source::Path(_) | Source::Bytes { .. } if request.uploaded => {}
             Source::Path(path) => {
@@ -174,7 +190,7 @@ impl AdmissionHook for AllowedSources {
                 let inside = tokio::task::spawn_blocking(move || allowed.allows_path(&asked)).await;
                 if !inside.unwrap_or(false) {
                     let reason = "is not below a directory from which packages may come";
-                    return Err(Refusal::new(PACKAGE, path.display().to_string(), reason));
+                    return Err(Refusal::new(package(), path.display().to_string(), reason));
                 }
             }
             _ => {}

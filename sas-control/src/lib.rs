@@ -112,7 +112,7 @@ pub use reconcile::{GcLimits, Rules};
 pub use record::{AppEnv, Disabled, Field, RevisionRecord, RevisionState, Rolling, ServiceRecord, Share};
 pub use registry::RuntimeRegistry;
 pub use requests::{RequestLimits, RequestLog, RequestRates, RequestRecord, RequestSecond};
-pub use rollout::{RolloutProgress, RolloutState, RolloutStep, Seen as RolloutSeen};
+pub use rollout::{RolloutProgress, RolloutState};
 pub use roots::PackageRoots;
 pub use secrets::{Namespaces, SecretDir, SecretEnv};
 pub use shared_packages::SharedPackages;

@@ -200,7 +200,7 @@ fn spec_of_any_age<'de, D: Deserializer<'de>>(given: D) -> std::result::Result<A
         if let Some(fidelity) = scaling.get_mut("fidelity") {
             match fidelity.as_str() {
                 Some("knative") => *fidelity = json!(Fidelity::Exact),
-                Some("default") => *fidelity = json!(Fidelity::Mended),
+                Some("default") => *fidelity = json!(Fidelity::Corrected),
                 _ => {}
             }
         }

@@ -182,6 +182,9 @@ impl Denied {
 /// Finds out who asks the admin API. The default compares a bearer token; a host platform that has sessions, signed
 /// tokens or client certificates passes its own.
 ///
+/// The admin API asks it for each request. It is given to the builder's `admin_authenticator`;
+/// `sas_control::TokenAuthenticator` is one.
+///
 /// # Contract
 /// It looks at the head of the request only, does not keep what it saw of credentials, compares secrets in constant
 /// time, and denies when in doubt. The admin API has refused foreign hosts and origins before it asks, and refuses

@@ -57,6 +57,8 @@ impl Sub<Duration> for Timestamp {
 }
 
 /// A source of wall time, for stamps and schedules; never for measuring or sleeping.
+///
+/// All parts of a platform ask it. It is given to the builder's `clock`; `examples/custom_parts.rs` wraps the system's.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The wall time now. May jump in either direction.
     fn now(&self) -> Timestamp;

@@ -123,17 +123,17 @@ impl Deliveries {
     }
 }
 
-/// Waits for the delivery of an event, and calls `keep` each `every` meanwhile: for brokers that give an event to somebody
+/// Waits for the delivery of an event, and calls `renew` each `every` meanwhile: for brokers that give an event to somebody
 /// else unless they are told that its delivery goes on.
 ///
 /// **Cancel safety:** that of `delivery`.
 ///
 /// # Errors
-/// That of `keep`; the delivery is dropped then.
-pub async fn keeping<T, K: Future<Output = Result<()>>>(
+/// That of `renew`; the delivery is dropped then.
+pub async fn with_renewal<T, K: Future<Output = Result<()>>>(
     delivery: impl Future<Output = T>,
     every: Duration,
-    mut keep: impl FnMut() -> K,
+    mut renew: impl FnMut() -> K,
 ) -> Result<T> {
     let mut delivery = pin!(delivery);
     let mut ticks = interval_at(Instant::now() + every, every);
@@ -141,7 +141,7 @@ pub async fn keeping<T, K: Future<Output = Result<()>>>(
     loop {
         match select(delivery.as_mut(), pin!(ticks.tick())).await {
             Either::Left((delivered, _)) => return Ok(delivered),
-            Either::Right(_) => keep().await?,
+            Either::Right(_) => renew().await?,
         }
     }
 }
@@ -182,7 +182,7 @@ mod tests {
     async fn what_is_kept_is_kept_until_its_delivery_ends() {
         let mut kept = 0;
         let delivery = tokio::time::sleep(Duration::from_millis(3500));
-        keeping(delivery, Duration::from_secs(1), || {
+        with_renewal(delivery, Duration::from_secs(1), || {
             kept += 1;
             async { Ok(()) }
         })
@@ -190,7 +190,8 @@ mod tests {
         .unwrap();
         assert_eq!(kept, 3);
         let lost = || async { Err(Error::new(ErrorKind::Unavailable, "keep", "taken by another")) };
-        let error = keeping(std::future::pending::<()>(), Duration::from_secs(1), lost).await.unwrap_err();
+        let error =
+            with_renewal(std::future::pending::<()>(), Duration::from_secs(1), lost).await.unwrap_err();
         assert_eq!(error.message, "taken by another");
     }
 

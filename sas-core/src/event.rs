@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, Timestamp};
+use crate::{Error, ErrorKind, Result, SpecErrors, Timestamp};
 
 /// When something recurs; `sas-trigger`'s cron is one.
 pub trait Schedule: fmt::Debug + Send + Sync + 'static {
@@ -117,6 +117,15 @@ pub struct EventError {
     pub value: String,
     /// What should stand there instead.
     pub problem: &'static str,
+}
+
+/// `InvalidSpec`; the attribute is the field of [`Error::fields`].
+impl From<EventError> for Error {
+    fn from(error: EventError) -> Self {
+        let mut fields = SpecErrors::default();
+        fields.push(&error.attribute, &error.value, error.problem);
+        Self::new(ErrorKind::InvalidSpec, "event", error.to_string()).with_source(fields)
+    }
 }
 
 fn non_empty(attribute: &str, value: String) -> Result<String, EventError> {
@@ -297,7 +306,7 @@ pub enum Ack {
     Filtered,
     /// An event with the same source and id was taken shortly before; this one was left out, as CloudEvents allows.
     /// How far back that is looked for is the sink's to say; `sas-trigger`'s remembers the last 1,024 events of each
-    /// trigger, in memory, so that after a restart a repetition is delivered again.
+    /// trigger for an hour, unless the trigger says otherwise, in memory: after a restart a repetition is delivered again.
     Duplicate,
 }
 
@@ -359,6 +368,9 @@ pub trait EventSink: fmt::Debug + Send + Sync + 'static {
 
 /// Sends events out of the platform: to a broker's topic, a webhook, a channel of the host. The way out beside
 /// [`EventSink`], the way in. `sas-trigger` has one that posts to a service and one for a program in this process.
+///
+/// Deliveries and outboxes call it. The builder's `trigger_sink` takes what makes them of a declared sink;
+/// `triggers/sinks/src/file.rs` is a short one.
 #[async_trait]
 pub trait EventPublisher: fmt::Debug + Send + Sync + 'static {
     /// Hands the event over, and returns when whoever takes it answers for it: at least once, so that with an error it

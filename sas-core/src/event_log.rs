@@ -47,6 +47,8 @@ const HEAD_BYTES: usize = 20;
 
 /// Streams of records that are appended, read in order and trimmed at their start.
 ///
+/// Brokers keep their events in it. It is given to the builder's `event_log`; `examples/custom_parts.rs` wraps the one on a store.
+///
 /// # Contract
 /// - An append is durable when it returns, and its records stand together, in their order.
 /// - Positions of a stream grow by one, from 1 on, and are never given twice, also after a trim.

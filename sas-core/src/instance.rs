@@ -29,6 +29,8 @@ impl ExecOutput {
 }
 
 /// A running copy of a revision.
+///
+/// A runtime makes it, the pool keeps it and gives out leases of it, the data plane calls it. `examples/custom_runtime.rs` has one.
 #[async_trait]
 pub trait Instance: fmt::Debug + Send + Sync + 'static {
     /// The id from its [`crate::StartRequest`].

@@ -397,6 +397,9 @@ pub trait UsageQuery: fmt::Debug + Send + Sync + 'static {
 
 /// Takes meter readings. The phases of an instance add up to its life exactly, in nanoseconds.
 ///
+/// The pool tells it of instances, the gateway of requests. It is given to the builder's `meter_sink`; `examples/custom_parts.rs`
+/// wraps the default one.
+///
 /// Every method returns at once; what can't be kept up with is added up, never dropped.
 pub trait MeterSink: fmt::Debug + Send + Sync + 'static {
     /// `ns` nanoseconds of an instance in `phase`.

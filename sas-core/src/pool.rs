@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
-    Cx, Deployed, Endpoint, Error, Instance, InstanceId, Load, QuotaExceeded, Quotas, Reason, Result,
-    RevisionKey, RevisionSpec, Runtime, SpecErrors, StartTimings, StemClass, TenantKey, Timestamp, Usage,
+    Cx, Deployed, Endpoint, Error, ErrorKind, Instance, InstanceId, Load, QuotaExceeded, Quotas, Reason,
+    Result, Retry, RevisionKey, RevisionSpec, Runtime, SpecErrors, StartTimings, StemClass, TenantKey,
+    Timestamp, Usage,
 };
 
 /// What a caller wants: any free slot of a revision, with hints.
@@ -193,6 +194,26 @@ impl ClaimError {
             Self::Quota(exceeded) => Some(exceeded.retry_after),
             _ => None,
         }
+    }
+}
+
+/// For a caller that goes on with one error type; the claim's own is its source.
+///
+/// What is used up is `Exhausted` and a start that fails `Unavailable`, both with the time after which to come back; a
+/// deadline is `Timeout`; a revision that is gone is `NotFound`; one that may not be woken, and a pool that closes, are
+/// `Unavailable`.
+impl From<ClaimError> for Error {
+    fn from(error: ClaimError) -> Self {
+        let kind = match &error {
+            ClaimError::QueueFull { .. } | ClaimError::Exhausted { .. } | ClaimError::Quota(_) => {
+                ErrorKind::Exhausted
+            }
+            ClaimError::Deadline | ClaimError::StartPending { .. } => ErrorKind::Timeout,
+            ClaimError::Start { .. } | ClaimError::Asleep | ClaimError::Closed => ErrorKind::Unavailable,
+            ClaimError::Unknown => ErrorKind::NotFound,
+        };
+        let retry = error.retry_after().map_or(Retry::Never, Retry::After);
+        Self::new(kind, "claim", error.to_string()).with_retry(retry).with_source(error)
     }
 }
 
@@ -503,6 +524,9 @@ pub struct PoolBudget {
 }
 
 /// Holds the instances of all revisions and gives out their slots.
+///
+/// The gateway claims slots, the driver sizes revisions, the control plane registers them. It is given to the builder's `pool`;
+/// `examples/custom_parts.rs` wraps the default one.
 ///
 /// # Contract
 /// - An instance never has more leases out than its limit.

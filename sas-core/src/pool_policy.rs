@@ -52,6 +52,8 @@ impl<'a> Pick<'a> {
 }
 
 /// Chooses among a revision's instances. Pure and short: it is called under the shard's lock.
+///
+/// The pool asks it for each request. It is given by `PoolConfig::balancer`, or by name in `PoolConfig::balancers`.
 pub trait Balancer: fmt::Debug + Send + Sync + 'static {
     /// The index of an instance with room, or `None` when none has. `slots` are in the order in which the instances
     /// became ready; `cursor` is the balancer's own memory for this revision, 0 at first.
@@ -100,6 +102,9 @@ impl CapacityInput {
 }
 
 /// How many stems of one class to hold for the next slot. Deterministic: its state and the inputs decide.
+///
+/// The pool asks it once per slot of time and class. It is made by `StemsConfig::capacity`; `sas_pool::capacity` has those
+/// that come with the platform.
 pub trait CapacityPolicy: fmt::Debug + Send + 'static {
     /// The size for the slot that begins at `input.now`, within `min` and `max`.
     fn target(&mut self, input: &CapacityInput) -> u32;
@@ -134,6 +139,9 @@ impl KeepAlive {
 
 /// Learns when revisions are called and says what stays warm. Deterministic; what it remembers per revision is
 /// bounded, and a revision that was never called costs nothing.
+///
+/// The pool tells it of calls and asks it when a revision is idle. It is given by `IdleRule::policy`; `sas_pool::keep_alive`
+/// has those that come with the platform.
 pub trait KeepAlivePolicy: fmt::Debug + Send + 'static {
     /// `revision` was called at `now`, after being idle or asleep.
     fn called(&mut self, revision: RevisionKey, now: Timestamp);

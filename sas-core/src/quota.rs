@@ -458,6 +458,9 @@ impl Rate {
 
 /// What is still to be had of a [`Rate`]. Pure: what was taken, the rate and `now` decide, where `now` is in nanoseconds
 /// since any beginning that its owner keeps to.
+///
+/// Public because three crates hold limits by it, and must agree on when a wait is over: the data plane requests, the pool
+/// cold starts, triggers events. A host that limits something of its own may, too.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TokenBucket {
     tokens: f64,

@@ -283,6 +283,9 @@ pub enum RouteChange {
 
 /// Decides which revision answers a request.
 ///
+/// The gateway asks it for each request, the control plane changes it. It is given to the builder's `router`;
+/// `examples/custom_parts.rs` wraps the default one.
+///
 /// # Contract
 /// - `route` never blocks and never allocates for a split route.
 /// - A weighted split is exact over each run of 100 requests of a rule, and reproducible from the router's seed.

@@ -208,6 +208,8 @@ impl StartRequest {
 
 /// A way to run code.
 ///
+/// The pool starts instances by it, the control plane prepares revisions. It is given to the builder's `runtime`.
+///
 /// # Contract
 /// - Instances are independent: the end of one touches no other.
 /// - [`InstanceEvents::exited`] is told once for every instance whose `start` succeeded.

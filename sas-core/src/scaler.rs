@@ -425,6 +425,8 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
 
 /// How the platform drives a policy: one object for all revisions that it serves, so that state can lie in columns.
 /// Every [`Policy`] is one, with a state per row.
+///
+/// The driver calls it once per tick. It is given to the builder's `scaler`; `examples/custom_scaler.rs` has a policy that is one.
 pub trait Scaler: fmt::Debug + Send + Sync + 'static {
     /// The name by which specs ask for it.
     fn name(&self) -> &'static str;

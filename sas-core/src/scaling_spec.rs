@@ -33,9 +33,11 @@ pub enum Metric {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Fidelity {
-    /// With the known hazards of the algorithm mended; windows from one second.
+    /// With the known hazards of the algorithm corrected; windows from one second.
+    // By its older name in what is stored and hashed: another one would make every service a new revision.
     #[default]
-    Mended,
+    #[serde(rename = "mended")]
+    Corrected,
     /// The decisions of the algorithm bit for bit; windows from six seconds.
     Exact,
 }
@@ -110,7 +112,7 @@ impl Default for ScalingSpec {
     fn default() -> Self {
         Self {
             scaler: "kpa".to_owned(),
-            fidelity: Fidelity::Mended,
+            fidelity: Fidelity::Corrected,
             min: 0,
             max: 0,
             initial: 1,
@@ -200,7 +202,7 @@ impl ScalingSpec {
             errors.push("target_burst_capacity", self.target_burst_capacity, "-1, or a number from 0 to 1e9");
         }
         let least = match self.fidelity {
-            Fidelity::Mended => Duration::from_secs(1),
+            Fidelity::Corrected => Duration::from_secs(1),
             Fidelity::Exact => Duration::from_secs(6),
         };
         span(&mut errors, "stable_window", self.stable_window, least, HOUR);

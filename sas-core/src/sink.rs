@@ -342,6 +342,8 @@ pub trait LogQuery: fmt::Debug + Send + Sync + 'static {
 }
 
 /// Takes the lines that instances write.
+///
+/// Runtimes write to it. It is given to the builder's `log_sink`; `examples/custom_parts.rs` wraps the default one.
 pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     /// One line, without its end; longer ones were cut by the runtime. Returns at once: a sink that can't keep up
     /// drops and counts.
@@ -399,6 +401,8 @@ impl DecisionRecord {
 }
 
 /// Takes every decision that changes a revision's instances; the driver and the pool call it, hosts may implement it.
+///
+/// It is given to the builder's `decision_sink`; `examples/custom_parts.rs` wraps the default one.
 pub trait DecisionSink: fmt::Debug + Send + Sync + 'static {
     /// One decision. Returns at once.
     fn decided(&self, revision: RevisionKey, record: &DecisionRecord);
@@ -426,6 +430,8 @@ pub trait DecisionQuery: fmt::Debug + Send + Sync + 'static {
 }
 
 /// Resolves the references that specs hold instead of secrets.
+///
+/// Starts of instances and triggers ask it. It is given to the builder's `secrets`; `examples/vault_secrets.rs` is one.
 ///
 /// A value that is to be overwritten in memory when it is let go of is given as [`secret_bytes`] makes it.
 #[async_trait]

@@ -374,6 +374,8 @@ impl<'a> DeliverySpan<'a> {
 
 /// Takes what is told of requests and events when they are over; data plane and triggers call it, an exporter of traces
 /// implements it. Every method returns at once: one that can't keep up drops and counts.
+///
+/// It is given to the builder's `trace_sink`; `sas-otel` exports by one.
 pub trait TraceSink: fmt::Debug + Send + Sync + 'static {
     /// Whether a trace is recorded, asked when a span without a span of this platform above it begins: the answer goes to
     /// the instance with the trace's context. `parent` is the context that came from outside.
@@ -384,6 +386,20 @@ pub trait TraceSink: fmt::Debug + Send + Sync + 'static {
 
     /// The delivery of an event is over, as [`TraceSink::request`].
     fn delivery(&self, span: &DeliverySpan<'_>);
+}
+
+/// Forwards, so that the host keeps a handle to what it gave away.
+#[deny(clippy::missing_trait_methods)]
+impl<T: TraceSink + ?Sized> TraceSink for Arc<T> {
+    fn samples(&self, trace: u128, parent: Option<ParentSpan>) -> bool {
+        (**self).samples(trace, parent)
+    }
+    fn request(&self, span: &RequestSpan<'_>) {
+        (**self).request(span);
+    }
+    fn delivery(&self, span: &DeliverySpan<'_>) {
+        (**self).delivery(span);
+    }
 }
 
 #[cfg(test)]

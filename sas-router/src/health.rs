@@ -14,7 +14,7 @@ use tokio::{
 
 /// How often an instance is asked whose probe does not say.
 const PERIOD: Duration = Duration::from_secs(10);
-/// How long a round waits for answers. What takes longer is heard in a later round, so that one slow instance delays
+/// How long a round waits for answers. What takes longer counts in a later round, so that one slow instance delays
 /// nobody else's questions.
 const ROUND: Duration = Duration::from_secs(1);
 /// Questions at once; what is due beyond that is asked in the next round.
@@ -31,7 +31,7 @@ const AT_ONCE: usize = 256;
 pub struct HealthChecks {
     pool: Arc<dyn Pool>,
     asked: HashMap<InstanceId, Asked>,
-    running: JoinSet<Heard>,
+    running: JoinSet<Answered>,
     asking: HashSet<InstanceId>,
     /// Revisions whose probe can't be asked, which was said.
     unasked: HashSet<RevisionKey>,
@@ -44,7 +44,7 @@ struct Asked {
 }
 
 #[derive(Debug)]
-struct Heard {
+struct Answered {
     revision: RevisionKey,
     instance: InstanceId,
     failure: Option<sas_probe::ProbeFailure>,
@@ -64,16 +64,16 @@ impl HealthChecks {
 
     /// Asks every instance that is due, and gives back those that are being replaced. It takes at most a second.
     ///
-    /// **Cancel safety:** what was asked is heard in the next round; dropping the checks ends the questions.
+    /// **Cancel safety:** what was answered counts in the next round; dropping the checks ends the questions.
     pub async fn round(&mut self, revisions: &[RevisionKey]) -> Vec<(RevisionKey, InstanceId)> {
         let until = Instant::now() + ROUND;
         self.ask(revisions);
         let mut replaced = Vec::new();
-        while let Ok(Some(heard)) = timeout_at(until, self.running.join_next()).await {
+        while let Ok(Some(answered)) = timeout_at(until, self.running.join_next()).await {
             // A question that was aborted or panicked says nothing of its instance.
-            let Ok(heard) = heard else { continue };
-            self.asking.remove(&heard.instance);
-            replaced.extend(self.hear(heard));
+            let Ok(answered) = answered else { continue };
+            self.asking.remove(&answered.instance);
+            replaced.extend(self.take(answered));
         }
         replaced.sort_unstable();
         replaced
@@ -103,7 +103,7 @@ impl HealthChecks {
                     let (revision, id) = (*revision, view.id);
                     self.running.spawn(async move {
                         let asked = sas_probe::instance(&probe, &*instance, tenant).await;
-                        Heard { revision, instance: id, failure: asked.err() }
+                        Answered { revision, instance: id, failure: asked.err() }
                     });
                 }
                 seen.insert(view.id, asked);
@@ -114,8 +114,8 @@ impl HealthChecks {
         self.unasked.retain(|revision| self.pool.deployed(*revision).is_some());
     }
 
-    fn hear(&mut self, heard: Heard) -> Option<(RevisionKey, InstanceId)> {
-        let Heard { revision, instance, failure } = heard;
+    fn take(&mut self, answered: Answered) -> Option<(RevisionKey, InstanceId)> {
+        let Answered { revision, instance, failure } = answered;
         let asked = self.asked.get_mut(&instance)?;
         let Some(failure) = failure else {
             asked.failures = 0;

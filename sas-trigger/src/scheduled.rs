@@ -124,19 +124,15 @@ impl EventTemplate {
     /// # Errors
     /// `InvalidSpec` when an attribute is not what CloudEvents allows.
     pub fn event(&self, trigger: &str, at: Timestamp) -> Result<Event> {
-        let invalid = |error: sas_core::EventError| {
-            Error::new(ErrorKind::InvalidSpec, "fire", error.to_string()).with_source(error)
-        };
-        let mut event = Event::new(fire_id(trigger, at), self.source.as_str(), self.kind.as_str())
-            .map_err(invalid)?
-            .with_time(at);
+        let mut event =
+            Event::new(fire_id(trigger, at), self.source.as_str(), self.kind.as_str())?.with_time(at);
         if let Some(kind) = &self.content_type {
-            event = event.with_data(kind.as_str(), self.data.clone()).map_err(invalid)?;
+            event = event.with_data(kind.as_str(), self.data.clone())?;
         } else if !self.data.is_empty() {
-            event = event.with_data("text/plain", self.data.clone()).map_err(invalid)?;
+            event = event.with_data("text/plain", self.data.clone())?;
         }
         for (name, value) in &self.extensions {
-            event = event.with_extension(name.as_str(), value.as_str()).map_err(invalid)?;
+            event = event.with_extension(name.as_str(), value.as_str())?;
         }
         Ok(event)
     }

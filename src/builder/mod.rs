@@ -56,11 +56,12 @@ type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, Spec
 /// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`](sas_control::Meter), on the platform's store |
 /// | who is told what is changed at the admin API | [`audit_sink`](Self::audit_sink) | nobody; the store keeps the last 10,000 |
 /// | secrets | [`secrets_dir`](Self::secrets_dir), [`secrets_env`](Self::secrets_env), [`secrets`](Self::secrets) | none: a service that refers to one does not start |
+/// | who is asked at each deploy | [`admission`](Self::admission) | nobody |
 /// | who is told of requests and events, for traces | [`trace_sink`](Self::trace_sink) | nobody; an exporter by `otel`, with the feature |
 /// | wall time | [`clock`](Self::clock) | the system's |
 ///
 /// `examples/custom_parts.rs` replaces those that do the work: runtime, pool, router, store, log of events, packages, a
-/// scaler, a kind of trigger, the sinks of output, decisions, usage and changes, secrets and the clock.
+/// scaler, a kind of trigger, the sinks of output, decisions, usage, changes and traces, a hook of deploys, secrets and the clock.
 /// `docs/configuration.md` lists each field of each part's configuration, and the method that reaches it.
 ///
 /// ```

@@ -693,7 +693,7 @@ impl Ask<'_> {
                 .collect(),
         };
         let candidates = candidates(at);
-        let (mut found, mut heard) = (None::<Endpoint>, false);
+        let (mut found, mut told) = (None::<Endpoint>, false);
         for (probe, startup) in stages {
             if !probe.initial_delay.is_zero() {
                 tokio::time::sleep(probe.initial_delay).await;
@@ -706,7 +706,7 @@ impl Ask<'_> {
                 match self.once(probe, known).await {
                     Ok(answered) => {
                         found = answered.or(found);
-                        if found.is_some() && !std::mem::replace(&mut heard, true) {
+                        if found.is_some() && !std::mem::replace(&mut told, true) {
                             listening();
                         }
                         (good, bad) = (good + 1, 0);
@@ -715,7 +715,7 @@ impl Ask<'_> {
                         }
                     }
                     Err(failure) => {
-                        if failure.connected && !std::mem::replace(&mut heard, true) {
+                        if failure.connected && !std::mem::replace(&mut told, true) {
                             listening();
                         }
                         (good, bad) = (0, bad + 1);

@@ -229,7 +229,7 @@ fn is_zombie(pid: Pid) -> bool {
 
 /// How often in a row it looks again only because something unknown has ended meanwhile: on a busy machine that is
 /// always so.
-const UNSURE: usize = 3;
+const UNCLEAR_ROUNDS: usize = 3;
 
 #[allow(
     clippy::disallowed_methods,
@@ -237,19 +237,19 @@ const UNSURE: usize = 3;
 )]
 fn kill_marked(digits: &str, signature: Option<Signature>) -> usize {
     let (mut killed, mut ended) = (BTreeSet::new(), BTreeSet::new());
-    let mut unsure = 0;
+    let mut unclear = 0;
     for round in 0..500 {
         if round > 2 {
             std::thread::sleep(Duration::from_millis(2));
         }
         let found = look(digits, signature);
         if found.live.is_empty() {
-            unsure += 1;
-            if !found.lost && found.ended.is_subset(&ended) || unsure > UNSURE {
+            unclear += 1;
+            if !found.lost && found.ended.is_subset(&ended) || unclear > UNCLEAR_ROUNDS {
                 break;
             }
         } else {
-            unsure = 0;
+            unclear = 0;
         }
         ended = found.ended;
         // First none of them runs, so that none can start another while the others are ended.

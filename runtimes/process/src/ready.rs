@@ -157,7 +157,7 @@ pub(crate) async fn wait(
         (Some(startup), Some(readiness)) => &[(startup, true), (readiness, false)],
     };
     let fine = FineTimer::new()?;
-    let mut found = Found { candidates, at: None, heard: false };
+    let mut found = Found { candidates, at: None, told: false };
     let mut began = Instant::now();
     for (stage, (probe, startup)) in stages.iter().enumerate() {
         if !probe.initial_delay.is_zero() {
@@ -202,7 +202,7 @@ pub(crate) async fn wait(
 struct Found<'a> {
     candidates: &'a [Endpoint; 2],
     at: Option<&'a Endpoint>,
-    heard: bool,
+    told: bool,
 }
 
 impl Found<'_> {
@@ -220,14 +220,14 @@ impl Found<'_> {
         for candidate in self.at.map_or(&self.candidates[..], std::slice::from_ref) {
             let failure = match sas_probe::endpoint(probe, candidate).await {
                 Ok(()) => {
-                    self.hear(listening);
+                    self.tell(listening);
                     self.at = self.candidates.iter().find(|known| *known == candidate);
                     return Ok(());
                 }
                 Err(failure) => failure,
             };
             if failure.connected {
-                self.hear(listening);
+                self.tell(listening);
                 return Err(failure);
             }
             first.get_or_insert(failure);
@@ -238,8 +238,8 @@ impl Found<'_> {
         Err(first.expect("there is always a candidate"))
     }
 
-    fn hear(&mut self, listening: &mut impl FnMut()) {
-        if !std::mem::replace(&mut self.heard, true) {
+    fn tell(&mut self, listening: &mut impl FnMut()) {
+        if !std::mem::replace(&mut self.told, true) {
             listening();
         }
     }

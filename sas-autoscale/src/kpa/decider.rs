@@ -108,7 +108,7 @@ pub(crate) struct Scaled {
 
 /// What the default preset knows beyond Knative.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Mended {
+pub(crate) struct Corrections {
     /// Instances that start: they count when it is judged whether to panic.
     pub(crate) starting: i32,
     /// The highest sample of a recent stretch, once it is long enough to be trusted.
@@ -168,7 +168,7 @@ impl Decider {
             Ready::NotFound => 0,
             Ready::Unknown => return None,
         };
-        Some(self.decide(spec, now, ready, averages?, &Mended::default()))
+        Some(self.decide(spec, now, ready, averages?, &Corrections::default()))
     }
 
     /// The same with what the default preset mends.
@@ -178,7 +178,7 @@ impl Decider {
         now: Nanos,
         ready: i32,
         averages: Averages,
-        mended: &Mended,
+        corrections: &Corrections,
     ) -> Scaled {
         use sas_core::Clamps;
         let counted = f64::from(ready.max(1));
@@ -186,7 +186,7 @@ impl Decider {
         let down = if spec.reachable { (counted / spec.max_scale_down_rate).floor() } else { 0.0 };
         let window_wants = (averages.stable / spec.target_value).ceil();
         let panic_wants = (averages.panic / spec.target_value).ceil();
-        let recent_wants = mended.recent.map(|recent| {
+        let recent_wants = corrections.recent.map(|recent| {
             // While the window still shows traffic, one instance stays.
             (recent / spec.target_value).ceil().max(if window_wants > 0.0 { 1.0 } else { 0.0 })
         });
@@ -214,8 +214,8 @@ impl Decider {
                 panic = spec.activation_scale;
             }
         }
-        let over =
-            panic_wants / f64::from(ready.saturating_add(mended.starting).max(1)) >= spec.panic_threshold;
+        let over = panic_wants / f64::from(ready.saturating_add(corrections.starting).max(1))
+            >= spec.panic_threshold;
         let calm = recent_wants.is_some_and(|recent| recent * 2.0 <= f64::from(self.max_panic_pods));
         if over {
             self.panic_since = Some(now);

@@ -8,7 +8,7 @@ use sas_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::decider::{Averages, Decider, DeciderSpec, Mended, Ready, Scaled};
+use super::decider::{Averages, Corrections, Decider, DeciderSpec, Ready, Scaled};
 use crate::{
     options::Options,
     window::{Nanos, SECOND, Window},
@@ -68,7 +68,7 @@ impl Kpa {
         };
         match input.spec.fidelity {
             Fidelity::Exact => state.exact(input, &params, &sample),
-            _ => state.mended(input, &params, &sample),
+            _ => state.corrected(input, &params, &sample),
         }
     }
 }
@@ -175,7 +175,7 @@ pub struct KpaState {
     pub(super) windows: Option<(Window, Window)>,
     pub(super) decider: Decider,
     /// The time of the last tick on the scaler's own clock: wall time when it is exact, seconds counted from the
-    /// first tick when it is mended.
+    /// first tick when it is corrected.
     pub(super) clock: Nanos,
     pub(super) pending: Pending,
     pub(super) recent: Recent,
@@ -301,14 +301,14 @@ impl KpaState {
         if no_data {
             return Decision::hold(Reason::NoData);
         }
-        let scaled = self.decider.decide(&params.spec, now, sample.ready, averages, &Mended::default());
+        let scaled = self.decider.decide(&params.spec, now, sample.ready, averages, &Corrections::default());
         self.decided = Some((now, scaled.desired));
         decision(params, averages, &scaled)
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "seven digits of a rate are enough")]
     /// The default: seconds are counted from the first tick, so that no clock can disturb them.
-    fn mended(&mut self, input: &ScaleInput<'_>, params: &Params, sample: &Sample) -> Decision {
+    fn corrected(&mut self, input: &ScaleInput<'_>, params: &Params, sample: &Sample) -> Decision {
         let first = self.windows.is_none();
         let panic_slots = u32::try_from(params.panic_window / SECOND).unwrap_or(1).max(1);
         self.peak = (sample.arrivals as f32).max(self.peak * PEAK_DECAY);
@@ -345,8 +345,8 @@ impl KpaState {
                 self.recent.add(mean, panic_slots);
             }
         }
-        let mended = Mended { starting: sample.starting, recent: self.recent.highest() };
-        let mut scaled = self.decider.decide(&params.spec, now, sample.ready, averages, &mended);
+        let corrections = Corrections { starting: sample.starting, recent: self.recent.highest() };
+        let mut scaled = self.decider.decide(&params.spec, now, sample.ready, averages, &corrections);
         let waiting = self.wake(input, params, sample, &mut scaled);
         if partly {
             scaled.clamps.insert(Clamps::STARTING);

@@ -24,7 +24,7 @@ fn traces() -> u32 {
 
 fn any_spec(random: &mut SmallRng) -> ScalingSpec {
     let mut spec = ScalingSpec::default();
-    spec.fidelity = if random.random_bool(0.5) { Fidelity::Mended } else { Fidelity::Exact };
+    spec.fidelity = if random.random_bool(0.5) { Fidelity::Corrected } else { Fidelity::Exact };
     spec.max = random.random_range(0..60);
     spec.min =
         if spec.max == 0 { random.random_range(0..4) } else { random.random_range(0..=spec.max.min(4)) };

@@ -104,7 +104,7 @@ fn slow_starters(preset: Fidelity) -> u32 {
 #[test]
 fn compatible_panics_overshoot_with_slow_starters_and_mended_ones_count_what_starts() {
     let compatible = slow_starters(Fidelity::Exact);
-    let mended = slow_starters(Fidelity::Mended);
+    let mended = slow_starters(Fidelity::Corrected);
     assert!(compatible > 400, "the whole queue of twenty seconds: {compatible}");
     assert!(mended >= 10, "enough for what comes: {mended}");
     assert!(mended * 4 < compatible, "{mended} against {compatible}");
@@ -132,7 +132,7 @@ fn compatible_initial_scale_ignores_the_scale_down_delay_and_mended_does_not() {
     let compatible = initial_scale(Fidelity::Exact);
     assert!(compatible.contains(&5));
     assert!(*compatible.last().unwrap() < 5, "it fell within the delay: {compatible:?}");
-    let mended = initial_scale(Fidelity::Mended);
+    let mended = initial_scale(Fidelity::Corrected);
     assert!(mended.iter().all(|desired| *desired == 5), "{mended:?}");
 }
 
@@ -160,14 +160,14 @@ fn seconds_to_shrink(preset: Fidelity) -> usize {
 #[test]
 fn compatible_scale_down_takes_a_whole_window_and_mended_a_clear_case_a_fifth_of_it() {
     let compatible = seconds_to_shrink(Fidelity::Exact);
-    let mended = seconds_to_shrink(Fidelity::Mended);
+    let mended = seconds_to_shrink(Fidelity::Corrected);
     assert!(compatible >= 50, "{compatible}");
     assert!(mended <= 20, "{mended}");
 }
 
 #[test]
 fn mended_what_shrank_does_not_come_back_for_an_old_average() {
-    let mut revision = Revision::new(Fidelity::Mended, |spec| {
+    let mut revision = Revision::new(Fidelity::Corrected, |spec| {
         spec.target = 10.0;
         spec.utilization = 1.0;
     });
@@ -186,7 +186,7 @@ fn mended_what_shrank_does_not_come_back_for_an_old_average() {
 
 #[test]
 fn mended_the_last_instance_still_waits_for_a_whole_quiet_window() {
-    let mut revision = Revision::new(Fidelity::Mended, |spec| spec.scale_to_zero_grace = Duration::ZERO);
+    let mut revision = Revision::new(Fidelity::Corrected, |spec| spec.scale_to_zero_grace = Duration::ZERO);
     for _ in 0..100 {
         revision.tick(&load(1, 50.0, 50));
     }
@@ -200,7 +200,7 @@ fn mended_the_last_instance_still_waits_for_a_whole_quiet_window() {
 
 #[test]
 fn a_scaler_with_bad_input_keeps_the_last_good_decision_and_says_so() {
-    for preset in [Fidelity::Mended, Fidelity::Exact] {
+    for preset in [Fidelity::Corrected, Fidelity::Exact] {
         let mut revision = Revision::new(preset, |spec| spec.target = 10.0);
         for _ in 0..30 {
             revision.tick(&load(10, 70.0, 70));
@@ -228,7 +228,7 @@ fn compatible_a_clock_that_goes_back_holds_the_decision() {
 
 #[test]
 fn a_restart_under_load_is_never_below_what_was_ready_in_either_preset() {
-    for preset in [Fidelity::Mended, Fidelity::Exact] {
+    for preset in [Fidelity::Corrected, Fidelity::Exact] {
         let mut revision = Revision::new(preset, |_| {});
         // The load of ten instances is spread over thirty: without a window's memory, ten would do.
         for second in 0..60 {

@@ -187,6 +187,8 @@ impl CertificateState {
 }
 
 /// Who knows the certificates that clients are shown.
+///
+/// The diagnosis asks it for those that end soon.
 pub trait CertificateSource: std::fmt::Debug + Send + Sync + 'static {
     /// Those that are in force.
     fn certificates(&self) -> Vec<CertificateState>;

@@ -22,6 +22,8 @@ use super::{
 const BATCH: usize = 256;
 
 /// Takes usage records: a file, a webhook, a billing system.
+///
+/// The exporter gives it the records of complete hours, again until it takes them. It is given to the builder's `usage_export`.
 #[async_trait]
 pub trait UsageExport: fmt::Debug + Send + Sync + 'static {
     /// Takes records, in the order of hours and names, and returns when whoever takes them answers for them. After an

@@ -28,8 +28,7 @@ pub enum RolloutState {
 
 /// What a roll-out does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RolloutStep {
+pub(crate) enum RolloutStep {
     /// The shares stay as they are.
     Hold,
     /// The shares stay as they are until the new revision has the instances for this many percent.
@@ -47,8 +46,7 @@ pub enum RolloutStep {
 
 /// What is known of the two revisions in a step.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Seen {
+pub(crate) struct Seen {
     /// What the old revision answered.
     pub old: AnswerCounts,
     /// What the new one answered.
@@ -65,7 +63,7 @@ pub struct Seen {
 
 impl Seen {
     /// These answers, of revisions that have nothing to size.
-    pub const fn new(old: AnswerCounts, new: AnswerCounts) -> Self {
+    pub(crate) const fn new(old: AnswerCounts, new: AnswerCounts) -> Self {
         Self { old, new, latencies: None, covered: 100, failed_starts: 0, hindrance: None }
     }
 }
@@ -73,19 +71,8 @@ impl Seen {
 /// A roll-out, wherever it is. Pure: plan, what was seen and `now` decide; it serialises, so a restarted platform goes on
 /// where it was.
 ///
-/// ```
-/// use sas_control::{RolloutProgress, RolloutSeen as Seen, RolloutStep};
-/// use sas_core::{AnswerCounts, RolloutPlan, Timestamp};
-/// let mut rollout = RolloutProgress::new(RolloutPlan::default(), Timestamp(0))?;
-/// assert_eq!(rollout.percent(), 0, "its instances come first");
-/// let nothing = Seen::new(AnswerCounts::default(), AnswerCounts::default());
-/// assert_eq!(rollout.observe(&nothing, Timestamp(0)), RolloutStep::Shift(1));
-/// let bad = Seen::new(AnswerCounts { requests: 1_000, errors: 3 }, AnswerCounts { requests: 100, errors: 50 });
-/// let stop = rollout.observe(&bad, Timestamp::from_secs(1));
-/// assert!(matches!(stop, RolloutStep::Stop { .. }));
-/// assert_eq!(rollout.percent(), 0);
-/// # Ok::<(), sas_core::SpecErrors>(())
-/// ```
+/// Public because it stands in a service's record ([`crate::Rolling::progress`]): hosts read it there, and the control plane
+/// alone moves it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RolloutProgress {
     plan: RolloutPlan,
@@ -106,7 +93,7 @@ impl RolloutProgress {
     ///
     /// # Errors
     /// When the plan is not sound.
-    pub fn new(plan: RolloutPlan, now: Timestamp) -> Result<Self, SpecErrors> {
+    pub(crate) fn new(plan: RolloutPlan, now: Timestamp) -> Result<Self, SpecErrors> {
         plan.validate()?;
         Ok(Self { plan, step: 0, since: now, state: RolloutState::Moving, coming: Some(0), before: None })
     }
@@ -136,7 +123,7 @@ impl RolloutProgress {
     }
 
     /// The share that the new revision is sized for, in percent: its own, or the next one.
-    pub fn goal(&self) -> u32 {
+    pub(crate) fn goal(&self) -> u32 {
         // A plan is checked when it is made, but one that was stored may have been changed by hand.
         self.plan.steps.get(self.step).map_or(100, |percent| (*percent).min(100))
     }
@@ -147,7 +134,7 @@ impl RolloutProgress {
     }
 
     /// Looks at what is known of the two revisions in this step and decides.
-    pub fn observe(&mut self, seen: &Seen, now: Timestamp) -> RolloutStep {
+    pub(crate) fn observe(&mut self, seen: &Seen, now: Timestamp) -> RolloutStep {
         if self.state != RolloutState::Moving {
             return RolloutStep::Hold;
         }
@@ -256,7 +243,7 @@ impl RolloutProgress {
     }
 
     /// Gives everything back to the old revision.
-    pub fn stop(&mut self, now: Timestamp) {
+    pub(crate) fn stop(&mut self, now: Timestamp) {
         self.state = RolloutState::Stopped;
         self.since = now;
     }
@@ -274,6 +261,20 @@ mod tests {
         let mut empty = RolloutPlan::default();
         empty.steps.clear();
         assert_eq!(RolloutProgress::new(empty, Timestamp(0)).unwrap_err().0.len(), 1);
+    }
+
+    #[test]
+    fn a_roll_out_begins_with_its_instances_and_falls_to_nothing_with_too_many_errors() {
+        let mut rollout = RolloutProgress::new(RolloutPlan::default(), Timestamp(0)).unwrap();
+        assert_eq!(rollout.percent(), 0, "its instances come first");
+        assert_eq!(rollout.observe(&covering(100), Timestamp(0)), RolloutStep::Shift(1));
+        let bad = Seen::new(
+            AnswerCounts { requests: 1_000, errors: 3 },
+            AnswerCounts { requests: 100, errors: 50 },
+        );
+        let stop = rollout.observe(&bad, Timestamp::from_secs(1));
+        assert!(matches!(stop, RolloutStep::Stop { .. }));
+        assert_eq!(rollout.percent(), 0);
     }
 
     #[test]

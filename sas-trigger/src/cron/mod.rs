@@ -6,7 +6,7 @@ mod parse;
 use std::{fmt, time::Duration};
 
 use jiff::tz::TimeZone;
-use sas_core::{Schedule, Timestamp};
+use sas_core::{Error, ErrorKind, Schedule, SpecErrors, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use civil::Fields;
@@ -86,6 +86,15 @@ pub struct CronError {
     pub value: String,
     /// What is wrong with it.
     pub problem: String,
+}
+
+/// `InvalidSpec`; the part is the field of [`Error::fields`].
+impl From<CronError> for Error {
+    fn from(error: CronError) -> Self {
+        let mut fields = SpecErrors::default();
+        fields.push(error.part, &error.value, &error.problem);
+        Self::new(ErrorKind::InvalidSpec, "cron", error.to_string()).with_source(fields)
+    }
 }
 
 impl CronError {

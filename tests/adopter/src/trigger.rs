@@ -47,9 +47,8 @@ impl Lines {
                     Some(room) => room,
                     None => cx.sink.ready().await?,
                 };
-                let event = Event::new(count.to_string(), format!("/lines/{}", cx.name), "com.example.line")
-                    .and_then(|event| event.with_data("text/plain", line))
-                    .map_err(|error| Error::new(ErrorKind::Unexpected, "lines", error.to_string()))?
+                let event = Event::new(count.to_string(), format!("/lines/{}", cx.name), "com.example.line")?
+                    .with_data("text/plain", line)?
                     .with_time(cx.clock.now());
                 // Acknowledged after it was delivered only. With an error this run ends, and the next offers it again.
                 cx.sink.deliver(room, event).await?;

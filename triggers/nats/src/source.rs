@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use sas_core::{
     Connected, Deliveries, Error, ErrorKind, EventSink, Result, Slot, SpecErrors, Timestamp, TriggerCx,
-    TriggerOptions, TriggerSource, TriggerSpec, keeping,
+    TriggerOptions, TriggerSource, TriggerSpec, with_renewal,
 };
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -242,7 +242,7 @@ fn deliver(
     Ok(async move {
         let in_progress =
             || async { message.ack_with(AckKind::Progress).await.map_err(failed("in progress")) };
-        let delivered = keeping(sink.deliver(slot, event), every, in_progress).await?;
+        let delivered = with_renewal(sink.deliver(slot, event), every, in_progress).await?;
         if let Err(error) = delivered {
             // It may come again at once, here or at another host; the platform makes this one wait.
             let _ = message.ack_with(AckKind::Nak(None)).await;

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sas_core::{
     Connected, Deliveries, Error, ErrorKind, EventSink, Result, Slot, SpecErrors, TriggerCx, TriggerOptions,
-    TriggerSecrets, TriggerSource, TriggerSpec, keeping,
+    TriggerSecrets, TriggerSource, TriggerSpec, with_renewal,
 };
 use tokio::{sync::Notify, task::JoinSet, time::timeout};
 use tokio_postgres::{Client, Statement};
@@ -156,7 +156,7 @@ impl Rows {
         let renewed = || async {
             answer("renewing a lease", self.client.execute(&self.renew, &[&id, &lease])).await.map(drop)
         };
-        let delivered = keeping(sink.deliver(slot, event), self.lease / 3, renewed).await?;
+        let delivered = with_renewal(sink.deliver(slot, event), self.lease / 3, renewed).await?;
         if let Err(error) = delivered {
             // It may come again at once, here or at another host; the platform makes this one wait.
             let _ = answer("giving up a lease", self.client.execute(&self.release, &[&id])).await;

@@ -34,7 +34,7 @@ impl Shape {
     pub(super) fn of(params: &Params, fidelity: Fidelity) -> Option<Self> {
         let stable = params.spec.stable_window_ns;
         let delay = params.spec.scale_down_delay_ns;
-        let fits = fidelity == Fidelity::Mended
+        let fits = fidelity == Fidelity::Corrected
             && stable % SECOND == 0
             && (SECOND..=RING_MAX * SECOND).contains(&stable)
             && params.panic_window <= stable
