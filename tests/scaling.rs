@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use sas::{
-    autoscale::{CustomMetric, Options},
+    autoscale::{CustomMetric, Measurement, Options},
     core::{Decision, Policy, Reason, RevisionKey, ScaleInput},
+    knative::manifest::TrafficTarget,
     prelude::*,
 };
 use serde_json::Value;
@@ -143,5 +144,35 @@ async fn a_metric_that_the_host_reports_by_service_and_name_scales_and_wakes_it(
     assert_eq!(kind("nobody", "orders", 1.0), ErrorKind::NotFound);
     assert_eq!(kind("runs", "two words", 1.0), ErrorKind::InvalidSpec);
     assert_eq!(kind("runs", "orders", f64::NAN), ErrorKind::InvalidSpec);
+    platform.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn a_revision_that_is_one_too_many_leaves_the_shares_of_the_others_as_they_were_measured() {
+    let runtime =
+        InlineRuntime::new().with("good", |_: Request, _cx| async { Response::new(Body::from("good")) });
+    let platform = Platform::builder().runtime(runtime).driver(|driver| driver.measured_revisions = 1);
+    let platform = platform.build().await.expect("a platform");
+    let mut spec = RevisionSpec::new("inline", Source::Function("good".to_owned()));
+    spec.scaling.scaler = "combined".to_owned();
+    spec.scaling.initial = 0;
+    Options::edit(&mut spec.scaling, |options| options.custom = vec![CustomMetric::new("orders", 2.0)])
+        .expect("options");
+    platform.deploy("default", "split", spec.clone()).await.expect("deployed");
+    spec.queue_limit += 1;
+    platform.deploy("default", "split", spec).await.expect("deployed again");
+    let targets = ["split-00001", "split-00002"].map(|name| TrafficTarget::revision(name, 50));
+    platform.control().set_traffic("default", "split", targets.to_vec()).await.expect("split");
+
+    // The only place is the second's.
+    let second =
+        platform.control().revision_key("default", "split", "split-00002").expect("it takes traffic");
+    platform.driver().report(second, Measurement::Named("orders".to_owned(), 1.0)).expect("taken");
+    let error = platform.report_metric("default", "split", "orders", 12.0).expect_err("one is too many");
+    assert_eq!(error.kind, ErrorKind::Exhausted, "{error}");
+    until("the second has the instances for its half", || {
+        platform.pool().status(second).is_some_and(|status| status.ready == 3)
+    })
+    .await;
     platform.shutdown(Duration::from_secs(5)).await;
 }

@@ -3,9 +3,8 @@
 
 use std::{array, collections::BTreeMap};
 
+use parking_lot::Mutex;
 use sas_core::{PoolTotals, StemClass, StemView};
-
-use crate::sync::Mutex;
 
 /// Nanoseconds between two times that something is said.
 const EVERY: u64 = 60_000_000_000;
@@ -75,7 +74,7 @@ fn since<const N: usize>(counts: [u64; N], before: [u64; N]) -> [u64; N] {
     array::from_fn(|at| counts[at] - before[at])
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
