@@ -197,6 +197,10 @@ fn events(mut builder: PlatformBuilder, config: &Config) -> PlatformBuilder {
     {
         builder = builder.rabbitmq_hosts(config.rabbitmq_hosts.iter().cloned());
     }
+    #[cfg(feature = "sqs")]
+    {
+        builder = builder.sqs_hosts(config.sqs_hosts.iter().cloned());
+    }
     builder
 }
 

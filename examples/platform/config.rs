@@ -153,6 +153,9 @@ pub(crate) struct Config {
     /// A RabbitMQ server that triggers may read from.
     #[arg(long = "rabbitmq-host", value_name = "HOST:PORT")]
     pub(crate) rabbitmq_hosts: Vec<String>,
+    /// A server of Amazon SQS that triggers may use, such as sqs.eu-central-1.amazonaws.com.
+    #[arg(long = "sqs-host", value_name = "HOST[:PORT]")]
+    pub(crate) sqs_hosts: Vec<String>,
     /// A directory whose files triggers may watch.
     #[arg(long = "file-root", value_name = "DIR")]
     pub(crate) file_roots: Vec<PathBuf>,
@@ -241,6 +244,7 @@ impl Config {
             ("mqttHosts", "mqtt", cfg!(feature = "mqtt"), &self.mqtt_hosts),
             ("postgresHosts", "postgres", cfg!(feature = "postgres"), &self.postgres_hosts),
             ("rabbitmqHosts", "rabbitmq", cfg!(feature = "rabbitmq"), &self.rabbitmq_hosts),
+            ("sqsHosts", "sqs", cfg!(feature = "sqs"), &self.sqs_hosts),
         ];
         let unbuilt = |feature: &str| format!("this program was built without `--features {feature}`");
         for (field, feature, built, hosts) in hosts {

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
-use sas_core::{ErrorKind, Event, Result, Store, Timestamp, TriggerCx, TriggerSource};
+use sas_core::{
+    ErrorKind, Event, Result, SecretSource, Store, TenantKey, Timestamp, TriggerCx, TriggerSecrets,
+    TriggerSource,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +20,7 @@ pub struct Subject {
     source: Arc<dyn TriggerSource>,
     period: Duration,
     feed: Option<Box<dyn Fn()>>,
+    secrets: Option<Arc<dyn SecretSource>>,
 }
 
 impl fmt::Debug for Subject {
@@ -31,7 +35,7 @@ impl fmt::Debug for Subject {
 impl Subject {
     /// A source that has an event at least once each `period` by itself, as timers do.
     pub fn new(source: Arc<dyn TriggerSource>, period: Duration) -> Self {
-        Self { source, period, feed: None }
+        Self { source, period, feed: None, secrets: None }
     }
 
     /// For sources that wait for somebody: `feed` puts one event upstream. It is called once each period.
@@ -40,10 +44,17 @@ impl Subject {
         self.feed = Some(Box::new(feed));
         self
     }
+
+    /// What the source finds the secrets of its declaration in.
+    #[must_use]
+    pub fn secrets(mut self, secrets: Arc<dyn SecretSource>) -> Self {
+        self.secrets = Some(secrets);
+        self
+    }
 }
 
-/// Runs every check on a source of its own, made by `builder`. Meant for paused time. The source's wall clock
-/// begins on 2026-01-05, a Monday, at midnight UTC.
+/// Runs every check on a source of its own, made by `builder`. Meant for paused time; one that speaks to a server takes its real
+/// time, half a minute and some hundred periods. The source's wall clock begins on 2026-01-05, a Monday, at midnight UTC.
 pub async fn suite<G>(builder: impl AsyncFn() -> (G, Subject)) -> Report {
     check::run(
         "TriggerSource",
@@ -101,7 +112,9 @@ impl Kit {
 
     fn cx(&self, sink: &Arc<FakeEventSink>, shutdown: &CancellationToken) -> TriggerCx {
         let (sink, store) = (Arc::clone(sink), Arc::clone(&self.store) as Arc<dyn Store>);
+        let secrets = TriggerSecrets::new(self.subject.secrets.clone(), Some(TenantKey(1)));
         TriggerCx::new("conformance/source", sink, store, Arc::new(self.clock.clone()), shutdown.clone())
+            .with_secrets(secrets)
     }
 
     fn run_with(&self, sink: &Arc<FakeEventSink>) -> Running {

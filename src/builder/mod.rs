@@ -310,8 +310,8 @@ impl PlatformBuilder {
         self.trigger_sink("webhook", move |spec, secrets| webhooks.sink(spec, secrets))
     }
 
-    /// Lets triggers read streams of these Redis servers, by the source `redis-stream`, and write to them, by the sink of the
-    /// same name: each `host:port`, as it stands in a trigger's `url`. Without it the kinds are unknown, and other servers
+    /// Lets triggers read streams and lists of these Redis servers, by the sources `redis-stream` and `redis-list`, and write to
+    /// streams, by the sink `redis-stream`: each `host:port`, as it stands in a trigger's `url`. Without it the kinds are unknown, and other servers
     /// are refused.
     ///
     /// ```
@@ -322,8 +322,9 @@ impl PlatformBuilder {
     #[must_use]
     pub fn redis_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
         let servers = sas_redis::RedisServers::new(hosts);
-        let sinks = servers.clone();
+        let (lists, sinks) = (servers.clone(), servers.clone());
         self.trigger_kind("redis-stream", move |spec| Ok(Arc::new(servers.source(spec)?)))
+            .trigger_kind("redis-list", move |spec| Ok(Arc::new(lists.list(spec)?)))
             .trigger_sink("redis-stream", move |spec, secrets| sinks.sink(spec, secrets))
     }
 
@@ -409,6 +410,22 @@ impl PlatformBuilder {
         let sinks = servers.clone();
         self.trigger_kind("rabbitmq-queue", move |spec| Ok(Arc::new(servers.source(spec)?)))
             .trigger_sink("rabbitmq-queue", move |spec, secrets| sinks.sink(spec, secrets))
+    }
+
+    /// Lets triggers read queues of Amazon SQS at these servers, by the source `sqs`, and send to them, by the sink of the same
+    /// name: each as it stands in a queue's URL. Without it the kinds are unknown, and other servers are refused.
+    ///
+    /// ```
+    /// use sas::prelude::*;
+    /// let builder = Platform::builder().sqs_hosts(["sqs.eu-central-1.amazonaws.com"]);
+    /// ```
+    #[cfg(feature = "sqs")]
+    #[must_use]
+    pub fn sqs_hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
+        let servers = sas_sqs::SqsServers::new(hosts);
+        let sinks = servers.clone();
+        self.trigger_kind("sqs", move |spec| Ok(Arc::new(servers.source(spec)?)))
+            .trigger_sink("sqs", move |spec, secrets| sinks.sink(spec, secrets))
     }
 
     /// Lets triggers watch files in these directories and below them, by the source `files`. Without it the kind is

@@ -8,16 +8,16 @@ use std::{
 
 use super::{Program, Server, quiet};
 
-/// Kafka's programs, which Maven brings once: below `cache`.
-fn jars(cache: &Path) -> io::Result<PathBuf> {
-    let jars = cache.join("kafka-4.4.0");
+/// Kafka's programs, which Maven brings once: below `cache`, as `artifact` of Maven Central.
+fn jars(cache: &Path, artifact: &str) -> io::Result<PathBuf> {
+    let jars = cache.join(place(artifact));
     if jars.exists() {
         return Ok(jars);
     }
     std::fs::create_dir_all(cache)?;
     let fresh = tempfile::tempdir_in(cache)?;
     let pom = fresh.path().join("pom.xml");
-    std::fs::write(&pom, include_str!("kafka.pom.xml"))?;
+    std::fs::write(&pom, include_str!("kafka.pom.xml").replace("kafka_2.13", artifact))?;
     let mut maven = Command::new("mvn");
     maven
         .args(["-q", "-B", "-f"])
@@ -34,6 +34,28 @@ fn jars(cache: &Path) -> io::Result<PathBuf> {
     }
     Ok(jars)
 }
+
+/// The broker.
+const BROKER: &str = "kafka_2.13";
+
+fn place(artifact: &str) -> &str {
+    if artifact == BROKER { "kafka-4.4.0" } else { "kafka-tools-4.4.0" }
+}
+
+/// A program of Kafka's tools by its class, such as `org.apache.kafka.tools.TopicCommand`, whose arguments are the caller's to
+/// add. They are kept below `cache`, as the broker; `None` where Maven does not bring them.
+pub fn kafka_tool(cache: impl AsRef<Path>, class: &str) -> Option<Command> {
+    match jars(cache.as_ref(), "kafka-tools") {
+        Ok(jars) => {
+            let mut tool = java(&jars);
+            tool.arg(class);
+            Some(tool)
+        }
+        Err(error) => super::missing("Kafka's tools", &error.to_string(), FROM),
+    }
+}
+
+const FROM: &str = "it takes java and mvn, and Maven Central at first";
 
 /// A program of Kafka's, which Java runs.
 fn java(jars: &Path) -> Command {
@@ -67,13 +89,13 @@ listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 /// programs are kept below `cache`, the target directory of the tests. `scram` is a user as its storage tool takes one.
 pub async fn kafka(cache: impl AsRef<Path>, settings: &str, scram: Option<&str>) -> Option<Server> {
     let (cache, scram) = (cache.as_ref().to_owned(), scram.map(str::to_owned));
-    let place = cache.join("kafka-4.4.0");
+    let programs = cache.join(place(BROKER));
     let program = Program {
         name: "Apache Kafka",
-        from: "it takes java and mvn, and Maven Central at first",
+        from: FROM,
         group: false,
         prepare: Box::new(move |site| {
-            let mut format = java(&jars(&cache)?);
+            let mut format = java(&jars(&cache, BROKER)?);
             format.args(["kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qg", "-c"]);
             format.arg(site.settings());
             if let Some(scram) = &scram {
@@ -86,7 +108,7 @@ pub async fn kafka(cache: impl AsRef<Path>, settings: &str, scram: Option<&str>)
             }
         }),
         command: Box::new(move |site| {
-            let mut command = java(&place);
+            let mut command = java(&programs);
             command.arg("kafka.Kafka").arg(site.settings());
             command
         }),

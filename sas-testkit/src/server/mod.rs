@@ -36,9 +36,9 @@ use std::{
 
 pub use certificate::{Authority, Certificate};
 pub use etcd::EtcdServer;
-pub use kafka::kafka;
+pub use kafka::{kafka, kafka_tool};
 pub use postgres::PostgresServer;
-pub use programs::{mosquitto, nats, redis};
+pub use programs::{mosquitto, moto, nats, redis};
 pub use rabbitmq::rabbitmq;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::time::Instant;

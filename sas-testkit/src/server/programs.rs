@@ -61,3 +61,22 @@ pub async fn mosquitto(settings: &str) -> Option<Server> {
     let base = "user root\npersistence true\npersistence_location $DIR/\nmax_queued_messages 0\nlistener $PORT 127.0.0.1\n";
     Server::start(start, &format!("{base}{settings}\n")).await
 }
+
+/// Moto, an emulator of services of AWS, such as S3 and SQS: it speaks their protocols and keeps all in memory. `arguments` of the
+/// program are lines, such as those of TLS; the environment's `SAS_MOTO_SERVER` says where it is.
+pub async fn moto(arguments: &str) -> Option<Server> {
+    let start = Program {
+        name: "moto_server",
+        from: "PyPI has it as moto[server]",
+        group: true,
+        prepare: Box::new(|_| Ok(None)),
+        command: Box::new(|site| {
+            let program = std::env::var("SAS_MOTO_SERVER").unwrap_or_else(|_| "moto_server".to_owned());
+            let arguments = std::fs::read_to_string(site.settings()).unwrap_or_default();
+            let mut command = Command::new(program);
+            command.args(arguments.lines().filter(|line| !line.is_empty()));
+            command
+        }),
+    };
+    Server::start(start, &format!("-H\n127.0.0.1\n-p\n$PORT\n{arguments}\n")).await
+}

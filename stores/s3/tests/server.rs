@@ -1,33 +1,21 @@
 //! Against `moto_server`, an emulator of S3 (PyPI: `moto[server]`): the protocol is the real one, the storage is memory.
 
 #![cfg(unix)]
-#![allow(clippy::print_stderr, reason = "what was skipped is said")]
 
-use std::{
-    net::TcpListener,
-    path::Path,
-    process::{Child, Command, Stdio},
-};
+use std::path::Path;
 
 use sas_core::{ErrorKind, ObjectStore, Secret};
 use sas_store_s3::S3Objects;
-use sas_testkit::broker::until;
+use sas_testkit::{
+    broker::until,
+    server::{Server, moto},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
-struct Moto {
-    child: Child,
-    port: u16,
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+struct Moto(Server);
 
 async fn asked(port: u16, head: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
@@ -41,30 +29,17 @@ async fn asked(port: u16, head: &str) -> Option<String> {
 }
 
 impl Moto {
+    /// With a bucket.
     async fn start() -> Option<Self> {
-        let port = TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("an address").port();
-        let program = std::env::var("SAS_MOTO_SERVER").unwrap_or_else(|_| "moto_server".to_owned());
-        let started = Command::new(&program)
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let child = match started {
-            Ok(child) => child,
-            Err(error) => {
-                assert!(std::env::var_os("CI").is_none(), "{program}: {error}");
-                eprintln!("SKIPPED: {program}: {error} (PyPI has it as moto[server])");
-                return None;
-            }
-        };
-        let server = Self { child, port };
+        let server = moto("").await?;
+        let port = server.port();
         until("it answers", async || asked(port, "PUT /bucket").await.is_some_and(|it| it.contains("200")))
             .await;
-        Some(server)
+        Some(Self(server))
     }
 
     fn objects(&self, place: &str) -> S3Objects {
-        let url = format!("s3://key:secret@127.0.0.1:{}/{place}", self.port);
+        let url = format!("s3://key:secret@127.0.0.1:{}/{place}", self.0.port());
         S3Objects::new(Secret::new(url)).expect("a URL")
     }
 }

@@ -3,9 +3,11 @@
 
 mod access;
 mod entry;
+mod list;
 mod sink;
 mod source;
 
 pub use access::RedisServers;
+pub use list::RedisList;
 pub use sink::RedisSink;
 pub use source::RedisStream;

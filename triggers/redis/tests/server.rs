@@ -13,7 +13,7 @@ use redis::{Value, aio::MultiplexedConnection, cmd};
 use sas_core::{
     ErrorKind, Event, EventPublisher, SinkSpec, TenantKey, TriggerSecrets, TriggerSource, TriggerSpec,
 };
-use sas_redis::{RedisServers, RedisStream};
+use sas_redis::{RedisList, RedisServers, RedisStream};
 use sas_testkit::{
     broker::{Broker, Running, events_of_a_test, kill_at_random, publish_through_kills, until},
     fake::{FakeEventSink, FakeSecrets, FakeStore, OrderedEventSink},
@@ -351,5 +351,107 @@ async fn killed_at_random_loses_nothing() {
         add(&mut client, chunk * 1000, 1000).await;
     }
     let kills = kill_at_random(&mut server, count, (5, 20), 0x5a5, |event| number(event).to_string()).await;
+    println!("{kills}");
+}
+
+/// A server with a list `jobs`.
+struct Lists(Server);
+
+impl Lists {
+    fn spec(&self) -> TriggerSpec {
+        TriggerSpec::new("shop/jobs", "redis-list", "shop/worker")
+            .with_option("url", format!("redis://{}", self.0.0.address()))
+            .with_option("list", "jobs")
+            .with_option("consumer", "a")
+    }
+
+    fn of_list(&self) -> Arc<RedisList> {
+        Arc::new(RedisServers::new([self.0.0.address()]).list(&self.spec()).unwrap())
+    }
+
+    async fn push(&self, numbers: std::ops::Range<usize>) {
+        let mut client = self.0.client().await;
+        let numbers: Vec<usize> = numbers.collect();
+        for some in numbers.chunks(1000) {
+            cmd("RPUSH").arg("jobs").arg(some).query_async::<()>(&mut client).await.unwrap();
+        }
+    }
+}
+
+fn number_of_item(event: &Event) -> usize {
+    std::str::from_utf8(event.data()).unwrap().parse().unwrap()
+}
+
+#[async_trait]
+impl Broker for Lists {
+    fn source(&self) -> Arc<dyn TriggerSource> {
+        self.of_list()
+    }
+
+    async fn kill_and_restart(&mut self) {
+        self.0.kill_and_restart().await;
+    }
+
+    /// Those of the list, and those that the host has under way.
+    async fn unacknowledged(&mut self) -> u64 {
+        let mut lengths = redis::pipe();
+        lengths.cmd("LLEN").arg("jobs").cmd("LLEN").arg("{jobs}:shop/jobs:a");
+        let lengths: (u64, u64) = lengths.query_async(&mut self.0.client().await).await.unwrap();
+        lengths.0 + lengths.1
+    }
+}
+
+#[tokio::test]
+async fn items_of_a_list_are_removed_after_delivery_and_counted_until_then() {
+    let Some(server) = Server::start().await else { return };
+    let mut lists = Lists(server);
+    lists.push(0..300).await;
+    let (sink, source) = (OrderedEventSink::new(number_of_item), lists.of_list());
+    assert_eq!(source.backlog().await.unwrap(), None, "nothing is known before it has connected");
+    let running = Running::start(source.clone(), &sink);
+    until("some come", async || sink.done() > 20).await;
+    let open = lists.unacknowledged().await;
+    assert!(300 - open <= sink.done() as u64, "removed ahead of delivery");
+    until("all are removed", async || lists.unacknowledged().await == 0).await;
+    assert_eq!(source.backlog().await.unwrap(), Some(0));
+    running.stop().await.unwrap();
+    assert_eq!(sink.offered(), (0..300).collect::<Vec<_>>());
+
+    // What failed comes first with the next run; a CloudEvent is itself, and what says to be one and is none is seen.
+    let mut client = lists.0.client().await;
+    let whole = r#"{"specversion":"1.0","id":"7","source":"/shop","type":"order.paid","data":{"a":1}}"#;
+    let items = [whole, r#"{"specversion":"1.0"}"#, "plain"];
+    cmd("RPUSH").arg("jobs").arg(&items).query_async::<()>(&mut client).await.unwrap();
+    let sink = FakeEventSink::new(1);
+    sink.fail_next(ErrorKind::Unavailable);
+    Running::start(source.clone(), &sink).ended().await.expect_err("a delivery failed");
+    assert_eq!(lists.unacknowledged().await, 3);
+    let running = Running::start(source, &sink);
+    until("all come", async || sink.delivered().len() == 3).await;
+    running.stop().await.unwrap();
+    let events = sink.delivered();
+    let kinds: Vec<&str> = events.iter().map(Event::kind).collect();
+    assert_eq!(kinds, ["order.paid", "dev.sas.redis.malformed", "dev.sas.redis.item"]);
+    assert_eq!(
+        (events[0].id(), events[2].source(), &events[2].data()[..]),
+        ("7", "/redis/jobs", &b"plain"[..])
+    );
+    assert_eq!(events[2].extensions()["sasposition"], "jobs");
+
+    let servers = RedisServers::new([lists.0.0.address()]);
+    let errors = servers.list(&lists.spec().with_option("list", "").with_option("stream", "x")).unwrap_err();
+    let errors = errors.to_string();
+    assert!(errors.contains("options.list") && errors.contains("options.stream"), "{errors}");
+}
+
+/// Server and host are killed at random while items are taken from a list: none is lost. 10,000 items; 100,000 with `SAS_LONG=1`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_is_killed_at_random_loses_nothing() {
+    let Some(server) = Server::start().await else { return };
+    let count = events_of_a_test(10_000);
+    let mut lists = Lists(server);
+    lists.push(0..count).await;
+    let identity = |event: &Event| number_of_item(event).to_string();
+    let kills = kill_at_random(&mut lists, count, (3, 8), 0x5a6, identity).await;
     println!("{kills}");
 }
