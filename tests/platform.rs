@@ -76,6 +76,22 @@ async fn a_service_is_deployed_called_inspected_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whose_time_is_over_before_the_start_is_hears_what_the_program_said() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (program, manifest) = (dir.path().join("app"), dir.path().join("slow.yaml"));
+    fs::write(&program, "#!/bin/sh\necho 'no answer of db.example:5432 yet'\nexec sleep 60\n")
+        .expect("written");
+    let text = hello_manifest("slow", "", 0)
+        .replace(&hello().display().to_string(), &program.display().to_string())
+        .replace("      containers:", "      timeoutSeconds: 3\n      containers:");
+    fs::write(&manifest, text).expect("written");
+    let platform = PlatformProcess::start(&[manifest.to_str().expect("UTF-8")]);
+    let answer = get(&platform, "slow", "/").await;
+    assert_eq!((answer.status, &answer.json()["reason"]), (504, &"start_timeout".into()), "{answer:?}");
+    assert!(answer.body.contains("no answer of db.example:5432 yet"), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn instances_die_with_a_killed_host_and_services_come_back() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let state = dir.path().join("state");
@@ -124,6 +140,8 @@ async fn mistakes_end_it_with_words_that_name_them() {
         (vec!["--listen", free, "--admin", free, "missing.yaml"], "missing.yaml"),
         (vec!["--listen", free, "--admin", free, &bad], "containerConcurrency"),
         (vec!["--unknown"], "--unknown"),
+        // Its token stands in SAS_ADMIN_TOKEN.
+        (vec!["--listen", free, "--admin", free, "--admin-token-file", &bad], "SAS_ADMIN_TOKEN"),
     ] {
         let output = platform_command(&args).output().expect("it runs");
         let stderr = String::from_utf8_lossy(&output.stderr);

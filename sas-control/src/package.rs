@@ -12,16 +12,12 @@ use bytes::Bytes;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use sas_core::{
     Blob, BlobStore, Error, ErrorKind, Result, Source, SpecErrors,
-    package::{is_interpreter_link, without_mark},
+    package::{MOST_BYTES, MOST_ENTRIES, is_interpreter_link, without_mark},
 };
 use sha2::{Digest as _, Sha256};
 
 use crate::{control::blocking, private::private_dir, record::hex};
 
-/// Most files and directories of a package that is a directory.
-pub(crate) const ENTRY_LIMIT: u64 = 100_000;
-/// Most bytes of a package.
-pub(crate) const BYTE_LIMIT: u64 = 4 << 30;
 /// Deepest directory.
 pub(crate) const DEPTH_LIMIT: usize = 64;
 
@@ -407,8 +403,12 @@ impl Ignored {
         for pattern in Self::ALWAYS {
             builder.add_line(None, pattern).map_err(|_| wrong(0))?;
         }
+        // It came with the package, and may be anything: a pipe whose writer never comes, a link to a file of the host's.
+        if fs::symlink_metadata(&file).is_ok_and(|facts| !facts.is_file()) {
+            return Err(refused(&file, "is no file: write its lines into a file in its place, or remove it"));
+        }
         let mut text = String::new();
-        match fs::File::open(&file) {
+        match open_file(&file, false) {
             Ok(opened) => {
                 let mut opened = opened.take(Self::MAX_BYTES + 1);
                 opened.read_to_string(&mut text).map_err(|error| read_failed(&file, &error))?;
@@ -466,8 +466,8 @@ impl Walk {
 
     fn entry(&mut self, path: &Path, name: &str, target: Option<&Path>, depth: usize) -> Result<()> {
         self.entries += 1;
-        if self.entries > ENTRY_LIMIT {
-            return Err(refused(path, format!("the package has more than {ENTRY_LIMIT} files")));
+        if self.entries > MOST_ENTRIES {
+            return Err(refused(path, format!("the package has more than {MOST_ENTRIES} files")));
         }
         if depth > DEPTH_LIMIT {
             return Err(refused(
@@ -501,8 +501,8 @@ impl Walk {
         depth: usize,
     ) -> Result<()> {
         self.bytes = self.bytes.saturating_add(metadata.len());
-        if self.bytes > BYTE_LIMIT {
-            return Err(refused(path, format!("the package has more than {BYTE_LIMIT} bytes")));
+        if self.bytes > MOST_BYTES {
+            return Err(refused(path, format!("the package has more than {MOST_BYTES} bytes")));
         }
         self.head(if executable(metadata) { b'x' } else { b'f' }, name, metadata.len());
         let mut source = open_file(path, depth == 0).map_err(|error| read_failed(path, &error))?;
@@ -547,8 +547,8 @@ impl Walk {
                 return Err(refused(&entry.path(), "file names in a package must be UTF-8"));
             };
             names.push(name);
-            if names.len() as u64 > ENTRY_LIMIT {
-                return Err(refused(path, format!("the package has more than {ENTRY_LIMIT} files")));
+            if names.len() as u64 > MOST_ENTRIES {
+                return Err(refused(path, format!("the package has more than {MOST_ENTRIES} files")));
             }
         }
         names.sort_unstable();
@@ -651,6 +651,32 @@ mod tests {
         assert!(pinned(&root, &store).unwrap().join(".git/HEAD").exists(), "it was asked for");
         write(&root, IGNORE_FILE, "a{b\n");
         assert!(pinned(&root, &store).unwrap_err().to_string().contains("line 1"), "the line is named");
+    }
+
+    #[test]
+    fn what_says_what_to_ignore_is_a_file_and_nothing_else_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, store) = (dir.path().join("app"), dir.path().join("store"));
+        write(&root, "main.py", "x");
+        write(dir.path(), "secret", "a{b\n");
+        let file = root.join(IGNORE_FILE);
+        // Whoever opened the pipe would wait for a writer, and whoever followed the link would find its line wrong.
+        let makes: [&dyn Fn(); 3] =
+            [&|| mkfifo(&file), &|| symlink(dir.path().join("secret"), &file).unwrap(), &|| {
+                fs::create_dir(&file).unwrap()
+            }];
+        for make in makes {
+            make();
+            let refused = pinned(&root, &store).unwrap_err().to_string();
+            assert!(refused.contains(IGNORE_FILE) && refused.contains("is no file"), "{refused}");
+            remove(&file).unwrap();
+        }
+        assert!(pinned(&root, &store).is_ok());
+    }
+
+    fn mkfifo(path: &Path) {
+        let mode = rustix::fs::Mode::RWXU;
+        rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     }
 
     #[test]

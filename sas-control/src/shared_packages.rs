@@ -9,11 +9,14 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use sas_core::{Blob, BlobStore, Error, ErrorKind, ObjectStore, Result, Source};
+use sas_core::{
+    Blob, BlobStore, Error, ErrorKind, ObjectStore, Result, Source,
+    package::{MOST_BYTES, MOST_ENTRIES},
+};
 
 use crate::{
     control::blocking,
-    package::{BYTE_LIMIT, DEPTH_LIMIT, ENTRY_LIMIT, PackageDir},
+    package::{DEPTH_LIMIT, PackageDir},
     private::private_dir,
 };
 
@@ -165,10 +168,12 @@ fn bounded(archive: &Path) -> io::Result<()> {
         let entry = entry?;
         entries += 1;
         bytes = bytes.saturating_add(entry.size());
-        if entries > ENTRY_LIMIT || bytes > BYTE_LIMIT || entry.path()?.components().count() > DEPTH_LIMIT + 1
+        if entries > MOST_ENTRIES
+            || bytes > MOST_BYTES
+            || entry.path()?.components().count() > DEPTH_LIMIT + 1
         {
             let problem = format!(
-                "it has more than {ENTRY_LIMIT} files, {BYTE_LIMIT} bytes, or {DEPTH_LIMIT} levels of directories"
+                "it has more than {MOST_ENTRIES} files, {MOST_BYTES} bytes, or {DEPTH_LIMIT} levels of directories"
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
         }

@@ -3,6 +3,11 @@
 
 use std::path::Path;
 
+/// Most files, directories and links of a package, unless the host says another number to who unpacks it.
+pub const MOST_ENTRIES: u64 = 200_000;
+/// Most bytes of all files of a package, unless the host says another number to who unpacks it: 4 GiB.
+pub const MOST_BYTES: u64 = 4 << 30;
+
 /// The mode that a file of a package gets, of the mode that it was packed with: its executable bits and who may read
 /// it stay; set-user-id, set-group-id and sticky go, nobody but the owner may write, and the owner can always read and
 /// replace it.

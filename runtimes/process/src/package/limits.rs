@@ -1,5 +1,7 @@
 //! Bounds on packages.
 
+use sas_core::package::{MOST_BYTES, MOST_ENTRIES};
+
 /// What a package may take. Anything beyond is refused before it fills the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -16,6 +18,6 @@ pub struct PackageLimits {
 
 impl Default for PackageLimits {
     fn default() -> Self {
-        Self { packed_bytes: 1 << 30, unpacked_bytes: 4 << 30, entries: 200_000, ratio: 200 }
+        Self { packed_bytes: 1 << 30, unpacked_bytes: MOST_BYTES, entries: MOST_ENTRIES, ratio: 200 }
     }
 }
