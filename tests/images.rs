@@ -1,7 +1,7 @@
 //! Images behind the whole platform: real manifests with their images replaced by a local one, and what is refused is told
 //! at the fields of the document. Needs root, crun or runc, and a static busybox.
 #![cfg(target_os = "linux")]
-#![allow(clippy::print_stdout, reason = "says what it skips")]
+#![allow(clippy::print_stdout, reason = "it says what became of the manifests")]
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,9 @@ use sas::{
 fn busybox() -> Option<PathBuf> {
     let found =
         ["/bin/busybox", "/usr/bin/busybox"].into_iter().map(PathBuf::from).find(|path| path.is_file());
-    assert!(found.is_some() || std::env::var_os("CI").is_none(), "CI installs busybox-static");
+    if found.is_none() {
+        sas_testkit::skip("busybox is not installed");
+    }
     found
 }
 
@@ -65,8 +67,7 @@ async fn platform(dir: &Path) -> Option<Platform> {
     match ContainerRuntime::new(config) {
         Ok(runtime) => Some(Platform::builder().runtime(runtime).secrets(Everything).build().await.unwrap()),
         Err(error) => {
-            assert!(std::env::var_os("CI").is_none(), "CI installs what this needs: {error}");
-            println!("skipped: {error}");
+            sas_testkit::skip(&error.to_string());
             None
         }
     }

@@ -31,7 +31,6 @@ public class App {
 "#;
 
 /// Runs a tool of the JDK; false when it is not installed.
-#[allow(clippy::print_stdout, reason = "the test's output says why it was skipped")]
 fn tool(name: &str, args: &[&str], dir: &Path) -> bool {
     match Command::new(name).args(args).current_dir(dir).status() {
         Ok(status) => {
@@ -39,7 +38,7 @@ fn tool(name: &str, args: &[&str], dir: &Path) -> bool {
             true
         }
         Err(error) => {
-            println!("skipped: {name}: {error}: no JDK is installed");
+            sas_testkit::skip(&format!("{name}: {error}: no JDK is installed"));
             false
         }
     }

@@ -41,14 +41,9 @@ fn cases(report: &str) -> Vec<(String, bool)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_ingress_passes_h2spec() {
     let Some(h2spec) = h2spec() else {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "CI installs h2spec: go install github.com/summerwind/h2spec/cmd/h2spec"
+        return sas_testkit::skip(
+            "h2spec is not installed (go install github.com/summerwind/h2spec/cmd/h2spec@latest)",
         );
-        println!(
-            "skipped: h2spec is not installed (go install github.com/summerwind/h2spec/cmd/h2spec@latest)"
-        );
-        return;
     };
     let platform = Platform::start().await;
     route(&platform.table, "127.0.0.1", platform.revision);

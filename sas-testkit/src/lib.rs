@@ -24,6 +24,7 @@
 //! | [`load`] | an open-loop load generator, and a ledger that pairs each request with its answer |
 //! | [`server`] | real brokers and databases, started on free ports by a test, killed, and started again |
 //! | [`broker`] | sources of events against real brokers, both killed at random |
+//! | [`skip`](fn@skip), [`kernel_lacks`] | a test that can't run says so, and fails in CI |
 //! | [`fault`] | killing and pausing real processes, closed ports |
 
 pub mod blobs;
@@ -44,7 +45,9 @@ pub mod runtime;
 pub mod scaler;
 #[cfg(unix)]
 pub mod server;
+mod skip;
 pub mod store;
 pub mod trigger;
 
 pub use report::{CheckResult, Checked, Report};
+pub use skip::{kernel_lacks, skip};

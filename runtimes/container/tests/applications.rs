@@ -22,8 +22,7 @@ use support::{Workplace, get, get_with, start, until};
 fn program(names: &[&str]) -> Option<PathBuf> {
     let found = names.iter().map(PathBuf::from).find(|path| path.is_file());
     if found.is_none() {
-        assert!(std::env::var_os("CI").is_none(), "CI installs one of {names:?}");
-        println!("skipped: none of {names:?} is here");
+        sas_testkit::skip(&format!("none of {names:?} is here"));
     }
     found
 }

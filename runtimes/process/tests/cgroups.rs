@@ -15,7 +15,7 @@ use support::{app, eventually, fetch, prepare, runs, start, start_deployed};
 fn with_groups() -> Option<(tempfile::TempDir, Arc<ProcessRuntime>)> {
     let (dir, runtime) = support::runtime();
     if !runtime.capabilities().limits {
-        support::skipped("this user can make no control groups with the controllers cpu and memory here");
+        sas_testkit::kernel_lacks("controllers cpu and memory that this user can use");
         return None;
     }
     Some((dir, Arc::new(runtime)))
@@ -100,7 +100,7 @@ async fn an_instance_has_no_more_processes_than_it_may() {
     spec.options.insert("sas.dev/pids-max".into(), "12".into());
     let deployed = prepare(&runtime, spec).await.unwrap();
     if let Some(note) = deployed.artifact.info().notes.first() {
-        support::skipped(note);
+        sas_testkit::kernel_lacks(note);
         return;
     }
     let started = start_deployed(&runtime, &deployed, 1).await.unwrap();
@@ -196,7 +196,7 @@ async fn all_instances_together_have_no_more_processes_than_the_host_leaves_them
     };
     let deployed = prepare(&runtime, app(&[])).await.unwrap();
     if let Some(note) = deployed.artifact.info().notes.first() {
-        support::skipped(note);
+        sas_testkit::kernel_lacks(note);
         return;
     }
     let one = start_deployed(&runtime, &deployed, 1).await.unwrap();
@@ -236,7 +236,7 @@ async fn a_start_that_fails_at_the_ceiling_of_processes_says_so() {
     if runtime.capabilities().limits && !std::path::Path::new("/sys/fs/cgroup").join("pids").exists() {
         let two = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
         if !two.contains("pids") {
-            support::skipped("the controller pids is not there");
+            sas_testkit::kernel_lacks("controller pids");
             return;
         }
     }
@@ -353,7 +353,7 @@ async fn a_limit_that_the_kernel_refuses_fails_the_start_and_leaves_nothing() {
     spec.options.insert("sas.dev/pids-max".into(), u64::MAX.to_string());
     let deployed = prepare(&runtime, spec).await.unwrap();
     if !deployed.artifact.info().notes.is_empty() {
-        support::skipped("the controller pids is not there");
+        sas_testkit::kernel_lacks("controller pids");
         return;
     }
     let error = start_deployed(&runtime, &deployed, 1).await.err().unwrap();

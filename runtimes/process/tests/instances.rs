@@ -45,8 +45,7 @@ async fn an_instance_gets_knatives_contract_and_nothing_of_the_hosts_environment
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_listens_on_the_loopback_of_ipv6_only_is_served_there() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
-        eprintln!("skipped: this host has no IPv6 loopback");
-        return;
+        return sas_testkit::kernel_lacks("loopback of IPv6");
     }
     let (_dir, runtime) = runtime();
     let started = start(&runtime, app(&["v6"])).await.unwrap();

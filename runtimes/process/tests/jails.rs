@@ -16,7 +16,7 @@ use support::{app, fetch, prepare, start, start_deployed};
 
 fn at(level: JailLevel) -> Option<(tempfile::TempDir, Arc<ProcessRuntime>)> {
     if level == JailLevel::Strict && !rustix::process::geteuid().is_root() {
-        support::skipped("strict needs root");
+        sas_testkit::skip("strict needs root");
         return None;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -78,11 +78,15 @@ async fn strict_instances_share_a_port_that_nobody_else_reaches() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_machines_credentials_are_not_asked_for_though_the_web_is_open() {
     let Some((_dir, runtime)) = at(JailLevel::Basic) else { return };
-    if runtime.jail_report().missing().any(|means| means.name.contains("closed networks"))
-        || support::missing("python3")
+    let no_root = !rustix::process::geteuid().is_root();
+    if support::missing("python3") || no_root {
+        return if no_root {
+            sas_testkit::skip("rules of routing need root")
+        };
+    }
+    if let Some(means) = runtime.jail_report().missing().find(|means| means.name.contains("closed networks"))
     {
-        support::skipped(&runtime.jail_report().to_string());
-        return;
+        return sas_testkit::kernel_lacks(means.name);
     }
     let program = "#!/usr/bin/env python3\nimport http.server, os, socket\n\
          class H(http.server.BaseHTTPRequestHandler):\n\
@@ -108,7 +112,10 @@ async fn the_machines_credentials_are_not_asked_for_though_the_web_is_open() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_way_out_nothing_is_reached_and_the_instance_still_serves() {
     let Some((_dir, runtime)) = at(JailLevel::Basic) else { return };
-    if !rustix::process::geteuid().is_root() || support::missing("python3") {
+    if !rustix::process::geteuid().is_root() {
+        return sas_testkit::skip("a network of its own needs root");
+    }
+    if support::missing("python3") {
         return;
     }
     let host = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -129,8 +136,7 @@ async fn without_a_way_out_nothing_is_reached_and_the_instance_still_serves() {
     let answer = get(started.instance.endpoint().unwrap(), "/");
     assert!(answer.ends_with("ConnectionRefusedError"), "{answer}");
     if runtime.jail_report().missing().any(|means| means.name.contains("TCP")) {
-        support::skipped("the kernel bounds no TCP ports");
-        return;
+        return sas_testkit::kernel_lacks("landlock that bounds TCP ports");
     }
     // By default neither: the port of the admin API, or of another instance, is none of the list.
     let started = start(&runtime, script(&program)).await.unwrap();
@@ -241,8 +247,10 @@ async fn a_command_opens_no_directory_that_the_host_does_not_show() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_takes_an_instances_port_first_gets_no_request() {
-    if !rustix::process::geteuid().is_root() || support::missing("python3") || support::missing("setpriv") {
-        support::skipped("another user's program needs root, setpriv and python3");
+    if !rustix::process::geteuid().is_root() {
+        return sas_testkit::skip("another user's program needs root");
+    }
+    if support::missing("python3") || support::missing("setpriv") {
         return;
     }
     let Some((_dir, runtime)) = at(JailLevel::Basic) else { return };
@@ -314,8 +322,10 @@ async fn a_service_does_not_fill_the_hosts_disk_by_what_it_keeps() {
     config.jail.data_bytes = 8 << 20;
     config.jail.disk_bytes = 1 << 20;
     let runtime = Arc::new(ProcessRuntime::new(config).unwrap());
-    if !rustix::process::geteuid().is_root() || support::missing("python3") {
-        support::skipped("an ordinary user's files are no larger than what each instance may write");
+    if !rustix::process::geteuid().is_root() {
+        return sas_testkit::skip("an ordinary user's files are no larger than what each instance may write");
+    }
+    if support::missing("python3") {
         return;
     }
     let program = "#!/usr/bin/env python3\nimport http.server, os\n\

@@ -229,19 +229,17 @@ async fn a_jar_of_jars_with_a_launcher_of_its_own_sees_the_same_in_a_stem() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_jar_that_is_named_answers_the_same_from_a_stem() {
     let Some(jar) = std::env::var_os("SAS_JAR").map(PathBuf::from) else {
-        support::skipped("SAS_JAR names no jar to compare");
-        return;
+        return; // It is a tool, and no test of ours.
     };
     if no_jdk() {
         return;
     }
     let runtime = runtime();
-    let mut spec = spec(jar);
+    let mut spec = spec(jar.clone());
     spec.timeouts.start = Duration::from_secs(120);
     let deployed = prepare(&runtime, spec).await.unwrap();
     if deployed.artifact.info().stem.is_none() {
-        support::skipped(&format!("it starts cold: {:?}", deployed.artifact.info().notes));
-        return;
+        panic!("{jar:?} starts cold, and is not compared: {:?}", deployed.artifact.info().notes);
     }
     let cold = start_deployed(&runtime, &deployed, 1).await.unwrap();
     let warm = from_stem(&runtime, &deployed, 2).await.unwrap();
@@ -369,6 +367,27 @@ async fn a_stem_that_dies_or_cannot_become_the_app_leaves_nothing_and_the_app_st
     assert_eq!(unknown.kind, ErrorKind::NotFound);
     let cold = start_deployed(&runtime, &deployed, 7).await.unwrap();
     assert!(facts(&cold.instance).await.len() > 30);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_stem_serves_what_asks_for_a_strict_jail_and_who_insists_on_one_is_told() {
+    if no_jdk() {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        return sas_testkit::skip("strict needs root");
+    }
+    let runtime = runtime();
+    let mut spec = probe_spec();
+    assert!(runtime.prepare(&spec).await.unwrap().info().stem.is_some(), "else it comes from one");
+    spec.options.insert("sas.dev/jail".into(), "strict".into());
+    let deployed = prepare(&runtime, spec.clone()).await.unwrap();
+    assert_eq!(deployed.artifact.info().stem, None);
+    let cold = start_deployed(&runtime, &deployed, 1).await.unwrap();
+    assert!(facts(&cold.instance).await.len() > 30);
+    spec.options.insert("sas.dev/java-stem".into(), "always".into());
+    let info = runtime.prepare(&spec).await.unwrap().info().clone();
+    assert!(info.stem.is_none() && info.notes.iter().any(|note| note.contains("strict")), "{info:?}");
 }
 
 /// The JVM that runs a stem of this store.

@@ -30,8 +30,7 @@ pub(crate) fn missing() -> Option<String> {
         Ok(_) => return None,
         Err(error) => error.to_string(),
     };
-    assert!(std::env::var_os("CI").is_none(), "CI installs what this needs: {why}");
-    println!("skipped: {why}");
+    sas_testkit::skip(&why);
     Some(why)
 }
 
@@ -377,8 +376,7 @@ impl Registry {
     pub(crate) async fn start() -> Option<Self> {
         let program = Path::new("/usr/bin/docker-registry");
         if !program.exists() {
-            assert!(std::env::var_os("CI").is_none(), "CI installs docker-registry");
-            println!("skipped: docker-registry is not installed");
+            sas_testkit::skip("docker-registry is not installed");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -466,13 +466,13 @@ mod tests {
     #[test]
     fn the_classes_are_what_the_source_compiles_to() {
         let Ok(version) = std::process::Command::new("javac").arg("-version").output() else {
-            println!("skipped: javac is not installed");
-            return;
+            return sas_testkit::skip("javac is not installed");
         };
         let version = String::from_utf8_lossy(&version.stdout).into_owned();
         if !version.starts_with("javac 17.") {
-            println!("skipped: the classes were compiled by javac 17, and this is {version}");
-            return;
+            return sas_testkit::skip(&format!(
+                "the classes were compiled by javac 17, and this is {version}"
+            ));
         }
         let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("java/sas/stem");
         let dir = tempfile::tempdir().unwrap();

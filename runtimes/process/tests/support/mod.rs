@@ -206,17 +206,12 @@ pub(crate) async fn eventually(what: &str, check: impl Fn() -> bool) {
     panic!("not within 20 s: {what}");
 }
 
-/// Says that a test did not run, and why.
-#[allow(clippy::print_stdout, reason = "a test that skips says so")]
-pub(crate) fn skipped(why: &str) {
-    println!("SKIPPED: {why}");
-}
-
-/// Says clearly that a test could not run for want of a program.
+/// Whether a program is missing, which is said; in CI, a failure.
+#[track_caller]
 pub(crate) fn missing(program: &str) -> bool {
     let found = ProcessConfig::default().path.split(':').any(|dir| Path::new(dir).join(program).exists());
     if !found {
-        skipped(&format!("{program} is not installed"));
+        sas_testkit::skip(&format!("{program} is not installed"));
     }
     !found
 }

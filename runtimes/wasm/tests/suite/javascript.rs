@@ -11,8 +11,10 @@ use crate::support::{Stage, ask, post};
 async fn a_function_in_javascript_is_built_and_served() {
     let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/javascript");
     if !guest.join("node_modules/componentize-qjs").is_dir() {
-        println!("skipped: in {}, run npm install --no-package-lock to have this test", guest.display());
-        return;
+        let place = guest.display();
+        return sas_testkit::skip(&format!(
+            "in {place}, run npm install --no-package-lock to have this test"
+        ));
     }
     let dir = tempfile::tempdir().unwrap();
     let component = dir.path().join("hello.wasm");
