@@ -99,9 +99,8 @@ async fn an_instance_has_no_more_processes_than_it_may() {
     let mut spec = app(&[]);
     spec.options.insert("sas.dev/pids-max".into(), "12".into());
     let deployed = prepare(&runtime, spec).await.unwrap();
-    if let Some(note) = deployed.artifact.info().notes.first() {
-        sas_testkit::kernel_lacks(note);
-        return;
+    if !deployed.artifact.info().notes.is_empty() {
+        return sas_testkit::kernel_lacks("controller pids");
     }
     let started = start_deployed(&runtime, &deployed, 1).await.unwrap();
     let mut children = 0;
@@ -195,9 +194,8 @@ async fn all_instances_together_have_no_more_processes_than_the_host_leaves_them
         return;
     };
     let deployed = prepare(&runtime, app(&[])).await.unwrap();
-    if let Some(note) = deployed.artifact.info().notes.first() {
-        sas_testkit::kernel_lacks(note);
-        return;
+    if !deployed.artifact.info().notes.is_empty() {
+        return sas_testkit::kernel_lacks("controller pids");
     }
     let one = start_deployed(&runtime, &deployed, 1).await.unwrap();
     let two = start_deployed(&runtime, &deployed, 2).await.unwrap();
@@ -236,8 +234,7 @@ async fn a_start_that_fails_at_the_ceiling_of_processes_says_so() {
     if runtime.capabilities().limits && !std::path::Path::new("/sys/fs/cgroup").join("pids").exists() {
         let two = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
         if !two.contains("pids") {
-            sas_testkit::kernel_lacks("controller pids");
-            return;
+            return sas_testkit::kernel_lacks("controller pids");
         }
     }
     assert!(error.contains("sas.dev/pids-max") && error.contains("ceiling of 8"), "{error}");
@@ -353,8 +350,7 @@ async fn a_limit_that_the_kernel_refuses_fails_the_start_and_leaves_nothing() {
     spec.options.insert("sas.dev/pids-max".into(), u64::MAX.to_string());
     let deployed = prepare(&runtime, spec).await.unwrap();
     if !deployed.artifact.info().notes.is_empty() {
-        sas_testkit::kernel_lacks("controller pids");
-        return;
+        return sas_testkit::kernel_lacks("controller pids");
     }
     let error = start_deployed(&runtime, &deployed, 1).await.err().unwrap();
     assert!(error.to_string().contains("control group"), "{error}");
