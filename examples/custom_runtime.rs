@@ -25,7 +25,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let answer = platform.call("default", "reverse", request).await?;
     let text = answer.into_body().collect(1 << 20).await.map_err(|error| error.to_string())?;
     println!("{}", String::from_utf8_lossy(&text));
-    if text != "Hello, world!" {
+    if text != "hello, world!" {
         return Err(format!("the answer is {text:?} and not the request reversed").into());
     }
     platform.shutdown(Duration::from_secs(5)).await;

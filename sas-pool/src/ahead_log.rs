@@ -81,7 +81,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     fn stems(name: &str, booted: u64, used: u64) -> StemView {
-        let mut view = StemView::new(StemClass::new(name), 1 << 20);
+        let mut view = StemView::new(StemClass(name.into()), 1 << 20);
         (view.booted, view.used) = (booted, used);
         view
     }
@@ -91,7 +91,7 @@ mod tests {
         let mut said = Said::default();
         let mut totals = PoolTotals::default();
         assert_eq!(said.news(0, &[stems("jvm", 0, 0)], &totals), News::default(), "nothing came");
-        let jvm = StemClass::new("jvm");
+        let jvm = StemClass("jvm".into());
         let first = said.news(SECOND, &[stems("jvm", 2, 0)], &totals);
         assert_eq!(first, News { stems: vec![(jvm.clone(), [2, 0, 0, 0, 0])], wakes: [0; 3] });
         (totals.wake_aheads, totals.wake_aheads_wasted) = (3, 1);
