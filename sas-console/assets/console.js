@@ -105,6 +105,7 @@ function open() {
     lines(event.data);
   });
   stream.addEventListener("problem", (event) => say("late", event.data));
+  stream.addEventListener("fine", () => say("on", "live"));
   stream.addEventListener("over", () => {
     close();
     location.reload();

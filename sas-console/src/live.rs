@@ -41,8 +41,12 @@ const MOST: usize = 256;
 const OFTEN: Duration = Duration::from_millis(500);
 /// The longest.
 const SELDOM: Duration = Duration::from_secs(10);
-/// All looks together take at most one part of so many of a core.
+/// All looks together take at most one part of so many of a core while there are up to [`FEW`] pages to look at.
 const SHARE: u32 = 25;
+/// The same when there are more: what is sent, and who asks for it, costs as well.
+const SHARE_OF_MANY: u32 = 80;
+/// Pages that come as often as one alone would, as far as [`SHARE`] lets them.
+const FEW: usize = 10;
 /// How often a line is sent while nothing happens, so that dead connections are noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -129,6 +133,7 @@ impl Live {
             sent: HashMap::new(),
             line: after.map_or(0, |after| self.line(after)),
             first: true,
+            troubled: false,
             told: Instant::now(),
             _permits: (permit, own),
         };
@@ -166,7 +171,8 @@ impl Live {
     fn pause(&self) -> Duration {
         let pages = self.pages.lock();
         let took: u64 = pages.values().map(|page| page.took.load(Ordering::Relaxed)).sum();
-        (Duration::from_nanos(took) * SHARE).clamp(OFTEN, SELDOM)
+        let share = if pages.len() > FEW { SHARE_OF_MANY } else { SHARE };
+        (Duration::from_nanos(took) * share).clamp(OFTEN, SELDOM)
     }
 }
 
@@ -201,6 +207,8 @@ struct Viewer {
     sent: HashMap<&'static str, Arc<str>>,
     line: u64,
     first: bool,
+    /// Whether the tab was told last that its page is old.
+    troubled: bool,
     told: Instant,
     _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
@@ -213,7 +221,7 @@ impl Viewer {
             if !std::mem::take(&mut self.first) {
                 tokio::time::sleep(pause).await;
             }
-            let mut text = String::new();
+            let (mut text, mut troubled) = (String::new(), false);
             match self.look(pause).await {
                 Ok(look) => {
                     for (id, content) in &look.parts {
@@ -240,9 +248,18 @@ impl Viewer {
                     };
                 }
                 // Of the moment: the page keeps what it has, and says that it is old.
-                Err(problem) => event(&mut text, "problem", None, &problem.sentence()),
+                Err(problem) => {
+                    troubled = true;
+                    event(&mut text, "problem", None, &problem.sentence());
+                }
             }
-            self.follow(&mut text).await;
+            if let Err(problem) = self.follow(&mut text).await {
+                troubled = true;
+                event(&mut text, "problem", None, &problem.sentence());
+            }
+            if std::mem::replace(&mut self.troubled, troubled) && !troubled {
+                event(&mut text, "fine", None, "live");
+            }
             if text.is_empty() && self.told.elapsed() < KEEP_ALIVE {
                 continue;
             }
@@ -277,6 +294,10 @@ impl Viewer {
             return Ok(Arc::clone(look));
         }
         let (seen, took) = timed(async {
+            // Of a log nothing changes but its lines, which each tab follows from where it is.
+            if matches!(self.place, Place::Logs(..)) {
+                return Ok(Vec::new());
+            }
             let page = self.place.show(&self.api, &who, &self.live.mark).await?;
             let parts = page.regions.into_iter().map(|part| (part.id, Arc::from(part.content.into_string())));
             Ok::<_, Problem>(parts.collect())
@@ -291,17 +312,15 @@ impl Viewer {
     }
 
     /// Lines of a log that came since.
-    async fn follow(&mut self, text: &mut String) {
-        let Place::Logs { .. } = &self.place else { return };
-        if let Ok((lines, last)) = logs::since(&self.place, &self.api, self.line).await
-            && last > self.line
-        {
-            self.line = last;
-            let lines = lines.into_string();
-            if !lines.is_empty() {
-                event(text, "lines", Some(&format!("{}-{last}", self.live.began)), &lines);
-            }
+    async fn follow(&mut self, text: &mut String) -> Result<()> {
+        let Place::Logs(service, filter) = &self.place else { return Ok(()) };
+        let (lines, last) = logs::since(service, filter, &self.api, self.line).await?;
+        let lines = lines.into_string();
+        if !lines.is_empty() {
+            event(text, "lines", Some(&format!("{}-{last}", self.live.began)), &lines);
         }
+        self.line = last;
+        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 // Every action of the console, done by a click: each is seen in the admin API, and in the audit log. See `run` beside it.
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
 
 // A service that refuses whatever it is asked for until it is told otherwise.
 const flips = (edition) => `
@@ -41,7 +43,7 @@ spec:
     - done: {set: {parcel: '\${ .[0].number }'}}
 `;
 
-export async function actions({ page, base, api, call, program, until, say, picture }) {
+export async function actions({ page, base, dir, api, call, program, until, say, picture }) {
   const click = (name) => page.getByRole("button", { name, exact: true }).click();
   const said = (text) => page.locator("p.said.fine").filter({ hasText: text }).first().waitFor();
   const steer = () => page.goto(base + "services/demo/flips/steer");
@@ -61,6 +63,27 @@ export async function actions({ page, base, api, call, program, until, say, pict
   const flip = async (to) => assert.equal(await call("flips", `/flip/${to}`), 200);
   const edition = (number) => program(`flips-${number}`, flips(number)).replace(`name: flips-${number}`, "name: flips")
     .replace("    spec:\n", "    metadata: {annotations: {autoscaling.knative.dev/min-scale: '1'}}\n    spec:\n");
+
+  // A package that is dropped on the form is sent, and deployed by the manifest that names it.
+  program("dropped", flips(1));
+  execFileSync("zip", ["-qj", `${dir}/dropped.zip`, `${dir}/dropped/main.py`]);
+  await page.goto(base + "deploy");
+  const bytes = readFileSync(`${dir}/dropped.zip`).toString("base64");
+  const dropped = await page.evaluateHandle((text) => {
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([Uint8Array.from(atob(text), (it) => it.charCodeAt(0))], "dropped.zip"));
+    return transfer;
+  }, bytes);
+  await page.dispatchEvent("#manifest", "drop", { dataTransfer: dropped });
+  await page.locator("#drop-said").filter({ hasText: "dropped.zip is here" }).waitFor();
+  const written = await page.getByLabel("Manifest").inputValue();
+  assert.match(written, /sas.dev\/package: sha256:[0-9a-f]{64}/);
+  await page.getByLabel("Manifest").fill(written.replace("name: dropped", "name: dropped\n  namespace: demo"));
+  await click("Check and deploy");
+  await page.getByRole("heading", { name: "demo/dropped" }).waitFor();
+  assert.equal(await call("dropped", "/flip/fine"), 200);
+  await api("/v1/services/demo/dropped", { method: "DELETE" });
+  say("a package was dropped, deployed and asked");
 
   // A test run, with its phases.
   const first = await apply(edition(1), rolling);
@@ -223,7 +246,7 @@ export async function actions({ page, base, api, call, program, until, say, pict
   const [of, trigger, runs] = ["/v1/services/demo/flips", "/v1/triggers/demo/refused", "/v1/runs/demo"];
   const done = [
     ["POST", `${of}/rollout`, 2], ["PUT", `${of}/traffic`, 1], ["POST", `${of}/rollback`, 1], ["POST", `${of}/disable`, 1], ["POST", `${of}/enable`, 1],
-    ["DELETE", of, 1], ["POST", `${trigger}/redrive`, 1], ["DELETE", `${trigger}/deadletters`, 1], ["POST", `${trigger}/pause`, 1],
+    ["DELETE", of, 1], ["POST", "/v1/packages", 1], ["POST", `${trigger}/redrive`, 1], ["DELETE", `${trigger}/deadletters`, 1], ["POST", `${trigger}/pause`, 1],
     ["POST", `${trigger}/resume`, 1], ["POST", "/v1/workflows/demo/look/runs", 2], ["POST", `${runs}/look-1/retry`, 1], ["POST", `${runs}/look-1/events`, 1],
     ["POST", `${runs}/look-2/skip`, 1], ["POST", `${runs}/look-2/suspend`, 1], ["POST", `${runs}/look-2/resume`, 1], ["POST", `${runs}/look-2/cancel`, 1],
   ];

@@ -199,7 +199,7 @@ ${server}`);
   for (let at = 0; at < 5; at++) assert.equal(after.split(`now /while-${at}`).length, 2, `line ${at} stands once`);
   say("hostile lines are tame, and a broken stream has no gap");
 
-  await actions({ page, base, api, call, program, until, say, picture });
+  await actions({ page, base, dir, api, call, program, until, say, picture });
   for (const name of ["hostile", "loops", "sleeper"]) {
     await page.goto(base + `services/demo/${name}/steer`);
     await page.getByText("Delete…").click();
@@ -215,7 +215,8 @@ ${server}`);
   const state = await desk.storageState();
   const looks = {
     light: { colorScheme: "light" },
-    dark: { colorScheme: "dark" },
+    // Whose clock is in another zone reads the platform's.
+    dark: { colorScheme: "dark", timezoneId: "Pacific/Kiritimati" },
     small: { colorScheme: "light", viewport: { width: 360, height: 740 }, reducedMotion: "reduce" },
   };
   for (const [look, options] of Object.entries(looks)) {
@@ -227,6 +228,8 @@ ${server}`);
       // On a telephone what differs is the room.
       await accessible(tab, `${name}, ${look}`, { small: ["scrollable-region-focusable", "target-size"] }[look]);
       await picture(tab, `${name}-${look}`);
+      const times = await tab.locator("td > time").evaluateAll((all) => all.map((it) => [it.innerText, it.dateTime]));
+      for (const [shown, at] of times) assert.ok(at.slice(11, 19) === shown || !shown.includes(":"), `${name}: ${shown} for ${at}`);
       const charts = await tab.locator("figure.chart").count();
       if (charts) assert.ok(await tab.locator("#seconds-table table").count(), "each chart has its table");
     }

@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use super::{Place, Service, tabs};
+use super::{Service, tabs};
 use crate::{
     api::{Api, Result, Who, query},
     form::Form,
@@ -118,8 +118,12 @@ pub(crate) fn written(lines: &[Line]) -> Markup {
 }
 
 /// The lines of a page that were written after this one, and the last one's number.
-pub(crate) async fn since(place: &Place, api: &Api, after: u64) -> Result<(Markup, u64)> {
-    let Place::Logs(service, filter) = place else { return Ok((Markup::default(), after)) };
+pub(crate) async fn since(
+    service: &Service,
+    filter: &Filter,
+    api: &Api,
+    after: u64,
+) -> Result<(Markup, u64)> {
     let asked = filter.query(api.now(), &after.to_string(), BURST);
     let found: Lines = api.get(&service.api(&format!("/logs{asked}"))).await?;
     let last = found.last.max(after);

@@ -168,22 +168,35 @@ pub(super) async fn overview(
         }
     }
     let matching = found.len();
-    let by_rate = |seen: &Seen| Reverse((seen.rates.requests_per_second * 10.0) as u64);
-    match query.sort.unwrap_or_default() {
-        Order::Trouble => found.sort_by_cached_key(|(path, seen)| {
-            let errors = Reverse((seen.rates.errors_per_second * 10.0) as u64);
-            (seen.health, errors, by_rate(seen), path.clone())
-        }),
-        Order::Name => found.sort_by(|(one, _), (other, _)| one.cmp(other)),
-        Order::Requests => found.sort_by_cached_key(|(path, seen)| (by_rate(seen), path.clone())),
-        Order::Age => {
-            found.sort_by_cached_key(|(path, seen)| (Reverse(seen.record.created_at), path.clone()))
-        }
+    let order = query.sort.unwrap_or_default();
+    let before = |one: &(String, Seen), other: &(String, Seen)| {
+        order.key(&one.1).cmp(&order.key(&other.1)).then_with(|| one.0.cmp(&other.0))
+    };
+    // Those of the page and before it are told from the rest first: of ten thousand nobody needs the order of all.
+    let offset = query.offset.unwrap_or(0) as usize;
+    let wanted = offset.saturating_add(limit);
+    if wanted < found.len() {
+        found.select_nth_unstable_by(wanted, before);
+        found.truncate(wanted);
     }
-    let page = found.into_iter().skip(query.offset.unwrap_or(0) as usize).take(limit);
-    let services = page.map(|(_, seen)| api.row(seen)).collect();
+    found.sort_unstable_by(before);
+    let services = found.into_iter().skip(offset).map(|(_, seen)| api.row(seen)).collect();
     let namespaces = namespaces.into_iter().collect();
     Ok(Json(OverviewPage { totals, namespaces, matching, services, counted: log.is_some() }))
+}
+
+impl Order {
+    /// What comes first by this order; of equals the name decides.
+    fn key(self, seen: &Seen) -> (Option<Health>, Reverse<u64>, Reverse<u64>, Reverse<i64>) {
+        let tenths = |rate: f64| Reverse((rate * 10.0) as u64);
+        let (none, requests) = (Reverse(0), tenths(seen.rates.requests_per_second));
+        match self {
+            Self::Trouble => (Some(seen.health), tenths(seen.rates.errors_per_second), requests, Reverse(0)),
+            Self::Name => (None, none, none, Reverse(0)),
+            Self::Requests => (None, none, requests, Reverse(0)),
+            Self::Age => (None, none, none, Reverse(seen.record.created_at.0)),
+        }
+    }
 }
 
 impl Totals {

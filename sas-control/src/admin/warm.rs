@@ -85,8 +85,9 @@ impl WarmView {
 pub(super) fn warm(control: &Control) -> (Vec<WarmView>, usize) {
     let mut found = Vec::new();
     for live in control.lives() {
-        let registered: Vec<_> = live.state.lock().observed.registrations.iter().map(|it| it.key).collect();
-        for key in registered {
+        // As the overview does: the pool is asked under this lock, and never asks back.
+        let state = live.state.lock();
+        for key in state.observed.registrations.iter().map(|registration| registration.key) {
             let Some(status) = control.pool.status(key) else { continue };
             if status.ready + status.starting > 0 || status.wakes_at.is_some() {
                 found.push((key, status));
