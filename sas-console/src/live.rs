@@ -124,6 +124,11 @@ impl Live {
             );
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
         })?;
+        if self.mark.is_empty() {
+            let detail =
+                "the system had no randomness when the console began: this page does not change by itself";
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
+        }
         let viewer = Viewer {
             live: Arc::clone(self),
             shared: self.share((Rights::of(who), target.to_owned())),
