@@ -105,6 +105,26 @@ fn every_mistake_of_a_file_is_told_at_once_with_field_line_and_remedy() {
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
+    fs::write(
+        &file,
+        "packages: postgres://me:se/cret@db/x\npeersSecret: /nowhere/secret\nmanifests: [/nowhere/app.yaml]\n\
+         admin: 0.0.0.0:8081\nusageFile: /tmp/usage\nusageKey: k=/nowhere/key\nworkers: http://me:se/cret@x\n",
+    )
+    .expect("written");
+    let said = String::from_utf8_lossy(&check(&file).stderr).into_owned();
+    assert!(said.contains("workers") && !said.contains("cret@"), "{said}");
+    let written = fs::read_to_string(&file).expect("it").replace("workers", "# workers");
+    fs::write(&file, written).expect("written");
+    let said = String::from_utf8_lossy(&check(&file).stderr).into_owned();
+    for part in [
+        "packages: \"postgres://***@db/x\": wants `state`",
+        "peersSecret: \"/nowhere/secret\": can't be read",
+        "manifests: \"/nowhere/app.yaml\": can't be read",
+        "admin: \"0.0.0.0:8081\": tokens would go there in the clear",
+        "usageKey: \"/nowhere/key\": can't be read",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
     fs::write(&file, "listen: [127.0.0.1:0\n").expect("written");
     let said = String::from_utf8_lossy(&check(&file).stderr).into_owned();
     assert!(said.contains("config: \"line ") && said.contains("not YAML or JSON"), "{said}");
@@ -446,7 +466,9 @@ async fn an_upgrade_under_load_refuses_and_fails_nobody_and_one_that_fails_leave
     assert_eq!(pid(&state), platform.id());
 
     // One that was given the state and can't serve: the old one does again.
-    fs::write(&file, format!("{config}usageFile: /tmp/never\nusageKey: k=/nowhere/key\n")).unwrap();
+    let nonsense = dir.path().join("nonsense.yaml");
+    fs::write(&nonsense, "kind: Nonsense\n").unwrap();
+    fs::write(&file, format!("{config}manifests: [{}]\n", text(&nonsense))).unwrap();
     signal(platform.id(), "-USR2");
     eventually("it serves again", Duration::from_secs(60), async || log().contains("this one does again"))
         .await;

@@ -11,6 +11,8 @@ use clap::{Args, Parser};
 use sas::{core::SpecErrors, prelude::*};
 use serde::{Deserialize, Serialize};
 
+use crate::file::shown;
+
 /// What a platform is told. Each field is a flag, and a field of the file of `--config`: `package_roots` is
 /// `--package-root` there and `packageRoots` here. What is left out has the default that its text names.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,7 +51,7 @@ pub(crate) struct Config {
     pub(crate) store: Option<String>,
     /// Where packages are kept that several hosts share: a URL of PostgreSQL, or a file that holds one; copies of what this host
     /// runs are in the state directory.
-    #[arg(long, value_name = "URL|FILE", requires = "state")]
+    #[arg(long, value_name = "URL|FILE")]
     pub(crate) packages: Option<String>,
     /// A service answers at `<name>.<namespace>.DOMAIN` [localhost].
     #[arg(long)]
@@ -275,7 +277,7 @@ impl Config {
             }
         }
         if let (false, Some(url)) = (cfg!(feature = "otel"), &self.otlp) {
-            errors.push("otlp", url, unbuilt("otel"));
+            errors.push("otlp", shown(&url.as_str().into()), unbuilt("otel"));
         }
         if let Some(ratio) = self.otlp_ratio.filter(|ratio| !(0.0..=1.0).contains(ratio)) {
             errors.push("otlpRatio", ratio, "must be a share from 0 to 1");
@@ -311,7 +313,46 @@ impl Config {
         if let (Some(dir), Some(_)) = (&self.secrets, &self.secrets_env) {
             errors.push("secrets", dir.display(), "give it or `secretsEnv`, not both");
         }
+        if let (None, Some(place)) = (&self.state, &self.packages) {
+            let problem =
+                "wants `state` beside it: the directory in which copies are kept of what this host runs";
+            errors.push("packages", shown(&place.as_str().into()), problem);
+        }
+        self.check_files(&mut errors);
+        if let AdminAt::Address(address) = self.admin.clone().unwrap_or_default()
+            && !address.ip().to_canonical().is_loopback()
+            && !(cfg!(feature = "tls") && self.tls_cert_dir.is_some())
+            && !self.admin_without_tls.unwrap_or_default()
+        {
+            let problem = "tokens would go there in the clear: give `tlsCertDir`, listen on loopback, or say by \
+                           `adminWithoutTls` that it is meant";
+            errors.push("admin", address, problem);
+        }
         errors.into_result()
+    }
+
+    /// That what it names can be read: a new process that takes over is told so before the old one ends.
+    fn check_files(&self, errors: &mut SpecErrors) {
+        let files = [("peersSecret", self.peers_secret.as_ref())].into_iter();
+        let key = self.usage_key.as_ref().map(|key| &key.file);
+        let files = files.chain([("usageKey", key)]);
+        let files = files.chain(self.manifests.iter().map(|file| ("manifests", Some(file))));
+        for (field, file) in files.filter_map(|(field, file)| Some((field, file?))) {
+            // What is no file, such as /dev/stdin, can be read once.
+            let readable = std::fs::metadata(file).and_then(|found| match found.is_dir() {
+                true => Err(std::io::ErrorKind::IsADirectory.into()),
+                false if found.is_file() => std::fs::File::open(file).map(|_| ()),
+                false => Ok(()),
+            });
+            if let Err(error) = readable {
+                errors.push(field, file.display(), format!("can't be read: {error}"));
+            }
+        }
+        if let Some(dir) = &self.tls_cert_dir
+            && let Err(error) = std::fs::read_dir(dir)
+        {
+            errors.push("tlsCertDir", dir.display(), format!("can't be read: {error}"));
+        }
     }
 }
 

@@ -15,9 +15,27 @@ const LONGEST: u64 = 1 << 20;
 
 /// What `config` says, by the names of files, without what it says nothing of.
 pub(crate) fn said(config: &Config) -> Map<String, Value> {
-    let Ok(Value::Object(mut fields)) = serde_json::to_value(config) else { return Map::new() };
+    let Ok(Value::Object(mut fields)) = serde_json::to_value(config) else {
+        panic!("paths of files are text, and those of the command line were looked at (`not_text`)")
+    };
     fields.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|items| !items.is_empty()));
     fields
+}
+
+/// The options of the command line that are no UTF-8, which a configuration can't show.
+pub(crate) fn not_text(matches: &clap::ArgMatches) -> SpecErrors {
+    let mut errors = SpecErrors::default();
+    for (field, option) in known() {
+        let given = matches.get_raw(option.get_id().as_str()).into_iter().flatten();
+        for value in given.filter(|value| value.to_str().is_none()) {
+            errors.push(
+                &field,
+                value.to_string_lossy(),
+                "not UTF-8: give the file or directory another name",
+            );
+        }
+    }
+    errors
 }
 
 /// `above` where it says something, and `below` where it does not.
@@ -74,7 +92,14 @@ fn parse(text: &str) -> Result<Config, SpecErrors> {
         let alone = Map::from_iter([(name.clone(), value.clone())]);
         match serde_json::from_value::<Config>(Value::Object(alone.clone())) {
             Ok(_) => whole.extend(alone),
-            Err(error) => errors.push(&name, shown(&value), format!("line {line}: {error}")),
+            Err(error) => {
+                let mut problem = format!("line {line}: {error}");
+                // What was read wrongly stands in it.
+                if let Some(text) = value.as_str() {
+                    problem = problem.replace(text, &shown(&value));
+                }
+                errors.push(&name, shown(&value), problem);
+            }
         }
     }
     errors.into_result()?;
@@ -83,7 +108,10 @@ fn parse(text: &str) -> Result<Config, SpecErrors> {
 
 /// A value as a person writes it.
 pub(crate) fn shown(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    match without_passwords(value.clone()) {
+        Value::String(text) => text,
+        other => other.to_string(),
+    }
 }
 
 /// The fields by their names, with their options.
@@ -150,6 +178,7 @@ pub(crate) fn fields(flags: &Config, file: &Config) -> Vec<ConfigField> {
 /// A URL's user and password are nobody's who reads a configuration.
 fn without_passwords(value: Value) -> Value {
     match value {
+        // A password may hold any character, `/` too: up to the last `@`.
         Value::String(text) => Value::String(match text.split_once("://") {
             Some((scheme, rest)) => without_login(scheme, rest),
             None => text,

@@ -38,7 +38,7 @@ mod upgrade;
 
 use std::{error::Error, io::Write as _, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 use config::{Cli, Config};
 use live::{Live, Program, log_filter};
 use sas::{control::ProgramConfig as _, prelude::*};
@@ -50,6 +50,16 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     upgrade: Signal,
+}
+
+impl Signals {
+    /// The platform is to end.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 async fn run(cli: Cli, inherited: Inherited) -> Result<(), Box<dyn Error>> {
@@ -92,8 +102,14 @@ async fn run(cli: Cli, inherited: Inherited) -> Result<(), Box<dyn Error>> {
         let report = platform.shutdown(Duration::from_secs(limit)).await;
         drop(platform);
         writeln!(std::io::stderr(), "drained: {}, after {:?}", report.drained, report.took)?;
-        let Some(successor) = successor else { return Ok(()) };
-        match successor.take_over().await {
+        let Some(successor) = successor else {
+            if let Some(state) = &config.state {
+                // It names a process that is gone.
+                let _gone = std::fs::remove_file(state.join("platform.json"));
+            }
+            return Ok(());
+        };
+        match successor.take_over(&mut signals).await {
             Ok(()) => return Ok(()),
             Err(problem) => tracing::error!(problem, "the new process does not serve: this one does again"),
         }
@@ -109,7 +125,12 @@ async fn serve(signals: &mut Signals, itself: &Path, sockets: &Sockets) -> Optio
             _ = signals.interrupt.recv() => return None,
             _ = signals.upgrade.recv() => {}
         }
-        match Successor::prepare(itself, sockets).await {
+        let prepared = tokio::select! {
+            biased;
+            () = signals.end() => return None,
+            prepared = Successor::prepare(itself, sockets) => prepared,
+        };
+        match prepared {
             Ok(successor) => return Some(successor),
             Err(problem) => tracing::error!(problem, "no upgrade: this process goes on"),
         }
@@ -150,16 +171,28 @@ async fn start(
         ready["adminTokenFile"] = std::path::absolute(file)?.to_string_lossy().into();
     }
     if let (Some(address), true) = (platform.admin_addr(), assemble::has_console(config)) {
-        ready["console"] = format!("http://{address}/console/").into();
+        let encrypted = cfg!(feature = "tls") && config.tls_cert_dir.is_some();
+        let scheme = if encrypted { "https" } else { "http" };
+        ready["console"] = format!("{scheme}://{address}/console/").into();
     }
     // For tools on this host, such as `sasctl --state`.
     if let Some(state) = &config.state {
-        std::fs::write(state.join("platform.json"), format!("{ready}\n"))?;
+        // Which process has this id can be told from one that has it later.
+        ready["started"] = started().into();
+        let file = state.join("platform.json");
+        let beside = state.join("platform.json.new");
+        std::fs::write(&beside, format!("{ready}\n")).and_then(|()| std::fs::rename(&beside, file))?;
     }
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{ready}")?;
     stdout.flush()?;
     Ok(platform)
+}
+
+/// When this process began, in ticks since the machine did, where the kernel says so.
+fn started() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// Reads the configuration again at each SIGHUP.
@@ -225,12 +258,21 @@ async fn restore(cli: Cli, backup: &Path) -> Result<(), Box<dyn Error>> {
         Some(path) => file::over(&cli.flags, &file::read(path)?),
         None => cli.flags,
     };
+    for (field, place) in [("store", &config.store), ("packages", &config.packages)] {
+        if place.is_some() {
+            let steps = "a backup is restored into a state directory: restore without it, into a new --state; then \
+                         `platform --copy-from DIR --store ...` moves what is deployed into an empty store, and a start with \
+                         --packages puts the packages of the directory into that storage (docs/stores.md)";
+            return Err(format!("--restore: `{field}` is given, by --{field} or a file: {steps}").into());
+        }
+    }
     let state = config.state.ok_or("--restore: name the directory that is made, by --state")?;
     #[cfg(feature = "redb")]
     {
         let restored = sas::restore(backup, &state).await.map_err(|error| error.chain())?;
         let text = serde_json::json!({
             "restored": state, "made": restored.made, "entries": restored.entries, "packages": restored.packages,
+            "missing": restored.missing,
         });
         writeln!(std::io::stdout(), "{text}")?;
         Ok(())
@@ -245,7 +287,12 @@ async fn restore(cli: Cli, backup: &Path) -> Result<(), Box<dyn Error>> {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if let Err(errors) = file::not_text(&matches).into_result() {
+        let _ = writeln!(std::io::stderr(), "platform: {errors}");
+        return ExitCode::FAILURE;
+    }
     if cli.openapi {
         let written = writeln!(std::io::stdout(), "{}", sas::control::Admin::openapi());
         return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };

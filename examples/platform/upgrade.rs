@@ -20,7 +20,10 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
-use crate::config::{AdminAt, Config};
+use crate::{
+    Signals,
+    config::{AdminAt, Config},
+};
 
 /// Where the new process finds the old one.
 const PLACE: &str = "SAS_UPGRADE";
@@ -129,9 +132,29 @@ impl Predecessor {
 /// The process that takes over from this one.
 #[derive(Debug)]
 pub(crate) struct Successor {
-    child: Child,
+    child: Started,
     said: BufReader<UnixStream>,
     _place: Place,
+}
+
+/// A new process, which ends with this unless it serves: it would take the state of an old one that lets go of it.
+#[derive(Debug)]
+struct Started(Option<Child>);
+
+impl Started {
+    fn child(&mut self) -> &mut Child {
+        self.0.as_mut().expect("it is taken when it serves, which is the last that is done with it")
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            // It may have ended by itself.
+            let _killed = child.kill();
+            let _ended = child.wait();
+        }
+    }
 }
 
 /// A directory of this user's alone, gone with it.
@@ -153,34 +176,42 @@ impl Successor {
         let place = Place(dir);
         let path = place.0.join("socket");
         let listener = UnixListener::bind(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let mut child = spawn(program, &path, sockets).map_err(|error| {
+        let spawned = spawn(program, &path, sockets).map_err(|error| {
             format!("{} can't be started: {error}; is the new program there?", program.display())
         })?;
+        let mut child = Started(Some(spawned));
         let prepared = async {
             let (stream, _) = listener.accept().await?;
             let mut said = BufReader::new(stream);
             expect(&mut said, "prepared").await?;
             io::Result::Ok(said)
         };
-        let prepared = until(prepared, &mut child, PREPARES).await;
-        match prepared {
-            Ok(said) => Ok(Self { child, said, _place: place }),
-            Err(problem) => {
-                end(&mut child).await;
-                Err(problem)
-            }
-        }
+        let said = until(prepared, child.child(), PREPARES).await?;
+        Ok(Self { child, said, _place: place })
     }
 
-    /// Gives it the state, which this process has closed, and waits until it serves.
-    pub(crate) async fn take_over(mut self) -> Result<(), String> {
+    /// Gives it the state, which this process has closed, and waits until it serves. Is this process to end meanwhile, the new
+    /// one is told so instead, which has the state.
+    pub(crate) async fn take_over(mut self, signals: &mut Signals) -> Result<(), String> {
         let served = async {
             self.said.write_all(b"state\n").await?;
             expect(&mut self.said, "ready").await
         };
-        let served = until(served, &mut self.child, STARTS).await;
-        if served.is_err() {
-            end(&mut self.child).await;
+        let pid = self.child.child().id();
+        let served = tokio::select! {
+            biased;
+            () = signals.end() => {
+                let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+                if let Some(pid) = pid {
+                    // It may have ended by itself.
+                    let _told = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+                }
+                Ok(())
+            }
+            served = until(served, self.child.child(), STARTS) => served,
+        };
+        if served.is_ok() {
+            self.child.0.take();
         }
         served
     }
@@ -233,13 +264,5 @@ async fn until<T>(
         },
         problem = &mut ended => Err(problem),
         () = tokio::time::sleep(limit) => Err(format!("the new process was not done within {limit:?}")),
-    }
-}
-
-async fn end(child: &mut Child) {
-    // It may have ended by itself.
-    let _killed = child.kill();
-    while let Ok(None) = child.try_wait() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

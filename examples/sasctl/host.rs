@@ -87,16 +87,29 @@ pub(crate) async fn upgrade(state: Option<&Path>) -> Result<(Value, String), Fai
         Failed("upgrade: name the platform's state directory by --state; one without is told by `kill -USR2 PID`".to_owned())
     })?;
     let file = state.join("platform.json");
-    let pid = || -> Result<i32, Failed> {
-        let text =
-            fs::read_to_string(&file).map_err(|error| Failed(format!("{}: {error}", file.display())))?;
-        let left: Value = serde_json::from_str(&text).unwrap_or_default();
+    let left = || -> Result<Value, Failed> {
+        let text = fs::read_to_string(&file).map_err(|error| {
+            Failed(format!("{}: {error}; does a platform serve this state?", file.display()))
+        })?;
+        Ok(serde_json::from_str(&text).unwrap_or_default())
+    };
+    let pid = |left: &Value| -> Result<i32, Failed> {
         let pid = left["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0);
         pid.ok_or_else(|| {
             Failed(format!("{}: names no process; is it of an older platform?", file.display()))
         })
     };
-    let before = pid()?;
+    let written = left()?;
+    let before = pid(&written)?;
+    // Another program may have the id of one that is gone.
+    if let Some(began) = written["started"].as_u64()
+        && let Ok(stat) = fs::read_to_string(format!("/proc/{before}/stat"))
+        && stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19))
+            != Some(&*began.to_string())
+    {
+        let problem = "is another program now; the platform of this state has ended without a word: start it";
+        return Err(Failed(format!("{}: the process {before} {problem}", file.display())));
+    }
     let process =
         rustix::process::Pid::from_raw(before).ok_or_else(|| Failed(format!("{before}: no process")))?;
     let gone = |error: rustix::io::Errno| Failed(format!("the process {before} of this state: {error}"));
@@ -104,7 +117,7 @@ pub(crate) async fn upgrade(state: Option<&Path>) -> Result<(Value, String), Fai
     rustix::process::kill_process(process, rustix::process::Signal::USR2).map_err(gone)?;
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let now = pid()?;
+        let now = left().and_then(|left| pid(&left)).unwrap_or(before);
         if now != before {
             let took = began.elapsed();
             let answer = json!({"before": before, "pid": now, "seconds": took.as_secs_f64()});

@@ -11,7 +11,8 @@ use std::{
 
 use sas_control::{PackageDir, PackageRoots, SharedPackages};
 use sas_core::{
-    BlobStore as _, ErrorKind, MemoryStore, ObjectStore, Principal, Result, RevisionSpec, Source, Store,
+    BlobStore as _, ErrorKind, Guard, HostStatus, Hosts, MemoryStore, ObjectStore, Place, Principal, Result,
+    RevisionSpec, Source, Store, Version,
 };
 use sas_knative::manifest::ServiceManifest;
 use support::World;
@@ -49,6 +50,39 @@ impl ObjectStore for Objects {
         let objects = self.0.lock().expect("held by nobody");
         Ok(objects.keys().filter(|name| name.starts_with(prefix)).cloned().collect())
     }
+}
+
+/// One of several hosts, that acts for nothing yet.
+#[derive(Debug)]
+struct Starting;
+
+#[async_trait::async_trait]
+impl Hosts for Starting {
+    fn name(&self) -> &str {
+        "starting"
+    }
+
+    fn place(&self, _path: &str) -> Place {
+        Place::Undecided
+    }
+
+    fn seen(&self) -> Version {
+        Version(0)
+    }
+
+    fn list(&self) -> Vec<HostStatus> {
+        Vec::new()
+    }
+
+    fn round(&self) -> u64 {
+        0
+    }
+
+    async fn changed(&self, _round: u64) -> u64 {
+        std::future::pending().await
+    }
+
+    fn refused(&self, _guard: &Guard) {}
 }
 
 /// A directory in memory, where there is one: a thousand packages are written out else, with a wait for the disk each.
@@ -164,6 +198,8 @@ async fn packages_of_a_directory_go_to_shared_storage_that_is_new_and_none_is_lo
     first.deploy("one").await.expect("deployed");
     drop(first);
     assert_eq!(copies(packages.path()), 1);
+    let unnamed = tempfile::tempdir().expect("a directory");
+    std::fs::write(unnamed.path().join("file"), "named by no record").expect("written");
     let objects = Arc::new(Objects::default());
     for _ in 0..2 {
         let shared = SharedPackages::new(Arc::clone(&objects), PackageDir::new(packages.path()));
@@ -172,13 +208,25 @@ async fn packages_of_a_directory_go_to_shared_storage_that_is_new_and_none_is_lo
         assert_eq!(copies(packages.path()), 1, "the copy that a record names stays");
         assert_eq!(objects.list("packages/").await.expect("listed").len(), 1, "other hosts find it");
     }
+    // One of several hosts gives what records name, and removes nothing: another one may be about to name it.
+    let several = Arc::new(Objects::default());
+    let shared = SharedPackages::new(Arc::clone(&several), PackageDir::new(packages.path()));
+    shared.put(&Source::Path(unnamed.path().to_owned())).await.expect("put");
+    let fourth = World::with(Arc::clone(&store), |config| {
+        config.packages = Some(Arc::new(shared));
+        config.hosts = Some(Arc::new(Starting));
+    })
+    .await;
+    assert!(fourth.control.recovery().failed.is_empty(), "{:?}", fourth.control.recovery());
+    assert_eq!(several.list("packages/").await.expect("listed").len(), 2, "other hosts find it");
+    drop(fourth);
     // Storage of somebody else: nothing is removed there, nor here.
     let foreign = Arc::new(Objects::default());
     foreign.0.lock().expect("held by nobody").insert("owner".to_owned(), b"another".to_vec());
     let shared = SharedPackages::new(foreign, PackageDir::new(packages.path()));
     let third = World::with(store, |config| config.packages = Some(Arc::new(shared))).await;
     assert!(third.control.recovery().failed.iter().any(|(what, _)| what == "Packages"));
-    assert_eq!(copies(packages.path()), 1);
+    assert_eq!(copies(packages.path()), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

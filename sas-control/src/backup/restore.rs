@@ -1,6 +1,7 @@
 //! The state from a copy.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, BufReader, Read, Seek as _, SeekFrom},
     path::{Path, PathBuf},
@@ -11,7 +12,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::{END, End, Entry, FORMAT, HEAD, Head, KIND, failed};
-use crate::{control::blocking, record::hex};
+use crate::{
+    control::{SERVICES, blocking},
+    record::{ServiceRecord, hex},
+};
 
 /// The longest text at the head or end of a copy.
 const TEXT: u64 = 64 << 20;
@@ -28,6 +32,9 @@ pub struct Restored {
     pub entries: u64,
     /// How many packages were unpacked and taken by their digest anew.
     pub packages: u64,
+    /// Digests of packages that services name and the copy has not: the platform that it was made of had lost them, or kept none.
+    /// Those revisions are to be deployed again.
+    pub missing: Vec<String>,
 }
 
 /// Puts the state of a copy into a store and a place for packages that are both empty. The whole copy is read and its digest
@@ -86,15 +93,28 @@ pub async fn restore(
     if let Some(owner) = &end.owner {
         packages.set_owner(owner).await?;
     }
-    let mut keys = 0;
+    let (mut keys, mut needed) = (0, BTreeSet::new());
     let mut after: Option<String> = None;
     loop {
         let page = store.list("", after.as_deref(), 1024).await?;
         let Some(last) = page.last() else { break };
         after = Some(last.key.clone());
         keys += page.len() as u64;
+        let services = page.iter().filter(|entry| entry.key.starts_with(SERVICES));
+        // What can't be read is told by the start of the platform.
+        for record in services.filter_map(|entry| ServiceRecord::decode(&entry.key, &entry.value).ok()) {
+            needed.extend(record.revisions.iter().filter_map(|revision| revision.package.clone()));
+        }
     }
-    Ok(Restored { made: head.made, entries: keys, packages: end.packages.len() as u64 })
+    for package in &end.packages {
+        needed.remove(&package.digest);
+    }
+    Ok(Restored {
+        made: head.made,
+        entries: keys,
+        packages: end.packages.len() as u64,
+        missing: needed.into_iter().collect(),
+    })
 }
 
 /// Bytes of the values of one commit, unless one value has more.

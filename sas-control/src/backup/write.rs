@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,6 +23,9 @@ const PIECE: usize = 64 << 10;
 const PIECES: usize = 8;
 /// Bytes of entries in one file of the archive.
 const CHUNK: usize = 1 << 20;
+/// How often changes are taken while whoever reads is slow.
+const FOLLOWED: Duration = Duration::from_millis(250);
+const GONE: &str = "nobody reads the backup any more";
 /// Entries that are listed at once.
 const PAGE: usize = 256;
 /// The name of a package by its digest, wherever a record has it.
@@ -78,8 +82,9 @@ impl Control {
             let sender = sender.clone();
             move || write(given, sender, made)
         });
-        let source = Reader { store: Arc::clone(&self.store), packages: self.package_copies(), parts };
+        let (store, packages) = (Arc::clone(&self.store), self.package_copies());
         let control = Arc::clone(self);
+        let source = Reader { control: Arc::clone(self), store, packages, parts };
         tokio::spawn(async move {
             let _turn: OwnedSemaphorePermit = turn;
             let read = tokio::select! {
@@ -100,6 +105,7 @@ impl Control {
 }
 
 struct Reader {
+    control: Arc<Control>,
     store: Arc<dyn Store>,
     packages: Option<Arc<dyn BlobStore>>,
     parts: mpsc::Sender<Part>,
@@ -126,12 +132,16 @@ impl Reader {
             let page = self.store.list("", after.as_deref(), PAGE).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.key.clone());
+            // The whole page before any change: what changed since it was listed stands behind it.
             for entry in page {
-                self.take(&mut reading, Entry { key: entry.key, value: Some(entry.value) }).await?;
+                reading.take(Entry { key: entry.key, value: Some(entry.value) });
             }
             // The history is bounded: what changed is taken before it is forgotten.
             self.follow(&mut reading).await?;
+            self.give_chunk(&mut reading).await?;
         }
+        // From here on none is removed: each that a record names at the next version is there until the end.
+        let _kept = self.control.pin_packages().await;
         let mut copied = BTreeSet::new();
         let mut owner = None;
         loop {
@@ -139,22 +149,26 @@ impl Reader {
             let Some(packages) = &self.packages else { break };
             owner = packages.owner().await?;
             let kept = packages.list().await?.into_iter();
-            let missing: Vec<String> = kept
-                .filter(|digest| reading.named.contains(digest) && copied.insert(digest.clone()))
-                .collect();
-            if missing.is_empty() {
-                break;
-            }
+            let missing: Vec<String> =
+                kept.filter(|digest| reading.named.contains(digest) && !copied.contains(digest)).collect();
+            let before = copied.len();
             for digest in missing {
-                // One that went meanwhile is named by no record any more, which the next changes say.
+                // One that another host removed meanwhile is named by no record any more, which the next changes say.
                 if let Some(source) = packages.get(&digest).await? {
-                    self.give(Part::Package { digest, source }).await?;
+                    copied.insert(digest.clone());
+                    self.give(&mut reading, Part::Package { digest, source }).await?;
+                    self.follow(&mut reading).await?;
+                    self.give_chunk(&mut reading).await?;
                 }
+            }
+            if copied.len() == before {
+                break;
             }
         }
         let (version, writes) = (reading.reached, reading.writes);
-        self.give(Part::Chunk(reading.chunk)).await?;
-        self.give(Part::End { version, writes, owner }).await
+        let gone = |_| failed(ErrorKind::Unavailable, GONE);
+        self.parts.send(Part::Chunk(reading.chunk)).await.map_err(gone)?;
+        self.parts.send(Part::End { version, writes, owner }).await.map_err(gone)
     }
 
     async fn follow(&self, reading: &mut Reading) -> Result<()> {
@@ -169,27 +183,42 @@ impl Reader {
             };
             for change in changes {
                 reading.reached = change.version;
-                self.take(reading, Entry { key: change.key, value: change.value }).await?;
+                reading.take(Entry { key: change.key, value: change.value });
             }
         }
         Ok(())
     }
 
-    async fn take(&self, reading: &mut Reading, entry: Entry) -> Result<()> {
-        if let Some(value) = &entry.value {
-            reading.named.extend(digests(value));
-        }
-        entry.encode(&mut reading.chunk);
-        reading.writes += 1;
+    /// Gives what was read so far, if that is enough for a file of the archive.
+    async fn give_chunk(&self, reading: &mut Reading) -> Result<()> {
         if reading.chunk.len() < CHUNK {
             return Ok(());
         }
-        self.give(Part::Chunk(std::mem::take(&mut reading.chunk))).await
+        let chunk = std::mem::take(&mut reading.chunk);
+        self.give(reading, Part::Chunk(chunk)).await
     }
 
-    async fn give(&self, part: Part) -> Result<()> {
-        let gone = || failed(ErrorKind::Unavailable, "nobody reads the backup any more");
-        self.parts.send(part).await.map_err(|_| gone())
+    /// Gives a part. While whoever reads takes its time over the ones before, changes are taken before the store forgets them.
+    async fn give(&self, reading: &mut Reading, part: Part) -> Result<()> {
+        let place = loop {
+            tokio::select! {
+                biased;
+                place = self.parts.reserve() => break place,
+                () = tokio::time::sleep(FOLLOWED) => self.follow(reading).await?,
+            }
+        };
+        place.map_err(|_| failed(ErrorKind::Unavailable, GONE))?.send(part);
+        Ok(())
+    }
+}
+
+impl Reading {
+    fn take(&mut self, entry: Entry) {
+        if let Some(value) = &entry.value {
+            self.named.extend(digests(value));
+        }
+        entry.encode(&mut self.chunk);
+        self.writes += 1;
     }
 }
 

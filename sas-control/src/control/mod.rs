@@ -425,6 +425,11 @@ impl Control {
         self.pins.copies().cloned()
     }
 
+    /// Keeps all packages that are there, until the guard goes.
+    pub(crate) async fn pin_packages(&self) -> tokio::sync::OwnedRwLockReadGuard<()> {
+        self.pins.pinning().await
+    }
+
     pub(crate) async fn stopping(&self) {
         self.lifecycle.stop.cancelled().await;
     }

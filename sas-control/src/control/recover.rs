@@ -3,7 +3,7 @@
 use super::{BROKERS, Control, HOUSEKEEPING, Live, RECOVERIES, Recovery, SERVICES, TENANTS, TRIGGERS};
 use crate::reconcile::reconcile;
 use crate::record::ServiceRecord;
-use sas_core::{Error, ErrorKind, Result, TenantKey};
+use sas_core::{BlobStore, Error, ErrorKind, Result, TenantKey};
 use std::sync::{Arc, Weak};
 use tokio_util::sync::CancellationToken;
 
@@ -118,8 +118,15 @@ impl Control {
     /// that is there, nor from a place that is another store's: a database that was lost, or put back from a copy, must
     /// not take the code with it.
     async fn recover_packages(&self, recovery: &mut Recovery) -> Result<()> {
-        // Another host may be copying one now.
-        let Some(packages) = self.pins.copies().filter(|_| self.hosts.is_none()) else { return Ok(()) };
+        let Some(packages) = self.pins.copies() else { return Ok(()) };
+        if self.hosts.is_some() {
+            // Another host may be copying one now: nothing is removed.
+            let shared = async { self.share_packages(&**packages, &packages.list().await?).await };
+            if let Err(error) = shared.await {
+                recovery.failed.push(("Packages".to_owned(), Arc::new(error)));
+            }
+            return Ok(());
+        }
         let _alone = self.pins.removing().await;
         let (there, kept) = (packages.list().await?, self.package_digests());
         let stored = self.store.get(STORE_ID).await?;
@@ -166,16 +173,21 @@ impl Control {
             self.pins.suspect(unneeded);
             return Ok(());
         }
-        // A place that hosts share may be new, or have lost what this host has a copy of still: tidying would remove the last one.
-        let missing = kept.iter().filter(|digest| !there.contains(digest));
-        for digest in missing {
-            if let Some(source) = packages.get(digest).await? {
-                packages.put(&source).await?;
-            }
-        }
+        // Tidying would remove the last copy of what the storage has not.
+        self.share_packages(&**packages, &there).await?;
         packages.tidy().await?;
         for digest in unneeded {
             packages.delete(&digest).await?;
+        }
+        Ok(())
+    }
+
+    /// A place that hosts share may be new, or have lost what this host has a copy of still: it gets what records name.
+    async fn share_packages(&self, packages: &dyn BlobStore, there: &[String]) -> Result<()> {
+        for digest in self.package_digests().iter().filter(|digest| !there.contains(digest)) {
+            if let Some(source) = packages.get(digest).await? {
+                packages.put(&source).await?;
+            }
         }
         Ok(())
     }
