@@ -160,8 +160,20 @@ impl Server {
             .replace("$INNER0", &site.inner[0].to_string())
             .replace("$INNER1", &site.inner[1].to_string());
         std::fs::write(site.settings(), text)?;
-        let beside = (program.prepare)(&site)?;
-        while beside.is_some() && TcpStream::connect(("127.0.0.1", site.inner[1])).is_err() {
+        let mut beside = (program.prepare)(&site)?;
+        let began = Instant::now();
+        while let Some(child) = &mut beside
+            && TcpStream::connect(("127.0.0.1", site.inner[1])).is_err()
+        {
+            let ended = child.try_wait()?;
+            if ended.is_some() || began.elapsed() >= STARTS {
+                let _ = child.kill();
+                let _ = child.wait();
+                let problem =
+                    ended.map_or_else(|| format!("not within {STARTS:?}"), |status| status.to_string());
+                let message = format!("what runs beside it does not come up: {problem}");
+                return Err(io::Error::other(message));
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let child = spawn(&program, &site)?;
@@ -240,7 +252,10 @@ impl Server {
     /// When it does not come up.
     pub async fn restart(&mut self) {
         // What it had started may take a moment longer to go, and would be taken for the new one.
+        let began = Instant::now();
         while self.is_listening() {
+            let what = "somebody else listens at the port of";
+            assert!(began.elapsed() < STARTS, "{what} {}, which has ended", self.program.name);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.child = spawn(&self.program, &self.site).expect("it was started before");

@@ -22,9 +22,9 @@ use crate::{
 /// How long the server may work on a statement, and wait for a lock.
 const STATEMENT: Duration = Duration::from_secs(10);
 const LOCK: Duration = Duration::from_secs(5);
-/// After how long the server ends a transaction in which nothing happens: a host that was stopped in the middle of a
-/// commit lets the others go on then.
-const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
+/// After how long the server ends a transaction in which nothing happens, which is tried again: a host that was stopped in the
+/// middle of a commit lets the others go on then, before leases of ten seconds run out that are to be renewed meanwhile.
+const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(2);
 /// How long who asks waits for a connection to be free.
 const ROOM: Duration = Duration::from_secs(10);
 /// After a connection that failed, how long the next are not tried; doubled each time up to the longest.

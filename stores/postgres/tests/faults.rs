@@ -266,8 +266,8 @@ async fn hosts_that_share_it_see_one_order_of_commits() {
         assert_eq!(watcher.await.expect("a watcher ends"), expected);
     }
     // A notice wakes the other hosts: far sooner than they would look by themselves.
-    let mut slowest = Duration::ZERO;
-    for round in 0..20 {
+    let mut took = Vec::new();
+    for round in 0..21 {
         let from = hosts[1].version().await.expect("a version");
         let began = Instant::now();
         let (watched, written) = tokio::join!(hosts[1].watch("told", from), async {
@@ -275,10 +275,12 @@ async fn hosts_that_share_it_see_one_order_of_commits() {
             hosts[0].commit(Commit::new().put("told", round.to_string())).await
         });
         let (_, _) = (watched.expect("watched"), written.expect("written"));
-        slowest = slowest.max(began.elapsed());
+        took.push(began.elapsed() - Duration::from_millis(20));
     }
-    println!("slowest of 20 notices over hosts: {:?}", slowest - Duration::from_millis(20));
-    assert!(slowest < Duration::from_millis(400), "{slowest:?}: notices do not come");
+    took.sort_unstable();
+    println!("21 notices over hosts: median {:?}, slowest {:?}", took[10], took[20]);
+    // A single one may be held up by the machine. Without notices each would take up to the time between two looks.
+    assert!(took[10] < Duration::from_millis(300), "{took:?}: notices do not come");
 }
 
 /// Who held the row that orders commits is stopped; the others go on when the server ends its transaction.
