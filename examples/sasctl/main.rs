@@ -450,13 +450,20 @@ async fn run(cli: Cli) -> Result<(), Failed> {
             let answer = client.get(&format!("{}/decisions?limit={}", service(&name), last.max(1))).await?;
             let decisions: Vec<String> =
                 answer["decisions"].as_array().into_iter().flatten().map(decision).collect();
-            let text = match decisions.is_empty() {
-                true => {
+            let text = match (answer["elsewhere"].as_str(), decisions.is_empty()) {
+                (Some(host), _) => {
+                    let mut lines = decisions;
+                    lines.push(format!(
+                        "the host {host} acts for it: what it decides is told by its admin API"
+                    ));
+                    lines.join("\n")
+                }
+                (None, true) => {
                     "no decision yet: a service that sleeps needs none, and a request that wakes it does not \
                          wait for one"
                         .to_owned()
                 }
-                false => decisions.join("\n"),
+                (None, false) => decisions.join("\n"),
             };
             (answer, text)
         }

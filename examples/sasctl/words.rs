@@ -87,6 +87,9 @@ pub(crate) fn decision(entry: &Value) -> String {
         _ => "the scaler has a reason of its own",
     };
     let mut text = format!("{} {} {verdict}: {reason}", cell(&entry["at"]), cell(&entry["revision"]));
+    if let Some(host) = entry["host"].as_str() {
+        let _ = write!(text, ", at the host {host}");
+    }
     if let Some(waited) = entry["named"]["requests_waited"].as_f64() {
         let _ = write!(text, "; {waited} waited");
     }

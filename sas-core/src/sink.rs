@@ -387,6 +387,9 @@ pub struct DecisionRecord {
     pub previous: Option<u32>,
     /// What was decided, and why.
     pub decision: Decision,
+    /// The host that decided, where several share a state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Arc<str>>,
 }
 
 fn one_second() -> Duration {
@@ -396,7 +399,8 @@ fn one_second() -> Duration {
 impl DecisionRecord {
     /// A record of a load that was measured over one second.
     pub fn new(sequence: u64, at: Timestamp, load: Load, previous: Option<u32>, decision: Decision) -> Self {
-        Self { sequence, at, elapsed: one_second(), load, named: NamedValues::NONE, previous, decision }
+        let (elapsed, named, host) = (one_second(), NamedValues::NONE, None);
+        Self { sequence, at, elapsed, load, named, previous, decision, host }
     }
 }
 

@@ -180,6 +180,7 @@ impl PlatformBuilder {
         scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
         let scalers = Scalers::new(scalers);
         let mut driver = self.driver;
+        driver.host = host.as_deref().map(Arc::from);
         driver.clock = Arc::clone(&self.clock);
         driver.sink = Arc::clone(&self.decisions);
         let stop = CancellationToken::new();

@@ -187,6 +187,7 @@ impl Driver {
         let mut record = DecisionRecord::new(*sequence, now, seen.load, previous, decision);
         record.elapsed = elapsed;
         record.named = seen.named.clone();
+        record.host.clone_from(&self.config.host);
         self.config.sink.decided(*key, &record);
         if let Some(history) = history {
             history.push(record);

@@ -26,6 +26,8 @@ pub struct DriverConfig {
     pub sink: Arc<dyn DecisionSink>,
     /// The recorder that the driver's metrics go to.
     pub recorder: Recorder,
+    /// The host that decides, which its records name, where several share a state; a platform sets it.
+    pub host: Option<Arc<str>>,
 }
 
 impl Default for DriverConfig {
@@ -40,6 +42,7 @@ impl Default for DriverConfig {
             clock: Arc::new(SystemClock),
             sink: Arc::new(NoSink),
             recorder: Recorder::default(),
+            host: None,
         }
     }
 }

@@ -212,6 +212,7 @@ impl Driver {
         self.pool.set_desired(revision, desired);
         let mut record = DecisionRecord::new(0, now, load, Some(0), decision);
         record.named = named;
+        record.host.clone_from(&self.config.host);
         let checkpoint = Checkpoint {
             scaler: scaler.name().to_owned(),
             version: scaler.version(),
@@ -256,6 +257,7 @@ impl Driver {
         let decision = Decision::set(made.desired, made.reason);
         let mut record = DecisionRecord::new(0, made.at, load, Some(made.before), decision);
         record.elapsed = Duration::ZERO;
+        record.host.clone_from(&self.config.host);
         if let Some(until) = made.until {
             record.named.insert("kept_for_seconds", until.since(made.at).as_secs_f64());
         }

@@ -3,7 +3,7 @@
 use axum::{Json, extract::State};
 use sas_core::{
     Decision, DecisionRecord, InstanceId, InstanceState, InstanceView, LogFilter, LogLevel, LogLine, LogPage,
-    LogStream, MeterTotals, Principal, RevisionKey, StartTimings, Timestamp, Usage, UsageScope,
+    LogStream, MeterTotals, Place, Principal, RevisionKey, StartTimings, Timestamp, Usage, UsageScope,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -262,6 +262,9 @@ impl From<LogLine> for LogEntry {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct DecisionsPage {
     decisions: Vec<DecisionEntry>,
+    /// The host that acts for the service, if that is another than the one that was asked: its decisions are there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    elsewhere: Option<String>,
 }
 
 /// A decision with all that it was made from. The names of its record's fields, as replay reads them.
@@ -283,6 +286,9 @@ struct DecisionEntry {
     named: sas_core::NamedValues,
     previous: Option<u32>,
     decision: VerdictEntry,
+    /// The host that decided, where several share a state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
 }
 
 /// What was decided, and why.
@@ -321,7 +327,11 @@ impl From<Decision> for VerdictEntry {
 
 impl DecisionsPage {
     /// The last `most` of these, oldest first.
-    pub(super) fn last(records: Vec<(String, DecisionRecord)>, most: usize) -> Self {
+    pub(super) fn last(
+        records: Vec<(String, DecisionRecord)>,
+        most: usize,
+        elsewhere: Option<String>,
+    ) -> Self {
         let entry = |(revision, record): (String, DecisionRecord)| DecisionEntry {
             made: record.at,
             revision,
@@ -332,12 +342,13 @@ impl DecisionsPage {
             named: record.named,
             previous: record.previous,
             decision: record.decision.into(),
+            host: record.host.map(|host| host.to_string()),
         };
         let mut decisions: Vec<DecisionEntry> = records.into_iter().map(entry).collect();
         decisions.sort_by_key(|entry| entry.made);
         let skip = decisions.len().saturating_sub(most);
         decisions.drain(..skip);
-        Self { decisions }
+        Self { decisions, elsewhere }
     }
 }
 
@@ -459,7 +470,12 @@ pub(super) async fn decisions(
         let last = api.control.decisions()?.last_decisions(key, most).await?;
         records.extend(last.into_iter().map(|record| (revision.clone(), record)));
     }
-    Ok(Json(DecisionsPage::last(records, most)))
+    let place = api.control.hosts().map(|hosts| hosts.place(&format!("{}/{}", at.namespace, at.name)));
+    let elsewhere = match place {
+        Some(Place::There(host)) => Some(host.to_string()),
+        _ => None,
+    };
+    Ok(Json(DecisionsPage::last(records, most, elsewhere)))
 }
 
 /// Gives the last lines that the instances of a service wrote.
