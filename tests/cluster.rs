@@ -14,7 +14,10 @@ use std::{
 
 use sas::{
     ClusterOptions,
-    core::{BrokerIngress, BrokerSpec, EnvValue, MemoryStore, Place, Secret, TriggerSpec},
+    core::{
+        BrokerIngress, BrokerSpec, Clock, EnvValue, MemoryStore, Place, Secret, SystemClock, Timestamp,
+        TriggerSpec,
+    },
     prelude::*,
 };
 use shared::{call, call_with, eventually};
@@ -50,6 +53,11 @@ fn now() -> Instant {
 }
 
 fn start(name: &'static str, store: &Arc<MemoryStore>, seen: &Seen) -> Host {
+    start_by(name, store, seen, SystemClock)
+}
+
+/// The same by a clock of its own.
+fn start_by(name: &'static str, store: &Arc<MemoryStore>, seen: &Seen, clock: impl Clock) -> Host {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("threads");
     let listen = free_port();
@@ -79,6 +87,7 @@ fn start(name: &'static str, store: &Arc<MemoryStore>, seen: &Seen) -> Host {
     let building = Platform::builder()
         .runtime(functions)
         .store(Arc::clone(store))
+        .clock(clock)
         .admin_token("a-token-of-the-tests")
         .listen(listen)
         .cluster(options)
@@ -320,6 +329,84 @@ fn a_schedule_fires_once_and_an_event_comes_once_whichever_host_runs_them() {
     let distinct: BTreeSet<_> = fires().into_keys().collect();
     assert_eq!(distinct.len(), fires().len());
     left.kill();
+}
+
+#[test]
+fn what_is_deleted_and_deployed_anew_at_another_host_is_the_new_one_and_a_tenant_is_deleted_from_anywhere() {
+    let (store, seen, client) = (Arc::new(MemoryStore::default()), Seen::default(), client());
+    let a = start("a", &store, &seen);
+    let b = start("b", &store, &seen);
+    until_shared(&[&a, &b]);
+    for round in 0..4 {
+        let name = format!("s{round}");
+        let owns = owner(&[&a, &b], &format!("shop/{name}")).expect("somebody acts for it").name;
+        let (owner, other) = if owns == "a" { (&a, &b) } else { (&b, &a) };
+        owner.deploy(&name, "who", "1");
+        until("the other knows it", Duration::from_secs(2), || ask(&client, other, &name, "/").0 == 200);
+        let (control, deleted) = (Arc::clone(other.platform.control()), name.clone());
+        other.runtime.block_on(async move { control.delete("shop", &deleted).await }).expect("deleted");
+        other.deploy(&name, "tick", "2");
+        let send = || {
+            let host = format!("{name}.shop.localhost");
+            client.block_on(call_with(other.listen, "POST", &host, "ce-id: anew\r\n", "/", ""))
+        };
+        until("the new one answers", Duration::from_secs(3), || send().is_ok_and(|a| a.body == "taken"));
+    }
+
+    let runs = owner(&[&a, &b], "shop").expect("somebody acts for it").name;
+    let (owner, other) = if runs == "a" { (&a, &b) } else { (&b, &a) };
+    let control = Arc::clone(owner.platform.control());
+    owner
+        .runtime
+        .block_on(async move { control.apply_broker(BrokerSpec::new("shop/inbox")).await })
+        .expect("declared");
+    let control = Arc::clone(other.platform.control());
+    let purged = other.runtime.block_on(async move { control.delete_tenant("shop").await }).expect("deleted");
+    assert_eq!(purged.brokers, ["shop/inbox"]);
+    for host in [&a, &b] {
+        until("nothing is left", Duration::from_secs(2), || ask(&client, host, "s0", "/").0 == 404);
+        let control = Arc::clone(host.platform.control());
+        until("it may be there again", Duration::from_secs(3), || control.broker_status().is_empty());
+        host.deploy("again", "who", "1");
+    }
+    a.kill();
+    b.kill();
+}
+
+/// An hour ahead.
+#[derive(Debug)]
+struct Ahead;
+
+impl Clock for Ahead {
+    fn now(&self) -> Timestamp {
+        Timestamp(SystemClock.now().0 + 3_600_000_000_000)
+    }
+}
+
+#[test]
+fn hosts_whose_clocks_are_an_hour_apart_pass_requests_on_and_follow_each_other_in_time() {
+    let (store, seen, client) = (Arc::new(MemoryStore::default()), Seen::default(), client());
+    let a = start("a", &store, &seen);
+    let b = start_by("b", &store, &seen, Ahead);
+    until_shared(&[&a, &b]);
+    let names: Vec<String> = (0..8).map(|n| format!("s{n}")).collect();
+    for name in &names {
+        a.deploy(name, "who", "1");
+        let acting = owner(&[&a, &b], &format!("shop/{name}")).expect("somebody acts for it").name;
+        for asked in [&a, &b] {
+            until("it is known", Duration::from_secs(1), || ask(&client, asked, name, "/").0 != 404);
+            let (status, body) = ask(&client, asked, name, "/");
+            assert_eq!((status, body), (200, format!("{acting} 0")), "{name} asked at {}", asked.name);
+        }
+    }
+    assert!(names.iter().any(|name| b.acts_for(&format!("shop/{name}"))));
+    // Leases are by clocks that nobody sets.
+    b.kill();
+    let took = until("a acts for all", TERM + Duration::from_secs(1), || {
+        names.iter().all(|name| a.acts_for(&format!("shop/{name}")))
+    });
+    assert!(took >= TERM / 2, "{took:?}: it was not waited for");
+    a.kill();
 }
 
 #[tokio::test]
