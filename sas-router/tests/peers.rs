@@ -298,6 +298,13 @@ async fn a_host_that_gave_a_service_away_passes_its_requests_on_once_more() {
     of_c.set_over("d", Endpoint::Tcp(a.address()), Protocol::H2c);
     lead(&c, "d");
     assert_eq!(client.send(get("/")).await.status(), 508);
+    // But what two hosts know before c does is waited for.
+    of_c.set_hold(Duration::from_secs(5));
+    let asking = tokio::spawn(async move { read(client.send(get("/")).await).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!asking.is_finished(), "it waits");
+    route(&c.table, HOST, c.revision);
+    assert_eq!(asking.await.unwrap(), "c after sas-a, sas-b", "c was about to act");
 }
 
 #[tokio::test]

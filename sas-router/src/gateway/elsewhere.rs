@@ -21,8 +21,9 @@ pub(super) enum Onward {
 
 impl Gateway {
     /// Passes a request on to the host that its route names. While that host is this one, which is about to act for the
-    /// service, or can't be reached, and nothing was sent, it waits as long as [`crate::Peers::set_hold`] says, and looks
-    /// its route up again.
+    /// service, or can't be reached, or has passed it on already, and nothing was sent, it waits as long as
+    /// [`crate::Peers::set_hold`] says, and looks its route up again: who passed it on may know already what this host is
+    /// about to learn.
     #[allow(clippy::too_many_arguments, reason = "a request, where it goes, and who counts it")]
     pub(super) async fn go_elsewhere(
         &self,
@@ -56,15 +57,14 @@ impl Gateway {
                 && peers.is_none_or(|peers| hops >= peers.most_hops())
             {
                 let why = format!("{} passed it on to this host", marked.from);
-                return Err(Refused::new(passed_on_twice(&why), true));
+                Refused::new(passed_on_twice(&why), true)
             } else {
                 match self.pass_on(request, &remote, cx, arrived, connection, hops + 1, tail).await {
                     Ok(response) => return Ok(Onward::Answered(response)),
                     Err(refused) => refused,
                 }
             };
-            let circle = refused.failure.status == StatusCode::LOOP_DETECTED;
-            if !refused.unsent || circle || Instant::now() + wait > until {
+            if !refused.unsent || Instant::now() + wait > until {
                 return Err(refused);
             }
             if place.is_none() {
