@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use sas_control::Control;
 use sas_core::{
-    Clock, Error, ErrorKind, Event, EventPublisher, Hosts, Invoker, Place, Result, RunStart, SecretSource,
-    SinkSpec, SpecErrors, Store, TriggerOptions, TriggerSpec, Triggers as _,
+    Clock, Error, ErrorKind, Event, EventPublisher, Hosts, Invoker, Place, Recorder, Result, RunStart,
+    SecretSource, SinkSpec, SpecErrors, Store, TraceSink, TriggerOptions, TriggerSpec, Triggers as _,
 };
 use sas_trigger::TriggerHost;
 use sas_workflow::{
@@ -23,9 +23,6 @@ use crate::PlatformBuilder;
 
 /// For how long an event is offered again to a broker that has no room or no store, before the step counts as failed.
 const PATIENCE: Duration = Duration::from_secs(600);
-
-/// For how long an event is offered to a broker that this host has just taken over, and does not run yet.
-const PLACED: Duration = Duration::from_secs(15);
 
 /// How the steps of workflows reach what they ask for.
 #[derive(Clone, Debug)]
@@ -94,6 +91,8 @@ pub(crate) struct Around {
     pub(crate) invoker: Arc<dyn Invoker>,
     pub(crate) secrets: Option<Arc<dyn SecretSource>>,
     pub(crate) hosts: Option<Arc<dyn Hosts>>,
+    pub(crate) recorder: Recorder,
+    pub(crate) traces: Option<Arc<dyn TraceSink>>,
 }
 
 /// The workflows of a platform, and what their steps do.
@@ -102,11 +101,11 @@ pub(crate) fn compose(
     around: Around,
     triggers: &Arc<TriggerHost>,
 ) -> (Workflows, Arc<PlatformActions>) {
-    let Around { store, clock, invoker, secrets, hosts } = around;
+    let Around { store, clock, invoker, secrets, hosts, recorder, traces } = around;
     let (mut runs, mut steps) = (WorkflowConfig::default(), StepConfig::default());
     wanted.runs.into_iter().for_each(|change| change(&mut runs));
     wanted.steps.into_iter().for_each(|change| change(&mut steps));
-    runs.hosts = hosts.clone();
+    (runs.hosts, runs.recorder, runs.traces) = (hosts.clone(), recorder, traces);
     let actions = Arc::new(PlatformActions {
         config: steps,
         hosts,
@@ -180,10 +179,23 @@ impl PlatformActions {
         )
     }
 
+    async fn is_declared(&self, broker: &str) -> Result<bool> {
+        match self.control.get().and_then(Weak::upgrade) {
+            Some(control) => control.has_broker(broker).await,
+            None => Ok(false),
+        }
+    }
+
     /// Gives an event to a broker, if this is the host that acts for it.
     async fn accept(&self, namespace: &str, broker: &str, event: Event) -> Result<()> {
         match self.hosts.as_ref().map(|hosts| hosts.place(namespace)) {
-            None | Some(Place::Here(_)) => self.triggers.accept(broker, vec![event]).await,
+            None | Some(Place::Here(_)) => match self.triggers.accept(broker, vec![event]).await {
+                // It is declared, and this host has just taken it over.
+                Err(error) if error.kind == ErrorKind::NotFound && self.is_declared(broker).await? => {
+                    Err(Error::new(ErrorKind::Unavailable, "emit", error.message))
+                }
+                accepted => accepted,
+            },
             Some(_) => {
                 // The run goes on at the host that does, or here once that is known.
                 let message = format!("another host has taken over {namespace}");
@@ -205,7 +217,12 @@ impl PlatformActions {
             made = made.header("idempotency-key", step.idempotency().to_string());
         }
         let made = match made.body(request.body.clone().into()) {
-            Ok(made) => made,
+            Ok(mut made) => {
+                if !made.headers().contains_key("traceparent") {
+                    step.trace().put(made.headers_mut());
+                }
+                made
+            }
             Err(error) => return failed(error.to_string()),
         };
         let sent = tokio::time::timeout(self.config.timeout, urls.request(made, self.config.answer_bytes));
@@ -263,12 +280,8 @@ impl Actions for PlatformActions {
                 Ok(()) => return Outcome::Output(Json::Null),
                 Err(error) => error,
             };
-            let patience = match error.kind {
-                ErrorKind::Unavailable | ErrorKind::Exhausted => PATIENCE,
-                ErrorKind::NotFound if self.hosts.is_some() => PLACED,
-                _ => Duration::ZERO,
-            };
-            if began.elapsed() >= patience {
+            let passes = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Exhausted);
+            if !passes || began.elapsed() >= PATIENCE {
                 return failed(format!("{broker}: {}", error.message));
             }
             // Its id tells who takes it that it is the same.
@@ -322,6 +335,17 @@ impl Actions for PlatformActions {
             }
         }
         Ok(())
+    }
+
+    async fn lifecycle(&self, namespace: &str, event: &Json) -> Result<()> {
+        let event = sas_cloudevents::from_json(event.to_string().as_bytes())
+            .map_err(|error| Error::new(ErrorKind::Unexpected, "lifecycle", error.to_string()))?;
+        let broker = format!("{namespace}/{}", self.config.broker);
+        match self.accept(namespace, &broker, event).await {
+            // Nobody can listen there.
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
+            accepted => accepted,
+        }
     }
 
     async fn release_schedule(&self, namespace: &str, name: &str) {

@@ -254,3 +254,187 @@ async fn a_step_that_a_shutdown_cuts_off_is_done_after_the_next_start_and_is_no_
     assert_eq!(called[1], called[2], "under one key");
     two.shutdown(Duration::from_secs(5)).await;
 }
+
+/// What is told goes where the test can see it.
+#[derive(Debug)]
+struct Kept(Arc<sas_testkit::fake::RecordingTraces>);
+
+impl sas::core::TraceSink for Kept {
+    fn samples(&self, trace: u128, parent: Option<sas::core::ParentSpan>) -> bool {
+        self.0.samples(trace, parent)
+    }
+
+    fn request(&self, span: &sas::core::RequestSpan<'_>) {
+        self.0.request(span);
+    }
+
+    fn delivery(&self, span: &sas::core::DeliverySpan<'_>) {
+        self.0.delivery(span);
+    }
+
+    fn step(&self, span: &sas::core::StepSpan<'_>) {
+        self.0.step(span);
+    }
+}
+
+#[tokio::test]
+async fn a_run_is_told_in_events_metrics_and_spans() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let shop = Arc::new(Shop::default());
+    let traces = Arc::new(sas_testkit::fake::RecordingTraces::default());
+    traces.sample(true);
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let shown = recorder.handle();
+    let platform = Platform::builder()
+        .runtime(functions(&shop))
+        .state_dir(dir.path())
+        .admin_token("key")
+        .recorder(sas::core::Recorder::new(Arc::new(recorder)))
+        .trace_sink(Kept(Arc::clone(&traces)))
+        .workflows(|runs| runs.lifecycle = true)
+        .build()
+        .await
+        .expect("a platform");
+    for name in ["stock", "billing"] {
+        let spec = RevisionSpec::new("inline", Source::Function(name.to_owned()));
+        platform.deploy("default", name, spec).await.expect("deployed");
+    }
+    let manifests = format!(
+        "{ORDER}---
+apiVersion: eventing.knative.dev/v1
+kind: Broker
+metadata: {{name: default}}
+---
+apiVersion: sas.dev/v1
+kind: Workflow
+metadata: {{name: notes}}
+spec:
+  document: {{dsl: '1.0.3', version: '1.0.0'}}
+  schedule: {{on: {{one: {{with: {{type: io.serverlessworkflow.workflow.cancelled.v1}}}}}}}}
+  do: [{{s: {{set: {{noted: '${{ .[0].name }}'}}}}}}]
+"
+    );
+    platform.apply(&manifests, None).await.expect("applied");
+    let start = json!({"id": "o-1", "input": {"item": "bicycle"}});
+    admin(&platform, "POST", "/v1/workflows/default/order/runs", &start).await;
+    until(&platform, "o-1", |run| run["steps"][2]["waitsFor"] == "event").await;
+    admin(&platform, "POST", "/v1/runs/default/o-1/cancel", &Value::Null).await;
+    // The end of one run starts another one, by its event.
+    let late = Instant::now() + Duration::from_secs(20);
+    loop {
+        let (_, found) = admin(&platform, "GET", "/v1/runs/default?workflow=notes", &Value::Null).await;
+        if found["runs"][0]["output"] == json!({"noted": "order-o-1.default"}) {
+            break;
+        }
+        assert!(Instant::now() < late, "{found}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    let metrics = shown.render();
+    for line in [
+        "sas_workflow_runs_started_total{namespace=\"default\"} 2",
+        "sas_workflow_runs_ended_total{namespace=\"default\",status=\"cancelled\"} 1",
+        "sas_workflow_steps_total{kind=\"invoke\",outcome=\"answered\"} 2",
+        "sas_workflow_append_seconds_count",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    let steps = traces.steps();
+    let invoked: Vec<_> = steps.iter().filter(|step| step.kind == "invoke").collect();
+    assert_eq!(invoked.len(), 2, "{steps:?}");
+    let requests = traces.requests();
+    for step in invoked {
+        let below = requests.iter().find(|request| request.context.trace == step.context.trace);
+        assert!(below.is_some_and(|request| request.context.sampled()), "{step:?} in {requests:?}");
+    }
+    platform.shutdown(Duration::from_secs(5)).await;
+}
+
+/// One of two hosts on a store in memory.
+async fn one_of_two(name: &str, store: &Arc<sas::core::MemoryStore>) -> Platform {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let listen = taken.local_addr().expect("an address");
+    drop(taken);
+    let secret = sas::core::Secret::new("0123456789abcdef0123456789abcdef");
+    let mut options = sas::ClusterOptions::new(name, listen, secret);
+    options.term = Duration::from_secs(2);
+    Platform::builder()
+        .runtime(functions(&Arc::default()))
+        .store(Arc::clone(store))
+        .admin_token("key")
+        .listen(listen)
+        .cluster(options)
+        .build()
+        .await
+        .expect("a platform")
+}
+
+#[tokio::test]
+async fn what_a_run_emits_reaches_those_that_listen_whichever_host_was_asked_and_after_one_has_left() {
+    let store = Arc::new(sas::core::MemoryStore::default());
+    let (a, b) = (one_of_two("a", &store).await, one_of_two("b", &store).await);
+    let acts = |host: &Platform, namespace: &str| {
+        matches!(host.cluster().expect("a host").place(namespace), sas::core::Place::Here(_))
+    };
+    let late = Instant::now() + Duration::from_secs(20);
+    while [&a, &b].iter().any(|host| host.cluster().expect("a host").list().len() < 2)
+        || acts(&a, "default") == acts(&b, "default")
+    {
+        assert!(Instant::now() < late, "the hosts agree");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let (owner, other) = if acts(&a, "default") { (a, b) } else { (b, a) };
+    let manifests = r#"
+apiVersion: eventing.knative.dev/v1
+kind: Broker
+metadata: {name: default}
+---
+apiVersion: sas.dev/v1
+kind: Workflow
+metadata: {name: asks}
+spec:
+  document: {dsl: '1.0.3', version: '1.0.0'}
+  do:
+    - tell: {emit: {event: {with: {type: asked, source: /asks, data: {n: '${ .n }'}}}}}
+    - answer: {listen: {to: {one: {with: {type: answered}, correlate: {n: {from: .data.n, expect: '$workflow.input.n'}}}}}}
+---
+apiVersion: sas.dev/v1
+kind: Workflow
+metadata: {name: answers}
+spec:
+  document: {dsl: '1.0.3', version: '1.0.0'}
+  schedule: {on: {one: {with: {type: asked}}}}
+  do:
+    - rest: {wait: {milliseconds: 300}}
+    - tell: {emit: {event: {with: {type: answered, source: /answers, data: {n: '${ .[0].n }'}}}}}
+---
+apiVersion: sas.dev/v1
+kind: Trigger
+metadata: {name: to-runs}
+spec:
+  source: {kind: broker, options: {broker: default}}
+  target: {sink: workflow-events}
+"#;
+    // Everything is asked of the host that has nothing of it.
+    other.apply(manifests, None).await.expect("applied");
+    let late = Instant::now() + Duration::from_secs(20);
+    while owner.control().trigger_status().len() < 2 {
+        assert!(Instant::now() < late, "the owner runs both: {:?}", owner.control().trigger_status());
+        sleep(Duration::from_millis(20)).await;
+    }
+    let start = json!({"id": "a-1", "input": {"n": 5}});
+    admin(&other, "POST", "/v1/workflows/default/asks/runs", &start).await;
+    let shown = until(&other, "a-1", |run| run["status"] == "completed").await;
+    assert_eq!(shown["output"], json!([{"n": 5}]));
+
+    // One waits when the owner goes: the other host has the schedule, the broker and the runs from then on.
+    let start = json!({"id": "a-2", "input": {"n": 6}});
+    admin(&other, "POST", "/v1/workflows/default/asks/runs", &start).await;
+    owner.shutdown(Duration::from_secs(6)).await;
+    let shown = until(&other, "a-2", |run| run["status"] == "completed").await;
+    assert_eq!(shown["output"], json!([{"n": 6}]));
+    let start = json!({"id": "a-3", "input": {"n": 7}});
+    admin(&other, "POST", "/v1/workflows/default/asks/runs", &start).await;
+    let shown = until(&other, "a-3", |run| run["status"] == "completed").await;
+    assert_eq!(shown["output"], json!([{"n": 7}]));
+    other.shutdown(Duration::from_secs(5)).await;
+}

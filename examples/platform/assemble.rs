@@ -165,9 +165,17 @@ fn events(mut builder: PlatformBuilder, config: &Config) -> PlatformBuilder {
     #[cfg(feature = "webhook")]
     {
         builder = builder.webhook_hosts(config.webhook_hosts.iter().cloned());
+        #[cfg(feature = "workflow")]
+        if !config.workflow_hosts.is_empty() {
+            builder = builder.workflow_hosts(config.workflow_hosts.iter().cloned());
+        }
         if let Some(dir) = &config.event_files {
             builder = builder.event_files(dir);
         }
+    }
+    #[cfg(feature = "workflow")]
+    if config.workflow_events.unwrap_or(false) {
+        builder = builder.workflows(|runs| runs.lifecycle = true);
     }
     #[cfg(feature = "redis")]
     {

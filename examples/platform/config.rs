@@ -137,6 +137,12 @@ pub(crate) struct Config {
     /// A host to which triggers may send events.
     #[arg(long = "webhook-host", value_name = "HOST")]
     pub(crate) webhook_hosts: Vec<String>,
+    /// A host whose URLs workflows may call.
+    #[arg(long = "workflow-host", value_name = "HOST")]
+    pub(crate) workflow_hosts: Vec<String>,
+    /// Brokers named `default` get events of the lives of runs (docs/workflows.md).
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) workflow_events: Option<bool>,
     /// A Redis server that triggers may read from.
     #[arg(long = "redis-host", value_name = "HOST:PORT")]
     pub(crate) redis_hosts: Vec<String>,

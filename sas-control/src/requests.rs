@@ -14,7 +14,7 @@ use http::Method;
 use parking_lot::Mutex;
 use sas_core::{
     Clock, DeliverySpan, FaasTrigger, ParentSpan, Pool, Purpose, RequestId, RequestSpan, RevisionKey,
-    RevisionName, RevisionStatus, Timestamp, TraceSink, UpstreamSpan,
+    RevisionName, RevisionStatus, StepSpan, Timestamp, TraceSink, UpstreamSpan,
 };
 
 /// Shards of the ring of requests, so that workers that end requests at once seldom wait for each other.
@@ -616,6 +616,12 @@ impl TraceSink for RequestLog {
     fn delivery(&self, span: &DeliverySpan<'_>) {
         if let Some(next) = &self.next {
             next.delivery(span);
+        }
+    }
+
+    fn step(&self, span: &StepSpan<'_>) {
+        if let Some(next) = &self.next {
+            next.step(span);
         }
     }
 }

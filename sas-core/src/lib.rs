@@ -142,13 +142,15 @@ pub use spec::{Protocol, RevisionSpec, Source, Timeouts};
 pub use spec_error::{SpecError, SpecErrors};
 pub use store::{Change, Commit, Entry, Guard, Store, StoreLimits, Version, Watched, Write, guard_failed};
 pub use store_copy::{StoreCopy, copy_store};
-pub use trace::{AttemptSpan, DeliverySpan, ParentSpan, RequestSpan, TraceContext, TraceSink, UpstreamSpan};
+pub use trace::{
+    AttemptSpan, DeliverySpan, ParentSpan, RequestSpan, StepSpan, TraceContext, TraceSink, UpstreamSpan,
+};
 pub use trigger::{
     BrokerIngress, BrokerSpec, BrokerStatus, Fires, Redrive, Redriven, SinkSpec, TriggerCx, TriggerSecrets,
     TriggerSource, TriggerSpec, TriggerStatus, Triggers,
 };
 pub use trigger_options::{ServerUrl, TriggerOptions, host_name};
 pub use workflow::{
-    GraphOf, RunAction, RunDetail, RunPage, RunQuery, RunStart, RunStatus, RunView, StepView, WorkflowHost,
-    WorkflowInfo, WorkflowSpec,
+    GraphOf, RunAction, RunDetail, RunPage, RunQuery, RunStart, RunStatus, RunView, StepView, StuckRun,
+    WorkflowHost, WorkflowInfo, WorkflowSpec,
 };

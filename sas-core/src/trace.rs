@@ -372,8 +372,52 @@ impl<'a> DeliverySpan<'a> {
     }
 }
 
-/// Takes what is told of requests and events when they are over; data plane and triggers call it, an exporter of traces
-/// implements it. Every method returns at once: one that can't keep up drops and counts.
+/// A step of a workflow that is over, or a whole run, as workflows tell it. All of a run are in one trace.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StepSpan<'a> {
+    /// Its span. Sampled: as [`TraceSink::samples`] said of the run's trace.
+    pub context: TraceContext,
+    /// The span of the run; `None`: it is the run.
+    pub parent: Option<ParentSpan>,
+    /// The namespace of the run.
+    pub namespace: &'a str,
+    /// The name of the definition.
+    pub workflow: &'a str,
+    /// Its version.
+    pub version: &'a str,
+    /// The run's id.
+    pub run: &'a str,
+    /// The step's id; empty: it is the run.
+    pub step: &'a str,
+    /// What was asked for: `call`, `invoke`, `emit` or `workflow`; `run` for the run.
+    pub kind: &'static str,
+    /// Why it failed, for a person; `None`: it did not.
+    pub error: Option<&'a str>,
+    /// How long it took: it ends now.
+    pub duration: Duration,
+}
+
+impl<'a> StepSpan<'a> {
+    /// A run that has ended.
+    pub const fn run(context: TraceContext, namespace: &'a str, workflow: &'a str, run: &'a str) -> Self {
+        Self {
+            context,
+            parent: None,
+            namespace,
+            workflow,
+            version: "",
+            run,
+            step: "",
+            kind: "run",
+            error: None,
+            duration: Duration::ZERO,
+        }
+    }
+}
+
+/// Takes what is told of requests, events and steps of workflows when they are over; data plane, triggers and workflows call it, an
+/// exporter of traces implements it. Every method returns at once: one that can't keep up drops and counts.
 ///
 /// It is given to the builder's `trace_sink`; `sas-otel` exports by one.
 pub trait TraceSink: fmt::Debug + Send + Sync + 'static {
@@ -386,6 +430,9 @@ pub trait TraceSink: fmt::Debug + Send + Sync + 'static {
 
     /// The delivery of an event is over, as [`TraceSink::request`].
     fn delivery(&self, span: &DeliverySpan<'_>);
+
+    /// A step of a workflow, or a run, is over, as [`TraceSink::request`].
+    fn step(&self, span: &StepSpan<'_>);
 }
 
 /// Forwards, so that the host keeps a handle to what it gave away.
@@ -399,6 +446,9 @@ impl<T: TraceSink + ?Sized> TraceSink for Arc<T> {
     }
     fn delivery(&self, span: &DeliverySpan<'_>) {
         (**self).delivery(span);
+    }
+    fn step(&self, span: &StepSpan<'_>) {
+        (**self).step(span);
     }
 }
 

@@ -351,6 +351,35 @@ impl RunDetail {
     }
 }
 
+/// A run that does not go on, as a diagnosis tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StuckRun {
+    /// The namespace, which is the tenant.
+    pub namespace: String,
+    /// The run's id, unique in the namespace.
+    pub id: String,
+    /// `unreadable`: its definition or its records cannot be read; `late`: its timer was due and nobody told it; `silent`: what it asked
+    /// for was not answered for long.
+    pub why: &'static str,
+    /// The same for a person.
+    pub message: String,
+    /// When it went on last, in RFC 3339; `None`: it is not known.
+    pub since: Option<String>,
+}
+
+impl StuckRun {
+    /// A run that does not go on.
+    pub fn new(
+        namespace: impl Into<String>,
+        id: impl Into<String>,
+        why: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { namespace: namespace.into(), id: id.into(), why, message: message.into(), since: None }
+    }
+}
+
 /// What is done with a run.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -413,6 +442,9 @@ pub trait WorkflowHost: fmt::Debug + Send + Sync + 'static {
         after: Option<&str>,
         limit: usize,
     ) -> Result<(Vec<WorkflowInfo>, Option<String>)>;
+
+    /// Runs of this host that do not go on although they should, as far as it has seen: a hundred at most. Asks no store.
+    fn stuck(&self) -> Vec<StuckRun>;
 
     /// The document of a definition; without a version, of the greatest.
     ///

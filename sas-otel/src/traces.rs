@@ -16,8 +16,8 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message as _;
 use sas_core::{
-    Clock, DeliverySpan, FaasTrigger, ParentSpan, RequestSpan, StartTimings, Timestamp, TraceContext,
-    TraceSink, UpstreamSpan,
+    Clock, DeliverySpan, FaasTrigger, ParentSpan, RequestSpan, StartTimings, StepSpan, Timestamp,
+    TraceContext, TraceSink, UpstreamSpan,
 };
 
 use crate::{
@@ -99,6 +99,12 @@ impl TraceSink for OtelTraces {
         let Some(queue) = self.queue.as_ref().filter(|_| recorded) else { return };
         let count = 1 + span.attempts.len();
         queue.offer(count * SPAN_BYTES, count as u64, || delivery_spans(span, self.clock.now()));
+    }
+
+    fn step(&self, span: &StepSpan<'_>) {
+        let recorded = span.context.sampled() || span.error.is_some();
+        let Some(queue) = self.queue.as_ref().filter(|_| recorded) else { return };
+        queue.offer(SPAN_BYTES, 1, || vec![step_span(span, self.clock.now())]);
     }
 }
 
@@ -372,6 +378,27 @@ fn delivery_spans(told: &DeliverySpan<'_>, now: Timestamp) -> Vec<Span> {
         spans.push(lasts(span, times, attempt.began, attempt.ended));
     }
     spans
+}
+
+fn step_span(told: &StepSpan<'_>, now: Timestamp) -> Span {
+    let times = Times { arrived: now - told.duration };
+    let name = match told.step {
+        "" => format!("workflow {}", told.workflow),
+        step => format!("{} {step}", told.kind),
+    };
+    let mut span = root(told.context, told.parent, None, name, SpanKind::Internal);
+    span.attributes = vec![
+        attribute(semconv::SAS_WORKFLOW, format!("{}/{}", told.namespace, told.workflow)),
+        attribute(semconv::SAS_WORKFLOW_VERSION, told.version),
+        attribute(semconv::SAS_WORKFLOW_RUN, told.run),
+    ];
+    if !told.step.is_empty() {
+        span.attributes.push(attribute(semconv::SAS_WORKFLOW_STEP, told.step));
+    }
+    if let Some(why) = told.error {
+        error(&mut span, told.kind, why);
+    }
+    lasts(span, times, Duration::ZERO, told.duration)
 }
 
 fn purpose(told: &RequestSpan<'_>) -> &'static str {

@@ -6,6 +6,7 @@ mod driver;
 mod fault;
 mod graph;
 mod machine;
+pub mod metrics;
 mod mistakes;
 mod read;
 mod record;

@@ -173,6 +173,18 @@ pub enum Command {
 }
 
 impl Command {
+    /// What it asks for, in one word: `call`, `invoke`, `timer`, `emit`, `event` or `workflow`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Call { .. } => "call",
+            Self::Invoke { .. } => "invoke",
+            Self::Arm { .. } => "timer",
+            Self::Emit { .. } => "emit",
+            Self::Subscribe { .. } => "event",
+            Self::Start { .. } => "workflow",
+        }
+    }
+
     /// The step's id.
     pub fn step(&self) -> &str {
         match self {

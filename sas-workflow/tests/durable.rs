@@ -478,3 +478,25 @@ async fn a_run_whose_definition_is_gone_can_be_cancelled() {
     assert_eq!(end(&other, "w").await.phase, Phase::Cancelled);
     other.stop.cancel();
 }
+
+/// The records of a run that starts its successor and ends stay few, however long the whole goes on.
+#[tokio::test(start_paused = true)]
+async fn a_long_life_goes_on_as_a_new_run_with_what_it_has_come_to() {
+    let host = host(Arc::new(MemoryStore::default()), clock()).await;
+    let counts = "
+do:
+  - round: {call: stock, with: {n: '${ .n }'}, output: {as: '{n: (.n + 1)}'}}
+  - rest: {wait: PT1H}
+  - enough: {if: .n >= 5, set: {total: '${ .n }'}, then: end}
+  - next: {run: {workflow: {namespace: shop, name: counts, version: '1.0.0', input: {n: '${ .n }'}}, await: false}}
+";
+    shop(&host, "counts", counts).await;
+    host.workflows.start("shop", "counts", "1.0.0", "c", json!({"n": 0})).await.expect("started");
+    tokio::time::sleep(Duration::from_secs(6 * 3_600)).await;
+    let states = host.workflows.list(None, 100).await.expect("a list");
+    assert_eq!(states.len(), 5, "one run for each round: {states:#?}");
+    assert!(states.iter().all(|state| state.phase == Phase::Completed && state.records <= 4), "{states:#?}");
+    let last: Vec<_> = states.iter().filter(|state| state.output == Some(json!({"total": 5}))).collect();
+    assert_eq!(last.len(), 1, "the last one has what they came to: {states:#?}");
+    host.stop.cancel();
+}

@@ -237,7 +237,8 @@ impl PlatformBuilder {
             change(&mut trigger_config);
         }
         #[cfg(feature = "workflow")]
-        let (workflow_invoker, workflow_secrets) = (Arc::clone(&invoker), self.secrets.clone());
+        let (workflow_invoker, workflow_secrets, workflow_traces) =
+            (Arc::clone(&invoker), self.secrets.clone(), exported.clone());
         trigger_config.invoker = invoker;
         trigger_config.store = Arc::clone(&store);
         trigger_config.log = log;
@@ -267,6 +268,8 @@ impl PlatformBuilder {
                 invoker: workflow_invoker,
                 secrets: workflow_secrets,
                 hosts: joined.as_ref().map(|joined| Arc::clone(&joined.cluster) as Arc<dyn Hosts>),
+                recorder: recorder.clone(),
+                traces: workflow_traces,
             },
             &triggers,
         );

@@ -189,6 +189,14 @@ impl Control {
         Ok(())
     }
 
+    /// Whether a broker of this name, `namespace/name`, is declared, whichever host runs it.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store fails.
+    pub async fn has_broker(&self, name: &str) -> Result<bool> {
+        Ok(self.store.get(&format!("{BROKERS}{name}")).await?.is_some())
+    }
+
     /// All brokers, and how they are doing.
     pub fn broker_status(&self) -> Vec<BrokerStatus> {
         self.triggers.as_ref().map_or_else(Vec::new, |triggers| triggers.brokers())

@@ -23,6 +23,7 @@ const CLAIMS: &str = "runtime_claims";
 const AWAKE: &str = "never_sleeps";
 const CERTIFICATES: &str = "certificates";
 const FAULTS: &str = "faults_on_purpose";
+const STUCK: &str = "stuck_runs";
 
 /// The names of all checks.
 pub(super) const NAMES: &[&str] = &[
@@ -38,12 +39,13 @@ pub(super) const NAMES: &[&str] = &[
     AWAKE,
     CERTIFICATES,
     FAULTS,
+    STUCK,
 ];
 
 type Check = fn(&Look, &Memory, &DiagnosisConfig, &mut Vec<Finding>);
 
 pub(super) fn all(look: &Look, memory: &Memory, config: &DiagnosisConfig) -> Vec<Finding> {
-    let checks: [Check; 12] = [
+    let checks: [Check; 13] = [
         crash_loop,
         slow_start,
         queue,
@@ -56,12 +58,45 @@ pub(super) fn all(look: &Look, memory: &Memory, config: &DiagnosisConfig) -> Vec
         never_sleeps,
         certificates,
         faults,
+        stuck_runs,
     ];
     let mut findings = Vec::new();
     for check in checks {
         check(look, memory, config, &mut findings);
     }
     findings
+}
+
+/// Stuck runs that are named one by one; of the others their number is told.
+const STUCK_SHOWN: usize = 20;
+
+/// Runs of workflows that do not go on.
+fn stuck_runs(look: &Look, _: &Memory, _: &DiagnosisConfig, findings: &mut Vec<Finding>) {
+    for run in look.stuck_runs.iter().take(STUCK_SHOWN) {
+        let asked = format!("--namespace {} {}", run.namespace, run.id);
+        let remedy = match run.why {
+            "unreadable" => {
+                format!(
+                    "bring back what is missing and it goes on, or end it: sasctl workflow cancel {asked}"
+                )
+            }
+            "late" => {
+                "see whether the store is slow or the host has no time for its runs; it goes on by itself"
+                    .to_owned()
+            }
+            _ => format!(
+                "see what it waits for (sasctl workflow get {asked}), and mend that; or give the answer in its place (skip), or end it \
+                 (cancel)"
+            ),
+        };
+        let subject = format!("run {}/{}", run.namespace, run.id);
+        findings.push(
+            Finding::new(STUCK, Warning, subject, run.message.clone(), remedy)
+                .because("why", run.why)
+                .because("since", run.since.clone())
+                .because("stuckRuns", look.stuck_runs.len()),
+        );
+    }
 }
 
 /// Requests meet faults that somebody asked for, and may have forgotten.

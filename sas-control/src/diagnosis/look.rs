@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use sas_core::{
     Capabilities, Deployed, InstanceView, PoolTotals, QuotaPressure, RevisionKey, RevisionSpec,
-    RevisionStatus, StemView, Timestamp, UsageScope,
+    RevisionStatus, StemView, StuckRun, Timestamp, UsageScope,
 };
 use tokio::time::Instant;
 
@@ -60,6 +60,8 @@ pub(super) struct Look {
     pub(super) host: Host,
     pub(super) certificates: Vec<CertificateState>,
     pub(super) certificate_problem: Option<String>,
+    /// Runs of workflows that do not go on.
+    pub(super) stuck_runs: Vec<StuckRun>,
 }
 
 impl Control {
@@ -150,6 +152,7 @@ impl Control {
             host,
             certificates: certificates.map(|source| source.certificates()).unwrap_or_default(),
             certificate_problem: certificates.and_then(|source| source.problem()),
+            stuck_runs: self.workflow_host().map(|host| host.stuck()).unwrap_or_default(),
         }
     }
 }

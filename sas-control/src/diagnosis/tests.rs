@@ -67,6 +67,7 @@ fn healthy() -> Look {
         },
         certificates: vec![certificate(Duration::from_secs(90 * 24 * 3600))],
         certificate_problem: None,
+        stuck_runs: Vec::new(),
     }
 }
 
@@ -289,4 +290,23 @@ fn a_certificate_that_ends_soon_has_ended_or_is_wrong_is_told_with_the_remedy() 
     let found = found(&[look]);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].finding.contains("shop.key"), "{found:?}");
+}
+
+#[test]
+fn runs_that_do_not_go_on_are_named_with_what_to_do() {
+    let mut look = healthy();
+    for n in 0..30 {
+        look.stuck_runs.push(sas_core::StuckRun::new(
+            "shop",
+            format!("r-{n}"),
+            "unreadable",
+            "no definition",
+        ));
+    }
+    let found = found(&[look]);
+    assert_eq!(found.len(), 20, "some are named, and the number of all");
+    named(&found[0], "stuck_runs", Severity::Warning, "no definition");
+    assert_eq!(found[0].subject, "run shop/r-0");
+    assert_eq!(found[0].evidence["stuckRuns"], Evidence::Count(30));
+    assert!(found[0].remedy.contains("sasctl workflow cancel --namespace shop r-0"), "{}", found[0].remedy);
 }

@@ -13,4 +13,4 @@ pub use events::{FakeEventSink, FakeInvoker, FakeSecrets, Invocation, OrderedEve
 pub use runtime::{FakeInstance, FakeRuntime};
 pub use sinks::{Line, RecordingDecisions, RecordingEvents, RecordingLogs, RecordingMeter};
 pub use store::FakeStore;
-pub use traces::{RecordingTraces, ToldDelivery, ToldRequest};
+pub use traces::{RecordingTraces, ToldDelivery, ToldRequest, ToldStep};

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use sas_core::{
-    AttemptSpan, DeliverySpan, FaasTrigger, ParentSpan, RequestSpan, TraceContext, TraceSink, UpstreamSpan,
+    AttemptSpan, DeliverySpan, FaasTrigger, ParentSpan, RequestSpan, StepSpan, TraceContext, TraceSink,
+    UpstreamSpan,
 };
 
 /// A request as it was told.
@@ -57,12 +58,33 @@ pub struct ToldDelivery {
     pub cold: bool,
 }
 
+/// A [`sas_core::StepSpan`] that was told.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ToldStep {
+    /// Its span.
+    pub context: TraceContext,
+    /// What it is part of.
+    pub parent: Option<ParentSpan>,
+    /// `namespace/run`.
+    pub run: String,
+    /// The step's id; empty: it is the run.
+    pub step: String,
+    /// What was asked for.
+    pub kind: &'static str,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// How long it took.
+    pub duration: std::time::Duration,
+}
+
 /// A [`TraceSink`] that keeps all that it is told, and samples what begins if it is told so.
 #[derive(Debug, Default)]
 pub struct RecordingTraces {
     samples: AtomicBool,
     requests: Mutex<Vec<ToldRequest>>,
     deliveries: Mutex<Vec<ToldDelivery>>,
+    steps: Mutex<Vec<ToldStep>>,
 }
 
 impl RecordingTraces {
@@ -79,6 +101,11 @@ impl RecordingTraces {
     /// The deliveries that were told since this was asked last.
     pub fn deliveries(&self) -> Vec<ToldDelivery> {
         std::mem::take(&mut self.deliveries.lock())
+    }
+
+    /// The steps and runs that were told since this was asked last.
+    pub fn steps(&self) -> Vec<ToldStep> {
+        std::mem::take(&mut self.steps.lock())
     }
 }
 
@@ -113,6 +140,18 @@ impl TraceSink for RecordingTraces {
             attempts: span.attempts.to_vec(),
             error: span.error.map(str::to_owned),
             cold: span.cold,
+        });
+    }
+
+    fn step(&self, span: &StepSpan<'_>) {
+        self.steps.lock().push(ToldStep {
+            context: span.context,
+            parent: span.parent,
+            run: format!("{}/{}", span.namespace, span.run),
+            step: span.step.to_owned(),
+            kind: span.kind,
+            error: span.error.map(str::to_owned),
+            duration: span.duration,
         });
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use sas_core::{Cx, FaasTrigger, IdempotencyKey, Invoker, Payer, RequestId, Target};
+use sas_core::{Cx, FaasTrigger, IdempotencyKey, Invoker, Payer, RequestId, Target, TraceContext};
 use serde_json::Value as Json;
 
 use crate::{Body, Outcome, Request, Schedule};
@@ -17,12 +17,30 @@ pub struct StepKey {
     pub run: String,
     /// The step's id: its position, with rounds and attempts, and `~1`, `~2` and so on when an operator began it anew.
     pub step: String,
+    /// Whether the run's trace is recorded.
+    pub sampled: bool,
 }
 
 impl StepKey {
     /// What tells a target that it has seen the step.
     pub fn idempotency(&self) -> IdempotencyKey {
         IdempotencyKey::of(&["workflow", &self.namespace, &self.run, &self.step])
+    }
+
+    /// The span of the step, for whoever it calls: in the trace of its run.
+    pub fn trace(&self) -> TraceContext {
+        let span = IdempotencyKey::of(&["span", &self.namespace, &self.run, &self.step]).0;
+        TraceContext {
+            trace: IdempotencyKey::of(&["trace", &self.namespace, &self.run]).0.max(1),
+            span: u64::try_from(span & u128::from(u64::MAX)).unwrap_or_default().max(1),
+            flags: 0,
+        }
+        .with_sampled(self.sampled)
+    }
+
+    /// The run as a step without a name, whose span is above those of its steps.
+    pub(super) fn of_run(&self) -> Self {
+        Self { step: String::new(), ..self.clone() }
     }
 }
 
@@ -63,6 +81,16 @@ pub trait Actions: std::fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Publishes an event of a run's life, in the JSON format of CloudEvents; asked only with [`WorkflowConfig::lifecycle`](crate::WorkflowConfig::lifecycle).
+    /// It may come twice, under one id.
+    ///
+    /// # Errors
+    /// When it is to be tried again later: those of its namespace wait for it.
+    async fn lifecycle(&self, namespace: &str, event: &Json) -> sas_core::Result<()> {
+        let _ = (namespace, event);
+        Ok(())
+    }
+
     /// From now on another host starts runs of this definition: nothing of it is to run here, and nothing is to be forgotten.
     async fn release_schedule(&self, namespace: &str, name: &str) {
         let _ = (namespace, name);
@@ -99,7 +127,10 @@ pub async fn invoke_service(
         .header("sas-workflow-step", &step.step)
         .body(sas_core::Body::from(input.to_string()));
     let request = match request {
-        Ok(request) => request,
+        Ok(mut request) => {
+            step.trace().put(request.headers_mut());
+            request
+        }
         Err(error) => return Outcome::Failed { reason: error.to_string() },
     };
     let deadline = tokio::time::Instant::now() + timeout;

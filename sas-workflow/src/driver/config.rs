@@ -7,7 +7,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sas_core::Hosts;
+use sas_core::{Hosts, Recorder, TraceSink};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -39,6 +39,13 @@ pub struct WorkflowConfig {
     /// The hosts that share the store: each drives the runs of the namespaces that it acts for, and what it writes of them is refused once
     /// another one has taken over. `None`, the default: this is the only one, or they all drive all runs, and do steps twice.
     pub hosts: Option<Arc<dyn Hosts>>,
+    /// Whether events of the life of runs (`io.serverlessworkflow.workflow.started.v1` and so on) are published by
+    /// [`Actions::lifecycle`](crate::Actions::lifecycle). Each costs a write and a deletion. `false`.
+    pub lifecycle: bool,
+    /// Where the metrics go.
+    pub recorder: Recorder,
+    /// Who is told of each step and each run when it is over. `None`: nobody.
+    pub traces: Option<Arc<dyn TraceSink>>,
 }
 
 impl Default for WorkflowConfig {
@@ -53,6 +60,9 @@ impl Default for WorkflowConfig {
             retention: Some(Duration::from_secs(7 * 24 * 3_600)),
             grace: Duration::from_secs(5),
             hosts: None,
+            lifecycle: false,
+            recorder: Recorder::default(),
+            traces: None,
         }
     }
 }

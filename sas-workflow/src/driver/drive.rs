@@ -71,8 +71,11 @@ impl Inner {
         let mut asked: HashSet<String> = HashSet::new();
         loop {
             match self.clone().drive_once(run, &mut flights, &mut asked).await {
-                Ok(Turn::Parked) => return,
-                Ok(Turn::Again) => {}
+                Ok(Turn::Parked) => {
+                    self.is_readable(run);
+                    return;
+                }
+                Ok(Turn::Again) => self.is_readable(run),
                 Ok(Turn::Moved) => {
                     self.leave(run);
                     return;
@@ -93,6 +96,7 @@ impl Inner {
                 }
                 Err(error) => {
                     tracing::error!(run, %error, "a run cannot go on");
+                    self.is_unreadable(run, &error.message);
                     if let Some(live) = self.live.lock().remove(run) {
                         for letter in live.inbox {
                             answer(letter, Err(Error::new(error.kind, "workflow", error.message.clone())));
@@ -147,12 +151,13 @@ impl Inner {
 
     /// Writes a state that differs from the one of this version, without a record.
     async fn restate(&self, state: &mut RunState, version: &mut Version, next: RunState) -> Result<bool> {
-        match self.records.restate(Writer::Driver, state.listens.as_deref(), &next, *version).await {
+        match self.records.restate(Writer::Driver, state, &next, *version).await {
             Ok(written) => {
                 (*state, *version) = (next, written);
                 if state.phase != Phase::Running {
-                    self.count_end(&state.namespace);
+                    self.tell_end(state);
                 }
+                self.life.notify_one();
                 Ok(true)
             }
             Err(error) if error.kind == ErrorKind::Conflict => Ok(false),
@@ -292,11 +297,19 @@ impl Inner {
             };
             let by = (Writer::Driver, Commit::new());
             let records = std::slice::from_ref(&record);
-            match self.records.append(by, records, state.listens.as_deref(), &next, version).await {
+            let began = tokio::time::Instant::now();
+            match self.records.append(by, records, &state, &next, version).await {
                 Ok(written) => {
+                    self.metrics.append.record(began.elapsed().as_secs_f64());
+                    if let (Record::Time { at }, Some(due)) = (&record, due) {
+                        self.metrics.lateness.record(at.saturating_sub(due) as f64 / 1e3);
+                    }
                     (state, version) = (next, written);
                     if state.phase != Phase::Running {
-                        self.count_end(&state.namespace);
+                        self.tell_end(&state);
+                    }
+                    if self.config.lifecycle {
+                        self.life.notify_one();
                     }
                     if let Record::Event { event, .. } = &record {
                         seen.extend(event_id(event));
@@ -411,10 +424,15 @@ impl Inner {
             namespace: state.namespace.clone(),
             run: state.id.clone(),
             step: format!("{step}{again}"),
+            sampled: false,
         };
+        let key = self.traced(key);
+        let kind = command.kind();
+        let (workflow, version) = (state.name.clone(), state.version.clone());
         let parent = Parent { run: state.path(), step: step.clone() };
         Box::pin(async move {
             self.turns.step(&key.namespace).await;
+            let began = tokio::time::Instant::now();
             let outcome = match command {
                 Command::Call { request, .. } => Some(self.actions.call(&key, &request).await),
                 Command::Invoke { service, input, .. } => {
@@ -422,10 +440,14 @@ impl Inner {
                 }
                 Command::Emit { event, .. } => Some(self.actions.emit(&key, &event).await),
                 Command::Start { namespace, name, version, input, wait, .. } => {
-                    self.child(&key, [&namespace, &name, &version], input, wait.then_some(parent)).await
+                    let child = Arc::clone(&self);
+                    child.child(&key, [&namespace, &name, &version], input, wait.then_some(parent)).await
                 }
                 Command::Arm { .. } | Command::Subscribe { .. } => None,
             };
+            if let Some(outcome) = &outcome {
+                self.step_is_over(&key, (&workflow, &version), kind, outcome, began.elapsed());
+            }
             (step, outcome)
         })
     }

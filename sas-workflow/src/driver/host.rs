@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sas_core::{
     Error, ErrorKind, GraphOf, Result, RunAction, RunDetail, RunPage, RunQuery, RunStart, RunView,
-    SpecErrors, WorkflowHost, WorkflowInfo, WorkflowSpec,
+    SpecErrors, StuckRun, WorkflowHost, WorkflowInfo, WorkflowSpec,
 };
 use serde_json::Value as Json;
 
@@ -369,6 +369,10 @@ impl WorkflowHost for Workflows {
             }
         });
         Ok((infos.collect(), next))
+    }
+
+    fn stuck(&self) -> Vec<StuckRun> {
+        self.0.stuck()
     }
 
     async fn document(&self, namespace: &str, name: &str, version: Option<&str>) -> Result<Json> {

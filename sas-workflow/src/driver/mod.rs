@@ -4,8 +4,10 @@ mod actions;
 mod config;
 mod drive;
 mod host;
+mod lifecycle;
 mod place;
 mod records;
+mod seen;
 mod steer;
 mod view;
 
@@ -29,8 +31,9 @@ pub use self::{
 use self::{
     config::Turns,
     records::{Records, Started, Writer, run_path},
+    seen::Stuck,
 };
-use crate::{Definition, Outcome, Record};
+use crate::{Definition, Outcome, Record, metrics::Metrics};
 
 /// How many events and other words may wait for one run.
 const INBOX: usize = 1_000;
@@ -73,6 +76,10 @@ struct Inner {
     definitions: Mutex<HashMap<String, (Definition, Version)>>,
     /// Definitions whose schedules are kept here, by namespace and name.
     scheduled: Mutex<BTreeSet<(String, String)>>,
+    metrics: Metrics,
+    stuck: Stuck,
+    /// Something may wait to be published.
+    life: Notify,
 }
 
 impl std::fmt::Debug for Inner {
@@ -153,6 +160,11 @@ impl Drop for Driven {
         if live.get(&self.run).is_some_and(|own| Arc::ptr_eq(&own.notify, &self.notify)) {
             live.remove(&self.run);
         }
+        self.inner.metrics.driven.set(live.len() as f64);
+        drop(live);
+        if std::thread::panicking() {
+            self.inner.is_unreadable(&self.run, "going on with it panicked; the log says where");
+        }
     }
 }
 
@@ -174,7 +186,10 @@ impl Workflows {
         config: WorkflowConfig,
     ) -> Self {
         Self(Arc::new(Inner {
-            records: Records { store, hosts: config.hosts.clone() },
+            records: Records { store, hosts: config.hosts.clone(), lifecycle: config.lifecycle },
+            metrics: Metrics::new(&config.recorder),
+            stuck: Stuck::default(),
+            life: Notify::new(),
             clock,
             actions,
             turns: Turns::new(&config),
@@ -301,6 +316,7 @@ impl Workflows {
             self.follow_hosts(&stop),
             self.0.clone().follow_words(&stop),
             self.follow_definitions(&stop),
+            self.0.clone().publish_life(&stop),
         );
         self.0.stop().await;
         Ok(())
@@ -381,6 +397,8 @@ impl Inner {
             };
             if new {
                 *self.unended.lock().entry(namespace.to_owned()).or_default() += 1;
+                self.metrics.started(namespace);
+                self.life.notify_one();
             }
             if (new || state.is_driven()) && self.drives(namespace) {
                 self.post(&state.path(), Letter::new(Told::Wake))?;
@@ -476,7 +494,7 @@ impl Inner {
                 return Err(has_ended(run));
             };
             let (phase, updated) = (Phase::Cancelled, self.now());
-            let listened = state.listens.clone();
+            let before = state.clone();
             let state = RunState {
                 phase,
                 updated,
@@ -486,12 +504,13 @@ impl Inner {
                 suspended: false,
                 ..state
             };
-            match self.records.restate(Writer::Anybody, listened.as_deref(), &state, version).await {
+            match self.records.restate(Writer::Anybody, &before, &state, version).await {
                 // Whoever drives it was first; it is tried on what that one wrote.
                 Err(error) if error.kind == ErrorKind::Conflict => continue,
                 written => written?,
             };
-            self.count_end(&state.namespace);
+            self.tell_end(&state);
+            self.life.notify_one();
             self.finish(run, &state);
             return Ok(());
         }
@@ -524,6 +543,7 @@ impl Inner {
         }
         let notify = Arc::new(Notify::new());
         live.insert(run.to_owned(), Live { inbox: [letter].into(), notify: notify.clone() });
+        self.metrics.driven.set(live.len() as f64);
         drop(live);
         let driven = Driven { inner: self.clone(), run: run.to_owned(), notify };
         let (driving, stopped) = (self.driving.clone(), self.stopped.clone());
@@ -541,12 +561,6 @@ impl Inner {
         if tokio::time::timeout(self.config.grace, self.driving.wait()).await.is_err() {
             self.stopped.cancel();
             self.driving.wait().await;
-        }
-    }
-
-    fn count_end(&self, namespace: &str) {
-        if let Some(own) = self.unended.lock().get_mut(namespace) {
-            *own = own.saturating_sub(1);
         }
     }
 
@@ -614,12 +628,13 @@ impl Inner {
 
     async fn wake_stuck(self: Arc<Self>) -> Result<()> {
         let mut after: Option<String> = None;
-        let mut unended = HashMap::new();
+        let (mut unended, mut stuck, mut running) = (HashMap::new(), Vec::new(), BTreeSet::new());
         loop {
             let states = self.records.states("", after.as_deref(), 500).await?;
             let Some(last) = states.last() else {
                 // What was counted at each start and end drifts: other hosts end runs of this one, and answers get lost.
-                *self.unended.lock() = unended;
+                self.count(unended);
+                self.searched(stuck, |run| running.contains(run));
                 return Ok(());
             };
             after = Some(last.path());
@@ -632,6 +647,13 @@ impl Inner {
             }
             for state in states.iter().filter(|state| state.is_driven()) {
                 let run = state.path();
+                if !self.drives(&run) {
+                    continue;
+                }
+                stuck.extend(self.looked_at(state, now));
+                if self.is_known_unreadable(&run) {
+                    running.insert(run.clone());
+                }
                 let late = state.wakes.is_some_and(|at| at.saturating_add(LATE) <= now);
                 let silent = state.asks && state.updated.saturating_add(SILENT) <= now;
                 if (late || silent) && !self.live.lock().contains_key(&run) {
@@ -643,6 +665,14 @@ impl Inner {
 }
 
 impl Inner {
+    /// How many runs of each namespace have not ended.
+    fn count(&self, unended: HashMap<String, usize>) {
+        let own: usize =
+            unended.iter().filter(|(namespace, _)| self.drives(namespace)).map(|(_, count)| count).sum();
+        self.metrics.unended.set(own as f64);
+        *self.unended.lock() = unended;
+    }
+
     /// Forgets a run that ended long ago, unless one that has not ended may still ask for it.
     async fn forget_if_old(&self, state: &RunState, now: u64) -> Result<()> {
         let Some(retention) = self.config.retention else { return Ok(()) };

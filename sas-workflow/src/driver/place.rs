@@ -113,6 +113,7 @@ impl Inner {
                 continue;
             }
             self.wake(run, Told::Reload);
+            self.life.notify_one();
             match self.records.store.delete(&key, version).await {
                 // It was told something more: that comes, too.
                 Err(error) if error.kind != ErrorKind::Conflict => return Err(error),
@@ -150,7 +151,8 @@ impl Workflows {
             }
         }
         self.0.timers_changed.notify_one();
-        *self.0.unended.lock() = unended;
+        self.0.count(unended);
+        self.0.life.notify_one();
         if self.0.records.hosts.is_some() {
             // What was told while nobody was there.
             let left = self.0.changed(TOLD, &mut None).await?;

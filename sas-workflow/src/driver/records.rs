@@ -15,7 +15,7 @@ use sas_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
-use super::wrong;
+use super::{lifecycle, wrong};
 use crate::{Definition, Outcome, Record};
 
 /// Whether a run still runs, and how it ended.
@@ -167,6 +167,8 @@ pub(super) struct Records {
     pub(super) store: Arc<dyn Store>,
     /// Which of several hosts on the store drives which runs.
     pub(super) hosts: Option<Arc<dyn Hosts>>,
+    /// Whether events of the life of runs are to be published.
+    pub(super) lifecycle: bool,
 }
 
 /// Who writes a run.
@@ -227,6 +229,14 @@ impl Records {
     /// Who drives the runs of a namespace: the host that acts for it, as for its triggers and brokers. `None`: this is the only one.
     pub(super) fn place(&self, namespace: &str) -> Option<Place> {
         self.hosts.as_ref().map(|hosts| hosts.place(namespace))
+    }
+
+    /// Adds what is to be published of a change.
+    fn with_life(&self, commit: Commit, before: Option<(&RunState, Version)>, now: &RunState) -> Commit {
+        if !self.lifecycle {
+            return commit;
+        }
+        lifecycle::events(before, now).into_iter().fold(commit, |commit, (key, event)| commit.put(key, event))
     }
 
     /// Commits what changes a run.
@@ -453,6 +463,7 @@ impl Records {
             .guard(retired_key(&name), None)
             .put(record_key(&run, 0), first)
             .put(&key, encoded(&state)?);
+        let commit = self.with_life(commit, None, &state);
         match self.commit((&state.namespace, id), Writer::Anybody, commit).await {
             Ok(_) => Ok(Some((state, true))),
             Err(error) if error.kind == ErrorKind::Conflict => match self.state(&run).await? {
@@ -490,7 +501,7 @@ impl Records {
         &self,
         (by, guarded): (Writer, Commit),
         records: &[Record],
-        listened: Option<&[String]>,
+        before: &RunState,
         state: &RunState,
         expected: Version,
     ) -> Result<Version> {
@@ -502,7 +513,7 @@ impl Records {
         }
         // Who is told of events: in the same commit, so that no listener is forgotten.
         let commit = match &state.listens {
-            now if now.as_deref() == listened => commit,
+            now if *now == before.listens => commit,
             Some(types) => commit.put(listener_key(&run), encoded(types)?),
             None => commit.delete(listener_key(&run)),
         };
@@ -512,6 +523,7 @@ impl Records {
             None if state.apart => commit.delete(ended_key(&run)),
             None => commit,
         };
+        let commit = self.with_life(commit, Some((before, expected)), state);
         let commit = commit.put(state_key(&run), encoded(&listed)?);
         self.commit((&state.namespace, &state.id), by, commit).await
     }
@@ -535,11 +547,11 @@ impl Records {
     pub(super) async fn restate(
         &self,
         by: Writer,
-        listened: Option<&[String]>,
+        before: &RunState,
         state: &RunState,
         expected: Version,
     ) -> Result<Version> {
-        self.append((by, Commit::new()), &[], listened, state, expected).await
+        self.append((by, Commit::new()), &[], before, state, expected).await
     }
 
     /// The record, or what stands for it where it is too large to be stored; and its bytes.

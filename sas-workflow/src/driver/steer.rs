@@ -167,7 +167,7 @@ impl Inner {
         for _ in 0..TRIES {
             let Some(loaded) = self.load(run).await? else { return Err(no_run(run)) };
             let (version, had_ended): (Version, _) = (loaded.version, loaded.state.phase != Phase::Running);
-            let before = loaded.state.listens.clone();
+            let before = loaded.state.clone();
             let name = format!("{}/{}/{}", loaded.state.namespace, loaded.state.name, loaded.state.version);
             // A run that goes on again is as a start to who deletes its definition.
             let guarded = match had_ended {
@@ -176,11 +176,14 @@ impl Inner {
             };
             let Some((next, records)) = make(loaded)? else { return Ok(()) };
             let by = (Writer::Anybody, guarded);
-            match self.records.append(by, &records, before.as_deref(), &next, version).await {
+            match self.records.append(by, &records, &before, &next, version).await {
                 Ok(_) => {
                     if had_ended {
                         *self.unended.lock().entry(next.namespace).or_default() += 1;
+                    } else if next.phase != Phase::Running {
+                        self.tell_end(&next);
                     }
+                    self.life.notify_one();
                     self.wake(run, Told::Reload);
                     return Ok(());
                 }

@@ -9,7 +9,7 @@ use super::{
     drive::Loaded,
     records::{Phase, RunState},
 };
-use crate::{Body, Command, Outcome, Record};
+use crate::{Body, Outcome, Record};
 
 /// How many bytes of an input, an output or an error are shown of one run.
 pub(super) const SHOWN: usize = 64 << 10;
@@ -78,7 +78,7 @@ pub(super) fn detail(loaded: &Loaded) -> RunDetail {
         }
     }
     let waits: HashMap<&str, &'static str> =
-        machine.commands().iter().map(|command| (command.step(), waits_for(command))).collect();
+        machine.commands().iter().map(|command| (command.step(), command.kind())).collect();
     let entered: HashSet<&str> = machine.visits().iter().map(|visit| visit.step.as_str()).collect();
     let failed = state.error.as_ref().and_then(|error| error.get("instance")?.as_str());
     let last_failed = machine.visits().iter().rposition(|visit| failed == Some(visit.pointer.as_str()));
@@ -113,18 +113,7 @@ pub(super) fn detail(loaded: &Loaded) -> RunDetail {
     detail
 }
 
-fn waits_for(command: &Command) -> &'static str {
-    match command {
-        Command::Call { .. } => "call",
-        Command::Invoke { .. } => "invoke",
-        Command::Arm { .. } => "timer",
-        Command::Emit { .. } => "emit",
-        Command::Subscribe { .. } => "event",
-        Command::Start { .. } => "workflow",
-    }
-}
-
-fn failure(outcome: &Outcome) -> bool {
+pub(super) fn failure(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Answer { status, .. } => *status >= 400,
         Outcome::Output(_) => false,
