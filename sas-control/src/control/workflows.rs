@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{Control, refused};
 
 impl Control {
-    pub(super) fn workflow_host(&self) -> Result<&Arc<dyn WorkflowHost>> {
+    pub(crate) fn workflow_host(&self) -> Result<&Arc<dyn WorkflowHost>> {
         self.workflows.as_ref().ok_or_else(|| {
             Error::new(ErrorKind::Unsupported, "workflow", "this platform was composed without workflows")
         })

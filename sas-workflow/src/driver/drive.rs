@@ -75,7 +75,13 @@ impl Inner {
                     self.is_readable(run);
                     return;
                 }
-                Ok(Turn::Again) => self.is_readable(run),
+                Ok(Turn::Again) => {
+                    self.is_readable(run);
+                    if self.records.hosts.is_some() {
+                        // Another host may have taken over, which this one is about to hear.
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                }
                 Ok(Turn::Moved) => {
                     self.leave(run);
                     return;
