@@ -29,9 +29,9 @@ use sas::{
         MemoryStore, MeterPhase, MeterSink, Metered, ParentSpan, Pool, PoolBudget, PoolDecision, PoolTotals,
         Quotas, RequestSpan, RequestUsage, Result, RevisionKey, RevisionName, RevisionSpec, RevisionStatus,
         Route, RouteChange, RouteError, RouteQuery, Router, Runtime, ScaleInput, Scaler, ScalingSpec,
-        SecretSource, SizeBounds, SpecErrors, StartRequest, Stem, StemRequest, StemView, Store, StoreLimits,
-        StoreLog, SystemClock, Timestamp, TraceSink, TriggerCx, TriggerSource, TriggerSpec, UsageQuery,
-        UsageScope, Version, Waiting, Watched,
+        SecretSource, SizeBounds, SpecErrors, StartRequest, Stem, StemRequest, StemView, StepSpan, Store,
+        StoreLimits, StoreLog, SystemClock, Timestamp, TraceSink, TriggerCx, TriggerSource, TriggerSpec,
+        UsageQuery, UsageScope, Version, Waiting, Watched,
     },
     http,
     inline::InlineRuntime,
@@ -359,6 +359,9 @@ impl TraceSink for Counted<()> {
         self.used();
     }
     fn delivery(&self, _span: &DeliverySpan<'_>) {
+        self.used();
+    }
+    fn step(&self, _span: &StepSpan<'_>) {
         self.used();
     }
 }

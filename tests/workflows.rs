@@ -255,28 +255,6 @@ async fn a_step_that_a_shutdown_cuts_off_is_done_after_the_next_start_and_is_no_
     two.shutdown(Duration::from_secs(5)).await;
 }
 
-/// What is told goes where the test can see it.
-#[derive(Debug)]
-struct Kept(Arc<sas_testkit::fake::RecordingTraces>);
-
-impl sas::core::TraceSink for Kept {
-    fn samples(&self, trace: u128, parent: Option<sas::core::ParentSpan>) -> bool {
-        self.0.samples(trace, parent)
-    }
-
-    fn request(&self, span: &sas::core::RequestSpan<'_>) {
-        self.0.request(span);
-    }
-
-    fn delivery(&self, span: &sas::core::DeliverySpan<'_>) {
-        self.0.delivery(span);
-    }
-
-    fn step(&self, span: &sas::core::StepSpan<'_>) {
-        self.0.step(span);
-    }
-}
-
 #[tokio::test]
 async fn a_run_is_told_in_events_metrics_and_spans() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -290,7 +268,7 @@ async fn a_run_is_told_in_events_metrics_and_spans() {
         .state_dir(dir.path())
         .admin_token("key")
         .recorder(sas::core::Recorder::new(Arc::new(recorder)))
-        .trace_sink(Kept(Arc::clone(&traces)))
+        .trace_sink(Arc::clone(&traces))
         .workflows(|runs| runs.lifecycle = true)
         .build()
         .await
