@@ -78,9 +78,16 @@ async fn from_a_directory_to_its_answer_and_through_its_life() {
     assert!(run.contains("200 from my-app-00001") && run.contains("total"), "{run}");
     assert_eq!(sasctl.json(&app, &["invoke", "my-app"])["status"], 200);
     sasctl.says(&app, &["logs", "my-app"]);
+    sasctl.says(&app, &["logs", "my-app", "--level", "warn", "--minutes", "10", "--text", "no such text"]);
+    assert!(sasctl.refused(&app, &["logs", "my-app", "--request", "x"]).contains("32 hexadecimal digits"));
     sasctl.says(&app, &["why", "my-app"]);
     assert!(sasctl.says(&app, &["usage", "my-app"]).contains("my-app-00001"));
     assert!(sasctl.says(&app, &["usage"]).contains("default"));
+    let hours = sasctl.says(&app, &["usage", "my-app", "--hours", "2"]);
+    assert!(hours.starts_with("HOUR") && hours.contains("my-app-00001"), "{hours}");
+    assert_eq!(sasctl.json(&app, &["usage", "--hours", "1"])["hours"][0]["service"], "my-app");
+    let unpriced = sasctl.refused(&app, &["usage", "--cost"]);
+    assert!(unpriced.contains("price"), "{unpriced}");
     // Its host may have findings of its own, such as a full disk: none is about the service.
     let diagnosis = sasctl.json(&app, &["diagnose"]);
     assert!(

@@ -3,7 +3,7 @@
 //! ```text
 //! sasctl deploy .                     a directory, an archive, a jar, a .wasm, an image, or a manifest
 //! sasctl list | get NAME | delete NAME
-//! sasctl logs NAME [-f] | invoke NAME [PATH] | why NAME | usage [NAME] | diagnose
+//! sasctl logs NAME [-f] [--level warn] [--request ID] | invoke NAME [PATH] | why NAME | usage [NAME] [--hours 24] [--cost] | diagnose
 //! sasctl traffic NAME REVISION=PERCENT... | rollout NAME [restart|promote|stop] | rollback NAME [REVISION] | alias NAME ALIAS [REVISION]
 //! sasctl disable NAME | enable NAME | delete NAME [--revision REVISION] | apps | app APP | env APP NAME=VALUE...
 //! sasctl quota [FIELD=AMOUNT...]
@@ -25,6 +25,7 @@ mod export;
 mod host;
 mod quota;
 mod rollout;
+mod usage;
 mod words;
 mod workflow;
 
@@ -160,8 +161,8 @@ enum Command {
         follow: bool,
         #[arg(long, default_value_t = 100)]
         tail: u32,
-        #[arg(long)]
-        revision: Option<String>,
+        #[command(flatten)]
+        of: usage::Lines,
     },
     /// Calls a service as a test run, with the phases of its start.
     Invoke {
@@ -192,7 +193,15 @@ enum Command {
         last: u32,
     },
     /// Tells what a service, or each tenant, used.
-    Usage { name: Option<String> },
+    Usage {
+        name: Option<String>,
+        /// By the hour, of the last so many hours; with --cost what they cost.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8784))]
+        hours: Option<u32>,
+        /// What it costs, by the platform's table of prices.
+        #[arg(long)]
+        cost: bool,
+    },
     /// Tells what is wrong with the platform, what it was seen by, and what to do about it.
     Diagnose,
     /// Shows what the namespace may use and what it uses, or says it: instances=10 memoryBytes=2Gi coldStartsPerSecond-.
@@ -409,9 +418,8 @@ async fn run(cli: Cli) -> Result<(), Failed> {
             let text = format!("deleted {}", cell(&gone["deleted"]));
             (gone, text)
         }
-        Command::Logs { name, follow, tail, revision } => {
-            let revision = revision.map_or_else(String::new, |name| format!("&revision={}", percent(&name)));
-            return logs(&client, &format!("{}/logs", service(&name)), &revision, tail, follow, cli.json)
+        Command::Logs { name, follow, tail, of } => {
+            return logs(&client, &format!("{}/logs", service(&name)), &of.query(), tail, follow, cli.json)
                 .await;
         }
         Command::Invoke { name, path, method, data, revision } => {
@@ -467,7 +475,15 @@ async fn run(cli: Cli) -> Result<(), Failed> {
             };
             (answer, text)
         }
-        Command::Usage { name } => usage(&client, name.map(|name| service(&name))).await?,
+        Command::Usage { name, hours: None, cost: false } => {
+            usage::sums(&client, name.map(|name| service(&name))).await?
+        }
+        Command::Usage { name, hours, cost: true } => {
+            usage::cost(&client, &cli.namespace, name.as_deref(), hours).await?
+        }
+        Command::Usage { name, hours: Some(hours), cost: false } => {
+            usage::hours(&client, &cli.namespace, name.as_deref(), hours).await?
+        }
         Command::Quota { changes, clear } => quota::quota(&client, &cli.namespace, &changes, clear).await?,
         Command::Diagnose => diagnose(&client).await?,
         Command::Workflow(command) => workflow::workflow(&client, &cli.namespace, command).await?,
@@ -596,7 +612,7 @@ fn shown_service(service: &Value) -> String {
 async fn logs(
     client: &Client,
     path: &str,
-    revision: &str,
+    filter: &str,
     tail: u32,
     follow: bool,
     as_json: bool,
@@ -604,7 +620,7 @@ async fn logs(
     let mut seen = 0;
     let mut most = tail.clamp(1, 10_000);
     loop {
-        let page = client.get(&format!("{path}?tail={most}&after={seen}{revision}")).await?;
+        let page = client.get(&format!("{path}?tail={most}&after={seen}{filter}")).await?;
         for line in page["lines"].as_array().into_iter().flatten() {
             seen = seen.max(line["sequence"].as_u64().unwrap_or(0));
             match as_json {
@@ -657,27 +673,6 @@ fn shares_of(shares: &[String]) -> Result<Vec<Value>, Failed> {
         })
     };
     shares.iter().map(one).collect()
-}
-
-async fn usage(client: &Client, service: Option<String>) -> Result<(Value, String), Failed> {
-    let (answer, whose, list, head) = match service {
-        Some(path) => (client.get(&format!("{path}/usage")).await?, "revision", "usage", "REVISION"),
-        None => (client.get("/v1/usage").await?, "namespace", "tenants", "NAMESPACE"),
-    };
-    let seconds = |ns: &Value| ns.as_f64().map_or("-".to_owned(), |ns| format!("{:.1}", ns / 1e9));
-    let rows: Vec<Vec<String>> = answer[list]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|used| {
-            let totals = &used["totals"];
-            let mut row = vec![cell(&used[whose]), cell(&totals["requests"])];
-            row.extend(["startingNs", "idleNs", "busyNs", "drainingNs"].map(|phase| seconds(&totals[phase])));
-            row
-        })
-        .collect();
-    let text = table(&[head, "REQUESTS", "STARTING s", "IDLE s", "BUSY s", "DRAINING s"], &rows);
-    Ok((answer, text))
 }
 
 /// What is wrong with the platform, each with what it was seen by and what to do about it.

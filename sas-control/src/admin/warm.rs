@@ -97,7 +97,10 @@ pub(super) fn warm(control: &Control) -> (Vec<WarmView>, usize) {
     let total = found.len();
     found.sort_unstable_by_key(|(key, status)| (Reverse(status.ready + status.starting), *key));
     let told = found.iter().take(MOST);
-    let told = told.filter_map(|(key, status)| Some(WarmView::of(&control.pool.deployed(*key)?, status)));
+    let told = told.filter_map(|(key, status)| {
+        let deployed = control.pool.deployed(*key)?;
+        Some(WarmView::of(&deployed, status))
+    });
     (told.collect(), total)
 }
 
