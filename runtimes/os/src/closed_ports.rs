@@ -94,7 +94,7 @@ mod tests {
             (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
         let (to_closed, to_open) = (closed.local_addr().unwrap(), open.local_addr().unwrap());
         let Ok(ports) = ClosedPorts::new(&[to_closed.port()]) else {
-            return sas_testkit::skip("the kernel has no landlock with ports");
+            return sas_testkit::kernel_lacks("landlock with ports");
         };
         let (tell, told) = sync_channel(1);
         ports
