@@ -54,6 +54,8 @@ pub use sas_router as router;
 pub use sas_runtime_container as container;
 #[cfg(feature = "inline")]
 pub use sas_runtime_inline as inline;
+#[cfg(feature = "kubernetes")]
+pub use sas_runtime_kubernetes as kubernetes;
 #[cfg(feature = "process")]
 pub use sas_runtime_process as process;
 #[cfg(feature = "wasm")]
@@ -74,6 +76,8 @@ pub mod prelude {
     pub use sas_runtime_container::{ContainerConfig, ContainerRuntime};
     #[cfg(feature = "inline")]
     pub use sas_runtime_inline::InlineRuntime;
+    #[cfg(feature = "kubernetes")]
+    pub use sas_runtime_kubernetes::{Access, KubernetesConfig, KubernetesRuntime, PodOverlay};
     #[cfg(feature = "process")]
     pub use sas_runtime_process::{ProcessConfig, ProcessRuntime};
     #[cfg(feature = "wasm")]

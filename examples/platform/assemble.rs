@@ -84,7 +84,37 @@ pub(crate) async fn assemble(config: &Config, sockets: &Sockets) -> Result<Platf
         builder = builder.packages(opening.await.map_err(|error| format!("--packages: {error}"))?);
     }
     builder = one_of_several(builder, config)?;
+    #[cfg(feature = "kubernetes")]
+    if let Some(cluster) = &config.kubernetes {
+        builder = builder.runtime(pods(cluster, config, &recorder).await?);
+    }
     runtimes(builder, config, &recorder, secrets, closed)
+}
+
+/// Instances as Pods of a cluster.
+#[cfg(feature = "kubernetes")]
+async fn pods(cluster: &str, config: &Config, recorder: &Recorder) -> Result<KubernetesRuntime, Failure> {
+    let mut pods = KubernetesConfig::new(config.kubernetes_namespace.as_deref().unwrap_or("sas-instances"));
+    pods.access = match cluster {
+        "in-cluster" => Access::InCluster,
+        file => Access::Kubeconfig(file.into()),
+    };
+    if let Some(platform) = &config.kubernetes_platform {
+        pods.platform.clone_from(platform);
+    }
+    if let Some(file) = &config.kubernetes_overlay {
+        let shown = file.display();
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| format!("--kubernetes-overlay {shown}: {error}"))?;
+        pods.overlay = serde_saphyr::from_str(&text)
+            .map_err(|error| format!("--kubernetes-overlay {shown}: {error}"))?;
+    }
+    pods.references = config.kubernetes_references.unwrap_or_default();
+    pods.recorder = recorder.clone();
+    let runtime =
+        KubernetesRuntime::open(pods).await.map_err(|error| format!("--kubernetes {cluster}: {error}"))?;
+    tracing::info!(generation = runtime.generation(), "images are run as Pods");
+    Ok(runtime)
 }
 
 /// Whether operators have pages.
@@ -276,8 +306,9 @@ fn runtimes(
         tracing::info!(report = %runtime.jail_report(), "instances are jailed");
         builder = builder.runtime(runtime);
     }
+    // Where images run in a cluster, they run nowhere else.
     #[cfg(all(feature = "container", target_os = "linux"))]
-    {
+    if config.kubernetes.is_none() {
         let mut container = ContainerConfig::default();
         if let Some(state) = &config.state {
             container.store = std::path::absolute(state.join("images"))?;

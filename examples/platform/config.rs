@@ -131,6 +131,22 @@ pub(crate) struct Config {
     /// A directory below which images of files are read (`oci:DIR/layout:tag`).
     #[arg(long = "image-root", value_name = "DIR")]
     pub(crate) image_roots: Vec<PathBuf>,
+    /// Images run as Pods of a Kubernetes cluster: in-cluster, or the file by which its API server is reached
+    /// (docs/kubernetes.md).
+    #[arg(long, value_name = "in-cluster|FILE")]
+    pub(crate) kubernetes: Option<String>,
+    /// The namespace of these Pods [sas-instances].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kubernetes_namespace: Option<String>,
+    /// This platform among those that share the namespace; the same on all of its hosts [sas].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kubernetes_platform: Option<String>,
+    /// What is added to every Pod, in YAML: nodeSelector, tolerations, runtimeClassName, imagePullSecrets and others.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubernetes_overlay: Option<PathBuf>,
+    /// Services may name secrets, configuration maps and claims of the namespace [false].
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) kubernetes_references: Option<bool>,
     /// A registry of images, or a folder of one, from which code may come; with one, from no other.
     #[arg(long = "allow-registry", value_name = "NAME")]
     pub(crate) allowed_registries: Vec<String>,
@@ -280,6 +296,20 @@ impl Config {
         for (field, value) in otlp {
             if let (None, Some(value)) = (&self.otlp, value) {
                 errors.push(field, value, "wants `otlp` beside it: the URL of a collector");
+            }
+        }
+        if let (false, Some(cluster)) = (cfg!(feature = "kubernetes"), &self.kubernetes) {
+            errors.push("kubernetes", cluster, unbuilt("kubernetes"));
+        }
+        let pods = [
+            ("kubernetesNamespace", self.kubernetes_namespace.clone()),
+            ("kubernetesPlatform", self.kubernetes_platform.clone()),
+            ("kubernetesOverlay", self.kubernetes_overlay.as_ref().map(|file| file.display().to_string())),
+            ("kubernetesReferences", self.kubernetes_references.map(|on| on.to_string())),
+        ];
+        for (field, value) in pods {
+            if let (None, Some(value)) = (&self.kubernetes, value) {
+                errors.push(field, value, "wants `kubernetes` beside it");
             }
         }
         if let (false, Some(url)) = (cfg!(feature = "otel"), &self.otlp) {

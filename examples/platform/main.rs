@@ -11,7 +11,8 @@
 //! `config.rs` is what it can be told, flag by flag or by a file (`file.rs`); `assemble.rs` makes a platform of it; `live.rs`
 //! changes what a reload changes; `upgrade.rs` hands over to a new process.
 //!
-//! Built with `--features container` it runs images too, as root where crun or runc is installed. Built with
+//! Built with `--features container` it runs images too, as root where crun or runc is installed; with `--features kubernetes`
+//! and `--kubernetes in-cluster|FILE` as Pods of a cluster (docs/kubernetes.md). Built with
 //! `--features otel`, `--otlp http://127.0.0.1:4318` sends traces and metrics to an OpenTelemetry collector;
 //! `OTEL_EXPORTER_OTLP_HEADERS` holds headers for it, as `name=value,name=value` (docs/telemetry.md).
 //!

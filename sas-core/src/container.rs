@@ -39,8 +39,8 @@ pub struct ContainerSpec {
     /// Names of the tenant's secrets that hold credentials of registries, in the form of Docker's `config.json`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pull_secrets: Vec<String>,
-    /// Fields of a Pod that have no form of their own here, such as `nodeSelector` or `lifecycle`: the text of their
-    /// value by their path within the Pod's spec. A runtime that does not know one of these refuses it.
+    /// Fields of a Pod that have no form of their own here, such as `nodeSelector` or `containers[0].lifecycle`: the JSON of
+    /// their value by their path within the Pod's spec. A runtime that does not know one of these refuses it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub other: BTreeMap<String, String>,
 }

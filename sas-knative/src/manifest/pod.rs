@@ -59,11 +59,11 @@ pub(super) fn is_off(node: &Node) -> bool {
     }
 }
 
-/// Keeps a field that has no form of its own, for the runtime to refuse.
+/// Keeps a field that has no form of its own, for the runtime to take or to refuse.
 pub(super) fn keep(other: &mut BTreeMap<String, String>, path: &str, node: &Node) {
     if !is_off(node) {
         let path = path.strip_prefix(POD).and_then(|path| path.strip_prefix('.')).unwrap_or(path);
-        other.insert(path.to_owned(), node.shown());
+        other.insert(path.to_owned(), node.clone().into_json().to_string());
     }
 }
 

@@ -16,6 +16,7 @@
 mod certificate;
 mod etcd;
 mod kafka;
+mod kubernetes;
 mod postgres;
 mod programs;
 mod rabbitmq;
@@ -37,6 +38,7 @@ use std::{
 pub use certificate::{Authority, Certificate};
 pub use etcd::EtcdServer;
 pub use kafka::{kafka, kafka_tool};
+pub use kubernetes::{Kubectl, KubernetesCluster, PAUSE};
 pub use postgres::PostgresServer;
 pub use programs::{mosquitto, moto, nats, redis};
 pub use rabbitmq::rabbitmq;
