@@ -1,9 +1,8 @@
-//! What all instances share: the cluster, the board, and the tasks that keep it.
+//! What all instances share: the cluster, the board, and what is done about Pods that are to go.
 
 use std::{sync::Arc, time::Duration};
 
 use sas_core::{Error, ErrorKind, Result};
-use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -11,7 +10,7 @@ use crate::{
     board::{Board, Removal, Slot},
     cluster::Cluster,
     config::KubernetesConfig,
-    failure::away,
+    failure::{absent, away},
     lease::Lease,
     metrics::Metrics,
     pod,
@@ -47,7 +46,7 @@ impl Engine {
         let lease = Lease::take(&cluster, &config, &generation).await?;
         let usages = Usages::find(&cluster, &config, &generation).await?;
         let metrics = Metrics::new(&config.recorder);
-        let engine = Arc::new(Self {
+        Ok(Arc::new(Self {
             board: Arc::new(Board::new(metrics.pods.clone())),
             following: Arc::new(Semaphore::new(config.followed)),
             tasks: TaskTracker::new(),
@@ -58,17 +57,13 @@ impl Engine {
             lease,
             metrics,
             usages,
-        });
-        let closed = engine.closed.clone();
-        let (watch, lease, usage) = (Arc::clone(&engine), Arc::clone(&engine), Arc::clone(&engine));
-        let until = closed.clone();
-        tokio::spawn(async move { until.run_until_cancelled(crate::watch::run(&watch)).await });
-        let until = closed.clone();
-        tokio::spawn(async move { until.run_until_cancelled(crate::lease::keep(&lease)).await });
-        if engine.usages.is_some() {
-            tokio::spawn(async move { closed.run_until_cancelled(crate::usage::look(&usage)).await });
-        }
-        Ok(engine)
+        }))
+    }
+
+    /// Runs a part of this host beside the others until the runtime is dropped.
+    pub(crate) fn run(&self, part: impl Future<Output = ()> + Send + 'static) {
+        let closed = self.closed.clone();
+        tokio::spawn(async move { closed.run_until_cancelled(part).await });
     }
 
     /// # Errors
@@ -200,15 +195,6 @@ impl Engine {
                 return;
             }
         }
-    }
-}
-
-/// What is not there any more has been deleted.
-pub(crate) fn absent(deleted: Result<Value>) -> Result<()> {
-    match deleted {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
     }
 }
 

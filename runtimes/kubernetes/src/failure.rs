@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use kube::core::Status;
-use sas_core::{Error, ErrorKind, Retry, SpecErrors};
+use sas_core::{Error, ErrorKind, Result, Retry, SpecErrors};
+use serde_json::Value;
 
 /// How long to leave alone who is away.
 const AWAY: Duration = Duration::from_secs(1);
@@ -21,6 +22,15 @@ pub(crate) fn failure(operation: &'static str, error: kube::Error) -> Error {
 /// It can't be asked now.
 pub(crate) fn away(operation: &'static str, what: &str) -> Error {
     Error::new(ErrorKind::Unavailable, operation, what).with_retry(Retry::After(AWAY))
+}
+
+/// What is not there any more has been deleted.
+pub(crate) fn absent(deleted: Result<Value>) -> Result<()> {
+    match deleted {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// What was refused, and what is to be done about it.

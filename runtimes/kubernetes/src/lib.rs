@@ -11,6 +11,7 @@ mod instance;
 mod lease;
 mod logs;
 pub mod metrics;
+mod orphans;
 mod output;
 mod pod;
 mod runtime;

@@ -12,8 +12,9 @@ use crate::{
     accepts,
     config::KubernetesConfig,
     engine::Engine,
+    orphans,
     pod::{self, About},
-    start,
+    start, usage, watch,
 };
 
 /// Runs instances as Pods of a Kubernetes cluster. See the crate's documentation.
@@ -38,7 +39,17 @@ impl KubernetesRuntime {
     /// `InvalidSpec` for a wrong configuration; `Unavailable` when the API server does not answer, or the platform lacks a
     /// right there.
     pub async fn open(config: KubernetesConfig) -> Result<Self> {
-        Engine::open(config).await.map(|engine| Self { engine })
+        let engine = Engine::open(config).await?;
+        let (watches, listens, looks) = (Arc::clone(&engine), Arc::clone(&engine), Arc::clone(&engine));
+        engine.run(async move { watch::run(&watches).await });
+        engine.run(async move { orphans::keep(&listens).await });
+        engine.run(async move {
+            if let Some(usages) = &looks.usages {
+                let period = looks.config.usage_period;
+                usage::look(usages, &looks.cluster, &looks.board, &looks.selector(), period).await;
+            }
+        });
+        Ok(Self { engine })
     }
 
     /// What the Pods of this life of this host have in the label `sas.dev/generation`.

@@ -1,13 +1,13 @@
 //! What instances use, where the cluster measures it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, time::Duration};
 
 use parking_lot::Mutex;
 use sas_core::{ErrorKind, Result, Usage};
 use serde_json::Value;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::{cluster::Cluster, config::KubernetesConfig, engine::Engine, pod};
+use crate::{board::Board, cluster::Cluster, config::KubernetesConfig, pod};
 
 /// By the name of the Pod. The cluster says how many cores a Pod uses; the time that it has used is what that comes to.
 #[derive(Debug, Default)]
@@ -86,16 +86,21 @@ fn quantity(text: &str) -> Option<f64> {
 }
 
 /// Asks again and again, for all instances at once.
-pub(crate) async fn look(engine: &Arc<Engine>) {
-    let Some(usages) = &engine.usages else { return };
-    let mut ticks = tokio::time::interval(engine.config.usage_period);
+pub(crate) async fn look(
+    usages: &Usages,
+    cluster: &Cluster,
+    board: &Board,
+    selector: &str,
+    period: Duration,
+) {
+    let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if engine.board.all().is_empty() {
+        if board.all().is_empty() {
             continue;
         }
-        match engine.cluster.usage(&engine.selector()).await {
+        match cluster.usage(selector).await {
             Ok(answer) => usages.take(&answer, Instant::now()),
             Err(error) => tracing::debug!(%error, "what instances use is not known"),
         }
@@ -105,7 +110,6 @@ pub(crate) async fn look(engine: &Arc<Engine>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn cores_over_time_come_to_time_used_and_it_never_runs_backwards() {
