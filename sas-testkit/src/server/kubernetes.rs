@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::{Authority, EtcdServer, free_port, missing};
 
 /// How long each part may take until it answers, on a busy machine.
-const ANSWERS: Duration = Duration::from_secs(300);
+const ANSWERS: Duration = Duration::from_secs(600);
 
 /// The program that has the parts of Kubernetes in it, which `runtimes/kubernetes/tests/cluster` builds.
 const PROGRAM: &str = "sas-kubernetes";
@@ -115,7 +115,7 @@ impl KubernetesCluster {
     /// programs are not there.
     ///
     /// # Panics
-    /// Instead, when `CI` is set; and when a part does not come up within five minutes.
+    /// Instead, when `CI` is set; and when a part does not come up within ten minutes.
     pub async fn start() -> Option<Self> {
         let Some(program) = find(PROGRAM) else {
             let from = "go build -C runtimes/kubernetes/tests/cluster -o ~/go/bin/sas-kubernetes .";
@@ -261,7 +261,7 @@ impl KubernetesCluster {
     /// Starts the API server, again after [`KubernetesCluster::kill_server`], and returns when it answers.
     ///
     /// # Panics
-    /// When it does not within five minutes.
+    /// When it does not within ten minutes.
     pub async fn start_server(&mut self) {
         let key = self.path("accounts.key");
         let mut command = self.part("kube-apiserver");
@@ -331,7 +331,7 @@ impl KubernetesCluster {
     /// Starts containerd and a kubelet, and returns when the node is ready.
     ///
     /// # Panics
-    /// When it is not within five minutes.
+    /// When it is not within ten minutes.
     pub async fn start_node(&mut self) {
         self.write_node().expect("the cluster's directory can be written to");
         let log = fs::File::create(self.path("log").join("node"))
