@@ -154,7 +154,7 @@ impl KubernetesCluster {
             ("containerd", "Debian has it as containerd"),
             ("ctr", "Debian has it as containerd"),
             ("runc", "Debian has it as runc"),
-            ("bridge", "Debian has it as containernetworking-plugins"),
+            ("host-local", "Debian has it as containernetworking-plugins"),
             ("unshare", "Debian has it as util-linux"),
         ] {
             if find(name).is_none() {
@@ -183,6 +183,8 @@ impl KubernetesCluster {
             ("server.pem", &serving.pem),
             ("server.key", &serving.key),
             ("accounts.key", &accounts.key),
+            // Public keys are read from certificates, too.
+            ("accounts.pem", &accounts.pem),
             ("tokens.csv", "admin-token,admin,1,\"system:masters\"\n"),
         ] {
             fs::write(self.path(name), text)?;
@@ -273,7 +275,7 @@ impl KubernetesCluster {
             .arg(format!("--tls-private-key-file={}", self.path("server.key").display()))
             .arg(format!("--cert-dir={}", self.path("certs").display()))
             .arg(format!("--token-auth-file={}", self.path("tokens.csv").display()))
-            .arg(format!("--service-account-key-file={}", key.display()))
+            .arg(format!("--service-account-key-file={}", self.path("accounts.pem").display()))
             .arg(format!("--service-account-signing-key-file={}", key.display()))
             .args(["--service-account-issuer=https://test.invalid", "--api-audiences=https://test.invalid"])
             .args(["--service-cluster-ip-range=10.127.0.0/24", "--endpoint-reconciler-type=none"])
@@ -377,7 +379,8 @@ impl KubernetesCluster {
 
     fn write_node(&self) -> io::Result<()> {
         let dir = self.dir.path().display().to_string();
-        let cni = find("bridge").and_then(|path| path.parent().map(Path::to_path_buf)).unwrap_or_default();
+        let cni =
+            find("host-local").and_then(|path| path.parent().map(Path::to_path_buf)).unwrap_or_default();
         let containerd = format!(
             r#"version = 2
 root = "{dir}/containerd/root"
