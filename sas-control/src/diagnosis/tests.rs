@@ -9,6 +9,8 @@ use sas_core::{
 };
 use tokio::time::Instant;
 
+use crate::Evidence;
+
 use super::{
     CertificateState, DiagnosisConfig, Finding, Memory, Severity, checks,
     host::{Disk, Host},
