@@ -77,7 +77,7 @@ pub(crate) struct Config {
     /// Requests at once of each principal, after quiet [1000].
     #[arg(long, value_name = "COUNT")]
     pub(crate) admin_burst: Option<u32>,
-    /// The file of the admin token: a new one in it counts at once.
+    /// The file of the admin token: a new one in it counts at once; refused beside SAS_ADMIN_TOKEN.
     #[arg(long, value_name = "FILE")]
     pub(crate) admin_token_file: Option<PathBuf>,
     /// A host name by which the admin API is reached, beside loopback.

@@ -83,7 +83,10 @@ pub(super) fn events(before: Option<(&RunState, Version)>, now: &RunState) -> Ve
 impl Inner {
     /// Publishes what waits, until `stop`.
     pub(super) async fn publish_life(self: Arc<Self>, stop: &CancellationToken) {
-        while self.config.lifecycle {
+        if !self.config.lifecycle {
+            return;
+        }
+        loop {
             let wait = match stop.run_until_cancelled(self.publish_waiting()).await {
                 None => return,
                 Some(Ok(true)) => LOOK,
