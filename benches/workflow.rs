@@ -74,7 +74,7 @@ async fn measure(what: &str, store: Arc<dyn Store>, waiting: u64) {
     let mut config = WorkflowConfig::default();
     config.runs_per_namespace = usize::MAX;
     let workflows =
-        Workflows::with_config(store, Arc::new(SystemClock::default()), Arc::new(Nothing), config);
+        Workflows::with_config(store, Arc::new(SystemClock), Arc::new(Nothing), config);
     let stop = CancellationToken::new();
     let (running, token) = (workflows.clone(), stop.clone());
     let running = tokio::spawn(async move { running.run(token).await });
