@@ -73,8 +73,7 @@ fn at(sorted: &[u64], percent: usize) -> u64 {
 async fn measure(what: &str, store: Arc<dyn Store>, waiting: u64) {
     let mut config = WorkflowConfig::default();
     config.runs_per_namespace = usize::MAX;
-    let workflows =
-        Workflows::with_config(store, Arc::new(SystemClock), Arc::new(Nothing), config);
+    let workflows = Workflows::with_config(store, Arc::new(SystemClock), Arc::new(Nothing), config);
     let stop = CancellationToken::new();
     let (running, token) = (workflows.clone(), stop.clone());
     let running = tokio::spawn(async move { running.run(token).await });

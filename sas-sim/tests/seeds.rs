@@ -26,7 +26,9 @@ fn the_same_seed_has_the_same_history() {
 #[test]
 fn every_planted_bug_is_found_by_its_invariant() {
     for (plant, invariant) in Plant::ALL {
-        let found = (0..1000).find(|seed| {
+        // What takes a roll-out at the right moment shows in few seeds: a minute goes by before the first.
+        let first = if plant == Plant::ForgetsBounds { 680 } else { 0 };
+        let found = (first..1000).chain(0..first).find(|seed| {
             let outcome = run_seed(*seed, Some(plant));
             outcome.violations.iter().any(|violation| violation.invariant == invariant)
         });
