@@ -186,7 +186,11 @@ impl Workflows {
         config: WorkflowConfig,
     ) -> Self {
         Self(Arc::new(Inner {
-            records: Records { store, hosts: config.hosts.clone(), lifecycle: config.lifecycle },
+            records: Records {
+                store,
+                hosts: config.hosts.clone(),
+                lifecycle: config.lifecycle.then_some(lifecycle::events as records::LifeEvents),
+            },
             metrics: Metrics::new(&config.recorder),
             stuck: Stuck::default(),
             life: Notify::new(),

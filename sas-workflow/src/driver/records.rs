@@ -15,7 +15,7 @@ use sas_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
-use super::{lifecycle, wrong};
+use super::wrong;
 use crate::{Definition, Outcome, Record};
 
 /// Whether a run still runs, and how it ended.
@@ -163,12 +163,15 @@ pub(crate) struct Parent {
     pub(crate) step: String,
 }
 
+/// The events between two states, with the keys under which they wait.
+pub(super) type LifeEvents = fn(Option<(&RunState, Version)>, &RunState) -> Vec<(String, String)>;
+
 pub(super) struct Records {
     pub(super) store: Arc<dyn Store>,
     /// Which of several hosts on the store drives which runs.
     pub(super) hosts: Option<Arc<dyn Hosts>>,
-    /// Whether events of the life of runs are to be published.
-    pub(super) lifecycle: bool,
+    /// What makes the events of the life of runs, where they are to be published.
+    pub(super) lifecycle: Option<LifeEvents>,
 }
 
 /// Who writes a run.
@@ -233,10 +236,8 @@ impl Records {
 
     /// Adds what is to be published of a change.
     fn with_life(&self, commit: Commit, before: Option<(&RunState, Version)>, now: &RunState) -> Commit {
-        if !self.lifecycle {
-            return commit;
-        }
-        lifecycle::events(before, now).into_iter().fold(commit, |commit, (key, event)| commit.put(key, event))
+        let Some(events) = self.lifecycle else { return commit };
+        events(before, now).into_iter().fold(commit, |commit, (key, event)| commit.put(key, event))
     }
 
     /// Commits what changes a run.
