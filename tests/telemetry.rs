@@ -399,9 +399,9 @@ async fn mistakes_are_told_with_their_field() {
     let free = "127.0.0.1:0";
     for (args, words) in [
         (&["--otlp", "localhost:4317"][..], "otel: endpoint"),
-        (&["--otlp", "http://127.0.0.1:4318", "--otlp-ratio", "2"], "sampling.ratio"),
-        (&["--otlp-logs"], "--otlp URL"),
-        (&["--otlp-ratio", "much"], "--otlp-ratio much"),
+        (&["--otlp", "http://127.0.0.1:4318", "--otlp-ratio", "2"], "otlpRatio: \"2\""),
+        (&["--otlp-logs"], "otlpLogs: \"true\": wants `otlp`"),
+        (&["--otlp-ratio", "much"], "'much' for '--otlp-ratio"),
     ] {
         let all = [&["--listen", free, "--admin", free][..], args].concat();
         let output = shared::platform_command(&all).output().expect("it runs");
