@@ -8,7 +8,8 @@ use sas::{
     knative::manifest::TrafficTarget,
     prelude::*,
 };
-use serde_json::Value;
+
+use crate::{TOKEN, admin};
 
 #[derive(Debug)]
 struct OneSpare;
@@ -29,7 +30,7 @@ async fn platform() -> Platform {
     let runtime =
         InlineRuntime::new().with("good", |_: Request, _cx| async { Response::new(Body::from("good")) });
     Platform::builder()
-        .admin_token("a-token-of-the-tests")
+        .admin_token(TOKEN)
         .runtime(runtime)
         .scaler(OneSpare)
         .build()
@@ -43,19 +44,6 @@ fn manifest(name: &str, annotation: &str) -> String {
          sas.dev/function: good\nspec:\n  template:\n    metadata:\n      annotations:\n        {annotation}\n    \
          spec: {{}}\n"
     )
-}
-
-async fn admin(platform: &Platform, method: &str, path: &str, body: &str) -> (u16, Value) {
-    let request = http::Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "localhost")
-        .header("authorization", "Bearer a-token-of-the-tests")
-        .body(Body::from(body.to_owned()));
-    let response = platform.admin().handle(request.expect("a request")).await;
-    let status = response.status().as_u16();
-    let body = response.into_body().collect(1 << 20).await.expect("a body");
-    (status, serde_json::from_slice(&body).expect("JSON"))
 }
 
 #[tokio::test]

@@ -10,6 +10,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use crate::{TOKEN, admin};
+
 /// A function that answers, and one that waits until it is told to go on.
 fn functions(go_on: &Arc<Notify>) -> InlineRuntime {
     let waits = Arc::clone(go_on);
@@ -53,19 +55,6 @@ async fn get(platform: &Platform, namespace: &str, name: &str) -> (u16, Option<u
     ask(platform, &format!("{name}.{namespace}.localhost"), http::Request::get("/"), "").await
 }
 
-async fn admin(platform: &Platform, method: &str, path: &str, body: &str) -> (u16, Value) {
-    let request = http::Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "localhost")
-        .header("authorization", "Bearer a-token-of-the-tests")
-        .body(Body::from(body.to_owned()));
-    let response = platform.admin().handle(request.expect("a request")).await;
-    let status = response.status().as_u16();
-    let body = response.into_body().collect(1 << 20).await.expect("a body");
-    (status, serde_json::from_slice(&body).expect("JSON"))
-}
-
 /// Used, limit and refusals of a field.
 async fn usage(platform: &Platform, namespace: &str, field: &str) -> [f64; 3] {
     let (status, tenant) = admin(platform, "GET", &format!("/v1/tenants/{namespace}"), "").await;
@@ -89,7 +78,7 @@ async fn a_tenants_instances_are_its_quota_however_it_was_set_and_another_has_it
     let go_on = Arc::new(Notify::new());
     let build = || {
         Platform::builder()
-            .admin_token("a-token-of-the-tests")
+            .admin_token(TOKEN)
             .state_dir(dir.path())
             .runtime(functions(&go_on))
             .default_tenant_quota(TenantQuota::default().with_instances(2))
@@ -160,7 +149,7 @@ async fn a_tenants_instances_are_its_quota_however_it_was_set_and_another_has_it
 async fn a_tenants_events_are_refused_beyond_its_rate_and_anothers_are_taken() {
     let go_on = Arc::new(Notify::new());
     let platform = Platform::builder()
-        .admin_token("a-token-of-the-tests")
+        .admin_token(TOKEN)
         .runtime(functions(&go_on))
         .tenant_quota("loud", TenantQuota::default().with_events_per_second(2.0))
         .build()
@@ -220,7 +209,7 @@ async fn quiet(platform: &Platform) -> Vec<Duration> {
 async fn a_tenant_that_floods_what_it_may_not_have_leaves_the_other_its_times() {
     let go_on = Arc::new(Notify::new());
     let platform = Platform::builder()
-        .admin_token("a-token-of-the-tests")
+        .admin_token(TOKEN)
         .runtime(functions(&go_on))
         .configure_pool(|pool| pool.budget.instances = 100)
         .build()

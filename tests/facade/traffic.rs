@@ -15,6 +15,8 @@ use sas::{
 use serde_json::Value;
 use tokio::{sync::Notify, time::Instant};
 
+use crate::{TOKEN, admin};
+
 /// Three functions: one that answers, one that fails, one that waits until it is told to go on.
 fn functions(go_on: &Arc<Notify>) -> InlineRuntime {
     let waits = Arc::clone(go_on);
@@ -61,24 +63,11 @@ fn reason(body: &str) -> String {
     said["reason"].as_str().expect("a word").to_owned()
 }
 
-async fn admin(platform: &Platform, method: &str, path: &str, body: &str) -> (u16, Value) {
-    let request = http::Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "localhost")
-        .header("authorization", "Bearer a-token-of-the-tests")
-        .body(Body::from(body.to_owned()));
-    let response = platform.admin().handle(request.expect("a request")).await;
-    let status = response.status().as_u16();
-    let body = response.into_body().collect(1 << 20).await.expect("a body");
-    (status, serde_json::from_slice(&body).expect("JSON"))
-}
-
 #[tokio::test]
 async fn quotas_come_from_builder_annotation_and_admin_api() {
     let go_on = Arc::new(Notify::new());
     let platform = Platform::builder()
-        .admin_token("a-token-of-the-tests")
+        .admin_token(TOKEN)
         .runtime(functions(&go_on))
         // So slow that the test sees no second token, however long it takes.
         .tenant_quota("frugal", Quota::rate(0.0001, 3))
@@ -207,12 +196,8 @@ async fn until(platform: &Platform, what: &str, holds: impl Fn(&Value) -> bool) 
 #[tokio::test]
 async fn a_roll_out_by_annotation_stops_at_errors_and_finishes_without() {
     let go_on = Arc::new(Notify::new());
-    let platform = Platform::builder()
-        .admin_token("a-token-of-the-tests")
-        .runtime(functions(&go_on))
-        .build()
-        .await
-        .expect("a platform");
+    let platform =
+        Platform::builder().admin_token(TOKEN).runtime(functions(&go_on)).build().await.expect("a platform");
     let platform = Arc::new(platform);
     let deploy = async |function: &str| {
         platform.apply(&manifest("default", "hello", function, &PLAN), None).await.expect("deployed");
