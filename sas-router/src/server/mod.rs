@@ -24,7 +24,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -491,6 +491,9 @@ async fn serve(
                 }
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     reader.upgrades();
+                } else if spoken == Spoken::Http1 && reader.is_draining() {
+                    // hyper hears of the drain after it has read what was there, and would not say that it closes.
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 writing.begins(response.extensions_mut().remove::<WriteBy>().map(|by| by.0));
                 Ok::<_, Infallible>(response.map(|body| Counted { body, writing, _busy: busy }))

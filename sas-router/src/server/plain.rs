@@ -389,7 +389,7 @@ pub(super) async fn serve(
         if let Some(interim) = client.interim() {
             interim.close();
         }
-        last |= plain.known == Signal::Drain;
+        last |= watched.is_draining();
         match plain.write(&response, last).await? {
             Wrote::All => {}
             Wrote::Odd => {

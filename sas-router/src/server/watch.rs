@@ -296,6 +296,11 @@ impl Watched {
         }
     }
 
+    /// Whether the request that is answered now is the connection's last, since it was told to drain.
+    pub(super) fn is_draining(&self) -> bool {
+        self.signal.load(Ordering::SeqCst) == Signal::Drain as u8
+    }
+
     /// Ready with a signal later than `known`.
     pub(super) fn poll_signal(&self, known: Signal, cx: &mut Context<'_>) -> Poll<Signal> {
         {
