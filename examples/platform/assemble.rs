@@ -247,6 +247,9 @@ fn usage(mut builder: PlatformBuilder, config: &Config) -> Result<PlatformBuilde
     if let Some(file) = &config.log_file {
         builder = builder.log_file(file, LogFileLimits::default());
     }
+    if let Some(seconds) = config.usage_checkpoint_seconds {
+        builder = builder.meter(move |meter| meter.checkpoint = Duration::from_secs(seconds));
+    }
     if let (Some(file), Some(key)) = (&config.usage_file, &config.usage_key) {
         let text = std::fs::read_to_string(&key.file)
             .map_err(|error| format!("--usage-key {}: {error}", key.file.display()))?;

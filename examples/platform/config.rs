@@ -201,6 +201,9 @@ pub(crate) struct Config {
     /// A price table: costs are told at `/v1/usage/cost`.
     #[arg(long, value_name = "FILE")]
     pub(crate) prices: Option<PathBuf>,
+    /// How often usage is written while there is any, 1 to 3600: what a kill may cost of it [10].
+    #[arg(long = "usage-checkpoint", value_name = "SECONDS")]
+    pub(crate) usage_checkpoint_seconds: Option<u64>,
     /// Signed records of each hour's usage go to this file (docs/metering.md).
     #[arg(long, value_name = "FILE")]
     pub(crate) usage_file: Option<PathBuf>,
@@ -340,6 +343,10 @@ impl Config {
         }
         if self.admin_burst == Some(0) {
             errors.push("adminBurst", 0, "must be at least 1");
+        }
+        if let Some(seconds) = self.usage_checkpoint_seconds.filter(|seconds| !(1..=3_600).contains(seconds))
+        {
+            errors.push("usageCheckpointSeconds", seconds, "must be 1 to 3600 seconds");
         }
         match (&self.usage_file, &self.usage_key) {
             (Some(file), None) => errors.push("usageFile", file.display(), "wants `usageKey` beside it"),

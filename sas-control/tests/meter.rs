@@ -20,6 +20,7 @@ use sas_core::{
     MeterSink, MeterTotals, Metered, RequestUsage, Result, RevisionKey, RevisionName, RevisionUsage, Secret,
     Store, StoreLimits, TenantKey, Timestamp, TokioClock, UsageQuery, UsageScope, Version, Watched,
 };
+use sas_testkit::fault::SlowDisk;
 use tokio_util::sync::CancellationToken;
 
 const START: Timestamp = Timestamp::from_secs(1_767_571_200); // 2026-01-05T00:00:00Z
@@ -110,6 +111,33 @@ async fn after_a_kill_what_follows_the_last_checkpoint_is_missing_and_the_gap_is
     assert_eq!(second.gaps().await.unwrap(), [gap]);
     second.close().await.unwrap();
     assert_eq!(meter(&store, clock).begin().await.unwrap(), None, "a gap is found once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_while_a_slow_store_writes_a_checkpoint_is_in_the_gap_of_a_kill() {
+    let slow = SlowDisk::new(Arc::new(MemoryStore::default()));
+    let store = Arc::clone(&slow) as Arc<dyn Store>;
+    let clock = clock();
+    let first = meter(&store, clock);
+    first.begin().await.unwrap();
+    slow.delay(Duration::from_secs(2));
+    busy(&first, "a", 1);
+    let taken = clock.now();
+    let writing = tokio::spawn({
+        let first = Arc::clone(&first);
+        async move { first.checkpoint().await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    busy(&first, "a", 10);
+    writing.await.unwrap().unwrap();
+    assert!(clock.now().since(taken) >= Duration::from_secs(4), "it has read and written");
+    drop(first);
+    slow.delay(Duration::ZERO);
+
+    let second = meter(&store, clock);
+    let gap = second.begin().await.unwrap().expect("nobody closed");
+    assert_eq!(busy_ns(&second, &UsageScope::all()).await, 1, "the later one is lost");
+    assert_eq!(gap.from, taken, "and it is in the gap");
 }
 
 #[tokio::test(start_paused = true)]

@@ -87,6 +87,8 @@ pub(super) struct Ledger {
     mark_key: String,
     /// The hour that readings count for.
     hour: Hour,
+    /// When readings were last taken over: what came later is not in what is written.
+    taken: Timestamp,
     /// Whether the last checkpoint said that more follows.
     open: bool,
     /// Readings that are not in the store yet, by hour and path.
@@ -158,6 +160,7 @@ impl Ledger {
             checkpoint_key: format!("{CHECKPOINTS}{}", config.host),
             mark_key: format!("usage/mark/{}", config.host),
             hour: Hour::of(config.clock.now()),
+            taken: config.clock.now(),
             open: false,
             pending: BTreeMap::new(),
             doubtful: None,
@@ -187,6 +190,7 @@ impl Ledger {
     pub(super) async fn begin(&mut self) -> Result<Option<UsageGap>> {
         let now = self.clock.now();
         self.hour = self.hour.max(Hour::of(now));
+        self.taken = now;
         let Some(entry) = self.store.get(&self.checkpoint_key).await? else { return Ok(None) };
         let last: Checkpoint = decode(&entry.key, &entry.value)?;
         self.hour = self.hour.max(last.hour);
@@ -204,9 +208,10 @@ impl Ledger {
         Ok(Some(gap))
     }
 
-    /// After a quiet time the hour is that which it is now: nothing was read in those between.
+    /// Readings are taken over now. After a quiet time the hour is that which it is now: nothing was read in those between.
     pub(super) fn catch_up(&mut self) {
-        let now = Hour::of(self.clock.now());
+        self.taken = self.clock.now();
+        let now = Hour::of(self.taken);
         if !self.open && now > self.hour {
             self.hour = now;
             self.known.clear();
@@ -219,7 +224,7 @@ impl Ledger {
     }
 
     fn stamp(&self, commit: Commit, open: bool) -> Commit {
-        let stamp = Checkpoint { v: FORMAT, at: self.clock.now(), open, hour: self.hour };
+        let stamp = Checkpoint { v: FORMAT, at: self.taken, open, hour: self.hour };
         commit.put(&self.checkpoint_key, encode(&stamp))
     }
 
