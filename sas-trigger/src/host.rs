@@ -90,7 +90,7 @@ impl TriggerHostConfig {
             clock: Arc::new(SystemClock),
             slots: 1000,
             restart_delay: Duration::from_millis(100),
-            longest_restart_delay: Duration::from_secs(30),
+            longest_restart_delay: Duration::from_secs(10),
             recorder: Recorder::default(),
             traces: None,
             publisher: None,

@@ -12,7 +12,7 @@ use sas_core::{Error, ErrorKind, Result, TriggerOptions, TriggerSecrets};
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
 /// After how long an answer is missed.
-const ANSWER: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 
 /// How a client proves who it is.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,10 @@ pub(crate) struct Access {
 
 pub(crate) fn failed(what: &str) -> impl Fn(KrafkaError) -> Error + '_ {
     move |error| Error::new(ErrorKind::Unavailable, "kafka", format!("{what}: {error}"))
+}
+
+pub(crate) fn missed(what: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, "kafka", format!("{what}: no answer within {ANSWER:?}"))
 }
 
 impl Access {

@@ -19,10 +19,10 @@ use sas_core::{
     Error, Result, Slot, SpecErrors, Timestamp, TriggerCx, TriggerOptions, TriggerSecrets, TriggerSource,
     TriggerSpec,
 };
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
-    access::{Access, KafkaBrokers, failed},
+    access::{ANSWER, Access, KafkaBrokers, failed, missed},
     group::{Group, Start},
     ledger::{Ledger, Ordering, Receipt, Work},
     members::{Members, Shared, commit},
@@ -37,6 +37,11 @@ const POLLED: i32 = 256;
 const FETCHED: i32 = 8 << 20;
 /// How long a broker holds a request for records while there are none.
 const IDLE: Duration = Duration::from_secs(2);
+/// How long the client waits before it looks again whether there is something to ask for, while all partitions are held or
+/// none is this host's. What goes on again wakes it.
+const LOOKS: Duration = Duration::from_millis(100);
+/// How far polls that bring nothing are apart at least, whatever the client answers them at once for.
+const PAUSE: Duration = Duration::from_millis(20);
 /// How long after a delivery the group's offset follows: so much comes again after a crash.
 const COMMIT: Duration = Duration::from_millis(100);
 /// Between two signs of life to the group, in the classic protocol.
@@ -152,6 +157,10 @@ impl KafkaSource {
             .max_poll_records(POLLED)
             .fetch_max_bytes(FETCHED)
             .fetch_max_wait(IDLE)
+            // At its own bound of records that it has ahead, the client answers a poll at once while the partitions are held,
+            // and again each time. What it has ahead is what one poll takes and as much again, without that bound too.
+            .max_buffered_records(0)
+            .idle_poll_backoff(LOOKS)
             .metrics_push(false)
             .rebalance_listener(Arc::clone(&members));
         if self.protocol == GroupProtocol::Classic {
@@ -171,6 +180,7 @@ impl KafkaSource {
             client,
             consumer,
             shared,
+            polling: None,
             under_way: FuturesUnordered::new(),
             failure: None,
             left: false,
@@ -184,6 +194,8 @@ struct Run<'a> {
     client: Kafka,
     consumer: Arc<Consumer>,
     shared: Arc<Shared>,
+    /// Never dropped before its end: a change of the group's members is within.
+    polling: Option<Polled>,
     under_way: FuturesUnordered<BoxFuture<'static, Delivered>>,
     /// Why the run ends: of a delivery that failed.
     failure: Option<Error>,
@@ -191,8 +203,8 @@ struct Run<'a> {
     left: bool,
 }
 
-/// A run that is dropped leaves the group, as fast as a message goes: the client would keep it a member for minutes. It
-/// commits nothing, as if its host had crashed.
+/// A run that is dropped leaves the group, as fast as messages go: the client would keep it a member for minutes. It commits
+/// nothing, as if its host had crashed.
 impl Drop for Run<'_> {
     fn drop(&mut self) {
         if self.left {
@@ -200,18 +212,52 @@ impl Drop for Run<'_> {
         }
         let places = self.shared.ledger().places();
         self.shared.ledger().remove(&places);
-        let consumer = Arc::clone(&self.consumer);
+        let (consumer, polling) = (Arc::clone(&self.consumer), self.polling.take());
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { consumer.close_with(CloseOptions::new().timeout(GRACE)).await });
+            runtime.spawn(async move { leave(&consumer, polling, GRACE).await });
         }
     }
+}
+
+/// Leaves the group. A poll that is under way goes to its end before: the client forgets that it asked to be a member when it
+/// is not let to hear the answer, and the broker would keep that member, and partitions for it, until its session is over.
+async fn leave(consumer: &Consumer, polling: Option<Polled>, within: Duration) {
+    if let Some(mut polling) = polling {
+        let ending = async {
+            loop {
+                // It ends what waits for records, now or after the poll has become a member.
+                consumer.wakeup();
+                tokio::select! {
+                    biased;
+                    _ = &mut polling => return,
+                    () = sleep(PAUSE) => {}
+                }
+            }
+        };
+        let _ = timeout(within, ending).await;
+    }
+    if let Err(error) = consumer.close_with(CloseOptions::new().timeout(within)).await {
+        tracing::debug!(%error, "leaving the group");
+    }
+}
+
+/// Waits for records, once.
+fn poll(consumer: &Arc<Consumer>) -> Polled {
+    let consumer = Arc::clone(consumer);
+    Box::pin(async move {
+        let soonest = Instant::now() + PAUSE;
+        let polled = consumer.poll(IDLE).await;
+        if !matches!(&polled, Ok(records) if !records.is_empty()) {
+            sleep_until(soonest).await;
+        }
+        polled
+    })
 }
 
 impl Run<'_> {
     async fn pull(&mut self) -> Result<()> {
         let sink = Arc::clone(&self.cx.sink);
         let shutdown = self.cx.shutdown.clone();
-        let mut polling = self.poll();
         let mut room: Option<BoxFuture<'static, Result<Slot>>> = None;
         let mut committing: Option<BoxFuture<'static, Result<()>>> = None;
         let mut commit_at: Option<Instant> = None;
@@ -229,6 +275,7 @@ impl Run<'_> {
                 self.consumer.wakeup();
             }
             paused = full;
+            let polling = self.polling.get_or_insert_with(|| poll(&self.consumer));
             if room.is_none() && self.shared.ledger().has_work() {
                 let sink = Arc::clone(&sink);
                 room = Some(Box::pin(async move { sink.ready().await }));
@@ -255,7 +302,8 @@ impl Run<'_> {
                         commit_at.get_or_insert_with(|| Instant::now() + COMMIT);
                     }
                 }
-                polled = &mut polling => {
+                polled = polling => {
+                    self.polling = None;
                     match polled {
                         Ok(records) if records.is_empty() => {
                             // The client would try for ever, with the credentials of then.
@@ -269,16 +317,9 @@ impl Run<'_> {
                         Err(KrafkaError::Wakeup) => {}
                         Err(error) => return Err(failed("reading")(error)),
                     }
-                    polling = self.poll();
                 }
             }
         }
-    }
-
-    /// Never dropped before its end while the run goes on: a change of the group's members is within.
-    fn poll(&self) -> Polled {
-        let consumer = Arc::clone(&self.consumer);
-        Box::pin(async move { consumer.poll(IDLE).await })
     }
 
     /// Pauses what is this host's, or goes on. Records of a partition that comes meanwhile are held from the next turn on.
@@ -382,9 +423,7 @@ impl Run<'_> {
         }
         let places = self.shared.ledger().places();
         self.shared.ledger().remove(&places);
-        if let Err(error) = self.consumer.close_with(CloseOptions::new().timeout(grace)).await {
-            tracing::debug!(%error, "leaving the group");
-        }
+        leave(&self.consumer, self.polling.take(), grace).await;
         self.left = true;
     }
 }
@@ -452,14 +491,20 @@ impl TriggerSource for KafkaSource {
             (asking.secrets.clone(), asking.client.clone())
         };
         let Some(secrets) = secrets else { return Ok(None) };
-        let client = match client {
-            Some(client) => client,
-            None => self.access.connect(&secrets).await?,
+        let asked = async {
+            let client = match client {
+                Some(client) => client,
+                None => self.access.connect(&secrets).await?,
+            };
+            Ok((self.group.backlog(&client.admin()).await?, client))
         };
-        let answer = self.group.backlog(&client.admin()).await;
+        // The client tries far longer than whoever scales by the answer should wait for it.
+        let answer = timeout(ANSWER, asked).await.unwrap_or_else(|_| Err(missed("the backlog")));
         // After a failure the next question is asked by a new connection, with the credentials as they are then.
-        self.asking().client = answer.is_ok().then_some(client);
-        answer.map(Some)
+        let (backlog, client) = answer
+            .map_or_else(|error| (Err(error), None), |(backlog, client)| (Ok(Some(backlog)), Some(client)));
+        self.asking().client = client;
+        backlog
     }
 
     fn oldest(&self) -> Option<Timestamp> {

@@ -19,7 +19,7 @@ use krafka::{
 use sas_core::{Ack, Event, EventSink, SinkSpec, Slot, TriggerSecrets, TriggerSource, TriggerSpec};
 use sas_kafka::{KafkaBrokers, KafkaSource};
 use sas_testkit::{
-    broker::{Broker, Running, events_of_a_test, kill_at_random, publish_through_kills, until},
+    broker::{Broker, Host, Running, events_of_a_test, kill_at_random, outage, publish_through_kills, until},
     fake::{FakeEventSink, FakeSecrets, FakeStore},
     server::{Authority, free_port},
 };
@@ -150,6 +150,10 @@ async fn read_as_a_group_and_written() {
     passed("batches succeed in part");
     markers_of_transactions_do_not_wait(&broker).await;
     passed("markers of transactions do not wait");
+    a_target_that_takes_nothing_keeps_no_core_busy(&broker).await;
+    passed("a target that takes nothing keeps no core busy");
+    let broker = a_broker_that_is_away_for_a_while_is_waited_for(broker).await;
+    passed("a broker that is away for a while is waited for");
     killed_at_random_loses_nothing(broker).await;
     passed("killed at random loses nothing");
 }
@@ -408,6 +412,7 @@ listener.name.tls.ssl.client.auth=required
     );
     let scram = "SCRAM-SHA-256=[name=berta,password=second]";
     let Some(mut broker) = Server::start(&settings, Some(scram)).await else { return };
+    hosts_that_crash_while_they_join_leave_the_group(&broker).await;
     broker.topic("guarded", 1).await;
     let producer = broker.producer().await;
     produce(&producer, "guarded", 0..10, 3).await;
@@ -533,15 +538,72 @@ impl Broker for Killed {
         source(&self.server, &spec(&self.server, self.topic))
     }
 
-    async fn kill_and_restart(&mut self) {
+    fn kill(&mut self) {
         self.server.0.kill();
+    }
+
+    async fn restart(&mut self) {
         self.server.restart().await;
     }
 
-    async fn unacknowledged(&mut self) -> u64 {
+    async fn unacknowledged(&mut self) -> Option<u64> {
         let committed = offsets(&self.server.client().await.admin(), self.topic).await;
-        self.events - u64::try_from(committed.values().sum::<i64>()).unwrap()
+        Some(self.events - u64::try_from(committed.values().sum::<i64>()).unwrap())
     }
+}
+
+/// All that a host may have ahead is there, and its partitions are held.
+async fn a_target_that_takes_nothing_keeps_no_core_busy(broker: &Server) {
+    broker.topic("held", 2).await;
+    let producer = broker.producer().await;
+    produce(&producer, "held", 0..3000, 37).await;
+    let sink = FakeEventSink::new(1);
+    sink.set_delivery_time(Duration::from_secs(3600));
+    let host = Host::start(source(broker, &spec(broker, "held")), &sink, None);
+    until("one is under way", async || sink.offered() == 1).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = host.processor_time();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let used = host.processor_time() - before;
+    println!("a target that takes nothing: {used:?} of processor time in 3 s");
+    assert!(used < Duration::from_millis(150), "{used:?} of processor time in 3 s: it spins");
+    host.stop().await;
+    producer.close().await.unwrap();
+}
+
+/// Of each of these, the group hears that it joins and that it goes: else the broker has members that nobody is, and gives them
+/// partitions until their session is over, after 45 s.
+async fn hosts_that_crash_while_they_join_leave_the_group(broker: &Server) {
+    broker.topic("joined", 8).await;
+    let producer = broker.producer().await;
+    let sink = FakeEventSink::new(4);
+    let started = || Running::start(source(broker, &spec(broker, "joined")), &sink);
+    for moment in 0..30 {
+        let running = started();
+        tokio::time::sleep(Duration::from_millis(4 * moment)).await;
+        running.crash().await;
+    }
+    produce(&producer, "joined", 0..200, 37).await;
+    let (began, running) = (Instant::now(), started());
+    until("all come", async || sink.delivered().iter().map(number).collect::<HashSet<_>>().len() == 200)
+        .await;
+    running.stop().await.unwrap();
+    println!("30 hosts crashed while they joined; the next had all after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    producer.close().await.unwrap();
+}
+
+/// Away at the host's start, and for ten seconds later; ten minutes with `SAS_LONG=1`.
+async fn a_broker_that_is_away_for_a_while_is_waited_for(server: Server) -> Server {
+    server.topic("away", 4).await;
+    let mut killed = Killed { server, topic: "away", events: 0 };
+    let publish = async |killed: &mut Killed, numbers| {
+        let producer = killed.server.producer().await;
+        produce(&producer, "away", numbers, 37).await;
+        producer.close().await.unwrap();
+    };
+    println!("{}", outage(&mut killed, publish, |event| number(event).to_string()).await);
+    killed.server
 }
 
 /// Broker and host are killed at random while events come, and the broker while they are written: none is lost. 6,000

@@ -9,18 +9,21 @@ use std::{
     time::Duration,
 };
 
-use sas_core::{Event, EventPublisher, SecretSource, SinkSpec, TenantKey, TriggerSecrets, TriggerSpec};
+use async_trait::async_trait;
+use sas_core::{
+    Event, EventPublisher, SecretSource, SinkSpec, TenantKey, TriggerSecrets, TriggerSource, TriggerSpec,
+};
 use sas_mqtt::{MqttBrokers, MqttSource};
 use sas_testkit::{
-    broker::{Running, until},
+    broker::{Broker, Running, events_of_a_test, kill_at_random, outage, until},
     fake::{FakeEventSink, FakeSecrets, FakeStore, OrderedEventSink},
     server::{Authority, Server, free_port, mosquitto},
 };
 use tokio::time::Instant;
 
-struct Broker(Server);
+struct Mosquitto(Server);
 
-impl Broker {
+impl Mosquitto {
     async fn start(settings: &str) -> Option<Self> {
         Some(Self(mosquitto(settings).await?))
     }
@@ -88,7 +91,7 @@ async fn subscribed(source: &Arc<MqttSource>, sink: &Arc<FakeEventSink>, probe: 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_of_both_versions_come_and_go() {
-    let Some(broker) = Broker::start("allow_anonymous true").await else { return };
+    let Some(broker) = Mosquitto::start("allow_anonymous true").await else { return };
     for (version, modes) in [("5", &["binary", "structured"][..]), ("3.1.1", &["structured"])] {
         let topic = format!("orders/{}", version.len());
         let spec = broker.spec(&topic, &format!("forms{version}")).with_option("version", version);
@@ -118,7 +121,7 @@ async fn events_of_both_versions_come_and_go() {
 /// 3,000 messages, of which the host acknowledges what it delivered only, while it crashes and fails and the broker restarts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashes_failures_and_restarts_lose_nothing() {
-    let Some(mut broker) = Broker::start("allow_anonymous true").await else { return };
+    let Some(mut broker) = Mosquitto::start("allow_anonymous true").await else { return };
     let spec = broker.spec("orders/#", "killed");
     let (sink, probe) = (FakeEventSink::new(8), broker.sink("orders/new", &[]));
     subscribed(&broker.source(&spec), &sink, &probe).await;
@@ -156,9 +159,62 @@ async fn crashes_failures_and_restarts_lose_nothing() {
     assert_eq!(order.offered(), (4000..4200).collect::<Vec<_>>());
 }
 
+#[async_trait]
+impl Broker for Mosquitto {
+    fn source(&self) -> Arc<dyn TriggerSource> {
+        Mosquitto::source(self, &self.spec("orders/#", "killed"))
+    }
+
+    /// In order, so that it writes down its sessions: a kill loses them.
+    fn kill(&mut self) {
+        self.0.end();
+    }
+
+    async fn restart(&mut self) {
+        self.0.restart().await;
+    }
+
+    /// The protocol has no way to ask.
+    async fn unacknowledged(&mut self) -> Option<u64> {
+        None
+    }
+}
+
+/// The host crashes at random while messages come, and the broker is restarted: none is lost. 2,000 messages; 100,000 with
+/// `SAS_LONG=1`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ended_at_random_loses_nothing() {
+    let Some(mut broker) = Mosquitto::start("allow_anonymous true").await else { return };
+    let (sink, probe) = (FakeEventSink::new(8), broker.sink("orders/new", &[]));
+    subscribed(&broker.source(&broker.spec("orders/#", "killed")), &sink, &probe).await;
+    let count = events_of_a_test(2_000);
+    send(&probe, 1..count + 1).await;
+    // Of those that asked whether the subscription is there, some may come yet: they count as one more.
+    probe.publish(event(0)).await.unwrap();
+    drop(probe);
+    let kills =
+        kill_at_random(&mut broker, count + 1, (2, 8), 0x5a5, |event| number(event).to_string()).await;
+    println!("{kills}");
+}
+
+/// The broker is away when the host starts, and for ten seconds later; ten minutes with `SAS_LONG=1`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_away_for_a_while_is_waited_for() {
+    let Some(mut broker) = Mosquitto::start("allow_anonymous true").await else { return };
+    let (sink, probe) = (FakeEventSink::new(8), broker.sink("orders/new", &[]));
+    subscribed(&broker.source(&broker.spec("orders/#", "killed")), &sink, &probe).await;
+    drop(probe);
+    let publish = async |broker: &mut Mosquitto, numbers: std::ops::Range<usize>| {
+        send(&broker.sink("orders/new", &[]), numbers.start + 1..numbers.end + 1).await;
+    };
+    // What asked whether the subscription is there may come yet.
+    let identity = |event: &Event| if event.id() == "0" { "1".to_owned() } else { event.id().to_owned() };
+    println!("{}", outage(&mut broker, publish, identity).await);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hosts_share_a_subscription() {
-    let Some(broker) = Broker::start("allow_anonymous true").await else { return };
+    let Some(broker) = Mosquitto::start("allow_anonymous true").await else { return };
     let of = |client: &str| broker.source(&broker.spec("shared", client).with_option("share", "group"));
     let (one, other) = (FakeEventSink::new(4), FakeEventSink::new(4));
     let probe = broker.sink("shared", &[]);
@@ -198,7 +254,7 @@ async fn users_have_passwords_which_change() {
         return;
     }
     let more = format!("allow_anonymous false\npassword_file {}", users.display());
-    let Some(mut broker) = Broker::start(&more).await else { return };
+    let Some(mut broker) = Mosquitto::start(&more).await else { return };
     let password = FakeSecrets::of(&[("secret/m/p", "first\n")]);
     let spec =
         broker.spec("t", "anna").with_option("username", "anna").with_option("password-secret", "secret/m/p");
@@ -224,7 +280,7 @@ async fn users_have_passwords_which_change() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_with_an_authority_by_reference() {
-    let Some(mut broker) = Broker::start("allow_anonymous true").await else { return };
+    let Some(mut broker) = Mosquitto::start("allow_anonymous true").await else { return };
     let authority = Authority::new();
     let certificate = authority.certify("localhost");
     let (cert, key) =

@@ -16,7 +16,7 @@ use sas_core::{
 };
 use sas_nats::{NatsJetStream, NatsServers};
 use sas_testkit::{
-    broker::{Broker, Running, events_of_a_test, kill_at_random, publish_through_kills, until},
+    broker::{Broker, Running, events_of_a_test, kill_at_random, outage, publish_through_kills, until},
     fake::{FakeEventSink, FakeSecrets, FakeStore, OrderedEventSink},
     server::{Authority, nats},
 };
@@ -447,14 +447,17 @@ impl Broker for Server {
         Server::source(self)
     }
 
-    async fn kill_and_restart(&mut self) {
+    fn kill(&mut self) {
         self.server.kill();
+    }
+
+    async fn restart(&mut self) {
         self.server.restart().await;
         self.client().await;
     }
 
-    async fn unacknowledged(&mut self) -> u64 {
-        self.open().await
+    async fn unacknowledged(&mut self) -> Option<u64> {
+        Some(self.open().await)
     }
 }
 
@@ -466,4 +469,12 @@ async fn killed_at_random_loses_nothing() {
     publish(&server.orders().await, 0..count).await;
     let kills = kill_at_random(&mut server, count, (5, 12), 0x5a5, |event| number(event).to_string()).await;
     println!("{kills}");
+}
+
+/// The server is away when the host starts, and for ten seconds later; ten minutes with `SAS_LONG=1`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_for_a_while_is_waited_for() {
+    let Some(mut server) = Server::start().await else { return };
+    let publish = async |server: &mut Server, numbers| publish(&server.client().await, numbers).await;
+    println!("{}", outage(&mut server, publish, |event| number(event).to_string()).await);
 }

@@ -21,7 +21,7 @@ use sas_core::{
 };
 use sas_rabbitmq::{RabbitQueue, RabbitServers};
 use sas_testkit::{
-    broker::{Broker, Running, events_of_a_test, kill_at_random, publish_through_kills, until},
+    broker::{Broker, Running, events_of_a_test, kill_at_random, outage, publish_through_kills, until},
     fake::{FakeEventSink, FakeSecrets, FakeStore},
     server::{Authority, free_port, rabbitmq},
 };
@@ -404,23 +404,26 @@ impl Broker for Killed<'_> {
         Some(secrets("guest"))
     }
 
-    async fn kill_and_restart(&mut self) {
+    fn kill(&mut self) {
         self.server.0.kill();
+    }
+
+    async fn restart(&mut self) {
         self.server.0.restart().await;
         self.server.channel().await;
     }
 
     /// Exact while nobody consumes; what a host that consumes was given is not told by the broker's protocol.
-    async fn unacknowledged(&mut self) -> u64 {
+    async fn unacknowledged(&mut self) -> Option<u64> {
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(10) {
             let (ready, consumers) = self.server.ready(self.queue).await;
             if consumers == 0 {
-                return ready;
+                return Some(ready);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        u64::MAX
+        Some(u64::MAX)
     }
 }
 
@@ -450,6 +453,19 @@ async fn queues_of_a_server() {
     println!("{kills}");
     // A crash of the host brings back what the broker had given and was not told of: no more than the prefetch.
     assert!(kills.again_after_host <= 32 * kills.of_host as usize, "{kills}");
+    {
+        let (_connection, channel) = server.channel().await;
+        declare(&channel, "away", &[]).await;
+    }
+    let mut killed = Killed { server: &mut server, queue: "away" };
+    let publish = async |killed: &mut Killed<'_>, numbers| {
+        let (_connection, channel) = killed.server.channel().await;
+        numbered(&channel, "away", numbers).await;
+    };
+    let outage = outage(&mut killed, publish, |event| number(event).to_string()).await;
+    println!("{outage}");
+    // The client has a thread for each connection; nothing else runs here meanwhile.
+    assert!(outage.used_by_process < outage.away / 20, "it spins: {outage}");
     events_are_written_and_none_is_lost_when_the_server_is_killed(&mut server).await;
     tls_with_an_authority_by_reference(&mut server).await;
 }

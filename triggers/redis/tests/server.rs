@@ -15,7 +15,7 @@ use sas_core::{
 };
 use sas_redis::{RedisList, RedisServers, RedisStream};
 use sas_testkit::{
-    broker::{Broker, Running, events_of_a_test, kill_at_random, publish_through_kills, until},
+    broker::{Broker, Running, events_of_a_test, kill_at_random, outage, publish_through_kills, until},
     fake::{FakeEventSink, FakeSecrets, FakeStore, OrderedEventSink},
     server::{Authority, free_port, redis},
 };
@@ -330,14 +330,17 @@ impl Broker for Server {
         Server::source(self, "a")
     }
 
-    async fn kill_and_restart(&mut self) {
+    fn kill(&mut self) {
         self.0.kill();
+    }
+
+    async fn restart(&mut self) {
         self.0.restart().await;
         self.client().await;
     }
 
-    async fn unacknowledged(&mut self) -> u64 {
-        unacknowledged(&mut self.client().await).await
+    async fn unacknowledged(&mut self) -> Option<u64> {
+        Some(unacknowledged(&mut self.client().await).await)
     }
 }
 
@@ -388,16 +391,20 @@ impl Broker for Lists {
         self.of_list()
     }
 
-    async fn kill_and_restart(&mut self) {
-        self.0.kill_and_restart().await;
+    fn kill(&mut self) {
+        Broker::kill(&mut self.0);
+    }
+
+    async fn restart(&mut self) {
+        Broker::restart(&mut self.0).await;
     }
 
     /// Those of the list, and those that the host has under way.
-    async fn unacknowledged(&mut self) -> u64 {
+    async fn unacknowledged(&mut self) -> Option<u64> {
         let mut lengths = redis::pipe();
         lengths.cmd("LLEN").arg("jobs").cmd("LLEN").arg("{jobs}:shop/jobs:a");
         let lengths: (u64, u64) = lengths.query_async(&mut self.0.client().await).await.unwrap();
-        lengths.0 + lengths.1
+        Some(lengths.0 + lengths.1)
     }
 }
 
@@ -410,9 +417,9 @@ async fn items_of_a_list_are_removed_after_delivery_and_counted_until_then() {
     assert_eq!(source.backlog().await.unwrap(), None, "nothing is known before it has connected");
     let running = Running::start(source.clone(), &sink);
     until("some come", async || sink.done() > 20).await;
-    let open = lists.unacknowledged().await;
+    let open = lists.unacknowledged().await.unwrap();
     assert!(300 - open <= sink.done() as u64, "removed ahead of delivery");
-    until("all are removed", async || lists.unacknowledged().await == 0).await;
+    until("all are removed", async || lists.unacknowledged().await == Some(0)).await;
     assert_eq!(source.backlog().await.unwrap(), Some(0));
     running.stop().await.unwrap();
     assert_eq!(sink.offered(), (0..300).collect::<Vec<_>>());
@@ -425,7 +432,7 @@ async fn items_of_a_list_are_removed_after_delivery_and_counted_until_then() {
     let sink = FakeEventSink::new(1);
     sink.fail_next(ErrorKind::Unavailable);
     Running::start(source.clone(), &sink).ended().await.expect_err("a delivery failed");
-    assert_eq!(lists.unacknowledged().await, 3);
+    assert_eq!(lists.unacknowledged().await, Some(3));
     let running = Running::start(source, &sink);
     until("all come", async || sink.delivered().len() == 3).await;
     running.stop().await.unwrap();
@@ -454,4 +461,14 @@ async fn a_list_that_is_killed_at_random_loses_nothing() {
     let identity = |event: &Event| number_of_item(event).to_string();
     let kills = kill_at_random(&mut lists, count, (3, 8), 0x5a6, identity).await;
     println!("{kills}");
+}
+
+/// The server is away when the host starts, and for ten seconds later; ten minutes with `SAS_LONG=1`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_for_a_while_is_waited_for() {
+    let Some(mut server) = Server::start().await else { return };
+    let publish = async |server: &mut Server, numbers: std::ops::Range<usize>| {
+        add(&mut server.client().await, numbers.start, numbers.len()).await;
+    };
+    println!("{}", outage(&mut server, publish, |event| number(event).to_string()).await);
 }

@@ -567,12 +567,16 @@ impl Broker for Service {
         Some(self.secrets.clone())
     }
 
-    async fn kill_and_restart(&mut self) {
+    fn kill(&mut self) {
         unreachable!("what the emulator has is lost with it")
     }
 
-    async fn unacknowledged(&mut self) -> u64 {
-        self.open("orders").await
+    async fn restart(&mut self) {
+        unreachable!("it is never killed")
+    }
+
+    async fn unacknowledged(&mut self) -> Option<u64> {
+        Some(self.open("orders").await)
     }
 }
 

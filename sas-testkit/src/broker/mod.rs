@@ -1,4 +1,7 @@
-//! Runs a source against a real broker, and kills both.
+//! Runs a source against a real broker, kills both, and takes the broker away.
+
+#[cfg(target_os = "linux")]
+mod outage;
 
 use std::{
     collections::HashSet,
@@ -19,6 +22,9 @@ use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::fake::{FakeEventSink, FakeStore};
+
+#[cfg(target_os = "linux")]
+pub use outage::{Host, Outage, outage};
 
 /// A source that runs. Dropping it is a crash of its host.
 #[derive(Debug)]
@@ -111,7 +117,7 @@ pub fn events_of_a_test(short: usize) -> usize {
     if std::env::var_os("SAS_LONG").is_some() { 100_000 } else { short }
 }
 
-/// A broker that a test has started, with events in it, for [`kill_at_random`].
+/// A broker that a test has started.
 #[async_trait]
 pub trait Broker: Send {
     /// A source that reads all of its events, as a host that starts makes one.
@@ -122,11 +128,14 @@ pub trait Broker: Send {
         None
     }
 
-    /// Kills it with SIGKILL, starts it again with what is on its disk, and returns when it answers.
-    async fn kill_and_restart(&mut self);
+    /// Kills it with SIGKILL, or ends it in order where a kill loses what it has by its own word.
+    fn kill(&mut self);
 
-    /// How many events it takes to be unacknowledged: its own number.
-    async fn unacknowledged(&mut self) -> u64;
+    /// Starts it again, after [`Broker::kill`], with what is on its disk, and returns when it answers.
+    async fn restart(&mut self);
+
+    /// How many events it takes to be unacknowledged: its own number. `None` where it has no way to say it.
+    async fn unacknowledged(&mut self) -> Option<u64>;
 }
 
 /// What [`kill_at_random`] counted.
@@ -160,11 +169,12 @@ impl fmt::Display for Kills {
 }
 
 /// Lets a source deliver `events` events that the broker holds while the broker is killed `of_broker` times and the host
-/// crashes `of_host` times, at times that `seed` decides. `identity` tells one event from another.
+/// crashes `of_host` times, at points between the first event and the last that `seed` decides. `identity` tells one event from
+/// another.
 ///
 /// # Panics
-/// When an event is lost, when the broker takes more to be acknowledged than was delivered, when it takes more than four
-/// minutes and 20 ms for each event, or when all was over before anything was killed.
+/// When an event is lost, when the broker takes more to be acknowledged than was delivered, or when it takes more than four
+/// minutes and 20 ms for each event.
 pub async fn kill_at_random(
     broker: &mut impl Broker,
     events: usize,
@@ -172,9 +182,6 @@ pub async fn kill_at_random(
     mut seed: u64,
     identity: impl Fn(&Event) -> String,
 ) -> Kills {
-    let run = |broker: &dyn Broker, sink: &Arc<FakeEventSink>| {
-        Running::with(broker.source(), sink, Arc::new(FakeStore::default()), broker.secrets())
-    };
     let sink = FakeEventSink::new(16);
     let mut done = Kills {
         events,
@@ -186,53 +193,75 @@ pub async fn kill_at_random(
     };
     let (began, most) =
         (Instant::now(), Duration::from_secs(240) + Duration::from_millis(20 * events as u64));
-    let (mut unacknowledged, mut broker_was_killed) = (u64::MAX, false);
-    while unacknowledged > 0 {
-        assert!(began.elapsed() < most, "{} offered, {done:?}", sink.offered());
-        let mut running = run(&*broker, &sink);
+    let (mut broker_was_killed, mut settles) = (false, Duration::from_millis(300));
+    loop {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        tokio::time::sleep(Duration::from_millis(100 + (seed >> 40) % 300)).await;
-        let after_broker = broker_was_killed;
-        broker_was_killed = false;
-        // Three crashes of the host for one of the broker.
-        if (seed >> 33).is_multiple_of(4) && done.of_broker < of_broker {
-            broker.kill_and_restart().await;
-            done.of_broker += 1;
-            broker_was_killed = true;
-        } else if done.of_host < of_host {
-            done.of_host += 1;
-        } else {
-            // Nothing is killed any more: it runs to the end, started again as the platform would.
-            for _ in 0..20 {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                if running.has_ended() {
-                    running = run(&*broker, &sink);
-                }
-                if unique(&sink, &identity) == events {
-                    // The last acknowledgements are on their way.
-                    tokio::time::sleep(Duration::from_millis(300)).await;
-                    break;
-                }
+        let left = of_broker + of_host - done.of_broker - done.of_host;
+        // One in four ends while it connects, the others after a share of what is left that is random too.
+        let by_time = left > 0 && (seed >> 50).is_multiple_of(4);
+        let share = (events - unique(&sink, &identity)) / (left as usize + 1);
+        let goal = sink.offered() + share as u64 * ((seed >> 40) % 1000) / 500;
+        let soon = Instant::now() + Duration::from_millis(10 + (seed >> 30) % 300);
+        let mut running = run(&*broker, &sink);
+        loop {
+            let over = match (by_time, left) {
+                (true, _) => Instant::now() >= soon,
+                (false, 0) => unique(&sink, &identity) == events,
+                (false, _) => sink.offered() >= goal,
+            };
+            if over {
+                break;
+            }
+            assert!(began.elapsed() < most, "{} offered, {done:?}", sink.offered());
+            // The last is begun again only when it failed: looking at all events that came costs time.
+            tokio::time::sleep(Duration::from_millis(if left == 0 { 200 } else { 2 })).await;
+            if running.has_ended() {
+                // As the platform would.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                running = run(&*broker, &sink);
             }
         }
+        if left == 0 {
+            // The last acknowledgements are on their way; where all came and they did not, joining takes longer than this.
+            tokio::time::sleep(settles).await;
+            settles *= 2;
+        }
+        let after_broker = broker_was_killed;
+        broker_was_killed = left > 0
+            && done.of_broker < of_broker
+            && (done.of_host == of_host
+                || (seed >> 33) % u64::from(left) < u64::from(of_broker - done.of_broker));
+        if broker_was_killed {
+            broker.kill();
+            broker.restart().await;
+            done.of_broker += 1;
+        } else if left > 0 {
+            done.of_host += 1;
+        }
         running.crash().await;
-        unacknowledged = broker.unacknowledged().await;
         let (all, unique) = (sink.delivered().len(), unique(&sink, &identity));
         let again = all - unique - done.again_after_broker - done.again_after_host;
         match after_broker {
             true => done.again_after_broker += again,
             false => done.again_after_host += again,
         }
-        assert!(
-            (events as u64).saturating_sub(unacknowledged) <= unique as u64,
-            "acknowledged ahead of delivery: {unacknowledged} are not, {unique} were delivered"
-        );
+        let unacknowledged = broker.unacknowledged().await;
+        if let Some(unacknowledged) = unacknowledged {
+            assert!(
+                (events as u64).saturating_sub(unacknowledged) <= unique as u64,
+                "acknowledged ahead of delivery: {unacknowledged} are not, {unique} were delivered"
+            );
+        }
+        if left == 0 && unique == events && unacknowledged.unwrap_or(0) == 0 {
+            break;
+        }
     }
-    assert_eq!(unique(&sink, &identity), events, "events were lost");
-    // A quick machine may be done after the first.
-    assert!(done.of_broker + done.of_host > 0, "it was over before anything was killed");
     done.took = began.elapsed();
     done
+}
+
+fn run(broker: &dyn Broker, sink: &Arc<FakeEventSink>) -> Running {
+    Running::with(broker.source(), sink, Arc::new(FakeStore::default()), broker.secrets())
 }
 
 /// What [`publish_through_kills`] counted.
@@ -296,7 +325,8 @@ pub async fn publish_through_kills(
             assert!(began.elapsed() < most, "{taken:?} were taken, {failed:?} failed");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        broker.kill_and_restart().await;
+        broker.kill();
+        broker.restart().await;
     }
     for publisher in publishing {
         let left = most.saturating_sub(began.elapsed());
@@ -304,7 +334,7 @@ pub async fn publish_through_kills(
     }
     let came = FakeEventSink::new(16);
     let ids = |event: &Event| event.id().to_owned();
-    let running = Running::with(broker.source(), &came, Arc::new(FakeStore::default()), broker.secrets());
+    let running = run(&*broker, &came);
     until("all that were taken come", async || unique(&came, ids) == events).await;
     running.stop().await.expect("the source ends in order");
     let again = came.delivered().len() - events;
