@@ -34,6 +34,8 @@ pub enum BuildPart {
     LogFile,
     /// The hosts that share the store, of [`PlatformBuilder::cluster`](crate::PlatformBuilder::cluster).
     Cluster,
+    /// The events of the platform's life, of [`PlatformBuilder::lifecycle_events_to`](crate::PlatformBuilder::lifecycle_events_to).
+    Lifecycle,
     /// The exporter of traces, metrics and logs, of `PlatformBuilder::otel`.
     Otel,
 }
@@ -54,6 +56,7 @@ impl fmt::Display for BuildPart {
             Self::Usage => "usage",
             Self::LogFile => "log file",
             Self::Cluster => "cluster",
+            Self::Lifecycle => "lifecycle events",
             Self::Otel => "otel",
         })
     }

@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas_autoscale::{Driver, DriverConfig};
 use sas_core::{
-    Clock, DEFAULT_ENGINE, Engine, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, LogSink,
-    MeterSink, Pool, PoolBudget, Recorder, Reserved, Result, RevisionKey, Runtime, Scalers, SecretSource,
-    SpecErrors,
+    Clock, DEFAULT_ENGINE, Engine, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, LifecycleSink,
+    LogSink, MeterSink, Pool, PoolBudget, Recorder, Reserved, Result, RevisionKey, Runtime, Scalers,
+    SecretSource, SpecErrors,
 };
 use sas_pool::PoolConfig;
 use sas_router::HealthChecks;
@@ -30,6 +30,7 @@ pub(crate) struct Template {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) logs: Arc<dyn LogSink>,
     pub(crate) meter: Arc<dyn MeterSink>,
+    pub(crate) lifecycle: Option<Arc<dyn LifecycleSink>>,
     pub(crate) secrets: Option<Arc<dyn SecretSource>>,
     pub(crate) recorder: Recorder,
     pub(crate) runtimes: Vec<Arc<dyn Runtime>>,
@@ -97,6 +98,7 @@ impl PlatformEngines {
         config.clock = Arc::clone(&template.clock);
         config.logs = Arc::clone(&template.logs);
         config.meter = Some(Arc::clone(&template.meter));
+        config.lifecycle.clone_from(&template.lifecycle);
         config.secrets = template.secrets.clone().or(config.secrets);
         config.recorder = self.recorder(spec);
         let (memory, stems) = (config.budget.memory_bytes, config.stems.memory_bytes);

@@ -12,6 +12,7 @@ mod builder;
 #[cfg(feature = "tls")]
 mod certificates;
 mod engines;
+mod lifecycle;
 mod machine;
 mod membership;
 mod own_store;

@@ -20,7 +20,12 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    access::Keys, backlog::shares, engines::PlatformEngines, membership::Joined, own_store::OwnStore,
+    access::Keys,
+    backlog::shares,
+    engines::PlatformEngines,
+    lifecycle::{Publishing, Recipient},
+    membership::Joined,
+    own_store::OwnStore,
 };
 
 /// [`Platform::call`] is held to the service's own `timeouts.request`, however long; this only has to be longer.
@@ -59,6 +64,8 @@ pub(crate) struct Parts {
     #[cfg(feature = "otel")]
     pub(crate) otel: Option<sas_otel::Otel>,
     /// What is to be started with the platform.
+    /// What publishes the events of the platform's life, until it runs.
+    pub(crate) publishing: Option<(Recipient, Publishing)>,
     pub(crate) exporters: Vec<UsageExporter>,
     /// This host among several.
     pub(crate) joined: Option<Joined>,

@@ -121,6 +121,80 @@ async fn instances_die_with_a_killed_host_and_services_come_back() {
     assert_eq!(processes_below(&state), Vec::<u32>::new());
 }
 
+const FOLLOWED: &str = "apiVersion: eventing.knative.dev/v1
+kind: Broker
+metadata: {name: life, namespace: ops}
+---
+apiVersion: sas.dev/v1
+kind: Trigger
+metadata: {name: to-file, namespace: ops}
+spec:
+  source: {kind: broker, options: {broker: life, start: earliest}}
+  filter: {prefix: {type: dev.sas.}}
+  target: {sink: file, options: {name: life}}
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_happens_is_published_to_a_broker_and_a_trigger_gets_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (state, files) = (dir.path().join("state"), dir.path().join("events"));
+    let platform = PlatformProcess::start(&[
+        "--state",
+        state.to_str().expect("UTF-8"),
+        "--event-files",
+        files.to_str().expect("UTF-8"),
+        "--lifecycle-events",
+        "ops/life",
+    ]);
+    let done = async |method: &str, path: &str, body: &str| {
+        let answer = admin(&platform, method, path, body).await;
+        assert!((200..300).contains(&answer.status), "{method} {path}: {answer:?}");
+    };
+    done("POST", "/v1/services", FOLLOWED).await;
+    let heard = || -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(files.join("ops.life.jsonl")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    };
+    let of = |kind: &str, revision: &str| {
+        let mut heard = heard();
+        heard.retain(|event| event["type"] == format!("dev.sas.{kind}"));
+        heard.retain(|event| revision.is_empty() || event["data"]["revision"] == revision);
+        heard
+    };
+    let comes = async |kind: &str, revision: &str| {
+        eventually(kind, Duration::from_secs(20), async || !of(kind, revision).is_empty()).await;
+    };
+    done("POST", "/v1/services", &hello_manifest("hello", "", 0)).await;
+    assert_eq!(get(&platform, "hello", "/").await.status, 200);
+    comes("revision.ready", "hello-00001").await;
+    comes("scaled", "hello-00001").await;
+    for process in processes_below(&state) {
+        let killed = std::process::Command::new("kill").args(["-KILL", &process.to_string()]).status();
+        assert!(killed.expect("kill runs").success());
+    }
+    comes("instance.failed", "hello-00001").await;
+    let crashed = &of("instance.failed", "hello-00001")[0];
+    assert_eq!((&crashed["subject"], &crashed["namespace"]), (&"default/hello".into(), &"default".into()));
+    assert_eq!(crashed["data"]["reason"], "crashed");
+    assert_eq!(crashed["data"]["message"], "killed by signal 9", "{crashed}");
+    done("POST", "/v1/services/default/hello/disable", r#"{"reason": "over"}"#).await;
+    done("PUT", "/v1/engines/bank", r#"{"kind": "dedicated", "namespaces": ["bank"]}"#).await;
+    done("DELETE", "/v1/services/default/hello", "").await;
+    for kind in
+        ["service.deployed", "service.disabled", "service.deleted", "engine.provisioning", "engine.ready"]
+    {
+        comes(kind, "").await;
+    }
+    let mut ids: Vec<String> = heard().iter().map(|event| event["id"].to_string()).collect();
+    let all = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), all, "each comes once, with an id of its own");
+    let metrics = admin(&platform, "GET", "/metrics", "").await.body;
+    assert!(metrics.contains(r#"sas_lifecycle_events_total{outcome="published"}"#), "{metrics}");
+    assert!(platform.terminate().success());
+}
+
 #[tokio::test]
 async fn mistakes_end_it_with_words_that_name_them() {
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -207,6 +207,9 @@ fn events(mut builder: PlatformBuilder, config: &Config) -> PlatformBuilder {
     if config.workflow_events.unwrap_or(false) {
         builder = builder.workflows(|runs| runs.lifecycle = true);
     }
+    if let Some(broker) = &config.lifecycle_events {
+        builder = builder.lifecycle_events_to(broker);
+    }
     #[cfg(feature = "redis")]
     {
         builder = builder.redis_hosts(config.redis_hosts.iter().cloned());

@@ -159,6 +159,9 @@ pub(crate) struct Config {
     /// Brokers named `default` get events of the lives of runs (docs/workflows.md).
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) workflow_events: Option<bool>,
+    /// A broker that gets events of what happens to services, revisions, instances and engines (docs/lifecycle.md).
+    #[arg(long, value_name = "NAMESPACE/BROKER")]
+    pub(crate) lifecycle_events: Option<String>,
     /// A Redis server that triggers may read from.
     #[arg(long = "redis-host", value_name = "HOST:PORT")]
     pub(crate) redis_hosts: Vec<String>,
@@ -334,6 +337,13 @@ impl Config {
                     "one of several hosts wants `hostName`, `advertise` and `peersSecret`",
                 );
             }
+        }
+        if let (Some(_), Some(broker)) = (&self.host_name, &self.lifecycle_events) {
+            errors.push(
+                "lifecycleEvents",
+                broker,
+                "a broker is on one of several hosts: leave it out, or `hostName`",
+            );
         }
         if let (None, Some(term)) = (&self.host_name, self.host_term_seconds) {
             errors.push("hostTermSeconds", term, "wants `hostName` beside it");

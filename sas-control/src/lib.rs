@@ -65,6 +65,7 @@ mod invalid;
 mod invoke;
 mod knative;
 mod labels;
+mod lifecycle;
 mod log_files;
 mod logs;
 mod meter;

@@ -49,6 +49,7 @@ mod hosts;
 mod id;
 mod instance;
 mod invoke;
+mod lifecycle;
 mod load;
 mod memory;
 mod meter;
@@ -101,6 +102,7 @@ pub use instance::{
     StartTimings, Usage,
 };
 pub use invoke::{CallTimings, Handler, Invoker, Target};
+pub use lifecycle::{LifecycleEvent, LifecycleKind, LifecycleSink};
 pub use load::Load;
 pub use memory::MemoryStore;
 pub use meter::{

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use sas_core::{
-    Balancer, CapacityPolicy, Clock, EngineKey, KeepAlivePolicy, LogSink, MeterSink, NoSink, Recorder,
-    SecretSource, SpecErrors, StemClass, SystemClock, TenantKey,
+    Balancer, CapacityPolicy, Clock, EngineKey, KeepAlivePolicy, LifecycleSink, LogSink, MeterSink, NoSink,
+    Recorder, SecretSource, SpecErrors, StemClass, SystemClock, TenantKey,
 };
 
 use crate::{balance::PowerOfTwo, sync::Mutex};
@@ -62,6 +62,8 @@ pub struct PoolConfig {
     pub logs: Arc<dyn LogSink>,
     /// Where the time of instances is accounted; `None`: nowhere.
     pub meter: Option<Arc<dyn MeterSink>>,
+    /// Who is told of instances that fail; `None`: nobody.
+    pub lifecycle: Option<Arc<dyn LifecycleSink>>,
     /// What resolves the references to secrets in specs; `None`: a revision that has any can't start.
     pub secrets: Option<Arc<dyn SecretSource>>,
     /// Where the pool's metrics go.
@@ -89,6 +91,7 @@ impl Default for PoolConfig {
             clock: Arc::new(SystemClock),
             logs: NoSink::logs(),
             meter: None,
+            lifecycle: None,
             secrets: None,
             recorder: Recorder::default(),
         }

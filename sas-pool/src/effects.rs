@@ -101,6 +101,15 @@ pub(crate) enum Reading {
     Resources(InstanceId, RevisionKey, Arc<Deployed>, u64, u128),
 }
 
+/// An instance that failed, for whoever is told of it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) id: InstanceId,
+    pub(crate) deployed: Arc<Deployed>,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
 /// Collected under the lock, done after it.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
@@ -109,6 +118,7 @@ pub(crate) struct Effects {
     pub(crate) stop: SmallVec<[Stop; 1]>,
     pub(crate) freeze: Vec<Freeze>,
     pub(crate) readings: Vec<Reading>,
+    pub(crate) failures: Vec<Failure>,
     /// Whose last reference may go with them.
     pub(crate) dropped: SmallVec<[Arc<dyn Instance>; 1]>,
     pub(crate) forgotten: Option<Arc<Deployed>>,

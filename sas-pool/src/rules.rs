@@ -4,8 +4,8 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use sas_core::{
-    Balancer, ClaimError, Deployed, Isolation, KeepAlivePolicy, Metered, PoolBudget, PoolTotals,
-    QuotaPressure, RevisionSpec, Runtime, SpecErrors, TenantKey, TenantQuota,
+    Balancer, ClaimError, Deployed, Isolation, KeepAlivePolicy, LifecycleEvent, LifecycleKind, Metered,
+    PoolBudget, PoolTotals, QuotaPressure, RevisionSpec, Runtime, SpecErrors, TenantKey, TenantQuota,
 };
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     bounds::Bounds,
     clock::PoolClock,
     config::{IdleRule, PoolConfig},
-    effects::Reading,
+    effects::{Failure, Reading},
     gate::{Ask, Gate, share_of},
     instance::IdLayout,
     limits::Takes,
@@ -107,6 +107,17 @@ impl Rules {
 
     pub(crate) fn with_policy<T>(&self, ask: impl FnOnce(&mut dyn KeepAlivePolicy) -> T) -> Option<T> {
         Some(ask(&mut **self.policy.as_ref()?.lock()))
+    }
+
+    /// Tells of an instance that failed.
+    pub(crate) fn tell(&self, failure: Failure) {
+        if let Some(lifecycle) = &self.config.lifecycle {
+            let Failure { id, deployed, reason, message } = failure;
+            let now = self.config.clock.now();
+            let event = LifecycleEvent::of_revision(LifecycleKind::InstanceFailed, &deployed.name, now);
+            lifecycle
+                .told(event.with("instance", id.to_string()).with("reason", reason).with("message", message));
+        }
     }
 
     /// Whether anybody waits for room in a budget.

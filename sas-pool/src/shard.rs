@@ -148,6 +148,9 @@ impl Shard {
         for freeze in fx.freeze.drain(..) {
             self.freeze(freeze);
         }
+        for failure in fx.failures.drain(..) {
+            self.shared.rules.tell(failure);
+        }
         if fx.gone || !fx.readings.is_empty() {
             self.shared.tell(fx);
         }

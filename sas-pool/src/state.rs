@@ -32,7 +32,7 @@ use self::decisions::OwnDecisions;
 use crate::{
     clock::nanos,
     draw,
-    effects::{Candidate, DecidedStart, Effects, Freeze, Holds, LastSample, Reading, Started, Stop},
+    effects::{Candidate, DecidedStart, Effects, Failure, Freeze, Holds, LastSample, Reading, Started, Stop},
     gate::{Need, Shortage},
     instance::{IdLayout, InstanceSlot, METERED, Phase, PhaseMeter},
     limits::Takes,

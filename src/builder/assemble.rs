@@ -27,6 +27,7 @@ use crate::{
     backlog,
     build_error::{BuildError, BuildPart},
     engines::{PlatformEngines, Template},
+    lifecycle::{self, Recipient, Scalings},
     machine::Machine,
     membership::{self, OwnCalls},
     own_store::open_state,
@@ -179,10 +180,21 @@ impl PlatformBuilder {
         let mut scalers = self.scalers;
         scalers.extend(sas_autoscale::scalers_with_schedules(ScheduleParser::new(cron)));
         let scalers = Scalers::new(scalers);
+        lifecycle::check(self.lifecycle.as_ref(), joined.is_some()).map_err(invalid(BuildPart::Lifecycle))?;
+        let (followers, publishing) = self
+            .lifecycle
+            .as_ref()
+            .map(|_| lifecycle::channel(&recorder, &*self.clock, host.as_deref()))
+            .unzip();
+        let scalings =
+            followers.clone().map(|told| Arc::new(Scalings::new(Arc::clone(&self.decisions), told)));
         let mut driver = self.driver;
         driver.host = host.as_deref().map(Arc::from);
         driver.clock = Arc::clone(&self.clock);
-        driver.sink = Arc::clone(&self.decisions);
+        driver.sink = match &scalings {
+            Some(scalings) => Arc::clone(scalings) as _,
+            None => Arc::clone(&self.decisions),
+        };
         let stop = CancellationToken::new();
         let machine = self.machine.unwrap_or_else(Machine::here);
         let template = Template {
@@ -194,6 +206,7 @@ impl PlatformBuilder {
             clock: Arc::clone(&self.clock),
             logs: Arc::clone(&self.logs),
             meter: Arc::clone(&meter),
+            lifecycle: followers.clone(),
             secrets: self.secrets.clone(),
             recorder: recorder.clone(),
             runtimes: self.runtimes.clone(),
@@ -211,6 +224,9 @@ impl PlatformBuilder {
         let building = Engines::build(Arc::clone(&factory) as Arc<dyn EngineFactory>, self.engines);
         let engines = building.await.map_err(part(BuildPart::Engines))?;
         let pool = Arc::clone(&engines) as Arc<dyn Pool>;
+        if let Some(scalings) = scalings {
+            scalings.bind(&pool);
+        }
         let router = self.router.unwrap_or_else(|| Arc::new(RouteTable::new(self.seed)));
         let mut gateway_config = self.gateway;
         gateway_config.seed = self.seed;
@@ -298,6 +314,7 @@ impl PlatformBuilder {
         control_config.engines = engines;
         control_config.plane = plane;
         control_config.audit_sink = self.audit;
+        control_config.lifecycle = followers;
         control_config.hosts = joined.as_ref().map(|joined| Arc::clone(&joined.cluster) as Arc<dyn Hosts>);
         control_config.triggers = Some(Arc::clone(&triggers) as Arc<dyn Triggers>);
         #[cfg(feature = "workflow")]
@@ -358,6 +375,7 @@ impl PlatformBuilder {
         } else {
             at_listener
         };
+        let publishing = self.lifecycle.map(|wanted| Recipient::of(wanted, &triggers)).zip(publishing);
         let mut parts = Parts {
             admin,
             default_roots,
@@ -375,6 +393,7 @@ impl PlatformBuilder {
             runtimes: self.runtimes,
             own_store,
             own_meter: None,
+            publishing,
             exporters,
             log_files,
             #[cfg(feature = "otel")]
@@ -465,6 +484,9 @@ impl Parts {
         for exporter in self.exporters.drain(..) {
             let stop = self.stop.clone();
             self.tasks.spawn(async move { exporter.run(stop).await });
+        }
+        if let Some((recipient, publishing)) = self.publishing.take() {
+            self.tasks.spawn(publishing.run(recipient, self.stop.clone()));
         }
         self.control.recover().await.map_err(part(BuildPart::Recovery))?;
         self.calls.recover().await.map_err(part(BuildPart::Recovery))?;

@@ -12,7 +12,8 @@ use crate::record::{Field, RevisionRecord, RevisionState, ServiceRecord};
 use crate::registry::RuntimeRegistry;
 use crate::roots::PackageRoots;
 use sas_core::{
-    BlobStore as _, Error, ErrorKind, Principal, Result, RevisionSpec, Source, SpecErrors, TenantKey,
+    BlobStore as _, Error, ErrorKind, LifecycleEvent, LifecycleKind, Principal, Result, RevisionSpec, Source,
+    SpecErrors, TenantKey,
 };
 use sas_knative::keys::own;
 use sas_knative::manifest::{Manifest, ServiceManifest, TrafficTarget, parse};
@@ -529,6 +530,8 @@ impl Control {
         self.store.delete(&key, version).await?;
         self.stale_after_write.remove(&path);
         live.state.lock().record = None;
+        let now = self.clock.now();
+        self.tell([LifecycleEvent::of_service(LifecycleKind::ServiceDeleted, namespace, name, now)]);
         tracing::info!(service = %path, "deleted");
         self.settle(&path).await?;
         self.services.remove(&path);

@@ -112,6 +112,7 @@ impl Control {
         if report.left_behind.is_empty() {
             report.drained = self.drain_old(name).await;
             engines.state.lock().engines.remove(name);
+            engines.told(name, EnginePhase::Stopped, None);
         } else {
             engines.update(name, |declared| declared.problem = Some(problem(&report)));
         }

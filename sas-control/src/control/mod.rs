@@ -31,9 +31,10 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use sas_core::{
     AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, Commit, DataPlane, DecisionQuery, DecisionSink,
-    Error, ErrorKind, Hosts, Invoker, LogQuery, LogSink, MeterSink, Pool, Principal, Recorder, Rehearsals,
-    RequestId, Result, RevisionKey, Router, Scalers, Store, SystemClock, TenantKey, TenantQuota, TriggerSpec,
-    Triggers, UsageQuery, Version, WorkflowHost, WorkflowSpec, commit_as_owner,
+    Error, ErrorKind, Hosts, Invoker, LifecycleEvent, LifecycleSink, LogQuery, LogSink, MeterSink, Pool,
+    Principal, Recorder, Rehearsals, RequestId, Result, RevisionKey, Router, Scalers, Store, SystemClock,
+    TenantKey, TenantQuota, TriggerSpec, Triggers, UsageQuery, Version, WorkflowHost, WorkflowSpec,
+    commit_as_owner,
 };
 use sas_knative::manifest::{DomainMapping, ParseOptions};
 use tokio::time::Instant;
@@ -141,6 +142,9 @@ pub struct ControlConfig {
     pub audit: AuditLimits,
     /// Who is told each change beside that; `None`: nobody.
     pub audit_sink: Option<Arc<dyn AuditSink>>,
+    /// Who is told what happens to services, revisions and engines, and what the platform's own diagnosis finds; `None`:
+    /// nobody.
+    pub lifecycle: Option<Arc<dyn LifecycleSink>>,
     /// What use costs; `None`: costs are not told.
     pub prices: Option<PriceTable>,
     /// The recorder that the control plane's metrics go to.
@@ -177,6 +181,7 @@ impl ControlConfig {
             admission: Vec::new(),
             audit: AuditLimits::default(),
             audit_sink: None,
+            lifecycle: None,
             prices: None,
             recorder: Recorder::default(),
             diagnosis: DiagnosisConfig::default(),
@@ -231,6 +236,7 @@ pub struct Control {
     purges: life::Purges,
     tokens: Tokens,
     pub(crate) audit: AuditLog,
+    followers: Option<Arc<dyn LifecycleSink>>,
     recovery_report: RecoveryReport,
     /// Triggers that send into another namespace, by name.
     crossing: triggers::Crossing,
@@ -337,6 +343,9 @@ impl Control {
             config.audit,
             config.audit_sink,
         );
+        if let Some(followers) = &config.lifecycle {
+            config.engines.tell(Arc::clone(followers), Arc::clone(&config.clock));
+        }
         let control = Arc::new(Self {
             store: config.store,
             pool: Arc::clone(&config.engines) as _,
@@ -357,6 +366,7 @@ impl Control {
             prices: ArcSwapOption::from(config.prices.map(Arc::new)),
             requests: config.requests,
             metrics: Metrics::new(&config.recorder),
+            followers: config.lifecycle,
             request_ids: RequestIds::new(config.seed),
             services: Services::default(),
             turns: Turns::default(),
@@ -575,6 +585,10 @@ impl Control {
         self.unreadable.remove(&key);
         self.pending_reconcile.add(path);
         let record = Arc::new(record);
+        if self.followers.is_some() {
+            let before = live.as_ref().and_then(|live| live.record());
+            self.tell(crate::lifecycle::between(before.as_deref(), &record, self.clock.now()));
+        }
         match live {
             Some(live) if !new => {
                 let mut state = live.state.lock();
@@ -586,6 +600,13 @@ impl Control {
             }
         }
         Ok(record)
+    }
+
+    /// Tells what happened, to who follows it.
+    pub(crate) fn tell(&self, events: impl IntoIterator<Item = LifecycleEvent>) {
+        if let Some(followers) = &self.followers {
+            events.into_iter().for_each(|event| followers.told(event));
+        }
     }
 
     /// The tenant of a namespace, made when it is first seen.

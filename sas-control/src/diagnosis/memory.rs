@@ -22,8 +22,11 @@ pub(crate) struct Memory {
     pub(super) handles: VecDeque<(u64, u64)>,
     revisions: HashMap<RevisionKey, Past>,
     /// What was told in the log.
-    told: BTreeSet<(&'static str, String)>,
+    told: Told,
 }
+
+/// Findings, by their checks and subjects.
+type Told = BTreeSet<(&'static str, String)>;
 
 /// When a look was taken, and what of it is compared with the next.
 #[derive(Clone, Debug)]
@@ -100,11 +103,10 @@ impl Memory {
         self.revisions.get(&revision)
     }
 
-    /// What of `found` was not told yet; what is over may be told again when it comes back.
-    pub(super) fn tell(&mut self, found: &[Finding]) -> BTreeSet<(&'static str, String)> {
-        let now: BTreeSet<_> = found.iter().map(|finding| (finding.name, finding.subject.clone())).collect();
-        let new = now.difference(&self.told).cloned().collect();
-        self.told = now;
-        new
+    /// What of `found` was not told yet, and what was told and is over: that may be told again when it comes back.
+    pub(super) fn tell(&mut self, found: &[Finding]) -> (Told, Told) {
+        let now: Told = found.iter().map(|finding| (finding.name, finding.subject.clone())).collect();
+        let before = std::mem::replace(&mut self.told, now);
+        (self.told.difference(&before).cloned().collect(), before.difference(&self.told).cloned().collect())
     }
 }

@@ -12,7 +12,7 @@ mod tests;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use sas_core::Timestamp;
+use sas_core::{LifecycleEvent, LifecycleKind, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -261,9 +261,20 @@ impl Control {
     /// The look that is taken by itself: what was not found the last time is written to the log.
     pub(crate) async fn diagnose_by_itself(self: &Arc<Self>) {
         let found = self.diagnose().await.findings;
-        let new = self.diagnosis.lock().tell(&found);
+        let (new, over) = self.diagnosis.lock().tell(&found);
+        let now = self.clock.now();
+        self.tell(over.into_iter().map(|(check, subject)| {
+            LifecycleEvent::new(LifecycleKind::FindingCleared, subject, now).with("check", check)
+        }));
         for finding in found.iter().filter(|finding| new.contains(&(finding.name, finding.subject.clone()))) {
-            let Finding { name, subject, finding, remedy, evidence, .. } = finding;
+            let Finding { name, subject, finding, remedy, evidence, severity } = finding;
+            let raised = LifecycleEvent::new(LifecycleKind::FindingRaised, subject, now)
+                .with("check", *name)
+                .with("severity", serde_json::to_value(severity).unwrap_or_default())
+                .with("finding", finding.as_str())
+                .with("evidence", serde_json::to_value(evidence).unwrap_or_default())
+                .with("remedy", remedy.as_str());
+            self.tell([raised]);
             let evidence = serde_json::to_string(evidence).unwrap_or_default();
             tracing::warn!(check = name, subject, evidence, remedy, "{finding}");
         }

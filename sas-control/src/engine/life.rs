@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sas_core::{EngineSpec, PoolTotals, StemView, Timestamp};
+use sas_core::{EngineSpec, LifecycleKind, PoolTotals, StemView, Timestamp};
 use serde::Serialize;
 
 use super::Engines;
@@ -24,6 +24,20 @@ pub enum EnginePhase {
     Upgrading,
     /// It is not there: it ended, or could not be built.
     Stopped,
+}
+
+impl EnginePhase {
+    /// What it is to who follows the engine's life.
+    pub(super) const fn kind(self) -> LifecycleKind {
+        match self {
+            Self::Provisioning => LifecycleKind::EngineProvisioning,
+            Self::Ready => LifecycleKind::EngineReady,
+            Self::Degraded => LifecycleKind::EngineDegraded,
+            Self::Draining => LifecycleKind::EngineDraining,
+            Self::Upgrading => LifecycleKind::EngineUpgrading,
+            Self::Stopped => LifecycleKind::EngineStopped,
+        }
+    }
 }
 
 /// An engine as operators see it.

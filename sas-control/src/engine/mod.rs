@@ -7,14 +7,14 @@ mod quotas;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use sas_core::{
-    DEFAULT_ENGINE, Engine, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, Pool, Result,
-    RevisionKey, TenantKey, TenantQuota,
+    Clock, DEFAULT_ENGINE, Engine, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, LifecycleEvent,
+    LifecycleSink, Pool, Result, RevisionKey, TenantKey, TenantQuota,
 };
 use tokio::time::Instant;
 
@@ -36,6 +36,8 @@ pub struct Engines {
     pub(crate) changing: tokio::sync::Mutex<()>,
     /// What tenants may use, for engines that are built later.
     tenants: Mutex<HashMap<TenantKey, TenantQuota>>,
+    /// Who is told what becomes of them, and when that is.
+    followers: OnceLock<(Arc<dyn LifecycleSink>, Arc<dyn Clock>)>,
 }
 
 /// An engine that works.
@@ -101,6 +103,7 @@ impl Engines {
             state: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             tenants: Mutex::default(),
+            followers: OnceLock::new(),
         }
     }
 
@@ -176,6 +179,7 @@ impl Engines {
             }
             state.engines.insert(spec.name.clone(), Declared::new(spec.clone()));
         }
+        self.told(&spec.name, EnginePhase::Provisioning, None);
         let built = self.provision(&spec).await;
         self.update(&spec.name, |declared| match &built {
             Ok(running) => {
@@ -200,8 +204,35 @@ impl Engines {
         Ok(running)
     }
 
+    /// Changes what is known of an engine, and tells a new phase of its life.
     pub(crate) fn update<T>(&self, name: &str, change: impl FnOnce(&mut Declared) -> T) -> Option<T> {
-        self.state.lock().engines.get_mut(name).map(change)
+        let (changed, moved) = {
+            let mut state = self.state.lock();
+            let declared = state.engines.get_mut(name)?;
+            let before = declared.phase;
+            let changed = change(declared);
+            let moved = (declared.phase != before).then(|| (declared.phase, declared.problem.clone()));
+            (changed, moved)
+        };
+        if let Some((phase, problem)) = moved {
+            self.told(name, phase, problem);
+        }
+        Some(changed)
+    }
+
+    /// From now on `followers` are told what becomes of engines.
+    pub(crate) fn tell(&self, followers: Arc<dyn LifecycleSink>, clock: Arc<dyn Clock>) {
+        let _ = self.followers.set((followers, clock));
+    }
+
+    pub(crate) fn told(&self, name: &str, phase: EnginePhase, problem: Option<String>) {
+        if let Some((followers, clock)) = self.followers.get() {
+            let event = LifecycleEvent::new(phase.kind(), name, clock.now());
+            followers.told(match problem {
+                Some(problem) => event.with("problem", problem),
+                None => event,
+            });
+        }
     }
 
     pub(crate) fn factory(&self) -> Result<&Arc<dyn EngineFactory>> {

@@ -164,6 +164,7 @@ impl State {
         if wanted {
             let active = &mut self.actives[a as usize];
             active.failures = active.failures.max(rules.config.backoff.attempts - 1);
+            self.tell_failure(rules, a, id, "start_failed", || error.chain(), fx);
             self.failed(rules, a, error, now, fx);
         }
         self.rest(now, a, fx);
@@ -302,6 +303,7 @@ impl State {
                 let wanted = !self.instances[i as usize].cancelled;
                 self.gone(rules, i, now, fx);
                 if wanted {
+                    self.tell_failure(rules, a, id, "start_failed", || error.chain(), fx);
                     self.failed(rules, a, &error, now, fx);
                 }
                 self.rest(now, a, fx);
@@ -316,6 +318,7 @@ impl State {
                     self.gone(rules, i, now, fx);
                     let error =
                         Error::new(ErrorKind::Crashed, "start", "the instance ended as it became ready");
+                    self.tell_failure(rules, a, id, "crashed", || error.chain(), fx);
                     self.failed(rules, a, &Arc::new(error), now, fx);
                     self.rest(now, a, fx);
                     return None;
@@ -426,6 +429,22 @@ impl State {
         coming.swap_remove(at as usize);
         if let Some(&moved) = coming.get(at as usize) {
             self.instances[moved as usize].position = at;
+        }
+    }
+
+    /// An instance failed, for whoever is told of it.
+    pub(super) fn tell_failure(
+        &self,
+        rules: &Rules,
+        a: u32,
+        id: InstanceId,
+        reason: &'static str,
+        message: impl FnOnce() -> String,
+        fx: &mut Effects,
+    ) {
+        if rules.config.lifecycle.is_some() {
+            let deployed = Arc::clone(self.deployed(a));
+            fx.failures.push(Failure { id, deployed, reason, message: message() });
         }
     }
 

@@ -203,6 +203,8 @@ impl State {
         self.gone(rules, i, now, fx);
         if unasked {
             rules.metrics.deaths.increment(1);
+            let reason = if report.out_of_memory { "out_of_memory" } else { "crashed" };
+            self.tell_failure(rules, a, id, reason, || report.to_string(), fx);
         }
         let active = &mut self.actives[a as usize];
         active.deaths = if hasty { active.deaths + 1 } else { 0 };
