@@ -105,3 +105,63 @@ spec:
     until("all are delivered", || delivered.load(Ordering::Relaxed) == 151).await;
     platform.shutdown(Duration::from_secs(5)).await;
 }
+
+/// The broker is not there when the platform starts, and is killed later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_platform_serves_while_a_broker_is_away_says_why_and_goes_on_when_it_comes() {
+    let Some(mut server) = nats("").await.map(Server) else { return };
+    let stream = r#"{"name":"ORDERS","subjects":["orders.>"]}"#;
+    server.publish(&[("$JS.API.STREAM.CREATE.ORDERS".to_owned(), stream.to_owned())]).await;
+    server.0.kill();
+
+    let delivered = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&delivered);
+    let runtime = InlineRuntime::new()
+        .with("bill", move |_: Request, _cx| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async move { Response::new(Body::empty()) }
+        })
+        .with("hello", |_: Request, _cx| async { Response::new(Body::from("hello")) });
+    let address = server.0.address();
+    let platform =
+        Platform::builder().runtime(runtime).nats_hosts([&address]).build().await.expect("it builds");
+    for function in ["bill", "hello"] {
+        let spec = RevisionSpec::new("inline", Source::Function(function.to_owned()));
+        platform.deploy("default", function, spec).await.expect("deployed");
+    }
+    let trigger = format!(
+        "
+apiVersion: sas.dev/v1
+kind: Trigger
+metadata: {{name: bills}}
+spec:
+  source: {{kind: nats-jetstream, options: {{url: 'nats://{address}', stream: ORDERS, start: earliest}}}}
+  target: {{service: bill}}
+"
+    );
+    platform.apply(&trigger, None).await.expect("a trigger may be declared before its broker is there");
+    let status = || sas::core::Triggers::status(&**platform.triggers()).remove(0);
+    let serves = async || {
+        let answer =
+            platform.call("default", "hello", Request::new(Body::empty())).await.expect("it answers");
+        assert_eq!(answer.status(), 200);
+    };
+    let is_away = |restarts: u64| {
+        let status = status();
+        status.restarts > restarts && status.last_error.is_some_and(|error| error.contains("nats"))
+    };
+    until("the trigger says that the broker is not there", || is_away(0)).await;
+    serves().await;
+    server.0.restart().await;
+    server.publish(&[("orders.1".to_owned(), "1".to_owned())]).await;
+    until("the first is delivered", || delivered.load(Ordering::Relaxed) == 1).await;
+
+    let restarts = status().restarts;
+    server.0.kill();
+    until("the trigger says that the broker is away", || is_away(restarts)).await;
+    serves().await;
+    server.0.restart().await;
+    server.publish(&[("orders.2".to_owned(), "2".to_owned())]).await;
+    until("the second is delivered", || delivered.load(Ordering::Relaxed) == 2).await;
+    platform.shutdown(Duration::from_secs(5)).await;
+}

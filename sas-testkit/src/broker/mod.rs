@@ -4,7 +4,7 @@
 mod outage;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{
         Arc,
@@ -14,6 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use sas_core::{
     ErrorKind, Event, EventPublisher, EventSink, Result, SecretSource, Store, SystemClock, TenantKey,
     TriggerCx, TriggerSecrets, TriggerSource,
@@ -193,7 +194,8 @@ pub async fn kill_at_random(
     };
     let (began, most) =
         (Instant::now(), Duration::from_secs(240) + Duration::from_millis(20 * events as u64));
-    let (mut broker_was_killed, mut settles) = (false, Duration::from_millis(300));
+    // How many had been delivered at each kill of the broker.
+    let (mut kills, mut settles) = (Vec::new(), Duration::from_millis(300));
     loop {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let left = of_broker + of_host - done.of_broker - done.of_host;
@@ -226,26 +228,21 @@ pub async fn kill_at_random(
             tokio::time::sleep(settles).await;
             settles *= 2;
         }
-        let after_broker = broker_was_killed;
-        broker_was_killed = left > 0
+        let kills_broker = left > 0
             && done.of_broker < of_broker
             && (done.of_host == of_host
                 || (seed >> 33) % u64::from(left) < u64::from(of_broker - done.of_broker));
-        if broker_was_killed {
+        if kills_broker {
             broker.kill();
+            kills.push(sink.delivered().len());
             broker.restart().await;
             done.of_broker += 1;
         } else if left > 0 {
             done.of_host += 1;
         }
         running.crash().await;
-        let (all, unique) = (sink.delivered().len(), unique(&sink, &identity));
-        let again = all - unique - done.again_after_broker - done.again_after_host;
-        match after_broker {
-            true => done.again_after_broker += again,
-            false => done.again_after_host += again,
-        }
         let unacknowledged = broker.unacknowledged().await;
+        let unique = unique(&sink, &identity);
         if let Some(unacknowledged) = unacknowledged {
             assert!(
                 (events as u64).saturating_sub(unacknowledged) <= unique as u64,
@@ -257,6 +254,16 @@ pub async fn kill_at_random(
         }
     }
     done.took = began.elapsed();
+    // An event that comes again comes for the kill of the broker that lies between, if one does, however late that is.
+    let mut last = HashMap::new();
+    for (at, event) in sink.delivered().iter().enumerate() {
+        if let Some(before) = last.insert(identity(event), at) {
+            match kills.iter().any(|kill| before < *kill && *kill <= at) {
+                true => done.again_after_broker += 1,
+                false => done.again_after_host += 1,
+            }
+        }
+    }
     done
 }
 
@@ -301,9 +308,11 @@ pub async fn publish_through_kills(
 ) -> Published {
     let (began, most) = (Instant::now(), Duration::from_secs(240));
     let (taken, failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let problem = Arc::new(Mutex::new(String::new()));
     let publishing: Vec<JoinHandle<()>> = (0..16)
         .map(|first| {
             let (sink, taken, failed) = (Arc::clone(sink), Arc::clone(&taken), Arc::clone(&failed));
+            let problem = Arc::clone(&problem);
             tokio::spawn(async move {
                 for number in (first..events).step_by(16) {
                     let event = Event::new(number.to_string(), "/kit", "kit.event")
@@ -312,6 +321,7 @@ pub async fn publish_through_kills(
                     while let Err(error) = sink.publish(event.clone()).await {
                         assert_ne!(error.kind, ErrorKind::InvalidSpec, "{error:?}");
                         failed.fetch_add(1, Ordering::Relaxed);
+                        *problem.lock() = error.chain();
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                     taken.fetch_add(1, Ordering::Relaxed);
@@ -330,7 +340,10 @@ pub async fn publish_through_kills(
     }
     for publisher in publishing {
         let left = most.saturating_sub(began.elapsed());
-        tokio::time::timeout(left, publisher).await.expect("in time").expect("a publisher does not panic");
+        match tokio::time::timeout(left, publisher).await {
+            Ok(ended) => ended.expect("a publisher does not panic"),
+            Err(_) => panic!("{taken:?} of {events} were taken, {failed:?} failed: {}", problem.lock()),
+        }
     }
     let came = FakeEventSink::new(16);
     let ids = |event: &Event| event.id().to_owned();

@@ -142,6 +142,77 @@ impl EventSink for OrderedEventSink {
     }
 }
 
+/// An event sink that takes several events in one call, and refuses one of them once.
+#[derive(Debug)]
+pub struct BatchEventSink {
+    number: fn(&Event) -> usize,
+    limit: usize,
+    refuses: usize,
+    calls: Mutex<Batches>,
+}
+
+#[derive(Debug, Default)]
+struct Batches {
+    sizes: Vec<usize>,
+    taken: Vec<usize>,
+    refused: Option<usize>,
+}
+
+impl BatchEventSink {
+    /// A sink that takes `limit` events in a call, tells them apart by a number of theirs, and refuses the one at the place
+    /// `refuses` (from 0) of the first call that has one there.
+    pub fn new(limit: usize, refuses: usize, number: fn(&Event) -> usize) -> Arc<Self> {
+        Arc::new(Self { number, limit, refuses, calls: Mutex::default() })
+    }
+
+    /// How many events each call had.
+    pub fn sizes(&self) -> Vec<usize> {
+        self.calls.lock().sizes.clone()
+    }
+
+    /// The numbers of the events that it took, in order.
+    pub fn taken(&self) -> Vec<usize> {
+        self.calls.lock().taken.clone()
+    }
+
+    /// The number of the event that it refused.
+    pub fn refused(&self) -> Option<usize> {
+        self.calls.lock().refused
+    }
+}
+
+#[async_trait]
+impl EventSink for BatchEventSink {
+    async fn ready(&self) -> Result<Slot> {
+        Ok(Slot(Box::new(())))
+    }
+
+    async fn deliver(&self, slot: Slot, event: Event) -> Result<Ack> {
+        self.deliver_batch(slot, vec![event]).await.remove(0)
+    }
+
+    fn batch_limit(&self) -> usize {
+        self.limit
+    }
+
+    async fn deliver_batch(&self, _slot: Slot, events: Vec<Event>) -> Vec<Result<Ack>> {
+        let mut calls = self.calls.lock();
+        calls.sizes.push(events.len());
+        let mut answers = Vec::with_capacity(events.len());
+        for (at, event) in events.iter().enumerate() {
+            let number = (self.number)(event);
+            if at == self.refuses && calls.refused.is_none() {
+                calls.refused = Some(number);
+                answers.push(Err(Error::new(ErrorKind::Unavailable, "deliver", "refused")));
+            } else {
+                calls.taken.push(number);
+                answers.push(Ok(Ack::Completed));
+            }
+        }
+        answers
+    }
+}
+
 /// Secrets that a test changes while a platform or a source uses them.
 #[derive(Default)]
 pub struct FakeSecrets(Mutex<HashMap<String, Bytes>>);

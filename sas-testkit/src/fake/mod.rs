@@ -9,7 +9,7 @@ mod store;
 mod traces;
 
 pub use clock::FakeClock;
-pub use events::{FakeEventSink, FakeInvoker, FakeSecrets, Invocation, OrderedEventSink};
+pub use events::{BatchEventSink, FakeEventSink, FakeInvoker, FakeSecrets, Invocation, OrderedEventSink};
 pub use runtime::{FakeInstance, FakeRuntime};
 pub use sinks::{Line, RecordingDecisions, RecordingEvents, RecordingLogs, RecordingMeter};
 pub use store::FakeStore;

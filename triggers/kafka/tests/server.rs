@@ -20,7 +20,7 @@ use sas_core::{Ack, Event, EventSink, SinkSpec, Slot, TriggerSecrets, TriggerSou
 use sas_kafka::{KafkaBrokers, KafkaSource};
 use sas_testkit::{
     broker::{Broker, Host, Running, events_of_a_test, kill_at_random, outage, publish_through_kills, until},
-    fake::{FakeEventSink, FakeSecrets, FakeStore},
+    fake::{BatchEventSink, FakeEventSink, FakeSecrets, FakeStore},
     server::{Authority, free_port},
 };
 use tokio::time::Instant;
@@ -298,58 +298,19 @@ async fn events_of_each_form_come_and_go(broker: &Server) {
     producer.close().await.unwrap();
 }
 
-/// Takes batches of ten, and refuses the third of the first.
-#[derive(Debug, Default)]
-struct Batches {
-    sizes: Mutex<Vec<usize>>,
-    taken: Mutex<Vec<usize>>,
-}
-
-#[async_trait]
-impl EventSink for Batches {
-    async fn ready(&self) -> sas_core::Result<Slot> {
-        Ok(Slot(Box::new(())))
-    }
-
-    async fn deliver(&self, slot: Slot, event: Event) -> sas_core::Result<Ack> {
-        self.deliver_batch(slot, vec![event]).await.remove(0)
-    }
-
-    fn batch_limit(&self) -> usize {
-        10
-    }
-
-    async fn deliver_batch(&self, _slot: Slot, events: Vec<Event>) -> Vec<sas_core::Result<Ack>> {
-        let first = {
-            let mut sizes = self.sizes.lock().unwrap();
-            sizes.push(events.len());
-            sizes.len() == 1
-        };
-        let mut taken = self.taken.lock().unwrap();
-        let answers = events.iter().map(number).enumerate().map(|(at, number)| {
-            if first && at == 2 {
-                return Err(sas_core::Error::new(sas_core::ErrorKind::Unavailable, "deliver", "refused"));
-            }
-            taken.push(number);
-            Ok(Ack::Completed)
-        });
-        answers.collect()
-    }
-}
-
 async fn batches_succeed_in_part(broker: &Server) {
     broker.topic("batches", 1).await;
     let (producer, admin) = (broker.producer().await, broker.client().await.admin());
     produce(&producer, "batches", 0..100, 5).await;
-    let (source, sink) = (source(broker, &spec(broker, "batches")), Arc::new(Batches::default()));
+    let (source, sink) = (source(broker, &spec(broker, "batches")), BatchEventSink::new(10, 2, number));
     Running::start(source.clone(), &sink).ended().await.expect_err("one of the batch failed");
-    assert_eq!(offsets(&admin, "batches").await[&0], 2, "up to the one that failed");
+    let refused = i64::try_from(sink.refused().unwrap()).unwrap();
+    assert_eq!(offsets(&admin, "batches").await[&0], refused, "up to the one that failed");
     let running = Running::start(source.clone(), &sink);
     until("all are committed", async || offsets(&admin, "batches").await[&0] == 100).await;
     running.stop().await.unwrap();
-    let taken: BTreeSet<usize> = sink.taken.lock().unwrap().iter().copied().collect();
-    assert_eq!(taken, (0..100).collect());
-    let sizes = sink.sizes.lock().unwrap().clone();
+    assert_eq!(sink.taken().into_iter().collect::<BTreeSet<_>>(), (0..100).collect());
+    let sizes = sink.sizes();
     assert!(sizes.iter().all(|size| *size <= 10) && sizes.len() < 30, "{sizes:?}");
     producer.close().await.unwrap();
 }

@@ -118,39 +118,20 @@ async fn events_of_both_versions_come_and_go() {
     }
 }
 
-/// 3,000 messages, of which the host acknowledges what it delivered only, while it crashes and fails and the broker restarts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn crashes_failures_and_restarts_lose_nothing() {
-    let Some(mut broker) = Mosquitto::start("allow_anonymous true").await else { return };
-    let spec = broker.spec("orders/#", "killed");
+async fn what_failed_comes_again_and_what_was_acknowledged_does_not() {
+    let Some(broker) = Mosquitto::start("allow_anonymous true").await else { return };
+    let spec = broker.spec("orders/#", "failed");
     let (sink, probe) = (FakeEventSink::new(8), broker.sink("orders/new", &[]));
     subscribed(&broker.source(&spec), &sink, &probe).await;
-    send(&probe, 1..3001).await;
-    let mut crashes = 0;
-    sink.set_delivery_time(Duration::from_millis(1));
-    for round in 0..8 {
-        let running = Running::start(broker.source(&spec) as _, &sink);
-        tokio::time::sleep(Duration::from_millis(150)).await;
-        if round == 3 {
-            broker.restart().await;
-        } else if round == 5 {
-            sink.fail_next(sas_core::ErrorKind::Unavailable);
-            running.ended().await.expect_err("a delivery failed");
-            continue;
-        }
-        running.crash().await;
-        crashes += 1;
-    }
+    send(&probe, 1..301).await;
+    sink.fail_next(sas_core::ErrorKind::Unavailable);
+    Running::start(broker.source(&spec) as _, &sink).ended().await.expect_err("a delivery failed");
     let running = Running::start(broker.source(&spec) as _, &sink);
-    until("all come", async || ids(&sink).len() == 3001).await;
+    until("all come", async || ids(&sink).len() == 301).await;
     running.stop().await.unwrap();
-    // Of those that asked whether the subscription is there, any number came.
-    let again = sink.delivered().iter().filter(|event| number(event) > 0).count() - 3000;
-    println!("3000 messages, {crashes} crashes of the host, a restart of the broker: lost 0, {again} twice");
-    // Not bounded by the window of 64: mosquitto 2.0 keeps to it until the first acknowledgement only, and then gives all.
-    assert!(again < 3000, "{again} came twice");
 
-    // What was acknowledged does not come again, and what comes is in its order.
+    // What comes is in its order.
     let (order, source) = (OrderedEventSink::new(number), broker.source(&spec));
     send(&broker.sink("orders/new", &[]), 4000..4200).await;
     let running = Running::start(source as _, &order);

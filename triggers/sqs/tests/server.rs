@@ -5,19 +5,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use sas_core::{
-    Ack, ErrorKind, Event, EventPublisher, EventSink, SecretSource, SinkSpec, Slot, TenantKey,
-    TriggerSecrets, TriggerSource, TriggerSpec,
+    ErrorKind, Event, EventPublisher, EventSink, SecretSource, SinkSpec, TenantKey, TriggerSecrets,
+    TriggerSource, TriggerSpec,
 };
 use sas_sqs::{SqsQueue, SqsServers};
 use sas_testkit::{
     broker::{Broker, Running, events_of_a_test, kill_at_random, until},
-    fake::{FakeEventSink, FakeSecrets, FakeStore, OrderedEventSink},
+    fake::{BatchEventSink, FakeEventSink, FakeSecrets, FakeStore, OrderedEventSink},
     server::{Authority, moto},
     trigger::{Subject, suite},
 };
@@ -265,61 +265,24 @@ async fn messages_of_a_group_are_delivered_one_after_the_other_also_after_a_fail
     assert_eq!(failing.delivered().iter().map(number).collect::<Vec<_>>(), (60..80).collect::<Vec<_>>());
 }
 
-/// Takes batches of four, and refuses the second of the first.
-#[derive(Debug, Default)]
-struct Batches {
-    sizes: Mutex<Vec<usize>>,
-    taken: Mutex<Vec<usize>>,
-}
-
-#[async_trait]
-impl EventSink for Batches {
-    async fn ready(&self) -> sas_core::Result<Slot> {
-        Ok(Slot(Box::new(())))
-    }
-
-    async fn deliver(&self, slot: Slot, event: Event) -> sas_core::Result<Ack> {
-        self.deliver_batch(slot, vec![event]).await.remove(0)
-    }
-
-    fn batch_limit(&self) -> usize {
-        4
-    }
-
-    async fn deliver_batch(&self, _slot: Slot, events: Vec<Event>) -> Vec<sas_core::Result<Ack>> {
-        let mut sizes = self.sizes.lock().unwrap();
-        let refuses = events.len() > 1 && sizes.iter().all(|size| *size == 1);
-        sizes.push(events.len());
-        let mut taken = self.taken.lock().unwrap();
-        let answers = events.iter().map(number).enumerate().map(|(at, number)| {
-            if refuses && at == 1 {
-                return Err(sas_core::Error::new(ErrorKind::Unavailable, "deliver", "refused"));
-            }
-            taken.push(number);
-            Ok(Ack::Completed)
-        });
-        answers.collect()
-    }
-}
-
 #[tokio::test]
 async fn batches_succeed_in_part() {
     let Some(service) = Service::start().await else { return };
     service.send("orders", 0..40, 0).await;
-    let (sink, source) = (Arc::new(Batches::default()), service.source("orders"));
+    let (sink, source) = (BatchEventSink::new(4, 1, number), service.source("orders"));
     service.run(&source, &sink).ended().await.expect_err("one of a batch failed");
-    let taken = sink.taken.lock().unwrap().len() as u64;
+    let taken = sink.taken().len() as u64;
     assert_eq!(service.open("orders").await, 40 - taken, "those beside the one that failed are deleted");
     let running = service.run(&source, &sink);
     until("all are deleted", async || service.open("orders").await == 0).await;
     running.stop().await.unwrap();
-    let taken = sink.taken.lock().unwrap().clone();
+    let taken = sink.taken();
     assert_eq!(
         (taken.len(), taken.into_iter().collect::<BTreeSet<_>>()),
         (40, (0..40).collect()),
         "each once"
     );
-    assert!(sink.sizes.lock().unwrap().iter().all(|size| *size <= 4));
+    assert!(sink.sizes().iter().all(|size| *size <= 4));
 }
 
 #[tokio::test]
