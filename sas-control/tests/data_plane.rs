@@ -10,6 +10,7 @@ use sas_core::{
     AnswerCounter, AnswerCounts, ErrorKind, MemoryStore, Quota, Quotas, RevisionKey, Store, TenantKey,
     TenantQuota, ValueMatch,
 };
+use sas_testkit::fault::SlowDisk;
 use support::{World, eventually};
 
 const HOST: &str = "hello.default.example.org";
@@ -265,6 +266,46 @@ async fn a_revision_that_fails_loses_its_traffic_and_the_next_one_starts_from_th
     deploy(&world, "three", &PLAN).await.unwrap();
     let expected = [("hello-00001".to_owned(), 90), ("hello-00003".to_owned(), 10)];
     assert_eq!(world.split(HOST), expected, "the one that failed is no revision to come from");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_roll_out_that_follows_another_leaves_the_service_within_its_maximum() {
+    let (store, plane) = (SlowDisk::new(Arc::new(MemoryStore::default())), Arc::<DataPlane>::default());
+    let world = World::with(Arc::clone(&store) as _, with(&plane)).await;
+    let of_five = |content: &str| {
+        let most = "  template:\n    metadata:\n      annotations:\n        autoscaling.knative.dev/max-scale: \"5\"\n";
+        World::service(&annotated(&world, content, &PLAN).replace("  template:\n", most))
+    };
+    world.control.deploy(of_five("one")).await.unwrap();
+    world.control.deploy(of_five("two")).await.unwrap();
+    let limit = |revision| world.pool.bounds(revision).map(|bounds| bounds.limit);
+    assert_eq!(
+        [limit("hello-00001"), limit("hello-00002")],
+        [Some(5), Some(2)],
+        "the maximum, and its surge"
+    );
+
+    // Its record is written for as long as housekeeping takes for several looks.
+    store.delay(Duration::from_secs(3));
+    let deploying = {
+        let (control, manifest) = (Arc::clone(&world.control), of_five("three"));
+        tokio::spawn(async move { control.deploy(manifest).await })
+    };
+    let mut seen = Vec::new();
+    while !deploying.is_finished() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if world.pool.named("hello-00003").is_none() {
+            continue;
+        }
+        let bounds = world.pool.bounds("hello-00003").expect("what comes is held back until it is sized");
+        let old = limit("hello-00001").expect("one of the two that a roll-out sizes");
+        assert!(old.saturating_add(bounds.limit) <= 7, "{old} and {bounds:?}");
+        if seen.last() != Some(&bounds.limit) {
+            seen.push(bounds.limit);
+        }
+    }
+    deploying.await.unwrap().unwrap();
+    assert_eq!(seen, [1, 2], "first held back, then sized");
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,6 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use parking_lot::Mutex;
 use sas_core::{
     BrokerSpec, BrokerStatus, Clock, Error, ErrorKind, Event, EventLog, EventPublisher, EventSink, LogEntry,
@@ -25,7 +24,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, under_way::UnderWay};
 
 /// Events that are read from the log in one go.
 const PAGE: usize = 256;
@@ -568,7 +567,6 @@ impl BrokerSource {
 }
 
 type Ready = Pin<Box<dyn Future<Output = Result<Slot>> + Send>>;
-type Sending = Pin<Box<dyn Future<Output = Vec<u64>> + Send>>;
 
 /// One run of the loop.
 struct Run<'a> {
@@ -590,7 +588,7 @@ struct Run<'a> {
     /// Up to where the log was read.
     read: u64,
     buffer: VecDeque<(u64, Event)>,
-    sending: FuturesUnordered<Sending>,
+    sending: UnderWay<Vec<u64>>,
 }
 
 #[async_trait]
@@ -633,7 +631,7 @@ impl TriggerSource for BrokerSource {
             ahead: 0,
             read: settled,
             buffer: VecDeque::new(),
-            sending: FuturesUnordered::new(),
+            sending: UnderWay::new(),
         };
         run.tell();
         run.drive().await
@@ -692,7 +690,8 @@ impl Run<'_> {
     }
 
     async fn read_more(&mut self) -> Result<()> {
-        let entries = self.source.brokers.log.read(&self.broker.stream, self.read, PAGE).await?;
+        let read = self.source.brokers.log.read(&self.broker.stream, self.read, PAGE);
+        let entries = self.sending.meanwhile(read).await?;
         if entries.is_empty() {
             // What was there is gone: removed with its broker.
             self.read = *self.broker.last.borrow();
@@ -730,7 +729,7 @@ impl Run<'_> {
         let most = self.cx.sink.batch_limit().max(1).min(self.buffer.len());
         let (positions, events): (Vec<u64>, Vec<Event>) = self.buffer.drain(..most).unzip();
         let sink = Arc::clone(&self.cx.sink);
-        self.sending.push(Box::pin(deliver(sink, slot, positions, events)));
+        self.sending.push(deliver(sink, slot, positions, events));
     }
 
     fn settle(&mut self, positions: &[u64]) {
@@ -767,7 +766,8 @@ impl Run<'_> {
 
     async fn store(&mut self) -> Result<()> {
         let value = self.settled.to_string();
-        self.version = Some(self.source.brokers.store.put(&self.key, self.version, value.into()).await?);
+        let put = self.source.brokers.store.put(&self.key, self.version, value.into());
+        self.version = Some(self.sending.meanwhile(put).await?);
         self.stored = self.settled;
         self.stored_at = Instant::now();
         Ok(())

@@ -46,6 +46,7 @@ mod quotas;
 mod scheduled;
 mod sources;
 mod transform;
+mod under_way;
 mod webhook;
 
 pub use async_calls::{AsyncCalls, AsyncConfig};

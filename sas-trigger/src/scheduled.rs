@@ -3,24 +3,20 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::{
-    future::{AbortHandle, Abortable, Aborted},
-    stream::{FuturesUnordered, StreamExt as _},
-};
+use futures_util::future::{AbortHandle, Abortable, Aborted};
 use parking_lot::Mutex;
 use sas_core::{
     Error, ErrorKind, Event, Fires, Result, Schedule, Timestamp, TriggerCx, TriggerSource, Version,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, under_way::UnderWay};
 
 /// The longest sleep in one go: after it the wall clock is asked again, in case it jumped.
 const NAP: Duration = Duration::from_secs(30);
@@ -269,7 +265,8 @@ struct Memory {
     done: BTreeSet<Timestamp>,
 }
 
-type Delivery = Pin<Box<dyn Future<Output = (Timestamp, std::result::Result<Offered, Aborted>)> + Send>>;
+/// A fire, and how its delivery ended.
+type Delivered = (Timestamp, std::result::Result<Offered, Aborted>);
 
 /// How offering a fire to the sink went.
 enum Offered {
@@ -291,7 +288,7 @@ struct Run<'a> {
     seen: Timestamp,
     /// Fires that are to be made, by the time that they are due.
     pending: BTreeSet<(Timestamp, Timestamp)>,
-    under_way: FuturesUnordered<Delivery>,
+    under_way: UnderWay<Delivered>,
     running: BTreeMap<Timestamp, AbortHandle>,
     /// Fires in a row that the sink did not take.
     refused: u32,
@@ -350,7 +347,7 @@ impl<'a> Run<'a> {
             memory,
             seen,
             pending: BTreeSet::new(),
-            under_way: FuturesUnordered::new(),
+            under_way: UnderWay::new(),
             running: BTreeMap::new(),
             refused: 0,
         };
@@ -365,7 +362,8 @@ impl<'a> Run<'a> {
         let value = serde_json::to_vec(&self.memory).map_err(|error| {
             Error::new(ErrorKind::Unexpected, "run", format!("{} can't be written: {error}", self.key))
         })?;
-        self.version = Some(self.cx.store.put(&self.key, self.version, value.into()).await?);
+        let put = self.cx.store.put(&self.key, self.version, value.into());
+        self.version = Some(self.under_way.meanwhile(put).await?);
         Ok(())
     }
 
@@ -470,7 +468,7 @@ impl<'a> Run<'a> {
                 registration,
             );
             self.running.insert(at, handle);
-            self.under_way.push(Box::pin(async move { (at, delivery.await) }));
+            self.under_way.push(async move { (at, delivery.await) });
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use sas_core::{Clock, ErrorKind, Event, Store, Timestamp, TriggerCx, TriggerSource};
 use sas_testkit::{
     fake::{FakeClock, FakeEventSink, FakeStore},
+    fault::SlowDisk,
     trigger,
 };
 use sas_trigger::{
@@ -28,11 +29,19 @@ impl World {
     }
 
     fn run(&self, source: impl TriggerSource) -> (JoinHandle<sas_core::Result<()>>, CancellationToken) {
+        self.run_on(Arc::clone(&self.store) as Arc<dyn Store>, source)
+    }
+
+    fn run_on(
+        &self,
+        store: Arc<dyn Store>,
+        source: impl TriggerSource,
+    ) -> (JoinHandle<sas_core::Result<()>>, CancellationToken) {
         let stop = CancellationToken::new();
         let cx = TriggerCx::new(
             "default/tick",
             Arc::clone(&self.sink) as _,
-            Arc::clone(&self.store) as Arc<dyn Store>,
+            store,
             Arc::new(self.clock.clone()),
             stop.clone(),
         );
@@ -283,6 +292,27 @@ async fn a_run_that_is_cut_off_leaves_its_fire_to_the_next() {
     let running = world.run(cron("0 * * * * *", SchedulePolicy::default()));
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(world.due(), [60]);
+    stop(running).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fire_goes_on_while_the_store_writes_that_another_one_is_done() {
+    let world = World::new();
+    world.sink.set_delivery_time(Duration::from_secs(15));
+    let store = SlowDisk::new(Arc::clone(&world.store) as _);
+    let running = world.run_on(Arc::clone(&store) as _, cron("*/10 * * * * *", SchedulePolicy::default()));
+    tokio::time::sleep(Duration::from_secs(21)).await;
+    store.delay(Duration::from_secs(15));
+    // That of 10 is done at 25, which is written at 40; that of 20 is done at 35.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!(world.due(), [10, 20]);
+    store.delay(Duration::ZERO);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    stop(running).await;
+    // Both are settled: the next run makes neither again.
+    let running = world.run(cron("*/10 * * * * *", SchedulePolicy::default()));
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(world.due(), [10, 20, 30, 40]);
     stop(running).await;
 }
 

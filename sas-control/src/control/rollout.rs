@@ -8,7 +8,7 @@ use sas_core::{
 };
 use serde::Deserialize;
 
-use super::{Control, Live, no_service};
+use super::{Control, Live, LiveState, no_service};
 use crate::{
     record::{RevisionState, Rolling, ServiceRecord},
     rollout::{RolloutProgress, RolloutStep, Seen, Sized, Sizing},
@@ -78,10 +78,15 @@ impl Control {
         let Some(live) = self.live(path) else { return };
         let _one = live.sizing.lock();
         let now = self.clock.now();
-        let before = live.state.lock().bounded.clone();
-        let mut after = Vec::new();
+        let (before, mut after) = {
+            let state = live.state.lock();
+            // What is held back stays so until it is known what it has beside the other one.
+            let held = state.bounded.iter().filter(|was| comes(&state, was.key)).copied();
+            (state.bounded.clone(), held.collect::<Vec<_>>())
+        };
         match self.sizing(&live) {
             Some((keys, sizing)) => {
+                after.retain(|held| !keys.contains(&held.key));
                 let pairs = keys.into_iter().zip(sizing.bounds());
                 after.extend(pairs.map(|(key, bounds)| Bounded { key, bounds, ended: None }));
             }
@@ -110,7 +115,9 @@ impl Control {
         live.state.lock().bounded = after;
     }
 
-    /// A revision that was just registered and whose roll-out sizes it has no minimum of its own until then.
+    /// A revision that was just registered and whose roll-out sizes it has no minimum of its own until then, and one instance
+    /// at most: another roll-out that still moves shares out everything that the service may have. The caller holds the
+    /// lock of the sizes until the registration is noted, so that this is not lifted as what nobody knows.
     pub(super) fn hold_back(&self, live: &Live, record: &ServiceRecord, revision: &str, key: RevisionKey) {
         let comes = record.plan.is_some()
             && record.revision(revision).is_some_and(|comes| comes.state == RevisionState::Pending)
@@ -118,8 +125,7 @@ impl Control {
         let moves =
             record.rolling.as_ref().is_some_and(|rolling| rolling.is_watched() && rolling.to == revision);
         if comes || moves {
-            let _one = live.sizing.lock();
-            let bounds = SizeBounds::new(0, 1, u32::MAX);
+            let bounds = SizeBounds::new(0, 1, 1);
             self.pool.set_bounds(key, Some(bounds));
             live.state.lock().bounded.push(Bounded { key, bounds, ended: None });
         }
@@ -377,6 +383,14 @@ impl Control {
             answers: counts.map(|[from, to]| RolloutAnswers { from, to }),
         })
     }
+}
+
+/// Whether the revision under this key is not ready yet, and so none that a roll-out moves traffic to.
+fn comes(state: &LiveState, key: RevisionKey) -> bool {
+    let Some(record) = &state.record else { return false };
+    let registered = state.observed.registrations.iter().find(|registration| registration.key == key);
+    let revision = registered.and_then(|registration| record.revision(&registration.revision));
+    revision.is_some_and(|revision| revision.state == RevisionState::Pending)
 }
 
 /// Under which keys the two revisions take traffic, once both do.

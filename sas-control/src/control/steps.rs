@@ -118,6 +118,8 @@ impl Control {
                 Ok(())
             }
             Command::Route(changes) => {
+                // Before there are requests for what was held back.
+                self.size(path);
                 self.router.apply(changes.clone())?;
                 if let Some(triggers) = &self.triggers {
                     triggers.retry_now(path);
@@ -301,11 +303,14 @@ impl Control {
             record.tenant,
         ));
         let key = self.engines.register_on(&running, deployed)?;
-        if routable {
-            self.hold_back(live, record, revision, key);
-        }
         let registration = Registration::new(revision, key, routable, self.clock.now());
-        live.state.lock().observed.registrations.push(registration);
+        {
+            let _one = live.sizing.lock();
+            if routable {
+                self.hold_back(live, record, revision, key);
+            }
+            live.state.lock().observed.registrations.push(registration);
+        }
         Ok((key, artifact))
     }
 

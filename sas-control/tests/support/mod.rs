@@ -18,8 +18,8 @@ use sas_core::{
     Artifact, ArtifactInfo, Body, CallTimings, Capabilities, Claim, Clock, Cx, DataPlane, Deployed, Engine,
     EngineKey, EngineSpec, Error, ErrorKind, Handler, HostPattern, Instance, InstanceId, InstanceView,
     Isolation, Pool, Response, Result, RevisionKey, RevisionSpec, RevisionStatus, Route, RouteAction,
-    RouteChange, RouteError, RouteQuery, RouteRule, Router, Runtime, Source, SpecErrors, StartRequest, Store,
-    Timestamp, Waiting,
+    RouteChange, RouteError, RouteQuery, RouteRule, Router, Runtime, SizeBounds, Source, SpecErrors,
+    StartRequest, Store, Timestamp, Waiting,
 };
 use sas_knative::manifest::{Manifest, ParseOptions, ServiceManifest, parse};
 use sas_testkit::fake::{FakeClock, FakeInvoker};
@@ -33,6 +33,7 @@ pub(crate) struct RememberingPool {
     busy: Mutex<BTreeMap<RevisionKey, u32>>,
     start_errors: Mutex<BTreeMap<String, Arc<Error>>>,
     started: Mutex<BTreeSet<RevisionKey>>,
+    bounds: Mutex<BTreeMap<RevisionKey, SizeBounds>>,
     next: AtomicU32,
     pub(crate) drained: Mutex<Vec<String>>,
 }
@@ -50,6 +51,11 @@ impl RememberingPool {
     pub(crate) fn key(&self, revision: &str) -> Option<RevisionKey> {
         let registered = self.registered.lock();
         registered.iter().find(|(_, deployed)| deployed.name.revision() == revision).map(|(key, _)| *key)
+    }
+
+    /// What holds for the size of a revision; `None`: nothing, or it is not registered.
+    pub(crate) fn bounds(&self, revision: &str) -> Option<SizeBounds> {
+        self.key(revision).and_then(|key| self.bounds.lock().get(&key).copied())
     }
 
     /// From now on so many requests run on the revision.
@@ -99,6 +105,12 @@ impl Pool for RememberingPool {
         status.started = self.started.lock().contains(&revision);
         status.failed_starts = u32::from(status.last_start_error.is_some());
         Some(status)
+    }
+    fn set_bounds(&self, revision: RevisionKey, bounds: Option<SizeBounds>) {
+        match bounds {
+            Some(bounds) => self.bounds.lock().insert(revision, bounds),
+            None => self.bounds.lock().remove(&revision),
+        };
     }
     async fn drain(&self, revision: RevisionKey, grace: Duration) {
         if let Some(deployed) = self.deployed(revision) {
