@@ -45,7 +45,36 @@ const QUEUE: usize = 1024;
 /// Commits that share one flush at most.
 const BATCH: usize = 256;
 
-type Held = Arc<tokio::sync::RwLock<Option<Database>>>;
+/// Room that a file system keeps free: what is stored needs more than its bytes, and once a write has failed for want of
+/// room redb does nothing any more, not even read, until the file was opened again.
+const RESERVE: u64 = 4 << 20;
+/// The same for commits that only delete, by which room is made.
+const LEAST: u64 = 1 << 20;
+/// What a commit takes beside its values.
+const OVERHEAD: u64 = 64 << 10;
+
+#[derive(Debug)]
+enum File {
+    Open(Database),
+    /// It failed, and could not be opened again yet.
+    Failed(Error),
+    Closed,
+}
+
+impl File {
+    fn open(&self, operation: &'static str) -> Result<&Database> {
+        match self {
+            Self::Open(database) => Ok(database),
+            Self::Failed(error) => Err(Error::new(error.kind, operation, error.message.clone())),
+            Self::Closed => Err(closed(operation)),
+        }
+    }
+}
+
+type Held = Arc<tokio::sync::RwLock<File>>;
+
+/// Opens the file again after it failed.
+pub(crate) type Reopen = Box<dyn Fn() -> Result<Database> + Send>;
 
 /// A [`Store`] in a file, durable when a commit returns, whole after a crash at any point.
 ///
@@ -108,21 +137,28 @@ impl RedbStore {
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path: Box<Path> = path.as_ref().into();
         let opened = path.clone();
+        let again = path.clone();
         let database = blocking("open", move || open_file(&opened)).await?;
-        Self::on(database, path)
+        Self::on(database, path, Box::new(move || open_file(&again)))
     }
 
-    /// On an open database; `path` is for messages.
-    pub(crate) fn on(database: Database, path: Box<Path>) -> Result<Self> {
-        let begun = last_version(&database.begin_read().map_err(|error| medium("open", error))?, "open")?;
-        let database = Arc::new(tokio::sync::RwLock::new(Some(database)));
+    /// On an open database; `path` is where room is looked for, and for messages.
+    pub(crate) fn on(database: Database, path: Box<Path>, reopen: Reopen) -> Result<Self> {
+        let begun = newest(&database)?;
+        let database = Arc::new(tokio::sync::RwLock::new(File::Open(database)));
         let (writer, ops) = mpsc::channel(QUEUE);
         let committing = Arc::new(RwLock::new(()));
         let (told, last) = watch::channel(begun);
-        let (writes, held) = (Arc::clone(&database), Arc::clone(&committing));
+        let writer_of = Writer {
+            file: Arc::clone(&database),
+            committing: Arc::clone(&committing),
+            told,
+            path: path.clone(),
+            reopen,
+        };
         std::thread::Builder::new()
             .name("sas-store".to_owned())
-            .spawn(move || write_loop(&writes, &held, ops, &told))
+            .spawn(move || writer_of.run(ops))
             .map_err(|error| medium("open", error))?;
         Ok(Self { database, committing, writer, last, path })
     }
@@ -135,7 +171,7 @@ impl RedbStore {
         if self.writer.send(Op::Close(done)).await.is_ok() {
             let _ = ended.await;
         }
-        let database = self.database.write().await.take();
+        let database = std::mem::replace(&mut *self.database.write().await, File::Closed);
         // It flushes and gives its lock back.
         let _ = tokio::task::spawn_blocking(move || drop(database)).await;
     }
@@ -148,7 +184,7 @@ impl RedbStore {
         let database = Arc::clone(&self.database).read_owned().await;
         let committing = Arc::clone(&self.committing);
         blocking(operation, move || {
-            let Some(database) = &*database else { return Err(closed(operation)) };
+            let database = database.open(operation)?;
             let transaction = {
                 let _settled = committing.read();
                 database.begin_read().map_err(|error| medium(operation, error))?
@@ -256,50 +292,138 @@ pub(crate) fn prepare(database: &Database, path: &Path) -> Result<()> {
 
 type Asked = (Commit, oneshot::Sender<Result<Version>>);
 
-fn write_loop(
-    database: &Held,
-    committing: &RwLock<()>,
-    mut ops: mpsc::Receiver<Op>,
-    told: &watch::Sender<u64>,
-) {
-    let mut batch = Vec::with_capacity(BATCH);
-    while let Some(first) = ops.blocking_recv() {
-        batch.push(first);
-        while batch.len() < BATCH
-            && let Ok(next) = ops.try_recv()
-        {
-            batch.push(next);
-        }
-        let mut closing = None;
-        let mut asked = Vec::with_capacity(batch.len());
-        for op in batch.drain(..) {
-            match op {
-                Op::Commit(commit, done) => asked.push((commit, done)),
-                Op::Close(done) => {
-                    closing = Some(done);
-                    break;
+/// What the thread works with that writes.
+struct Writer {
+    file: Held,
+    committing: Arc<RwLock<()>>,
+    told: watch::Sender<u64>,
+    path: Box<Path>,
+    reopen: Reopen,
+}
+
+impl Writer {
+    fn run(self, mut ops: mpsc::Receiver<Op>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while let Some(first) = ops.blocking_recv() {
+            batch.push(first);
+            while batch.len() < BATCH
+                && let Ok(next) = ops.try_recv()
+            {
+                batch.push(next);
+            }
+            let mut closing = None;
+            let mut asked = Vec::with_capacity(batch.len());
+            for op in batch.drain(..) {
+                match op {
+                    Op::Commit(commit, done) => asked.push((commit, done)),
+                    Op::Close(done) => {
+                        closing = Some(done);
+                        break;
+                    }
                 }
             }
+            self.write(asked);
+            if let Some(done) = closing {
+                drop(ops);
+                let _ = done.send(());
+                return;
+            }
         }
-        {
-            let database = database.blocking_read();
-            let Some(database) = &*database else { return };
-            let _committing = committing.write();
-            asked.retain(|(_, done)| !done.is_closed());
-            commit_together(database, asked, told);
-        }
-        if let Some(done) = closing {
-            drop(ops);
-            let _ = done.send(());
+    }
+
+    fn write(&self, asked: Vec<Asked>) {
+        let mut asked = self.with_room(asked);
+        if asked.is_empty() {
             return;
         }
+        if matches!(*self.file.blocking_read(), File::Failed(_)) {
+            self.open_again();
+        }
+        let failed = {
+            let file = self.file.blocking_read();
+            let _committing = self.committing.write();
+            asked.retain(|(_, done)| !done.is_closed());
+            match file.open("commit") {
+                Ok(database) => commit_together(database, asked, &self.told),
+                Err(error) => {
+                    refuse(asked, &error);
+                    Ok(())
+                }
+            }
+        };
+        if let Err(error) = failed {
+            *self.file.blocking_write() = File::Failed(error);
+            self.open_again();
+        }
+    }
+
+    /// What was written before may be there without anybody having been told.
+    fn open_again(&self) {
+        let mut file = self.file.blocking_write();
+        let opened = (self.reopen)().and_then(|database| Ok((newest(&database)?, database)));
+        match opened {
+            Ok((last, database)) => {
+                *file = File::Open(database);
+                self.told.send_if_modified(|seen| std::mem::replace(seen, last.max(*seen)) < last);
+            }
+            Err(error) => *file = File::Failed(error),
+        }
+    }
+
+    /// Refuses what the file system has no room for, and gives back the others.
+    fn with_room(&self, asked: Vec<Asked>) -> Vec<Asked> {
+        let Some(free) = free(&self.path) else { return asked };
+        let mut need = 0_u64;
+        let mut fits = Vec::with_capacity(asked.len());
+        for (commit, done) in asked {
+            let values = commit.writes.iter().filter_map(|write| write.value.as_ref());
+            // Once among the entries, and once in the history.
+            let bytes: u64 = values.clone().map(|value| 2 * value.len() as u64).sum();
+            let keep = if values.count() > 0 { RESERVE } else { LEAST };
+            let needs = need + bytes + OVERHEAD + keep;
+            if free >= needs {
+                need += bytes + OVERHEAD;
+                fits.push((commit, done));
+                continue;
+            }
+            let path = self.path.display();
+            let message =
+                format!("no room: {free} bytes are free where {path} is, and {needs} are needed: free some");
+            let _ = done.send(Err(Error::new(ErrorKind::Exhausted, "commit", message)));
+        }
+        fits
     }
 }
 
+fn refuse(asked: Vec<Asked>, error: &Error) {
+    for (_, done) in asked {
+        let _ = done.send(Err(Error::new(error.kind, error.operation, error.message.clone())));
+    }
+}
+
+/// Bytes that are free where a file is; `None`: not known here.
+#[cfg(unix)]
+fn free(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free(_: &Path) -> Option<u64> {
+    None
+}
+
+fn newest(database: &Database) -> Result<u64> {
+    last_version(&database.begin_read().map_err(|error| medium("open", error))?, "open")
+}
+
 /// Does each commit whose guards hold, and flushes them as one. Nobody is told of success before it is on disk.
-fn commit_together(database: &Database, asked: Vec<Asked>, told: &watch::Sender<u64>) {
+///
+/// # Errors
+/// The medium failed: all were told so, and the database can do nothing any more.
+fn commit_together(database: &Database, asked: Vec<Asked>, told: &watch::Sender<u64>) -> Result<()> {
     if asked.is_empty() {
-        return;
+        return Ok(());
     }
     let mut outcomes = Vec::with_capacity(asked.len());
     let committed = database.begin_write().map_err(|error| medium("commit", error)).and_then(|transaction| {
@@ -319,11 +443,11 @@ fn commit_together(database: &Database, asked: Vec<Asked>, told: &watch::Sender<
             for ((_, done), outcome) in asked.into_iter().zip(outcomes) {
                 let _ = done.send(outcome);
             }
+            Ok(())
         }
         Err(error) => {
-            for (_, done) in asked {
-                let _ = done.send(Err(Error::new(error.kind, error.operation, error.message.clone())));
-            }
+            refuse(asked, &error);
+            Err(error)
         }
     }
 }

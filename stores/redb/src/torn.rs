@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, io, path::Path, sync::Arc};
 
 use parking_lot::Mutex;
 use redb::{Database, StorageBackend};
-use sas_core::{Store as _, Version};
+use sas_core::{Error, ErrorKind, Store as _, Version};
 
 use crate::store::{RedbStore, prepare};
 
@@ -131,7 +131,16 @@ fn open(disk: &Disk) -> RedbStore {
     let path: Box<Path> = Path::new("a disk of the test").into();
     let database = Database::builder().create_with_backend(disk.clone()).expect("repaired");
     prepare(&database, &path).expect("tables");
-    RedbStore::on(database, path).expect("a store")
+    let again = disk.clone();
+    let reopen = move || {
+        let failed = |why: String| Error::new(ErrorKind::Unavailable, "open", why);
+        if again.0.lock().left == Some(0) {
+            return Err(failed("there is no power".to_owned()));
+        }
+        let database = Database::builder().create_with_backend(again.clone());
+        database.map_err(|error| failed(error.to_string()))
+    };
+    RedbStore::on(database, path, Box::new(reopen)).expect("a store")
 }
 
 /// What is there must be what was acknowledged last, or what was asked for last.
@@ -221,4 +230,39 @@ async fn a_disk_that_lies_about_flushing_is_found_out() {
         found |= tokio::spawn(lives(seed, true)).await.is_err();
     }
     assert!(found, "it lost nothing");
+}
+
+#[tokio::test]
+async fn a_medium_that_failed_for_a_while_is_used_again_without_a_restart() {
+    for operations in 0..40 {
+        let disk = Disk::default();
+        let store = open(&disk);
+        store.put("before", None, "kept".into()).await.expect("written");
+        disk.fails_after(operations);
+        let mut taken = Vec::new();
+        let refused = loop {
+            let key = format!("k{:03}", taken.len());
+            match store.put(&key, None, "x".repeat(3_000).into()).await {
+                Ok(version) => taken.push((key, version)),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused.kind, ErrorKind::Unavailable, "{refused}");
+        assert!(store.put("meanwhile", None, "x".into()).await.is_err(), "it is still broken");
+        assert!(store.get("before").await.is_err(), "and says so");
+        disk.0.lock().left = None;
+        let again = store.put("again", None, "x".into()).await.expect("it works again");
+        assert_eq!(store.get("before").await.expect("read").expect("there").value, "kept");
+        for (key, version) in &taken {
+            assert_eq!(
+                store.get(key).await.expect("read").map(|entry| entry.version),
+                Some(*version),
+                "{key}"
+            );
+            assert!(*version < again);
+        }
+        assert_eq!(store.get("meanwhile").await.expect("read"), None);
+        store.close().await;
+        assert!(store.get("before").await.is_err(), "closed is closed");
+    }
 }
