@@ -163,7 +163,7 @@ pub struct RolloutView {
     /// Which way the traffic goes, when it goes by steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<RolloutKind>,
-    /// By which part the new revision may be slower; left out where latencies are not looked at.
+    /// By which part the new revision may be slower; left out where the move goes by time alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_slower: Option<f64>,
     /// What both revisions may have together beyond what the service needs: instances, or a percentage.

@@ -67,7 +67,8 @@ pub struct RolloutPlan {
     /// Errors of the new revision that are borne, as a share of its requests, beyond those of the old one.
     pub max_more_errors: f64,
     /// By which part the new revision may be slower than the old one at [`Self::quantile`], 0.5 for half as slow again;
-    /// `None`: latencies are not looked at. Only a difference that chance does not explain counts.
+    /// `None`: twice as slow ([`Self::MAX_SLOWER`]), judged after 200 answers whatever [`Self::min_requests`] says; 100 is as
+    /// good as not looked at. Only a difference that chance does not explain counts.
     pub max_slower: Option<f64>,
     /// Where latencies are compared: 0.95 for the time within which 95 of 100 answers begin.
     pub quantile: f64,
@@ -101,6 +102,9 @@ impl Default for RolloutPlan {
 }
 
 impl RolloutPlan {
+    /// By which part a new revision may be slower where its plan does not say.
+    pub const MAX_SLOWER: f64 = 1.0;
+
     /// Even steps over `duration`, 1 % first, then equal parts.
     pub fn over(duration: Duration) -> Self {
         Self { hold: duration / 5, steps: vec![1, 20, 40, 60, 80, 100], min_requests: 0, ..Self::default() }

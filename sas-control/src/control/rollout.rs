@@ -345,7 +345,7 @@ impl Control {
         let latencies = live.and_then(|live| self.seen(&live)).and_then(|seen| seen.latencies).zip(plan);
         Some(RolloutView {
             kind: plan.map(|plan| plan.kind),
-            max_slower: plan.and_then(|plan| plan.max_slower),
+            max_slower: plan.map(|plan| plan.max_slower.unwrap_or(RolloutPlan::MAX_SLOWER)),
             surge: plan.map(|plan| plan.surge.to_string()),
             ready_within_seconds: plan.map(|plan| plan.ready_within.as_secs_f64()),
             keep_old_seconds: plan.map(|plan| plan.keep_old.as_secs_f64()),

@@ -13,6 +13,9 @@ pub(crate) use self::capacity::{Sized, Sizing};
 /// Starts of the new revision that fail in a row until it is given up.
 const FAILED_STARTS: u32 = 5;
 
+/// Answers of the new revision before its latencies are judged where nobody asked for that.
+const UNASKED: u64 = 200;
+
 /// How far a roll-out is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -234,11 +237,15 @@ impl RolloutProgress {
             ));
         }
         // Some of a revision's first answers are slow because they are its first: it has to show itself before it is judged.
-        if new.requests < self.plan.min_requests {
+        let (max_slower, answers) = match self.plan.max_slower {
+            Some(max_slower) => (max_slower, self.plan.min_requests),
+            None => (RolloutPlan::MAX_SLOWER, self.plan.min_requests.max(UNASKED)),
+        };
+        if new.requests < answers {
             return None;
         }
         let [old, new] = seen.latencies.as_ref()?;
-        let slow = slower::slower(old, new, self.plan.quantile, self.plan.max_slower?)?;
+        let slow = slower::slower(old, new, self.plan.quantile, max_slower)?;
         Some(format!("it is too slow at {percent} %: {slow}"))
     }
 
@@ -388,24 +395,32 @@ mod tests {
 
     #[test]
     fn a_slow_revision_is_stopped_with_numbers_once_it_has_shown_itself() {
-        let mut plan = RolloutPlan::default();
-        (plan.max_slower, plan.min_requests) = (Some(0.5), 100);
-        let mut rollout = RolloutProgress::new(plan, Timestamp(0)).unwrap();
-        rollout.observe(&covering(100), Timestamp(0));
         let latencies = |answers, millis| {
             let mut counts = LatencyCounts::new();
             (0..answers).for_each(|_| counts.count(std::time::Duration::from_millis(millis)));
             counts
         };
-        let mut seen = |new: u64| {
-            let answers = |requests| AnswerCounts { requests, errors: 0 };
-            let mut seen = Seen::new(answers(1_000), answers(new));
-            seen.latencies = Some([latencies(1_000, 20), latencies(new, 50)]);
-            rollout.observe(&seen, Timestamp::from_secs(1))
-        };
-        assert_eq!(seen(99), RolloutStep::Hold);
-        let RolloutStep::Stop { reason } = seen(100) else { panic!() };
-        assert!(reason.starts_with("it is too slow at 1 %: 100 of 100 answers"), "{reason}");
+        // Where nobody says, twice as slow is borne, and nothing is judged before 200 answers.
+        for (max_slower, millis, judged) in [(Some(0.5), 35, 100), (None, 50, 200)] {
+            let mut plan = RolloutPlan::default();
+            plan.max_slower = max_slower;
+            if max_slower.is_some() {
+                plan.min_requests = 100;
+            }
+            let mut rollout = RolloutProgress::new(plan, Timestamp(0)).unwrap();
+            rollout.observe(&covering(100), Timestamp(0));
+            let mut seen = |new: u64, millis: u64| {
+                let answers = |requests| AnswerCounts { requests, errors: 0 };
+                let mut seen = Seen::new(answers(1_000), answers(new));
+                seen.latencies = Some([latencies(1_000, 20), latencies(new, millis)]);
+                rollout.observe(&seen, Timestamp::from_secs(1))
+            };
+            assert_eq!(seen(judged - 1, millis), RolloutStep::Hold);
+            assert_eq!(seen(3_000, millis - 15), RolloutStep::Hold, "that is borne");
+            let RolloutStep::Stop { reason } = seen(judged, millis) else { panic!("{max_slower:?}") };
+            let says = format!("it is too slow at 1 %: {judged} of {judged} answers");
+            assert!(reason.starts_with(&says), "{reason}");
+        }
     }
 
     #[test]

@@ -111,9 +111,6 @@ pub(super) fn plan<'a>(
             None => text.parse().ok(),
         };
         match quantile {
-            Some(_) if plan.max_slower.is_none() => {
-                errors.push(path, text, format!("means nothing without {}", own::ROLLOUT_MAX_SLOWER));
-            }
             Some(quantile) if (0.5..=0.99).contains(&quantile) => plan.quantile = quantile,
             _ => errors.push(path, text, "must be from p50 to p99, or from 0.5 to 0.99"),
         }
