@@ -22,7 +22,11 @@ pub(crate) type Variables = BTreeMap<String, Value>;
 
 /// An expression in jq.
 #[derive(Clone, Debug)]
-pub(crate) struct Expression(Program);
+pub(crate) struct Expression {
+    program: Program,
+    /// Whether it may give a secret's value.
+    secret: bool,
+}
 
 impl Expression {
     /// Reads an expression, with or without `${ }` around it.
@@ -33,7 +37,8 @@ impl Expression {
         // jq has no apostrophes outside of texts, so that they may quote texts, as other runtimes of the language let them.
         let read = read.or_else(|error| Program::parse(&quoted(inner), &variables).map_err(|_| error));
         match read {
-            Ok(program) => Some(Self(program)),
+            // No name is split, so that every mention is written like this.
+            Ok(program) => Some(Self { program, secret: inner.contains("$secret") }),
             Err(error) => {
                 mistakes.push(at, format!("no expression in jq: {error}"));
                 None
@@ -43,8 +48,12 @@ impl Expression {
 
     pub(crate) fn evaluate(&self, input: Value, variables: &Variables) -> Result<Value, Error> {
         let values: Vec<Value> =
-            self.0.variables().map(|name| variables.get(name).cloned().unwrap_or_default()).collect();
-        Ok(self.0.first(input, &values, &LIMITS)?.unwrap_or_default())
+            self.program.variables().map(|name| variables.get(name).cloned().unwrap_or_default()).collect();
+        Ok(self.program.first(input, &values, &LIMITS)?.unwrap_or_default())
+    }
+
+    pub(crate) fn mentions_secrets(&self) -> bool {
+        self.secret
     }
 }
 
@@ -169,6 +178,19 @@ impl Data {
         Some(Self::Text(pieces))
     }
 
+    pub(crate) fn mentions_secrets(&self) -> bool {
+        match self {
+            Self::Constant(_) => false,
+            Self::Expression(expression) => expression.mentions_secrets(),
+            Self::Text(pieces) => pieces.iter().any(|piece| match piece {
+                Piece::Text(_) => false,
+                Piece::Expression(expression) => expression.mentions_secrets(),
+            }),
+            Self::List(items) => items.iter().any(Self::mentions_secrets),
+            Self::Map(members) => members.iter().any(|(_, data)| data.mentions_secrets()),
+        }
+    }
+
     /// The data with its expressions evaluated; in all, they may make of it what one of them may.
     pub(crate) fn evaluate(&self, input: &Value, variables: &Variables) -> Result<Value, Error> {
         match self {
@@ -230,6 +252,10 @@ pub(crate) enum Span {
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 impl Span {
+    pub(crate) fn mentions_secrets(&self) -> bool {
+        matches!(self, Self::Computed(expression) if expression.mentions_secrets())
+    }
+
     pub(crate) fn read(at: &str, json: &Json, names: &[String], mistakes: &mut Mistakes) -> Option<Self> {
         if let Json::String(text) = json
             && let Some(inner) = whole(text)

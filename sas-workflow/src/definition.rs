@@ -29,6 +29,8 @@ pub(crate) struct Inner {
     pub(crate) refused: Vec<Refused>,
     /// Where other workflows are run, as JSON pointers, and of which namespaces.
     pub(crate) starts: Vec<(String, String)>,
+    /// The first place that makes data of a secret, as a JSON pointer.
+    pub(crate) exposes: Option<String>,
 }
 
 #[derive(Clone, Debug, Default)]

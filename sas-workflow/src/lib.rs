@@ -3,6 +3,7 @@
 mod data;
 mod definition;
 mod driver;
+mod exposure;
 mod fault;
 mod graph;
 mod machine;
@@ -14,7 +15,7 @@ mod record;
 pub use self::{
     definition::{Definition, Refused, Schedule},
     driver::{Actions, Phase, RunState, StepKey, WorkflowConfig, Workflows, invoke_service},
-    machine::{Machine, MissingSecret, Status, Visit},
+    machine::{Machine, MissingSecret, NoCheckpoint, NoRestore, Status, Visit},
     mistakes::{Mistake, Mistakes},
     record::{Body, Command, Outcome, Record, Request},
 };

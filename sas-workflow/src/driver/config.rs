@@ -26,9 +26,13 @@ pub struct WorkflowConfig {
     pub steps_per_second: Option<f64>,
     /// How many runs of one namespace may not have ended, as this host counts them; a start beyond is refused. 100,000.
     pub runs_per_namespace: usize,
-    /// How many records a run may have; it faults with the next. 50,000.
+    /// After how many records a checkpoint is made of a run: a replay starts there, and the records before it go. 1,000.
+    pub checkpoint_records: u64,
+    /// After how many bytes of records one is made, when they come to that sooner. 4 MiB.
+    pub checkpoint_bytes: u64,
+    /// How many records a run may keep: without checkpoints, since its data may hold a secret, it faults with the next. 50,000.
     pub records_per_run: u64,
-    /// How many bytes all records of a run may have; it faults with the next. 64 MiB.
+    /// How many bytes a run may keep, its checkpoint and the records after it; it faults with the next record. 64 MiB.
     pub bytes_per_run: u64,
     /// For how long runs are kept that have ended: they are forgotten at the first search after that. Until then a caller's id is
     /// taken. A week; `None`: for ever.
@@ -55,6 +59,8 @@ impl Default for WorkflowConfig {
             active_per_namespace: 64,
             steps_per_second: None,
             runs_per_namespace: 100_000,
+            checkpoint_records: 1_000,
+            checkpoint_bytes: 4 << 20,
             records_per_run: 50_000,
             bytes_per_run: 64 << 20,
             retention: Some(Duration::from_secs(7 * 24 * 3_600)),

@@ -1,24 +1,22 @@
 //! One run, as long as it does something.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use sas_core::{Commit, Error, ErrorKind, IdempotencyKey, Place, Result, Version};
+use sas_core::{Commit, Error, ErrorKind, Place, Result, Version};
 use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
 
 use super::{
     CHILD, Inner, Letter, Started, Told,
     actions::StepKey,
+    checkpoints::{Kept, Tried},
     has_ended,
+    past::Past,
     records::{Parent, Phase, RunState, Writer, short},
 };
 use crate::{
-    Command, Machine, Outcome, Record, Status,
+    Command, Machine, NoRestore, Outcome, Record, Status,
     fault::{Fault, Standard},
 };
 
@@ -35,21 +33,13 @@ pub(super) struct Loaded {
     pub(super) version: Version,
     /// The version of its definition in the store.
     pub(super) defined: Version,
+    /// The number of the first of the records.
+    pub(super) first: u64,
+    /// Those that are kept: all, or those after the last checkpoint.
     pub(super) records: Vec<Record>,
+    /// What all of them came to, beside the machine.
+    pub(super) past: Past,
     pub(super) machine: std::result::Result<Machine, Fault>,
-}
-
-impl Loaded {
-    /// How often steps were begun anew by an operator.
-    pub(super) fn retries(&self) -> HashMap<String, u64> {
-        let mut retries = HashMap::new();
-        for record in &self.records {
-            if let Record::Retried { step, .. } = record {
-                *retries.entry(step.clone()).or_default() += 1;
-            }
-        }
-        retries
-    }
 }
 
 enum Turn {
@@ -116,7 +106,8 @@ impl Inner {
 
     /// A run as its records make it: without a machine when it has no secret that it needs.
     pub(super) async fn load(&self, run: &str) -> Result<Option<Loaded>> {
-        let Some((state, version)) = self.records.state(run).await? else { return Ok(None) };
+        let Some(kept) = self.records.kept(run).await? else { return Ok(None) };
+        let Kept { state, version, checkpoint, first, records } = kept;
         let definition = self.definition(&state.namespace, &state.name, &state.version).await?;
         let Some((definition, defined)) =
             definition.filter(|(definition, _)| definition.digest() == state.digest)
@@ -131,20 +122,23 @@ impl Inner {
             let message = format!("the secrets of {} did not come within {SECRETS:?}", state.namespace);
             Err(Error::new(ErrorKind::Unavailable, "workflow", message))
         })?;
-        let mut machine = match Machine::new(definition, &secrets) {
+        let (mut past, machine) = match checkpoint {
+            Some((past, text)) => (past, Machine::restore(definition, &secrets, &text)),
+            None => (Past::default(), Machine::new(definition, &secrets).map_err(NoRestore::from)),
+        };
+        records.iter().for_each(|record| past.note(record));
+        let mut machine = match machine {
             Ok(machine) => machine,
-            Err(missing) => {
+            Err(NoRestore::Secret(missing)) => {
                 let fault = Fault::new(Standard::Authorization, "/use/secrets", missing.to_string());
-                return Ok(Some(Loaded {
-                    state,
-                    version,
-                    defined,
-                    records: Vec::new(),
-                    machine: Err(fault),
-                }));
+                let machine = Err(fault);
+                return Ok(Some(Loaded { state, version, defined, first, records, past, machine }));
+            }
+            Err(NoRestore::Unreadable(problem)) => {
+                let message = format!("the checkpoint of the run {run:?}: {problem}");
+                return Err(Error::new(ErrorKind::Unexpected, "workflow", message));
             }
         };
-        let records = self.records.history(run).await?;
         // A state that is newer than the records that were read is read again with its next append, which fails.
         for (at, record) in Record::counting(&records).into_iter().enumerate() {
             machine.apply(record);
@@ -152,7 +146,7 @@ impl Inner {
                 tokio::task::yield_now().await;
             }
         }
-        Ok(Some(Loaded { state, version, defined, records, machine: Ok(machine) }))
+        Ok(Some(Loaded { state, version, defined, first, records, past, machine: Ok(machine) }))
     }
 
     /// Writes a state that differs from the one of this version, without a record.
@@ -184,8 +178,7 @@ impl Inner {
             self.live.lock().remove(run);
             return Ok(Turn::Parked);
         };
-        let retries = loaded.retries();
-        let Loaded { mut state, mut version, records, machine, .. } = loaded;
+        let Loaded { mut state, mut version, first, records, mut past, machine, .. } = loaded;
         let most = self.records.most();
         let mut next = state.clone();
         match &machine {
@@ -204,15 +197,9 @@ impl Inner {
             self.finish(run, &state);
             return Ok(Turn::Parked);
         };
-        self.settle(run, &records);
-        let mut seen: HashSet<u128> = records
-            .iter()
-            .filter_map(|record| match record {
-                Record::Event { event, .. } => event_id(event),
-                _ => None,
-            })
-            .collect();
+        self.settle(run, first, &records);
         drop(records);
+        let mut tried = Tried::default();
         loop {
             if state.phase != Phase::Running {
                 self.finish(run, &state);
@@ -220,6 +207,11 @@ impl Inner {
             }
             if !self.is_placed_here(run, flights).await {
                 return Ok(Turn::Moved);
+            }
+            let kept = (&mut state, &mut version);
+            match self.keep_short(kept, &machine, &past, &mut tried).await {
+                Err(error) if error.kind == ErrorKind::Conflict => return Ok(Turn::Again),
+                short => short?,
             }
             let stopping = self.stopping.is_cancelled();
             let wanted: HashSet<&str> = machine.commands().iter().map(Command::step).collect();
@@ -229,7 +221,7 @@ impl Inner {
                     continue;
                 }
                 if asked.insert(command.step().to_owned()) {
-                    let retries = retries.get(command.step()).copied().unwrap_or_default();
+                    let retries = past.retries.get(command.step()).copied().unwrap_or_default();
                     flights.push(self.clone().act(&state, command.clone(), retries));
                 }
             }
@@ -275,7 +267,7 @@ impl Inner {
             let record = match &letter.told {
                 Told::Event(event) => {
                     // Brokers deliver at least once.
-                    if event_id(event).is_some_and(|id| seen.contains(&id)) {
+                    if past.has_seen(event) {
                         answer(letter, Ok(()));
                         continue;
                     }
@@ -317,9 +309,7 @@ impl Inner {
                     if self.config.lifecycle {
                         self.life.notify_one();
                     }
-                    if let Record::Event { event, .. } = &record {
-                        seen.extend(event_id(event));
-                    }
+                    past.note(&record);
                     answer(letter, Ok(()));
                 }
                 Err(error) => {
@@ -350,7 +340,7 @@ impl Inner {
         let mut next = RunState { records: state.records + 1, updated: at, ..state.clone() };
         described(&mut next, machine, self.records.most());
         next.bytes += bytes;
-        self.hold(&mut next);
+        self.hold(&mut next, machine);
         Ok((next, record))
     }
 
@@ -377,28 +367,35 @@ impl Inner {
     }
 
     /// Answers the word that was appended without an answer of the store, when the records say that it was.
-    fn settle(&self, run: &str, records: &[Record]) {
+    fn settle(&self, run: &str, first: u64, records: &[Record]) {
         let mut live = self.live.lock();
         let Some(own) = live.get_mut(run) else { return };
         let stored =
             own.inbox.front().and_then(|letter| letter.tried.as_ref()).is_some_and(|(at, record)| {
-                usize::try_from(*at).ok().and_then(|at| records.get(at)) == Some(record)
+                // Before the first, another host has gone on with it: then it is told again, and known again.
+                let at = at.checked_sub(first).and_then(|at| usize::try_from(at).ok());
+                at.and_then(|at| records.get(at)) == Some(record)
             });
         if let Some(letter) = stored.then(|| own.inbox.pop_front()).flatten() {
             answer(letter, Ok(()));
         }
     }
 
-    /// Ends a run whose records are too many.
-    fn hold(&self, state: &mut RunState) {
+    /// Ends a run that keeps too much.
+    fn hold(&self, state: &mut RunState, machine: &Machine) {
         let (records, bytes) = (self.config.records_per_run, self.config.bytes_per_run);
-        if state.phase != Phase::Running || (state.records <= records && state.bytes <= bytes) {
+        let (before, held) = state.checkpoint.map_or((0, 0), |kept| (kept.records, kept.bytes));
+        let (own, held) = (state.records.saturating_sub(before), held.saturating_add(state.bytes));
+        if state.phase != Phase::Running || (own <= records && held <= bytes) {
             return;
         }
+        let why = match machine.checkpoint() {
+            Err(error) => format!("; no checkpoint stands for them, since {error}"),
+            Ok(_) => String::new(),
+        };
         let detail = format!(
-            "the run has {} records of {} bytes; a run may have {records}, of {bytes} bytes: let it start another one, with what it \
-             has come to as input, and end",
-            state.records, state.bytes
+            "the run keeps {own} records, and {held} bytes; a run may keep {records}, and {bytes} bytes{why}: let it start another one, \
+             with what it has come to as input, and end"
         );
         let fault = Fault::new(Standard::Runtime, "", detail);
         (state.phase, state.error, state.wakes, state.asks) =
@@ -509,12 +506,6 @@ pub(super) fn answer(letter: Letter, result: Result<()>) {
         // Who has gone does not want to know.
         let _ = stored.send(result);
     }
-}
-
-/// What tells an event from all others, by CloudEvents: its source with its id.
-pub(super) fn event_id(event: &Json) -> Option<u128> {
-    let (source, id) = (event.get("source")?.as_str()?, event.get("id")?.as_str()?);
-    Some(IdempotencyKey::of(&["event", source, id]).0)
 }
 
 /// The types of events that a run listens for; empty: any.

@@ -12,7 +12,7 @@ use serde_json::Value as Json;
 use super::{
     Workflows, check_id,
     records::{Phase, RunState, Started, run_path},
-    view, wrong,
+    shown, view, wrong,
 };
 use crate::{Definition, graph};
 
@@ -118,7 +118,7 @@ impl Workflows {
 
     async fn view_of(&self, path: &str) -> Result<RunView> {
         match self.state(path).await? {
-            Some(state) => Ok(view::run(&state, view::SHOWN)),
+            Some(state) => Ok(view::run(&state, shown::SHOWN)),
             None => Err(Error::new(ErrorKind::NotFound, "workflow", format!("there is no run {path:?}"))),
         }
     }
@@ -392,13 +392,13 @@ impl WorkflowHost for Workflows {
             && let Some(state) = self.state(&run_path(&start.namespace, &id)).await?
             && state.name == start.workflow
         {
-            return Ok((view::run(&state, view::SHOWN), false));
+            return Ok((view::run(&state, shown::SHOWN), false));
         }
         let version = definition?.version().to_owned();
         let started = Started { input: start.input, labels: start.labels, parent: None };
         let at = [start.namespace.as_str(), start.workflow.as_str(), version.as_str()];
         let (state, new) = Arc::clone(&self.0).start(at, &id, started).await?;
-        Ok((view::run(&state, view::SHOWN), new))
+        Ok((view::run(&state, shown::SHOWN), new))
     }
 
     async fn runs(&self, query: &RunQuery) -> Result<RunPage> {
@@ -416,7 +416,7 @@ impl WorkflowHost for Workflows {
                 looked += 1;
                 after = Some(state.path());
                 if fits(query, &state) {
-                    page.runs.push(view::run(&state, view::LISTED));
+                    page.runs.push(view::run(&state, shown::LISTED));
                 }
                 if looked >= SEARCHED {
                     page.next = Some(state.id);
@@ -446,7 +446,7 @@ impl WorkflowHost for Workflows {
 
     async fn ended(&self, namespace: &str, id: &str) -> Result<RunView> {
         let state = Self::ended(self, &run_path(namespace, id)).await?;
-        Ok(view::run(&state, view::SHOWN))
+        Ok(view::run(&state, shown::SHOWN))
     }
 
     async fn steer(&self, namespace: &str, id: &str, action: RunAction) -> Result<RunView> {

@@ -1,13 +1,16 @@
 //! The driver: runs that survive crashes, on any [`Store`].
 
 mod actions;
+mod checkpoints;
 mod config;
 mod drive;
 mod host;
 mod lifecycle;
+mod past;
 mod place;
 mod records;
 mod seen;
+mod shown;
 mod steer;
 mod view;
 
@@ -288,12 +291,13 @@ impl Workflows {
         self.0.records.states("", after, limit).await
     }
 
-    /// All records of a run, in order.
+    /// The records of a run that are kept, in order: all, or those after its last checkpoint
+    /// ([`WorkflowConfig::checkpoint_records`]). Empty where there is no such run.
     ///
     /// # Errors
     /// The store's.
     pub async fn history(&self, run: &str) -> Result<Vec<Record>> {
-        self.0.records.history(run).await
+        Ok(self.0.records.kept(run).await?.map(|kept| kept.records).unwrap_or_default())
     }
 
     /// Waits until the run has ended.

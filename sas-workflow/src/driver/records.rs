@@ -1,7 +1,7 @@
 //! Records and states in the store.
 //!
 //! `workflow/definition/<namespace>/<name>/<version>` is a document, `workflow/retired/...` of the same name says that no run of it
-//! starts any more; `workflow/record/<run>/<number>` is a record; `workflow/listens/<run>` says that a run listens, and for which types of events;
+//! starts any more; `workflow/record/<run>/<number>` is a record, as long as no checkpoint stands for it; `workflow/listens/<run>` says that a run listens, and for which types of events;
 //! `workflow/ended/<run>` the output and the error of a run, where they are large: states are listed by the hundred;
 //! `workflow/run/<run>` the run's state, written with each record: its
 //! version is what two drivers race for. `workflow/told/<run>` says that another host than the one that drives a run has written it, until
@@ -32,6 +32,18 @@ pub enum Phase {
     Cancelled,
 }
 
+/// Which checkpoint of a run counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Checkpoint {
+    /// How many records it stands for: those that are kept are those after them.
+    pub(crate) records: u64,
+    /// In how many values of the store it stands.
+    pub(crate) parts: usize,
+    /// How many bytes it takes.
+    pub(crate) bytes: u64,
+}
+
 /// How a run stands, as it is stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -52,11 +64,14 @@ pub struct RunState {
     pub started: u64,
     /// When the last record was stored.
     pub updated: u64,
-    /// How many records there are.
+    /// How many records it has had.
     pub records: u64,
-    /// How many bytes they take.
+    /// How many bytes those take that are kept: since its last checkpoint.
     #[serde(default)]
     pub bytes: u64,
+    /// What stands for the records before those.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) checkpoint: Option<Checkpoint>,
     /// When the next timer is due.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub wakes: Option<u64>,
@@ -196,23 +211,27 @@ fn retired_key(name: &str) -> String {
     format!("workflow/retired/{name}")
 }
 
-fn ended_key(run: &str) -> String {
+pub(super) fn ended_key(run: &str) -> String {
     format!("workflow/ended/{run}")
 }
 
-fn state_key(run: &str) -> String {
+pub(super) fn state_key(run: &str) -> String {
     format!("{RUNS}{run}")
 }
 
-fn record_key(run: &str, number: u64) -> String {
-    format!("workflow/record/{run}/{number:020}")
+pub(super) fn record_prefix(run: &str) -> String {
+    format!("workflow/record/{run}/")
 }
 
-fn encoded(value: &impl Serialize) -> Result<Vec<u8>> {
+pub(super) fn record_key(run: &str, number: u64) -> String {
+    format!("{}{number:020}", record_prefix(run))
+}
+
+pub(super) fn encoded(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|error| wrong(error.to_string()))
 }
 
-fn decoded<'v, T: Deserialize<'v>>(key: &str, value: &'v [u8]) -> Result<T> {
+pub(super) fn decoded<'v, T: Deserialize<'v>>(key: &str, value: &'v [u8]) -> Result<T> {
     serde_json::from_slice(value).map_err(|error| {
         Error::new(ErrorKind::Unexpected, "workflow", format!("{key} in the store cannot be read: {error}"))
     })
@@ -241,7 +260,12 @@ impl Records {
     }
 
     /// Commits what changes a run.
-    async fn commit(&self, (namespace, id): (&str, &str), by: Writer, commit: Commit) -> Result<Version> {
+    pub(super) async fn commit(
+        &self,
+        (namespace, id): (&str, &str),
+        by: Writer,
+        commit: Commit,
+    ) -> Result<Version> {
         let told = match (by, self.place(namespace)) {
             (Writer::Driver, _) => {
                 return commit_as_owner(&*self.store, self.hosts.as_ref(), namespace, commit).await;
@@ -383,38 +407,6 @@ impl Records {
         entries.iter().map(|entry| decoded(&entry.key, &entry.value)).collect()
     }
 
-    /// Forgets a run with its records.
-    pub(super) async fn forget(&self, run: &str, version: Version) -> Result<()> {
-        let prefix = format!("workflow/record/{run}/");
-        let most = self.store.limits().commit_writes.clamp(2, 100) - 1;
-        // The records first: a state without them has ended, and is forgotten the next time.
-        loop {
-            let page = self.store.list(&prefix, None, most).await?;
-            if page.is_empty() {
-                let key = state_key(run);
-                let commit = Commit::new().guard(&key, Some(version)).delete(&key).delete(ended_key(run));
-                return self.store.commit(commit).await.map(drop);
-            }
-            let commit = Commit::new().guard(state_key(run), Some(version));
-            let commit = page.iter().fold(commit, |commit, entry| commit.delete(&entry.key));
-            self.store.commit(commit).await?;
-        }
-    }
-
-    pub(super) async fn history(&self, run: &str) -> Result<Vec<Record>> {
-        let prefix = format!("workflow/record/{run}/");
-        let mut records = Vec::new();
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.store.list(&prefix, after.as_deref(), 500).await?;
-            let Some(last) = page.last() else { return Ok(records) };
-            after = Some(last.key.clone());
-            for entry in &page {
-                records.push(decoded(&entry.key, &entry.value)?);
-            }
-        }
-    }
-
     /// The state, and whether the run is new; `None`: the definition is not as it was read, or not to be started any more.
     pub(super) async fn start(
         &self,
@@ -438,6 +430,7 @@ impl Records {
             updated: now,
             records: 1,
             bytes: 0,
+            checkpoint: None,
             wakes: None,
             asks: true,
             output: None,

@@ -9,7 +9,8 @@ use super::{
     Inner, LATE, SILENT,
     actions::StepKey,
     records::{Phase, RunState},
-    view::{failure, rfc3339, status},
+    shown::failure,
+    view::{rfc3339, status},
 };
 use crate::Outcome;
 

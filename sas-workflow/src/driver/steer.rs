@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::{
     Inner, Told,
-    drive::{Loaded, described, event_id},
+    drive::{Loaded, described},
     has_ended,
     records::{Phase, RunState, Writer},
     wrong,
@@ -134,21 +134,14 @@ impl Inner {
     /// Writes a word into a run that another host drives.
     pub(super) async fn tell_elsewhere(self: &Arc<Self>, run: &str, told: &Told) -> Result<()> {
         let change = |loaded: Loaded| {
-            let Loaded { state, records, machine, .. } = loaded;
+            let Loaded { state, past, machine, .. } = loaded;
             if state.phase != Phase::Running {
                 return Err(has_ended(run));
             }
             let mut machine = machine.map_err(|fault| conflict(Json::Object(fault.0).to_string()))?;
             let at = self.now().max(state.updated);
-            let had = |event: &Json| {
-                event_id(event).is_some_and(|id| {
-                    records.iter().any(
-                        |record| matches!(record, Record::Event { event, .. } if event_id(event) == Some(id)),
-                    )
-                })
-            };
             let record = match told {
-                Told::Event(event) if had(event) => return Ok(None),
+                Told::Event(event) if past.has_seen(event) => return Ok(None),
                 Told::Event(event) => Record::Event { event: event.clone(), at },
                 Told::Done(step, outcome) if machine.commands().iter().any(|own| own.step() == step) => {
                     Record::Done { step: step.clone(), outcome: outcome.clone(), at }

@@ -3,20 +3,15 @@
 use std::collections::{HashMap, HashSet};
 
 use sas_core::{RunDetail, RunStatus, RunView, StepView};
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 
 use super::{
     drive::Loaded,
+    past::End,
     records::{Phase, RunState},
+    shown::{LISTED, SHOWN, cut, failure, shown},
 };
-use crate::{Body, Outcome, Record};
-
-/// How many bytes of an input, an output or an error are shown of one run.
-pub(super) const SHOWN: usize = 64 << 10;
-/// How many of each are shown in a list, and of a step.
-pub(super) const LISTED: usize = 4 << 10;
-/// How many steps are shown: the last ones.
-const STEPS: usize = 1_000;
+use crate::Record;
 
 pub(super) fn rfc3339(millis: u64) -> String {
     let at = i64::try_from(millis).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
@@ -30,15 +25,6 @@ pub(super) fn status(state: &RunState) -> RunStatus {
         Phase::Completed => RunStatus::Completed,
         Phase::Faulted => RunStatus::Faulted,
         Phase::Cancelled => RunStatus::Cancelled,
-    }
-}
-
-/// What is too large stands as its size.
-fn cut(value: Option<&Json>, most: usize) -> Json {
-    let Some(value) = value else { return Json::Null };
-    match value.to_string().len() {
-        bytes if bytes > most => json!({ "truncatedBytes": bytes }),
-        _ => value.clone(),
     }
 }
 
@@ -60,9 +46,7 @@ pub(super) fn run(state: &RunState, most: usize) -> RunView {
 pub(super) fn detail(loaded: &Loaded) -> RunDetail {
     let state = &loaded.state;
     let mut detail = RunDetail::new(run(state, SHOWN));
-    if let Some(Record::Started { input, .. }) = loaded.records.first() {
-        detail.input = cut(Some(input), SHOWN);
-    }
+    detail.input = loaded.past.input.clone();
     let machine = match &loaded.machine {
         Ok(machine) => machine,
         Err(fault) => {
@@ -70,11 +54,13 @@ pub(super) fn detail(loaded: &Loaded) -> RunDetail {
             return detail;
         }
     };
-    let retries = loaded.retries();
-    let mut done: HashMap<&str, (&Outcome, u64)> = HashMap::new();
+    let mut done: HashMap<&str, End> =
+        loaded.past.ends.iter().map(|end| (end.step.as_str(), end.clone())).collect();
+    // Of those that are kept, more can be shown.
     for record in Record::counting(&loaded.records) {
         if let Record::Done { step, outcome, at } = record {
-            done.insert(step, (outcome, *at));
+            let (outcome, failed) = (shown(outcome, LISTED), failure(outcome));
+            done.insert(step, End { step: step.clone(), at: *at, outcome, failed });
         }
     }
     let waits: HashMap<&str, &'static str> =
@@ -83,10 +69,10 @@ pub(super) fn detail(loaded: &Loaded) -> RunDetail {
     let failed = state.error.as_ref().and_then(|error| error.get("instance")?.as_str());
     let last_failed = machine.visits().iter().rposition(|visit| failed == Some(visit.pointer.as_str()));
     let visits = machine.visits();
-    detail.earlier_steps = visits.len().saturating_sub(STEPS);
-    for (at, visit) in visits.iter().enumerate().skip(detail.earlier_steps) {
+    detail.earlier_steps = usize::try_from(machine.earlier_visits()).unwrap_or(usize::MAX);
+    for (at, visit) in visits.iter().enumerate() {
         let mut step = StepView::new(&visit.step, &visit.task, &visit.pointer, rfc3339(visit.at));
-        step.retries = retries.get(&visit.step).copied().unwrap_or_default();
+        step.retries = loaded.past.retries.get(&visit.step).copied().unwrap_or_default();
         step.waits_for = waits.get(visit.step.as_str()).copied();
         // A retry of a `try`, the document of a call: of the step, and of none below it.
         if step.waits_for.is_none() {
@@ -98,10 +84,10 @@ pub(super) fn detail(loaded: &Loaded) -> RunDetail {
             });
             step.waits_for = below.map(|(_, waits)| *waits);
         }
-        if let Some((outcome, at)) = done.get(visit.step.as_str()) {
-            step.done_at = Some(rfc3339(*at));
-            step.outcome = shown(outcome);
-            step.state = if failure(outcome) { "failed" } else { "answered" };
+        if let Some(end) = done.remove(visit.step.as_str()) {
+            step.done_at = Some(rfc3339(end.at));
+            step.outcome = end.outcome;
+            step.state = if end.failed { "failed" } else { "answered" };
         }
         if step.waits_for.is_some() {
             step.state = "active";
@@ -111,29 +97,4 @@ pub(super) fn detail(loaded: &Loaded) -> RunDetail {
         detail.steps.push(step);
     }
     detail
-}
-
-pub(super) fn failure(outcome: &Outcome) -> bool {
-    match outcome {
-        Outcome::Answer { status, .. } => *status >= 400,
-        Outcome::Output(_) => false,
-        Outcome::Failed { .. } | Outcome::Error(_) => true,
-    }
-}
-
-fn shown(outcome: &Outcome) -> Json {
-    match outcome {
-        Outcome::Answer { status, body, .. } => {
-            let body = match body {
-                Body::Text(text) => json!(text),
-                Body::Base64(text) => json!({ "base64": text }),
-            };
-            json!({"status": status, "body": cut(Some(&body), LISTED)})
-        }
-        Outcome::Output(output) => json!({"output": cut(Some(output), LISTED)}),
-        Outcome::Failed { reason } => {
-            json!({"failed": reason.chars().take(1_000).collect::<String>()})
-        }
-        Outcome::Error(error) => json!({"error": cut(Some(error), LISTED)}),
-    }
 }

@@ -7,9 +7,10 @@ use serde_json::{Map, Value as Json};
 
 use super::{
     Cx, Scope,
-    state::{Body as At, Ended, State},
+    state::{Answered, Body as At, Called, Document, Ended, State},
 };
 use crate::{
+    data::Data,
     definition::{Answer, Authentication, Endpoint, HttpCall, OpenApiCall},
     fault::{Fault, Standard},
     record::{Body, Command, Outcome, Request},
@@ -33,11 +34,9 @@ fn plain(value: &Json) -> String {
     }
 }
 
-/// An answer that came.
-struct Answered {
-    status: u16,
-    headers: Vec<(String, String)>,
-    body: Body,
+/// What an error says of a value that this data made.
+fn quoted(data: &Data, value: &str) -> String {
+    if data.mentions_secrets() { "what is made of a secret".to_owned() } else { format!("{value:?}") }
 }
 
 impl Cx {
@@ -48,11 +47,23 @@ impl Cx {
         scope: &Scope<'_>,
     ) -> Result<Option<Ended>, Fault> {
         if matches!(state.body, At::New) {
-            let request = self.request(call, scope)?;
-            state.body =
-                At::Asked(Box::new(Command::Call { step: state.step.clone(), request }), Value::Null);
+            state.body = At::Called(Called::new(&self.context));
+        }
+        if let At::Called(called) = &mut state.body
+            && called.command.is_none()
+        {
+            let request = self.in_context(&called.context, |cx| cx.request(call, scope))?;
+            called.command = Some(Box::new(Command::Call { step: state.step.clone(), request }));
         }
         self.answered(state, call.answer, call.redirect, scope)
+    }
+
+    /// Makes something as it was made when the run had this context.
+    fn in_context<T>(&mut self, context: &Value, make: impl FnOnce(&Self) -> T) -> T {
+        let now = std::mem::replace(&mut self.context, context.clone());
+        let made = make(self);
+        self.context = now;
+        made
     }
 
     /// Waits for the answer that was asked for, and makes an output of it.
@@ -63,7 +74,14 @@ impl Cx {
         redirect: bool,
         scope: &Scope<'_>,
     ) -> Result<Option<Ended>, Fault> {
-        let At::Asked(command, _) = &state.body else { return Ok(None) };
+        // An operator has skipped it.
+        if matches!(&self.outcome, Some((step, Outcome::Output(_))) if *step == state.step)
+            && let Some(Outcome::Output(given)) = self.take(&state.step)
+        {
+            let given = Value::from_json(&given).map_err(|error| Fault::evaluation(scope.pointer, &error))?;
+            return Ok(Some(Ended::with(given)));
+        }
+        let At::Called(Called { command: Some(command), .. }) = &state.body else { return Ok(None) };
         let Command::Call { request, .. } = &**command else { return Ok(None) };
         let Some(answered) = self.answer(&state.step, command, redirect, scope)? else { return Ok(None) };
         let output = match answer {
@@ -126,7 +144,7 @@ impl Cx {
         let wrong = |detail: String| Fault::new(Standard::Configuration, scope.pointer, detail);
         let method = plain(&self.evaluate(&call.method, scope.input, scope)?.to_json()).to_ascii_uppercase();
         if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_uppercase()) {
-            return Err(wrong(format!("{method:?} is no method of HTTP")));
+            return Err(wrong(format!("{} is no method of HTTP", quoted(&call.method, &method))));
         }
         let mut uri = self.uri(&call.endpoint, scope)?;
         if let Some(query) = &call.query {
@@ -158,12 +176,7 @@ impl Cx {
     }
 
     /// Names with texts.
-    fn texts(
-        &self,
-        data: &crate::data::Data,
-        what: &str,
-        scope: &Scope<'_>,
-    ) -> Result<Vec<(String, String)>, Fault> {
+    fn texts(&self, data: &Data, what: &str, scope: &Scope<'_>) -> Result<Vec<(String, String)>, Fault> {
         match self.evaluate(data, scope.input, scope)?.to_json() {
             Json::Object(members) => {
                 let given = members.into_iter().filter(|(_, value)| !value.is_null());
@@ -171,6 +184,7 @@ impl Cx {
             }
             Json::Null => Ok(Vec::new()),
             other => {
+                let other = quoted(data, &other.to_string());
                 let problem = format!("{what} must be an object, not {other}");
                 Err(Fault::new(Standard::Configuration, scope.pointer, problem))
             }
@@ -181,11 +195,12 @@ impl Cx {
     fn uri(&self, endpoint: &Endpoint, scope: &Scope<'_>) -> Result<String, Fault> {
         let template = plain(&self.evaluate(&endpoint.uri, scope.input, scope)?.to_json());
         let wrong = |detail: String| Fault::new(Standard::Configuration, scope.pointer, detail);
+        let shown = quoted(&endpoint.uri, &template);
         let mut uri = String::new();
         let mut rest = template.as_str();
         while let Some((before, after)) = rest.split_once('{') {
             let Some((name, after)) = after.split_once('}') else {
-                return Err(wrong(format!("{template:?}: a brace is not closed")));
+                return Err(wrong(format!("{shown}: a brace is not closed")));
             };
             let value = match scope.input {
                 Value::Object(members) => members.get(name).map(Value::to_json),
@@ -195,7 +210,7 @@ impl Cx {
                 scope.locals.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.to_json())
             });
             let Some(value) = value.filter(|value| !value.is_null()) else {
-                return Err(wrong(format!("{template:?}: the input has no member {name}")));
+                return Err(wrong(format!("{shown}: the input has no member {name}")));
             };
             uri.push_str(before);
             uri.push_str(&escaped(&plain(&value)));
@@ -209,7 +224,7 @@ impl Cx {
             return Err(wrong(too_long()));
         }
         if !(uri.starts_with("http://") || uri.starts_with("https://")) || uri.contains(char::is_whitespace) {
-            return Err(wrong(format!("{uri:?} is no URI of http or https")));
+            return Err(wrong(format!("{} is no URI of http or https", quoted(&endpoint.uri, &uri))));
         }
         Ok(uri)
     }
@@ -280,21 +295,40 @@ impl Cx {
         scope: &Scope<'_>,
     ) -> Result<Option<Ended>, Fault> {
         if matches!(state.body, At::New) {
-            let uri = self.uri(&call.document, scope)?;
-            let headers =
-                self.authorization(call.document.authentication.as_ref(), scope)?.into_iter().collect();
-            let request = Request { method: "GET".to_owned(), uri, headers, body: String::new() };
-            let step = format!("{}/document", state.step);
-            state.body = At::Document(Box::new(Command::Call { step, request }));
+            state.body = At::Document(Called::new(&self.context));
         }
-        if let At::Document(command) = &state.body {
-            let Command::Call { step, request } = &**command else { return Ok(None) };
-            let Some(answered) = self.answer(&step.clone(), command, false, scope)? else { return Ok(None) };
-            let request = self.operation(call, &request.uri, &answered, scope)?;
+        if let At::Document(called) = &mut state.body {
+            let command = match &mut called.command {
+                Some(command) => command,
+                none => {
+                    let request = self.in_context(&called.context, |cx| cx.document(call, scope))?;
+                    let step = format!("{}/document", state.step);
+                    none.insert(Box::new(Command::Call { step, request }))
+                }
+            };
+            let Some(answered) = self.answer(command.step(), command, false, scope)? else {
+                return Ok(None);
+            };
+            let document = Document { context: called.context.clone(), answered };
             state.body =
-                At::Asked(Box::new(Command::Call { step: state.step.clone(), request }), Value::Null);
+                At::Called(Called { document: Some(Box::new(document)), ..Called::new(&self.context) });
+        }
+        if let At::Called(Called { command: command @ None, context, document: Some(document) }) =
+            &mut state.body
+        {
+            let from = self.in_context(&document.context, |cx| cx.uri(&call.document, scope))?;
+            let request =
+                self.in_context(context, |cx| cx.operation(call, &from, &document.answered, scope))?;
+            *command = Some(Box::new(Command::Call { step: state.step.clone(), request }));
         }
         self.answered(state, call.answer, call.redirect, scope)
+    }
+
+    /// The request for the OpenAPI document of a call.
+    fn document(&self, call: &OpenApiCall, scope: &Scope<'_>) -> Result<Request, Fault> {
+        let uri = self.uri(&call.document, scope)?;
+        let headers = self.authorization(call.document.authentication.as_ref(), scope)?.into_iter().collect();
+        Ok(Request { method: "GET".to_owned(), uri, headers, body: String::new() })
     }
 
     /// The request of an operation of an OpenAPI document, 2.0 or 3.
@@ -326,13 +360,17 @@ impl Cx {
             Some((path, item, method, operation))
         });
         let Some((path, item, method, operation)) = found else {
-            return Err(wrong(format!("the OpenAPI document has no operation {wanted:?}")));
+            let wanted = quoted(&call.operation, &wanted);
+            return Err(wrong(format!("the OpenAPI document has no operation {wanted}")));
         };
         let mut given = match &call.parameters {
             None => Map::new(),
             Some(data) => match self.evaluate(data, scope.input, scope)?.to_json() {
                 Json::Object(members) => members,
-                other => return Err(wrong(format!("parameters must be an object, not {other}"))),
+                other => {
+                    let other = quoted(data, &other.to_string());
+                    return Err(wrong(format!("parameters must be an object, not {other}")));
+                }
             },
         };
         let (mut path, mut query, mut headers, mut body) = (path.clone(), Vec::new(), Vec::new(), None);

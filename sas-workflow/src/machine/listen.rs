@@ -4,7 +4,7 @@ use sas_jq::Value;
 use serde_json::{Map, Value as Json};
 
 use super::{
-    Cx, Scope,
+    Cx, Scope, failed,
     state::{Ended, List, Listening},
 };
 use crate::{
@@ -250,7 +250,8 @@ impl Cx {
             let own = own.to_json();
             let wanted = match expect {
                 Some(expect) => {
-                    Some(expect.evaluate(scope.input.clone(), &variables).map_err(deep)?.to_json())
+                    let failed = |error| failed(scope.pointer, &error, expect.mentions_secrets());
+                    Some(expect.evaluate(scope.input.clone(), &variables).map_err(failed)?.to_json())
                 }
                 None => listening
                     .correlated

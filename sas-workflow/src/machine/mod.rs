@@ -1,5 +1,7 @@
 //! The machine: records in, commands out. No I/O, no clock, no randomness but the run's seed.
 
+mod checkpoint;
+mod exact;
 mod http;
 mod listen;
 mod state;
@@ -8,8 +10,10 @@ mod tasks;
 use std::collections::BTreeMap;
 
 use sas_jq::Value;
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+pub use self::checkpoint::{NoCheckpoint, NoRestore};
 use self::state::List;
 use crate::{
     data::{Data, Expression, Variables},
@@ -18,16 +22,18 @@ use crate::{
     record::{Command, Outcome, Record},
 };
 
-/// How many tasks a run may run: loops end there.
-const MOST_TASKS: usize = 100_000;
+/// How many tasks a run may run in its life.
+const MOST_TASKS: u64 = 10_000_000;
+/// How many of them one after the other, without waiting for anything: loops that do nothing else end there.
+const MOST_AT_ONCE: u64 = 100_000;
 /// How many of them one record may make it come to: then it asks to be told the time, so that others get a turn.
 const TURN: usize = 1_000;
 /// How many tasks may be under way one in the other: each takes of the stack.
 const DEEPEST: usize = 64;
 /// What `$runtime.version` is. Not the package's version: a run that is replayed by a newer one would go another way.
 const RUNTIME_VERSION: &str = "1.0.0";
-/// How many visits are kept.
-const MOST_VISITS: usize = 10_000;
+/// How many visits are kept: the last ones.
+const MOST_VISITS: usize = 1_000;
 
 /// How a run stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +58,7 @@ impl Status {
 }
 
 /// A task that a run came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Visit {
     /// The task's id in the run: its JSON pointer with the rounds of loops and attempts.
     pub step: String,
@@ -75,6 +81,8 @@ pub struct Machine {
     run: Option<Run>,
     commands: Vec<Command>,
     visits: Vec<Visit>,
+    /// How many visits were before those.
+    earlier: u64,
 }
 
 /// Without data: it may hold secrets.
@@ -95,6 +103,8 @@ pub(crate) struct Cx {
     definition: Definition,
     id: String,
     seed: u64,
+    /// When the run was started.
+    began: u64,
     now: u64,
     secrets: Value,
     context: Value,
@@ -105,7 +115,10 @@ pub(crate) struct Cx {
     event: Option<Json>,
     commands: Vec<Command>,
     visits: Vec<Visit>,
-    left: usize,
+    /// Tasks that it may still come to before it waits.
+    left: u64,
+    /// Tasks that it may still come to at all.
+    life: u64,
     /// Tasks that this record may still make it come to.
     turn: usize,
     /// How many records were told.
@@ -135,6 +148,7 @@ impl Machine {
             definition: definition.clone(),
             id: String::new(),
             seed: 0,
+            began: 0,
             now: 0,
             secrets,
             context: Value::Null,
@@ -143,13 +157,15 @@ impl Machine {
             event: None,
             commands: Vec::new(),
             visits: Vec::new(),
-            left: MOST_TASKS,
+            left: MOST_AT_ONCE,
+            life: MOST_TASKS,
             turn: TURN,
             told: 0,
             depth: 0,
         };
         let run = Some(Run { cx, list: List::default(), deadline: None });
-        Ok(Self { definition, status: Status::Pending, run, commands: Vec::new(), visits: Vec::new() })
+        let (commands, visits) = (Vec::new(), Vec::new());
+        Ok(Self { definition, status: Status::Pending, run, commands, visits, earlier: 0 })
     }
 
     /// How the run stands.
@@ -162,9 +178,14 @@ impl Machine {
         &self.commands
     }
 
-    /// The tasks that the run came to, in order; the first ten thousand.
+    /// The tasks that the run came to, in order: the last thousand.
     pub fn visits(&self) -> &[Visit] {
-        &self.visits
+        &self.visits[self.visits.len().saturating_sub(MOST_VISITS)..]
+    }
+
+    /// How many tasks the run came to before those.
+    pub fn earlier_visits(&self) -> u64 {
+        self.earlier + u64::try_from(self.visits.len().saturating_sub(MOST_VISITS)).unwrap_or_default()
     }
 
     /// Takes a record, and goes on as far as it can. After the end, records change nothing.
@@ -182,6 +203,10 @@ impl Machine {
             | Record::Cancelled { at } => *at,
         };
         run.cx.now = run.cx.now.max(at);
+        // Being told the time in the middle of a turn is no wait.
+        if run.cx.turn > 0 || !matches!(record, Record::Time { .. }) {
+            run.cx.left = MOST_AT_ONCE;
+        }
         run.cx.turn = TURN;
         run.cx.told += 1;
         match (record, &self.status) {
@@ -204,10 +229,19 @@ impl Machine {
             (Record::Event { event, .. }, _) => run.cx.event = Some(event.clone()),
             (Record::Time { .. } | Record::Retried { .. }, _) => {}
         }
+        self.go_on();
+    }
+
+    /// Goes on as far as it can.
+    fn go_on(&mut self) {
+        let Some(run) = &mut self.run else { return };
         let done = run.advance();
         self.commands = std::mem::take(&mut run.cx.commands);
         self.visits.append(&mut run.cx.visits);
-        self.visits.truncate(MOST_VISITS);
+        if self.visits.len() >= 2 * MOST_VISITS {
+            self.earlier += u64::try_from(self.visits.len() - MOST_VISITS).unwrap_or_default();
+            self.visits.drain(..self.visits.len() - MOST_VISITS);
+        }
         match done {
             Ok(None) => {}
             Ok(Some(output)) => self.end(Status::Completed(output.to_json())),
@@ -233,23 +267,8 @@ impl Run {
         let deep = |error: sas_jq::Error| Fault::evaluation("", &error);
         (cx.id, cx.seed) = (id.to_owned(), seed);
         let raw = Value::from_json(input).map_err(deep)?;
-        let iso =
-            jiff::Timestamp::from_millisecond(i64::try_from(cx.now).unwrap_or(i64::MAX)).unwrap_or_default();
-        let epoch = [
-            ("seconds".to_owned(), Value::Int(iso.as_second())),
-            ("milliseconds".to_owned(), Value::Int(iso.as_millisecond())),
-        ];
-        let started = [
-            ("iso8601".to_owned(), iso.to_string().into()),
-            ("epoch".to_owned(), Value::object(epoch).map_err(deep)?),
-        ];
-        let workflow = [
-            ("id".to_owned(), id.into()),
-            ("definition".to_owned(), cx.definition.0.value.clone()),
-            ("input".to_owned(), raw.clone()),
-            ("startedAt".to_owned(), Value::object(started).map_err(deep)?),
-        ];
-        cx.workflow = Value::object(workflow).map_err(deep)?;
+        cx.began = cx.now;
+        cx.describe(raw.clone()).map_err(deep)?;
         let definition = cx.definition.clone();
         let inner = &*definition.0;
         let locals = Locals::new();
@@ -293,6 +312,26 @@ pub(crate) struct Scope<'s> {
 }
 
 impl Cx {
+    /// What `$workflow` is.
+    fn describe(&mut self, input: Value) -> Result<(), sas_jq::Error> {
+        let began = jiff::Timestamp::from_millisecond(i64::try_from(self.began).unwrap_or(i64::MAX))
+            .unwrap_or_default();
+        let epoch = [
+            ("seconds".to_owned(), Value::Int(began.as_second())),
+            ("milliseconds".to_owned(), Value::Int(began.as_millisecond())),
+        ];
+        let started =
+            [("iso8601".to_owned(), began.to_string().into()), ("epoch".to_owned(), Value::object(epoch)?)];
+        let workflow = [
+            ("id".to_owned(), self.id.as_str().into()),
+            ("definition".to_owned(), self.definition.0.value.clone()),
+            ("input".to_owned(), input),
+            ("startedAt".to_owned(), Value::object(started)?),
+        ];
+        self.workflow = Value::object(workflow)?;
+        Ok(())
+    }
+
     pub(crate) fn variables(&self, scope: &Scope<'_>) -> Variables {
         let mut variables = Variables::new();
         let mut set = |name: &str, value: Value| drop(variables.insert(name.to_owned(), value));
@@ -319,12 +358,15 @@ impl Cx {
     }
 
     pub(crate) fn evaluate(&self, data: &Data, on: &Value, scope: &Scope<'_>) -> Result<Value, Fault> {
-        data.evaluate(on, &self.variables(scope)).map_err(|error| Fault::evaluation(scope.pointer, &error))
+        let made = data.evaluate(on, &self.variables(scope));
+        made.map_err(|error| failed(scope.pointer, &error, data.mentions_secrets()))
     }
 
     pub(crate) fn holds(&self, condition: &Expression, on: &Value, scope: &Scope<'_>) -> Result<bool, Fault> {
         let value = condition.evaluate(on.clone(), &self.variables(scope));
-        value.map(|value| value.is_truthy()).map_err(|error| Fault::evaluation(scope.pointer, &error))
+        value
+            .map(|value| value.is_truthy())
+            .map_err(|error| failed(scope.pointer, &error, condition.mentions_secrets()))
     }
 
     /// Checks what comes in, and changes it.
@@ -364,7 +406,7 @@ impl Cx {
     pub(crate) fn after(&self, span: &crate::data::Span, scope: &Scope<'_>) -> Result<u64, Fault> {
         let span = span
             .evaluate(scope.input, &self.variables(scope))
-            .map_err(|error| Fault::evaluation(scope.pointer, &error))?;
+            .map_err(|error| failed(scope.pointer, &error, span.mentions_secrets()))?;
         Ok(self.now.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
     }
 
@@ -382,6 +424,17 @@ impl Cx {
         let digest = Sha256::new().chain_update(self.seed.to_be_bytes()).chain_update(step).finalize();
         let bits = digest.iter().take(4).fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte));
         f64::from(bits) / (f64::from(u32::MAX) + 1.0)
+    }
+}
+
+/// The fault of an expression. What jq says of it quotes what it was about, which may be a secret.
+fn failed(pointer: &str, error: &sas_jq::Error, secret: bool) -> Fault {
+    match secret {
+        false => Fault::evaluation(pointer, error),
+        true => {
+            let detail = "an expression that asks for secrets failed; what it says is not shown, since it may quote them";
+            Fault::new(Standard::Expression, pointer, detail)
+        }
     }
 }
 

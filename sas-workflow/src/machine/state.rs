@@ -1,9 +1,13 @@
 //! Where a run is: a tree of what is under way.
 
 use sas_jq::Value;
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::{fault::Fault, record::Command};
+use crate::{
+    fault::Fault,
+    record::{Body as Bytes, Command},
+};
 
 /// A list of tasks under way.
 #[derive(Default)]
@@ -54,12 +58,45 @@ pub(crate) enum Body {
     },
     Try(Try),
     Wait(u64),
-    /// Something was asked for.
+    /// Something was asked for, and what comes out where the answer is `null`.
     Asked(Box<Command>, Value),
+    /// A request by HTTP was asked for.
+    Called(Called),
     /// The document of an OpenAPI call was asked for.
-    Document(Box<Command>),
+    Document(Called),
     Listen(Listening),
     Function(Box<State>),
+}
+
+/// A request that was asked for. It may hold secrets: a checkpoint keeps what it is made again of.
+pub(crate) struct Called {
+    /// `None`: it is to be made.
+    pub(super) command: Option<Box<Command>>,
+    /// The run's context when it was made first; another branch may have changed it since.
+    pub(super) context: Value,
+    /// What an operation's request is made of.
+    pub(super) document: Option<Box<Document>>,
+}
+
+impl Called {
+    pub(super) fn new(context: &Value) -> Self {
+        Self { command: None, context: context.clone(), document: None }
+    }
+}
+
+/// An answer by HTTP that came.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Answered {
+    pub(super) status: u16,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) body: Bytes,
+}
+
+/// An OpenAPI document.
+pub(crate) struct Document {
+    /// The run's context when it was asked for.
+    pub(super) context: Value,
+    pub(super) answered: Answered,
 }
 
 pub(crate) struct Branch {

@@ -4,7 +4,7 @@ use sas_jq::Value;
 use serde_json::Value as Json;
 
 use super::{
-    Cx, DEEPEST, Locals, MOST_TASKS, MOST_VISITS, Scope, Visit,
+    Cx, DEEPEST, Locals, MOST_AT_ONCE, MOST_TASKS, Scope, Visit,
     state::{Around, Body, Branch, Ended, List, Listening, Phase, State, Try},
 };
 use crate::{
@@ -74,13 +74,21 @@ impl Cx {
         raw: Value,
         locals: &Locals,
     ) -> Result<Option<State>, Fault> {
-        self.left = self.left.checked_sub(1).ok_or_else(|| {
-            Fault::new(
-                Standard::Runtime,
-                &task.pointer,
-                format!("the run comes to more than {MOST_TASKS} tasks"),
-            )
-        })?;
+        let most = match (self.left.checked_sub(1), self.life.checked_sub(1)) {
+            (Some(left), Some(life)) => {
+                (self.left, self.life) = (left, life);
+                None
+            }
+            (None, _) => {
+                Some(format!("the run comes to more than {MOST_AT_ONCE} tasks without waiting for anything"))
+            }
+            (_, None) => Some(format!(
+                "the run comes to more than {MOST_TASKS} tasks: let it start another one, and end"
+            )),
+        };
+        if let Some(problem) = most {
+            return Err(Fault::new(Standard::Runtime, &task.pointer, problem));
+        }
         self.turn = self.turn.saturating_sub(1);
         let name = Some(task.name.as_str());
         let scope = Scope { pointer: &task.pointer, input: &raw, output: None, locals, task: name };
@@ -89,14 +97,12 @@ impl Cx {
         {
             return Ok(None);
         }
-        if self.visits.len() < MOST_VISITS {
-            self.visits.push(Visit {
-                step: step.clone(),
-                task: task.name.clone(),
-                pointer: task.pointer.clone(),
-                at: self.now,
-            });
-        }
+        self.visits.push(Visit {
+            step: step.clone(),
+            task: task.name.clone(),
+            pointer: task.pointer.clone(),
+            at: self.now,
+        });
         let null = Value::Null;
         let scope = Scope { input: &null, ..scope };
         let input = self.incoming(&task.input, raw.clone(), &scope)?;

@@ -14,6 +14,7 @@ use crate::{
         Authentication, Backoff, Definition, Extension, Filter, Head, Inner, Raised, Refused, Retry,
         Schedule, Schema, Timeout, Uses, digest,
     },
+    exposure,
     mistakes::{Fields, Mistakes, below, shown},
 };
 
@@ -158,7 +159,7 @@ fn definition(document: Json, mistakes: &mut Mistakes) -> Option<Inner> {
     let digest = digest(&document);
     // No deeper than `DEEPEST`, and so never too deep for a value.
     let value = sas_jq::Value::from_json(&document).unwrap_or_default();
-    Some(Inner {
+    let mut inner = Inner {
         digest,
         head: head?,
         uses,
@@ -171,7 +172,10 @@ fn definition(document: Json, mistakes: &mut Mistakes) -> Option<Inner> {
         starts,
         value,
         document,
-    })
+        exposes: None,
+    };
+    inner.exposes = exposure::first(&inner);
+    Some(inner)
 }
 
 fn is_name(text: &str) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sas_workflow::{Command, Definition, Machine, Outcome, Record, Request, Status};
+use sas_workflow::{Command, Definition, Machine, NoCheckpoint, Outcome, Record, Request, Status};
 use serde_json::Value as Json;
 
 /// 2026-01-01, in milliseconds.
@@ -31,9 +31,23 @@ impl Run {
         run
     }
 
+    /// From each record on, the machine is one that was made of a checkpoint, where there is one.
     pub(crate) fn tell(&mut self, record: Record) {
         self.machine.apply(&record);
         self.records.push(record);
+        match self.machine.checkpoint() {
+            Ok(text) => {
+                let restored = Machine::restore(self.definition.clone(), &self.secrets, &text);
+                let restored = restored.unwrap_or_else(|error| panic!("{error} in {text}"));
+                assert_eq!(restored.status(), self.machine.status(), "{text}");
+                assert_eq!(restored.commands(), self.machine.commands(), "{text}");
+                assert_eq!(restored.visits(), self.machine.visits(), "{text}");
+                assert_eq!(restored.checkpoint().as_ref(), Ok(&text));
+                self.machine = restored;
+            }
+            Err(NoCheckpoint::NotRunning) => assert!(self.machine.status().is_final()),
+            Err(error) => assert!(!self.secrets.is_empty(), "{error}"),
+        }
     }
 
     pub(crate) fn event(&mut self, event: Json) {
@@ -87,7 +101,7 @@ impl Run {
         self.machine.status()
     }
 
-    /// The same records make the same run: through JSON, and from the start.
+    /// The same records make the same run: through JSON, and from the start without any checkpoint.
     pub(crate) fn replays(&self) {
         let mut again = Machine::new(self.definition.clone(), &self.secrets).expect("all secrets");
         for record in &self.records {

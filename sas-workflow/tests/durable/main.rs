@@ -1,5 +1,8 @@
 //! The driver: what it stores it goes on from, whoever crashes or races.
 
+mod checkpoints;
+mod clocks;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -12,10 +15,12 @@ use std::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas_core::{
-    Commit, Entry, Error, ErrorKind, MemoryStore, Result, Store, StoreLimits, Timestamp, TokioClock, Version,
-    Watched,
+    Clock, Commit, Entry, Error, ErrorKind, MemoryStore, Result, Store, StoreLimits, Timestamp, TokioClock,
+    Version, Watched,
 };
-use sas_workflow::{Actions, Definition, Machine, Outcome, Phase, Record, Request, StepKey, Workflows};
+use sas_workflow::{
+    Actions, Body, Definition, Machine, Outcome, Phase, Record, Request, StepKey, WorkflowConfig, Workflows,
+};
 use serde_json::{Value as Json, json};
 use tokio_util::sync::CancellationToken;
 
@@ -23,12 +28,21 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Default)]
 struct Services {
     called: Mutex<Vec<(String, StepKey)>>,
+    /// What is asked for at URLs, with the headers; nobody answers there until somebody does.
+    asked: Mutex<Vec<Request>>,
+    answers: bool,
+    secrets: BTreeMap<String, Json>,
 }
 
 #[async_trait]
 impl Actions for Services {
     async fn call(&self, _: &StepKey, request: &Request) -> Outcome {
-        Outcome::Failed { reason: format!("nobody is at {}", request.uri) }
+        self.asked.lock().push(request.clone());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        match self.answers {
+            true => Outcome::Answer { status: 200, headers: Vec::new(), body: Body::Text(String::new()) },
+            false => Outcome::Failed { reason: format!("nobody is at {}", request.uri) },
+        }
     }
 
     async fn invoke(&self, step: &StepKey, service: &str, input: &Json) -> Outcome {
@@ -48,7 +62,7 @@ impl Actions for Services {
     }
 
     async fn secrets(&self, _: &str, _: &[String]) -> Result<BTreeMap<String, Json>> {
-        Ok(BTreeMap::new())
+        Ok(self.secrets.clone())
     }
 }
 
@@ -164,9 +178,18 @@ struct Host {
     stop: CancellationToken,
 }
 
-async fn host(store: Arc<dyn Store>, clock: Arc<TokioClock>) -> Host {
-    let services = Arc::new(Services::default());
-    let workflows = Workflows::new(store, clock, services.clone());
+async fn host(store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Host {
+    host_with(store, clock, Services::default(), WorkflowConfig::default()).await
+}
+
+async fn host_with(
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    services: Services,
+    config: WorkflowConfig,
+) -> Host {
+    let services = Arc::new(services);
+    let workflows = Workflows::with_config(store, clock, services.clone(), config);
     let stop = CancellationToken::new();
     let (running, token) = (workflows.clone(), stop.clone());
     tokio::spawn(async move { running.run(token).await });
