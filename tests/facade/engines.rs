@@ -14,7 +14,7 @@ use sas::{
     core::{Answer, DEFAULT_ENGINE, Isolation, MemoryStore},
     prelude::*,
 };
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_tungstenite::{
     WebSocketStream, client_async,
     tungstenite::{Message, handshake::server::create_response, protocol::Role},
@@ -259,6 +259,114 @@ async fn an_engine_is_replaced_under_load_and_no_request_is_lost() {
     // The disk is the machine's own, and may be full.
     found.retain(|finding| finding.name != "disk");
     assert_eq!(found, [], "all is well");
+    assert!(platform.shutdown(Duration::from_secs(5)).await.drained);
+}
+
+/// Asks `web` once, and counts what is wrong.
+async fn ask(gateway: &sas::router::Gateway, wrong: &parking_lot::Mutex<Vec<(u16, String)>>) {
+    let response = gateway.handle(get("default", "web")).await;
+    let status = response.status().as_u16();
+    let body =
+        response.into_body().collect(4096).await.map(|body| String::from_utf8_lossy(&body).into_owned());
+    match (status, body) {
+        (200, Ok(body)) if body == "web" => {}
+        (status, body) => wrong.lock().push((status, format!("{body:?}"))),
+    }
+}
+
+/// Requests come at their times, whether those before were answered or not. `SAS_LONG=1` replaces it ten times.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_is_replaced_at_four_fifths_of_what_it_bears_and_no_request_and_no_socket_is_lost() {
+    const CROWD: usize = 64;
+    const SOCKETS: usize = 20;
+    /// More than wait where four fifths are borne: a machine that got slower meanwhile gets no more than it bears.
+    const UNDER_WAY: usize = 1_000;
+    let upgrades = if std::env::var_os("SAS_LONG").is_some() { 10 } else { 1 };
+    let platform = Platform::builder()
+        .runtime(served())
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .build()
+        .await
+        .expect("a platform");
+    for (name, function) in [("web", "web"), ("echo", "echo")] {
+        platform.deploy("default", name, ten_at_a_time(function)).await.expect("deployed");
+    }
+    let wrong = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let gateway = Arc::clone(platform.gateway());
+
+    // What it bears: a crowd that asks again as soon as it is answered.
+    let end = Instant::now() + Duration::from_secs(2);
+    let crowd = (0..CROWD).map(|_| {
+        let (gateway, wrong) = (Arc::clone(&gateway), Arc::clone(&wrong));
+        tokio::spawn(async move {
+            let mut answers = 0_u32;
+            while Instant::now() < end {
+                ask(&gateway, &wrong).await;
+                answers += 1;
+            }
+            answers
+        })
+    });
+    let mut borne = 0;
+    for one in crowd.collect::<Vec<_>>() {
+        borne += one.await.expect("it ends");
+    }
+    let rate = f64::from(borne) / 2.0 * 0.8;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let pacing = tokio::spawn({
+        let (gateway, wrong, stop) = (Arc::clone(&gateway), Arc::clone(&wrong), Arc::clone(&stop));
+        async move {
+            let room = Arc::new(Semaphore::new(UNDER_WAY));
+            let (began, mut sent, mut held_back) = (Instant::now(), 0_u32, 0_u32);
+            let mut asked = tokio::task::JoinSet::new();
+            while !stop.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                let due = (began.elapsed().as_secs_f64() * rate) as u32;
+                while sent + held_back < due {
+                    let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+                        held_back += 1;
+                        continue;
+                    };
+                    let (gateway, wrong) = (Arc::clone(&gateway), Arc::clone(&wrong));
+                    asked.spawn(async move {
+                        ask(&gateway, &wrong).await;
+                        drop(place);
+                    });
+                    sent += 1;
+                }
+                while asked.try_join_next().is_some() {}
+            }
+            let took = began.elapsed();
+            asked.join_all().await;
+            (sent, held_back, f64::from(sent) / took.as_secs_f64())
+        }
+    });
+    for upgrade in 0..upgrades {
+        let mut talking = Vec::new();
+        for _ in 0..SOCKETS {
+            talking.push(tokio::spawn(talk(chat(&platform).await)));
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let report = platform.control().upgrade_engine(DEFAULT_ENGINE).await.expect("replaced");
+        assert_eq!((report.moved, report.left_behind.len(), report.drained), (2, 0, true), "{report:?}");
+        for one in talking {
+            let (heard, code) = one.await.expect("it ends");
+            assert!(heard > 0, "upgrade {upgrade}: it was answered until then");
+            assert_eq!(code, Some(1001), "upgrade {upgrade}: and told to come again, between two messages");
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (sent, held_back, paced) = pacing.await.expect("it ends");
+    let wrong = std::mem::take(&mut *wrong.lock());
+    assert!(wrong.is_empty(), "{} of {sent} were lost: {:?}", wrong.len(), &wrong[..wrong.len().min(5)]);
+    assert!(sent > 500, "there was load: {sent}");
+    println!(
+        "{upgrades} upgrades at {paced:.0} requests/s of {:.0} that are borne, {SOCKETS} WebSockets: {sent} sent and 0 lost, \
+         {held_back} not sent since {UNDER_WAY} were under way",
+        rate / 0.8
+    );
     assert!(platform.shutdown(Duration::from_secs(5)).await.drained);
 }
 

@@ -1,8 +1,10 @@
 //! A whole platform in one process, part by part. One program, since each more is built and linked for seconds.
 
 mod builder;
+mod diagnosis;
 mod engines;
 mod errors;
+mod lifecycle;
 mod metering;
 mod rollouts;
 mod scaling;

@@ -52,8 +52,21 @@ impl Authority {
     /// # Panics
     /// When `name` is none.
     pub fn certify(&self, name: &str) -> Certificate {
+        self.sign(CertificateParams::new(vec![name.to_owned()]).expect("a name"))
+    }
+
+    /// The same, valid until a day in UTC begins: year, month and day.
+    ///
+    /// # Panics
+    /// When `name` is none, or there is no such day.
+    pub fn certify_until(&self, name: &str, (year, month, day): (i32, u8, u8)) -> Certificate {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.not_after = rcgen::date_time_ymd(year, month, day);
+        self.sign(params)
+    }
+
+    fn sign(&self, params: CertificateParams) -> Certificate {
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         let pem = params.signed_by(&key, &self.issuer).expect("it signs").pem();
         Certificate { pem, key: key.serialize_pem() }
     }
