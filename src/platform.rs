@@ -1,6 +1,6 @@
 //! A running platform.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use sas_autoscale::{Driver, Measurement};
 use sas_control::{
@@ -30,6 +30,10 @@ use crate::{
 
 /// [`Platform::call`] is held to the service's own `timeouts.request`, however long; this only has to be longer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A future whose code is compiled here. That of an `async fn` is compiled anew in each program that awaits it, and those of a
+/// whole platform are seconds of a build.
+pub(crate) type Compiled<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 pub(crate) struct Parts {
     pub(crate) admin: Arc<Admin>,
@@ -268,6 +272,14 @@ impl Platform {
     /// `InvalidSpec` with every mistake of every manifest, before anything is done; else the first error of a deploy,
     /// after which the rest is not applied.
     pub async fn apply(&self, text: &str, base: Option<&Path>) -> Result<Vec<Applied>> {
+        self.applying(text, base).await
+    }
+
+    fn applying<'a>(&'a self, text: &'a str, base: Option<&'a Path>) -> Compiled<'a, Result<Vec<Applied>>> {
+        Box::pin(self.apply_all(text, base))
+    }
+
+    async fn apply_all(&self, text: &str, base: Option<&Path>) -> Result<Vec<Applied>> {
         let control = &self.parts.control;
         let mut manifests = parse(text, control.manifest_options())?;
         for manifest in &mut manifests {
@@ -289,7 +301,16 @@ impl Platform {
     /// `InvalidSpec` with the fields, when namespace, name or spec are refused; the runtime's error when the code
     /// can't be prepared. What served before goes on serving.
     pub async fn deploy(&self, namespace: &str, name: &str, spec: RevisionSpec) -> Result<DeployOutcome> {
-        self.parts.control.deploy_spec(namespace, name, spec).await
+        self.deploying(namespace, name, spec).await
+    }
+
+    fn deploying<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        spec: RevisionSpec,
+    ) -> Compiled<'a, Result<DeployOutcome>> {
+        Box::pin(self.parts.control.deploy_spec(namespace, name, spec))
     }
 
     /// Reports what the host measured of a service: sessions, orders in progress, the depth of a queue. It is of the
@@ -337,6 +358,14 @@ impl Platform {
     /// Ends everything within `limit`: triggers first, then requests drain, then instances stop, then tasks are
     /// joined. What is not done in time is ended by force. Idempotent.
     pub async fn shutdown(&self, limit: Duration) -> ShutdownReport {
+        self.shutting_down(limit).await
+    }
+
+    fn shutting_down(&self, limit: Duration) -> Compiled<'_, ShutdownReport> {
+        Box::pin(self.end(limit))
+    }
+
+    async fn end(&self, limit: Duration) -> ShutdownReport {
         let began = Instant::now();
         let deadline = began + limit;
         let parts = &self.parts;

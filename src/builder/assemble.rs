@@ -31,7 +31,7 @@ use crate::{
     machine::Machine,
     membership::{self, OwnCalls},
     own_store::open_state,
-    platform::{Parts, Platform},
+    platform::{Compiled, Parts, Platform},
     preset::Preset,
     requests,
     schedules::cron,
@@ -52,8 +52,12 @@ impl PlatformBuilder {
     /// # Errors
     /// [`BuildError`] names the part and what it refused.
     pub async fn build(self) -> Result<Platform, BuildError> {
-        // All parts are in what follows: too much to lie in the future of whoever waits for it.
-        Box::pin(self.composed()).await
+        self.composing().await
+    }
+
+    /// All parts are in what follows: too much to lie in the future of whoever waits for it.
+    fn composing(self) -> Compiled<'static, Result<Platform, BuildError>> {
+        Box::pin(self.composed())
     }
 
     async fn composed(mut self) -> Result<Platform, BuildError> {
