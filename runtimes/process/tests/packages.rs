@@ -611,6 +611,17 @@ async fn a_changed_file_is_another_package_and_modes_are_made_harmless() {
     assert_eq!(fs::metadata(unpacked).unwrap().permissions().mode() & 0o7707, 0o705, "no set-user-id");
     fs::write(project.join("more"), "x").unwrap();
     assert_ne!(first.info().digest, runtime.prepare(&spec(&project)).await.unwrap().info().digest);
+    // An archive says any mode.
+    let set_user =
+        Entry { name: "run", kind: tar::EntryType::Regular, mode: 0o6777, link: "", content: HELLO };
+    let (store, runtime) = support::runtime();
+    let _prepared = runtime.prepare(&bytes("a.tar", tar(&[set_user]))).await.unwrap();
+    let unpacked = left(store.path()).remove(0).join("run");
+    assert_eq!(
+        fs::metadata(unpacked).unwrap().permissions().mode() & 0o7777,
+        0o755,
+        "what could harm is not kept"
+    );
 }
 
 /// Whatever the bytes, nothing outside of the store is touched, nothing panics, nothing is left.
