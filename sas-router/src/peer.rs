@@ -30,6 +30,9 @@ pub(crate) const MARK: HeaderName = HeaderName::from_static("x-sas-hop");
 /// RFC 8586: the hosts that a request passed. Nobody takes it out, so that a circle ends also where marks are not believed.
 pub(crate) const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 
+/// How often a request is passed on at most, where hosts say what they know: each time by a host that knows more than the one
+/// before it. When hosts are replaced one after the other, a service may move twice meanwhile.
+const MOST_HOPS: u8 = 4;
 /// How far the clocks of two hosts may be apart, and how old a mark may be, before it is not believed.
 const FRESH: Duration = Duration::from_secs(60);
 /// A key that is shorter can be guessed.
@@ -239,7 +242,7 @@ impl Peers {
 
     /// How often a request may be passed on.
     pub(crate) fn most_hops(&self) -> u8 {
-        if *self.view.borrow() == 0 { 1 } else { 2 }
+        if *self.view.borrow() == 0 { 1 } else { MOST_HOPS }
     }
 
     /// This host's own name.

@@ -312,3 +312,72 @@ async fn a_connection_that_was_just_taken_gets_its_first_answer_although_the_ser
     assert!(began.elapsed() < Duration::from_secs(3), "who says nothing is waited for briefly");
     ends(&mut silent).await;
 }
+
+/// The kernel takes connections before the server does. When it closes its listener, those that it has not taken are reset.
+#[tokio::test]
+async fn connections_that_the_kernel_took_are_answered_although_the_server_never_came_to_take_them() {
+    let platform = Platform::start().await;
+    platform.pool.add_inside(platform.revision, handler(|_| async { text(200, "ok") }));
+    // Nothing else runs on this thread meanwhile.
+    let mut asking = Vec::new();
+    for _ in 0..20 {
+        let mut stream = std::net::TcpStream::connect(platform.address()).unwrap();
+        std::io::Write::write_all(&mut stream, format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n").as_bytes())
+            .unwrap();
+        stream.set_nonblocking(true).unwrap();
+        asking.push(TcpStream::from_std(stream).unwrap());
+    }
+    let answers = async {
+        for mut stream in asking {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("no reset");
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+    };
+    tokio::join!(answers, platform.server.shutdown(deadline()));
+    assert!(TcpStream::connect(platform.address()).await.is_err(), "nobody listens any more");
+}
+
+/// A client of HTTP/2 that goes on asking while a server goes away learns of each request whether it was begun with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_http2_learn_which_streams_a_server_that_went_away_has_not_begun_with() {
+    let (mut answered, mut unprocessed) = (0, 0);
+    for _ in 0..30 {
+        let platform = Platform::start().await;
+        platform.pool.add_inside(platform.revision, handler(|_| async { text(200, "ok") }));
+        let mut clients = tokio::task::JoinSet::new();
+        let stream = TcpStream::connect(platform.address()).await.unwrap();
+        let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+        let driving = tokio::spawn(connection);
+        for _ in 0..8 {
+            let sender = sender.clone();
+            clients.spawn(async move {
+                let mut counts = (0, 0);
+                while let Ok(mut sender) = sender.clone().ready().await {
+                    let ask = http::Request::get(format!("http://{HOST}/")).body(()).unwrap();
+                    let Ok((response, _)) = sender.send_request(ask, true) else { break };
+                    match response.await {
+                        Ok(response) => {
+                            assert_eq!(response.status(), 200);
+                            counts.0 += 1;
+                        }
+                        Err(error) => {
+                            assert!(error.is_go_away() && error.is_remote(), "{error:?}");
+                            counts.1 += 1;
+                        }
+                    }
+                }
+                counts
+            });
+        }
+        drop(sender);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        platform.server.shutdown(deadline()).await;
+        for (ok, left) in clients.join_all().await {
+            answered += ok;
+            unprocessed += left;
+        }
+        driving.await.unwrap().ok();
+    }
+    assert!(answered > 0, "{answered} answered, {unprocessed} not begun with");
+}

@@ -282,29 +282,59 @@ async fn a_request_waits_while_its_host_is_about_to_act_or_can_not_be_reached_an
 }
 
 #[tokio::test]
-async fn a_host_that_gave_a_service_away_passes_its_requests_on_once_more() {
-    let ((a, to_b), (b, to_c), (c, of_c)) = (named("a").await, named("b").await, named("c").await);
-    to_b.set_over("b", Endpoint::Tcp(b.address()), Protocol::H2c);
-    to_c.set_over("c", Endpoint::Tcp(c.address()), Protocol::H2c);
-    lead(&a, "b");
-    lead(&b, "c");
-    let mut client = Client::connect(a.address()).await;
+async fn hosts_that_gave_a_service_away_pass_its_requests_on_up_to_four_times() {
+    let mut hosts = Vec::new();
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        hosts.push((name, named(name).await));
+    }
+    for two in hosts.windows(2) {
+        let [(_, (from, peers)), (name, (to, _))] = two else { unreachable!("two of them") };
+        peers.set_over(*name, Endpoint::Tcp(to.address()), Protocol::H2c);
+        lead(from, name);
+    }
+    let (e, of_e) = &hosts[4].1;
+    let mut client = Client::connect(hosts[0].1.0.address()).await;
     assert_eq!(client.send(get("/")).await.status(), 508, "without views a second hop is a mistake");
-    for peers in [&to_b, &to_c, &of_c] {
+    for (_, (_, peers)) in &hosts {
         peers.set_view(7);
     }
-    assert_eq!(read(client.send(get("/")).await).await, "c after sas-a, sas-b");
-    // And no third.
-    of_c.set_over("d", Endpoint::Tcp(a.address()), Protocol::H2c);
-    lead(&c, "d");
+    // And no fifth.
     assert_eq!(client.send(get("/")).await.status(), 508);
-    // But what two hosts know before c does is waited for.
-    of_c.set_hold(Duration::from_secs(5));
+    route(&e.table, HOST, e.revision);
+    assert_eq!(read(client.send(get("/")).await).await, "e after sas-a, sas-b, sas-c, sas-d");
+    // But what the others know before e does is waited for.
+    lead(e, "f");
+    of_e.set_hold(Duration::from_secs(5));
     let asking = tokio::spawn(async move { read(client.send(get("/")).await).await });
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!asking.is_finished(), "it waits");
-    route(&c.table, HOST, c.revision);
-    assert_eq!(asking.await.unwrap(), "c after sas-a, sas-b", "c was about to act");
+    route(&e.table, HOST, e.revision);
+    assert_eq!(asking.await.unwrap(), "e after sas-a, sas-b, sas-c, sas-d", "e was about to act");
+}
+
+/// As when hosts are replaced one after the other: `a` passes on to `b`, which has given the service to `c`, which has it given
+/// back to `a` meanwhile.
+#[tokio::test]
+async fn a_request_comes_back_to_a_host_that_acts_for_it_by_then() {
+    let ((a, of_a), (b, of_b), (c, of_c)) = (named("a").await, named("b").await, named("c").await);
+    of_a.set_over("b", Endpoint::Tcp(b.address()), Protocol::H2c);
+    of_b.set_over("c", Endpoint::Tcp(c.address()), Protocol::H2c);
+    of_c.set_over("a", Endpoint::Tcp(a.address()), Protocol::H2c);
+    for peers in [&of_a, &of_b, &of_c] {
+        peers.set_hold(Duration::from_secs(5));
+        peers.set_view(1);
+    }
+    lead(&a, "b");
+    lead(&b, "c");
+    // It waits there, until c knows that it has given the service away.
+    lead(&c, "c");
+    let mut client = Client::connect(a.address()).await;
+    let asking = tokio::spawn(async move { read(client.send(get("/")).await).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!asking.is_finished(), "it waits");
+    route(&a.table, HOST, a.revision);
+    lead(&c, "a");
+    assert_eq!(asking.await.unwrap(), "a after sas-a, sas-b, sas-c");
 }
 
 #[tokio::test]

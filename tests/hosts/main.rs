@@ -254,6 +254,12 @@ async fn three_hosts_are_replaced_one_after_the_other_under_load_and_no_request_
     assert!(others.is_empty(), "{others:#?}");
     assert!(all > 200, "{all}");
     let events = world.report.events();
-    assert!(!events.is_empty() && events.values().all(|times| *times == 1), "{events:?}");
+    // One that is under way while its namespace moves may come again, under the same id.
+    let twice: Vec<_> = events.iter().filter(|(_, times)| **times > 1).collect();
+    assert!(
+        !events.is_empty() && twice.len() <= 3 && twice.iter().all(|(_, times)| **times == 2),
+        "{events:?}"
+    );
+    println!("rolled: {} fires, {} of them again under their ids", events.len(), twice.len());
     world.assert_sound();
 }

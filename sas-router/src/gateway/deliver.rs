@@ -309,7 +309,13 @@ impl Gateway {
         }
         let empty = http_body::Body::is_end_stream(request.body());
         let progress = (!empty).then(|| Progress::until(cx.deadline));
-        let to = To { instance: lease.instance.id(), endpoint, interim: delivery.interim, repeats };
+        let to = To {
+            instance: lease.instance.id(),
+            endpoint,
+            interim: delivery.interim,
+            repeats,
+            elsewhere: delivery.peer.is_some(),
+        };
         let sent = match protocol {
             Protocol::H2c => Box::pin(self.upstream.send_http2(to, request, progress.clone())).await,
             _ => self.upstream.send_http1(to, request, progress.as_ref()).await,

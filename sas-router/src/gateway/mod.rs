@@ -347,13 +347,17 @@ impl Gateway {
                 format!("the route leads to the host {}, and this gateway knows no others", remote.peer);
             return Err(unsent(unknown(why)));
         };
-        if peers.has_passed(request.headers()) {
+        // Where marks are believed, they bound the hops.
+        if hops == 1 && peers.has_passed(request.headers()) {
             return Err(unsent(passed_on_twice("it passed this host before")));
         }
         let Some(peer) = peers.get(&remote.peer) else {
             let why = format!("the route leads to the host {}, which is not there now", remote.peer);
             return Err(unsent(unknown(why)));
         };
+        if hops > 1 {
+            keep_body(request, cx).await?;
+        }
         let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
         // For another try, where one may follow.
         let before = (!peers.hold().is_zero()).then(|| request.headers().clone());
@@ -752,6 +756,31 @@ fn query<'a>(request: &'a Request, host: &'a str) -> RouteQuery<'a> {
         query: request.uri().query(),
         headers: request.headers(),
     }
+}
+
+/// Reads a short body into memory: a request that has come from another host is on its way while services move, and one with a
+/// body that streams could not be passed on again when the next host goes away before it has begun with it.
+async fn keep_body(request: &mut Request, cx: &Cx) -> Result<(), Box<Refused>> {
+    let length = http_body::Body::size_hint(request.body()).exact();
+    if request.body().in_memory().is_some() || length.is_none_or(|length| length > BUFFERED_BYTES) {
+        return Ok(());
+    }
+    let body = std::mem::take(request.body_mut());
+    let failure = match tokio::time::timeout_at(cx.deadline, http_body_util::BodyExt::collect(body)).await {
+        Ok(Ok(collected)) => {
+            *request.body_mut() = match collected.trailers() {
+                None => Body::from(collected.to_bytes()),
+                Some(_) => Body::new(collected),
+            };
+            return Ok(());
+        }
+        Ok(Err(error)) => {
+            let why = format!("the body of the request ended early: {error}");
+            Failure::new(StatusCode::BAD_REQUEST, "router", "body", why)
+        }
+        Err(_) => Failure::deadline("the body of the request had not come in time".to_owned()),
+    };
+    Err(Refused::new(failure, false))
 }
 
 /// A request that went from host to host and would go on.

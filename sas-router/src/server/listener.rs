@@ -45,6 +45,29 @@ impl Listener {
             Self::Unix(listener) => listener.accept().await.map(|(stream, _)| (Accepted::Unix(stream), None)),
         }
     }
+
+    /// Stops listening. What the kernel has taken by then comes out.
+    pub(super) fn taken(self) -> Vec<(Accepted, Option<SocketAddr>)> {
+        let mut taken = Vec::new();
+        match self {
+            Self::Tcp(listener) => {
+                let Ok(listener) = listener.into_std() else { return taken };
+                while let Ok((stream, peer)) = listener.accept() {
+                    let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                    taken.extend(stream.ok().map(|stream| (Accepted::Tcp(stream), Some(peer))));
+                }
+            }
+            #[cfg(unix)]
+            Self::Unix(listener) => {
+                let Ok(listener) = listener.into_std() else { return taken };
+                while let Ok((stream, _)) = listener.accept() {
+                    let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+                    taken.extend(stream.ok().map(|stream| (Accepted::Unix(stream), None)));
+                }
+            }
+        }
+        taken
+    }
 }
 
 /// Serves a [`Handler`] on a Unix socket of mode 0600, which only its owner and root can open, over HTTP/1.1 and HTTP/2

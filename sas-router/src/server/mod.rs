@@ -228,39 +228,49 @@ async fn look(shared: Arc<Shared>) {
 }
 
 async fn accept(listener: Listener, shared: Arc<Shared>) {
-    loop {
-        let accepted = async {
-            let place = Arc::clone(&shared.places).acquire_owned().await.ok()?;
-            Some((listener.accept().await, place))
+    let drain = &shared.ending.drain;
+    let place = loop {
+        let place = tokio::select! {
+            biased;
+            () = drain.cancelled() => break Arc::clone(&shared.places).try_acquire_owned().ok(),
+            place = Arc::clone(&shared.places).acquire_owned() => place,
         };
+        let Ok(place) = place else { return };
         let accepted = tokio::select! {
             biased;
-            () = shared.ending.drain.cancelled() => return,
-            accepted = accepted => accepted,
+            () = drain.cancelled() => break Some(place),
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Some((Ok((stream, peer)), place)) => {
-                shared.metrics.accepted();
-                let shared = Arc::clone(&shared);
-                shared.ending.tasks.spawn({
-                    let shared = Arc::clone(&shared);
-                    async move {
-                        let _place = place;
-                        let watched = Entered(shared.watch.enter());
-                        if let Err(error) = connection(stream, peer, &watched.0, &shared).await {
-                            tracing::debug!(?peer, %error, "a connection ended with an error");
-                        }
-                    }
-                });
-            }
-            Some((Err(error), _)) => {
+            Ok((stream, peer)) => serve_next(stream, peer, place, &shared),
+            Err(error) => {
                 // Out of file descriptors, mostly: those in use must end first, and a busy loop helps nobody.
                 tracing::warn!(%error, "can't take a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            None => return,
+        }
+    };
+    // The kernel took these for this server, and would reset them when it closes.
+    if let Some(place) = place.map(Arc::new) {
+        for (stream, peer) in listener.taken() {
+            serve_next(stream, peer, Arc::clone(&place), &shared);
         }
     }
+}
+
+/// Serves a connection as a task of its own, which holds `place`.
+fn serve_next(stream: Accepted, peer: Option<SocketAddr>, place: impl Send + 'static, shared: &Arc<Shared>) {
+    shared.metrics.accepted();
+    shared.ending.tasks.spawn({
+        let shared = Arc::clone(shared);
+        async move {
+            let _place = place;
+            let watched = Entered(shared.watch.enter());
+            if let Err(error) = connection(stream, peer, &watched.0, &shared).await {
+                tracing::debug!(?peer, %error, "a connection ended with an error");
+            }
+        }
+    });
 }
 
 /// A connection's place under the watch.

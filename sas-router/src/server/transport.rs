@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use http::StatusCode;
@@ -14,6 +15,7 @@ use tokio::net::UnixStream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::Sleep,
 };
 
 use super::{
@@ -151,7 +153,12 @@ pub(super) struct Transport<S> {
     line: Option<RequestLine>,
     /// What was read and did not fit once it was encoded.
     left: Vec<u8>,
+    /// Until when it reads on, after its last word.
+    lingering: Option<Pin<Box<Sleep>>>,
 }
+
+/// How long a client of HTTP/2 has to see that its connection ends.
+const LINGER: Duration = Duration::from_secs(1);
 
 impl<S> Transport<S> {
     pub(super) fn new(
@@ -161,7 +168,7 @@ impl<S> Transport<S> {
         interim: Option<Arc<Interim>>,
     ) -> Self {
         let line = interim.is_some().then(RequestLine::new);
-        Self { stream, watched, ids, answer: Vec::new(), interim, line, left: Vec::new() }
+        Self { stream, watched, ids, answer: Vec::new(), interim, line, left: Vec::new(), lingering: None }
     }
 
     /// The connection without its marks.
@@ -249,7 +256,7 @@ impl<S: AsyncWrite + Unpin> Transport<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.put_interim();
@@ -277,7 +284,22 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_answer(cx))?;
-        Pin::new(&mut this.stream).poll_shutdown(cx)
+        ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+        if this.interim.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        // A socket that is closed on bytes that nobody reads is reset, and the client's system then drops what it has not
+        // read itself: the GOAWAY that says which of its streams it may ask for again.
+        let lingering = this.lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        let mut unwanted = [0; 1024];
+        loop {
+            let mut buffer = ReadBuf::new(&mut unwanted);
+            match Pin::new(&mut this.stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return lingering.as_mut().poll(cx).map(Ok),
+            }
+        }
     }
 
     fn poll_write_vectored(

@@ -18,6 +18,7 @@ use sas_core::Endpoint;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
+    sync::oneshot,
     time::timeout,
 };
 
@@ -67,6 +68,61 @@ pub(super) struct Doubt(Arc<AtomicBool>);
 impl Doubt {
     pub(super) fn raise(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A connection that tells when its other end has said its first byte.
+#[derive(Debug)]
+pub(super) struct Answering<S> {
+    io: S,
+    first: Option<oneshot::Sender<()>>,
+}
+
+impl<S> Answering<S> {
+    pub(super) fn new(io: S) -> (Self, oneshot::Receiver<()>) {
+        let (first, heard) = oneshot::channel();
+        (Self { io, first: Some(first) }, heard)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Answering<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        if buf.filled().len() > before
+            && let Some(first) = this.first.take()
+        {
+            // Nobody waits for it any more.
+            let _ = first.send(());
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Answering<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
     }
 }
 

@@ -30,7 +30,7 @@ use tokio::{
 pub(crate) use self::http1::{InstanceBody, Outgoing, Progress};
 use self::{
     http1::Http1,
-    io::InstanceIo,
+    io::{Answering, InstanceIo},
     plain::{Exchanged, Plain},
 };
 use crate::{
@@ -222,6 +222,8 @@ pub(crate) struct To<'a> {
     pub(crate) interim: Option<&'a Arc<Interim>>,
     /// The request may be sent again. One that may not is careful: a kept connection is looked at once more before.
     pub(crate) repeats: bool,
+    /// It goes to another host, which ends its connections in order: what it has not begun with may be sent again.
+    pub(crate) elsewhere: bool,
 }
 
 /// What is left of a request whose call failed.
@@ -266,6 +268,22 @@ impl Failed {
         };
         Box::new(Self { error, left })
     }
+}
+
+/// Whether the other end said that it has not begun with the stream (RFC 9113, sections 6.8 and 8.7): it came after the last one
+/// that a GOAWAY names, or was refused.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        if let Some(h2) = inner.downcast_ref::<h2::Error>() {
+            let said = h2.reason();
+            return h2.is_remote()
+                && (h2.is_go_away() && said == Some(h2::Reason::NO_ERROR)
+                    || h2.is_reset() && said == Some(h2::Reason::REFUSED_STREAM));
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 fn lost(
@@ -484,12 +502,12 @@ impl Upstream {
         request: &mut Request,
         progress: Option<Arc<Progress>>,
     ) -> Result<http::Response<InstanceBody>, Box<Failed>> {
-        let copy = if to.repeats { again(request) } else { None };
+        let copy = if to.repeats || to.elsewhere { again(request) } else { None };
         let mut outgoing = std::mem::take(request).map(|body| Outgoing::new(body, progress));
         // One connection per instance, made by whoever comes first; a second try when a kept one has ended.
         for attempt in 0..2 {
             let cell = self.http2_cell(to.instance);
-            let made = cell.get_or_try_init(|| self.connect_http2(to.endpoint)).await;
+            let made = cell.get_or_try_init(|| self.connect_http2(to.endpoint, to.elsewhere)).await;
             let mut sender = match made {
                 Ok(sender) => sender.clone(),
                 Err(error) => {
@@ -507,8 +525,13 @@ impl Upstream {
                         outgoing = unsent;
                     }
                     unsent => {
-                        let error = self.sent(error.into_error(), to.endpoint);
+                        let error = error.into_error();
                         let unsent = unsent.map(|unsent| Box::new(unsent.map(Outgoing::into_body)));
+                        let (unsent, copy) = match is_unprocessed(&error) {
+                            true => (unsent.or(copy), None),
+                            false => (unsent, copy.filter(|_| to.repeats)),
+                        };
+                        let error = self.sent(error, to.endpoint);
                         return Err(Failed::put_back(error, unsent, copy, request));
                     }
                 },
@@ -544,10 +567,12 @@ impl Upstream {
         }
     }
 
-    async fn connect_http2(&self, endpoint: &Endpoint) -> Result<H2Sender, Error> {
+    /// `answered`: it counts as made when the other end has said something. Whoever stands between two hosts takes connections
+    /// for one that has gone already, and ends them: what was asked over such a one was not sent.
+    async fn connect_http2(&self, endpoint: &Endpoint, answered: bool) -> Result<H2Sender, Error> {
         let handover = Arc::<Handover>::default();
         let connecting = async {
-            let io = InstanceIo::connect(endpoint).await?;
+            let (io, heard) = Answering::new(InstanceIo::connect(endpoint).await?);
             let mut builder = http2::Builder::new(H2Tasks(Arc::clone(&handover)));
             builder
                 .timer(TokioTimer::new())
@@ -555,14 +580,20 @@ impl Upstream {
                 .max_header_list_size(u32::try_from(self.config.max_header_bytes).unwrap_or(u32::MAX))
                 .keep_alive_interval(self.config.ping_timeout)
                 .keep_alive_timeout(self.config.ping_timeout);
-            builder.handshake(TokioIo::new(io)).await.map_err(std::io::Error::other)
-        };
-        let (sender, connection) = self.within(endpoint, connecting).await?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an HTTP/2 connection to an instance ended");
+            let (sender, connection) =
+                builder.handshake(TokioIo::new(io)).await.map_err(std::io::Error::other)?;
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "an HTTP/2 connection to an instance ended");
+                }
+            });
+            if answered && heard.await.is_err() {
+                let text = "it was taken and ended before anything was said";
+                return Err(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, text));
             }
-        });
+            Ok(sender)
+        };
+        let sender = self.within(endpoint, connecting).await?;
         Ok(H2Sender { sender, handover })
     }
 
