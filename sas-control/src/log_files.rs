@@ -1,6 +1,7 @@
 //! Lines of instances in files that rotate.
 
 use std::{
+    fmt,
     fs::{File, OpenOptions},
     io::{BufWriter, Write as _},
     path::{Path, PathBuf},
@@ -12,14 +13,15 @@ use std::{
 };
 
 use dashmap::DashMap;
+use metrics::Counter;
 use parking_lot::Mutex;
 use sas_core::{
-    Error, ErrorKind, InstanceId, LogLine, LogQuery, LogRecord, LogSink, LogStream, RequestId, Result,
-    RevisionKey, RevisionName, TenantKey, Timestamp,
+    Error, ErrorKind, InstanceId, LogLine, LogQuery, LogRecord, LogSink, LogStream, Recorder, RequestId,
+    Result, RevisionKey, RevisionName, TenantKey, Timestamp,
 };
 use serde::Serialize;
 
-use crate::stamp::rfc3339;
+use crate::{metrics::log_lines_dropped, stamp::rfc3339};
 
 /// How log files are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,32 +81,50 @@ enum Order {
 /// another sink, such as the [`crate::LogBuffer`] that is read back.
 ///
 /// Writing is done by a thread of its own. One that can't keep up never holds an instance: lines that find no room are
-/// dropped and counted ([`LogFiles::dropped`]), and so are those that the disk does not take.
-#[derive(Debug)]
+/// dropped and counted ([`LogFiles::dropped`], and as [`LOG_LINES_DROPPED`](crate::metrics::LOG_LINES_DROPPED) with
+/// `sink="file"`), and so are those that the disk does not take.
 pub struct LogFiles {
     next: Arc<dyn LogSink>,
     names: DashMap<RevisionKey, RevisionName>,
     orders: Mutex<Option<mpsc::SyncSender<Order>>>,
     dropped: Arc<AtomicU64>,
+    no_room: Counter,
+}
+
+impl fmt::Debug for LogFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogFiles")
+            .field("next", &self.next)
+            .field("dropped", &self.dropped)
+            .finish_non_exhaustive()
+    }
 }
 
 impl LogFiles {
     /// Writes to `path`, which is made with mode 0600 if it is not there and else appended to, and passes lines on to
-    /// `next`.
+    /// `next`. What is dropped is counted at `recorder`.
     ///
     /// # Errors
     /// `Unavailable` when the file can't be opened, or no thread be had.
-    pub fn new(path: impl Into<PathBuf>, limits: LogFileLimits, next: Arc<dyn LogSink>) -> Result<Self> {
+    pub fn new(
+        path: impl Into<PathBuf>,
+        limits: LogFileLimits,
+        next: Arc<dyn LogSink>,
+        recorder: &Recorder,
+    ) -> Result<Self> {
         let path = path.into();
         let failed = |error: std::io::Error| {
             Error::new(ErrorKind::Unavailable, "log file", format!("{}: {error}", path.display()))
         };
         let (orders, receiver) = mpsc::sync_channel(limits.waiting.max(1));
         let dropped = Arc::<AtomicU64>::default();
-        let mut writer = Writer::open(path.clone(), limits, Arc::clone(&dropped)).map_err(failed)?;
+        let not_taken = log_lines_dropped(recorder, "file", "disk");
+        let mut writer =
+            Writer::open(path.clone(), limits, Arc::clone(&dropped), not_taken).map_err(failed)?;
         let thread = std::thread::Builder::new().name("sas-log-file".to_owned());
         thread.spawn(move || writer.run(&receiver)).map_err(failed)?;
-        Ok(Self { next, names: DashMap::new(), orders: Mutex::new(Some(orders)), dropped })
+        let no_room = log_lines_dropped(recorder, "file", "room");
+        Ok(Self { next, names: DashMap::new(), orders: Mutex::new(Some(orders)), dropped, no_room })
     }
 
     /// Lines that were dropped since the start: there was no room, or the disk did not take them.
@@ -131,6 +151,7 @@ impl LogSink for LogFiles {
         let orders = self.orders.lock();
         if orders.as_ref().is_none_or(|orders| orders.try_send(Order::Line(waiting)).is_err()) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.no_room.increment(1);
         }
     }
 
@@ -157,6 +178,7 @@ struct Writer {
     file: BufWriter<File>,
     bytes: u64,
     dropped: Arc<AtomicU64>,
+    not_taken: Counter,
 }
 
 fn open(path: &Path) -> std::io::Result<File> {
@@ -168,10 +190,15 @@ fn open(path: &Path) -> std::io::Result<File> {
 }
 
 impl Writer {
-    fn open(path: PathBuf, limits: LogFileLimits, dropped: Arc<AtomicU64>) -> std::io::Result<Self> {
+    fn open(
+        path: PathBuf,
+        limits: LogFileLimits,
+        dropped: Arc<AtomicU64>,
+        not_taken: Counter,
+    ) -> std::io::Result<Self> {
         let file = open(&path)?;
         let bytes = file.metadata()?.len();
-        Ok(Self { path, limits, file: BufWriter::new(file), bytes, dropped })
+        Ok(Self { path, limits, file: BufWriter::new(file), bytes, dropped, not_taken })
     }
 
     fn run(&mut self, orders: &mpsc::Receiver<Order>) {
@@ -183,6 +210,7 @@ impl Writer {
                     Order::Line(line) => {
                         if let Err(error) = self.write(&line) {
                             self.dropped.fetch_add(1, Ordering::Relaxed);
+                            self.not_taken.increment(1);
                             tracing::warn!(path = %self.path.display(), %error, "a line of an instance was not written");
                         }
                     }

@@ -2,16 +2,24 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use async_trait::async_trait;
 use dashmap::DashMap;
+use metrics::Counter;
 use parking_lot::Mutex;
 use sas_core::{
-    LogFilter, LogLine, LogPage, LogQuery, LogRecord, LogSink, Result, RevisionKey, RevisionName, TenantKey,
+    LogFilter, LogLine, LogPage, LogQuery, LogRecord, LogSink, Recorder, Result, RevisionKey, RevisionName,
+    TenantKey,
 };
 use tokio::sync::Notify;
+
+use crate::metrics::log_lines_dropped;
+
+/// Tenants whose losses are told apart, at most.
+const TENANTS: usize = 4096;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +52,7 @@ struct Ring {
 /// A [`LogSink`] that keeps the last lines of each revision.
 ///
 /// Revisions do not share room, and where there are too many revisions the tenant that has most gives one up: a flood of one
-/// tenant pushes out its own lines alone. [`LogBuffer::lost`] says how many lines of each tenant are gone.
+/// tenant pushes out its own lines alone. [`LogBuffer::lost`] says how many lines of each tenant are gone or were cut.
 ///
 /// ```
 /// use sas_control::LogBuffer;
@@ -55,7 +63,6 @@ struct Ring {
 /// logs.line(&LogRecord::new(InstanceId(1), key, Timestamp(0), LogStream::Stdout, b"hello"));
 /// assert_eq!(logs.tail(&[key], 10, 0)[0].line, "hello");
 /// ```
-#[derive(Debug)]
 pub struct LogBuffer {
     rings: DashMap<RevisionKey, Ring>,
     /// The tenants of revisions that have started.
@@ -64,6 +71,17 @@ pub struct LogBuffer {
     limits: LogLimits,
     sequence: AtomicU64,
     written: Notify,
+    made_room: Counter,
+    cut: Counter,
+}
+
+impl fmt::Debug for LogBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogBuffer")
+            .field("limits", &self.limits)
+            .field("revisions", &self.rings.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for LogBuffer {
@@ -82,7 +100,17 @@ impl LogBuffer {
             limits,
             sequence: AtomicU64::new(0),
             written: Notify::new(),
+            made_room: Counter::noop(),
+            cut: Counter::noop(),
         }
+    }
+
+    /// Counts what is lost as [`LOG_LINES_DROPPED`](crate::metrics::LOG_LINES_DROPPED), with `sink="buffer"`.
+    #[must_use]
+    pub fn with_recorder(mut self, recorder: &Recorder) -> Self {
+        self.made_room = log_lines_dropped(recorder, "buffer", "room");
+        self.cut = log_lines_dropped(recorder, "buffer", "cut");
+        self
     }
 
     /// The last `most` lines of these revisions together with a sequence above `after`, oldest first.
@@ -117,16 +145,30 @@ impl LogBuffer {
         self.rings.get(&revision).map_or(0, |ring| ring.dropped)
     }
 
-    /// Lines of each tenant that made room for younger ones since the platform started, also of revisions that are gone.
-    /// Tenants that lost none are left out.
+    /// Lines of each tenant that made room for younger ones, or were cut at [`LogLimits::bytes`], since the platform started;
+    /// also of revisions that are gone. Tenants that lost none are left out. Of 4,096 tenants at most: of more, that which
+    /// lost least is left out.
     pub fn lost(&self) -> BTreeMap<TenantKey, u64> {
         self.lost.lock().clone()
     }
 
     fn lose(&self, tenant: TenantKey, lines: u64) {
-        if lines > 0 {
-            *self.lost.lock().entry(tenant).or_default() += lines;
+        if lines == 0 {
+            return;
         }
+        let mut lost = self.lost.lock();
+        if lost.len() >= TENANTS
+            && !lost.contains_key(&tenant)
+            && let Some(least) = lost.iter().min_by_key(|(_, lines)| **lines).map(|(tenant, _)| *tenant)
+        {
+            lost.remove(&least);
+        }
+        *lost.entry(tenant).or_default() += lines;
+    }
+
+    fn make_way(&self, tenant: TenantKey, lines: u64) {
+        self.made_room.increment(lines);
+        self.lose(tenant, lines);
     }
 
     fn make_room(&self) {
@@ -144,7 +186,7 @@ impl LogBuffer {
             let most = tenants.values().max_by_key(|(count, silent, _)| (*count, u64::MAX - silent));
             let Some((.., key)) = most else { return };
             if let Some((_, ring)) = self.rings.remove(key) {
-                self.lose(ring.tenant, ring.lines.len() as u64);
+                self.make_way(ring.tenant, ring.lines.len() as u64);
             }
         }
     }
@@ -154,7 +196,9 @@ impl LogSink for LogBuffer {
     fn line(&self, record: &LogRecord<'_>) {
         let LogRecord { instance, revision, request, at, stream, line, .. } = *record;
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        let text = String::from_utf8_lossy(&line[..line.len().min(self.limits.bytes)]).into_owned();
+        let whole = line.len() <= self.limits.bytes;
+        let text =
+            String::from_utf8_lossy(if whole { line } else { &line[..self.limits.bytes] }).into_owned();
         let kept = LogLine::new(sequence, at, instance, stream, text).for_request(request);
         if !self.rings.contains_key(&revision) {
             self.make_room();
@@ -178,7 +222,11 @@ impl LogSink for LogBuffer {
         ring.dropped += lost;
         let tenant = ring.tenant;
         drop(ring);
-        self.lose(tenant, lost);
+        self.make_way(tenant, lost);
+        if !whole {
+            self.cut.increment(1);
+            self.lose(tenant, 1);
+        }
         self.written.notify_waiters();
     }
 

@@ -19,8 +19,17 @@ pub const REVISIONS: &str = "sas_control_revisions";
 pub const FINDINGS: &str = "sas_control_findings";
 /// The largest share of a quota that any tenant or service uses, by `resource`: 1 is all of it. Looked at every 15 s.
 pub const QUOTA_USED: &str = "sas_control_quota_used_ratio";
+/// Lines of instances that a sink of logs has not, or not whole, by `sink` and `reason`: of the `buffer` that is read back, those
+/// that made `room` for younger ones, and those that were `cut`; of the `file`, those that found no `room` since the disk was
+/// slow, and those that the `disk` did not take.
+pub const LOG_LINES_DROPPED: &str = "sas_log_lines_dropped_total";
 /// Test runs, by `result` (`ok` or `error`).
 pub const TEST_RUNS: &str = "sas_control_test_runs_total";
+
+/// The counter of [`LOG_LINES_DROPPED`] for a sink and a reason.
+pub(crate) fn log_lines_dropped(recorder: &Recorder, sink: &'static str, reason: &'static str) -> Counter {
+    recorder.counter(LOG_LINES_DROPPED, &[("sink", sink), ("reason", reason)])
+}
 
 /// Describes all metrics of this crate.
 pub fn describe(recorder: &Recorder) {
@@ -35,6 +44,7 @@ pub fn describe(recorder: &Recorder) {
         Unit::Count,
         "The largest share of a quota that is used, by resource",
     );
+    recorder.describe_counter(LOG_LINES_DROPPED, "Lines of instances that a sink has not, or not whole");
     recorder.describe_counter(TEST_RUNS, "Test runs, by result");
 }
 

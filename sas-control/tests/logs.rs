@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use sas_control::{LogBuffer, LogFileLimits, LogFiles, LogLimits};
 use sas_core::{
-    InstanceId, LogFilter, LogLevel, LogLine, LogQuery as _, LogRecord, LogSink, LogStream, RequestId,
-    RevisionKey, RevisionName, TenantKey, Timestamp,
+    InstanceId, LogFilter, LogLevel, LogLine, LogQuery as _, LogRecord, LogSink, LogStream, Recorder,
+    RequestId, RevisionKey, RevisionName, TenantKey, Timestamp,
 };
 
 fn write(sink: &dyn LogSink, revision: u32, instance: u64, at: i64, line: &str) {
@@ -146,7 +146,7 @@ fn files_rotate_and_hold_fields_level_and_request() {
     let mut limits = LogFileLimits::default();
     (limits.bytes, limits.files) = (2_000, 2);
     let buffer = Arc::new(LogBuffer::default());
-    let files = LogFiles::new(&path, limits, Arc::clone(&buffer) as _).unwrap();
+    let files = LogFiles::new(&path, limits, Arc::clone(&buffer) as _, &Recorder::default()).unwrap();
     files.starts(RevisionKey::new(1, 0), &RevisionName::new("shop", "cart", "cart-1"), TenantKey(1));
     write(&files, 1, 1, 0, r#"{"level":"warn","order":7,"request_id":"000000000000000000000000000000ff"}"#);
     files.flush();
@@ -173,4 +173,77 @@ fn files_rotate_and_hold_fields_level_and_request() {
     }
     assert_eq!(files.dropped(), 0);
     assert_eq!(buffer.tail(&[RevisionKey::new(1, 0)], 1000, 0).len(), 101, "and they are passed on");
+}
+
+/// A recorder, and what it counted of lines that were dropped, as `reason of sink: lines`.
+fn counting() -> (Recorder, impl Fn() -> Vec<String>) {
+    let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = prometheus.handle();
+    let counted = move || {
+        let text = handle.render();
+        let lines = text.lines().filter_map(|line| line.strip_prefix("sas_log_lines_dropped_total{sink=\""));
+        let mut lines: Vec<String> =
+            lines.map(|line| line.replace("\",reason=\"", " ").replace("\"}", "")).collect();
+        lines.sort();
+        lines
+    };
+    (Recorder::new(Arc::new(prometheus)), counted)
+}
+
+#[test]
+fn lines_that_made_room_or_were_cut_are_counted_for_the_operator() {
+    let (recorder, counted) = counting();
+    let mut limits = LogLimits::default();
+    (limits.lines, limits.bytes, limits.revisions) = (10, 100, 2);
+    let logs = LogBuffer::new(limits).with_recorder(&recorder);
+    assert_eq!(counted(), ["buffer cut 0", "buffer room 0"], "there before anything is lost");
+    for at in 0..12 {
+        write(&logs, 1, 1, at, "line");
+    }
+    assert_eq!(counted(), ["buffer cut 0", "buffer room 2"]);
+    write(&logs, 2, 1, 20, &"x".repeat(101));
+    assert_eq!(counted(), ["buffer cut 1", "buffer room 2"], "what is kept of it is its beginning");
+    write(&logs, 3, 1, 30, "a third revision, for which the ten lines of the first go");
+    assert_eq!(counted(), ["buffer cut 1", "buffer room 12"]);
+    assert_eq!(logs.lost(), [(TenantKey::HOST, 13)].into());
+}
+
+#[test]
+fn losses_are_told_apart_for_a_bounded_number_of_tenants() {
+    let mut limits = LogLimits::default();
+    (limits.lines, limits.revisions) = (1, 2);
+    let logs = LogBuffer::new(limits);
+    let name = RevisionName::new("n", "s", "s-1");
+    for tenant in 0..5000 {
+        logs.starts(RevisionKey::new(tenant, 0), &name, TenantKey(tenant));
+        // The first loses most.
+        for _ in 0..if tenant == 0 { 10 } else { 2 } {
+            write(&logs, tenant, 1, 0, "line");
+        }
+        logs.forget(RevisionKey::new(tenant, 0));
+    }
+    let lost = logs.lost();
+    assert_eq!((lost.len(), lost.get(&TenantKey(0)), lost.get(&TenantKey(4999))), (4096, Some(&9), Some(&1)));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn lines_that_a_full_disk_does_not_take_are_counted_for_the_operator() {
+    let (recorder, counted) = counting();
+    let mut limits = LogFileLimits::default();
+    limits.waiting = 16;
+    let buffer = Arc::new(LogBuffer::default());
+    let files = LogFiles::new("/dev/full", limits, Arc::clone(&buffer) as _, &recorder).unwrap();
+    for at in 0..1000 {
+        write(&files, 1, 1, at, "a line that no disk takes");
+    }
+    files.flush();
+    let counts: Vec<u64> = counted()
+        .iter()
+        .filter_map(|line| line.strip_prefix("file ")?.rsplit(' ').next()?.parse().ok())
+        .collect();
+    let total: u64 = counts.iter().sum();
+    assert_eq!((counts.len(), total), (2, files.dropped()), "disk and room: {:?}", counted());
+    // What the writer still holds fits its buffer of 8 KiB.
+    assert!(total > 900, "{total}");
 }

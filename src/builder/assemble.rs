@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use sas_autoscale::ScheduleParser;
 use sas_control::{
-    Admin, Control, ControlConfig, Engines, LogFiles, Meter, MeterConfig, PackageDir, RequestLog,
+    Admin, Control, ControlConfig, Engines, LogBuffer, LogFiles, Meter, MeterConfig, PackageDir, RequestLog,
     UsageExporter,
 };
 use sas_core::{
@@ -72,11 +72,15 @@ impl PlatformBuilder {
                 let otel = sas_otel::Otel::start(config).map_err(invalid(BuildPart::Otel))?;
                 recorder = otel.recorder().clone();
                 traces = traces.or_else(|| otel.traces());
-                self.logs = otel.logs(self.logs);
                 Some(otel)
             }
             None => None,
         };
+        let mut logs = self.logs.unwrap_or_else(|| Arc::new(LogBuffer::default().with_recorder(&recorder)));
+        #[cfg(feature = "otel")]
+        if let Some(otel) = &otel {
+            logs = otel.logs(logs);
+        }
         // Before whatever exports traces, which decides what is sampled.
         let exported = traces.clone();
         let requests = self.requests.map(|limits| {
@@ -175,10 +179,9 @@ impl PlatformBuilder {
         }
         let mut log_files = None;
         if let Some((path, limits)) = self.log_file {
-            let files =
-                LogFiles::new(path, limits, Arc::clone(&self.logs)).map_err(part(BuildPart::LogFile))?;
+            let files = LogFiles::new(path, limits, logs, &recorder).map_err(part(BuildPart::LogFile))?;
             let files = Arc::new(files);
-            self.logs = Arc::clone(&files) as _;
+            logs = Arc::clone(&files) as _;
             log_files = Some(files);
         }
         let mut scalers = self.scalers;
@@ -208,7 +211,7 @@ impl PlatformBuilder {
             make_pool: self.make_pool,
             seed: self.seed,
             clock: Arc::clone(&self.clock),
-            logs: Arc::clone(&self.logs),
+            logs: Arc::clone(&logs),
             meter: Arc::clone(&meter),
             lifecycle: followers.clone(),
             secrets: self.secrets.clone(),
@@ -336,7 +339,7 @@ impl PlatformBuilder {
             .or_else(|| self.state.as_ref().map(|dir| Arc::new(PackageDir::new(dir.join("packages"))) as _));
         control_config.manifests = self.manifests;
         control_config.manifests.fidelity = self.fidelity.unwrap_or_else(|| self.preset.fidelity());
-        control_config.logs = self.logs;
+        control_config.logs = logs;
         control_config.decisions = Arc::clone(&self.decisions);
         control_config.meter = meter;
         control_config.requests = requests.clone();

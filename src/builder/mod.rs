@@ -6,9 +6,9 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc}
 
 use sas_autoscale::DriverConfig;
 use sas_control::{
-    AdmissionHook, AuditSink, ControlConfig, DecisionLog, DiagnosisConfig, LogBuffer, LogFileLimits,
-    MeterConfig, Namespaces, PackageRoots, PriceTable, ProgramConfig, RequestLimits, SecretDir, SecretEnv,
-    UsageExport, UsageKey,
+    AdmissionHook, AuditSink, ControlConfig, DecisionLog, DiagnosisConfig, LogFileLimits, MeterConfig,
+    Namespaces, PackageRoots, PriceTable, ProgramConfig, RequestLimits, SecretDir, SecretEnv, UsageExport,
+    UsageKey,
 };
 use sas_core::{
     Authenticator, BlobStore, Clock, DecisionSink, EngineSpec, EventLog, EventPublisher, Fidelity, Invoker,
@@ -50,7 +50,7 @@ type SourceFactory = dyn Fn(&TriggerSpec) -> Result<Arc<dyn TriggerSource>, Spec
 /// | declared triggers | [`trigger_kind`](Self::trigger_kind) | `cron` (with the feature), `timer`, `broker`, `webhook` |
 /// | where events go but to services and brokers | [`trigger_sink`](Self::trigger_sink) | none; `webhook` by `webhook_hosts`, `file` by `event_files` |
 /// | calls that want no answer now | [`async_calls`](Self::async_calls) | taken, as durable as the store |
-/// | output of instances | [`log_sink`](Self::log_sink) | [`LogBuffer`] |
+/// | output of instances | [`log_sink`](Self::log_sink) | [`LogBuffer`](sas_control::LogBuffer) |
 /// | scaling decisions | [`decision_sink`](Self::decision_sink) | [`DecisionLog`] |
 /// | the last requests | [`keep_requests`](Self::keep_requests) | not kept; with a console, the last 4,096 |
 /// | usage | [`meter_sink`](Self::meter_sink) | [`Meter`](sas_control::Meter), on the platform's store |
@@ -92,7 +92,7 @@ pub struct PlatformBuilder {
     traces: Option<Arc<dyn TraceSink>>,
     #[cfg(feature = "otel")]
     otel: Option<sas_otel::OtelConfig>,
-    logs: Arc<dyn LogSink>,
+    logs: Option<Arc<dyn LogSink>>,
     log_file: Option<(PathBuf, LogFileLimits)>,
     decisions: Arc<dyn DecisionSink>,
     meter: Option<Arc<dyn MeterSink>>,
@@ -180,7 +180,7 @@ impl Default for PlatformBuilder {
             traces: None,
             #[cfg(feature = "otel")]
             otel: None,
-            logs: Arc::new(LogBuffer::default()),
+            logs: None,
             log_file: None,
             decisions: Arc::new(DecisionLog::default()),
             meter: None,
@@ -555,7 +555,7 @@ impl PlatformBuilder {
     /// Where the output of instances goes. The admin API and [`Platform::logs`] read back what it can read back.
     #[must_use]
     pub fn log_sink(mut self, sink: impl LogSink) -> Self {
-        self.logs = Arc::new(sink);
+        self.logs = Some(Arc::new(sink));
         self
     }
 
