@@ -62,7 +62,7 @@ pub(super) fn finish(description: &mut OpenApi) {
             if !open {
                 answers.push(("401", "No token, or none that is known"));
                 answers.push(("429", "Too many requests of one principal; come back after Retry-After"));
-                answers.push(("503", "The platform starts, shuts down, or can't reach its store"));
+                answers.push(("503", "The platform starts, shuts down, can't reach its store, or has too many changes under way"));
             }
             let parameters = operation.parameters.iter().flatten();
             let places: Vec<ParameterIn> = parameters

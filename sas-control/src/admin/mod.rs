@@ -53,6 +53,7 @@ use tokio::time::Instant;
 use crate::{audit::AuditRecord, configuration::ProgramConfig, control::Control, roots::PackageRoots};
 use authorize::{Rules, authorize};
 use extract::Seen;
+use limit::Room;
 use problem::Failure;
 use settings::InForce;
 use watch::Watchers;
@@ -84,6 +85,7 @@ struct Api {
     config: Option<Arc<dyn ProgramConfig>>,
     in_force: Arc<ArcSwap<InForce>>,
     watchers: Watchers,
+    room: Room,
 }
 
 /// What a change was about, for the audit log, where the path does not say it.
@@ -119,6 +121,7 @@ impl Admin {
                 config: None,
                 in_force: Arc::new(ArcSwap::from_pointee(AdminSettings::default().into())),
                 watchers: Watchers::default(),
+                room: Room::default(),
             },
             router: OnceLock::new(),
         }
@@ -238,12 +241,17 @@ impl Admin {
         guard::check_query(&head)?;
         guard::check_media_type(&head, http_body::Body::is_end_stream(&body))?;
         let (method, path) = (head.method.clone(), head.uri.path().to_owned());
+        let changes = !matches!(method, Method::GET | Method::HEAD);
+        let _room = match changes.then(|| self.api.room.take(http_body::Body::size_hint(&body).upper())) {
+            Some(None) => return Err(busy()),
+            taken => taken,
+        };
         // What an application that this is mounted in has put there is its own: its routes and parameters are not ours.
         head.extensions.clear();
         head.extensions.insert(principal.clone());
         let answer = self.route(Request::from_parts(head, body)).await;
         // A test run changes nothing, and may be asked for often.
-        if !matches!(method, Method::GET | Method::HEAD) && !path.ends_with("/invoke") {
+        if changes && !path.ends_with("/invoke") {
             self.keep(id, &principal, &method, &path, &answer).await;
         }
         answer
@@ -314,6 +322,12 @@ fn check_rate(in_force: &InForce, principal: &Principal) -> Result<(), Failure> 
         let failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", message);
         failure.later(wait.as_secs_f64().ceil() as u64)
     })
+}
+
+fn busy() -> Failure {
+    let message =
+        "1,024 changes, or 256 MiB of their bodies, are under way at once; come back when some are done";
+    Failure::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message).later(1)
 }
 
 /// The routes with their description.
