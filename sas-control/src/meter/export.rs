@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Meter,
-    ledger::{HOURS, gap, hour_of, in_scope, is_gap, unreadable, used},
+    ledger::{EXPORTS, HOURS, gap, hour_of, in_scope, is_gap, unreadable, used},
     record::{UsageKey, UsageRecord, to_value},
 };
 
@@ -62,7 +62,7 @@ impl UsageExporter {
             let message = format!("{name:?}: an exporter has a name of 1 to 63 letters, digits and dashes");
             return Err(Error::new(ErrorKind::InvalidSpec, "usage export", message));
         }
-        Ok(Self { meter, cursor: format!("usage/export/{name}"), key, target })
+        Ok(Self { meter, cursor: format!("{EXPORTS}{name}"), key, target })
     }
 
     /// Exports what is complete and was not exported yet; how many records. The cursor is written after each batch.

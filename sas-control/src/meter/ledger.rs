@@ -32,6 +32,7 @@ pub(super) const HOURS: &str = "usage/hour/";
 const CHECKPOINTS: &str = "usage/checkpoint/";
 const TOTALS: &str = "usage/total/";
 const GAPS: &str = "usage/gap/";
+pub(super) const EXPORTS: &str = "usage/export/";
 pub(super) const GAP: &str = "~gap";
 /// Entries that are read from the store in one go.
 const PAGE: usize = 256;
@@ -191,6 +192,12 @@ impl Ledger {
         let now = self.clock.now();
         self.hour = self.hour.max(Hour::of(now));
         self.taken = now;
+        // A clock that was ahead has ended hours that this one is in: what was exported stays as it is.
+        for entry in self.all(EXPORTS).await? {
+            let last = std::str::from_utf8(&entry.value).ok().and_then(hour_of);
+            let (exported, _) = last.ok_or_else(|| unreadable(&entry.key, "it names no hour"))?;
+            self.hour = self.hour.max(Hour(exported.0 + 1));
+        }
         let Some(entry) = self.store.get(&self.checkpoint_key).await? else { return Ok(None) };
         let last: Checkpoint = decode(&entry.key, &entry.value)?;
         self.hour = self.hour.max(last.hour);
