@@ -82,6 +82,20 @@ impl Client {
         self.send("GET", path, &[], Bytes::new()).await?.json()
     }
 
+    /// All of a list that comes in pages: what stands as `member` in each. The path has a `?`.
+    pub(crate) async fn list(&self, path: &str, member: &str) -> Result<Vec<Value>, Failed> {
+        let (mut all, mut next) = (Vec::new(), String::new());
+        loop {
+            let page = self.get(&format!("{path}{next}")).await?;
+            all.extend(page[member].as_array().into_iter().flatten().cloned());
+            match page["continue"].as_str() {
+                // Letters, digits, dashes: as it is.
+                Some(more) => next = format!("&continue={more}"),
+                None => return Ok(all),
+            }
+        }
+    }
+
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, Failed> {
         self.send("POST", path, &[], body.to_string().into()).await?.json()
     }

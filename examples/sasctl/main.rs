@@ -542,24 +542,13 @@ async fn list(
     namespace: Option<&String>,
     labels: Option<String>,
 ) -> Result<(Value, String), Failed> {
-    let mut services: Vec<Value> = Vec::new();
-    let mut next: Option<String> = None;
-    loop {
-        let mut path = "/v1/services?limit=500".to_owned();
-        for (name, value) in
-            [("namespace", namespace), ("labels", labels.as_ref()), ("continue", next.as_ref())]
-        {
-            if let Some(value) = value {
-                path.push_str(&format!("&{name}={}", percent(value)));
-            }
-        }
-        let page = client.get(&path).await?;
-        services.extend(page["services"].as_array().into_iter().flatten().cloned());
-        next = page["continue"].as_str().map(str::to_owned);
-        if next.is_none() {
-            break;
+    let mut path = "/v1/services?limit=500".to_owned();
+    for (name, value) in [("namespace", namespace), ("labels", labels.as_ref())] {
+        if let Some(value) = value {
+            path.push_str(&format!("&{name}={}", percent(value)));
         }
     }
+    let services = client.list(&path, "services").await?;
     let rows: Vec<Vec<String>> = services
         .iter()
         .map(|service| {
@@ -717,11 +706,9 @@ async fn tokens(client: &Client, command: Tokens) -> Result<(Value, String), Fai
             Ok((made, text))
         }
         Tokens::List => {
-            let answer = client.get("/v1/tokens").await?;
-            let rows: Vec<Vec<String>> = answer["tokens"]
-                .as_array()
-                .into_iter()
-                .flatten()
+            let tokens = client.list("/v1/tokens?limit=500", "tokens").await?;
+            let rows: Vec<Vec<String>> = tokens
+                .iter()
                 .map(|token| {
                     let scopes: Vec<String> =
                         token["scopes"].as_array().into_iter().flatten().map(cell).collect();
@@ -731,7 +718,7 @@ async fn tokens(client: &Client, command: Tokens) -> Result<(Value, String), Fai
                 })
                 .collect();
             let text = table(&["ID", "NAME", "SCOPES", "NAMESPACE", "EXPIRES", "BY"], &rows);
-            Ok((answer, text))
+            Ok((json!({"tokens": tokens}), text))
         }
         Tokens::Revoke { id } => {
             let gone = client

@@ -5,6 +5,7 @@ mod diagnosis;
 mod engines;
 mod errors;
 mod lifecycle;
+mod lists;
 mod metering;
 mod rollouts;
 mod scaling;

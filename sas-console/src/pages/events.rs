@@ -103,8 +103,8 @@ impl Trigger {
 }
 
 pub(super) async fn show(api: &Api) -> Result<Page> {
-    let mut triggers: Triggers = api.get("/v1/triggers").await?;
-    let brokers: Brokers = api.get("/v1/brokers").await?;
+    let mut triggers: Triggers = api.get("/v1/triggers?limit=5000").await?;
+    let brokers: Brokers = api.get("/v1/brokers?limit=5000").await?;
     triggers.triggers.sort_by_cached_key(Trigger::rank);
     let now = api.now();
     let mut rows = Vec::new();
@@ -155,12 +155,8 @@ pub(super) async fn show(api: &Api) -> Result<Page> {
 
 pub(super) async fn trigger(api: &Api, who: &Who, namespace: &str, name: &str, mark: &str) -> Result<Page> {
     let full = format!("{namespace}/{name}");
-    let triggers: Triggers = api.get("/v1/triggers").await?;
-    let found = triggers.triggers.into_iter().find(|trigger| trigger.name == full);
-    let missing =
-        || crate::api::Problem::new(http::StatusCode::NOT_FOUND, format!("there is no trigger {full}"));
-    let trigger = found.ok_or_else(missing)?;
     let path = format!("/v1/triggers/{}/{}", escaped(namespace), escaped(name));
+    let trigger: Trigger = api.get(&path).await?;
     let counts: Counts = api.find(&format!("{path}/deadletters/counts")).await?.unwrap_or_default();
     let letters: Letters =
         api.find(&format!("{path}/deadletters?limit={LETTERS}")).await?.unwrap_or_default();

@@ -10,7 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api,
-    extract::{Caller, Path, Query, Sent, after, cursor, page_size},
+    extract::{Caller, PageQuery, Path, Query, Sent, after, cursor, page_size},
     problem::Failure,
 };
 use crate::{
@@ -39,6 +39,9 @@ pub(super) struct TokenRequest {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct TokenList {
     tokens: Vec<TokenView>,
+    /// For the next page; absent on the last.
+    #[serde(rename = "continue", skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
 }
 
 /// A token, by its path.
@@ -101,13 +104,17 @@ pub(super) async fn whoami(Caller(caller): Caller) -> Json<Identity> {
 }
 
 /// Lists tokens: those of the own namespace, for who is held to one. What opens anything is not shown.
-#[utoipa::path(get, path = "/v1/tokens", tag = "access", operation_id = "list_tokens",
-    security(("token" = ["admin"])), responses((status = 200, body = TokenList, description = "The tokens")))]
+#[utoipa::path(get, path = "/v1/tokens", tag = "access", operation_id = "list_tokens", params(PageQuery),
+    security(("token" = ["admin"])), responses((status = 200, body = TokenList, description = "A page of tokens, by name")))]
 pub(super) async fn tokens(
     State(api): State<Api>,
     Caller(caller): Caller,
+    Query(query): Query<PageQuery>,
 ) -> Result<Json<TokenList>, Failure> {
-    Ok(Json(TokenList { tokens: api.control.tokens().list(&caller).await? }))
+    // Several may have one name. A blank is less than all that names have.
+    let place = |token: &TokenView| format!("{} {}", token.name, token.id);
+    let (tokens, next) = query.of(api.control.tokens().list(&caller).await?, place)?;
+    Ok(Json(TokenList { tokens, next }))
 }
 
 /// Makes a token. The answer is the only time that it is shown.

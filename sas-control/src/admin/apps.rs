@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use axum::{Json, extract::State};
+use axum::{Json, extract::State, response::Response};
+use http::HeaderMap;
 use sas_core::{EnvValue, Principal};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api,
-    extract::{Caller, Path, Query, Sent, after, cursor, page_size},
+    extract::{Caller, Path, Query, Seen, Sent, after, cursor, page_size},
     problem::Failure,
+    services::{Changed, Conditions, Fresh},
 };
 use crate::{
-    control::{EnvVersion, Purged},
+    control::{EnvVersion, Purged, expecting},
     labels::LabelSelector,
     stamp::rfc3339,
 };
@@ -188,20 +190,32 @@ pub(super) async fn list(
 }
 
 /// Shows an app: its services, and the versions of its environment.
-#[utoipa::path(get, path = "/v1/apps/{namespace}/{app}", operation_id = "get_app", tag = "apps", params(AppPath),
-    security(("token" = ["read"])), responses((status = 200, body = AppView, description = "The app")))]
-pub(super) async fn show(State(api): State<Api>, Path(at): Path<AppPath>) -> Answer<AppView> {
-    api.app_view(&at).map(Json)
+#[utoipa::path(get, path = "/v1/apps/{namespace}/{app}", operation_id = "get_app", tag = "apps", params(AppPath, Fresh),
+    security(("token" = ["read"])),
+    responses(
+        (status = 200, body = AppView, description = "The app; with an `ETag` if it has an environment", headers(("ETag" = String))),
+        (status = 304, description = "It is as the client has it"),
+    ))]
+pub(super) async fn show(
+    State(api): State<Api>,
+    Path(at): Path<AppPath>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    // The version first: what is shown may be younger, and is never older.
+    let version = api.control.app_version(&at.namespace, &at.app);
+    let view = api.app_view(&at)?;
+    Ok(api.tagged_as(version, &view, Some(&headers)))
 }
 
 /// Gives an app an environment. Each of its services gets a revision with it, and takes it up as its roll-out says.
 #[utoipa::path(put, path = "/v1/apps/{namespace}/{app}/environment", operation_id = "set_environment", tag = "apps",
-    params(AppPath), security(("token" = ["deploy"])), request_body = EnvironmentChange,
-    responses((status = 200, body = AppView, description = "The app")))]
+    params(AppPath, Conditions), security(("token" = ["deploy"])), request_body = EnvironmentChange,
+    responses((status = 200, body = AppView, description = "The app"), Changed))]
 pub(super) async fn set_environment(
     State(api): State<Api>,
     Caller(caller): Caller,
     Path(at): Path<AppPath>,
+    seen: Seen,
     body: Sent,
 ) -> Answer<AppView> {
     let change: EnvironmentChange =
@@ -217,18 +231,20 @@ pub(super) async fn set_environment(
         (name, value)
     });
     let reason = change.reason.as_deref();
-    api.control.set_app_env(Some(&caller), &at.namespace, &at.app, env.collect(), reason).await?;
+    let change = api.control.set_app_env(Some(&caller), &at.namespace, &at.app, env.collect(), reason);
+    expecting(seen.0, change).await?;
     api.app_view(&at).map(Json)
 }
 
 /// Goes back to an earlier version of the environment, as a new version.
 #[utoipa::path(post, path = "/v1/apps/{namespace}/{app}/environment/revert", operation_id = "revert_environment",
-    tag = "apps", params(AppPath), security(("token" = ["deploy"])), request_body = EnvironmentRevert,
-    responses((status = 200, body = AppView, description = "The app")))]
+    tag = "apps", params(AppPath, Conditions), security(("token" = ["deploy"])), request_body = EnvironmentRevert,
+    responses((status = 200, body = AppView, description = "The app"), Changed))]
 pub(super) async fn revert(
     State(api): State<Api>,
     Caller(caller): Caller,
     Path(at): Path<AppPath>,
+    seen: Seen,
     body: Sent,
 ) -> Answer<AppView> {
     let change: EnvironmentRevert =
@@ -236,7 +252,8 @@ pub(super) async fn revert(
     let version =
         change.version.ok_or_else(|| Failure::field("version", "", "missing: the version to go back to"))?;
     let reason = change.reason.as_deref();
-    api.control.revert_app_env(Some(&caller), &at.namespace, &at.app, version, reason).await?;
+    let change = api.control.revert_app_env(Some(&caller), &at.namespace, &at.app, version, reason);
+    expecting(seen.0, change).await?;
     api.app_view(&at).map(Json)
 }
 

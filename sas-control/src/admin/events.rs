@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use axum::{Json, extract::State};
+use axum::{Json, extract::State, response::Response};
 use http::HeaderMap;
 use sas_core::{BrokerStatus, Redrive, Redriven, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -10,10 +10,11 @@ use utoipa::ToSchema;
 
 use super::{
     Api,
-    extract::{Caller, Path, Sent, ServicePath},
+    extract::{Caller, PageQuery, Path, Query, Seen, Sent, ServicePath},
     problem::Failure,
-    services::Deleted,
+    services::{Changed, Conditions, Deleted, Fresh},
 };
+use crate::control::{Declaration, expecting};
 
 type Answer<T> = Result<Json<T>, Failure>;
 
@@ -40,6 +41,9 @@ impl From<BrokerStatus> for BrokerView {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct BrokerList {
     brokers: Vec<BrokerView>,
+    /// For the next page; absent on the last.
+    #[serde(rename = "continue", skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
 }
 
 /// How many events were accepted.
@@ -110,19 +114,48 @@ pub(super) struct LetterCounts {
 }
 
 /// Lists brokers, and how they are doing.
-#[utoipa::path(get, path = "/v1/brokers", operation_id = "list_brokers", tag = "triggers", security(("token" = ["read"])),
-    responses((status = 200, body = BrokerList, description = "The brokers")))]
-pub(super) async fn brokers(State(api): State<Api>, Caller(caller): Caller) -> Json<BrokerList> {
-    let all = api.control.broker_status().into_iter();
-    let seen = all.filter(|status| caller.reaches(status.name.split_once('/').map_or("", |(at, _)| at)));
-    Json(BrokerList { brokers: seen.map(BrokerView::from).collect() })
+#[utoipa::path(get, path = "/v1/brokers", operation_id = "list_brokers", tag = "triggers", params(PageQuery), security(("token" = ["read"])),
+    responses((status = 200, body = BrokerList, description = "A page of brokers, by name")))]
+pub(super) async fn brokers(
+    State(api): State<Api>,
+    Caller(caller): Caller,
+    Query(query): Query<PageQuery>,
+) -> Answer<BrokerList> {
+    let mut all = api.control.broker_status();
+    all.retain(|status| caller.reaches(status.name.split_once('/').map_or("", |(at, _)| at)));
+    all.sort_by(|one, other| one.name.cmp(&other.name));
+    let (page, next) = query.of(all, |status| status.name.clone())?;
+    Ok(Json(BrokerList { brokers: page.into_iter().map(BrokerView::from).collect(), next }))
+}
+
+/// Shows a broker that is here, and how it is doing.
+#[utoipa::path(get, path = "/v1/brokers/{namespace}/{name}", operation_id = "get_broker", tag = "triggers", params(ServicePath, Fresh),
+    security(("token" = ["read"])),
+    responses(
+        (status = 200, body = BrokerView, description = "The broker", headers(("ETag" = String))),
+        (status = 304, description = "It is as the client has it"),
+    ))]
+pub(super) async fn broker(
+    State(api): State<Api>,
+    Path(at): Path<ServicePath>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let name = format!("{}/{}", at.namespace, at.name);
+    let version = api.control.declared_version(Declaration::Broker, &name).await?;
+    let found = api.control.broker_status().into_iter().find(|status| status.name == name);
+    let found = found.ok_or_else(|| Failure::not_found(format!("there is no broker {name}")))?;
+    Ok(api.tagged_as(version, &BrokerView::from(found), Some(&headers)))
 }
 
 /// Deletes a broker with the events that it holds; not while triggers read from it.
-#[utoipa::path(delete, path = "/v1/brokers/{namespace}/{name}", operation_id = "delete_broker", tag = "triggers", params(ServicePath),
-    security(("token" = ["deploy"])), responses((status = 200, body = Deleted, description = "It is deleted")))]
-pub(super) async fn delete_broker(State(api): State<Api>, Path(at): Path<ServicePath>) -> Answer<Deleted> {
-    api.control.delete_broker(&at.namespace, &at.name).await?;
+#[utoipa::path(delete, path = "/v1/brokers/{namespace}/{name}", operation_id = "delete_broker", tag = "triggers", params(ServicePath, Conditions),
+    security(("token" = ["deploy"])), responses((status = 200, body = Deleted, description = "It is deleted"), Changed))]
+pub(super) async fn delete_broker(
+    State(api): State<Api>,
+    Path(at): Path<ServicePath>,
+    seen: Seen,
+) -> Answer<Deleted> {
+    expecting(seen.0, api.control.delete_broker(&at.namespace, &at.name)).await?;
     Ok(Json(Deleted { deleted: format!("{}/{}", at.namespace, at.name) }))
 }
 
@@ -143,18 +176,22 @@ pub(super) async fn send(
 }
 
 /// Pauses a trigger: it stays declared, and what waits upstream goes on waiting.
-#[utoipa::path(post, path = "/v1/triggers/{namespace}/{name}/pause", operation_id = "pause_trigger", tag = "triggers", params(ServicePath),
-    security(("token" = ["deploy"])), responses((status = 200, body = Paused, description = "It is paused")))]
-pub(super) async fn pause(State(api): State<Api>, Path(at): Path<ServicePath>) -> Answer<Paused> {
-    api.control.pause_trigger(&at.namespace, &at.name, true).await?;
+#[utoipa::path(post, path = "/v1/triggers/{namespace}/{name}/pause", operation_id = "pause_trigger", tag = "triggers", params(ServicePath, Conditions),
+    security(("token" = ["deploy"])), responses((status = 200, body = Paused, description = "It is paused"), Changed))]
+pub(super) async fn pause(State(api): State<Api>, Path(at): Path<ServicePath>, seen: Seen) -> Answer<Paused> {
+    expecting(seen.0, api.control.pause_trigger(&at.namespace, &at.name, true)).await?;
     Ok(Json(Paused { paused: true }))
 }
 
 /// Lets a trigger go on that was paused.
-#[utoipa::path(post, path = "/v1/triggers/{namespace}/{name}/resume", operation_id = "resume_trigger", tag = "triggers", params(ServicePath),
-    security(("token" = ["deploy"])), responses((status = 200, body = Paused, description = "It goes on")))]
-pub(super) async fn resume(State(api): State<Api>, Path(at): Path<ServicePath>) -> Answer<Paused> {
-    api.control.pause_trigger(&at.namespace, &at.name, false).await?;
+#[utoipa::path(post, path = "/v1/triggers/{namespace}/{name}/resume", operation_id = "resume_trigger", tag = "triggers", params(ServicePath, Conditions),
+    security(("token" = ["deploy"])), responses((status = 200, body = Paused, description = "It goes on"), Changed))]
+pub(super) async fn resume(
+    State(api): State<Api>,
+    Path(at): Path<ServicePath>,
+    seen: Seen,
+) -> Answer<Paused> {
+    expecting(seen.0, api.control.pause_trigger(&at.namespace, &at.name, false)).await?;
     Ok(Json(Paused { paused: false }))
 }
 

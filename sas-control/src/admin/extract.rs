@@ -164,6 +164,41 @@ pub(super) struct ServicePath {
     pub(super) name: String,
 }
 
+/// Things on a page unless more or less are asked for.
+pub(super) const PAGE: usize = 500;
+/// Things on a page at most.
+pub(super) const MOST: usize = 5000;
+
+/// Which page of a list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct PageQuery {
+    /// At most so many; 500 without it.
+    #[param(minimum = 1, maximum = 5000)]
+    pub(super) limit: Option<u32>,
+    /// Goes on after the page that said this.
+    #[serde(rename = "continue")]
+    #[param(rename = "continue")]
+    pub(super) next: Option<String>,
+}
+
+impl PageQuery {
+    /// The page of `all`, and what to send as `continue` for the next one if there is any. `all` is in the order of what `name`
+    /// says, which is another for each.
+    pub(super) fn of<T>(
+        &self,
+        all: impl IntoIterator<Item = T>,
+        name: impl Fn(&T) -> String,
+    ) -> Result<(Vec<T>, Option<String>), Failure> {
+        let (limit, after) = (page_size(self.limit, PAGE, MOST)?, after(self.next.as_deref())?);
+        let mut rest = all.into_iter().filter(|one| after.as_ref().is_none_or(|after| name(one) > *after));
+        let page: Vec<T> = rest.by_ref().take(limit).collect();
+        let next = rest.next().and(page.last()).map(|last| cursor(&name(last)));
+        Ok((page, next))
+    }
+}
+
 /// How much of a list is asked for.
 pub(super) fn page_size(limit: Option<u32>, default: usize, most: usize) -> Result<usize, Failure> {
     match limit {
@@ -196,6 +231,22 @@ pub(super) fn after(cursor: Option<&str>) -> Result<Option<String>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_go_on_where_the_one_before_ended_whatever_came_and_went_meanwhile() {
+        let page = |all: &[&str], next: Option<String>| {
+            let query = PageQuery { limit: Some(2), next };
+            query.of(all.iter().copied(), |one| (*one).to_owned()).expect("a page")
+        };
+        let (first, next) = page(&["a", "c", "e", "g"], None);
+        assert_eq!(first, ["a", "c"]);
+        let (second, next) = page(&["a", "b", "e", "f", "g"], next);
+        assert_eq!(second, ["e", "f"], "what came before is not shown, what is gone is not missed");
+        assert_eq!(page(&["e", "g"], next), (vec!["g"], None));
+        assert_eq!(page(&["a", "b"], None), (vec!["a", "b"], None), "a full page may be the last");
+        let wrong = PageQuery { limit: None, next: Some("a".to_owned()) };
+        assert!(wrong.of(["a"], |one| (*one).to_owned()).is_err());
+    }
 
     #[test]
     fn tags_give_the_version_back_whatever_was_shown() {

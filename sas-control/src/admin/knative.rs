@@ -1,26 +1,22 @@
 //! Read views at the paths and in the shapes of Knative's API, mapped hosts, and the schema of manifests.
 
 use axum::{Json, extract::State, response::IntoResponse as _, response::Response};
-use http::header;
+use http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api,
-    extract::{Caller, Path, Query, page_size},
+    extract::{Caller, MOST, PAGE, PageQuery, Path, Query, Seen, page_size},
     problem::Failure,
-    services::Deleted,
+    services::{Changed, Conditions, Deleted, Fresh},
 };
 use crate::{
+    control::expecting,
     knative::{V1, V1BETA1},
     stamp::rfc3339,
 };
-
-/// Objects on a page unless more or less are asked for.
-const PAGE: usize = 500;
-/// Objects on a page at most.
-const MOST: usize = 5000;
 
 type Answer<T> = Result<T, Failure>;
 
@@ -61,20 +57,6 @@ pub(super) struct DomainPath {
     name: String,
 }
 
-/// Which page.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct PageQuery {
-    /// At most so many; 500 without it.
-    #[param(minimum = 1, maximum = 5000)]
-    limit: Option<u32>,
-    /// Goes on after the page whose `metadata` said this.
-    #[serde(rename = "continue")]
-    #[param(rename = "continue")]
-    next: Option<String>,
-}
-
 /// A page of objects, as Kubernetes writes it.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -89,6 +71,9 @@ pub(super) struct ObjectList {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct DomainList {
     domains: Vec<DomainEntry>,
+    /// For the next page; absent on the last.
+    #[serde(rename = "continue", skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
 }
 
 /// A mapped host.
@@ -115,31 +100,60 @@ pub(super) async fn schema() -> Response {
     ([(header::CONTENT_TYPE, "application/schema+json")], sas_knative::manifest::SCHEMA).into_response()
 }
 
+impl DomainEntry {
+    fn of(api: &Api, domain: &crate::control::DomainRecord) -> Self {
+        Self {
+            name: domain.mapping.host.clone(),
+            namespace: domain.mapping.namespace.clone(),
+            service: domain.mapping.service.clone(),
+            ready: api.control.record(&domain.mapping.namespace, &domain.mapping.service).is_ok(),
+            created_at: rfc3339(domain.created_at),
+            changed_by: domain.changed_by.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
 /// Lists mapped hosts.
-#[utoipa::path(get, path = "/v1/domains", operation_id = "list_domains", tag = "services", security(("token" = ["read"])),
-    responses((status = 200, body = DomainList, description = "The hosts, in their order")))]
-pub(super) async fn domains(State(api): State<Api>, Caller(caller): Caller) -> Json<DomainList> {
-    let all = api.control.domains();
-    let seen = all.iter().filter(|domain| caller.reaches(&domain.mapping.namespace));
-    let entry = |domain: &std::sync::Arc<crate::control::DomainRecord>| DomainEntry {
-        name: domain.mapping.host.clone(),
-        namespace: domain.mapping.namespace.clone(),
-        service: domain.mapping.service.clone(),
-        ready: api.control.record(&domain.mapping.namespace, &domain.mapping.service).is_ok(),
-        created_at: rfc3339(domain.created_at),
-        changed_by: domain.changed_by.as_ref().map(ToString::to_string),
-    };
-    Json(DomainList { domains: seen.map(entry).collect() })
+#[utoipa::path(get, path = "/v1/domains", operation_id = "list_domains", tag = "services", params(PageQuery), security(("token" = ["read"])),
+    responses((status = 200, body = DomainList, description = "A page of hosts, in their order")))]
+pub(super) async fn domains(
+    State(api): State<Api>,
+    Caller(caller): Caller,
+    Query(query): Query<PageQuery>,
+) -> Answer<Json<DomainList>> {
+    let all = api.control.domains().into_iter();
+    let seen = all.filter(|domain| caller.reaches(&domain.mapping.namespace));
+    let (page, next) = query.of(seen, |domain| domain.mapping.host.clone())?;
+    Ok(Json(DomainList { domains: page.iter().map(|domain| DomainEntry::of(&api, domain)).collect(), next }))
+}
+
+/// Shows a mapped host.
+#[utoipa::path(get, path = "/v1/domains/{namespace}/{name}", operation_id = "get_domain", tag = "services", params(DomainPath, Fresh),
+    security(("token" = ["read"])),
+    responses(
+        (status = 200, body = DomainEntry, description = "The host", headers(("ETag" = String))),
+        (status = 304, description = "It is as the client has it"),
+    ))]
+pub(super) async fn domain(
+    State(api): State<Api>,
+    Path(at): Path<DomainPath>,
+    headers: HeaderMap,
+) -> Answer<Response> {
+    let found = api.control.domain(&at.name).filter(|(record, _)| record.mapping.namespace == at.namespace);
+    let (record, version) = found
+        .ok_or_else(|| Failure::not_found(format!("{} has not mapped the host {}", at.namespace, at.name)))?;
+    Ok(api.tagged_as(Some(version), &DomainEntry::of(&api, &record), Some(&headers)))
 }
 
 /// Takes a mapped host back.
-#[utoipa::path(delete, path = "/v1/domains/{namespace}/{name}", operation_id = "delete_domain", tag = "services", params(DomainPath),
-    security(("token" = ["deploy"])), responses((status = 200, body = Deleted, description = "It is free")))]
+#[utoipa::path(delete, path = "/v1/domains/{namespace}/{name}", operation_id = "delete_domain", tag = "services", params(DomainPath, Conditions),
+    security(("token" = ["deploy"])), responses((status = 200, body = Deleted, description = "It is free"), Changed))]
 pub(super) async fn delete_domain(
     State(api): State<Api>,
     Path(at): Path<DomainPath>,
+    seen: Seen,
 ) -> Answer<Json<Deleted>> {
-    api.control.delete_domain(&at.namespace, &at.name).await?;
+    expecting(seen.0, api.control.delete_domain(&at.namespace, &at.name)).await?;
     Ok(Json(Deleted { deleted: format!("{}/{}", at.namespace, at.name) }))
 }
 

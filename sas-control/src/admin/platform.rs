@@ -1,18 +1,19 @@
 //! The platform as a whole: health, metrics, runtimes, pool, quotas, and what the last start brought back.
 
 use axum::{Json, extract::State, response::IntoResponse as _, response::Response};
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use sas_core::{CapacityReason, Isolation, PoolTotals, QuotaPressure, Runtime, StemView, TenantQuota};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Named,
-    extract::{Caller, Path, Sent},
+    extract::{Caller, PageQuery, Path, Query, Seen, Sent},
     problem::Failure,
+    services::{Changed, Conditions, Fresh},
     warm::{WarmView, warm},
 };
-use crate::{registry::RuntimeRegistry, stamp::rfc3339, view::MissingView};
+use crate::{control::expecting, registry::RuntimeRegistry, stamp::rfc3339, view::MissingView};
 
 /// Reasons that `/readyz` gives at most.
 const MISSING: usize = 20;
@@ -144,6 +145,9 @@ impl From<&StemView> for StemEntry {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct QuotaList {
     quotas: Vec<OwnQuota>,
+    /// For the next page; absent on the last.
+    #[serde(rename = "continue", skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
 }
 
 /// What a tenant may use; `null`: what all may.
@@ -319,21 +323,36 @@ pub(super) async fn pool(State(api): State<Api>) -> Json<PoolPage> {
 }
 
 /// Lists the quotas of tenants.
-#[utoipa::path(get, path = "/v1/quotas", tag = "platform", security(("token" = ["read"])),
-    responses((status = 200, body = QuotaList, description = "Those that have one of their own")))]
-pub(super) async fn quotas(State(api): State<Api>, Caller(caller): Caller) -> Json<QuotaList> {
+#[utoipa::path(get, path = "/v1/quotas", tag = "platform", params(PageQuery), security(("token" = ["read"])),
+    responses((status = 200, body = QuotaList, description = "A page of those that have one of their own")))]
+pub(super) async fn quotas(
+    State(api): State<Api>,
+    Caller(caller): Caller,
+    Query(query): Query<PageQuery>,
+) -> Answer<QuotaList> {
     let all = api.control.tenant_quotas().into_iter();
     let seen = all.filter(|(namespace, _)| caller.reaches(namespace));
-    let quotas = seen.map(|(namespace, quota)| OwnQuota { namespace, quota: Some(quota) });
-    Json(QuotaList { quotas: quotas.collect() })
+    let (page, next) = query.of(seen, |(namespace, _)| namespace.clone())?;
+    let quotas = page.into_iter().map(|(namespace, quota)| OwnQuota { namespace, quota: Some(quota) });
+    Ok(Json(QuotaList { quotas: quotas.collect(), next }))
 }
 
 /// Shows what a tenant may use.
-#[utoipa::path(get, path = "/v1/quotas/{namespace}", tag = "platform", params(NamespacePath),
-    security(("token" = ["read"])), responses((status = 200, body = OwnQuota, description = "Its quota")))]
-pub(super) async fn quota(State(api): State<Api>, Path(at): Path<NamespacePath>) -> Json<OwnQuota> {
+#[utoipa::path(get, path = "/v1/quotas/{namespace}", tag = "platform", params(NamespacePath, Fresh),
+    security(("token" = ["read"])),
+    responses(
+        (status = 200, body = OwnQuota, description = "Its quota; with an `ETag` if it was set here", headers(("ETag" = String))),
+        (status = 304, description = "It is as the client has it"),
+    ))]
+pub(super) async fn quota(
+    State(api): State<Api>,
+    Path(at): Path<NamespacePath>,
+    headers: HeaderMap,
+) -> Response {
+    // The version first: what is shown may be younger, and is never older.
+    let version = api.control.tenant_quota_version(&at.namespace);
     let quota = api.control.tenant_quota(&at.namespace);
-    Json(OwnQuota { namespace: at.namespace, quota })
+    api.tagged_as(version, &OwnQuota { namespace: at.namespace, quota }, Some(&headers))
 }
 
 /// Shows a tenant: what it may use, and what it uses of each limit.
@@ -356,27 +375,32 @@ pub(super) async fn tenant(State(api): State<Api>, Path(at): Path<NamespacePath>
 }
 
 /// Says what a tenant may use.
-#[utoipa::path(put, path = "/v1/quotas/{namespace}", tag = "platform", params(NamespacePath),
+#[utoipa::path(put, path = "/v1/quotas/{namespace}", tag = "platform", params(NamespacePath, Conditions),
     security(("token" = ["admin", "platform"])), request_body = TenantQuota,
-    responses((status = 200, body = OwnQuota, description = "Its quota")))]
+    responses((status = 200, body = OwnQuota, description = "Its quota"), Changed))]
 pub(super) async fn set_quota(
     State(api): State<Api>,
     Path(at): Path<NamespacePath>,
+    seen: Seen,
     body: Sent,
 ) -> Answer<OwnQuota> {
     let quota: TenantQuota =
         body.object().map_err(|problem| Failure::field("$", "", format!("not a quota: {problem}")))?;
-    api.control.set_tenant_quota(&at.namespace, Some(quota)).await?;
+    expecting(seen.0, api.control.set_tenant_quota(&at.namespace, Some(quota))).await?;
     let quota = api.control.tenant_quota(&at.namespace);
     Ok(Json(OwnQuota { namespace: at.namespace, quota }))
 }
 
 /// Takes a tenant's own quota back.
-#[utoipa::path(delete, path = "/v1/quotas/{namespace}", tag = "platform", params(NamespacePath),
+#[utoipa::path(delete, path = "/v1/quotas/{namespace}", tag = "platform", params(NamespacePath, Conditions),
     security(("token" = ["admin", "platform"])),
-    responses((status = 200, body = OwnQuota, description = "What it may use now")))]
-pub(super) async fn delete_quota(State(api): State<Api>, Path(at): Path<NamespacePath>) -> Answer<OwnQuota> {
-    api.control.set_tenant_quota(&at.namespace, None).await?;
+    responses((status = 200, body = OwnQuota, description = "What it may use now"), Changed))]
+pub(super) async fn delete_quota(
+    State(api): State<Api>,
+    Path(at): Path<NamespacePath>,
+    seen: Seen,
+) -> Answer<OwnQuota> {
+    expecting(seen.0, api.control.set_tenant_quota(&at.namespace, None)).await?;
     let quota = api.control.tenant_quota(&at.namespace);
     Ok(Json(OwnQuota { namespace: at.namespace, quota }))
 }

@@ -12,7 +12,9 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Api, Touched,
     applied::{AppliedBroker, AppliedDomain, AppliedService, AppliedTrigger, AppliedView, AppliedWorkflow},
-    extract::{Caller, Path, Query, Seen, Sent, ServicePath, after, cursor, entity_tag, page_size},
+    extract::{
+        Caller, MOST, PAGE, Path, Query, Seen, Sent, ServicePath, after, cursor, entity_tag, page_size,
+    },
     problem::Failure,
 };
 use crate::{
@@ -21,11 +23,6 @@ use crate::{
     record::ServiceRecord,
     view::{Condition, RevisionView, RolloutView, ServiceView, TrafficView},
 };
-
-/// Services on a page unless more or less are asked for.
-const PAGE: usize = 500;
-/// Services on a page at most.
-const MOST: usize = 5000;
 
 /// Things that an audit record names of one request.
 const OBJECTS: usize = 20;
@@ -320,7 +317,7 @@ pub(super) async fn delete(
 #[derive(utoipa::IntoResponses)]
 #[expect(dead_code, reason = "for the description")]
 pub(super) enum Changed {
-    /// The service is not as the condition says
+    /// It is not as the condition says
     #[response(status = 412, content_type = "application/problem+json")]
     PreconditionFailed(#[to_schema] super::problem::Problem),
     /// This platform asks for If-Match
@@ -536,9 +533,17 @@ impl Api {
         view: &impl Serialize,
         headers: Option<&HeaderMap>,
     ) -> Response {
-        let Some(version) = self.control.version(&record.namespace, &record.name) else {
-            return Json(view).into_response();
-        };
+        self.tagged_as(self.control.version(&record.namespace, &record.name), view, headers)
+    }
+
+    /// The same of anything, by the version that is stored of it. `None`: nothing is, and so there is no tag.
+    pub(super) fn tagged_as(
+        &self,
+        version: Option<sas_core::Version>,
+        view: &impl Serialize,
+        headers: Option<&HeaderMap>,
+    ) -> Response {
+        let Some(version) = version else { return Json(view).into_response() };
         let tag = entity_tag(version, &serde_json::to_vec(view).unwrap_or_default());
         let known = headers.into_iter().flat_map(|headers| headers.get_all(header::IF_NONE_MATCH));
         let known = known.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));

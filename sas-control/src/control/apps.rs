@@ -8,7 +8,7 @@ use sas_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Control, Recovery, identity::identity, invalid, life::check_reason, refused};
+use super::{Control, Recovery, identity::identity, invalid, life::check_reason, precondition, refused};
 use crate::{
     labels::LabelSelector,
     record::{AppEnv, RevisionRecord, RevisionState, ServiceRecord},
@@ -104,6 +104,11 @@ impl Control {
     /// The environment of an app; `None`: it has none.
     pub fn app(&self, namespace: &str, app: &str) -> Option<Arc<AppRecord>> {
         self.apps.0.lock().get(&format!("{namespace}/{app}")).map(|(record, _)| Arc::clone(record))
+    }
+
+    /// The version of the environment of an app.
+    pub(crate) fn app_version(&self, namespace: &str, app: &str) -> Option<Version> {
+        self.apps.0.lock().get(&format!("{namespace}/{app}")).map(|(_, version)| *version)
     }
 
     /// The apps of a namespace that have an environment.
@@ -204,6 +209,10 @@ impl Control {
         self.check_purges(namespace, Some(app))?;
         // What is stored, and not what is remembered: an earlier write may have failed only for who asked for it.
         let stored = self.store.get(&key).await?;
+        precondition::check(
+            &format!("the environment of {path}"),
+            stored.as_ref().map(|entry| entry.version),
+        )?;
         let before = match &stored {
             Some(entry) => decode(&entry.key, &entry.value).ok(),
             None => None,

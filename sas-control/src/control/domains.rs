@@ -8,7 +8,7 @@ use sas_core::{Error, ErrorKind, Principal, Result, Timestamp, Version};
 use sas_knative::manifest::DomainMapping;
 use serde::{Deserialize, Serialize};
 
-use super::{Control, DOMAINS, Recovery};
+use super::{Control, DOMAINS, Recovery, precondition};
 use crate::invalid::{invalid, refused};
 
 /// Hosts that one namespace may have mapped.
@@ -120,6 +120,11 @@ impl Control {
         self.domains.all()
     }
 
+    /// A mapped host, and the version of what is stored of it.
+    pub(crate) fn domain(&self, host: &str) -> Option<(Arc<DomainRecord>, Version)> {
+        self.domains.get(host)
+    }
+
     /// Maps a host to a service of its namespace, which may come later. From then on the gateway routes the host as it
     /// routes the service's own.
     ///
@@ -191,6 +196,7 @@ impl Control {
             let message = format!("{namespace} has not mapped the host {host}");
             return Err(Error::new(ErrorKind::NotFound, "domain", message));
         };
+        precondition::check(host, Some(version))?;
         self.store.delete(&key, version).await?;
         self.domains.remove(host);
         drop(changing);

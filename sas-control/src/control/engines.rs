@@ -5,11 +5,9 @@ use std::{sync::Arc, time::Duration};
 use sas_core::{DEFAULT_ENGINE, EngineSpec, Error, ErrorKind, Pool as _, Result, RevisionKey};
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 
-use super::{Control, Live, Recovery};
+use super::{Control, Declaration, ENGINES, Live, Recovery, precondition};
 use crate::engine::{Declared, EnginePhase, EngineView, LeftBehind, Running, UpgradeReport};
 
-/// Where declared engines are in the store.
-const ENGINES: &str = "engine/";
 /// Services that move at once.
 const MOVES: usize = 8;
 /// How long a service may take to get as many instances ready where it goes as it has where it is.
@@ -41,6 +39,8 @@ impl Control {
         let _changing = engines.changing.lock().await;
         engines.factory()?;
         engines.check(&spec)?;
+        let stored = self.declared_version(Declaration::Engine, &spec.name).await?;
+        precondition::check(&format!("engine {}", spec.name), stored)?;
         let before = engines.state.lock().engines.get(&spec.name).map(|declared| declared.spec.clone());
         match before {
             None => {
@@ -100,8 +100,10 @@ impl Control {
         if !engines.names().iter().any(|known| known == name) {
             return Err(no_engine(name));
         }
-        if let Some(entry) = self.store.get(&key).await? {
-            self.store.delete(&key, entry.version).await?;
+        let stored = self.declared_version(Declaration::Engine, name).await?;
+        precondition::check(&format!("engine {name}"), stored)?;
+        if let Some(version) = stored {
+            self.store.delete(&key, version).await?;
         }
         engines.update(name, |declared| {
             declared.spec.namespaces.clear();

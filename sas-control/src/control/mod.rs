@@ -62,7 +62,7 @@ pub use apps::{AppRecord, EnvVersion};
 pub use domains::DomainRecord;
 pub use letters::DeadLetter;
 pub use life::Purged;
-pub(crate) use precondition::{Expected, PRECONDITION, expecting};
+pub(crate) use precondition::{Declaration, Expected, PRECONDITION, expecting};
 pub use rollout::RolloutAction;
 pub use usage::{HourUsageView, NamespaceUsageView, UsageGapView, UsageHoursView, UsageView};
 
@@ -78,6 +78,8 @@ pub(crate) const TRIGGERS: &str = "triggers/";
 const TENANTS: &str = "tenant/";
 /// Where quotas of tenants are in the store.
 const QUOTAS: &str = "quota/";
+/// Where declared engines are in the store.
+const ENGINES: &str = "engine/";
 /// Where hosts that are mapped to services are in the store.
 const DOMAINS: &str = "domain/";
 /// Where deliveries keep events that they could not deliver.

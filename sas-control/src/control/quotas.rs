@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use sas_core::{
     Error, ErrorKind, Pool as _, QuotaExceeded, QuotaPressure, QuotaResource, Quotas, Result, RevisionSpec,
-    ScalingSpec, SpecErrors, TenantKey, TenantQuota,
+    ScalingSpec, SpecErrors, TenantKey, TenantQuota, Version,
 };
 
-use super::{Control, QUOTAS, Recovery, invalid, refused};
+use super::{Control, QUOTAS, Recovery, invalid, precondition, refused};
 
 impl Control {
     /// What the tenant of a namespace may use, unless it may use what all may.
@@ -18,6 +18,11 @@ impl Control {
     /// All namespaces whose tenants have a quota of their own.
     pub fn tenant_quotas(&self) -> Vec<(String, TenantQuota)> {
         self.tenant_quotas.all().into_iter().collect()
+    }
+
+    /// The version of the quota that was set here for the tenant of a namespace.
+    pub(crate) fn tenant_quota_version(&self, namespace: &str) -> Option<Version> {
+        self.tenant_quotas.version(namespace)
     }
 
     /// Gives the tenant of a namespace a quota of its own, and stores it. It goes in place of all that the host
@@ -42,6 +47,7 @@ impl Control {
         // One change at a time: the same turn as that of a service of no name.
         let _changing = self.change(&key).await;
         let before = self.tenant_quotas.version(namespace).or_else(|| self.damaged.version(&key));
+        precondition::check(&format!("the quota of {namespace}"), before)?;
         match (quota, before) {
             (Some(quota), before) => {
                 let value = serde_json::to_vec(&quota).map_err(|error| {

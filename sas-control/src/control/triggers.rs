@@ -1,6 +1,6 @@
 //! Declared triggers, where they may send, and their dead letters.
 
-use super::{BROKERS, Control, DEAD_LETTERS, TRIGGERS, letters::DeadLetter, refused};
+use super::{BROKERS, Control, DEAD_LETTERS, TRIGGERS, letters::DeadLetter, precondition, refused};
 use crate::record::ServiceRecord;
 use parking_lot::Mutex;
 use sas_core::{
@@ -183,6 +183,7 @@ impl Control {
         let Some(entry) = self.store.get(&key).await? else {
             return Err(Error::new(ErrorKind::NotFound, "broker", format!("there is no broker {name}")));
         };
+        precondition::check(&format!("broker {name}"), Some(entry.version))?;
         self.trigger_host()?.remove_broker(&name).await?;
         self.store.delete(&key, entry.version).await?;
         self.recovery_report.came_back(&format!("Broker {name}"));
@@ -217,6 +218,7 @@ impl Control {
             Error::new(ErrorKind::Unexpected, "keep", format!("{key} can't be written: {error}"))
         })?;
         let expected = self.store.get(key).await?.map(|entry| entry.version);
+        precondition::check(key, expected)?;
         self.store.put(key, expected, value.into()).await.map(drop)
     }
 
@@ -339,6 +341,7 @@ impl Control {
         let Some(entry) = self.store.get(&key).await? else {
             return Err(Error::new(ErrorKind::NotFound, "trigger", format!("there is no trigger {name}")));
         };
+        precondition::check(&format!("trigger {name}"), Some(entry.version))?;
         self.store.delete(&key, entry.version).await?;
         self.forget_crossing(&name);
         self.recovery_report.came_back(&format!("Trigger {name}"));
@@ -348,12 +351,20 @@ impl Control {
         }
     }
 
-    /// Events of a trigger that could not be delivered, oldest first.
+    /// Events of a trigger that could not be delivered, oldest first: those after the letter `after`, at most `most`.
     ///
     /// # Errors
     /// `Unavailable` when the store fails; `Unexpected` for one that can't be read.
-    pub async fn dead_letters(&self, namespace: &str, name: &str, most: usize) -> Result<Vec<DeadLetter>> {
-        let entries = self.store.list(&format!("{DEAD_LETTERS}{namespace}/{name}/"), None, most).await?;
+    pub async fn dead_letters(
+        &self,
+        namespace: &str,
+        name: &str,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<DeadLetter>> {
+        let prefix = format!("{DEAD_LETTERS}{namespace}/{name}/");
+        let after = after.map(|letter| format!("{prefix}{letter}"));
+        let entries = self.store.list(&prefix, after.as_deref(), most).await?;
         let letters = entries.iter().map(|entry| {
             let mut letter: DeadLetter = serde_json::from_slice(&entry.value).map_err(|error| {
                 Error::new(
