@@ -5,7 +5,7 @@ mod support;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use sas_control::PackageDir;
-use sas_core::{Body, Handler as _, MemoryStore, Store};
+use sas_core::{Body, ErrorKind, Handler as _, MemoryStore, Store};
 use sas_knative::manifest::{ServiceManifest, TrafficTarget};
 use support::{TOKEN, World};
 use tokio::{task::JoinSet, time::sleep};
@@ -86,8 +86,13 @@ async fn a_delete_during_a_deploy_during_a_roll_out_leaves_all_or_nothing() {
                 };
                 // What came after the deletion may find nothing; nothing else goes wrong.
                 if let Err(error) = done {
-                    use sas_core::ErrorKind::{Conflict, InvalidSpec, NotFound};
-                    assert!(matches!(error.kind, NotFound | Conflict | InvalidSpec), "{change}: {error}");
+                    assert!(
+                        matches!(
+                            error.kind,
+                            ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::InvalidSpec
+                        ),
+                        "{change}: {error}"
+                    );
                 }
             });
         }

@@ -630,7 +630,7 @@ impl World {
             } else if key.starts_with("deadletter/") {
                 let trigger = trigger_of(&key).name;
                 let trigger = trigger.trim_start_matches("default/");
-                let told = host.control().dead_letters("default", trigger, usize::MAX).await;
+                let told = host.control().dead_letters("default", trigger, None, usize::MAX).await;
                 if !told.is_err_and(|error| error.message.contains(&key)) {
                     failed.push(format!("{key} is damaged, and whoever reads the dead letters is not told"));
                 }

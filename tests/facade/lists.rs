@@ -56,8 +56,10 @@ spec:
         assert_eq!(admin(&platform, "PUT", &format!("/v1/engines/{name}"), &engine).await.0, 200);
         let quota = r#"{"concurrency": 5}"#;
         assert_eq!(admin(&platform, "PUT", &format!("/v1/quotas/{name}"), quota).await.0, 200);
-        // Two of one name.
-        let token = json!({"name": if name == "c" { "b" } else { name }, "scopes": ["read"]}).to_string();
+        // Two of one name, each in a namespace of its own.
+        let called = if name == "c" { "b" } else { name };
+        let token =
+            json!({"name": called, "scopes": ["read"], "namespace": format!("of-{name}")}).to_string();
         assert_eq!(admin(&platform, "POST", "/v1/tokens", &token).await.0, 201);
         let event = Event::new(name, "/test", "order").expect("an event");
         platform.control().accept_events("shop", "a", vec![event]).await.expect("accepted");

@@ -1,6 +1,8 @@
 //! Declared triggers, where they may send, and their dead letters.
 
-use super::{BROKERS, Control, DEAD_LETTERS, TRIGGERS, letters::DeadLetter, precondition, refused};
+use super::{
+    BROKERS, Control, DEAD_LETTERS, Declaration, TRIGGERS, letters::DeadLetter, precondition, refused,
+};
 use crate::record::ServiceRecord;
 use parking_lot::Mutex;
 use sas_core::{
@@ -243,11 +245,13 @@ impl Control {
     /// `NotFound` when there is none of that name.
     pub async fn pause_trigger(&self, namespace: &str, name: &str, paused: bool) -> Result<()> {
         let mut spec = self.trigger_spec(namespace, name).await?;
-        if spec.paused != paused {
-            spec.paused = paused;
-            self.apply_trigger(spec).await?;
+        if spec.paused == paused {
+            // Nothing is written, and who expects something else is told all the same.
+            let stored = self.declared_version(Declaration::Trigger, &spec.name).await?;
+            return precondition::check(&format!("trigger {}", spec.name), stored);
         }
-        Ok(())
+        spec.paused = paused;
+        self.apply_trigger(spec).await.map(drop)
     }
 
     /// Starts a trigger that reads from a broker again from the first event that was accepted at `from` or later.
