@@ -234,10 +234,10 @@ mod tests {
 
     #[test]
     fn pages_go_on_where_the_one_before_ended_whatever_came_and_went_meanwhile() {
-        let page = |all: &[&str], next: Option<String>| {
+        fn page(all: &[&'static str], next: Option<String>) -> (Vec<&'static str>, Option<String>) {
             let query = PageQuery { limit: Some(2), next };
             query.of(all.iter().copied(), |one| (*one).to_owned()).expect("a page")
-        };
+        }
         let (first, next) = page(&["a", "c", "e", "g"], None);
         assert_eq!(first, ["a", "c"]);
         let (second, next) = page(&["a", "b", "e", "f", "g"], next);
