@@ -78,7 +78,10 @@ impl Seen {
 
     fn clients(self: &Arc<Self>, listen: SocketAddr) -> JoinSet<()> {
         let client = |seen: Arc<Self>| async move {
-            while !seen.enough.load(Ordering::Relaxed) && seen.ask(listen, "hello", "/work?ms=5").await {}
+            let mut goes_on = true;
+            while goes_on && !seen.enough.load(Ordering::Relaxed) {
+                goes_on = seen.ask(listen, "hello", "/work?ms=5").await;
+            }
         };
         (0..CLIENTS).map(|_| client(Arc::clone(self))).collect()
     }
