@@ -168,6 +168,8 @@ async fn what_happens_is_published_to_a_broker_and_a_trigger_gets_it() {
     assert_eq!(get(&platform, "hello", "/").await.status, 200);
     comes("revision.ready", "hello-00001").await;
     comes("scaled", "hello-00001").await;
+    // It may sleep again by now.
+    assert_eq!(get(&platform, "hello", "/").await.status, 200);
     for process in processes_below(&state) {
         let killed = std::process::Command::new("kill").args(["-KILL", &process.to_string()]).status();
         assert!(killed.expect("kill runs").success());

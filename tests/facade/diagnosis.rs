@@ -379,15 +379,18 @@ async fn descriptors_that_grow_at_every_look_are_told_and_not_once_they_are_clos
     let platform = Platform::builder().build().await.expect("a platform");
     let mut leaked = Vec::new();
     let mut findings = Vec::new();
-    for look in 0..10 {
-        assert_eq!(findings, [], "{look} looks say nothing yet");
-        // More than the tests beside this one may close meanwhile.
-        leaked.extend((0..40).map(|_| fs::File::open("/dev/null").expect("a descriptor")));
+    // Ten in a row; the tests beside this one may close more in between than this one opens, and it takes ten after that.
+    for look in 0..30 {
+        leaked.extend((0..20).map(|_| fs::File::open("/dev/null").expect("a descriptor")));
         findings = found(&platform, "leaked_handles").await;
+        if !findings.is_empty() {
+            assert!(look >= 9, "{look} looks say nothing yet: {findings:?}");
+            break;
+        }
     }
     let [finding] = &findings[..] else { panic!("{findings:?}") };
     assert_eq!((finding.subject.as_str(), finding.severity), ("host", Severity::Warning));
-    assert!(count(finding, "grown") >= 200, "{finding:?}");
+    assert!(count(finding, "grown") >= 64, "{finding:?}");
     drop(leaked);
     assert_eq!(found(&platform, "leaked_handles").await, []);
     platform.shutdown(Duration::from_secs(5)).await;
