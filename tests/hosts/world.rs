@@ -20,6 +20,7 @@ use serde::Deserialize;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpListener,
+    sync::MutexGuard,
     task::JoinSet,
     time::Instant,
 };
@@ -194,7 +195,11 @@ pub(crate) struct World {
     reports: u16,
     dir: tempfile::TempDir,
     _tasks: JoinSet<()>,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// One world at a time: its hosts, its database and its load are as much as two cores bear, and terms are short.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// The program of `app.rs`, compiled once.
 fn app() -> &'static Path {
@@ -215,6 +220,7 @@ fn app() -> &'static Path {
 impl World {
     /// `None` where there is no PostgreSQL.
     pub(crate) async fn new(term: Duration) -> Option<Self> {
+        let alone = ALONE.lock().await;
         let server = PostgresServer::start().await?;
         let dir = tempfile::tempdir().expect("a temporary directory");
         let url = |port| format!("postgres://postgres:admin-pass@127.0.0.1:{port}/postgres?connections=4\n");
@@ -229,7 +235,7 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let reports = listener.local_addr().expect("an address").port();
         tasks.spawn(take_reports(listener, Arc::clone(&report)));
-        Some(Self { server, term, report, store, seen, database, reports, dir, _tasks: tasks })
+        Some(Self { server, term, report, store, seen, database, reports, dir, _tasks: tasks, _alone: alone })
     }
 
     pub(crate) async fn host(&self, name: &'static str) -> Host {
