@@ -96,35 +96,41 @@ async fn many_functions_that_are_each_just_allowed_are_refused_together() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_with_two_modules_at_the_compiler_leaves_another_its_turn() {
     let stage = Stage::shared(WasmConfig { slots: 16, ..WasmConfig::default() });
-    let mut busy = tokio::task::JoinSet::new();
-    // Almost what the bounds allow.
-    for reads in [340_000, 340_001] {
-        let (runtime, spec) = (Arc::clone(&stage.runtime), bytes_spec("busy.wasm", heavy(1, 1_050, reads)));
-        busy.spawn(async move { runtime.prepare_for(&spec, TenantKey(7)).await.map(drop) });
-    }
-    let (began, mut longest, mut others) = (tokio::time::Instant::now(), Duration::ZERO, 0);
-    let first = loop {
-        if let Some(first) = busy.try_join_next() {
-            break first;
+    let mut told = Vec::new();
+    // The threads of the compiler are this program's: what tests beside this one compile may have them for a while.
+    for round in 0..4 {
+        let mut busy = tokio::task::JoinSet::new();
+        // Almost what the bounds allow.
+        for reads in [340_000 - 2 * round, 340_001 - 2 * round] {
+            let (runtime, spec) =
+                (Arc::clone(&stage.runtime), bytes_spec("busy.wasm", heavy(1, 1_050, reads)));
+            busy.spawn(async move { runtime.prepare_for(&spec, TenantKey(7)).await.map(drop) });
         }
-        let small = format!(
-            "(module (memory (export \"memory\") 1) (func (export \"_start\") (drop (i32.const {others}))))"
-        );
-        let asked = tokio::time::Instant::now();
-        stage.runtime.prepare_for(&spec(&small), TenantKey(8)).await.unwrap();
-        longest = longest.max(asked.elapsed());
-        others += 1;
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    };
-    first.unwrap().unwrap();
-    let busy_for = began.elapsed();
-    assert!(
-        others >= 5 && longest * 2 < busy_for,
-        "{others} of the other, the longest in {longest:?} of {busy_for:?}"
-    );
-    while let Some(done) = busy.join_next().await {
-        done.unwrap().unwrap();
+        let (began, mut longest, mut others) = (tokio::time::Instant::now(), Duration::ZERO, 0);
+        let first = loop {
+            if let Some(first) = busy.try_join_next() {
+                break first;
+            }
+            let small = format!(
+                "(module (memory (export \"memory\") 1) (func (export \"_start\") (drop (i32.const {round}{others:04}))))"
+            );
+            let asked = tokio::time::Instant::now();
+            stage.runtime.prepare_for(&spec(&small), TenantKey(8)).await.unwrap();
+            longest = longest.max(asked.elapsed());
+            others += 1;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        first.unwrap().unwrap();
+        let busy_for = began.elapsed();
+        while let Some(done) = busy.join_next().await {
+            done.unwrap().unwrap();
+        }
+        if others >= 5 && longest * 2 < busy_for {
+            return;
+        }
+        told.push(format!("{others} of the other, the longest in {longest:?} of {busy_for:?}"));
     }
+    panic!("{told:#?}");
 }
 
 #[tokio::test]
