@@ -116,7 +116,7 @@ async fn serves(place: &Workplace, layout: &Path, name: &str) -> String {
     until("its end is told", || !started.events.exits().is_empty()).await;
     let report = &started.events.exits()[0].1;
     assert_eq!((report.code, report.signal), (Some(0), None), "{name}: {report}; {}", text());
-    assert!(text().contains("stopping"), "{name}: {}", text());
+    until("its last line is collected", || text().contains("stopping")).await;
     runtime.quiesce().await;
     let store = fs::canonicalize(place.dir.path().join(format!("store-{name}"))).unwrap();
     assert_eq!(support::census(&store), Vec::<String>::new(), "{name}");

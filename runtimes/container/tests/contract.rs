@@ -416,7 +416,7 @@ async fn probes_ask_over_http_over_tcp_and_by_commands_and_startup_comes_before_
         assert_eq!(none.kind, ErrorKind::NotFound, "{none}");
     }
     let mut spec = place.app(&[]);
-    spec.timeouts.start = Duration::from_millis(1500);
+    spec.timeouts.start = Duration::from_secs(5);
     spec.readiness = Some(http("/fail"));
     let error = start(&runtime, spec).await.map(|_| ()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Timeout);

@@ -27,8 +27,8 @@ fn count(short: u64, long: u64) -> u64 {
 /// What this process holds is counted, so that no other test of this file may run meanwhile.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// What there is beyond what `census` finds: mounts of this host, namespaces that this process holds, and files below a
-/// directory.
+/// What there is beyond what `census` finds: mounts of a directory's, namespaces that this process holds, and the files below
+/// the directory.
 fn inventory(dir: &Path) -> BTreeSet<String> {
     fn walk(dir: &Path, found: &mut BTreeSet<String>) {
         for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -42,8 +42,10 @@ fn inventory(dir: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     walk(dir, &mut found);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    // Without the number of the mount, which is no other thing for being another.
-    found.extend(mounts.lines().filter_map(|line| Some(format!("mount {}", line.split_once(' ')?.1))));
+    // Those of others come and go. Without the number of the mount, which is no other thing for being another.
+    let ours = dir.display().to_string();
+    let mounts = mounts.lines().filter(|line| line.contains(&ours));
+    found.extend(mounts.filter_map(|line| Some(format!("mount {}", line.split_once(' ')?.1))));
     let mut spaces = 0;
     for fd in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
         let to = std::fs::read_link(fd.path()).unwrap_or_default().display().to_string();

@@ -219,11 +219,11 @@ async fn a_registry_that_hangs_drips_or_talks_without_end_is_given_up() {
     let place = Workplace::new();
     const LONG: &str = "HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n";
     let cases = [
-        ("hangs", slow("", None).await, ["timed out", "within 200ms"]),
-        ("drips", slow(LONG, Some(Duration::from_millis(20))).await, ["within 200ms", "no answer within"]),
+        ("hangs", slow("", None).await, ["timed out", "within 1s"]),
+        ("drips", slow(LONG, Some(Duration::from_millis(20))).await, ["within 1s", "no answer within"]),
     ];
     for (name, registry, parts) in cases {
-        let runtime = runtime(&place, registry, Duration::from_millis(200));
+        let runtime = runtime(&place, registry, Duration::from_secs(1));
         let began = Instant::now();
         let error = runtime.pin(&image(registry), TenantKey(1)).await.expect_err(name);
         assert_eq!(error.kind, ErrorKind::Unavailable, "{name}: {error}");
@@ -248,7 +248,8 @@ async fn a_registry_that_hangs_drips_or_talks_without_end_is_given_up() {
     .await;
     let mut config = place.config();
     config.registries.plain_http.push(registry.address.to_string());
-    config.registries.patience = Duration::from_millis(200);
+    // What answers at once has done so by then, also on a busy machine.
+    config.registries.patience = Duration::from_secs(1);
     let runtime = ContainerRuntime::new(config).unwrap();
     let error = runtime.prepare(&image(registry.address)).await.unwrap_err();
     assert!(matches!(error.kind, ErrorKind::Unavailable | ErrorKind::InvalidSpec), "{error}");
@@ -261,7 +262,7 @@ async fn words_of_an_error_that_drip_are_not_waited_for() {
     let place = Workplace::new();
     const LONG: &str = "HTTP/1.1 404 Not Found\r\ncontent-length: 3000000\r\n\r\n";
     let registry = slow(LONG, Some(Duration::from_millis(50))).await;
-    let runtime = runtime(&place, registry, Duration::from_millis(200));
+    let runtime = runtime(&place, registry, Duration::from_secs(1));
     let began = Instant::now();
     let error = runtime.pin(&image(registry), TenantKey(1)).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::NotFound, "{error}");
