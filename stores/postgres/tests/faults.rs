@@ -323,8 +323,14 @@ async fn a_server_that_takes_no_writes_or_no_more_connections_or_no_such_user_is
     // As a replica is, or a server after a fail-over.
     admin.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on").await.expect("set");
     admin.execute("SELECT pg_reload_conf()", &[]).await.expect("loaded");
-    sleep(Duration::from_millis(300)).await;
-    let error = store.put("b", None, "1".into()).await.expect_err("read-only");
+    // Each session hears of it when the server comes to tell it.
+    let mut refused = None;
+    until("it takes no writes", async || {
+        refused = store.commit(Commit::new().put("b", "1")).await.err();
+        refused.is_some()
+    })
+    .await;
+    let error = refused.expect("read-only");
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
     assert!(error.message.contains("takes no writes"), "{error}");
     let error =
@@ -333,8 +339,7 @@ async fn a_server_that_takes_no_writes_or_no_more_connections_or_no_such_user_is
     admin.batch_execute("SET default_transaction_read_only = off").await.expect("set for this session");
     admin.batch_execute("ALTER SYSTEM RESET default_transaction_read_only").await.expect("set");
     admin.execute("SELECT pg_reload_conf()", &[]).await.expect("loaded");
-    sleep(Duration::from_millis(300)).await;
-    store.put("b", None, "1".into()).await.expect("it writes again");
+    until("it writes again", async || store.commit(Commit::new().put("b", "2")).await.is_ok()).await;
 
     // A role that may not do what it needs; then one that may, and no more.
     admin
@@ -358,24 +363,26 @@ async fn a_server_that_takes_no_writes_or_no_more_connections_or_no_such_user_is
     let mut others = Vec::new();
     let mut config = tokio_postgres::Config::new();
     config.host("127.0.0.1").port(server.port()).user("small").password("small-pass").dbname("postgres");
-    while let Ok((client, connection)) = config.connect(NoTls).await {
-        tokio::spawn(connection);
-        others.push(client);
-    }
-    admin
-        .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sas' AND usename = 'small'")
-        .await
-        .expect("ended");
-    while let Ok((client, connection)) = config.connect(NoTls).await {
-        tokio::spawn(connection);
-        others.push(client);
-    }
-    let error = small.put("b", None, "1".into()).await.expect_err("no connection is left");
+    let mut refused = None;
+    until("no connection is left", async || {
+        admin
+            .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sas' AND usename = 'small'")
+            .await
+            .expect("ended");
+        // What was ended gives its place back a moment later: then it is taken in another round.
+        while let Ok((client, connection)) = config.connect(NoTls).await {
+            tokio::spawn(connection);
+            others.push(client);
+        }
+        refused = small.commit(Commit::new().put("b", "1")).await.err();
+        refused.as_ref().is_some_and(|error| error.message.contains("max_connections"))
+    })
+    .await;
+    let error = refused.expect("it was refused");
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
-    assert!(error.message.contains("max_connections"), "{error}");
     drop(others);
     let began = Instant::now();
-    while small.put("b", None, "1".into()).await.is_err() {
+    while small.commit(Commit::new().put("b", "2")).await.is_err() {
         assert!(began.elapsed() < Duration::from_secs(20), "it does not come back");
         sleep(Duration::from_millis(50)).await;
     }
@@ -426,7 +433,10 @@ async fn over_tls_the_certificate_must_be_the_hosts_and_a_changed_password_count
     let admin = admin(&server).await;
     admin.batch_execute("ALTER SYSTEM SET ssl = on").await.expect("set");
     admin.execute("SELECT pg_reload_conf()", &[]).await.expect("loaded");
-    sleep(Duration::from_millis(500)).await;
+    until("it speaks TLS", async || {
+        admin.query_one("SHOW ssl", &[]).await.expect("asked").get::<_, &str>(0) == "on"
+    })
+    .await;
 
     let roots = server.dir().join("roots.pem");
     std::fs::write(&roots, made.cert.pem()).expect("written");
