@@ -62,6 +62,24 @@ pub async fn mosquitto(settings: &str) -> Option<Server> {
     Server::start(start, &format!("{base}{settings}\n")).await
 }
 
+/// What Python runs before Moto. A queue of Moto's writes its messages anew at each deletion, and of two at once, or of one while
+/// a message comes, forgets one: the service does not.
+const ONE_AT_A_TIME: &str = "
+import threading
+from moto.sqs.models import Queue
+
+lock = threading.RLock()
+
+def alone(method):
+    def call(*arguments, **more):
+        with lock:
+            return method(*arguments, **more)
+    return call
+
+for name in ['delete_message', 'add_message']:
+    setattr(Queue, name, alone(getattr(Queue, name)))
+";
+
 /// Moto, an emulator of services of AWS, such as S3 and SQS: it speaks their protocols and keeps all in memory. `arguments` of the
 /// program are lines, such as those of TLS; the environment's `SAS_MOTO_SERVER` says where it is.
 pub async fn moto(arguments: &str) -> Option<Server> {
@@ -69,12 +87,16 @@ pub async fn moto(arguments: &str) -> Option<Server> {
         name: "moto_server",
         from: "PyPI has it as moto[server]",
         group: true,
-        prepare: Box::new(|_| Ok(None)),
+        prepare: Box::new(|site| {
+            std::fs::write(site.dir.join("sitecustomize.py"), ONE_AT_A_TIME)?;
+            Ok(None)
+        }),
         command: Box::new(|site| {
             let program = std::env::var("SAS_MOTO_SERVER").unwrap_or_else(|_| "moto_server".to_owned());
             let arguments = std::fs::read_to_string(site.settings()).unwrap_or_default();
             let mut command = Command::new(program);
             command.args(arguments.lines().filter(|line| !line.is_empty()));
+            command.env("PYTHONPATH", &site.dir);
             command
         }),
     };
