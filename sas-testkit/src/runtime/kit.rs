@@ -68,8 +68,6 @@ pub(crate) struct Kit {
 pub(crate) const EXIT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a stop may take beyond its grace.
 pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// How long cleaning up may take.
-const QUIESCE_LIMIT: Duration = Duration::from_secs(15);
 
 impl Kit {
     pub(crate) fn new(fixtures: Fixtures) -> Self {
@@ -204,7 +202,7 @@ impl Kit {
     }
 
     pub(crate) async fn quiesce(&self) -> Verdict {
-        within(QUIESCE_LIMIT, "quiesce", self.fixtures.runtime.quiesce()).await
+        within(self.fixtures.start_limit, "quiesce", self.fixtures.runtime.quiesce()).await
     }
 
     /// Comes to rest, and then nothing of instances is there, and no exit was told twice.

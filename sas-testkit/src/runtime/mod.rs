@@ -138,7 +138,7 @@ impl Fixtures {
         self
     }
 
-    /// How long a start of `echo` takes at the very most; 20 s unless said.
+    /// How long a start of `echo` takes at the very most, and cleaning up after what was started; 20 s unless said.
     #[must_use]
     pub fn start_limit(mut self, limit: Duration) -> Self {
         self.start_limit = limit;
