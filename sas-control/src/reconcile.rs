@@ -45,6 +45,11 @@ impl Observed {
         let mut rules = self.hosts.values().flatten();
         rules.any(|rule| matches!(rule.action, RouteAction::Remote { .. }))
     }
+
+    /// Under what the revision takes traffic, or could.
+    pub(crate) fn running(&self, revision: &str) -> Option<&Registration> {
+        self.registrations.iter().find(|r| r.revision == revision && r.routable && !r.retiring)
+    }
 }
 
 /// Why a revision that is ready does not run, and when it is tried again.
@@ -270,9 +275,7 @@ pub(crate) fn reconcile(
     rules: &Rules,
 ) -> Vec<Command> {
     let Some(record) = desired else { return removal(observed) };
-    let running = |revision: &str| {
-        observed.registrations.iter().find(|r| r.revision == revision && r.routable && !r.retiring)
-    };
+    let running = |revision: &str| observed.running(revision);
 
     // What a service would have that is switched off is kept, and nothing of it runs.
     let enabled = record.disabled.is_none();

@@ -9,6 +9,7 @@ use sas_core::{
     EngineKind, EngineSpec, Error, ErrorKind, Isolation, MemoryStore, Purpose, RevisionSpec, Store, Target,
 };
 use sas_knative::manifest::{ServiceManifest, TrafficTarget};
+use sas_testkit::fake::FakeStore;
 use support::{PreparingRuntime, World, eventually};
 
 const HOST: &str = "hello.default.example.org";
@@ -101,6 +102,31 @@ async fn a_cancelled_deploy_is_finished_by_housekeeping() {
     assert!(tokio::time::timeout(Duration::from_secs(5), deploying).await.is_err());
     eventually(|| !world.split(HOST).is_empty()).await;
     assert_eq!(world.split(HOST), [("hello-00001".to_owned(), 100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_runs_once_though_the_store_fails_when_it_is_noted_as_prepared() {
+    for writes in 0.. {
+        let store = Arc::new(FakeStore::default());
+        let world = World::with(Arc::clone(&store) as _, |_| {}).await;
+        world.deploy("one").await.unwrap();
+        store.break_after(writes);
+        let told = world.deploy("another").await;
+        // Housekeeping tries to go on, first in vain.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let registered = world.pool.names().len();
+        assert!(registered <= 2, "after {writes} writes: {:?}", world.pool.names());
+        store.mend();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let serving = world.split(HOST);
+        let names: Vec<&str> = serving.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(world.pool.names(), names, "after {writes} writes nothing else is left with the pool");
+        if told.is_ok() {
+            assert_eq!(names, ["hello-00002"]);
+            assert!(writes > 1, "the revision is stored before it is prepared");
+            return;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -113,11 +113,7 @@ impl Control {
         let mut counts = rehearsals.faulted(&path).into_iter();
         let runs = |revision: &str| {
             let live = self.live(&path);
-            live.is_some_and(|live| {
-                let state = live.state.lock();
-                let mut found = state.observed.registrations.iter();
-                found.any(|r| r.revision == revision && r.routable && !r.retiring)
-            })
+            live.is_some_and(|live| live.state.lock().observed.running(revision).is_some())
         };
         let met = record.faults.iter().map(|fault| match &fault.revision {
             Some(revision) if !runs(revision) => 0,

@@ -395,9 +395,6 @@ fn comes(state: &LiveState, key: RevisionKey) -> bool {
 
 /// Under which keys the two revisions take traffic, once both do.
 fn keys(observed: &crate::reconcile::Observed, rolling: &Rolling) -> Option<[RevisionKey; 2]> {
-    let key = |revision: &str| {
-        let mut found = observed.registrations.iter().filter(|r| r.routable && !r.retiring);
-        found.find(|registration| registration.revision == revision).map(|registration| registration.key)
-    };
+    let key = |revision: &str| observed.running(revision).map(|registration| registration.key);
     Some([key(&rolling.from)?, key(&rolling.to)?])
 }

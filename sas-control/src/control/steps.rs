@@ -287,6 +287,11 @@ impl Control {
         let running = self.engines.of(&record.namespace)?;
         let runtime = running.runtimes.runtime(&found.spec.runtime, record.tenant)?;
         let artifact = self.artifact(live, record, revision).await?;
+        // It runs already when the write failed that was to note that it does.
+        let runs = live.state.lock().observed.running(revision).map(|registration| registration.key);
+        if routable && let Some(key) = runs {
+            return Ok((key, artifact));
+        }
         let spec = if routable || found.spec.scaling.min == 0 {
             Arc::clone(&found.spec)
         } else {
