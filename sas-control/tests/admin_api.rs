@@ -75,6 +75,23 @@ async fn lists_come_in_pages_and_by_namespace_and_labels() {
     assert_eq!(names("?labels=app%3Dshop").await.0, "a,c");
     assert_eq!(names("?labels=app%3Dshop,!canary").await.0, "a");
     assert_eq!(names("?namespace=other").await.0, "");
+    // Names that begin alike, on both sides of the namespace's own.
+    for namespace in ["def", "default-1", "defaultx"] {
+        let manifest = named(&world, "b", "{app: shop}")
+            .replace("metadata:", &format!("metadata:\n  namespace: {namespace}"));
+        assert_eq!(ask(&world, "POST", "/v1/services", &[], &manifest).await.status(), 201);
+    }
+    assert_eq!(names("").await.0, "b,b,a,b,c,b", "def, default-1, default, defaultx");
+    for (query, all) in [("namespace=default", "a,b,c"), ("labels=app%3Dshop", "b,b,a,c,b")] {
+        let (mut seen, mut at) = (Vec::new(), String::new());
+        loop {
+            let (page, next) = names(&format!("?{query}&limit=1{at}")).await;
+            seen.push(page);
+            let Some(next) = next else { break };
+            at = format!("&continue={next}");
+        }
+        assert_eq!(seen.join(","), all, "{query}, one by one");
+    }
     for (query, field) in [
         ("limit=0", "limit"),
         ("limit=many", "limit"),

@@ -168,9 +168,9 @@ pub(super) async fn list(
 ) -> Answer<Json<ObjectList>> {
     let kind = Kind::parse(&at.kind)?;
     let limit = page_size(query.limit, PAGE, MOST)?;
-    let records = api.control.records();
-    let records = records.iter().filter(|record| record.namespace == at.namespace);
+    let records = api.control.records_of(&at.namespace);
     let mut names: Vec<_> = records
+        .iter()
         .flat_map(|record| match kind {
             Kind::Revision => record.revisions.iter().map(|r| (r.name.clone(), record)).collect(),
             _ => vec![(record.name.clone(), record)],
@@ -199,8 +199,7 @@ pub(super) async fn get(State(api): State<Api>, Path(at): Path<ObjectPath>) -> A
     let missing = || Failure::not_found(format!("{} has no {} {}", at.namespace, kind.name(), at.name));
     let record = match kind {
         Kind::Revision => {
-            let records = api.control.records();
-            let mut own = records.into_iter().filter(|record| record.namespace == at.namespace);
+            let mut own = api.control.records_of(&at.namespace).into_iter();
             own.find(|record| record.revision(&at.name).is_some()).ok_or_else(missing)?
         }
         _ => api.control.record(&at.namespace, &at.name).map_err(|_| missing())?,

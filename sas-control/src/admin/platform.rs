@@ -364,7 +364,7 @@ pub(super) async fn tenant(State(api): State<Api>, Path(at): Path<NamespacePath>
     if !control.knows_tenant(&at.namespace) {
         return Err(Failure::not_found(format!("there is no tenant {}", at.namespace)));
     }
-    let services = control.records().iter().filter(|record| record.namespace == at.namespace).count();
+    let services = control.records_of(&at.namespace).len();
     Ok(Json(TenantView {
         engine: control.engines().engine_of(&at.namespace),
         services,

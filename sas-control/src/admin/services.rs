@@ -213,15 +213,13 @@ pub(super) async fn list(
 ) -> Answer<Json<ServiceList>> {
     let (limit, after) = (page_size(query.limit, PAGE, MOST)?, after(query.next.as_deref())?);
     let labels = LabelSelector::parse(query.labels.as_deref().unwrap_or_default())?;
-    let records = api.control.records();
-    let mut found = records.iter().filter(|record| {
-        caller.reaches(&record.namespace)
-            && query.namespace.as_ref().is_none_or(|namespace| record.namespace == *namespace)
-            && after.as_ref().is_none_or(|after| record.path() > *after)
-            && labels.matches(&record.labels)
-    });
-    let page: Vec<_> = found.by_ref().take(limit).collect();
-    let next = found.next().and(page.last()).map(|last| cursor(&last.path()));
+    let wanted = |record: &ServiceRecord| caller.reaches(&record.namespace) && labels.matches(&record.labels);
+    // One more, to see whether there is a next page.
+    let namespace = query.namespace.as_deref();
+    let mut page = api.control.page_of_records(namespace, after.as_deref(), limit + 1, wanted);
+    let more = page.len() > limit;
+    page.truncate(limit);
+    let next = page.last().filter(|_| more).map(|last| cursor(&last.path()));
     let services = page.iter().map(|record| api.control.view(record).into()).collect();
     Ok(Json(ServiceList { services, next }))
 }

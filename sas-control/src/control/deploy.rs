@@ -189,7 +189,7 @@ impl Control {
         if before.is_none()
             && let Some(most) = running.runtimes.kind().services_per_tenant()
             && !tenant.is_host()
-            && self.records().iter().filter(|record| record.tenant == tenant).count() >= most
+            && self.records_of(&manifest.namespace).len() >= most
         {
             let message =
                 format!("namespace {} has {most} services, its quota; delete one first", manifest.namespace);

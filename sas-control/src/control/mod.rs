@@ -520,6 +520,22 @@ impl Control {
         self.services.records()
     }
 
+    /// The services of a namespace, by name.
+    pub(crate) fn records_of(&self, namespace: &str) -> Vec<Arc<ServiceRecord>> {
+        self.services.page(Some(namespace), None, usize::MAX, |_| true)
+    }
+
+    /// The first `most` services that are wanted, by namespace and name, behind the one with the path `after`.
+    pub(crate) fn page_of_records(
+        &self,
+        namespace: Option<&str>,
+        after: Option<&str>,
+        most: usize,
+        wanted: impl Fn(&ServiceRecord) -> bool,
+    ) -> Vec<Arc<ServiceRecord>> {
+        self.services.page(namespace, after, most, wanted)
+    }
+
     /// The key under which a revision takes traffic now; `None` when it takes none.
     pub fn revision_key(&self, namespace: &str, name: &str, revision: &str) -> Option<RevisionKey> {
         let live = self.live(&format!("{namespace}/{name}"))?;

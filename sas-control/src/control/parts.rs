@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -48,6 +49,26 @@ impl Services {
     /// Those that are not deleted.
     pub(super) fn records(&self) -> Vec<Arc<ServiceRecord>> {
         self.0.read().values().filter_map(|live| live.record()).collect()
+    }
+
+    /// The first `most` that are wanted, by their paths: behind the path `after`, and of a namespace alone if one is named.
+    /// Looks at no other namespace's, nor at what comes later.
+    pub(super) fn page(
+        &self,
+        namespace: Option<&str>,
+        after: Option<&str>,
+        most: usize,
+        wanted: impl Fn(&ServiceRecord) -> bool,
+    ) -> Vec<Arc<ServiceRecord>> {
+        let prefix = namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
+        let first = match after {
+            Some(after) if *after >= *prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix.as_str()),
+        };
+        let services = self.0.read();
+        let behind = services.range::<str, _>((first, Bound::Unbounded));
+        let within = behind.take_while(|(path, _)| path.starts_with(&prefix));
+        within.filter_map(|(_, live)| live.record()).filter(|record| wanted(record)).take(most).collect()
     }
 }
 

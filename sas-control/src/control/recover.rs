@@ -4,6 +4,7 @@ use super::{BROKERS, Control, HOUSEKEEPING, Live, RECOVERIES, Recovery, SERVICES
 use crate::reconcile::reconcile;
 use crate::record::ServiceRecord;
 use sas_core::{BlobStore, Error, ErrorKind, Result, TenantKey};
+use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use tokio_util::sync::CancellationToken;
 
@@ -184,6 +185,7 @@ impl Control {
 
     /// A place that hosts share may be new, or have lost what this host has a copy of still: it gets what records name.
     async fn share_packages(&self, packages: &dyn BlobStore, there: &[String]) -> Result<()> {
+        let there: HashSet<&String> = there.iter().collect();
         for digest in self.package_digests().iter().filter(|digest| !there.contains(digest)) {
             if let Some(source) = packages.get(digest).await? {
                 packages.put(&source).await?;

@@ -135,7 +135,7 @@ impl Control {
 
     async fn deployed_before(&self, digest: &str, namespace: &str) -> Result<Option<PathBuf>> {
         let Some(copies) = self.pins.copies() else { return Ok(None) };
-        let known = self.records().iter().filter(|record| record.namespace == namespace).any(|record| {
+        let known = self.records_of(namespace).iter().any(|record| {
             record.revisions.iter().any(|revision| revision.package.as_deref() == Some(digest))
         });
         match if known { copies.get(digest).await? } else { None } {
