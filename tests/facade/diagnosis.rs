@@ -1,5 +1,5 @@
 //! Each diagnosis on a platform that really has the illness, beside a service or a platform that has not. Quotas and faults on
-//! purpose have theirs in `tenants` and `rollouts`; runs that do not go on are in the suite of `sas-workflow`.
+//! purpose have theirs in `tenants` and `rollouts`.
 
 use std::{fs, path::Path, process::Command, sync::Arc, time::Duration};
 
@@ -452,6 +452,50 @@ async fn a_service_that_never_sleeps_is_told_with_who_keeps_it_awake() {
     assert_eq!(said[0], ("default/kept (kept-00001)", "its minimum of 1 instances"));
     assert_eq!(said[1].0, "default/polled (polled-00001)");
     assert!(said[1].1.starts_with("its callers: "), "{said:?}");
+    platform.shutdown(Duration::from_secs(5)).await;
+}
+
+#[cfg(feature = "workflow")]
+#[tokio::test(start_paused = true)]
+async fn a_run_that_does_not_go_on_is_told_until_it_does() {
+    use sas::core::{MemoryStore, Store as _};
+    let (store, clock) = (Arc::new(MemoryStore::default()), FakeClock::starting_at(START));
+    let started = async || {
+        let builder = Platform::builder().store(Arc::clone(&store)).clock(clock.clone());
+        builder.admin_token(crate::TOKEN).build().await.expect("a platform")
+    };
+    let platform = started().await;
+    for name in ["sick", "well"] {
+        let workflow = format!(
+            "apiVersion: sas.dev/v1\nkind: Workflow\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+             document: {{dsl: '1.0.3', version: '1.0.0'}}\n  do: [{{rest: {{wait: PT2M}}}}]\n"
+        );
+        platform.apply(&workflow, None).await.expect("applied");
+        let (runs, run) = (format!("/v1/workflows/shop/{name}/runs"), format!(r#"{{"id": "run-{name}"}}"#));
+        assert_eq!(crate::admin(&platform, "POST", &runs, &run).await.0, 202);
+    }
+    assert_eq!(found(&platform, "stuck_runs").await, []);
+    platform.shutdown(Duration::from_secs(5)).await;
+
+    // What the run follows is lost behind the platform's back: the next start does not find it.
+    let key = "workflow/definition/shop/sick/1.0.0";
+    let definition = store.get(key).await.expect("memory").expect("there");
+    store.delete(key, definition.version).await.expect("deleted");
+    let platform = started().await;
+    sleep(Duration::from_secs(300)).await;
+    let findings = found(&platform, "stuck_runs").await;
+    let [finding] = &findings[..] else { panic!("{findings:?}") };
+    assert_eq!((finding.subject.as_str(), finding.severity), ("run shop/run-sick", Severity::Warning));
+    assert_eq!(text(finding, "why"), "unreadable");
+    assert!(finding.finding.contains("shop/sick 1.0.0 is not there"), "{finding:?}");
+    assert!(
+        finding.remedy.ends_with("sasctl workflow cancel --namespace shop run-sick"),
+        "which can be typed: {finding:?}"
+    );
+
+    store.put(key, None, definition.value).await.expect("back");
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!(found(&platform, "stuck_runs").await, [], "it went on");
     platform.shutdown(Duration::from_secs(5)).await;
 }
 
