@@ -2,10 +2,10 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use sas_core::{Commit, Error, ErrorKind, Place, Result, Version};
 use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
+use tokio::task::JoinSet;
 
 use super::{
     CHILD, Inner, Letter, Started, Told,
@@ -25,8 +25,26 @@ const SECRETS: Duration = Duration::from_secs(30);
 /// For how long the start of a child is tried again that has no room or no store, before it counts as failed.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// What came of an action; `None`: it is told later.
-type Flight = BoxFuture<'static, (String, Option<Outcome>)>;
+/// A step, and what came of its action; `None`: it is told later.
+type Over = (String, Option<Outcome>);
+
+/// Actions that are under way, a task each: while the driver waits for the store, or for a turn, each goes on, within its own time.
+type Flights = JoinSet<Over>;
+
+/// The next action that is over; `None`: none is under way.
+///
+/// **Cancel safety:** no outcome is lost.
+async fn over(flights: &mut Flights) -> Option<Over> {
+    loop {
+        match flights.join_next().await? {
+            Ok(over) => return Some(over),
+            // The run broke off, as if it had done the step itself.
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime is at its end, and the driver with it.
+            Err(_) => {}
+        }
+    }
+}
 
 pub(super) struct Loaded {
     pub(super) state: RunState,
@@ -57,7 +75,7 @@ impl Inner {
         let Some(mut turn) = self.turns.take(namespace).await else { return };
         let mut wait = Duration::from_millis(50);
         // What is under way goes on when the run is read again.
-        let mut flights: FuturesUnordered<Flight> = FuturesUnordered::new();
+        let mut flights = Flights::new();
         let mut asked: HashSet<String> = HashSet::new();
         loop {
             match self.clone().drive_once(run, &mut flights, &mut asked).await {
@@ -168,7 +186,7 @@ impl Inner {
     async fn drive_once(
         self: Arc<Self>,
         run: &str,
-        flights: &mut FuturesUnordered<Flight>,
+        flights: &mut Flights,
         asked: &mut HashSet<String>,
     ) -> Result<Turn> {
         if !self.is_placed_here(run, flights).await {
@@ -222,7 +240,8 @@ impl Inner {
                 }
                 if asked.insert(command.step().to_owned()) {
                     let retries = past.retries.get(command.step()).copied().unwrap_or_default();
-                    flights.push(self.clone().act(&state, command.clone(), retries));
+                    let action = self.clone().act(&state, command.clone(), retries);
+                    flights.spawn(self.driving.track_future(action));
                 }
             }
             let due = next_time(&machine).filter(|_| !state.suspended && !stopping);
@@ -249,7 +268,7 @@ impl Inner {
                     let wait = due.map_or(3_600_000, |at| at.saturating_sub(now).clamp(1, 3_600_000));
                     tokio::select! {
                         biased;
-                        Some((step, outcome)) = flights.next() => match outcome {
+                        Some((step, outcome)) = over(flights) => match outcome {
                             Some(outcome) if machine.commands().iter().any(|own| own.step() == step) => {
                                 Letter::new(Told::Done(step, outcome))
                             }
@@ -345,7 +364,7 @@ impl Inner {
     }
 
     /// Whether this host drives a run; it waits while that is not known, and keeps the answers that come meanwhile.
-    async fn is_placed_here(&self, run: &str, flights: &mut FuturesUnordered<Flight>) -> bool {
+    async fn is_placed_here(&self, run: &str, flights: &mut Flights) -> bool {
         let Some(hosts) = &self.records.hosts else { return true };
         loop {
             let round = hosts.round();
@@ -356,7 +375,7 @@ impl Inner {
             }
             tokio::select! {
                 biased;
-                Some((step, outcome)) = flights.next() => {
+                Some((step, outcome)) = over(flights) => {
                     if let (Some(outcome), Some(own)) = (outcome, self.live.lock().get_mut(run)) {
                         own.inbox.push_back(Letter::new(Told::Done(step, outcome)));
                     }
@@ -419,7 +438,12 @@ impl Inner {
         }
     }
 
-    fn act(self: Arc<Self>, state: &RunState, command: Command, retries: u64) -> Flight {
+    fn act(
+        self: Arc<Self>,
+        state: &RunState,
+        command: Command,
+        retries: u64,
+    ) -> impl Future<Output = Over> + Send + use<> {
         let step = command.step().to_owned();
         // What was answered with a failure is asked for anew, and not the same again.
         let again = if retries == 0 { String::new() } else { format!("~{retries}") };
@@ -433,7 +457,7 @@ impl Inner {
         let kind = command.kind();
         let (workflow, version) = (state.name.clone(), state.version.clone());
         let parent = Parent { run: state.path(), step: step.clone() };
-        Box::pin(async move {
+        async move {
             self.turns.step(&key.namespace).await;
             let began = tokio::time::Instant::now();
             let outcome = match command {
@@ -452,7 +476,7 @@ impl Inner {
                 self.step_is_over(&key, (&workflow, &version), kind, outcome, began.elapsed());
             }
             (step, outcome)
-        })
+        }
     }
 
     async fn child(

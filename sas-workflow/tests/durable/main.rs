@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod clocks;
+mod slow;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

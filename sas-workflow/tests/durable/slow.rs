@@ -1,0 +1,95 @@
+//! A store that takes its time holds up no step that is under way.
+
+use tokio::time::{Instant, sleep};
+
+use super::*;
+
+/// A store whose commits of one kind take long.
+#[derive(Debug)]
+struct Slow {
+    store: MemoryStore,
+    /// What stands in the commit.
+    of: &'static str,
+    takes: Duration,
+}
+
+#[async_trait]
+impl Store for Slow {
+    fn limits(&self) -> StoreLimits {
+        self.store.limits()
+    }
+
+    async fn version(&self) -> Result<Version> {
+        self.store.version().await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Entry>> {
+        self.store.get(key).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {
+        self.store.list(prefix, after, limit).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Version> {
+        if format!("{commit:?}").contains(self.of) {
+            sleep(self.takes).await;
+        }
+        self.store.commit(commit).await
+    }
+
+    async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
+        self.store.watch(prefix, since).await
+    }
+}
+
+/// `quick` answers at once; `long` in three seconds, if it gets on with it, and says how many it took.
+#[derive(Debug)]
+struct Paced;
+
+#[async_trait]
+impl Actions for Paced {
+    async fn call(&self, _: &StepKey, request: &Request) -> Outcome {
+        Outcome::Failed { reason: format!("nobody is at {}", request.uri) }
+    }
+
+    async fn invoke(&self, _: &StepKey, service: &str, _: &Json) -> Outcome {
+        let began = Instant::now();
+        if service == "long" {
+            for _ in 0..3 {
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
+        Outcome::Output(json!(began.elapsed().as_secs()))
+    }
+
+    async fn emit(&self, _: &StepKey, _: &Json) -> Outcome {
+        Outcome::Output(Json::Null)
+    }
+
+    async fn secrets(&self, _: &str, _: &[String]) -> Result<BTreeMap<String, Json>> {
+        Ok(BTreeMap::new())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_goes_on_while_the_store_writes_what_another_one_answered() {
+    // The number of the second record, which is the first answer.
+    let takes = Duration::from_secs(60);
+    let store = Arc::new(Slow { store: MemoryStore::default(), of: "00000000000000000001", takes });
+    let workflows = Workflows::new(store, clock(), Arc::new(Paced));
+    let stop = CancellationToken::new();
+    let (running, token) = (workflows.clone(), stop.clone());
+    tokio::spawn(async move { running.run(token).await });
+    let text = "
+document: {dsl: '1.0.3', namespace: shop, name: both, version: '1.0.0'}
+do: [{both: {fork: {branches: [{q: {call: quick}}, {l: {call: long}}]}}}]
+";
+    workflows.define(&Definition::parse(text).expect("right")).await.expect("stored");
+    let began = Instant::now();
+    workflows.start("shop", "both", "1.0.0", "o-1", Json::Null).await.expect("started");
+    let state = workflows.ended("shop/o-1").await.expect("ends");
+    assert!(began.elapsed() >= takes, "the store was slow: {:?}", began.elapsed());
+    assert_eq!(state.output, Some(json!([0, 3])), "of `long` three seconds: {state:?}");
+    stop.cancel();
+}
