@@ -86,6 +86,55 @@ fn real_manifests_are_read_or_refused_for_a_reason() {
     }
 }
 
+/// Why a field is right here that Knative refuses.
+fn right_here(field: &str) -> Option<&'static str> {
+    let in_a_sidecar = field.starts_with("spec.template.spec.containers[1].");
+    match field.rsplit('.').next()? {
+        "image" => Some("placeholders as `{username}`: what an image may be called is for who pulls it"),
+        "initContainers" | "persistentVolumeClaim" => Some("behind a flag there, which is off at first"),
+        "livenessProbe" | "readinessProbe" | "successThreshold" if in_a_sidecar => {
+            Some("behind the flag `multi-container-probing` there")
+        }
+        _ => None,
+    }
+}
+
+/// `verdicts.txt` has what `oracle` said, which runs the validation of Knative 1.15.
+#[test]
+fn nothing_is_refused_that_knative_accepts_and_nothing_accepted_that_it_refuses_but_for_a_reason() {
+    let table = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/knative/verdicts.txt");
+    let table = std::fs::read_to_string(table).expect("verdicts.txt");
+    let verdicts: BTreeMap<&str, &str> =
+        table.lines().map(|line| line.split_once(' ').expect("a verdict")).collect();
+    let (mut accepted, mut refused, mut reasoned) = (0, 0, 0);
+    for (file, text, _) in files() {
+        let Some(verdict) = verdicts.get(file.as_str()) else {
+            assert!(std::env::var_os("SAS_VECTORS_DIR").is_some(), "{file}: run the oracle");
+            continue;
+        };
+        let wrong: Vec<&str> = verdict.split(' ').filter(|field| *field != "accepted").collect();
+        match read(&text) {
+            Ok(_) => {
+                let without: Vec<_> = wrong.iter().filter(|field| right_here(field).is_none()).collect();
+                assert!(without.is_empty(), "{file} is accepted, and Knative refuses {without:?}");
+                *(if wrong.is_empty() { &mut accepted } else { &mut reasoned }) += 1;
+            }
+            Err(errors) => {
+                for error in &errors.0 {
+                    assert!(
+                        wrong.contains(&error.field.as_str()),
+                        "{file}: Knative refuses {wrong:?}: {error:?}"
+                    );
+                }
+                refused += 1;
+            }
+        }
+    }
+    if std::env::var_os("SAS_VECTORS_DIR").is_none() {
+        assert_eq!((accepted, refused, reasoned), (59, 9, 15));
+    }
+}
+
 /// What a simple, independent walk over the YAML finds must be in the result.
 #[test]
 fn what_real_manifests_say_is_in_the_result() {
