@@ -1,18 +1,29 @@
 //! A whole platform in one process, part by part. One program, since each more is built and linked for seconds.
 
 mod builder;
+mod cluster;
+#[cfg(feature = "console")]
+mod console;
 mod diagnosis;
 mod engines;
 mod errors;
+#[cfg(feature = "wasm")]
+mod functions;
 mod lifecycle;
 mod lists;
 mod metering;
 mod rollouts;
 mod scaling;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod start_gate;
 mod state;
 mod tenants;
 mod traffic;
+#[cfg(feature = "workflow")]
+mod workflow_hosts;
+#[cfg(all(feature = "workflow", feature = "cron"))]
+mod workflows;
 
 use sas::prelude::*;
 

@@ -118,6 +118,9 @@ async fn a_workflow_is_deployed_run_steered_seen_and_goes_on_after_a_restart() {
     assert_eq!((status, &run["status"]), (200, &json!("running")), "{run}");
     let shown = until(&one, "o-1", |run| run["steps"][2]["waitsFor"] == "event").await;
     assert_eq!(shown["steps"][1]["retries"], 1, "{shown:#}");
+    // It waits as long as it is told to for the run, which goes on.
+    let start =
+        json!({"id": "o-1", "input": {"item": "bicycle"}, "labels": {"customer": "c7"}, "waitSeconds": 1});
     let (status, again) = admin(&one, "POST", "/v1/workflows/default/order/runs", &start).await;
     assert_eq!((status, &again["id"]), (202, &json!("o-1")), "a second start starts nothing: {again}");
     let (_, found) =

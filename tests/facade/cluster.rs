@@ -1,7 +1,5 @@
 //! Several platforms on one state, each in a runtime of its own, over real sockets.
 
-mod shared;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -20,8 +18,9 @@ use sas::{
     },
     prelude::*,
 };
-use shared::{call, call_with, eventually};
 use tokio::runtime::Runtime;
+
+use crate::shared::{call, call_with, eventually};
 
 const TERM: Duration = Duration::from_secs(2);
 const SECRET: &str = "0123456789abcdef0123456789abcdef";

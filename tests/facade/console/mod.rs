@@ -1,14 +1,10 @@
 //! The console before the admin API of a whole platform: who sees what, what a click does, and what foreign text can't do.
 
-#[path = "console/live.rs"]
 mod live;
 #[cfg(target_os = "linux")]
-#[path = "console/load.rs"]
 mod load;
 #[cfg(feature = "workflow")]
-#[path = "console/workflows.rs"]
 mod workflows;
-#[path = "console/world.rs"]
 mod world;
 
 use std::time::Duration;

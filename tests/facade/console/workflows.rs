@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{StatusCode, header};
 
-use crate::world::{TOKEN, World};
+use super::world::{TOKEN, World};
 
 const ORDER: &str = "
 apiVersion: sas.dev/v1

@@ -12,7 +12,7 @@ use http::header;
 use http_body_util::BodyExt;
 use sas::{bytes::Bytes, console::Console, prelude::*};
 
-use crate::world::{TOKEN, World};
+use super::world::{TOKEN, World};
 
 /// What a live page sends, until `wanted` is in it.
 async fn until(

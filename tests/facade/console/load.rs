@@ -1,7 +1,7 @@
 //! What the console costs: the server's CPU time for a page of a large platform, and that of pages that are kept live.
 //!
 //! An unoptimised build, four to six times slower than others, gets a fifth of the services and instances for the same bound;
-//! `SAS_LONG=1` gives it all ten thousand, and twice the time. `cargo test --test console load -- --nocapture` shows the figures.
+//! `SAS_LONG=1` gives it all ten thousand, and twice the time. `cargo test --test facade console::load -- --nocapture` shows the figures.
 
 use std::{
     sync::{
@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 use sas::prelude::*;
 use tokio::time::{Instant, sleep};
 
-use crate::world::{TOKEN, World};
+use super::world::{TOKEN, World};
 
 /// Of a core, in percent, for fifty live pages: two, and in a build without optimisation on cores that others use three times that.
 const MOST: f64 = if cfg!(debug_assertions) { 6.0 } else { 2.0 };

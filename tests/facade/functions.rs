@@ -1,11 +1,10 @@
 //! WebAssembly functions as the platform's users meet them: a file and a manifest, over HTTP.
 
-mod shared;
-
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
 use sas::prelude::*;
-use shared::{PlatformProcess, call};
+
+use crate::shared::{PlatformProcess, call};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
