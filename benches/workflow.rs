@@ -1,6 +1,6 @@
 //! What workflows cost: a step, a waiting run, and how late timers are; in memory, and on redb with a flush for each record.
 //!
-//! `cargo bench --no-default-features --features workflow,redb --bench workflow [-- RUNS]`
+//! `cargo bench --no-default-features --features workflow,redb --bench workflow [-- [RUNS] [memory|redb]]`
 //!
 //! Steps are answered at once, so that what is left is the driver's and the store's. `RUNS` is how many wait, 100,000 by default.
 
@@ -79,7 +79,7 @@ async fn measure(what: &str, store: Arc<dyn Store>, waiting: u64) {
     let running = tokio::spawn(async move { running.run(token).await });
     let each = "[{all: {for: {each: n, in: .items}, do: [{c: {call: nothing, with: {n: '${ $n }'}}}]}}]";
     define(&workflows, "steps", each).await;
-    define(&workflows, "waits", "[{w: {wait: {milliseconds: '${ .ms }'}}}]").await;
+    define(&workflows, "waits", "[{w: {wait: '${ {milliseconds: .ms} }'}}]").await;
     define(&workflows, "long", "[{w: {wait: PT12H}}, {c: {call: nothing}}]").await;
     let items = json!({ "items": (0..STEPS).collect::<Vec<_>>() });
 
@@ -117,7 +117,8 @@ async fn measure(what: &str, store: Arc<dyn Store>, waiting: u64) {
         }
     }
     all.join_all().await;
-    println!("{what}: {TIMERS} runs started in {:?}", began.elapsed());
+    let rate = TIMERS as f64 / began.elapsed().as_secs_f64();
+    println!("{what}: {TIMERS} runs started, {rate:.0} a second");
     tokio::time::sleep(Duration::from_millis(WITHIN + 3_000)).await;
     let mut late = Vec::new();
     for n in 0..TIMERS {
@@ -158,9 +159,15 @@ async fn measure(what: &str, store: Arc<dyn Store>, waiting: u64) {
 
 #[tokio::main]
 async fn main() {
-    let waiting = std::env::args().filter_map(|given| given.parse().ok()).next().unwrap_or(100_000);
-    measure("in memory", Arc::new(MemoryStore::default()), waiting).await;
-    let dir = tempfile::tempdir_in(".").expect("a directory on the disk");
-    let store = RedbStore::open(dir.path().join("state.redb")).await.expect("a store");
-    measure("on redb", Arc::new(store), waiting).await;
+    let given: Vec<String> = std::env::args().skip(1).collect();
+    let waiting = given.iter().filter_map(|given| given.parse().ok()).next().unwrap_or(100_000);
+    let only = given.iter().find(|given| ["memory", "redb"].contains(&given.as_str()));
+    if only.is_none_or(|only| only == "memory") {
+        measure("in memory", Arc::new(MemoryStore::default()), waiting).await;
+    }
+    if only.is_none_or(|only| only == "redb") {
+        let dir = tempfile::tempdir_in(".").expect("a directory on the disk");
+        let store = RedbStore::open(dir.path().join("state.redb")).await.expect("a store");
+        measure("on redb", Arc::new(store), waiting).await;
+    }
 }
