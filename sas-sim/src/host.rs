@@ -5,12 +5,13 @@ use std::{
     time::Duration,
 };
 
-use sas::{BuildError, Machine, Platform, Preset};
+use parking_lot::Mutex;
+use sas::{BuildError, BuildPart, Machine, Platform, Preset};
 use sas_autoscale::{BacklogSpec, Driver, Options, ScheduleWindow};
-use sas_control::{Control, Recovery};
+use sas_control::{Control, Meter, MeterConfig, Recovery};
 use sas_core::{
     EnvValue, KeepAlive, KeepAlivePolicy, Pool, Probe, ProbeAction, Quotas as _, RevisionKey, RevisionSpec,
-    RolloutPlan, Source, TenantKey, Timestamp,
+    RolloutPlan, Source, Store, TenantKey, Timestamp,
 };
 use sas_knative::manifest::ServiceManifest;
 use sas_pool::{
@@ -19,10 +20,12 @@ use sas_pool::{
     keep_alive::{Hazard, HazardConfig},
 };
 use sas_router::{Admission, AdmissionConfig, Gateway};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Plant,
+    books::Books,
     clock::SimClock,
     draw::Draw,
     history::History,
@@ -56,6 +59,9 @@ pub(crate) struct Host {
     pub(crate) runtime: Arc<SimRuntime>,
     admission: Arc<Admission>,
     platform: Platform,
+    meter: Arc<Meter>,
+    /// Writes what the meter reads; cancelled at the end.
+    writing: (CancellationToken, Mutex<Option<JoinHandle<()>>>),
     /// Cancelled when the host is killed.
     pub(crate) lost: CancellationToken,
 }
@@ -66,12 +72,19 @@ impl Host {
         history: &Arc<History>,
         store: &Arc<SimStore>,
         clock: &Arc<SimClock>,
-        queue: &Arc<SimQueue>,
+        (queue, books): (&Arc<SimQueue>, &Arc<Books>),
         draw: Draw,
         (preset, plant): (Preset, Option<Plant>),
         epoch: u64,
     ) -> Result<Arc<Self>, BuildError> {
-        let life = Life::new(Arc::clone(history), epoch, plant);
+        let life = Life::new(Arc::clone(history), Arc::clone(books), epoch, plant);
+        let inner: Arc<dyn Store> = Arc::new(HostStore { inner: Arc::clone(store), life: Arc::clone(&life) });
+        let mut metering = MeterConfig::default();
+        (metering.store, metering.clock) = (Arc::clone(&inner), Arc::clone(clock) as _);
+        let meter = Arc::new(Meter::new(metering));
+        let open = Books::is_open(store).await;
+        meter.begin().await.map_err(|error| BuildError::Part { part: BuildPart::Usage, error })?;
+        books.audit(store, open).await;
         let ahead = preset == Preset::Default;
         let runtime = Arc::new(SimRuntime::new(
             Arc::clone(history),
@@ -89,7 +102,7 @@ impl Host {
             .seed(draw.clone().next())
             .clock(Arc::clone(clock))
             .runtime(Arc::clone(&runtime))
-            .store(HostStore { inner: Arc::clone(store), life: Arc::clone(&life) })
+            .store(inner)
             .configure_pool(move |pool| {
                 pool.shards = 4;
                 pool.backoff.longest = Duration::from_secs(10);
@@ -106,12 +119,24 @@ impl Host {
             .trigger_kind(queue::KIND, move |_| Ok(Arc::new(QueueSource(Arc::clone(&queue)))))
             .trigger_invoker(|inner| Arc::new(WatchedInvoker { inner, life: in_triggers }))
             .decision_sink(WatchedDecisions(Arc::clone(&life)))
-            .meter_sink(WatchedMeter(Arc::clone(&life)))
+            .meter_sink(WatchedMeter { inner: Arc::clone(&meter), life: Arc::clone(&life) })
             .driver(|driver| driver.history = 4000)
             .build()
             .await;
         let platform = built?;
-        Ok(Arc::new(Self { life, ahead, runtime, admission, platform, lost: CancellationToken::new() }))
+        let (lost, stop) = (CancellationToken::new(), CancellationToken::new());
+        let writer = {
+            let (meter, lost, stop) = (Arc::clone(&meter), lost.clone(), stop.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    biased;
+                    () = lost.cancelled() => {}
+                    () = meter.run(stop) => {}
+                }
+            })
+        };
+        let writing = (stop, Mutex::new(Some(writer)));
+        Ok(Arc::new(Self { life, ahead, runtime, admission, platform, meter, writing, lost }))
     }
 
     /// SIGKILL. What the parts still do is seen by nobody, and ends.
@@ -119,12 +144,26 @@ impl Host {
         self.runtime.kill_all();
         self.life.dead.store(true, SeqCst);
         self.lost.cancel();
+        self.written().await;
         self.platform.shutdown(Duration::ZERO).await;
     }
 
     /// An orderly end within `limit`.
     pub(crate) async fn end(&self, limit: Duration) {
         self.platform.shutdown(limit).await;
+        self.writing.0.cancel();
+        self.written().await;
+        if self.meter.close().await.is_ok() {
+            self.life.books.close();
+        }
+    }
+
+    /// Nobody writes readings any more.
+    async fn written(&self) {
+        let writer = self.writing.1.lock().take();
+        if let Some(writer) = writer {
+            let _ = writer.await;
+        }
     }
 
     /// The planted bug: what the tenant may use is forgotten where it is to hold.

@@ -13,6 +13,7 @@
 //! assert_eq!(outcome.hash, sas_sim::run_seed(7, None).hash);
 //! ```
 
+mod books;
 pub mod clock;
 pub mod draw;
 pub mod history;
@@ -76,11 +77,13 @@ pub enum Plant {
     KeepsForever,
     /// What holds for the sizes of the two revisions of a roll-out is not put in force.
     ForgetsBounds,
+    /// Which commit of readings was the last is not kept, so that one whose answer was lost is made again.
+    ForgetsMarks,
 }
 
 impl Plant {
     /// All of them, with the invariant that each breaks.
-    pub const ALL: [(Self, &'static str); 17] = [
+    pub const ALL: [(Self, &'static str); 18] = [
         (Self::LosesAnswers, "one answer"),
         (Self::RaisesLimits, "limits"),
         (Self::LosesWakeups, "no lost wake-up"),
@@ -98,5 +101,6 @@ impl Plant {
         (Self::HidesActivations, "reasons"),
         (Self::KeepsForever, "desired is reached"),
         (Self::ForgetsBounds, "roll-outs conserve capacity"),
+        (Self::ForgetsMarks, "books"),
     ];
 }

@@ -11,18 +11,20 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use sas_control::Meter;
 use sas_core::{
     CallError, Claim, ClaimError, Commit, Cx, DecisionRecord, DecisionSink, Deployed, Entry, Error,
     ErrorKind, Instance, InstanceId, InstanceView, Invoker, Lease, Load, MeterPhase, MeterSink, Metered,
     Pool, PoolBudget, PoolDecision, PoolTotals, Quotas, Reason, Request, RequestUsage, Response, Result,
     RevisionKey, RevisionSpec, RevisionStatus, Runtime, SizeBounds, SpecErrors, StemView, Store, StoreLimits,
-    Target, Version, WaitList, Waiting, Watched,
+    Target, UsageQuery, Version, WaitList, Waiting, Watched, Write,
 };
 use sas_pool::InstancePool;
 use tokio::time::Instant;
 
 use crate::{
     Plant,
+    books::Books,
     history::{Fact, History},
 };
 
@@ -36,12 +38,19 @@ pub(crate) struct Life {
     count: AtomicU64,
     /// Claims that the planted bug keeps from the pool.
     overlooked: AtomicU64,
+    pub(crate) books: Arc<Books>,
 }
 
 impl Life {
-    pub(crate) fn new(history: Arc<History>, epoch: u64, plant: Option<Plant>) -> Arc<Self> {
+    pub(crate) fn new(
+        history: Arc<History>,
+        books: Arc<Books>,
+        epoch: u64,
+        plant: Option<Plant>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             history,
+            books,
             epoch,
             plant,
             dead: AtomicBool::new(false),
@@ -295,20 +304,43 @@ impl DecisionSink for WatchedDecisions {
 
 /// Where readings go.
 #[derive(Debug)]
-pub(crate) struct WatchedMeter(pub(crate) Arc<Life>);
+pub(crate) struct WatchedMeter {
+    pub(crate) inner: Arc<Meter>,
+    pub(crate) life: Arc<Life>,
+}
 
+#[deny(clippy::missing_trait_methods)]
 impl MeterSink for WatchedMeter {
-    fn phase(&self, _: Metered<'_>, instance: InstanceId, _: MeterPhase, ns: u64) {
-        if !self.0.strikes(Plant::DropsReadings, 15) {
-            self.0.tell(Fact::Metered { instance: (self.0.epoch << 48) ^ instance.0, ns });
+    fn phase(&self, of: Metered<'_>, instance: InstanceId, phase: MeterPhase, ns: u64) {
+        let life = &self.life;
+        if !life.strikes(Plant::DropsReadings, 15) {
+            life.tell(Fact::Metered { instance: (life.epoch << 48) ^ instance.0, ns });
         }
+        // What the dead still say is written by nobody.
+        if !life.dead.load(SeqCst) {
+            life.books.read(of, ns);
+        }
+        self.inner.phase(of, instance, phase, ns);
     }
 
-    fn requests(&self, _: Metered<'_>, used: &RequestUsage) {
+    fn resources(&self, of: Metered<'_>, instance: InstanceId, cpu_ns: u64, memory_byte_ns: u128) {
+        self.inner.resources(of, instance, cpu_ns, memory_byte_ns);
+    }
+
+    fn requests(&self, of: Metered<'_>, used: &RequestUsage) {
         let count = used.requests;
-        if !self.0.strikes(Plant::DropsRequests, 40) {
-            self.0.tell(Fact::MeteredRequests { epoch: self.0.epoch, count });
+        if !self.life.strikes(Plant::DropsRequests, 40) {
+            self.life.tell(Fact::MeteredRequests { epoch: self.life.epoch, count });
         }
+        self.inner.requests(of, used);
+    }
+
+    fn usage_query(&self) -> Option<&dyn UsageQuery> {
+        self.inner.usage_query()
+    }
+
+    fn forget(&self, revision: RevisionKey) {
+        self.inner.forget(revision);
     }
 }
 
@@ -361,9 +393,20 @@ impl Store for HostStore {
         self.inner.get(key).await
     }
 
-    async fn commit(&self, commit: Commit) -> Result<Version> {
+    async fn commit(&self, mut commit: Commit) -> Result<Version> {
         self.alive("commit")?;
-        self.inner.commit(commit).await
+        let is_mark = |write: &Write| write.key.starts_with("usage/mark/");
+        let forgotten = commit.writes.iter().any(is_mark) && self.life.strikes(Plant::ForgetsMarks, 3);
+        if forgotten {
+            commit.writes.retain(|write| !is_mark(write));
+        }
+        let keys: Vec<String> = commit.writes.iter().map(|write| write.key.clone()).collect();
+        let version = self.inner.commit(commit).await?;
+        if forgotten {
+            return Err(Error::new(ErrorKind::Unavailable, "commit", "simulated: the answer is lost"));
+        }
+        self.life.books.committed(keys.iter().map(String::as_str));
+        Ok(version)
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     Plant,
+    books::Books,
     clock::SimClock,
     draw::Draw,
     history::{Answered, Fact, History, QuotaSet},
@@ -214,6 +215,7 @@ struct World {
     back: Mutex<u64>,
     /// What the control plane said that it keeps.
     durable: Mutex<Durable>,
+    books: Arc<Books>,
     restarting: tokio::sync::Mutex<()>,
     /// Violations that are seen by others than the invariants that look at every fact.
     late: Mutex<Vec<Violation>>,
@@ -244,6 +246,7 @@ impl World {
             faults: Mutex::default(),
             back: Mutex::default(),
             durable: Mutex::default(),
+            books: Arc::default(),
             restarting: tokio::sync::Mutex::new(()),
             late: Mutex::default(),
             told: Mutex::default(),
@@ -268,8 +271,8 @@ impl World {
         let draw = Draw::new(self.seed).fork(100 + epoch);
         let (history, plant) = (&self.history, self.plant);
         let preset = preset_of(self.seed);
-        let booted =
-            Host::boot(history, &self.store, &self.clock, &self.queue, draw, (preset, plant), epoch).await;
+        let parts = (&self.queue, &self.books);
+        let booted = Host::boot(history, &self.store, &self.clock, parts, draw, (preset, plant), epoch).await;
         self.history.tell(Fact::Control { what: "boot".into(), done: booted.is_ok() });
         if let Ok(host) = &booted {
             let damaged = self.store.damaged().await;
@@ -340,7 +343,8 @@ impl World {
             () = crashing => Vec::new(),
         };
         self.look(&mut invariants, &mut violations, faulty, true);
-        let late = late.into_iter().chain(std::mem::take(&mut *self.late.lock()));
+        let books = self.books.broken().map(|message| Violation { invariant: "books", message });
+        let late = late.into_iter().chain(std::mem::take(&mut *self.late.lock())).chain(books);
         for violation in late {
             if !violations.iter().any(|known| known.invariant == violation.invariant) {
                 violations.push(violation);
