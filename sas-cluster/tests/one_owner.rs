@@ -4,8 +4,9 @@ mod hosts;
 
 use std::{sync::Arc, time::Duration};
 
-use hosts::{Fault, Hosts, SHARDS, TERM};
+use hosts::{Hosts, SHARDS, TERM};
 use sas_core::{Hosts as _, Place};
+use sas_testkit::fault::LinkFault;
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(start_paused = true)]
@@ -117,7 +118,7 @@ async fn a_host_cut_from_the_store_stops_by_its_own_clock_before_anybody_follows
     hosts.start("b").await;
     hosts.until_settled(Duration::from_secs(1)).await;
     let path = hosts.path_of("a");
-    for fault in [Fault::Fails, Fault::Hangs] {
+    for fault in [LinkFault::Fails, LinkFault::Hangs] {
         hosts.break_store("a", fault);
         let cut = Instant::now();
         let mut stopped = None;
@@ -133,7 +134,7 @@ async fn a_host_cut_from_the_store_stops_by_its_own_clock_before_anybody_follows
         }
         let stopped = stopped.expect("it stopped first");
         assert!(stopped <= TERM * 2 / 3, "{stopped:?}");
-        hosts.break_store("a", Fault::None);
+        hosts.break_store("a", LinkFault::None);
         hosts.until_settled(Duration::from_secs(2)).await;
         assert!(matches!(hosts.cluster("a").place(&path), Place::Here(_)), "its part comes back to it");
     }
@@ -146,7 +147,7 @@ async fn who_waits_for_changes_hears_of_a_lapse_while_every_question_to_the_stor
     hosts.start("a").await;
     hosts.until_settled(Duration::from_secs(1)).await;
     let (path, cluster) = (hosts.path_of("a"), Arc::clone(hosts.cluster("a")));
-    for fault in [Fault::Fails, Fault::Hangs] {
+    for fault in [LinkFault::Fails, LinkFault::Hangs] {
         hosts.break_store("a", fault);
         let heard = async {
             while matches!(cluster.place(&path), Place::Here(_)) {
@@ -154,7 +155,7 @@ async fn who_waits_for_changes_hears_of_a_lapse_while_every_question_to_the_stor
             }
         };
         tokio::time::timeout(TERM * 2 / 3 + Duration::from_secs(1), heard).await.expect("it is told");
-        hosts.break_store("a", Fault::None);
+        hosts.break_store("a", LinkFault::None);
         hosts.until_settled(Duration::from_secs(2)).await;
     }
 }
@@ -168,7 +169,7 @@ async fn while_the_store_is_away_for_all_nobody_acts_and_nobody_is_declared_gone
     hosts.until_settled(Duration::from_secs(2)).await;
     let before: Vec<_> = (0..SHARDS as u16).map(|shard| hosts.record(shard)).collect();
     for name in ["a", "b", "c"] {
-        hosts.break_store(name, Fault::Fails);
+        hosts.break_store(name, LinkFault::Fails);
     }
     sleep(TERM * 6).await;
     for name in ["a", "b", "c"] {
@@ -177,7 +178,7 @@ async fn while_the_store_is_away_for_all_nobody_acts_and_nobody_is_declared_gone
         assert_eq!(hosts.cluster(name).list().len(), 3);
     }
     for name in ["a", "b", "c"] {
-        hosts.break_store(name, Fault::None);
+        hosts.break_store(name, LinkFault::None);
     }
     hosts.until_settled(Duration::from_secs(2)).await;
     let after: Vec<_> = (0..SHARDS as u16).map(|shard| hosts.record(shard)).collect();

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Clock, Error, ErrorKind, Event, EventSink, Quotas, Result, SecretSource, SpecErrors, Store, TenantKey,
-    Timestamp,
+    Clock, Error, ErrorKind, Event, EventSink, Hosts, Quotas, Result, SecretSource, SpecErrors, Store,
+    TenantKey, Timestamp,
 };
 
 /// What a trigger source gets to run with.
@@ -27,6 +27,9 @@ pub struct TriggerCx {
     /// Resolves the references to secrets in the trigger's options. Ask before each connection, so that a secret that was
     /// replaced counts without a restart.
     pub secrets: TriggerSecrets,
+    /// The hosts that share the store; `None`: this is the only one. What is to be begun by one host only is claimed first,
+    /// by a write that [`commit_as_owner`](crate::commit_as_owner) guards.
+    pub hosts: Option<Arc<dyn Hosts>>,
     /// The source ends its run in order when this is cancelled.
     pub shutdown: CancellationToken,
 }
@@ -40,7 +43,15 @@ impl TriggerCx {
         clock: Arc<dyn Clock>,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { name: name.into(), sink, store, clock, secrets: TriggerSecrets::default(), shutdown }
+        let (name, secrets) = (name.into(), TriggerSecrets::default());
+        Self { name, sink, store, clock, secrets, hosts: None, shutdown }
+    }
+
+    /// As one of several hosts.
+    #[must_use]
+    pub fn with_hosts(mut self, hosts: Arc<dyn Hosts>) -> Self {
+        self.hosts = Some(hosts);
+        self
     }
 
     /// With a way to the secrets that options refer to.

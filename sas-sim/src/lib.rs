@@ -24,6 +24,7 @@ pub mod plan;
 mod pool_day;
 mod queue;
 pub mod runtime;
+mod several;
 mod shrink;
 pub mod store;
 mod storm;
@@ -34,6 +35,7 @@ mod world;
 
 pub use overload::{Asked, Got, Overload, overload};
 pub use pool_day::{Minute, PoolDay, pool_day};
+pub use several::{SeveralPlant, SeveralRun, run_several};
 pub use shrink::shrink;
 pub use storm::storm;
 pub use what_if::{Setup, Summary, what_if, what_if_watched};

@@ -165,6 +165,11 @@ impl SimRuntime {
         live.values().nth((index % count) as usize).and_then(Weak::upgrade)
     }
 
+    /// Its host dies, and the instances outlive it: nobody hears of their end.
+    pub(crate) fn abandon(&self) {
+        self.shared.dead.store(true, SeqCst);
+    }
+
     /// All instances die with their host, and nobody is left to be told.
     pub fn kill_all(&self) {
         let all: Vec<_> = self.shared.live.lock().values().filter_map(Weak::upgrade).collect();

@@ -1,6 +1,6 @@
 //! Carries out a plan and lets the invariants look.
 
-use std::{collections::BTreeMap, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{any::Any, collections::BTreeMap, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use sas::Preset;
@@ -168,12 +168,7 @@ fn run_plan(seed: u64, steps: Vec<Step>, plant: Option<Plant>, tell: bool) -> Se
             outcome
         }
         Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("a value that is not text");
-            let violation = Violation { invariant: "no panic", message: text.to_owned() };
+            let violation = Violation { invariant: "no panic", message: panicked(&*panic) };
             SeedRun {
                 seed,
                 plant,
@@ -188,6 +183,12 @@ fn run_plan(seed: u64, steps: Vec<Step>, plant: Option<Plant>, tell: bool) -> Se
             }
         }
     }
+}
+
+/// The text of a panic.
+pub(crate) fn panicked(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a value that is not text").to_owned()
 }
 
 /// How long a client waits for its answer.

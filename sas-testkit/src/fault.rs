@@ -1,4 +1,4 @@
-//! Faults for real processes, disks and ports.
+//! Faults for real processes, disks, ports and connections to a store.
 
 use std::{
     io,
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use sas_core::{Commit, Entry, Error, ErrorKind, Result, Store, StoreLimits, Version, Watched};
+use tokio::sync::watch;
 
 /// A process of a test's own, to be killed, stopped and continued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,5 +160,134 @@ impl Store for SlowDisk {
     async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
         self.wait().await;
         self.inner.watch(prefix, since).await
+    }
+}
+
+/// What a [`StoreLink`] does with what is asked over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "tests go through all of them")]
+pub enum LinkFault {
+    /// It passes everything on.
+    None,
+    /// Every question fails at once, and watches end.
+    Fails,
+    /// No question arrives or is answered until the fault is over, as with a process that sleeps or a network that is cut.
+    Hangs,
+    /// Commits are done, and their answers are lost.
+    Unanswered,
+}
+
+/// One host's connection to a store that several share.
+///
+/// ```
+/// use std::sync::Arc;
+/// use sas_core::{Commit, ErrorKind, MemoryStore, Store};
+/// use sas_testkit::fault::{LinkFault, StoreLink};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> sas_core::Result<()> {
+/// let store = Arc::new(MemoryStore::default());
+/// let link = StoreLink::new(store.clone());
+/// link.set(LinkFault::Unanswered);
+/// let lost = link.commit(Commit::new().put("key", "value")).await.expect_err("the answer is lost");
+/// assert_eq!(lost.kind, ErrorKind::Unavailable);
+/// assert!(store.get("key").await?.is_some());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct StoreLink {
+    inner: Arc<dyn Store>,
+    fault: watch::Sender<LinkFault>,
+    writes: AtomicU64,
+}
+
+impl StoreLink {
+    /// A connection without a fault.
+    pub fn new(inner: Arc<dyn Store>) -> Self {
+        Self { inner, fault: watch::Sender::new(LinkFault::None), writes: AtomicU64::new(0) }
+    }
+
+    /// Has this fault from now on, for what is under way too.
+    pub fn set(&self, fault: LinkFault) {
+        self.fault.send_replace(fault);
+    }
+
+    /// The fault that it has.
+    pub fn fault(&self) -> LinkFault {
+        *self.fault.borrow()
+    }
+
+    /// Commits that arrived at the store, so far.
+    pub fn writes(&self) -> u64 {
+        self.writes.load(SeqCst)
+    }
+
+    async fn pass(&self) -> Result<LinkFault> {
+        let mut faults = self.fault.subscribe();
+        loop {
+            let fault = *faults.borrow_and_update();
+            match fault {
+                LinkFault::Fails => return Err(cut_off()),
+                LinkFault::Hangs => {
+                    let _ = faults.changed().await;
+                }
+                LinkFault::None | LinkFault::Unanswered => return Ok(fault),
+            }
+        }
+    }
+
+    async fn cut(&self) {
+        let _ = self.fault.subscribe().wait_for(|fault| *fault == LinkFault::Fails).await;
+    }
+}
+
+fn cut_off() -> Error {
+    Error::new(ErrorKind::Unavailable, "store", "cut off")
+}
+
+#[async_trait]
+impl Store for StoreLink {
+    /// Those of the store that allows least, so that nothing passes here that another store would refuse.
+    fn limits(&self) -> StoreLimits {
+        StoreLimits::SMALLEST
+    }
+
+    async fn version(&self) -> Result<Version> {
+        self.pass().await?;
+        self.inner.version().await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Entry>> {
+        self.pass().await?;
+        self.inner.get(key).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {
+        self.pass().await?;
+        self.inner.list(prefix, after, limit).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Version> {
+        let fault = self.pass().await?;
+        commit.check(&self.limits())?;
+        self.writes.fetch_add(1, SeqCst);
+        let done = self.inner.commit(commit).await;
+        if fault == LinkFault::Unanswered {
+            return Err(Error::new(ErrorKind::Unavailable, "store", "the answer was lost"));
+        }
+        done
+    }
+
+    async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
+        self.pass().await?;
+        tokio::select! {
+            biased;
+            () = self.cut() => Err(cut_off()),
+            watched = self.inner.watch(prefix, since) => {
+                self.pass().await?;
+                watched
+            }
+        }
     }
 }

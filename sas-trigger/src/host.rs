@@ -17,10 +17,10 @@ use futures_util::{
 };
 use parking_lot::Mutex;
 use sas_core::{
-    BrokerSpec, BrokerStatus, Clock, Error, ErrorKind, Event, EventLog, EventPublisher, EventSink, Invoker,
-    Quotas, Recorder, Redrive, Redriven, Result, SecretSource, SinkSpec, SpecErrors, Store, StoreLog,
-    SystemClock, TenantKey, Timestamp, TraceSink, TriggerCx, TriggerSecrets, TriggerSource, TriggerSpec,
-    TriggerStatus, Triggers,
+    BrokerSpec, BrokerStatus, Clock, Error, ErrorKind, Event, EventLog, EventPublisher, EventSink, Hosts,
+    Invoker, Quotas, Recorder, Redrive, Redriven, Result, SecretSource, SinkSpec, SpecErrors, Store,
+    StoreLog, SystemClock, TenantKey, Timestamp, TraceSink, TriggerCx, TriggerSecrets, TriggerSource,
+    TriggerSpec, TriggerStatus, Triggers,
 };
 use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -78,6 +78,9 @@ pub struct TriggerHostConfig {
     pub publisher: Option<Arc<dyn EventPublisher>>,
     /// What resolves the references to secrets in options of triggers and brokers.
     pub secrets: Option<Arc<dyn SecretSource>>,
+    /// The hosts that share the store; `None`: this is the only one. Of several only the one that acts for a declared
+    /// trigger's namespace begins its fires.
+    pub hosts: Option<Arc<dyn Hosts>>,
 }
 
 impl TriggerHostConfig {
@@ -95,6 +98,7 @@ impl TriggerHostConfig {
             traces: None,
             publisher: None,
             secrets: None,
+            hosts: None,
         }
     }
 }
@@ -367,14 +371,10 @@ impl TriggerHost {
                 .declared
                 .as_ref()
                 .map_or_else(TriggerSecrets::default, |declared| self.secrets(&declared.spec));
-            let cx = TriggerCx::new(
-                name,
-                sink,
-                Arc::clone(&self.config.store),
-                Arc::clone(&self.config.clock),
-                stop,
-            )
-            .with_secrets(secrets);
+            let (store, clock) = (Arc::clone(&self.config.store), Arc::clone(&self.config.clock));
+            let mut cx = TriggerCx::new(name, sink, store, clock, stop).with_secrets(secrets);
+            // What a host runs of its own is no namespace's.
+            cx.hosts = running.declared.as_ref().and_then(|_| self.config.hosts.clone());
             if source.sleeps() {
                 self.sleepers.add(source, cx, status);
             } else {

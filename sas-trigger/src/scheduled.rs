@@ -12,7 +12,8 @@ use bytes::Bytes;
 use futures_util::future::{AbortHandle, Abortable, Aborted};
 use parking_lot::Mutex;
 use sas_core::{
-    Error, ErrorKind, Event, Fires, Result, Schedule, Timestamp, TriggerCx, TriggerSource, Version,
+    Commit, Error, ErrorKind, Event, Fires, Result, Schedule, Timestamp, TriggerCx, TriggerSource, Version,
+    commit_as_owner,
 };
 use serde::{Deserialize, Serialize};
 
@@ -362,9 +363,20 @@ impl<'a> Run<'a> {
         let value = serde_json::to_vec(&self.memory).map_err(|error| {
             Error::new(ErrorKind::Unexpected, "run", format!("{} can't be written: {error}", self.key))
         })?;
-        let put = self.cx.store.put(&self.key, self.version, value.into());
+        let commit = Commit::new().guard(&self.key, self.version).put(&self.key, value);
+        let namespace = self.cx.name.split_once('/').map_or(&*self.cx.name, |(namespace, _)| namespace);
+        let put = commit_as_owner(&*self.cx.store, self.cx.hosts.as_ref(), namespace, commit);
         self.version = Some(self.under_way.meanwhile(put).await?);
         Ok(())
+    }
+
+    /// Before fires are begun, as one of several hosts: a write that is refused once another host acts for the trigger, or has
+    /// written since. What is begun and not settled when this host goes comes again, with the next.
+    async fn claim(&mut self) -> Result<()> {
+        match self.cx.hosts {
+            Some(_) => self.save().await,
+            None => Ok(()),
+        }
     }
 
     /// Makes fires, until the shutdown or, with `idle`, until nothing is left to be done now: then, when something is.
@@ -418,6 +430,7 @@ impl<'a> Run<'a> {
 
     async fn start_due(&mut self) -> Result<()> {
         let now = self.cx.clock.now();
+        let mut claimed = false;
         while let Some(&(due, at)) = self.pending.first() {
             if due > now {
                 return Ok(());
@@ -447,6 +460,10 @@ impl<'a> Run<'a> {
                     }
                 }
                 _ => {}
+            }
+            if !claimed {
+                self.claim().await?;
+                claimed = true;
             }
             self.pending.pop_first();
             self.source.metrics.fired(now.since(at));

@@ -270,6 +270,7 @@ impl PlatformBuilder {
         trigger_config.traces = exported;
         trigger_config.publisher = self.publisher;
         trigger_config.secrets = self.secrets;
+        trigger_config.hosts = joined.as_ref().map(|joined| Arc::clone(&joined.cluster) as Arc<dyn Hosts>);
         let triggers = TriggerHost::new(trigger_config);
         // Before the recovery, which brings stored triggers of these kinds back.
         for (kind, make) in self.kinds {

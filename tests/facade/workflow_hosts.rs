@@ -14,16 +14,17 @@ use parking_lot::Mutex;
 use sas::{
     cluster::{Cluster, ClusterConfig},
     core::{
-        Commit, Entry, Error, ErrorKind, Hosts as _, MemoryStore, Place, Result, RunAction, Store,
-        StoreLimits, Timestamp, TokioClock, Version, Watched, WorkflowHost as _,
+        ErrorKind, Hosts as _, MemoryStore, Place, Result, RunAction, Store, Timestamp, TokioClock,
+        WorkflowHost as _,
     },
     workflow::{
         Actions, Definition, Machine, Outcome, Phase, Record, Request, Schedule, Status, StepKey,
         WorkflowConfig, Workflows,
     },
 };
+use sas_testkit::fault::{LinkFault, StoreLink};
 use serde_json::{Value as Json, json};
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 const TERM: Duration = Duration::from_secs(10);
@@ -48,80 +49,6 @@ const PART: &str = "
 document: {dsl: '1.0.3', namespace: NS, name: part, version: '1.0.0'}
 do: [{w: {wait: PT20S}}, {c: {call: stock, with: {n: '${ .n }'}}}]
 ";
-
-/// A connection to the store that may hang, as that of a process that sleeps, or fail.
-#[derive(Debug)]
-struct Link {
-    store: Arc<MemoryStore>,
-    fault: watch::Sender<Fault>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    None,
-    Fails,
-    Hangs,
-}
-
-impl Link {
-    async fn pass(&self) -> Result<()> {
-        let mut faults = self.fault.subscribe();
-        loop {
-            let fault = *faults.borrow_and_update();
-            match fault {
-                Fault::None => return Ok(()),
-                Fault::Fails => return Err(Error::new(ErrorKind::Unavailable, "store", "cut off")),
-                Fault::Hangs => {
-                    let _ = faults.changed().await;
-                }
-            }
-        }
-    }
-
-    async fn cut(&self) {
-        let _ = self.fault.subscribe().wait_for(|fault| *fault == Fault::Fails).await;
-    }
-}
-
-#[async_trait]
-impl Store for Link {
-    fn limits(&self) -> StoreLimits {
-        StoreLimits::SMALLEST
-    }
-
-    async fn version(&self) -> Result<Version> {
-        self.pass().await?;
-        self.store.version().await
-    }
-
-    async fn get(&self, key: &str) -> Result<Option<Entry>> {
-        self.pass().await?;
-        self.store.get(key).await
-    }
-
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {
-        self.pass().await?;
-        self.store.list(prefix, after, limit).await
-    }
-
-    async fn commit(&self, commit: Commit) -> Result<Version> {
-        self.pass().await?;
-        commit.check(&self.limits())?;
-        self.store.commit(commit).await
-    }
-
-    async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
-        self.pass().await?;
-        tokio::select! {
-            biased;
-            () = self.cut() => Err(Error::new(ErrorKind::Unavailable, "store", "cut off")),
-            watched = self.store.watch(prefix, since) => {
-                self.pass().await?;
-                watched
-            }
-        }
-    }
-}
 
 /// What the steps of all hosts asked for: the host, the namespace, the run and the step.
 type Called = Arc<Mutex<Vec<(String, StepKey)>>>;
@@ -173,7 +100,7 @@ impl Actions for Services {
 
 struct Host {
     cluster: Arc<Cluster>,
-    link: Arc<Link>,
+    link: Arc<StoreLink>,
     workflows: Workflows,
     services: Arc<Services>,
     stop: CancellationToken,
@@ -206,7 +133,7 @@ impl World {
 
     async fn start(&mut self, name: &'static str) {
         self.lives += 1;
-        let link = Arc::new(Link { store: self.store.clone(), fault: watch::Sender::new(Fault::None) });
+        let link = Arc::new(StoreLink::new(self.store.clone()));
         let mut config = ClusterConfig::new(link.clone(), name, ([127, 0, 0, 1], 8080).into());
         config.term = TERM;
         config.process = format!("{name}-{}", self.lives);
@@ -228,7 +155,7 @@ impl World {
     /// As `kill -9`: nothing is said to anybody.
     async fn kill(&mut self, name: &str) {
         let host = self.hosts.remove(name).expect("a host");
-        host.link.fault.send_replace(Fault::Hangs);
+        host.link.set(LinkFault::Hangs);
         for task in &host.running {
             task.abort();
         }
@@ -256,7 +183,7 @@ impl World {
     /// Any host that answers, by number.
     fn any(&self, number: u64) -> &Host {
         let answers: Vec<&Host> =
-            self.hosts.values().filter(|host| *host.link.fault.borrow() == Fault::None).collect();
+            self.hosts.values().filter(|host| host.link.fault() == LinkFault::None).collect();
         answers[usize::try_from(number).expect("small") % answers.len()]
     }
 
@@ -494,10 +421,10 @@ async fn kills_pauses_and_cuts_lose_no_run_and_fork_none() {
                     world.start(name).await;
                 }
                 fault => {
-                    let fault = if fault == 1 { Fault::Hangs } else { Fault::Fails };
-                    world.hosts[name].link.fault.send_replace(fault);
+                    let fault = if fault == 1 { LinkFault::Hangs } else { LinkFault::Fails };
+                    world.hosts[name].link.set(fault);
                     sleep(Duration::from_millis(dice.roll(25_000))).await;
-                    world.hosts[name].link.fault.send_replace(Fault::None);
+                    world.hosts[name].link.set(LinkFault::None);
                 }
             }
         }

@@ -1,117 +1,21 @@
 //! Hosts in one process on one store, each over a connection of its own that can be cut, slowed and frozen.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use sas_cluster::{Cluster, ClusterConfig, shard_of};
-use sas_core::{
-    Commit, Entry, Error, ErrorKind, Guard, Hosts as _, MemoryStore, Place, Result, Store, StoreLimits,
-    Version, Watched,
-};
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use sas_core::{Commit, Guard, Hosts as _, MemoryStore, Place, Store as _};
+use sas_testkit::fault::{LinkFault, StoreLink};
+use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const TERM: Duration = Duration::from_secs(10);
 pub(crate) const SHARDS: usize = 256;
 
-/// What a connection to the store does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    None,
-    /// Every question fails at once.
-    Fails,
-    /// No question is ever answered, and none arrives.
-    Hangs,
-    /// Commits are done, and their answers are lost.
-    Unanswered,
-}
-
-/// One host's connection to the store.
-#[derive(Debug)]
-pub(crate) struct Link {
-    inner: Arc<MemoryStore>,
-    fault: watch::Sender<Fault>,
-    writes: Arc<AtomicU64>,
-}
-
-impl Link {
-    async fn pass(&self) -> Result<Fault> {
-        let mut faults = self.fault.subscribe();
-        loop {
-            let fault = *faults.borrow_and_update();
-            match fault {
-                Fault::Fails => return Err(Error::new(ErrorKind::Unavailable, "store", "cut off")),
-                Fault::Hangs => {
-                    let _ = faults.changed().await;
-                }
-                fault => return Ok(fault),
-            }
-        }
-    }
-
-    async fn cut(&self) {
-        let mut faults = self.fault.subscribe();
-        let _ = faults.wait_for(|fault| *fault == Fault::Fails).await;
-    }
-}
-
-#[async_trait]
-impl Store for Link {
-    fn limits(&self) -> StoreLimits {
-        StoreLimits::SMALLEST
-    }
-
-    async fn version(&self) -> Result<Version> {
-        self.pass().await?;
-        self.inner.version().await
-    }
-
-    async fn get(&self, key: &str) -> Result<Option<Entry>> {
-        self.pass().await?;
-        self.inner.get(key).await
-    }
-
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>> {
-        self.pass().await?;
-        self.inner.list(prefix, after, limit).await
-    }
-
-    async fn commit(&self, commit: Commit) -> Result<Version> {
-        let fault = self.pass().await?;
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        commit.check(&self.limits())?;
-        let done = self.inner.commit(commit).await;
-        if fault == Fault::Unanswered {
-            return Err(Error::new(ErrorKind::Unavailable, "store", "the answer was lost"));
-        }
-        done
-    }
-
-    async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {
-        self.pass().await?;
-        tokio::select! {
-            biased;
-            () = self.cut() => Err(Error::new(ErrorKind::Unavailable, "store", "cut off")),
-            watched = self.inner.watch(prefix, since) => {
-                self.pass().await?;
-                watched
-            }
-        }
-    }
-}
-
 struct Host {
     cluster: Arc<Cluster>,
-    link: Arc<Link>,
+    link: Arc<StoreLink>,
     running: JoinHandle<()>,
     stop: CancellationToken,
 }
@@ -122,7 +26,6 @@ type Acted = BTreeMap<(u16, u64), String>;
 pub(crate) struct Hosts {
     store: Arc<MemoryStore>,
     hosts: BTreeMap<String, Host>,
-    writes: Arc<AtomicU64>,
     lives: u64,
     acted: Mutex<Acted>,
 }
@@ -132,7 +35,6 @@ impl Default for Hosts {
         Self {
             store: Arc::new(MemoryStore::default()),
             hosts: BTreeMap::new(),
-            writes: Arc::default(),
             lives: 0,
             acted: Mutex::default(),
         }
@@ -140,9 +42,8 @@ impl Default for Hosts {
 }
 
 impl Hosts {
-    fn link(&self) -> Arc<Link> {
-        let (inner, writes) = (Arc::clone(&self.store), Arc::clone(&self.writes));
-        Arc::new(Link { inner, fault: watch::Sender::new(Fault::None), writes })
+    fn link(&self) -> Arc<StoreLink> {
+        Arc::new(StoreLink::new(Arc::clone(&self.store) as _))
     }
 
     pub(crate) fn config(&self, name: &str) -> ClusterConfig {
@@ -173,17 +74,17 @@ impl Hosts {
         host.running.await.expect("it ends");
     }
 
-    pub(crate) fn break_store(&self, name: &str, fault: Fault) {
-        self.hosts[name].link.fault.send_replace(fault);
+    pub(crate) fn break_store(&self, name: &str, fault: LinkFault) {
+        self.hosts[name].link.set(fault);
     }
 
     /// As SIGSTOP as far as anybody else can see: nothing goes out, and what was sent arrives when it wakes.
     pub(crate) fn freeze(&self, name: &str) {
-        self.break_store(name, Fault::Hangs);
+        self.break_store(name, LinkFault::Hangs);
     }
 
     pub(crate) fn thaw(&self, name: &str) {
-        self.break_store(name, Fault::None);
+        self.break_store(name, LinkFault::None);
     }
 
     pub(crate) fn cluster(&self, name: &str) -> &Arc<Cluster> {
@@ -219,8 +120,9 @@ impl Hosts {
         done.is_ok()
     }
 
+    /// Of the hosts that there are.
     pub(crate) fn writes(&self) -> u64 {
-        self.writes.load(Ordering::Relaxed)
+        self.hosts.values().map(|host| host.link.writes()).sum()
     }
 
     /// Notes who acts for what now, and that nobody else did in the same epoch, or does now.
@@ -294,12 +196,12 @@ pub(crate) async fn storm(seed: u64, for_so_long: Duration) {
                 hosts.stop(name).await;
             }
             0 | 1 => hosts.start(name).await,
-            2 | 3 if hosts.hosts.contains_key(name) => hosts.break_store(name, Fault::Hangs),
-            4 if hosts.hosts.contains_key(name) => hosts.break_store(name, Fault::Fails),
-            5 if hosts.hosts.contains_key(name) => hosts.break_store(name, Fault::Unanswered),
+            2 | 3 if hosts.hosts.contains_key(name) => hosts.break_store(name, LinkFault::Hangs),
+            4 if hosts.hosts.contains_key(name) => hosts.break_store(name, LinkFault::Fails),
+            5 if hosts.hosts.contains_key(name) => hosts.break_store(name, LinkFault::Unanswered),
             _ => {
                 for host in hosts.hosts.values() {
-                    host.link.fault.send_replace(Fault::None);
+                    host.link.set(LinkFault::None);
                 }
             }
         }

@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sas_core::{Clock, ErrorKind, Event, Store, Timestamp, TriggerCx, TriggerSource};
+use async_trait::async_trait;
+use sas_core::{
+    Clock, ErrorKind, Event, Guard, HostStatus, Hosts, Place, Store, Timestamp, TriggerCx, TriggerSource,
+    Version,
+};
 use sas_testkit::{
     fake::{FakeClock, FakeEventSink, FakeStore},
     fault::SlowDisk,
@@ -370,4 +374,57 @@ impl sas_core::EventSink for Lateness {
         self.late.lock().push(self.clock.now().0 - event.time().expect("a time").0);
         Ok(sas_core::Ack::Completed)
     }
+}
+
+/// One of several hosts, which goes on taking itself for the one that acts.
+#[derive(Debug)]
+struct Unaware(Guard);
+
+#[async_trait]
+impl Hosts for Unaware {
+    fn name(&self) -> &'static str {
+        "a"
+    }
+    fn place(&self, path: &str) -> Place {
+        assert_eq!(path, "default", "triggers are their namespace's");
+        Place::Here(self.0.clone())
+    }
+    fn seen(&self) -> Version {
+        Version(0)
+    }
+    fn list(&self) -> Vec<HostStatus> {
+        vec![HostStatus::new("a", "127.0.0.1:1")]
+    }
+    fn round(&self) -> u64 {
+        0
+    }
+    async fn changed(&self, _: u64) -> u64 {
+        std::future::pending().await
+    }
+    fn refused(&self, _: &Guard) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_begins_no_fire_once_another_one_acts_whether_it_heard_of_that_or_not() {
+    let world = World::new();
+    let owner = "cluster/shard/0000";
+    let version = world.store.put(owner, None, "a".into()).await.expect("written");
+    let hosts = Unaware(Guard { key: owner.to_owned(), expected: Some(version) });
+    let clock = Arc::new(world.clock.clone());
+    let cx = TriggerCx::new(
+        "default/tick",
+        world.sink.clone() as _,
+        world.store.clone(),
+        clock,
+        Default::default(),
+    );
+    let cx = cx.with_hosts(Arc::new(hosts));
+    let running =
+        tokio::spawn(async move { cron("*/10 * * * * *", SchedulePolicy::default()).run(cx).await });
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert_eq!(world.due(), [10, 20]);
+    world.store.put(owner, Some(version), "b".into()).await.expect("taken over");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.due(), [10, 20], "what is due is the next owner's");
+    assert_eq!(running.await.expect("no panic").expect_err("refused").kind, ErrorKind::Conflict);
 }
