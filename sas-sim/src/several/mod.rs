@@ -7,6 +7,7 @@
 //! not the same to the bit from run to run, as that of one host is ([`run_seed`](crate::run_seed)).
 
 mod link;
+mod lives;
 mod promises;
 mod world;
 

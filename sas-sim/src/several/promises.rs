@@ -6,32 +6,12 @@ use std::{
 };
 
 use sas_core::{Place, RevisionKey};
-use tokio::time::Instant;
 
-use super::world::{NAMESPACE, Shared, paths};
+use super::lives::{NAMESPACE, Shared, paths};
 use crate::{history::Fact, world::Violation};
 
 /// How long after an answer a fire is kept: what is under way when its host goes may come again.
 const KEPT_AFTER: Duration = Duration::from_secs(1);
-
-/// An event that a host's trigger sent.
-#[derive(Debug)]
-pub(super) struct Sent {
-    pub(super) id: String,
-    pub(super) epoch: u64,
-    pub(super) at: Instant,
-    pub(super) answered: Option<Instant>,
-    /// Whether its host knew then that another one acts for it.
-    others: bool,
-    /// Answered, and its host went on well for long enough to keep that.
-    kept: bool,
-}
-
-impl Sent {
-    pub(super) fn new(id: String, epoch: u64, others: bool) -> Self {
-        Self { id, epoch, at: Instant::now(), answered: None, others, kept: false }
-    }
-}
 
 /// What was seen at the looks before.
 #[derive(Debug, Default)]

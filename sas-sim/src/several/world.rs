@@ -1,17 +1,13 @@
-//! The hosts of a run, and what is done to them.
+//! What is done to the hosts of a run.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use sas::{ClusterOptions, Machine, Platform};
 use sas_core::{
     Body, CallError, Commit, Cx, Handler as _, Invoker, MemoryStore, Place, Request, Response, Result,
-    RevisionKey, Secret, Store as _, Target, Timestamp, TriggerSpec,
+    Secret, Store as _, Target, Timestamp, TriggerSpec,
 };
 use sas_testkit::fault::LinkFault;
 use tokio::time::{Instant, sleep, timeout};
@@ -20,7 +16,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     SeveralPlant, SeveralRun,
     link::{Gate, HostLink},
-    promises::{Seen, Sent, broken},
+    lives::{Life, NAMESPACE, SERVICES, Sent, Shared, paths},
+    promises::{Seen, broken},
 };
 use crate::{
     clock::SimClock,
@@ -31,8 +28,6 @@ use crate::{
     world::Violation,
 };
 
-pub(super) const NAMESPACE: &str = "default";
-const SERVICES: u32 = 5;
 /// The shortest that a lease may be is a second.
 const TERM: Duration = Duration::from_secs(2);
 /// How long everything goes wrong.
@@ -48,120 +43,12 @@ const ANSWERED: Duration = Duration::from_secs(180);
 const SECRET: &str = "of the simulator: 32 bytes at least";
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
-/// What hosts act for: services, and the namespace for its triggers.
-pub(super) fn paths() -> impl Iterator<Item = String> {
-    let services = (0..SERVICES).map(|service| format!("{NAMESPACE}/{}", name(service)));
-    services.chain([NAMESPACE.to_owned()])
-}
-
-/// One life of a host.
-pub(super) struct Life {
-    pub(super) name: &'static str,
-    pub(super) epoch: u64,
-    pub(super) platform: Platform,
-    pub(super) link: Arc<HostLink>,
-    gate: Gate,
-    runtime: Arc<SimRuntime>,
-    clock: Arc<SimClock>,
-    gone: CancellationToken,
-    /// Since when it has had no fault; `None`: it has one.
-    well: Mutex<Option<Instant>>,
-}
-
-impl Life {
-    /// The service that a revision is of.
-    pub(super) fn service_of(&self, key: RevisionKey) -> Option<String> {
-        let control = self.platform.control();
-        let records = control.records();
-        let mut names = records.iter().flat_map(|record| {
-            record.revisions.iter().map(move |revision| (record.name.clone(), revision.name.clone()))
-        });
-        names
-            .find(|(service, revision)| control.revision_key(NAMESPACE, service, revision) == Some(key))
-            .map(|(service, _)| service)
-    }
-
-    fn acts_for(&self, path: &str) -> bool {
-        matches!(self.platform.cluster().map(|cluster| cluster.place(path)), Some(Place::Here(_)))
-    }
-
-    fn knows_another(&self, path: &str) -> bool {
-        matches!(self.platform.cluster().map(|cluster| cluster.place(path)), Some(Place::There(_)))
-    }
-
-    fn break_link(&self, fault: LinkFault) {
-        *self.well.lock() = None;
-        self.link.link.set(fault);
-    }
-
-    fn mend(&self) {
-        self.link.link.set(LinkFault::None);
-        self.gate.set(true);
-        self.well.lock().get_or_insert_with(Instant::now);
-    }
-
-    /// Instances that it has of a service.
-    fn instances(&self, service: &str) -> u32 {
-        let control = self.platform.control();
-        let Ok(record) = control.record(NAMESPACE, service) else { return 0 };
-        let keys =
-            record.revisions.iter().filter_map(|it| control.revision_key(NAMESPACE, service, &it.name));
-        keys.filter_map(|key| self.platform.pool().status(key)).map(|it| it.ready + it.starting).sum()
-    }
-}
-
-/// What all parts of a run share.
-pub(super) struct Shared {
-    plant: Option<SeveralPlant>,
-    pub(super) history: Arc<History>,
-    store: Arc<MemoryStore>,
-    hosts: Mutex<BTreeMap<&'static str, Arc<Life>>>,
-    /// Lives that were ended by a kill.
-    pub(super) killed: Mutex<BTreeSet<u64>>,
-    /// Writes that were refused in lives that are over.
-    refused: Mutex<u64>,
-    pub(super) sent: Mutex<Vec<Sent>>,
-    /// The generation of each service at its last acknowledged change.
-    kept: Mutex<BTreeMap<String, u64>>,
-    run: Mutex<SeveralRun>,
-    broken: Mutex<Option<Violation>>,
-}
-
-impl Shared {
-    pub(super) fn lives(&self) -> Vec<Arc<Life>> {
-        self.hosts.lock().values().cloned().collect()
-    }
-
-    fn life(&self, name: &str) -> Option<Arc<Life>> {
-        self.hosts.lock().get(name).cloned()
-    }
-
-    /// Since when a life has had no fault.
-    pub(super) fn well_since(&self, epoch: u64) -> Option<Instant> {
-        self.lives().iter().find(|life| life.epoch == epoch).and_then(|life| *life.well.lock())
-    }
-
-    fn breaks(&self, violation: Violation) {
-        self.broken.lock().get_or_insert(violation);
-    }
-
-    fn fault(&self, kind: &'static str) {
-        *self.run.lock().faults.entry(kind).or_default() += 1;
-    }
-}
-
 /// What the triggers of a host send through.
 #[derive(Debug)]
 struct Noting {
     inner: Arc<dyn Invoker>,
     shared: Arc<Shared>,
     epoch: u64,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("hosts", &self.hosts.lock().len()).finish_non_exhaustive()
-    }
 }
 
 #[async_trait]
