@@ -1,6 +1,6 @@
 //! A platform whose instances are Pods of a real cluster: from nothing to many and back, by requests alone.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use futures_util::future::join_all;
 use sas::prelude::*;
@@ -86,11 +86,14 @@ async fn services_go_from_nothing_to_many_pods_and_back_and_no_request_is_lost()
     ask(&platform).await;
     println!("the first answer after {:?}", began.elapsed());
     // Each instance takes one at a time, and each answer is the name of the Pod that gave it.
-    let mut names: Vec<String> = join_all((0..40).map(|_| ask(&platform))).await;
-    names.sort();
-    names.dedup();
-    println!("40 requests at once were answered by {} Pods", names.len());
-    assert!((2..=4).contains(&names.len()), "{names:?}");
+    // One Pod may be through with forty before a second is there: they are asked for until one is.
+    let (mut names, began) = (BTreeSet::new(), Instant::now());
+    while names.len() < 2 {
+        assert!(began.elapsed() < Duration::from_secs(120), "{names:?}");
+        names.extend(join_all((0..40).map(|_| ask(&platform))).await);
+    }
+    println!("40 requests at once were answered by {} Pods after {:?}", names.len(), began.elapsed());
+    assert!(names.len() <= 4, "{names:?}");
 
     let began = Instant::now();
     while pods() > 0 {
