@@ -31,7 +31,7 @@ pub enum SeveralPlant {
     HearsNothing,
     /// A host that is shut down leaves its instances behind.
     LeavesInstances,
-    /// A request that was passed on and not answered is sent again.
+    /// A request whose answer is lost is sent again.
     RepeatsRequests,
 }
 

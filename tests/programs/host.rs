@@ -1,7 +1,5 @@
 //! The program around a platform as its operator meets it: its configuration in a file, its backup, its upgrade in place.
 
-mod shared;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -13,11 +11,11 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Value, json};
-use shared::{
+use crate::shared::{
     ADMIN_TOKEN, PlatformProcess, call, call_admin, call_with, eventually, example, hello_manifest,
     platform_command,
 };
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 fn text(path: &Path) -> &str {

@@ -1,10 +1,8 @@
 //! The `platform` example as its users meet it: a process, real programs, the admin API.
 
-mod shared;
-
 use std::{fs, time::Duration};
 
-use shared::{
+use crate::shared::{
     Answer, PlatformProcess, call, call_admin, eventually, hello, hello_manifest, platform_command,
     processes_below,
 };

@@ -156,7 +156,7 @@ async fn what_was_accepted_is_delivered_over_kills() {
     let mut accepted = BTreeSet::new();
     for round in 0..3 {
         let mut child = Command::new(std::env::current_exe().expect("this test"))
-            .args(["the_host_that_is_killed", "--exact", "--ignored", "--nocapture"])
+            .args(["events::the_host_that_is_killed", "--exact", "--ignored", "--nocapture"])
             .env(DIR, dir.path())
             .env(ROUND, round.to_string())
             .stdout(Stdio::piped())

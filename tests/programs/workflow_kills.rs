@@ -1,10 +1,8 @@
 //! `kill -9` of a real `platform`, again and again on one state directory, while runs of a workflow wait, are tried again, listen and
 //! fork: no run that was acknowledged is lost, none forks, and each journal grows, replays bit for bit, and tells what its run is.
 //!
-//! `SAS_LONG=1 cargo test --test workflow_kills -- --nocapture` kills it 200 times with 1,000 runs in flight; `SAS_KILLS` and
+//! `SAS_LONG=1 cargo test --test programs workflow_kills -- --nocapture` kills it 200 times with 1,000 runs in flight; `SAS_KILLS` and
 //! `SAS_RUNS` say other numbers, `SAS_SEED` other moments.
-
-mod shared;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -14,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use crate::shared::{PlatformProcess, call_admin};
 use async_trait::async_trait;
 use axum::{Json as Sent, Router, extract::State, http::HeaderMap, http::StatusCode, routing::post};
 use parking_lot::Mutex;
@@ -27,7 +26,6 @@ use sas::{
 };
 use sas_store_redb::RedbStore;
 use serde_json::{Value as Json, json};
-use shared::{PlatformProcess, call_admin};
 use tokio::{net::TcpListener, task::JoinSet, time::Instant};
 
 /// Clients that start runs and tell them of events.

@@ -1,14 +1,12 @@
 //! Attacks on the admin API of a running `platform`, each of which deployed, read or stopped something without a token.
 
-mod shared;
-
 use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     time::Duration,
 };
 
-use shared::{
+use crate::shared::{
     ADMIN_TOKEN, Answer, PlatformProcess, call, call_admin, call_with, eventually, hello_manifest,
     platform_command,
 };
@@ -368,7 +366,7 @@ async fn an_ordinary_users_socket_asks_for_a_token_and_lets_no_other_user_in() {
     }
     // The program lies where only its builder may be.
     let program = dir.path().join("platform");
-    fs::copy(shared::example("platform"), &program).expect("copied");
+    fs::copy(crate::shared::example("platform"), &program).expect("copied");
     let own = dir.path().join("own");
     fs::create_dir(&own).expect("made");
     chown(&own, Some(NOBODY), Some(NOBODY)).expect("given");

@@ -1,10 +1,8 @@
 //! `kill -9` of a real `platform` under load, again and again on one state directory: what was acknowledged stays, no process
 //! is left, and the books say what was answered but for gaps that are written down.
 //!
-//! `SAS_LONG=1 cargo test --test kills -- --nocapture` kills it 200 times; `SAS_KILLS` says another number, `SAS_SEED` other
+//! `SAS_LONG=1 cargo test --test programs kills -- --nocapture` kills it 200 times; `SAS_KILLS` says another number, `SAS_SEED` other
 //! moments.
-
-mod shared;
 
 use std::{
     collections::BTreeMap,
@@ -17,11 +15,11 @@ use std::{
     time::Duration,
 };
 
+use crate::shared::{Answer, PlatformProcess, call, call_admin, eventually, hello_manifest, processes_below};
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use sas::core::{Clock as _, SystemClock, Timestamp};
 use serde_json::Value;
-use shared::{Answer, PlatformProcess, call, call_admin, eventually, hello_manifest, processes_below};
 use tokio::{task::JoinSet, time::Instant};
 
 /// Clients that ask all the time: at most so many requests are under way when the platform is killed.

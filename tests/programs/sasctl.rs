@@ -1,14 +1,12 @@
 //! `sasctl` against a running `platform`, as a new user meets it.
 
-mod shared;
-
 use std::{
     fs,
     path::Path,
     process::{Command, Output},
 };
 
-use shared::{PlatformProcess, call, example, hello};
+use crate::shared::{PlatformProcess, call, example, hello};
 
 struct Sasctl<'a> {
     state: &'a Path,
