@@ -129,6 +129,16 @@ pub trait Broker: Send {
         None
     }
 
+    /// Where the source keeps how far it is: empty at each start, for brokers that keep that themselves.
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::new(FakeStore::default())
+    }
+
+    /// How long the target takes for an event: not nothing where the source reads faster than a test can kill it.
+    fn delivery_time(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Kills it with SIGKILL, or ends it in order where a kill loses what it has by its own word.
     fn kill(&mut self);
 
@@ -184,6 +194,7 @@ pub async fn kill_at_random(
     identity: impl Fn(&Event) -> String,
 ) -> Kills {
     let sink = FakeEventSink::new(16);
+    sink.set_delivery_time(broker.delivery_time());
     let mut done = Kills {
         events,
         of_broker: 0,
@@ -268,7 +279,7 @@ pub async fn kill_at_random(
 }
 
 fn run(broker: &dyn Broker, sink: &Arc<FakeEventSink>) -> Running {
-    Running::with(broker.source(), sink, Arc::new(FakeStore::default()), broker.secrets())
+    Running::with(broker.source(), sink, broker.store(), broker.secrets())
 }
 
 /// What [`publish_through_kills`] counted.

@@ -14,9 +14,33 @@ pub(crate) struct Stamp {
     pub(crate) inode: u64,
 }
 
+/// What tells a directory from another that took its place: one that was moved away, or that is mounted no more, would else be
+/// one in which all was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Root(Option<(u64, u64)>);
+
+impl Root {
+    pub(crate) fn of(directory: &Path) -> io::Result<Self> {
+        let metadata = std::fs::metadata(directory)?;
+        if !metadata.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        #[cfg(unix)]
+        let identity = {
+            use std::os::unix::fs::MetadataExt as _;
+            Some((metadata.dev(), metadata.ino()))
+        };
+        // The system has no such number.
+        #[cfg(not(unix))]
+        let identity = None;
+        Ok(Self(identity))
+    }
+}
+
 /// The regular files below `root`, by their paths from there with `/` between. Links are not followed, so that nothing
-/// outside is reached. A name that is no UTF-8 is left out, with a line in the log. More than `most` are an error.
-pub(crate) fn scan(root: &Path, most: usize) -> io::Result<BTreeMap<String, Stamp>> {
+/// outside is reached. A name that is no UTF-8 is left out, with a line in the log. More than `most` are an error, and so is a
+/// directory that is, at the end, another than `expected`.
+pub(crate) fn scan(root: &Path, expected: Root, most: usize) -> io::Result<BTreeMap<String, Stamp>> {
     let mut found = BTreeMap::new();
     let mut open = vec![(root.to_owned(), String::new())];
     while let Some((dir, prefix)) = open.pop() {
@@ -49,6 +73,10 @@ pub(crate) fn scan(root: &Path, most: usize) -> io::Result<BTreeMap<String, Stam
                 found.insert(format!("{prefix}{name}"), stamp(&metadata));
             }
         }
+    }
+    // What was not there any more on the way had been removed only if all of it is still where it was.
+    if Root::of(root)? != expected {
+        return Err(io::Error::other("another directory took its place"));
     }
     Ok(found)
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -12,6 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use parking_lot::Mutex;
 use sas_core::{
     Commit, Deliveries, Error, ErrorKind, Event, Result, SpecErrors, Store, Timestamp, TriggerCx,
     TriggerOptions, TriggerSource, TriggerSpec,
@@ -23,10 +25,12 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::scan::{Stamp, scan};
+use crate::scan::{Root, Stamp, scan};
 
 /// How long deliveries under way may go on when a run ends; the rest comes again.
 const LAST: Duration = Duration::from_secs(1);
+/// How long changes that come together are waited for.
+const CROWD: Duration = Duration::from_millis(100);
 /// Records that are read from the store at once.
 const PAGE: usize = 500;
 
@@ -109,7 +113,7 @@ impl FilesBelow {
             settle,
             rescan,
             most,
-            waiting: AtomicU64::new(UNKNOWN),
+            progress: Arc::new(Progress { known: Mutex::default(), waiting: AtomicU64::new(UNKNOWN) }),
         })
     }
 
@@ -148,8 +152,31 @@ pub struct Files {
     settle: Duration,
     rescan: Duration,
     most: usize,
-    /// Changes that were found and not delivered.
+    progress: Arc<Progress>,
+}
+
+/// What was delivered of the directory, and how much of it was not.
+#[derive(Debug)]
+struct Progress {
+    /// As the store has it, by path.
+    known: Mutex<BTreeMap<String, Stamp>>,
+    /// Changes that the last look found and that were not delivered since. It is written under the lock of `known`.
     waiting: AtomicU64,
+}
+
+impl Progress {
+    /// That the path is delivered as it is there: `None` where it is gone.
+    fn took(&self, path: &str, stamp: Option<Stamp>, wanted: bool) {
+        let mut known = self.known.lock();
+        match stamp {
+            Some(stamp) => known.insert(path.to_owned(), stamp),
+            None => known.remove(path),
+        };
+        if wanted {
+            let waiting = self.waiting.load(Ordering::Relaxed);
+            self.waiting.store(waiting.saturating_sub(1), Ordering::Relaxed);
+        }
+    }
 }
 
 /// A file as the store keeps it.
@@ -187,9 +214,9 @@ fn prefix(cx: &TriggerCx) -> String {
 }
 
 impl Files {
-    async fn scan(&self) -> Result<BTreeMap<String, Stamp>> {
+    async fn scan(&self, root: Root) -> Result<BTreeMap<String, Stamp>> {
         let (directory, most) = (self.directory.clone(), self.most);
-        let scanned = tokio::task::spawn_blocking(move || scan(&directory, most)).await;
+        let scanned = tokio::task::spawn_blocking(move || scan(&directory, root, most)).await;
         scanned
             .map_err(|error| failed("looking", error))?
             .map_err(|error| failed(&self.directory.display().to_string(), error))
@@ -245,30 +272,52 @@ impl Files {
         watcher
             .watch(&self.directory, RecursiveMode::Recursive)
             .map_err(|error| failed(&self.directory.display().to_string(), error))?;
+        // After the watch has begun, so that it is on this one or on none.
+        let root = Root::of(&self.directory)
+            .map_err(|error| failed(&self.directory.display().to_string(), error))?;
         let mut known = self.known(cx).await?;
         if cx.store.get(&begun(cx)).await?.is_none() {
             if !self.start_at_earliest {
                 // What is there at the beginning is taken as delivered.
-                for (path, stamp) in self.scan().await? {
+                for (path, stamp) in self.scan(root).await? {
                     Self::keep(&*cx.store, key(cx, &path), path.clone(), Some(stamp)).await?;
                     known.insert(path, stamp);
                 }
             }
             cx.store.commit(Commit::new().put(begun(cx), "1")).await?;
         }
+        *self.progress.known.lock() = known;
         loop {
-            let (found, next) = self.find(cx, &known).await?;
-            self.waiting.store(found.len() as u64, Ordering::Relaxed);
-            self.deliver(cx, found, &mut known).await?;
-            let _ = timeout_at(next, wake.notified()).await;
+            let (found, next) = self.find(cx, root).await?;
+            if found.is_empty() {
+                let _ = timeout_at(next, wake.notified()).await;
+            } else {
+                tokio::select! {
+                    delivered = self.deliver(cx, found) => delivered?,
+                    never = self.count(cx, root, &wake) => match never {},
+                }
+            }
             // Changes come in crowds: one look is for all of them.
-            tokio::time::sleep(self.settle.min(Duration::from_millis(100))).await;
+            tokio::time::sleep(self.settle.min(CROWD)).await;
+        }
+    }
+
+    /// Looks again whenever the kernel says something while changes are delivered, so that the backlog is what the directory
+    /// holds also where the target is slow or down. What it finds is delivered by the next look.
+    async fn count(&self, cx: &TriggerCx, root: Root, wake: &Notify) -> Infallible {
+        loop {
+            wake.notified().await;
+            tokio::time::sleep(self.settle.max(CROWD)).await;
+            // What is wrong is told by the look that delivers.
+            let _ = self.find(cx, root).await;
         }
     }
 
     /// What changed since it was known, of files that are left alone, and when to look again.
-    async fn find(&self, cx: &TriggerCx, known: &BTreeMap<String, Stamp>) -> Result<(Vec<Found>, Instant)> {
-        let there = self.scan().await?;
+    /// The backlog is what it found.
+    async fn find(&self, cx: &TriggerCx, root: Root) -> Result<(Vec<Found>, Instant)> {
+        let there = self.scan(root).await?;
+        let known = self.progress.known.lock();
         let now = cx.clock.now();
         let mut wait = self.rescan;
         let mut found = Vec::new();
@@ -285,45 +334,42 @@ impl Files {
             }
             found.push(Found { path: path.clone(), change, stamp: *stamp });
         }
-        for (path, stamp) in known {
+        for (path, stamp) in known.iter() {
             if !there.contains_key(path) {
                 found.push(Found { path: path.clone(), change: Change::Removed, stamp: *stamp });
             }
         }
+        let wanted = found.iter().filter(|found| self.changes.contains(&found.change)).count();
+        self.progress.waiting.store(wanted as u64, Ordering::Relaxed);
         Ok((found, Instant::now() + wait))
     }
 
     /// Delivers changes, each as there is room for it, and keeps what was delivered.
-    async fn deliver(
-        &self,
-        cx: &TriggerCx,
-        found: Vec<Found>,
-        known: &mut BTreeMap<String, Stamp>,
-    ) -> Result<()> {
+    async fn deliver(&self, cx: &TriggerCx, found: Vec<Found>) -> Result<()> {
         let mut deliveries = Deliveries::default();
         let done = async {
-            for change in &found {
+            for change in found {
                 let stamp = (change.change != Change::Removed).then_some(change.stamp);
                 let key = key(cx, &change.path);
-                let store = Arc::clone(&cx.store);
-                let path = change.path.clone();
+                let (store, progress) = (Arc::clone(&cx.store), Arc::clone(&self.progress));
                 if !self.changes.contains(&change.change) {
-                    Self::keep(&*store, key, path, stamp).await?;
-                    self.waiting.fetch_sub(1, Ordering::Relaxed);
+                    Self::keep(&*store, key, change.path.clone(), stamp).await?;
+                    progress.took(&change.path, stamp, false);
                     continue;
                 }
                 let slot = deliveries.meanwhile(cx.sink.ready()).await??;
-                let event = self.event(change, cx.clock.now())?;
+                let event = self.event(&change, cx.clock.now())?;
                 let sink = Arc::clone(&cx.sink);
                 deliveries.begin(async move {
                     sink.deliver(slot, event).await?;
-                    Self::keep(&*store, key, path, stamp).await
+                    Self::keep(&*store, key, change.path.clone(), stamp).await?;
+                    progress.took(&change.path, stamp, true);
+                    Ok(())
                 });
             }
             // The next look compares with what was delivered, so all of this one is done first.
             while !deliveries.is_empty() {
                 deliveries.meanwhile(tokio::time::sleep(Duration::from_millis(20))).await?;
-                self.waiting.store(deliveries.len() as u64, Ordering::Relaxed);
             }
             deliveries.meanwhile(std::future::ready(())).await
         };
@@ -331,16 +377,7 @@ impl Files {
         if done.is_err() {
             let _ = timeout(LAST, deliveries.finish()).await;
         }
-        done?;
-        for Found { path, change, stamp } in found {
-            if change == Change::Removed {
-                known.remove(&path);
-            } else {
-                known.insert(path, stamp);
-            }
-        }
-        self.waiting.store(0, Ordering::Relaxed);
-        Ok(())
+        done
     }
 }
 
@@ -360,6 +397,6 @@ impl TriggerSource for Files {
 
     /// Changes that were found and not delivered.
     async fn backlog(&self) -> Result<Option<u64>> {
-        Ok(Some(self.waiting.load(Ordering::Relaxed)).filter(|waiting| *waiting != UNKNOWN))
+        Ok(Some(self.progress.waiting.load(Ordering::Relaxed)).filter(|waiting| *waiting != UNKNOWN))
     }
 }

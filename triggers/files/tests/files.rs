@@ -1,5 +1,7 @@
 //! With real directories, and what the kernel says of them.
 
+#![allow(clippy::print_stdout, reason = "what was counted is said")]
+
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -7,11 +9,12 @@ use std::{
     time::Duration,
 };
 
-use sas_core::{ErrorKind, Event, MemoryStore, Store, TriggerSource, TriggerSpec};
+use async_trait::async_trait;
+use sas_core::{ErrorKind, Event, EventSink as _, MemoryStore, Store, TriggerSource, TriggerSpec};
 use sas_files::{Files, FilesBelow};
 use sas_testkit::{
-    broker::{Running, until},
-    fake::FakeEventSink,
+    broker::{Broker, Running, events_of_a_test, kill_at_random, until},
+    fake::{FakeEventSink, FakeStore},
 };
 
 struct Kit {
@@ -165,6 +168,137 @@ async fn two_thousand_files_at_once_are_all_delivered() {
     until("all come", async || kit.seen().len() == 2000).await;
     running.stop().await.unwrap();
     assert_eq!(kit.sink.delivered().len(), 2000, "none twice");
+}
+
+#[tokio::test]
+async fn the_backlog_is_what_the_directory_holds_also_while_the_target_is_down() {
+    let kit = Kit::new();
+    kit.write("old.txt", "was there before");
+    let spec = kit.spec().with_option("events", "created,removed");
+    let source = Arc::new(FilesBelow::new([kit.dir.path()]).source(&spec).unwrap());
+    assert_eq!(source.backlog().await.unwrap(), None, "it has not looked");
+    let mut slots = Vec::new();
+    for _ in 0..kit.sink.free_slots() {
+        slots.push(kit.sink.ready().await.unwrap());
+    }
+    let running = Running::with(Arc::clone(&source) as _, &kit.sink, Arc::clone(&kit.store), None);
+    let holds = async |count: u64| {
+        until(&format!("the backlog is {count}"), async || source.backlog().await.unwrap() == Some(count))
+            .await;
+    };
+    holds(0).await;
+    // More than the target takes at once; a change is none that was asked for.
+    for number in 0..20 {
+        kit.write(&format!("{number}.txt"), "x");
+    }
+    kit.write("old.txt", "changed");
+    holds(20).await;
+    // And more, while none of those is delivered.
+    for number in 20..50 {
+        kit.write(&format!("in/{number}.txt"), "x");
+    }
+    holds(50).await;
+    std::fs::remove_file(kit.dir.path().join("old.txt")).unwrap();
+    holds(51).await;
+    drop(slots);
+    holds(0).await;
+    running.stop().await.unwrap();
+    assert_eq!(kit.sink.delivered().len(), 51, "none twice");
+}
+
+#[tokio::test]
+async fn a_directory_that_is_away_is_an_error_and_not_one_in_which_all_was_removed() {
+    let kit = Kit::new();
+    let (watched, elsewhere) = (kit.dir.path().join("in"), kit.dir.path().join("elsewhere"));
+    kit.write("in/a/1.txt", "1");
+    let spec =
+        kit.spec().with_option("directory", watched.to_str().unwrap()).with_option("start", "earliest");
+    let running = kit.run_as(&spec);
+    kit.sees("created", "a/1.txt").await;
+    // As when a volume is no longer mounted: an empty directory is in its place.
+    std::fs::rename(&watched, &elsewhere).unwrap();
+    std::fs::create_dir(&watched).unwrap();
+    // What the kernel watches is the other one: it tells that at least.
+    kit.write("elsewhere/a/2.txt", "2");
+    let error = running.ended().await.expect_err("another took its place").chain();
+    assert!(error.contains("another directory took its place"), "{error}");
+    std::fs::remove_dir(&watched).unwrap();
+    std::fs::rename(&elsewhere, &watched).unwrap();
+    let running = kit.run_as(&spec);
+    kit.sees("created", "a/2.txt").await;
+    running.stop().await.unwrap();
+    assert_eq!(kit.sink.delivered().len(), 2, "{:?}", kit.seen());
+}
+
+/// A directory that is full. At a "kill" it is moved away under the source, and the store takes nothing.
+struct Full {
+    kit: Kit,
+    store: Arc<FakeStore>,
+    spec: TriggerSpec,
+    watched: PathBuf,
+    away: PathBuf,
+    files: u64,
+}
+
+impl Full {
+    fn with(files: usize) -> Self {
+        let kit = Kit::new();
+        let (watched, away) = (kit.dir.path().join("in"), kit.dir.path().join("away"));
+        for number in 0..files {
+            kit.write(&format!("in/{}/{number}.txt", number % 100), "x");
+        }
+        let directory = watched.to_str().unwrap();
+        let spec = kit.spec().with_option("directory", directory).with_option("start", "earliest");
+        Self { kit, store: Arc::default(), spec, watched, away, files: files as u64 }
+    }
+}
+
+#[async_trait]
+impl Broker for Full {
+    fn source(&self) -> Arc<dyn TriggerSource> {
+        Arc::new(FilesBelow::new([self.kit.dir.path()]).source(&self.spec).unwrap())
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store) as _
+    }
+
+    fn delivery_time(&self) -> Duration {
+        Duration::from_millis(2)
+    }
+
+    fn kill(&mut self) {
+        self.store.break_after(0);
+        std::fs::rename(&self.watched, &self.away).unwrap();
+    }
+
+    async fn restart(&mut self) {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        std::fs::rename(&self.away, &self.watched).unwrap();
+        self.store.mend();
+    }
+
+    /// Files of which the store has no record.
+    async fn unacknowledged(&mut self) -> Option<u64> {
+        let (mut records, mut after) = (0, None::<String>);
+        loop {
+            let page = self.store.list("trigger/testkit/source/file/", after.as_deref(), 1000).await.unwrap();
+            let Some(last) = page.last() else { return Some(self.files - records) };
+            records += page.len() as u64;
+            after = Some(last.key.clone());
+        }
+    }
+}
+
+/// The host crashes at random, and the directory is moved away and the store fails while files are delivered: each comes, as what
+/// it is. 2,000 files; 100,000 with `SAS_LONG=1`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_random_loses_nothing() {
+    let count = events_of_a_test(2000);
+    let mut directory = Full::with(count);
+    let what = |event: &Event| format!("{} {}", event.kind(), event.subject().unwrap());
+    let kills = kill_at_random(&mut directory, count, (3, 12), 0x5a5, what).await;
+    println!("{kills}");
 }
 
 #[test]
