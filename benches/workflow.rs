@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sas::{
-    core::{MemoryStore, Store, SystemClock},
+    core::{Commit, MemoryStore, Store, SystemClock},
     workflow::{Actions, Definition, Outcome, Phase, Request, StepKey, WorkflowConfig, Workflows},
 };
 use sas_store_redb::RedbStore;
@@ -70,7 +70,35 @@ fn at(sorted: &[u64], percent: usize) -> u64 {
     sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0)
 }
 
+/// What a step writes, its record and the run's state, without a workflow: one commit after the other, and so many side by side.
+async fn measure_commits(what: &str, store: &Arc<dyn Store>, side: u64) -> Duration {
+    let (began, each) = (Instant::now(), STEPS);
+    let mut all = JoinSet::new();
+    for n in 0..side {
+        let store = Arc::clone(store);
+        all.spawn(async move {
+            let (record, state) = (vec![b'r'; 100], vec![b's'; 400]);
+            let mut version = None;
+            for step in 0..each {
+                let key = format!("bare/state/{side}-{n}");
+                let commit = Commit::new().guard(&key, version).put(&key, state.clone());
+                let commit = commit.put(format!("bare/record/{side}-{n}/{step:020}"), record.clone());
+                version = Some(store.commit(commit).await.expect("the store is there"));
+            }
+        });
+    }
+    all.join_all().await;
+    let took = began.elapsed();
+    println!(
+        "{what}: {side} x {each} commits without workflows: {:?} each",
+        took / u32::try_from(each).expect("small")
+    );
+    took
+}
+
 async fn measure(what: &str, store: Arc<dyn Store>, waiting: u64) {
+    measure_commits(what, &store, 1).await;
+    measure_commits(what, &store, SIDE).await;
     let mut config = WorkflowConfig::default();
     config.runs_per_namespace = usize::MAX;
     let workflows = Workflows::with_config(store, Arc::new(SystemClock), Arc::new(Nothing), config);

@@ -324,6 +324,44 @@ async fn ended_runs_go_after_their_time_and_long_ones_and_many_are_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_namespace_whose_runs_keep_too_many_bytes_starts_none_until_some_are_forgotten() {
+    let mut config = WorkflowConfig::default();
+    (config.retention, config.bytes_per_namespace) = (Some(Duration::from_secs(3_600)), 10_000);
+    let store = Arc::new(MemoryStore::default());
+    let host = host_on(store.clone(), config.clone()).await;
+    applied(&host, "pay", "1.0.0", pay()).await;
+    let large = |id: &str| {
+        let mut start = RunStart::new("shop", "pay", json!({ "text": "x".repeat(4_000) }));
+        start.id = Some(id.to_owned());
+        host.workflows.start_run(start)
+    };
+    for id in ["a", "b", "c"] {
+        large(id).await.expect("there is room");
+        ended(&host, id).await;
+    }
+    let refused = large("d").await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Exhausted);
+    assert!(
+        refused.message.contains("the runs of shop keep") && refused.message.contains("10000"),
+        "{refused}"
+    );
+    large("a").await.expect("it is there already");
+    let mut other = spec("quick", "1.0.0", &json!([{"s": {"set": {"ok": true}}}]));
+    other.namespace = "calm".to_owned();
+    other.document["document"]["namespace"] = json!("calm");
+    host.workflows.apply(&other).await.expect("right");
+    host.workflows.start_run(RunStart::new("calm", "quick", json!({}))).await.expect("another tenant's");
+
+    host.workflows.halt().await;
+    let next = host_on(store, config).await;
+    let start = RunStart::new("shop", "pay", json!({}));
+    let refused = next.workflows.start_run(start.clone()).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Exhausted, "the next host counts what is stored: {refused}");
+    tokio::time::sleep(Duration::from_secs(4_000)).await;
+    next.workflows.start_run(start).await.expect("they are forgotten");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_tenant_holds_up_no_other_and_steps_have_a_rate() {
     let mut config = WorkflowConfig::default();
     (config.active, config.active_per_namespace) = (4, 2);

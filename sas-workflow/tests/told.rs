@@ -197,6 +197,35 @@ async fn the_steps_of_a_run_are_spans_of_one_trace_below_the_run() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_step_that_waits_for_another_run_is_a_span_of_its_own_run_when_that_one_has_ended() {
+    let ears = Arc::new(Ears::default());
+    let host = host(Arc::new(MemoryStore::default()), ears.clone()).await;
+    define(
+        &host,
+        "child",
+        "[{w: {wait: PT5M}}, {f: {raise: {error: {type: 'about:blank', status: 500, title: lost}}}}]",
+    )
+    .await;
+    let child = "{run: {workflow: {namespace: shop, name: child, version: '1.0.0'}}}";
+    define(
+        &host,
+        "parent",
+        &format!("[{{c: {{try: [{{r: {child}}}], catch: {{do: [{{s: {{set: {{ok: true}}}}}}]}}}}}}]"),
+    )
+    .await;
+    start(&host, "parent", "p").await;
+    assert_eq!(host.workflows.ended("shop/p").await.expect("ended").phase, Phase::Completed);
+    let spans = std::mem::take(&mut *host.ears.spans.lock());
+    let kinds: Vec<&str> = spans.iter().map(|span| span.2).collect();
+    assert_eq!(kinds, ["run", "workflow", "run"], "the child, the step, the parent: {spans:?}");
+    let (child, step, parent) = (&spans[0], &spans[1], &spans[2]);
+    assert_ne!(child.0.trace, step.0.trace, "the child has a trace of its own");
+    assert_eq!(step.0.trace, parent.0.trace);
+    assert_eq!(step.1.expect("a parent").context.span, parent.0.span);
+    assert_eq!((step.3.as_str(), step.4.as_deref()), ("/do/0/c/try/0/r", Some("lost")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn runs_that_do_not_go_on_are_named_until_they_do() {
     let (store, ears) = (Arc::new(MemoryStore::default()), Arc::new(Ears::default()));
     let host = host(store.clone(), ears).await;

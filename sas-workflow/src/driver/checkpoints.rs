@@ -95,6 +95,10 @@ impl Records {
                 read.push(decoded(&entry.key, &entry.value)?);
                 next += 1;
             }
+            // Those that came since the state was read are none of its own.
+            if next >= records {
+                return Ok(Some(read));
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use super::{
     CHILD, Inner, Letter, Started, Told,
     actions::StepKey,
     checkpoints::{Kept, Tried},
+    config::Why,
     has_ended,
     past::Past,
     records::{Parent, Phase, RunState, Writer, short},
@@ -70,9 +71,9 @@ enum Turn {
 }
 
 impl Inner {
-    pub(super) async fn drive(self: Arc<Self>, run: &str) {
+    pub(super) async fn drive(self: Arc<Self>, run: &str, why: Why) {
         let namespace = run.split('/').next().unwrap_or_default();
-        let Some(mut turn) = self.turns.take(namespace).await else { return };
+        let Some(mut turn) = self.turns.take(namespace, why).await else { return };
         let mut wait = Duration::from_millis(50);
         // What is under way goes on when the run is read again.
         let mut flights = Flights::new();
@@ -105,7 +106,7 @@ impl Inner {
                     if !self.live.lock().contains_key(run) {
                         return;
                     }
-                    let Some(next) = self.turns.take(namespace).await else { return };
+                    let Some(next) = self.turns.take(namespace, why).await else { return };
                     turn = next;
                 }
                 Err(error) => {
@@ -124,7 +125,13 @@ impl Inner {
 
     /// A run as its records make it: without a machine when it has no secret that it needs.
     pub(super) async fn load(&self, run: &str) -> Result<Option<Loaded>> {
-        let Some(kept) = self.records.kept(run).await? else { return Ok(None) };
+        match self.records.kept(run).await? {
+            Some(kept) => self.replay(kept).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn replay(&self, kept: Kept) -> Result<Loaded> {
         let Kept { state, version, checkpoint, first, records } = kept;
         let definition = self.definition(&state.namespace, &state.name, &state.version).await?;
         let Some((definition, defined)) =
@@ -150,10 +157,10 @@ impl Inner {
             Err(NoRestore::Secret(missing)) => {
                 let fault = Fault::new(Standard::Authorization, "/use/secrets", missing.to_string());
                 let machine = Err(fault);
-                return Ok(Some(Loaded { state, version, defined, first, records, past, machine }));
+                return Ok(Loaded { state, version, defined, first, records, past, machine });
             }
             Err(NoRestore::Unreadable(problem)) => {
-                let message = format!("the checkpoint of the run {run:?}: {problem}");
+                let message = format!("the checkpoint of the run {:?}: {problem}", state.path());
                 return Err(Error::new(ErrorKind::Unexpected, "workflow", message));
             }
         };
@@ -164,7 +171,7 @@ impl Inner {
                 tokio::task::yield_now().await;
             }
         }
-        Ok(Some(Loaded { state, version, defined, first, records, past, machine: Ok(machine) }))
+        Ok(Loaded { state, version, defined, first, records, past, machine: Ok(machine) })
     }
 
     /// Writes a state that differs from the one of this version, without a record.
@@ -192,10 +199,16 @@ impl Inner {
         if !self.is_placed_here(run, flights).await {
             return Ok(Turn::Moved);
         }
-        let Some(loaded) = self.load(run).await? else {
+        let begun = self.live.lock().get_mut(run).and_then(|own| own.begun.take());
+        let kept = match begun {
+            Some(begun) => Some(begun),
+            None => self.records.kept(run).await?,
+        };
+        let Some(kept) = kept else {
             self.live.lock().remove(run);
             return Ok(Turn::Parked);
         };
+        let loaded = self.replay(kept).await?;
         let Loaded { mut state, mut version, first, records, mut past, machine, .. } = loaded;
         let most = self.records.most();
         let mut next = state.clone();
@@ -239,8 +252,8 @@ impl Inner {
                     continue;
                 }
                 if asked.insert(command.step().to_owned()) {
-                    let retries = past.retries.get(command.step()).copied().unwrap_or_default();
-                    let action = self.clone().act(&state, command.clone(), retries);
+                    let key = self.key(&state, command.step(), &past);
+                    let action = self.clone().act(&state, command.clone(), key);
                     flights.spawn(self.driving.track_future(action));
                 }
             }
@@ -293,11 +306,13 @@ impl Inner {
                     Record::Event { event: event.clone(), at }
                 }
                 // Nobody waits for it any more.
-                Told::Done(step, _) if !machine.commands().iter().any(|own| own.step() == step) => {
+                Told::Done(step, _) | Told::Child(step, ..)
+                    if !machine.commands().iter().any(|own| own.step() == step) =>
+                {
                     answer(letter, Ok(()));
                     continue;
                 }
-                Told::Done(step, outcome) => {
+                Told::Done(step, outcome) | Told::Child(step, outcome, _) => {
                     Record::Done { step: step.clone(), outcome: outcome.clone(), at }
                 }
                 Told::Cancelled => Record::Cancelled { at },
@@ -305,6 +320,11 @@ impl Inner {
                 Told::Wake => continue,
                 Told::Reload => return Ok(Turn::Again),
             };
+            let waited = match &letter.told {
+                Told::Child(step, ..) => machine.commands().iter().find(|own| own.step() == step),
+                _ => None,
+            };
+            let waited = waited.map(|command| (self.key(&state, command.step(), &past), command.kind()));
             let (next, record) = match self.after(&state, &mut machine, record, at) {
                 Ok(made) => made,
                 Err(error) => {
@@ -320,6 +340,11 @@ impl Inner {
                     self.metrics.append.record(began.elapsed().as_secs_f64());
                     if let (Record::Time { at }, Some(due)) = (&record, due) {
                         self.metrics.lateness.record(at.saturating_sub(due) as f64 / 1e3);
+                    }
+                    let more = next.bytes.saturating_sub(state.bytes);
+                    self.used(&state.namespace, |own| own.bytes = own.bytes.saturating_add(more));
+                    if let (Some((key, kind)), Told::Child(_, outcome, took)) = (waited, &letter.told) {
+                        self.step_is_over(&key, (&state.name, &state.version), kind, outcome, *took);
                     }
                     (state, version) = (next, written);
                     if state.phase != Phase::Running {
@@ -403,8 +428,8 @@ impl Inner {
     /// Ends a run that keeps too much.
     fn hold(&self, state: &mut RunState, machine: &Machine) {
         let (records, bytes) = (self.config.records_per_run, self.config.bytes_per_run);
-        let (before, held) = state.checkpoint.map_or((0, 0), |kept| (kept.records, kept.bytes));
-        let (own, held) = (state.records.saturating_sub(before), held.saturating_add(state.bytes));
+        let before = state.checkpoint.map_or(0, |kept| kept.records);
+        let (own, held) = (state.records.saturating_sub(before), state.kept_bytes());
         if state.phase != Phase::Running || (own <= records && held <= bytes) {
             return;
         }
@@ -434,26 +459,33 @@ impl Inner {
         }
         if let (Some(parent), Some(outcome)) = (&state.parent, outcome_of(state)) {
             // A full inbox, or another host: the parent asks again when it goes on.
-            self.wake(&parent.run, Told::Done(parent.step.clone(), outcome));
+            let took = Duration::from_millis(state.updated.saturating_sub(state.started));
+            self.wake(&parent.run, Told::Child(parent.step.clone(), outcome, took));
         }
+    }
+
+    /// The key under which a step is done now.
+    fn key(&self, state: &RunState, step: &str, past: &Past) -> StepKey {
+        // What was answered with a failure is asked for anew, and not the same again.
+        let again = match past.retries.get(step) {
+            None | Some(0) => String::new(),
+            Some(retries) => format!("~{retries}"),
+        };
+        self.traced(StepKey {
+            namespace: state.namespace.clone(),
+            run: state.id.clone(),
+            step: format!("{step}{again}"),
+            sampled: false,
+        })
     }
 
     fn act(
         self: Arc<Self>,
         state: &RunState,
         command: Command,
-        retries: u64,
+        key: StepKey,
     ) -> impl Future<Output = Over> + Send + use<> {
         let step = command.step().to_owned();
-        // What was answered with a failure is asked for anew, and not the same again.
-        let again = if retries == 0 { String::new() } else { format!("~{retries}") };
-        let key = StepKey {
-            namespace: state.namespace.clone(),
-            run: state.id.clone(),
-            step: format!("{step}{again}"),
-            sampled: false,
-        };
-        let key = self.traced(key);
         let kind = command.kind();
         let (workflow, version) = (state.name.clone(), state.version.clone());
         let parent = Parent { run: state.path(), step: step.clone() };

@@ -12,6 +12,7 @@ mod records;
 mod seen;
 mod shown;
 mod steer;
+mod usage;
 mod view;
 
 use std::{
@@ -32,9 +33,11 @@ pub use self::{
     records::{Phase, RunState},
 };
 use self::{
-    config::Turns,
+    checkpoints::Kept,
+    config::{Turns, Why},
     records::{Records, Started, Writer, run_path},
     seen::Stuck,
+    usage::Usages,
 };
 use crate::{Definition, Outcome, Record, metrics::Metrics};
 
@@ -66,8 +69,7 @@ struct Inner {
     actions: Arc<dyn Actions>,
     config: WorkflowConfig,
     turns: Turns,
-    /// How many runs of each namespace have not ended, as far as this host has seen.
-    unended: Mutex<HashMap<String, usize>>,
+    usages: Mutex<Usages>,
     /// No step begins any more.
     stopping: CancellationToken,
     /// What is under way is dropped.
@@ -96,6 +98,8 @@ impl std::fmt::Debug for Inner {
 struct Live {
     inbox: VecDeque<Letter>,
     notify: Arc<Notify>,
+    /// What is stored of a run that was started here just now, so that it is not read again.
+    begun: Option<Kept>,
 }
 
 /// What a run is told, and who wants to know that it is stored.
@@ -116,6 +120,8 @@ impl Letter {
 enum Told {
     Event(Json),
     Done(String, Outcome),
+    /// The run that a step waits for has ended, and took so long.
+    Child(String, Outcome, Duration),
     Cancelled,
     /// Nothing: it is to look.
     Wake,
@@ -201,7 +207,7 @@ impl Workflows {
             actions,
             turns: Turns::new(&config),
             config,
-            unended: Mutex::default(),
+            usages: Mutex::default(),
             stopping: CancellationToken::new(),
             stopped: CancellationToken::new(),
             driving: TaskTracker::new(),
@@ -387,8 +393,10 @@ impl Inner {
         {
             return Err(wrong(format!("the run's id {id:?} must be 1 to 100 letters, digits and -._~")));
         }
-        if self.records.state(&run_path(namespace, id)).await?.is_none() {
-            self.check_room(namespace)?;
+        if let Err(full) = self.check_room(namespace)
+            && self.records.state(&run_path(namespace, id)).await?.is_none()
+        {
+            return Err(full);
         }
         loop {
             let Some((definition, defined)) = self.definition(namespace, name, version).await? else {
@@ -396,20 +404,25 @@ impl Inner {
                 return Err(Error::new(ErrorKind::NotFound, "workflow", message));
             };
             let started = started.clone();
-            let Some((state, new)) =
+            let Some((state, begun)) =
                 self.records.start((&definition, defined), id, started, self.now()).await?
             else {
                 // Another host has deleted it, or put it back.
                 self.definitions.lock().remove(&format!("{namespace}/{name}/{version}"));
                 continue;
             };
+            let new = begun.is_some();
             if new {
-                *self.unended.lock().entry(namespace.to_owned()).or_default() += 1;
+                let bytes = state.kept_bytes();
+                self.used(namespace, |own| {
+                    own.unended += 1;
+                    own.bytes = own.bytes.saturating_add(bytes);
+                });
                 self.metrics.started(namespace);
                 self.life.notify_one();
             }
             if (new || state.is_driven()) && self.drives(namespace) {
-                self.post(&state.path(), Letter::new(Told::Wake))?;
+                self.post_as(&state.path(), Letter::new(Told::Wake), Why::Told, begun)?;
             }
             return Ok((state, new));
         }
@@ -536,6 +549,10 @@ impl Inner {
 
     /// Puts a letter into a run's inbox; a run that nobody drives is driven.
     fn post(self: Arc<Self>, run: &str, letter: Letter) -> Result<()> {
+        self.post_as(run, letter, Why::Told, None)
+    }
+
+    fn post_as(self: Arc<Self>, run: &str, letter: Letter, why: Why, begun: Option<Kept>) -> Result<()> {
         let mut live = self.live.lock();
         if let Some(driven) = live.get_mut(run) {
             if driven.inbox.len() >= INBOX {
@@ -550,14 +567,16 @@ impl Inner {
             return Err(Error::new(ErrorKind::Unavailable, "workflow", "workflows are stopping here"));
         }
         let notify = Arc::new(Notify::new());
-        live.insert(run.to_owned(), Live { inbox: [letter].into(), notify: notify.clone() });
+        // What waits for a turn is bounded by what has one: the others are read.
+        let begun = begun.filter(|_| live.len() < self.config.active);
+        live.insert(run.to_owned(), Live { inbox: [letter].into(), notify: notify.clone(), begun });
         self.metrics.driven.set(live.len() as f64);
         drop(live);
         let driven = Driven { inner: self.clone(), run: run.to_owned(), notify };
         let (driving, stopped) = (self.driving.clone(), self.stopped.clone());
         driving.spawn(async move {
             // Dropping a run is like a crash of its host: it goes on from the store.
-            stopped.run_until_cancelled(self.drive(&driven.run)).await;
+            stopped.run_until_cancelled(self.drive(&driven.run, why)).await;
         });
         Ok(())
     }
@@ -570,16 +589,6 @@ impl Inner {
             self.stopped.cancel();
             self.driving.wait().await;
         }
-    }
-
-    /// Whether a namespace may have another run.
-    fn check_room(&self, namespace: &str) -> Result<()> {
-        let most = self.config.runs_per_namespace;
-        if self.unended.lock().get(namespace).is_none_or(|own| *own < most) {
-            return Ok(());
-        }
-        let message = format!("{most} runs of {namespace} have not ended; start this one when others have");
-        Err(Error::new(ErrorKind::Exhausted, "deploy", message))
     }
 
     /// One task for all timers.
@@ -596,8 +605,9 @@ impl Inner {
                 }
                 (due, timers.due.first().map(|(at, _)| *at))
             };
-            for run in due {
-                self.wake(&run, Told::Wake);
+            for run in due.into_iter().filter(|run| self.drives(run)) {
+                // A full inbox wakes it, too.
+                let _ = self.clone().post_as(&run, Letter::new(Told::Wake), Why::Due, None);
             }
             // The wall clock may jump: it is looked at once a minute at least.
             let wait = next.map_or(60_000, |at| at.saturating_sub(now).clamp(1, 60_000));
@@ -636,20 +646,17 @@ impl Inner {
 
     async fn wake_stuck(self: Arc<Self>) -> Result<()> {
         let mut after: Option<String> = None;
-        let (mut unended, mut stuck, mut running) = (HashMap::new(), Vec::new(), BTreeSet::new());
+        let (mut usages, mut stuck, mut running) = (Usages::new(), Vec::new(), BTreeSet::new());
         loop {
             let states = self.records.states("", after.as_deref(), 500).await?;
             let Some(last) = states.last() else {
-                // What was counted at each start and end drifts: other hosts end runs of this one, and answers get lost.
-                self.count(unended);
+                self.counted(usages);
                 self.searched(stuck, |run| running.contains(run));
                 return Ok(());
             };
             after = Some(last.path());
             let now = self.now();
-            for state in states.iter().filter(|state| state.phase == Phase::Running) {
-                *unended.entry(state.namespace.clone()).or_default() += 1;
-            }
+            usage::count(&mut usages, &states);
             for state in states.iter().filter(|state| state.phase != Phase::Running) {
                 self.forget_if_old(state, now).await?;
             }
@@ -673,14 +680,6 @@ impl Inner {
 }
 
 impl Inner {
-    /// How many runs of each namespace have not ended.
-    fn count(&self, unended: HashMap<String, usize>) {
-        let own: usize =
-            unended.iter().filter(|(namespace, _)| self.drives(namespace)).map(|(_, count)| count).sum();
-        self.metrics.unended.set(own as f64);
-        *self.unended.lock() = unended;
-    }
-
     /// Forgets a run that ended long ago, unless one that has not ended may still ask for it.
     async fn forget_if_old(&self, state: &RunState, now: u64) -> Result<()> {
         let Some(retention) = self.config.retention else { return Ok(()) };

@@ -1,6 +1,6 @@
 //! Which of several hosts drives which runs: the one that acts for their namespace, as for its triggers and brokers.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use sas_core::{Error, ErrorKind, Place, Result, Version, Watched};
 use tokio_util::sync::CancellationToken;
@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Inner, Told, Workflows,
     drive::answer,
-    records::{DEFINITIONS, Phase, TOLD},
+    records::{DEFINITIONS, TOLD},
+    usage,
 };
 
 /// After a failure of the store.
@@ -130,14 +131,12 @@ impl Workflows {
         self.reschedule_all().await?;
         self.0.look_around();
         let mut after: Option<String> = None;
-        let mut unended = HashMap::new();
+        let mut usages = usage::Usages::new();
         loop {
             let states = self.0.records.states("", after.as_deref(), PAGE).await?;
             let Some(last) = states.last() else { break };
             after = Some(last.path());
-            for state in states.iter().filter(|state| state.phase == Phase::Running) {
-                *unended.entry(state.namespace.clone()).or_default() += 1;
-            }
+            usage::count(&mut usages, &states);
             for state in states.iter().filter(|state| state.is_driven() && self.0.drives(&state.namespace)) {
                 let run = state.path();
                 if self.0.live.lock().contains_key(&run) {
@@ -151,7 +150,7 @@ impl Workflows {
             }
         }
         self.0.timers_changed.notify_one();
-        self.0.count(unended);
+        self.0.counted(usages);
         self.0.life.notify_one();
         if self.0.records.hosts.is_some() {
             // What was told while nobody was there.

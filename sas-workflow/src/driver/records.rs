@@ -15,7 +15,7 @@ use sas_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
-use super::wrong;
+use super::{checkpoints::Kept, wrong};
 use crate::{Definition, Outcome, Record};
 
 /// Whether a run still runs, and how it ended.
@@ -121,6 +121,11 @@ impl RunState {
             other => other.as_ref().map(|_| json!({ "truncatedBytes": error })),
         };
         (listed, Some(ended))
+    }
+
+    /// How many bytes its records and its checkpoint take.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        self.checkpoint.map_or(0, |kept| kept.bytes).saturating_add(self.bytes)
     }
 
     /// Whether a driver has something to do with it.
@@ -407,14 +412,14 @@ impl Records {
         entries.iter().map(|entry| decoded(&entry.key, &entry.value)).collect()
     }
 
-    /// The state, and whether the run is new; `None`: the definition is not as it was read, or not to be started any more.
+    /// The state, and of a new run what is stored; `None`: the definition is not as it was read, or not to be started any more.
     pub(super) async fn start(
         &self,
         (definition, defined): (&Definition, Version),
         id: &str,
         started: Started,
         now: u64,
-    ) -> Result<Option<(RunState, bool)>> {
+    ) -> Result<Option<(RunState, Option<Kept>)>> {
         let run = run_path(definition.namespace(), id);
         let seed = sas_core::IdempotencyKey::of(&["seed", &run, &now.to_string()]).0;
         let seed = u64::try_from(seed & u128::from(u64::MAX)).unwrap_or_default();
@@ -450,6 +455,7 @@ impl Records {
             )));
         }
         let name = format!("{}/{}/{}", state.namespace, state.name, state.version);
+        let state = RunState { bytes: u64::try_from(first.len()).unwrap_or(u64::MAX), ..state };
         let key = state_key(&run);
         let commit = Commit::new()
             .guard(&key, None)
@@ -459,9 +465,13 @@ impl Records {
             .put(&key, encoded(&state)?);
         let commit = self.with_life(commit, None, &state);
         match self.commit((&state.namespace, id), Writer::Anybody, commit).await {
-            Ok(_) => Ok(Some((state, true))),
+            Ok(version) => {
+                let (first, records, checkpoint) = (0, vec![record], None);
+                let kept = Kept { state: state.clone(), version, checkpoint, first, records };
+                Ok(Some((state, Some(kept))))
+            }
             Err(error) if error.kind == ErrorKind::Conflict => match self.state(&run).await? {
-                Some((other, _)) if other.digest == state.digest => Ok(Some((other, false))),
+                Some((other, _)) if other.digest == state.digest => Ok(Some((other, None))),
                 Some(_) => {
                     let message = format!("a run of another definition has the id {id:?}");
                     Err(Error::new(ErrorKind::Conflict, "workflow", message))

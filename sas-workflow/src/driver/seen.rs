@@ -123,9 +123,7 @@ impl Inner {
 
     /// A run of this host's has ended: it is counted, and told of.
     pub(super) fn tell_end(&self, state: &RunState) {
-        if let Some(own) = self.unended.lock().get_mut(&state.namespace) {
-            *own = own.saturating_sub(1);
-        }
+        self.used(&state.namespace, |own| own.unended = own.unended.saturating_sub(1));
         self.metrics.ended(&state.namespace, status(state).as_str());
         let Some(sink) = &self.config.traces else { return };
         let key = self.traced(StepKey {

@@ -147,7 +147,7 @@ impl Inner {
                     Record::Done { step: step.clone(), outcome: outcome.clone(), at }
                 }
                 Told::Cancelled => Record::Cancelled { at },
-                Told::Done(..) | Told::Wake | Told::Reload => return Ok(None),
+                Told::Done(..) | Told::Child(..) | Told::Wake | Told::Reload => return Ok(None),
             };
             let (next, record) = self.after(&state, &mut machine, record, at)?;
             Ok(Some((next, vec![record])))
@@ -172,7 +172,7 @@ impl Inner {
             match self.records.append(by, &records, &before, &next, version).await {
                 Ok(_) => {
                     if had_ended {
-                        *self.unended.lock().entry(next.namespace).or_default() += 1;
+                        self.used(&next.namespace, |own| own.unended += 1);
                     } else if next.phase != Phase::Running {
                         self.tell_end(&next);
                     }

@@ -92,3 +92,31 @@ do: [{both: {fork: {branches: [{q: {call: quick}}, {l: {call: long}}]}}}]
     assert_eq!(state.output, Some(json!([0, 3])), "of `long` three seconds: {state:?}");
     stop.cancel();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_timer_that_is_due_does_not_wait_for_the_runs_that_were_started_before() {
+    let mut config = WorkflowConfig::default();
+    config.active_per_namespace = 4;
+    let workflows =
+        Workflows::with_config(Arc::new(MemoryStore::default()), clock(), Arc::new(Paced), config);
+    let stop = CancellationToken::new();
+    let (running, token) = (workflows.clone(), stop.clone());
+    tokio::spawn(async move { running.run(token).await });
+    for (name, tasks) in [("waits", "{w: {wait: PT10S}}"), ("works", "{l: {call: long}}")] {
+        let head = format!("document: {{dsl: '1.0.3', namespace: shop, name: {name}, version: '1.0.0'}}");
+        let definition = Definition::parse(&format!("{head}\ndo: [{tasks}]")).expect("right");
+        workflows.define(&definition).await.expect("stored");
+    }
+    workflows.start("shop", "waits", "1.0.0", "timer", Json::Null).await.expect("started");
+    sleep(Duration::from_secs(9)).await;
+    // At three seconds each, in the three turns that are not kept free, they take a minute.
+    for n in 0..60 {
+        workflows.start("shop", "works", "1.0.0", &format!("w-{n}"), Json::Null).await.expect("started");
+    }
+    let state = workflows.ended("shop/timer").await.expect("ends");
+    let late = state.updated - state.started - 10_000;
+    assert!(late <= 50, "{late} ms late: {state:?}");
+    let last = workflows.ended("shop/w-59").await.expect("ends");
+    assert!(last.updated - last.started >= 50_000, "there was a queue: {last:?}");
+    stop.cancel();
+}

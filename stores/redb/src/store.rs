@@ -1,7 +1,14 @@
 //! All writes go through one thread, which commits those that wait together: a commit costs one flush of the disk,
 //! whoever shares it.
 
-use std::{fmt, fs, io, path::Path, sync::Arc};
+use std::{
+    fmt, fs, io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -100,10 +107,49 @@ pub struct RedbStore {
     /// Held for writing while a commit is made. So a read that begins after a write was given up sees what became of it:
     /// either the commit was under way and the read waits for it, or the writer finds the caller gone and leaves it out.
     committing: Arc<RwLock<()>>,
+    given_up: Arc<GivenUp>,
     writer: mpsc::Sender<Op>,
     /// Told after each commit.
     last: watch::Receiver<u64>,
     path: Box<Path>,
+}
+
+/// Writes whose callers went before they were told. Only after one of these does a read wait for a commit, which is a flush of the disk:
+/// what nobody was told of, and nobody has given up, may as well not be there yet.
+#[derive(Debug, Default)]
+struct GivenUp {
+    all: AtomicU64,
+    /// So many of them are in the file, or will never be.
+    settled: AtomicU64,
+}
+
+impl GivenUp {
+    fn is_open(&self) -> bool {
+        self.all.load(SeqCst) > self.settled.load(SeqCst)
+    }
+
+    /// After a commit: those that were given up until now were in it, or in one before, or are left out of the next.
+    fn settle(&self) {
+        self.settled.store(self.all.load(SeqCst), SeqCst);
+    }
+}
+
+/// A caller that waits for its commit.
+struct Waiting<'a> {
+    written: oneshot::Receiver<Result<Version>>,
+    is_told: bool,
+    given_up: &'a GivenUp,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.is_told {
+            return;
+        }
+        // In this order: what is counted, the writer leaves out of each commit that it has not begun.
+        self.written.close();
+        self.given_up.all.fetch_add(1, SeqCst);
+    }
 }
 
 enum Op {
@@ -148,10 +194,12 @@ impl RedbStore {
         let database = Arc::new(tokio::sync::RwLock::new(File::Open(database)));
         let (writer, ops) = mpsc::channel(QUEUE);
         let committing = Arc::new(RwLock::new(()));
+        let given_up = Arc::new(GivenUp::default());
         let (told, last) = watch::channel(begun);
         let writer_of = Writer {
             file: Arc::clone(&database),
             committing: Arc::clone(&committing),
+            given_up: Arc::clone(&given_up),
             told,
             path: path.clone(),
             reopen,
@@ -160,7 +208,7 @@ impl RedbStore {
             .name("sas-store".to_owned())
             .spawn(move || writer_of.run(ops))
             .map_err(|error| medium("open", error))?;
-        Ok(Self { database, committing, writer, last, path })
+        Ok(Self { database, committing, given_up, writer, last, path })
     }
 
     /// Finishes what was asked for and gives the file back: when it returns, the file can be opened again. Later calls
@@ -183,10 +231,11 @@ impl RedbStore {
     ) -> Result<T> {
         let database = Arc::clone(&self.database).read_owned().await;
         let committing = Arc::clone(&self.committing);
+        let given_up = Arc::clone(&self.given_up);
         blocking(operation, move || {
             let database = database.open(operation)?;
             let transaction = {
-                let _settled = committing.read();
+                let _settled = given_up.is_open().then(|| committing.read());
                 database.begin_read().map_err(|error| medium(operation, error))?
             };
             read(&transaction)
@@ -296,6 +345,7 @@ type Asked = (Commit, oneshot::Sender<Result<Version>>);
 struct Writer {
     file: Held,
     committing: Arc<RwLock<()>>,
+    given_up: Arc<GivenUp>,
     told: watch::Sender<u64>,
     path: Box<Path>,
     reopen: Reopen,
@@ -343,13 +393,15 @@ impl Writer {
             let file = self.file.blocking_read();
             let _committing = self.committing.write();
             asked.retain(|(_, done)| !done.is_closed());
-            match file.open("commit") {
+            let committed = match file.open("commit") {
                 Ok(database) => commit_together(database, asked, &self.told),
                 Err(error) => {
                     refuse(asked, &error);
                     Ok(())
                 }
-            }
+            };
+            self.given_up.settle();
+            committed
         };
         if let Err(error) = failed {
             *self.file.blocking_write() = File::Failed(error);
@@ -586,8 +638,11 @@ impl Store for RedbStore {
     async fn commit(&self, commit: Commit) -> Result<Version> {
         commit.check(&self.limits())?;
         let (done, written) = oneshot::channel();
+        let mut waiting = Waiting { written, is_told: false, given_up: &self.given_up };
         self.writer.send(Op::Commit(commit, done)).await.map_err(|_| closed("commit"))?;
-        written.await.map_err(|_| closed("commit"))?
+        let written = (&mut waiting.written).await;
+        waiting.is_told = true;
+        written.map_err(|_| closed("commit"))?
     }
 
     async fn watch(&self, prefix: &str, since: Version) -> Result<Watched> {

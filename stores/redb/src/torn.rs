@@ -1,16 +1,30 @@
 //! The store in a file on a disk that tears writes: at a crash any part of what was not flushed is there, whole writes,
 //! first parts of writes, later ones without earlier ones.
 
-use std::{collections::BTreeMap, fmt, io, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt, io, path::Path, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use redb::{Database, StorageBackend};
 use sas_core::{Error, ErrorKind, Store as _, Version};
 
 use crate::store::{RedbStore, prepare};
 
 #[derive(Clone, Default)]
-struct Disk(Arc<Mutex<Platter>>);
+struct Disk(Arc<Mutex<Platter>>, Arc<Flushing>);
+
+/// Flushes take as long as they are held.
+#[derive(Default)]
+struct Flushing {
+    state: Mutex<Held>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Held {
+    held: bool,
+    /// A flush waits.
+    waits: bool,
+}
 
 #[derive(Default)]
 struct Platter {
@@ -84,7 +98,19 @@ impl Disk {
             }
         }
         let (durable, seen) = (image.clone(), image);
-        Self(Arc::new(Mutex::new(Platter { durable, seen, ..Platter::default() })))
+        Self(Arc::new(Mutex::new(Platter { durable, seen, ..Platter::default() })), Arc::default())
+    }
+
+    fn hold_flushes(&self, held: bool) {
+        self.1.state.lock().held = held;
+        self.1.changed.notify_all();
+    }
+
+    /// Returns when a flush is held.
+    async fn flushes(&self) {
+        while !self.1.state.lock().waits {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }
 
@@ -112,6 +138,12 @@ impl StorageBackend for Disk {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let mut flushing = self.1.state.lock();
+        while flushing.held {
+            flushing.waits = true;
+            self.1.changed.wait(&mut flushing);
+        }
+        drop(flushing);
         let mut platter = self.0.lock();
         platter.power()?;
         if platter.lies {
@@ -265,4 +297,26 @@ async fn a_medium_that_failed_for_a_while_is_used_again_without_a_restart() {
         store.close().await;
         assert!(store.get("before").await.is_err(), "closed is closed");
     }
+}
+
+#[tokio::test]
+async fn a_read_waits_for_a_flush_only_when_what_is_flushed_was_given_up() {
+    let disk = Disk::default();
+    let store = open(&disk);
+    let version = store.put("k", None, "old".into()).await.expect("written");
+    disk.hold_flushes(true);
+    let mut write = Box::pin(store.put("k", Some(version), "new".into()));
+    tokio::select! {
+        written = &mut write => panic!("it is not flushed yet: {written:?}"),
+        () = disk.flushes() => {}
+    }
+    let read = tokio::time::timeout(Duration::from_secs(60), store.get("k")).await.expect("it does not wait");
+    assert_eq!(read.expect("read").expect("there").value, "old");
+
+    drop(write);
+    let mut read = Box::pin(store.get("k"));
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut read).await.is_err(), "not known yet");
+    disk.hold_flushes(false);
+    assert_eq!(read.await.expect("read").expect("there").value, "new");
+    store.close().await;
 }
