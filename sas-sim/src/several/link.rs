@@ -213,6 +213,8 @@ async fn pass(mut from: TcpStream, host: SocketAddr, open: watch::Sender<bool>) 
     let mut opened = open.subscribe();
     let _ = opened.wait_for(|open| *open).await;
     let Ok(mut to) = TcpStream::connect(host).await else { return };
+    // A byte that the kernel holds back is held back in real time, in which no virtual time passes by itself.
+    let _ = (from.set_nodelay(true), to.set_nodelay(true));
     let mut copying = std::pin::pin!(copy_bidirectional(&mut from, &mut to));
     loop {
         // Not polled while it is closed, so that nothing passes.
