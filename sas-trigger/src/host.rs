@@ -497,6 +497,9 @@ impl TriggerHost {
         errors.into_result()?;
         let Some(source) = made else { return Err(SpecErrors::default()) };
         let mut delivery = self.delivery(delivery);
+        if let Some(hosts) = &self.config.hosts {
+            delivery = delivery.with_hosts(Arc::clone(hosts));
+        }
         if let Some(to) = to {
             delivery = delivery.with_target(to);
         }

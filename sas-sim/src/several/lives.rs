@@ -140,10 +140,12 @@ pub(super) struct Sent {
     pub(super) others: bool,
     /// Answered, and its host went on well for long enough to keep that.
     pub(super) kept: bool,
+    /// Its host no longer acted before that.
+    pub(super) given_away: bool,
 }
 
 impl Sent {
     pub(super) fn new(id: String, epoch: u64, others: bool) -> Self {
-        Self { id, epoch, at: Instant::now(), answered: None, others, kept: false }
+        Self { id, epoch, at: Instant::now(), answered: None, others, kept: false, given_away: false }
     }
 }

@@ -129,10 +129,15 @@ impl Seen {
             }
         }
         self.looked = sent.len();
-        for one in sent.iter_mut().filter(|one| !one.kept) {
+        for one in sent.iter_mut().filter(|one| !one.kept && !one.given_away) {
+            // What is under way while the namespace moves may come again, also when it comes back in time.
+            if !acted(one.epoch) {
+                one.given_away = true;
+                continue;
+            }
             let Some(answered) = one.answered else { continue };
             let well = shared.well_since(one.epoch).is_some_and(|since| since <= one.at);
-            one.kept = well && answered.elapsed() >= KEPT_AFTER && acted(one.epoch);
+            one.kept = well && answered.elapsed() >= KEPT_AFTER;
         }
         Ok(())
     }

@@ -19,9 +19,9 @@ use async_trait::async_trait;
 use http::{HeaderMap, StatusCode, header};
 use parking_lot::Mutex;
 use sas_core::{
-    Ack, CallError, Clock, Cx, Error, ErrorKind, Event, EventPublisher, EventSink, FaasTrigger,
-    IdempotencyKey, Invoker, Payer, Purpose, Recorder, Request, RequestId, Response, Result, Retry, Slot,
-    Store, SystemClock, Target, TenantKey, TraceContext, TraceSink,
+    Ack, CallError, Clock, Cx, Error, ErrorKind, Event, EventPublisher, EventSink, FaasTrigger, Hosts,
+    IdempotencyKey, Invoker, Payer, Place, Purpose, Recorder, Request, RequestId, Response, Result, Retry,
+    Slot, Store, SystemClock, Target, TenantKey, TraceContext, TraceSink,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -166,6 +166,7 @@ pub struct Delivery {
     attempts: AtomicU64,
     metrics: Metrics,
     traces: Option<Arc<dyn TraceSink>>,
+    hosts: Option<Arc<dyn Hosts>>,
 }
 
 impl fmt::Debug for Delivery {
@@ -194,7 +195,12 @@ impl Permits {
 
     async fn renew(&mut self, slots: &Arc<Semaphore>) -> std::result::Result<(), Failed> {
         if self.shared.is_none() {
-            self.shared = Some(Arc::clone(slots).acquire_owned().await.map_err(|_| Failed::Closed)?);
+            self.shared = Some(
+                Arc::clone(slots)
+                    .acquire_owned()
+                    .await
+                    .map_err(|_| Failed::Left(shutting_down("deliver")))?,
+            );
         }
         Ok(())
     }
@@ -212,8 +218,8 @@ enum Attempt {
 /// Why attempts ended without success.
 enum Failed {
     For(Failure),
-    /// The platform shuts down: the event comes again.
-    Closed,
+    /// The platform shuts down, or another host has taken over: the event comes again.
+    Left(Error),
 }
 
 /// Where one delivery goes.
@@ -249,7 +255,16 @@ impl Delivery {
             attempts: AtomicU64::new(0),
             metrics: Metrics::default(),
             traces: None,
+            hosts: None,
         }
+    }
+
+    /// Of a trigger that is declared, on one of several hosts: an event is tried again only while this one acts for the trigger's
+    /// namespace. After that it fails, and comes again where another one does.
+    #[must_use]
+    pub fn with_hosts(mut self, hosts: Arc<dyn Hosts>) -> Self {
+        self.hosts = Some(hosts);
+        self
     }
 
     /// With another wall clock.
@@ -346,7 +361,7 @@ impl Delivery {
         match attempts {
             Ok(()) => Ok(()),
             Err(Failed::For(failure)) => Err(failure.reason),
-            Err(Failed::Closed) => Err("the platform is shutting down".to_owned()),
+            Err(Failed::Left(error)) => Err(error.message),
         }
     }
 
@@ -404,6 +419,7 @@ impl Delivery {
                     } else {
                         pass.succeeded();
                     }
+                    self.still_acts()?;
                     if retry >= self.config.retry.retries {
                         let reason = format!("{}; gave up after {} attempts", failure.reason, retry + 1);
                         return Err(Failed::For(Failure { reason, attempts: retry + 1, ..failure }));
@@ -421,8 +437,20 @@ impl Delivery {
                         () = self.circuit.renewed() => {}
                         () = sleep(wait) => {}
                     }
+                    self.still_acts()?;
                 }
             }
+        }
+    }
+
+    /// Before an attempt that is not the first: what another host has taken over comes again there, and may be done by now.
+    fn still_acts(&self) -> std::result::Result<(), Failed> {
+        let Some(hosts) = &self.hosts else { return Ok(()) };
+        let trigger = &*self.config.trigger;
+        let namespace = trigger.split_once('/').map_or(trigger, |(namespace, _)| namespace);
+        match hosts.place(namespace) {
+            Place::Here(_) => Ok(()),
+            Place::There(_) | Place::Undecided => Err(Failed::Left(elsewhere(namespace))),
         }
     }
 
@@ -692,6 +720,9 @@ impl Delivery {
             }
             permits.release();
             sleep(self.config.retry.wait(retry)).await;
+            if let Err(Failed::Left(error)) = self.still_acts() {
+                return Err(error.message);
+            }
             retry += 1;
         }
     }
@@ -732,7 +763,7 @@ impl Delivery {
                         self.tell(span, std::slice::from_ref(event), None);
                         return Ok(Ack::Completed);
                     }
-                    Err(Failed::Closed) => return Err(shutting_down("deliver")),
+                    Err(Failed::Left(error)) => return Err(error),
                     Err(Failed::For(failure)) => failure,
                 }
             }
@@ -783,14 +814,17 @@ impl Delivery {
         let mut given_up = None;
         let mut retry = 0;
         while !shaped.is_empty() {
-            let attempt = self.attempt_batch(&mut shaped, &mut answers, until, permits, &mut span).await;
+            let attempt = match self.still_acts() {
+                Err(left) if retry > 0 => Err(left),
+                _ => self.attempt_batch(&mut shaped, &mut answers, until, permits, &mut span).await,
+            };
             if let Some(span) = &mut span {
                 span.ended(match &attempt {
-                    Ok(None) | Err(Failed::Closed) => None,
+                    Ok(None) | Err(Failed::Left(_)) => None,
                     Ok(Some((failure, _))) | Err(Failed::For(failure)) => Some(failure),
                 });
             }
-            let failure = match attempt {
+            let failed = match attempt {
                 Ok(None) => break,
                 Ok(Some((failure, asked))) if retry < self.config.retry.retries => {
                     self.metrics.retries.increment(1);
@@ -802,16 +836,19 @@ impl Delivery {
                         sleep(wait).await;
                         continue;
                     }
-                    failure
+                    Failed::For(failure)
                 }
-                Ok(Some((failure, _))) => failure,
-                Err(Failed::For(failure)) => failure,
-                Err(Failed::Closed) => {
+                Ok(Some((failure, _))) => Failed::For(failure),
+                Err(failed) => failed,
+            };
+            let failure = match (failed, self.still_acts()) {
+                (Failed::Left(error), _) | (_, Err(Failed::Left(error))) => {
                     for (at, _) in shaped.drain(..) {
-                        answers[at] = Some(Err(shutting_down("deliver")));
+                        answers[at] = Some(Err(Error::new(error.kind, "deliver", error.message.clone())));
                     }
                     break;
                 }
+                (Failed::For(failure), _) => failure,
             };
             let failure = Failure { attempts: retry + 1, ..failure };
             for (at, _) in shaped.drain(..) {
@@ -949,6 +986,12 @@ fn failed(error: &Error) -> Attempt {
             Attempt::Again(Failure::new(kind.as_str(), error.chain()), asked)
         }
     }
+}
+
+fn elsewhere(namespace: &str) -> Error {
+    let message =
+        format!("this host does not act for {namespace} now: the event comes again where a host does");
+    Error::new(ErrorKind::Unavailable, "deliver", message)
 }
 
 fn shutting_down(operation: &'static str) -> Error {

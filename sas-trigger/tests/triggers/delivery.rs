@@ -11,14 +11,16 @@ use std::{
 use async_trait::async_trait;
 use http::StatusCode;
 use sas_core::{
-    Ack, Body, Error, ErrorKind, Event, EventSink, Invoker, Purpose, Response, Result, Retry, Store, Target,
-    Timestamp, TriggerCx, TriggerSource, TriggerSpec, Triggers,
+    Ack, Body, Error, ErrorKind, Event, EventSink, Guard, Invoker, Purpose, Response, Result, Retry, Store,
+    Target, Timestamp, TriggerCx, TriggerSource, TriggerSpec, Triggers,
 };
 use sas_testkit::fake::{FakeClock, FakeEventSink, FakeInvoker, FakeStore};
 use sas_trigger::{
     Backoff, DeadLetter, Delivery, DeliveryConfig, Filter, RetryPolicy, TriggerHost, TriggerHostConfig,
 };
 use tokio::{sync::Semaphore, time::Instant};
+
+use crate::hosts::OneOfSeveral;
 
 const START: Timestamp = Timestamp::from_secs(1_767_571_200);
 
@@ -99,6 +101,67 @@ async fn what_may_pass_is_tried_again_with_growing_waits() {
     assert_eq!(send(&delivery, event("1")).await.unwrap(), Ack::Completed);
     assert_eq!(invoker.seen().len(), 4);
     assert_eq!(began.elapsed().as_millis(), 500 + 1000 + 2000);
+}
+
+/// A target that fails `failures` times, while the host that delivers loses its namespace at the attempt `lost_at`.
+fn losing(failures: u32, lost_at: u32) -> (Arc<FakeInvoker>, Arc<OneOfSeveral>) {
+    let hosts =
+        Arc::new(OneOfSeveral::acting(Guard { key: "cluster/shard/0000".to_owned(), expected: None }));
+    let (attempts, told) = (AtomicU32::new(0), Arc::clone(&hosts));
+    let invoker = FakeInvoker::new(move |_| {
+        let attempt = attempts.fetch_add(1, Ordering::Relaxed) + 1;
+        if attempt == lost_at {
+            told.loses();
+        }
+        let mut response = Response::new(Body::empty());
+        if attempt <= failures {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        Ok(response)
+    });
+    (invoker, hosts)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_host_took_over_is_neither_tried_again_nor_given_up_here() {
+    let retries = 3;
+    // How often it fails, at which attempt the namespace goes, whether it is done, and after how many attempts.
+    for (failures, lost_at, done, attempts) in
+        [(0, 1, true, 1), (2, 2, false, 2), (3, 4, true, 4), (100, 4, false, 4), (100, 1, false, 1)]
+    {
+        let (invoker, hosts) = losing(failures, lost_at);
+        let store: Arc<FakeStore> = Arc::default();
+        let delivery = delivery(&invoker, &store, |config| config.retry.retries = retries).with_hosts(hosts);
+        match send(&delivery, event("1")).await {
+            Ok(ack) => assert_eq!((ack, done), (Ack::Completed, true)),
+            Err(error) => {
+                assert_eq!((error.kind, done), (ErrorKind::Unavailable, false), "{error}");
+                assert!(error.message.contains("does not act for default"), "{error}");
+            }
+        }
+        assert_eq!(invoker.seen().len(), attempts);
+        assert_eq!(
+            store.list("deadletter/", None, 10).await.unwrap(),
+            [],
+            "no letter is written by who may not"
+        );
+    }
+    for (failures, lost_at, attempts) in [(1, 1, 1), (100, 4, 4)] {
+        let (invoker, hosts) = losing(failures, lost_at);
+        let store: Arc<FakeStore> = Arc::default();
+        let delivery = delivery(&invoker, &store, |config| {
+            config.batch = 2;
+            config.retry.retries = retries;
+        })
+        .with_hosts(hosts);
+        let slot = delivery.ready().await.unwrap();
+        let answers = delivery.deliver_batch(slot, vec![event("1"), event("2")]).await;
+        assert!(
+            answers.iter().all(|it| it.as_ref().is_err_and(|error| error.kind == ErrorKind::Unavailable))
+        );
+        assert_eq!((answers.len(), invoker.seen().len()), (2, attempts));
+        assert_eq!(store.list("deadletter/", None, 10).await.unwrap(), []);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ mod cron_vectors;
 mod delivery;
 #[cfg(feature = "cron")]
 mod hostile;
+mod hosts;
 mod ingress;
 #[cfg(feature = "cron")]
 mod scheduled;

@@ -2,11 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
-use sas_core::{
-    Clock, ErrorKind, Event, Guard, HostStatus, Hosts, Place, Store, Timestamp, TriggerCx, TriggerSource,
-    Version,
-};
+use sas_core::{Clock, ErrorKind, Event, Guard, Store, Timestamp, TriggerCx, TriggerSource};
 use sas_testkit::{
     fake::{FakeClock, FakeEventSink, FakeStore},
     fault::SlowDisk,
@@ -17,6 +13,8 @@ use sas_trigger::{
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::hosts::OneOfSeveral;
 
 /// 2026-01-05 00:00:00 UTC, a Monday.
 const START: Timestamp = Timestamp::from_secs(1_767_571_200);
@@ -376,40 +374,12 @@ impl sas_core::EventSink for Lateness {
     }
 }
 
-/// One of several hosts, which goes on taking itself for the one that acts.
-#[derive(Debug)]
-struct Unaware(Guard);
-
-#[async_trait]
-impl Hosts for Unaware {
-    fn name(&self) -> &'static str {
-        "a"
-    }
-    fn place(&self, path: &str) -> Place {
-        assert_eq!(path, "default", "triggers are their namespace's");
-        Place::Here(self.0.clone())
-    }
-    fn seen(&self) -> Version {
-        Version(0)
-    }
-    fn list(&self) -> Vec<HostStatus> {
-        vec![HostStatus::new("a", "127.0.0.1:1")]
-    }
-    fn round(&self) -> u64 {
-        0
-    }
-    async fn changed(&self, _: u64) -> u64 {
-        std::future::pending().await
-    }
-    fn refused(&self, _: &Guard) {}
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_host_begins_no_fire_once_another_one_acts_whether_it_heard_of_that_or_not() {
     let world = World::new();
     let owner = "cluster/shard/0000";
     let version = world.store.put(owner, None, "a".into()).await.expect("written");
-    let hosts = Unaware(Guard { key: owner.to_owned(), expected: Some(version) });
+    let hosts = OneOfSeveral::acting(Guard { key: owner.to_owned(), expected: Some(version) });
     let clock = Arc::new(world.clock.clone());
     let cx = TriggerCx::new(
         "default/tick",
