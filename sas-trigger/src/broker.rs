@@ -665,16 +665,18 @@ impl Run<'_> {
                 let sink = Arc::clone(&self.cx.sink);
                 room = Some(Box::pin(async move { sink.ready().await }));
             }
+            let waits = self.buffer.is_empty() && self.read >= last;
             let unstored = self.settled > self.stored;
+            // At once when there is nothing else to do. Between two events it is not: with one under way at a time, or a target that
+            // answers at once, each would cost a flush of the disk.
             if unstored
-                && (self.sending.is_empty()
+                && ((waits && self.sending.is_empty())
                     || self.settled - self.stored >= STORED_EVERY
                     || self.stored_at.elapsed() >= STORED_AFTER)
             {
                 self.store().await?;
                 continue;
             }
-            let waits = self.buffer.is_empty() && self.read >= last;
             tokio::select! {
                 biased;
                 () = self.cx.shutdown.cancelled() => return self.finish().await,

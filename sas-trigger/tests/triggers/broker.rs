@@ -100,6 +100,24 @@ async fn every_trigger_gets_every_event_and_a_slow_one_holds_up_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_place_costs_no_write_for_each_event_where_one_is_under_way_at_a_time() {
+    let invoker = FakeInvoker::new(|_| Ok(ok()));
+    let (host, store, _) = host(&invoker);
+    host.apply_broker(BrokerSpec::new("default/orders")).await.unwrap();
+    host.apply(reads("one", "default/one").with_option("concurrency", "1")).await.unwrap();
+    let before = store.version().await.unwrap().0;
+    host.accept("default/orders", (0..1000).map(event).collect()).await.unwrap();
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(ids(&invoker, "default/one").len(), 1000);
+    // Its place after 256 events each time and at the end, and the events themselves.
+    let writes = store.version().await.unwrap().0 - before;
+    assert!(writes < 10, "{writes} writes for 1,000 events");
+    let place = store.get("broker/default/orders/cursor/default/one").await.unwrap().unwrap();
+    assert_eq!(place.value, "1000", "nothing waits, so it is stored");
+    shut(&host).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_target_that_comes_back_gets_all_that_waited() {
     let down = Arc::new(AtomicBool::new(true));
     let flag = Arc::clone(&down);
