@@ -6,7 +6,9 @@
 
 #![allow(clippy::print_stdout, reason = "the table is what it is run for")]
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fs::File, os::unix::fs::FileExt as _, path::Path, sync::Arc, time::Duration,
+};
 
 use async_trait::async_trait;
 use sas::{
@@ -96,6 +98,80 @@ async fn measure_commits(what: &str, store: &Arc<dyn Store>, side: u64) -> Durat
     took
 }
 
+/// How late timers are: of runs that merely wait, or while others are started as fast as it goes.
+async fn measure_timers(what: &str, workflows: &Workflows, busy: bool) {
+    let (kind, beside) = if busy { ("busy", ", while others start") } else { ("timer", "") };
+    let (began, mut all) = (Instant::now(), JoinSet::new());
+    for n in 0..TIMERS {
+        let workflows = workflows.clone();
+        // Spread evenly, in no order.
+        let wait = 1_000 + n * 7_919 % WITHIN;
+        all.spawn(async move {
+            let id = format!("{kind}-{n}");
+            workflows.start("bench", "waits", "1.0.0", &id, json!({ "ms": wait })).await.expect("started");
+        });
+        if all.len() >= 64 {
+            all.join_next().await;
+        }
+    }
+    all.join_all().await;
+    let rate = TIMERS as f64 / began.elapsed().as_secs_f64();
+    println!("{what}: {TIMERS} runs started, {rate:.0} a second");
+    let until = Instant::now() + Duration::from_millis(WITHIN + 1_000);
+    let mut starters = JoinSet::new();
+    let sides = if busy { SIDE } else { 0 };
+    for side in 0..sides {
+        let workflows = workflows.clone();
+        starters.spawn(async move {
+            let mut started = 0;
+            while Instant::now() < until {
+                let id = format!("beside-{side}-{started}");
+                workflows.start("bench", "waits", "1.0.0", &id, json!({ "ms": 1 })).await.expect("started");
+                started += 1;
+            }
+            started
+        });
+    }
+    let beside_them: u64 = starters.join_all().await.iter().sum();
+    tokio::time::sleep_until(until + Duration::from_secs(2)).await;
+    let mut late = Vec::new();
+    for n in 0..TIMERS {
+        let state = workflows.state(&format!("bench/{kind}-{n}")).await.expect("a store").expect("a run");
+        assert_eq!(state.phase, Phase::Completed, "its time has come");
+        let due = state.started + 1_000 + n * 7_919 % WITHIN;
+        late.push(state.updated.checked_sub(due).expect("no timer is early"));
+    }
+    late.sort_unstable();
+    println!(
+        "{what}: {TIMERS} timers within {} s{beside} ({beside_them}) are late by p50 {} ms, p99 {} ms, at most {} ms",
+        WITHIN / 1_000,
+        at(&late, 50),
+        at(&late, 99),
+        at(&late, 100)
+    );
+}
+
+/// What the disk takes to keep 4 KiB, without a store.
+fn measure_flushes(file: &Path) {
+    let file = File::create(file).expect("a file");
+    file.set_len(4 << 20).and_then(|()| file.sync_all()).expect("room");
+    let mut took: Vec<u64> = (0..200_u64)
+        .map(|n| {
+            let began = Instant::now();
+            file.write_all_at(&[1; 4096], n * 7_919 % 1_000 * 4096)
+                .and_then(|()| file.sync_data())
+                .expect("kept");
+            u64::try_from(began.elapsed().as_micros()).expect("less than an age")
+        })
+        .collect();
+    took.sort_unstable();
+    println!(
+        "the disk: a flush of 4 KiB: {} us (median), {} us (slowest tenth)",
+        at(&took, 50),
+        at(&took, 90)
+    );
+}
+
 async fn measure(what: &str, store: Arc<dyn Store>, waiting: u64) {
     measure_commits(what, &store, 1).await;
     measure_commits(what, &store, SIDE).await;
@@ -129,40 +205,8 @@ async fn measure(what: &str, store: Arc<dyn Store>, waiting: u64) {
     let rate = (SIDE * STEPS) as f64 / began.elapsed().as_secs_f64();
     println!("{what}: {SIDE} runs side by side: {rate:.0} steps a second");
 
-    let began = Instant::now();
-    let mut all = JoinSet::new();
-    for n in 0..TIMERS {
-        let workflows = workflows.clone();
-        // Spread evenly, in no order.
-        let wait = 1_000 + n * 7_919 % WITHIN;
-        all.spawn(async move {
-            let id = format!("timer-{n}");
-            let state = workflows.start("bench", "waits", "1.0.0", &id, json!({ "ms": wait })).await;
-            (id, state.expect("started").started + wait)
-        });
-        if all.len() >= 64 {
-            all.join_next().await;
-        }
-    }
-    all.join_all().await;
-    let rate = TIMERS as f64 / began.elapsed().as_secs_f64();
-    println!("{what}: {TIMERS} runs started, {rate:.0} a second");
-    tokio::time::sleep(Duration::from_millis(WITHIN + 3_000)).await;
-    let mut late = Vec::new();
-    for n in 0..TIMERS {
-        let state = workflows.state(&format!("bench/timer-{n}")).await.expect("a store").expect("a run");
-        assert_eq!(state.phase, Phase::Completed, "its time has come");
-        let due = state.started + 1_000 + n * 7_919 % WITHIN;
-        late.push(state.updated.checked_sub(due).expect("no timer is early"));
-    }
-    late.sort_unstable();
-    println!(
-        "{what}: {TIMERS} timers within {} s are late by p50 {} ms, p99 {} ms, at most {} ms",
-        WITHIN / 1_000,
-        at(&late, 50),
-        at(&late, 99),
-        at(&late, 100)
-    );
+    measure_timers(what, &workflows, false).await;
+    measure_timers(what, &workflows, true).await;
 
     let (before, began) = (resident(), Instant::now());
     let mut all = JoinSet::new();
@@ -195,6 +239,7 @@ async fn main() {
     }
     if only.is_none_or(|only| only == "redb") {
         let dir = tempfile::tempdir_in(".").expect("a directory on the disk");
+        measure_flushes(&dir.path().join("flushes"));
         let store = RedbStore::open(dir.path().join("state.redb")).await.expect("a store");
         measure("on redb", Arc::new(store), waiting).await;
     }

@@ -7,22 +7,11 @@ use super::{
     Inner,
     past::Past,
     records::{
-        Checkpoint, Phase, Records, RunState, Writer, decoded, encoded, ended_key, record_key, record_prefix,
-        state_key,
+        Checkpoint, Kept, Phase, Records, RunState, Writer, decoded, encoded, ended_key, record_key,
+        record_prefix, state_key,
     },
 };
 use crate::{Machine, NoCheckpoint, Record};
-
-/// A run as the store has it.
-pub(super) struct Kept {
-    pub(super) state: RunState,
-    pub(super) version: Version,
-    /// What a checkpoint keeps: of the run, and of its machine.
-    pub(super) checkpoint: Option<(Past, String)>,
-    /// The number of the first of the records.
-    pub(super) first: u64,
-    pub(super) records: Vec<Record>,
-}
 
 fn prefix(run: &str) -> String {
     format!("workflow/checkpoint/{run}/")

@@ -10,11 +10,11 @@ use tokio::task::JoinSet;
 use super::{
     CHILD, Inner, Letter, Started, Told,
     actions::StepKey,
-    checkpoints::{Kept, Tried},
+    checkpoints::Tried,
     config::Why,
     has_ended,
     past::Past,
-    records::{Parent, Phase, RunState, Writer, short},
+    records::{Kept, Parent, Phase, RunState, Writer, short},
 };
 use crate::{
     Command, Machine, NoRestore, Outcome, Record, Status,

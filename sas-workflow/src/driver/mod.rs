@@ -33,9 +33,8 @@ pub use self::{
     records::{Phase, RunState},
 };
 use self::{
-    checkpoints::Kept,
     config::{Turns, Why},
-    records::{Records, Started, Writer, run_path},
+    records::{Kept, Records, Started, Writer, run_path},
     seen::Stuck,
     usage::Usages,
 };

@@ -15,7 +15,7 @@ use sas_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
-use super::{checkpoints::Kept, wrong};
+use super::{past::Past, wrong};
 use crate::{Definition, Outcome, Record};
 
 /// Whether a run still runs, and how it ended.
@@ -165,6 +165,17 @@ pub(super) fn short(error: &Map<String, Json>, most: usize) -> Json {
         Some((name.to_owned(), value))
     });
     kept.collect::<Map<_, _>>().into()
+}
+
+/// A run as the store has it.
+pub(super) struct Kept {
+    pub(super) state: RunState,
+    pub(super) version: Version,
+    /// What a checkpoint keeps: of the run, and of its machine.
+    pub(super) checkpoint: Option<(Past, String)>,
+    /// The number of the first of the records.
+    pub(super) first: u64,
+    pub(super) records: Vec<Record>,
 }
 
 /// What a run is started with, beside its definition.
