@@ -28,7 +28,7 @@ pub use self::http::{
     Limits, Message, Mode, batched, binary, from_message, message_request, mode_of, structured, to_request,
 };
 pub use self::json::{from_json, from_json_batch, to_json, to_json_batch};
-pub use self::named::{attributes, from_attributes, uri_path};
+pub use self::named::{attributes, from_attributes, readable, uri_path};
 
 /// Why a message is no CloudEvent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

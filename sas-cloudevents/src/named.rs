@@ -57,6 +57,19 @@ pub fn from_attributes<'a>(
     })
 }
 
+/// A text of somebody else, such as a topic or the name of a file, as an attribute can hold it: control characters and
+/// noncharacters, which CloudEvents' strings must not have, are question marks. A message must not be lost, or come for ever, for
+/// the sake of its name.
+///
+/// ```
+/// assert_eq!(sas_cloudevents::readable("grüße\u{7}\u{FFFF}"), "grüße??");
+/// ```
+pub fn readable(text: &str) -> String {
+    let noncharacter =
+        |letter: char| ('\u{FDD0}'..='\u{FDEF}').contains(&letter) || u32::from(letter) & 0xFFFE == 0xFFFE;
+    text.replace(|letter: char| letter.is_control() || noncharacter(letter), "?")
+}
+
 /// A name, such as that of a queue or a table, as it may stand in the path of a `source`; slashes and colons stay.
 ///
 /// ```

@@ -46,6 +46,7 @@ pub mod scaler;
 #[cfg(unix)]
 pub mod server;
 mod skip;
+pub mod soup;
 pub mod store;
 pub mod trigger;
 

@@ -256,11 +256,14 @@ impl Files {
         let data =
             serde_json::json!({"path": name, "bytes": stamp.bytes, "modified": stamp.modified / 1_000_000});
         let at = if *change == Change::Removed { now } else { Timestamp(stamp.modified) };
-        let readable = |text: &str| text.replace(char::is_control, "?");
-        Event::new(readable(&id), self.source.as_str(), format!("dev.sas.files.{}", change.name()))
-            .and_then(|event| event.with_subject(readable(name)))
-            .and_then(|event| event.with_time(at).with_data("application/json", data.to_string()))
-            .map_err(|error| Error::new(ErrorKind::Unexpected, "files", format!("{name:?}: {error}")))
+        Event::new(
+            sas_cloudevents::readable(&id),
+            self.source.as_str(),
+            format!("dev.sas.files.{}", change.name()),
+        )
+        .and_then(|event| event.with_subject(sas_cloudevents::readable(name)))
+        .and_then(|event| event.with_time(at).with_data("application/json", data.to_string()))
+        .map_err(|error| Error::new(ErrorKind::Unexpected, "files", format!("{name:?}: {error}")))
     }
 
     async fn follow(&self, cx: &TriggerCx) -> Result<()> {

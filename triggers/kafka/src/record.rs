@@ -97,10 +97,9 @@ impl Record {
         let mut event = Event::new(id, format!("/kafka/{}", self.topic), kind)?;
         let data = self.value.clone().unwrap_or_default();
         let media = self.header(CONTENT_TYPE).and_then(|kind| std::str::from_utf8(kind).ok());
-        event = match media {
-            Some(media) if !media.trim().is_empty() => event.with_data(media, data)?,
-            _ => event.with_untyped_data(data),
-        };
+        // A media type that no attribute can hold is as none.
+        let typed = media.and_then(|media| event.clone().with_data(media, data.clone()).ok());
+        event = typed.unwrap_or_else(|| event.with_untyped_data(data));
         if self.timestamp >= 0 {
             event = event.with_time(Timestamp::from_millis(self.timestamp));
         }

@@ -1,6 +1,8 @@
 #![forbid(unsafe_code)]
 #![doc = include_str!("../README.md")]
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod message;
 mod session;
 mod sink;

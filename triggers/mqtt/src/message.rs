@@ -26,7 +26,7 @@ impl Message {
             None => self.plain(id, "dev.sas.mqtt.message"),
         };
         event
-            .and_then(|event| event.with_extension("sasposition", self.topic.as_str()))
+            .and_then(|event| event.with_extension("sasposition", sas_cloudevents::readable(&self.topic)))
             .map_err(|error| Error::new(ErrorKind::Unexpected, "mqtt", format!("{}: {error}", self.topic)))
     }
 
@@ -55,11 +55,13 @@ impl Message {
     }
 
     fn plain(&self, id: String, kind: &str) -> std::result::Result<Event, EventError> {
-        let event = Event::new(id, "/mqtt", kind)?.with_subject(self.topic.as_str())?;
-        match self.content_type.as_deref().filter(|kind| !kind.trim().is_empty()) {
-            Some(kind) => event.with_data(kind, self.payload.clone()),
-            None => Ok(event.with_untyped_data(self.payload.clone())),
-        }
+        let event = Event::new(id, "/mqtt", kind)?.with_subject(sas_cloudevents::readable(&self.topic))?;
+        // A media type that no attribute can hold is as none.
+        let typed = self
+            .content_type
+            .as_deref()
+            .and_then(|kind| event.clone().with_data(kind, self.payload.clone()).ok());
+        Ok(typed.unwrap_or_else(|| event.with_untyped_data(self.payload.clone())))
     }
 
     /// The event as a message to a topic: its attributes in properties, or structured.

@@ -2,6 +2,8 @@
 #![doc = include_str!("../README.md")]
 
 mod access;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod message;
 mod sink;
 mod source;

@@ -3,8 +3,8 @@
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header::CONTENT_TYPE};
-use percent_encoding::percent_decode_str;
-use sas_cloudevents::{DecodeError, Limits, Mode, from_message, mode_of, uri_path};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use sas_cloudevents::{DecodeError, Limits, Mode, from_message, mode_of, readable, uri_path};
 use sas_core::{Error, ErrorKind, Event, EventError, Result, Timestamp};
 
 /// A message, and what the server says of it.
@@ -34,7 +34,7 @@ impl Received<'_> {
         };
         let position = format!("{}@{}", self.stream, self.sequence);
         event
-            .and_then(|event| event.with_extension("sasposition", position.as_str()))
+            .and_then(|event| event.with_extension("sasposition", readable(&position)))
             .and_then(|event| {
                 let deliveries = i32::try_from(self.deliveries).unwrap_or(i32::MAX);
                 if deliveries > 1 { event.with_extension("sasdeliveries", deliveries) } else { Ok(event) }
@@ -93,7 +93,7 @@ impl Received<'_> {
 
     fn plain(&self, kind: &str) -> std::result::Result<Event, EventError> {
         let event = Event::new(self.sequence.to_string(), format!("/nats/{}", uri_path(self.stream)), kind)?
-            .with_subject(self.subject)?
+            .with_subject(readable(self.subject))?
             .with_time(self.published);
         let stated = self.headers.and_then(|headers| headers.get("Content-Type"));
         let data = self.payload.clone();
@@ -107,6 +107,9 @@ impl Received<'_> {
     }
 }
 
+/// What the binding has encoded in the value of an attribute's header, beside what is no ASCII.
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
+
 /// An event as a message: its headers, among them what the server knows a repetition by, and its body.
 pub(crate) fn message(event: &Event, structured: bool) -> Result<(HeaderMap, Bytes)> {
     let message =
@@ -117,8 +120,11 @@ pub(crate) fn message(event: &Event, structured: bool) -> Result<(HeaderMap, Byt
     for (name, value) in &message.headers {
         // Where HTTP has the media type of the data, NATS has an attribute.
         let of_data = name == CONTENT_TYPE && !structured;
-        let name = if of_data { "ce-datacontenttype" } else { name.as_str() };
-        headers.insert(name, value.to_str().unwrap_or_default());
+        let value = value.to_str().unwrap_or_default();
+        match of_data {
+            true => headers.insert("ce-datacontenttype", utf8_percent_encode(value, ENCODED).to_string()),
+            false => headers.insert(name.as_str(), value),
+        }
     }
     Ok((headers, message.body))
 }

@@ -6,7 +6,7 @@ use lapin::{
     message::Delivery,
     types::{AMQPValue, FieldTable, ShortString},
 };
-use sas_cloudevents::{DecodeError, Mode, from_attributes, from_json, mode_of, rfc3339};
+use sas_cloudevents::{DecodeError, Mode, from_attributes, from_json, mode_of, readable, rfc3339};
 use sas_core::{AttributeValue, Error, ErrorKind, Event, EventError, Result, Timestamp};
 
 /// What stands before the names of attributes in headers: the two of CloudEvents' AMQP binding, which is for AMQP 1.0 and
@@ -162,11 +162,6 @@ fn plain(
     let stated = properties.content_type().as_ref().map(|kind| kind.as_str());
     let typed = stated.and_then(|kind| event.clone().with_data(kind, delivery.data.clone()).ok());
     Ok(typed.unwrap_or_else(|| event.with_untyped_data(delivery.data.clone())))
-}
-
-/// Text without what an attribute must not hold.
-fn readable(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }
 
 /// The properties of an event as a message: its attributes in headers, or the media type that says that it is structured.

@@ -26,9 +26,16 @@ impl Entry {
             }
             None => self.plain(stream, "dev.sas.redis.entry"),
         };
-        event.and_then(|event| event.with_extension("sasposition", format!("{stream}@{}", self.id))).map_err(
-            |error| Error::new(ErrorKind::Unexpected, "redis", format!("{stream}@{}: {error}", self.id)),
-        )
+        event
+            .and_then(|event| {
+                event.with_extension(
+                    "sasposition",
+                    sas_cloudevents::readable(&format!("{stream}@{}", self.id)),
+                )
+            })
+            .map_err(|error| {
+                Error::new(ErrorKind::Unexpected, "redis", format!("{stream}@{}: {error}", self.id))
+            })
     }
 
     fn plain(&self, stream: &str, kind: &str) -> std::result::Result<Event, EventError> {
