@@ -1,6 +1,7 @@
 //! The format of everything that a platform stores: files in `golden` show it, one for each time that it changed. What a
 //! platform writes looks like the newest, and what any of them shows opens.
 
+mod damaged;
 mod golden;
 mod opens;
 mod recording;

@@ -43,7 +43,7 @@ use crate::{
     admission::AdmissionHook,
     audit::{AuditLimits, AuditLog, AuditRecord, AuditSink},
     decisions::DecisionLog,
-    diagnosis::{DiagnosisConfig, Memory},
+    diagnosis::{DiagnosisConfig, Memory, Records},
     engine::Engines,
     invalid::{invalid, refused},
     logs::LogBuffer,
@@ -243,6 +243,7 @@ pub struct Control {
     /// Triggers that send into another namespace, by name.
     crossing: triggers::Crossing,
     pub(crate) diagnosis: Mutex<Memory>,
+    pub(crate) stored: Records,
     pub(crate) diagnosis_config: DiagnosisConfig,
     /// One backup at a time.
     pub(crate) backups: Arc<tokio::sync::Semaphore>,
@@ -394,6 +395,7 @@ impl Control {
             recovery_report: RecoveryReport::default(),
             crossing: triggers::Crossing::default(),
             diagnosis: Mutex::default(),
+            stored: Records::default(),
             diagnosis_config: config.diagnosis,
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
             lifecycle: Lifecycle::default(),

@@ -313,6 +313,9 @@ pub(super) async fn housekeeping(control: Weak<Control>, stop: CancellationToken
         control.purge_all().await;
         control.forget_old_uploads().await;
         control.collect_packages().await;
+        if let Err(error) = control.stored.read_on(&control.store).await {
+            tracing::debug!(error = %error.chain(), "records are looked through again when the store answers");
+        }
         if round.is_multiple_of(control.diagnosis_config.every.as_secs().max(1)) {
             control.diagnose_by_itself().await;
         }

@@ -24,6 +24,7 @@ const AWAKE: &str = "never_sleeps";
 const CERTIFICATES: &str = "certificates";
 const FAULTS: &str = "faults_on_purpose";
 const STUCK: &str = "stuck_runs";
+const DAMAGED: &str = "damaged_records";
 
 /// The names of all checks.
 pub(super) const NAMES: &[&str] = &[
@@ -40,12 +41,13 @@ pub(super) const NAMES: &[&str] = &[
     CERTIFICATES,
     FAULTS,
     STUCK,
+    DAMAGED,
 ];
 
 type Check = fn(&Look, &Memory, &DiagnosisConfig, &mut Vec<Finding>);
 
 pub(super) fn all(look: &Look, memory: &Memory, config: &DiagnosisConfig) -> Vec<Finding> {
-    let checks: [Check; 13] = [
+    let checks: [Check; 14] = [
         crash_loop,
         slow_start,
         queue,
@@ -59,12 +61,32 @@ pub(super) fn all(look: &Look, memory: &Memory, config: &DiagnosisConfig) -> Vec
         certificates,
         faults,
         stuck_runs,
+        damaged_records,
     ];
     let mut findings = Vec::new();
     for check in checks {
         check(look, memory, config, &mut findings);
     }
     findings
+}
+
+/// Records in the store that something else wrote over, or a disk lost.
+fn damaged_records(look: &Look, _: &Memory, _: &DiagnosisConfig, findings: &mut Vec<Finding>) {
+    for (key, problem) in &look.damaged {
+        let remedy = if key.starts_with("usage/") {
+            "the books go on without it; what it held of usage is in no bill, so compare with what was exported, or with a \
+             backup"
+        } else {
+            "declare again what it holds, or put the state back from a backup; see what wrote over it, and whether the disk \
+             is sound"
+        };
+        let finding = format!("the record {key:?} of the store can't be read: {problem}");
+        findings.push(
+            Finding::new(DAMAGED, Warning, format!("record {key}"), finding, remedy)
+                .because("problem", problem.as_str())
+                .because("damagedRecords", look.damaged.len()),
+        );
+    }
 }
 
 /// Stuck runs that are named one by one; of the others their number is told.

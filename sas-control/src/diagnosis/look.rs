@@ -62,6 +62,8 @@ pub(super) struct Look {
     pub(super) certificate_problem: Option<String>,
     /// Runs of workflows that do not go on.
     pub(super) stuck_runs: Vec<StuckRun>,
+    /// Records in the store that can't be read, each with what is wrong.
+    pub(super) damaged: Vec<(String, String)>,
 }
 
 impl Control {
@@ -152,6 +154,7 @@ impl Control {
             host,
             certificates: certificates.map(|source| source.certificates()).unwrap_or_default(),
             certificate_problem: certificates.and_then(|source| source.problem()),
+            damaged: self.stored.damaged(&self.store).await,
             stuck_runs: self.workflow_host().map(|host| host.stuck()).unwrap_or_default(),
         }
     }

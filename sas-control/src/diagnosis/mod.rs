@@ -7,6 +7,7 @@ mod checks;
 mod host;
 mod look;
 mod memory;
+mod records;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ use utoipa::ToSchema;
 
 use crate::control::Control;
 pub(crate) use memory::Memory;
+pub(crate) use records::Records;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

@@ -70,6 +70,7 @@ fn healthy() -> Look {
         certificates: vec![certificate(Duration::from_secs(90 * 24 * 3600))],
         certificate_problem: None,
         stuck_runs: Vec::new(),
+        damaged: Vec::new(),
     }
 }
 

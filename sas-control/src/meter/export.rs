@@ -9,12 +9,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use sas_core::{Error, ErrorKind, Event, EventPublisher, Hour, HourUsage, Result, UsageScope};
+use sas_core::{Commit, Entry, Error, ErrorKind, Event, EventPublisher, Hour, HourUsage, Result, UsageScope};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Meter,
-    ledger::{EXPORTS, HOURS, gap, hour_of, in_scope, is_gap, unreadable, used},
+    ledger::{EXPORTS, HOURS, gap, hour_of, in_scope, is_gap, set_aside, unreadable, used},
     record::{UsageKey, UsageRecord, to_value},
 };
 
@@ -77,8 +77,12 @@ impl UsageExporter {
             let entry = store.get(&self.cursor).await?;
             let at = match &entry {
                 Some(entry) => {
-                    let text = std::str::from_utf8(&entry.value);
-                    Some(text.map_err(|error| unreadable(&self.cursor, error))?.to_owned())
+                    let text = std::str::from_utf8(&entry.value).ok().filter(|text| hour_of(text).is_some());
+                    let Some(text) = text else {
+                        self.begin_anew(entry, until).await?;
+                        continue;
+                    };
+                    Some(text.to_owned())
                 }
                 None => None,
             };
@@ -94,9 +98,9 @@ impl UsageExporter {
                     break;
                 }
                 if is_gap(path) {
-                    records.push(UsageRecord::sign_gap(&gap(&entry.key, &entry.value)?, &self.key));
-                } else {
-                    let totals = used(&entry.key, &entry.value)?;
+                    let gap = gap(&entry.key, &entry.value);
+                    records.extend(gap.map(|gap| UsageRecord::sign_gap(&gap, &self.key)));
+                } else if let Some(totals) = used(&entry.key, &entry.value) {
                     let usage = in_scope(&UsageScope::all(), path, totals)
                         .ok_or_else(|| unreadable(&entry.key, "it names no revision"))?;
                     records.push(UsageRecord::sign_usage(&HourUsage::new(hour, usage), &self.key));
@@ -104,13 +108,25 @@ impl UsageExporter {
                 last = Some(entry.key);
             }
             let Some(last) = last else { return Ok(count) };
-            self.target.export(&records).await?;
+            if !records.is_empty() {
+                self.target.export(&records).await?;
+            }
             count += records.len();
             store.put(&self.cursor, entry.map(|entry| entry.version), last.into()).await?;
             if reached || !full {
                 return Ok(count);
             }
         }
+    }
+
+    /// How far it was can't be read: all that the store has comes again, and whoever takes it knows it by its ids.
+    async fn begin_anew(&self, found: &Entry, until: Hour) -> Result<()> {
+        tracing::error!(
+            key = self.cursor,
+            "how far the export of usage was can't be read: it begins anew, and records come again with the same ids"
+        );
+        let commit = Commit::new().guard(&self.cursor, Some(found.version)).delete(&self.cursor);
+        self.meter.store().commit(set_aside(commit, until, found)).await.map(drop)
     }
 
     /// Exports at the end of each hour until `stop`, which ends an export that is under way too: what the target took by

@@ -9,9 +9,11 @@
 //! | `usage/checkpoint/HOST` | when the host wrote last, and whether more follows |
 //! | `usage/mark/HOST` | which commit of readings was the host's last |
 //! | `usage/export/NAME` | how far an exporter is |
+//! | `usage/damaged/HOUR/KEY` | the bytes of a record below `usage/` that could not be read when the books needed it |
 //!
 //! The hour of a revision and its total are written in one commit, and guarded: they can't differ, and two writers can't
-//! overwrite each other.
+//! overwrite each other. A record that can't be read is set aside for as long as hours are kept, and the books go on
+//! without it: what one revision used must not be lost for what was written of another.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,8 +23,8 @@ use std::{
 };
 
 use sas_core::{
-    Clock, Commit, Error, ErrorKind, Hour, HourUsage, MeterTotals, Result, RevisionName, RevisionUsage,
-    Store, Timestamp, UsageGap, UsagePage, UsageScope, Version,
+    Clock, Commit, Entry, Error, ErrorKind, Hour, HourUsage, MeterTotals, Result, RevisionName,
+    RevisionUsage, Store, Timestamp, UsageGap, UsagePage, UsageScope, Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,7 @@ pub(super) const HOURS: &str = "usage/hour/";
 const CHECKPOINTS: &str = "usage/checkpoint/";
 const TOTALS: &str = "usage/total/";
 const GAPS: &str = "usage/gap/";
+const DAMAGED: &str = "usage/damaged/";
 pub(super) const EXPORTS: &str = "usage/export/";
 pub(super) const GAP: &str = "~gap";
 /// Entries that are read from the store in one go.
@@ -142,14 +145,26 @@ fn decode<'a, T: Deserialize<'a>>(key: &str, value: &'a [u8]) -> Result<T> {
     serde_json::from_slice(value).map_err(|error| unreadable(key, error))
 }
 
-/// What an entry below `usage/hour/` holds.
-pub(super) fn used(key: &str, value: &[u8]) -> Result<MeterTotals> {
-    decode::<Sum>(key, value).map(|sum| sum.used)
+/// The same; what can't be read is named in the log and passed over.
+fn decode_or_skip<'a, T: Deserialize<'a>>(key: &str, value: &'a [u8]) -> Option<T> {
+    let read = decode(key, value);
+    read.inspect_err(|error| tracing::error!(error = %error.chain(), "the books go on without it")).ok()
 }
 
-/// What an entry below `usage/hour/HOUR/~gap/` holds.
-pub(super) fn gap(key: &str, value: &[u8]) -> Result<UsageGap> {
-    decode(key, value)
+/// What an entry below `usage/hour/` holds; `None`: it can't be read, which the log says.
+pub(super) fn used(key: &str, value: &[u8]) -> Option<MeterTotals> {
+    decode_or_skip::<Sum>(key, value).map(|sum| sum.used)
+}
+
+/// What an entry below `usage/hour/HOUR/~gap/` holds; `None` as with [`used`].
+pub(super) fn gap(key: &str, value: &[u8]) -> Option<UsageGap> {
+    decode_or_skip(key, value)
+}
+
+/// Keeps the bytes of an entry that can't be read, and whose place the commit writes over.
+pub(super) fn set_aside(commit: Commit, hour: Hour, found: &Entry) -> Commit {
+    let key = found.key.strip_prefix("usage/").unwrap_or(&found.key);
+    commit.put(format!("{DAMAGED}{:010}/{key}", hour.0), found.value.clone())
 }
 
 impl Ledger {
@@ -176,7 +191,7 @@ impl Ledger {
         let now = self.clock.now();
         let mut first = self.hour;
         for entry in self.all(CHECKPOINTS).await? {
-            let of: Checkpoint = decode(&entry.key, &entry.value)?;
+            let Some(of) = decode_or_skip::<Checkpoint>(&entry.key, &entry.value) else { continue };
             if of.open && now.since(of.at) < AWAY {
                 first = first.min(of.hour);
             }
@@ -194,25 +209,44 @@ impl Ledger {
         self.taken = now;
         // A clock that was ahead has ended hours that this one is in: what was exported stays as it is.
         for entry in self.all(EXPORTS).await? {
+            // The exporter sets aside what it can't read, and begins anew.
             let last = std::str::from_utf8(&entry.value).ok().and_then(hour_of);
-            let (exported, _) = last.ok_or_else(|| unreadable(&entry.key, "it names no hour"))?;
+            let Some((exported, _)) = last else { continue };
             self.hour = self.hour.max(Hour(exported.0 + 1));
         }
         let Some(entry) = self.store.get(&self.checkpoint_key).await? else { return Ok(None) };
-        let last: Checkpoint = decode(&entry.key, &entry.value)?;
+        let Some(last) = decode_or_skip::<Checkpoint>(&entry.key, &entry.value) else {
+            return self.begin_without_checkpoint(&entry, now).await.map(Some);
+        };
         self.hour = self.hour.max(last.hour);
         if !last.open {
             return Ok(None);
         }
         let gap = UsageGap::new(last.at, now.max(last.at));
-        let value = encode(&gap);
+        self.write_gap(Commit::new().guard(&self.checkpoint_key, Some(entry.version)), &gap).await?;
+        Ok(Some(gap))
+    }
+
+    async fn write_gap(&self, commit: Commit, gap: &UsageGap) -> Result<()> {
+        let value = encode(gap);
         let from = format!("{:020}", gap.from.0.max(0));
         let commit = self
-            .stamp(Commit::new().guard(&self.checkpoint_key, Some(entry.version)), false)
+            .stamp(commit, false)
             .put(format!("{GAPS}{from}"), value.clone())
             .put(hour_key(self.hour, &format!("{GAP}/{from}")), value);
-        self.store.commit(commit).await?;
-        Ok(Some(gap))
+        self.store.commit(commit).await.map(drop)
+    }
+
+    /// When the host wrote last can't be read: it was in the last hour that has usage or later, so the gap begins with that.
+    async fn begin_without_checkpoint(&mut self, found: &Entry, now: Timestamp) -> Result<UsageGap> {
+        let totals = self.all(TOTALS).await?;
+        let sums = totals.iter().filter_map(|entry| decode::<Sum>(&entry.key, &entry.value).ok());
+        let last = sums.filter_map(|sum| sum.last).max().unwrap_or(self.hour);
+        self.hour = self.hour.max(last);
+        let gap = UsageGap::new(last.start().min(now), now);
+        let commit = Commit::new().guard(&self.checkpoint_key, Some(found.version));
+        self.write_gap(set_aside(commit, self.hour, found), &gap).await?;
+        Ok(gap)
     }
 
     /// Readings are taken over now. After a quiet time the hour is that which it is now: nothing was read in those between.
@@ -293,7 +327,7 @@ impl Ledger {
     async fn settle(&mut self) -> Result<()> {
         let Some((mark, batch)) = &self.doubtful else { return Ok(()) };
         let found = self.store.get(&self.mark_key).await?;
-        let last = found.map(|entry| decode::<Mark>(&entry.key, &entry.value)).transpose()?;
+        let last = found.and_then(|entry| decode_or_skip::<Mark>(&entry.key, &entry.value));
         if last.is_none_or(|last| last.mark != *mark) {
             for (key, totals) in batch {
                 self.pending.entry(key.clone()).or_default().add_all(totals);
@@ -314,9 +348,8 @@ impl Ledger {
             in_hour.add_all(totals);
             in_all.add_all(totals);
             let (hour_key, total_key) = (hour_key(*hour, path), format!("{TOTALS}{path}"));
+            commit = commit.guard(&hour_key, known.hour.0).guard(&total_key, known.total.0);
             commit = commit
-                .guard(&hour_key, known.hour.0)
-                .guard(&total_key, known.total.0)
                 .put(hour_key, encode(&Sum { v: FORMAT, last: None, used: in_hour }))
                 .put(total_key, encode(&Sum { v: FORMAT, last: Some(*hour), used: in_all }));
             written.push((*hour, path, in_hour, in_all));
@@ -342,11 +375,23 @@ impl Ledger {
         {
             return Ok(*known);
         }
-        let read = async |key: String| match self.store.get(&key).await? {
-            Some(entry) => Ok((Some(entry.version), decode::<Sum>(&key, &entry.value)?.used)),
-            None => Ok::<_, Error>((None, MeterTotals::default())),
+        let read = async |key: String| {
+            let Some(entry) = self.store.get(&key).await? else {
+                return Ok::<_, Error>((None, Some(MeterTotals::default())));
+            };
+            if let Some(sum) = decode_or_skip::<Sum>(&key, &entry.value) {
+                return Ok((Some(entry.version), Some(sum.used)));
+            }
+            // In a commit of its own: that of the readings may have no room for another write.
+            let commit = Commit::new().guard(&key, Some(entry.version)).delete(&key);
+            self.store.commit(set_aside(commit, self.hour, &entry)).await?;
+            Ok((None, None))
         };
-        Ok(Known { hour: read(hour_key(hour, path)).await?, total: read(format!("{TOTALS}{path}")).await? })
+        let in_hour = read(hour_key(hour, path)).await?;
+        let in_all = read(format!("{TOTALS}{path}")).await?;
+        let used = in_hour.1.unwrap_or_default();
+        // A total is not less than what the hour has.
+        Ok(Known { hour: (in_hour.0, used), total: (in_all.0, in_all.1.unwrap_or(used)) })
     }
 
     /// Deletes hours that are no longer kept. A revision whose last hour goes is added to what its service's retired ones
@@ -369,7 +414,14 @@ impl Ledger {
         }
         let gaps = self.store.list(GAPS, None, PAGE).await?;
         for entry in gaps {
-            if Hour::of(gap(&entry.key, &entry.value)?.until).0 < first {
+            let of = decode_or_skip::<UsageGap>(&entry.key, &entry.value);
+            if of.is_some_and(|gap| Hour::of(gap.until).0 < first) {
+                self.store.commit(Commit::new().delete(entry.key)).await?;
+            }
+        }
+        for entry in self.store.list(DAMAGED, None, PAGE).await? {
+            let hour = entry.key[DAMAGED.len()..].split('/').next().and_then(|hour| hour.parse::<u64>().ok());
+            if hour.is_some_and(|hour| hour < first) {
                 self.store.commit(Commit::new().delete(entry.key)).await?;
             }
         }
@@ -384,12 +436,20 @@ impl Ledger {
         {
             let total_key = format!("{TOTALS}{path}");
             if let Some(entry) = self.store.get(&total_key).await? {
-                let total: Sum = decode(&total_key, &entry.value)?;
-                if total.last.is_none_or(|last| last <= hour) {
+                // A total that can't be read stays where it is.
+                if let Some(total) = decode_or_skip::<Sum>(&total_key, &entry.value)
+                    && total.last.is_none_or(|last| last <= hour)
+                {
                     let retired_key = format!("{TOTALS}{namespace}/{service}/{}", RevisionUsage::RETIRED);
                     let retired = self.store.get(&retired_key).await?;
                     let mut sum = match &retired {
-                        Some(entry) => decode::<Sum>(&retired_key, &entry.value)?.used,
+                        Some(entry) => match decode_or_skip::<Sum>(&retired_key, &entry.value) {
+                            Some(sum) => sum.used,
+                            None => {
+                                commit = set_aside(commit, self.hour, entry);
+                                MeterTotals::default()
+                            }
+                        },
                         None => MeterTotals::default(),
                     };
                     sum.add_all(&total.used);
@@ -405,8 +465,8 @@ impl Ledger {
     }
 
     /// All entries below a prefix.
-    async fn all(&self, prefix: &str) -> Result<Vec<sas_core::Entry>> {
-        let mut entries: Vec<sas_core::Entry> = Vec::new();
+    async fn all(&self, prefix: &str) -> Result<Vec<Entry>> {
+        let mut entries: Vec<Entry> = Vec::new();
         loop {
             let after = entries.last().map(|entry| entry.key.clone());
             let page = self.store.list(prefix, after.as_deref(), PAGE).await?;
@@ -423,7 +483,8 @@ impl Ledger {
         let mut sums: BTreeMap<String, MeterTotals> = BTreeMap::new();
         for entry in self.all(&format!("{TOTALS}{}", below(scope))).await? {
             let path = &entry.key[TOTALS.len()..];
-            sums.entry(path.to_owned()).or_default().add_all(&used(&entry.key, &entry.value)?);
+            let Some(sum) = decode_or_skip::<Sum>(&entry.key, &entry.value) else { continue };
+            sums.entry(path.to_owned()).or_default().add_all(&sum.used);
         }
         for ((_, path), totals) in &self.pending {
             sums.entry(path.clone()).or_default().add_all(totals);
@@ -468,8 +529,8 @@ impl Ledger {
                     break;
                 }
                 if !is_gap(path) && matches(scope, path) {
-                    let used = used(&entry.key, &entry.value)?;
-                    found.insert(entry.key, used);
+                    let Some(sum) = decode_or_skip::<Sum>(&entry.key, &entry.value) else { continue };
+                    found.insert(entry.key, sum.used);
                 }
             }
         }
@@ -497,7 +558,8 @@ impl Ledger {
     }
 
     pub(super) async fn gaps(&self) -> Result<Vec<UsageGap>> {
-        self.all(GAPS).await?.iter().map(|entry| gap(&entry.key, &entry.value)).collect()
+        let gaps = self.all(GAPS).await?;
+        Ok(gaps.iter().filter_map(|entry| decode_or_skip(&entry.key, &entry.value)).collect())
     }
 }
 
