@@ -58,18 +58,21 @@ impl Control {
             }
         }
         self.recover_packages(&mut recovery).await?;
-        let limit = Arc::new(tokio::sync::Semaphore::new(RECOVERIES));
         let mut settling = tokio::task::JoinSet::new();
-        for path in paths {
-            let (control, limit) = (Arc::clone(self), Arc::clone(&limit));
-            settling.spawn(async move {
-                let _permit = limit.acquire().await;
-                let _changing = control.change(&path).await;
-                let settled = control.settle(&path).await.and_then(|()| control.unblocked(&path));
-                (path, settled)
-            });
-        }
-        while let Some(joined) = settling.join_next().await {
+        let mut paths = paths.into_iter();
+        loop {
+            // Not a task for each at once: with many services those that wait would be most of the memory.
+            while settling.len() < RECOVERIES
+                && let Some(path) = paths.next()
+            {
+                let control = Arc::clone(self);
+                settling.spawn(async move {
+                    let _changing = control.change(&path).await;
+                    let settled = control.settle(&path).await.and_then(|()| control.unblocked(&path));
+                    (path, settled)
+                });
+            }
+            let Some(joined) = settling.join_next().await else { break };
             match joined {
                 Ok((_, Ok(()))) => recovery.services += 1,
                 Ok((path, Err(error))) => recovery.failed.push((format!("Service {path}"), Arc::new(error))),
