@@ -92,6 +92,12 @@ impl Pool for Counted<Arc<InstancePool>> {
     fn set_bounds(&self, revision: RevisionKey, bounds: Option<SizeBounds>) {
         self.part.set_bounds(revision, bounds);
     }
+    fn is_full(&self, revision: RevisionKey) -> bool {
+        self.part.is_full(revision)
+    }
+    fn visit_short(&self, shard: usize, visit: &mut dyn FnMut(&Arc<Deployed>)) {
+        self.part.visit_short(shard, visit);
+    }
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
         self.part.instances(revision)
     }

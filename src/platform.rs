@@ -390,7 +390,8 @@ impl Platform {
                 // Before its runs are theirs: what is answered by then is not asked for again.
                 workflows.await;
                 let _ = tokio::time::timeout(limit / 3, joined.cluster.drained()).await;
-                parts.triggers.shutdown(deadline).await
+                let given_back = tokio::time::timeout_at(began + limit / 2, parts.control.parts_given_back());
+                tokio::join!(parts.triggers.shutdown(deadline), given_back).0
             }
         };
         if let Some(server) = &parts.ingress {

@@ -84,6 +84,9 @@ pub(crate) async fn assemble(config: &Config, sockets: &Sockets) -> Result<Platf
         builder = builder.packages(opening.await.map_err(|error| format!("--packages: {error}"))?);
     }
     builder = one_of_several(builder, config)?;
+    if let Some(most) = config.host_max_instances {
+        builder = builder.configure_pool(move |pool| pool.budget.instances = most);
+    }
     #[cfg(feature = "kubernetes")]
     if let Some(cluster) = &config.kubernetes {
         builder = builder.runtime(pods(cluster, config, &recorder).await?);

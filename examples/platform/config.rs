@@ -45,6 +45,10 @@ pub(crate) struct Config {
     /// For how long a silent host is not disturbed, 1 to 300; the same on all hosts [10].
     #[arg(long = "host-term", value_name = "SECONDS")]
     pub(crate) host_term_seconds: Option<u64>,
+    /// Most instances on this host at once, of all services; one that needs more than that goes to other hosts as well
+    /// (docs/hosts.md).
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) host_max_instances: Option<u32>,
     /// Where what is deployed is kept instead of in the state directory: postgres://USER@HOST:PORT/DATABASE,
     /// etcd://HOST:PORT/PREFIX, or a file that holds such a URL with its password (docs/stores.md).
     #[arg(long, value_name = "URL|FILE")]
@@ -347,6 +351,9 @@ impl Config {
         }
         if let (None, Some(term)) = (&self.host_name, self.host_term_seconds) {
             errors.push("hostTermSeconds", term, "wants `hostName` beside it");
+        }
+        if self.host_max_instances == Some(0) {
+            errors.push("hostMaxInstances", 0, "must be at least 1; leave it out for no bound");
         }
         if let Some(rate) = self.admin_rate.filter(|rate| !rate.is_finite() || *rate <= 0.0) {
             errors.push("adminRate", rate, "must be more than 0 requests per second");

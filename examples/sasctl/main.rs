@@ -590,12 +590,33 @@ fn shown_service(service: &Value) -> String {
         &["REVISION", "READY", "TRAFFIC", "INSTANCES", "DESIRED", "REQUESTS", "CREATED", "BY"],
         &rows,
     ));
+    text.push_str(&shown_hosts(service));
     for condition in service["conditions"].as_array().into_iter().flatten() {
         if let Some(message) = condition["message"].as_str().filter(|message| !message.is_empty()) {
             text.push_str(&format!("\n{}: {message}", cell(&condition["type"])));
         }
     }
     text
+}
+
+/// Who runs which part of a service that several hosts run.
+fn shown_hosts(service: &Value) -> String {
+    let hosts = service["hosts"].as_array().filter(|hosts| !hosts.is_empty());
+    let Some(hosts) = hosts else { return String::new() };
+    let mut rows = Vec::new();
+    for host in hosts {
+        let name = match host["owner"].as_bool() {
+            Some(true) => format!("{} (acts for it)", cell(&host["host"])),
+            _ => cell(&host["host"]),
+        };
+        for revision in host["revisions"].as_array().into_iter().flatten() {
+            let mut row = vec![name.clone(), cell(&host["state"]), cell(&revision["name"])];
+            row.extend(["min", "max", "instances", "asked"].map(|field| cell(&revision[field])));
+            rows.push(row);
+        }
+    }
+    let heads = ["HOST", "STATE", "REVISION", "MIN", "MAX", "INSTANCES", "ASKED"];
+    format!("\n{}", table(&heads, &rows))
 }
 
 async fn logs(

@@ -83,6 +83,7 @@ pub(crate) fn decision(entry: &Value) -> String {
         "expected" => "a call is expected",
         "not_expected" => "no call is expected any more",
         "roll_out" => "a roll-out sizes the revision for its share of the traffic",
+        "part" => "several hosts run the service, and this one's part of it changed",
         "reclaimed" => "others lacked room in a budget",
         _ => "the scaler has a reason of its own",
     };

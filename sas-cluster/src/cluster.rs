@@ -562,6 +562,10 @@ impl Hosts for Cluster {
         self.view.lock().list()
     }
 
+    fn ranked(&self, path: &str) -> Vec<String> {
+        self.view.lock().ranked(path)
+    }
+
     fn round(&self) -> u64 {
         *self.round.borrow()
     }

@@ -235,6 +235,14 @@ impl View {
         hosts
     }
 
+    /// Hosts that may take a part of what a path is about, best first.
+    pub(crate) fn ranked(&self, path: &str) -> Vec<String> {
+        let shard = shard_of(path, u16::try_from(self.shards.len()).unwrap_or(u16::MAX));
+        let mut takers = self.takers();
+        takers.sort_by_key(|host| std::cmp::Reverse((score(shard, host), *host)));
+        takers.into_iter().map(str::to_owned).collect()
+    }
+
     /// Hosts that shards may go to.
     fn takers(&self) -> Vec<&str> {
         let staying = self.hosts.iter().filter(|(_, known)| !known.record.draining);

@@ -133,6 +133,7 @@ impl Decision {
             "expected" => "a call is expected soon: an instance is started ahead of it".to_owned(),
             "not_expected" => "no call is expected any more: the last instance goes".to_owned(),
             "roll_out" => "a roll-out sized the revision for its share of the traffic".to_owned(),
+            "part" => "several hosts run the service, and this one's part of it changed".to_owned(),
             "reclaimed" => "an idle instance was stopped, since others lacked room".to_owned(),
             other => other.replace('_', " "),
         }

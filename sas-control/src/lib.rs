@@ -80,6 +80,7 @@ mod rollout;
 mod roots;
 mod secrets;
 mod shared_packages;
+mod spread;
 mod stamp;
 mod tokens;
 mod view;
@@ -117,8 +118,10 @@ pub use rollout::{RolloutProgress, RolloutState};
 pub use roots::PackageRoots;
 pub use secrets::{Namespaces, SecretDir, SecretEnv};
 pub use shared_packages::SharedPackages;
+pub use spread::SpreadConfig;
 pub use tokens::{MadeToken, NewToken, TokenView, Tokens};
 pub use view::{
-    Condition, DisabledView, InstancesView, MissingView, RevisionView, RolloutAnswers, RolloutInstances,
-    RolloutLatency, RolloutStage, RolloutView, ServiceView, TrafficView, TriggerView,
+    Condition, DisabledView, HostPartView, HostRevisionView, InstancesView, MissingView, RevisionView,
+    RolloutAnswers, RolloutInstances, RolloutLatency, RolloutStage, RolloutView, ServiceView, TrafficView,
+    TriggerView,
 };

@@ -7,12 +7,16 @@ use std::{
 };
 
 use sas_core::{
-    Fault, HostPattern, Mirror, Quota, RevisionKey, RouteAction, RouteChange, RouteRule, Split, Timestamp,
+    Fault, HostPattern, HostShare, Mirror, Quota, RevisionKey, RouteAction, RouteChange, RouteRule, Split,
+    Timestamp,
 };
 
 use sas_knative::keys::NO_GC;
 
-use crate::record::{RevisionRecord, RevisionState, ServiceRecord, Share};
+use crate::{
+    record::{RevisionRecord, RevisionState, ServiceRecord, Share},
+    spread::{PartState, Standing},
+};
 
 /// What runs of one service.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +34,10 @@ pub(crate) struct Observed {
     pub quota: Option<Quota>,
     /// What is tried out on its traffic.
     pub rehearsal: Rehearsal,
+    /// Which part of it this host runs, and which hosts run it.
+    pub standing: Standing,
+    /// The hosts that the gateway passes its requests on to.
+    pub shared: Vec<HostShare>,
 }
 
 /// What is tried out on the traffic of a service, with the keys of the revisions that run.
@@ -112,6 +120,8 @@ pub(crate) enum Command {
     },
     /// Hold the service's requests to this quota from now on.
     Limit(Option<Quota>),
+    /// Pass requests on to these hosts from now on.
+    Share(Vec<HostShare>),
     /// Change the router's table.
     Route(Vec<RouteChange>),
     /// Try this out on the service's traffic from now on.
@@ -297,8 +307,8 @@ pub(crate) fn reconcile(
         return starts.into_iter().map(|revision| Command::Start { revision: revision.to_owned() }).collect();
     }
 
-    if observed.quota != record.quota {
-        return vec![Command::Limit(record.quota)];
+    if let Some(command) = limits(record, observed) {
+        return vec![command];
     }
     let key = |revision: &str| running(revision).filter(|_| enabled).map(|r| r.key);
     let hosts = routes(record, &shares, rules, &observed.domains, key);
@@ -356,9 +366,15 @@ pub(crate) fn reconcile_away(
     peer: &str,
 ) -> Vec<Command> {
     let Some(record) = desired else { return removal(observed) };
+    if observed.shared != observed.standing.hosts {
+        return vec![Command::Share(observed.standing.hosts.clone())];
+    }
     let changes = changes(&observed.hosts, &routes_away(record, observed, rules, peer));
     if !changes.is_empty() {
         return vec![Command::Route(changes)];
+    }
+    if observed.rehearsal != Rehearsal::default() {
+        return vec![Command::Rehearse(Rehearsal::default())];
     }
     if observed.quota.is_some() {
         return vec![Command::Limit(None)];
@@ -370,6 +386,84 @@ pub(crate) fn reconcile_away(
     retired.map(|registration| Command::Retire { key: registration.key }).collect()
 }
 
+/// The next steps on a host that runs a part of a service that another host, `peer`, acts for: the revisions that get requests,
+/// once the record has them as ready. What follows of that is written by the other host alone.
+pub(crate) fn reconcile_part(
+    desired: Option<&ServiceRecord>,
+    observed: &Observed,
+    now: Timestamp,
+    rules: &Rules,
+    peer: &str,
+) -> Vec<Command> {
+    let (Some(record), Some(part)) =
+        (desired.filter(|record| record.disabled.is_none()), &observed.standing.part)
+    else {
+        return reconcile_away(desired, observed, now, rules, peer);
+    };
+    let running = |revision: &str| {
+        observed.registrations.iter().find(|r| r.revision == revision && r.routable && !r.retiring)
+    };
+    let shares: Vec<Share> = record.shares(now);
+    let ready = |share: &&Share| {
+        record.revision(&share.revision).is_some_and(|found| found.state == RevisionState::Ready)
+    };
+    let shares: Vec<Share> = shares.iter().filter(ready).cloned().collect();
+    let starts = shares.iter().map(|share| share.revision.as_str()).filter(|revision| {
+        let blocked = observed.blocked.get(*revision).is_some_and(|blocked| now < blocked.until);
+        part.revisions.contains_key(*revision) && running(revision).is_none() && !blocked
+    });
+    let starts: BTreeSet<&str> = starts.collect();
+    if !starts.is_empty() {
+        return starts.into_iter().map(|revision| Command::Start { revision: revision.to_owned() }).collect();
+    }
+    if let Some(command) = limits(record, observed) {
+        return vec![command];
+    }
+    let complete = part.covers(shares.iter().map(|share| share.revision.as_str()))
+        && shares.iter().all(|share| running(&share.revision).is_some());
+    let key = |revision: &str| running(revision).map(|registration| registration.key);
+    let hosts = match (part.state, complete) {
+        (PartState::Serving | PartState::Leaving, true) => {
+            routes(record, &shares, rules, &observed.domains, key)
+        }
+        // Others still pass requests on to this host, and must not get them back: those that came before a revision is
+        // prepared here go as before.
+        (PartState::Serving | PartState::Leaving, false)
+            if !observed.hosts.is_empty() && !observed.is_away() =>
+        {
+            return Vec::new();
+        }
+        _ => routes_away(record, observed, rules, peer),
+    };
+    let changes = changes(&observed.hosts, &hosts);
+    if !changes.is_empty() {
+        return vec![Command::Route(changes)];
+    }
+    let rehearsal = rehearsal(record, &shares, rules, key);
+    if observed.rehearsal != rehearsal {
+        return vec![Command::Rehearse(rehearsal)];
+    }
+    let keeps = |registration: &Registration| match registration.routable {
+        true => shares.iter().any(|share| share.revision == registration.revision),
+        false => now.since(registration.last_used) < rules.test_linger,
+    };
+    let retired = observed.registrations.iter().filter(|r| !r.retiring && !keeps(r));
+    retired.map(|registration| Command::Retire { key: registration.key }).collect()
+}
+
+/// What its requests are held to here, and which hosts get some of them.
+fn limits(record: &ServiceRecord, observed: &Observed) -> Option<Command> {
+    let standing = &observed.standing;
+    let quota = match (&standing.part, record.quota) {
+        (Some(part), Some(quota)) => Some(part.of_quota(quota)),
+        (_, quota) => quota,
+    };
+    if observed.quota != quota {
+        return Some(Command::Limit(quota));
+    }
+    (observed.shared != standing.hosts).then(|| Command::Share(standing.hosts.clone()))
+}
+
 /// All hosts of the service, each to another host of the platform, which knows the rest.
 pub(crate) fn routes_away(
     record: &ServiceRecord,
@@ -378,6 +472,7 @@ pub(crate) fn routes_away(
     peer: &str,
 ) -> BTreeMap<HostPattern, Vec<RouteRule>> {
     let mut rule = RouteRule::new(record.tenant, RouteAction::Remote { peer: peer.to_owned() });
+    rule.service = Some(record.path());
     let timeouts = record.revisions.iter().map(|revision| revision.spec.timeouts.request);
     rule.timeout = timeouts.max().unwrap_or(rule.timeout);
     let mut hosts: Vec<String> = observed.domains.iter().cloned().collect();
@@ -410,6 +505,9 @@ fn removal(observed: &Observed) -> Vec<Command> {
     }
     if observed.rehearsal != Rehearsal::default() {
         return vec![Command::Rehearse(Rehearsal::default())];
+    }
+    if !observed.shared.is_empty() {
+        return vec![Command::Share(Vec::new())];
     }
     observed
         .registrations

@@ -344,8 +344,48 @@ pub struct ServiceView {
     pub rollout: Option<RolloutView>,
     /// How the service is, one condition for each question.
     pub conditions: Vec<Condition>,
+    /// The hosts that run it together, the one that acts for it first; empty where one host runs it.
+    pub hosts: Vec<HostPartView>,
     /// Its revisions, youngest first.
     pub revisions: Vec<RevisionView>,
+}
+
+/// What one of several hosts runs of a service.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct HostPartView {
+    /// The name of the host.
+    pub host: String,
+    /// Whether it acts for the service, and so says who has which part.
+    pub owner: bool,
+    /// `joining` while it prepares the revisions and gets no requests, `serving`, or `leaving` while it ends what it has.
+    pub state: &'static str,
+    /// Its share of the service's quota and of the requests that other hosts pass on, in thousandths.
+    pub share: u32,
+    /// What it may run of each revision, and runs.
+    pub revisions: Vec<HostRevisionView>,
+    /// Why it can't take its part; `null`: it can.
+    pub error: Option<String>,
+}
+
+/// What one of several hosts runs of a revision. What it runs is what it said last, and `null` while it has not said.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct HostRevisionView {
+    /// The name of the revision.
+    pub name: String,
+    /// Instances at least.
+    pub min: u32,
+    /// Instances at most; `null`: no bound.
+    pub max: Option<u32>,
+    /// Instances that the requests there need.
+    pub asked: Option<u32>,
+    /// Instances that are there, those on their way up included.
+    pub instances: Option<u32>,
+    /// Instances that the host has room for; `null`: no bound, or not said.
+    pub room: Option<u32>,
 }
 
 impl Control {
@@ -395,8 +435,36 @@ impl Control {
             quota: record.quota,
             rollout: self.rollout_view(record),
             conditions,
+            hosts: self.host_parts(record),
             revisions,
         }
+    }
+
+    fn host_parts(&self, record: &ServiceRecord) -> Vec<HostPartView> {
+        let bounded = |number: u32| (number < u32::MAX).then_some(number);
+        let parts = self.parts_of(&record.path()).into_iter().enumerate();
+        let view = parts.map(|(at, (part, report))| {
+            let revisions = part.revisions.iter().map(|(name, range)| {
+                let seen = report.as_ref().and_then(|report| report.revisions.get(name));
+                HostRevisionView {
+                    name: name.clone(),
+                    min: range.min,
+                    max: bounded(range.max),
+                    asked: seen.map(|seen| seen.asked),
+                    instances: seen.map(|seen| seen.have),
+                    room: seen.and_then(|seen| bounded(seen.room)),
+                }
+            });
+            HostPartView {
+                owner: at == 0,
+                state: part.state.as_str(),
+                share: part.share,
+                revisions: revisions.collect(),
+                error: report.as_ref().and_then(|report| report.error.clone()),
+                host: part.host,
+            }
+        });
+        view.collect()
     }
 
     /// Where the requests of a service go now.

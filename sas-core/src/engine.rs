@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
-    AnswerCounter, EngineKey, Invoker, Isolation, Pool, Quotas, Rehearsals, Result, Router, Runtime,
-    SpecErrors,
+    AnswerCounter, EngineKey, HostShares, Invoker, Isolation, Pool, Quotas, Rehearsals, Result, Router,
+    Runtime, SpecErrors,
 };
 
 /// What requests come in through: one for all engines of a platform.
@@ -26,12 +26,14 @@ pub struct DataPlane {
     pub answers: Option<Arc<dyn AnswerCounter>>,
     /// Who copies requests and makes faults; `None`: nobody does, and services with mirrors or faults are refused.
     pub rehearsals: Option<Arc<dyn Rehearsals>>,
+    /// Who passes requests on to hosts that run a part of a service; `None`: nobody does, and each service stays on one host.
+    pub shares: Option<Arc<dyn HostShares>>,
 }
 
 impl DataPlane {
     /// One that neither holds requests to quotas nor counts answers.
     pub fn new(router: Arc<dyn Router>, invoker: Arc<dyn Invoker>) -> Self {
-        Self { router, invoker, quotas: None, answers: None, rehearsals: None }
+        Self { router, invoker, quotas: None, answers: None, rehearsals: None, shares: None }
     }
 }
 

@@ -62,6 +62,13 @@ pub trait Hosts: fmt::Debug + Send + Sync + 'static {
     /// All live hosts, by name.
     fn list(&self) -> Vec<HostStatus>;
 
+    /// The names of the hosts that may take a part of what a path is about, the one that it belongs on most first. Those that
+    /// are about to end are left out.
+    fn ranked(&self, path: &str) -> Vec<String> {
+        let _ = path;
+        self.list().into_iter().filter(|host| !host.draining).map(|host| host.name).collect()
+    }
+
     /// A number that grows whenever `place` or `list` may say something else.
     fn round(&self) -> u64;
 
@@ -103,4 +110,28 @@ pub async fn commit_as_owner(
 
 fn not_here(path: &str, why: &str) -> Error {
     Error::new(ErrorKind::Conflict, "write", format!("{path}: {why}, so that this host may not"))
+}
+
+/// A host that takes requests of a service beside others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HostShare {
+    /// The host, by the name that the data plane knows it by.
+    pub host: Arc<str>,
+    /// How much of what is passed on it gets, beside the weights of the others; 0: nothing.
+    pub weight: u32,
+}
+
+impl HostShare {
+    /// `weight` to `host`.
+    pub fn new(host: impl Into<Arc<str>>, weight: u32) -> Self {
+        Self { host: host.into(), weight }
+    }
+}
+
+/// Passes requests of a service on to the hosts that run a part of it: the gateway.
+pub trait HostShares: fmt::Debug + Send + Sync + 'static {
+    /// The hosts that take requests of a service, named as `namespace/name`, from now on: this one among them, if it runs a
+    /// part. Empty: only the host that its route names.
+    fn set_hosts(&self, service: &str, hosts: Vec<HostShare>);
 }

@@ -95,7 +95,7 @@ pub use engine::{DEFAULT_ENGINE, DataPlane, Engine, EngineFactory, EngineKind, E
 pub use error::{BoxError, Error, ErrorKind, Result, Retry};
 pub use event::{Ack, AttributeValue, Event, EventError, EventPublisher, EventSink, Schedule, Slot};
 pub use event_log::{AppendLimits, EventLog, LogEntry, StoreLog};
-pub use hosts::{HostStatus, Hosts, Place, commit_as_owner};
+pub use hosts::{HostShare, HostShares, HostStatus, Hosts, Place, commit_as_owner};
 pub use id::{EngineKey, InstanceId, RequestId, RevisionKey, RevisionName, TenantKey};
 pub use instance::{
     Endpoint, ExecOutput, ExitReport, Instance, InstanceEvents, InstanceTarget, SocketSource, StartPhase,

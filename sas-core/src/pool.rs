@@ -364,9 +364,12 @@ pub struct RevisionStatus {
     pub sleeps_at: Option<Timestamp>,
     /// When an instance is started ahead of a call that a keep-alive policy expects; `None`: none is expected.
     pub wakes_at: Option<Timestamp>,
+    /// Instances that the budgets have room for: those that hold a place in them, and those that would find one now. `None`:
+    /// nothing bounds them but the spec.
+    pub room: Option<u32>,
 }
 
-/// What holds for the size of a revision beside its spec, for as long as a roll-out moves.
+/// What holds for the size of a revision beside its spec, for as long as a roll-out moves or several hosts run it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SizeBounds {
@@ -376,12 +379,27 @@ pub struct SizeBounds {
     pub ceiling: u32,
     /// Instances at most, whatever waits; the spec's maximum holds as well.
     pub limit: u32,
+    /// What a decision that follows of them gives as its reason: [`Reason::RollOut`], or [`Reason::Part`].
+    pub reason: Reason,
 }
 
 impl SizeBounds {
-    /// From `floor` to `ceiling`, and never more than `limit`.
+    /// From `floor` to `ceiling`, and never more than `limit`, because of a roll-out.
     pub const fn new(floor: u32, ceiling: u32, limit: u32) -> Self {
-        Self { floor, ceiling, limit }
+        Self { floor, ceiling, limit, reason: Reason::RollOut }
+    }
+
+    /// From `floor` to `limit`, because other hosts have the rest.
+    pub const fn part(floor: u32, limit: u32) -> Self {
+        Self { floor, ceiling: u32::MAX, limit, reason: Reason::Part }
+    }
+
+    /// What holds when both do.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let (ceiling, limit) = (self.ceiling.min(other.ceiling), self.limit.min(other.limit));
+        let floor = self.floor.max(other.floor).min(ceiling).min(limit);
+        Self { floor, ceiling, limit, reason: self.reason }
     }
 }
 
@@ -599,6 +617,19 @@ pub trait Pool: fmt::Debug + Send + Sync + 'static {
         let _ = (revision, bounds);
     }
 
+    /// Whether a request more would have to wait, and no instance more may start for it: the revision's maximum is reached,
+    /// or the pool's budgets are. Asked for services that several hosts run; a pool that does not know keeps its requests.
+    fn is_full(&self, revision: RevisionKey) -> bool {
+        let _ = revision;
+        false
+    }
+
+    /// Visits the revisions of a shard that want more instances than the pool's budgets have room for. A pool without
+    /// budgets has none.
+    fn visit_short(&self, shard: usize, visit: &mut dyn FnMut(&Arc<Deployed>)) {
+        let _ = (shard, visit);
+    }
+
     /// A ready instance by its id, for health checks that ask it beside its requests; `None`: gone, not ready, or not
     /// known to this pool.
     fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {
@@ -716,6 +747,14 @@ impl<T: Pool + ?Sized> Pool for Arc<T> {
 
     fn set_bounds(&self, revision: RevisionKey, bounds: Option<SizeBounds>) {
         (**self).set_bounds(revision, bounds);
+    }
+
+    fn is_full(&self, revision: RevisionKey) -> bool {
+        (**self).is_full(revision)
+    }
+
+    fn visit_short(&self, shard: usize, visit: &mut dyn FnMut(&Arc<Deployed>)) {
+        (**self).visit_short(shard, visit);
     }
 
     fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {

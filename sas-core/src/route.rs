@@ -48,12 +48,14 @@ pub struct RemoteTarget {
     pub tenant: TenantKey,
     /// For the whole request.
     pub timeout: Duration,
+    /// The service, as `namespace/name`: other hosts that take its requests as well are known by it. `None`: only `peer` does.
+    pub service: Option<Arc<str>>,
 }
 
 impl RemoteTarget {
     /// To `peer`, within `timeout`.
     pub const fn new(peer: Arc<str>, tenant: TenantKey, timeout: Duration) -> Self {
-        Self { peer, tenant, timeout }
+        Self { peer, tenant, timeout, service: None }
     }
 }
 
@@ -230,6 +232,9 @@ pub struct RouteRule {
     /// Whether browsers get a page that reloads itself while the revision starts, instead of waiting.
     #[serde(default)]
     pub placeholder: bool,
+    /// With [`RouteAction::Remote`]: the service, as `namespace/name`, if other hosts may take its requests as well.
+    #[serde(default)]
+    pub service: Option<String>,
 }
 
 impl RouteRule {
@@ -244,6 +249,7 @@ impl RouteRule {
             wakes: true,
             fallback: None,
             placeholder: false,
+            service: None,
         }
     }
 

@@ -121,6 +121,8 @@ pub enum Reason {
     Reclaimed,
     /// The pool's own: a roll-out sizes the revision for a share of the traffic, or lets it go with one.
     RollOut,
+    /// The pool's own: the service runs on several hosts, and this one's part of it changed.
+    Part,
     /// A request found no instance at all: the pool started what those who wait need, without waiting for a scaler.
     Activated,
     /// A custom policy's own.
@@ -130,7 +132,15 @@ pub enum Reason {
 impl Reason {
     /// Whether the pool decided, not a scaler: what is replayed takes such a decision as it was.
     pub const fn is_pools_own(self) -> bool {
-        matches!(self, Self::Expected | Self::NotExpected | Self::Reclaimed | Self::RollOut | Self::Activated)
+        matches!(
+            self,
+            Self::Expected
+                | Self::NotExpected
+                | Self::Reclaimed
+                | Self::RollOut
+                | Self::Part
+                | Self::Activated
+        )
     }
 }
 

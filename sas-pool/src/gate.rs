@@ -517,6 +517,17 @@ impl Gate {
         Ok(())
     }
 
+    /// Instances of `memory` bytes each that the budgets would hold beside what they hold now; `None`: nothing bounds them.
+    pub(crate) fn free(&self, memory: u64) -> Option<u32> {
+        if !self.budget.is_limited() {
+            return None;
+        }
+        let instances = self.budget.instances.saturating_sub(self.instances);
+        let used = self.memory.saturating_add(self.stems);
+        let of_memory = self.budget.memory_bytes.saturating_sub(used).checked_div(memory);
+        Some(of_memory.map_or(instances, |most| instances.min(u32::try_from(most).unwrap_or(u32::MAX))))
+    }
+
     fn is_below_share(&self, tenant: &Tenant, ask: &Ask) -> bool {
         // A tenant alone has the whole host: there is nobody to keep a reserve for.
         let share = f64::from(tenant.weight) / self.weights.max(1) as f64;

@@ -194,6 +194,28 @@ impl Pool for InstancePool {
         });
     }
 
+    fn is_full(&self, revision: RevisionKey) -> bool {
+        let state = self.shard(revision).state.lock();
+        let Some(slot) = state.lookup(self.rules(), revision) else { return false };
+        if let Some(a) = state.active(slot) {
+            return state.is_full(self.rules(), a);
+        }
+        let deployed = state.revisions[slot as usize].deployed.as_ref();
+        let free =
+            deployed.and_then(|deployed| self.rules().gate.lock().free(self.rules().memory_of(deployed, 0)));
+        free == Some(0) || state.bounds.get(&revision).is_some_and(|bounds| bounds.limit == 0)
+    }
+
+    fn visit_short(&self, shard: usize, visit: &mut dyn FnMut(&Arc<Deployed>)) {
+        let Some(shard) = self.every_shard().get(shard) else { return };
+        let short: Vec<Arc<Deployed>> = {
+            let state = shard.state.lock();
+            let short = state.live.iter().filter(|&&a| state.is_short(self.rules(), a));
+            short.map(|&a| Arc::clone(state.deployed(a))).collect()
+        };
+        short.iter().for_each(visit);
+    }
+
     fn instances(&self, revision: RevisionKey) -> Vec<InstanceView> {
         let mut views = Vec::new();
         let mut handles = Vec::new();
@@ -256,7 +278,12 @@ impl Pool for InstancePool {
             self.rules().config.clock.now() + left
         };
         status.wakes_at = state.wakes.get(&revision).map(|((at, _), _)| wall(*at));
-        let Some(a) = state.active(slot) else { return Some(status) };
+        let Some(a) = state.active(slot) else {
+            let deployed = state.revisions[slot as usize].deployed.as_ref()?;
+            status.room = self.rules().gate.lock().free(self.rules().memory_of(deployed, 0));
+            return Some(status);
+        };
+        status.room = state.room(self.rules(), a);
         let active = &state.actives[a as usize];
         status.desired = active.decided;
         status.asked = active.asked;

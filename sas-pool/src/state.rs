@@ -327,6 +327,7 @@ impl State {
             return;
         }
         let wakes = bounds.is_some_and(|bounds| bounds.floor > 0);
+        let reason = bounds.or(before).map_or(Reason::RollOut, |bounds| bounds.reason);
         let a = match self.active(slot) {
             Some(a) => a,
             None if wakes => self.activate(rules, slot, now),
@@ -339,11 +340,11 @@ impl State {
         active.bind();
         let (have, target) = (active.have(), active.target());
         if have < target {
-            self.decided_here(rules, a, (have, target), Reason::RollOut, None);
+            self.decided_here(rules, a, (have, target), reason, None);
             self.grow(rules, a, 0, now, fx);
         } else if have > target && active.waiting() == 0 && bounds.is_some() {
             // Once they are lifted, the next decision says what goes.
-            self.decided_here(rules, a, (have, target), Reason::RollOut, None);
+            self.decided_here(rules, a, (have, target), reason, None);
             self.shrink(rules, a, true, now, fx);
         }
         self.rest(now, a, fx);

@@ -55,6 +55,7 @@ mod retry;
 mod rule;
 mod seed;
 mod server;
+mod shares;
 mod span;
 mod split;
 mod stall;

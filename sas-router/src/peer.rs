@@ -25,6 +25,8 @@ use tokio::{
     time::Instant,
 };
 
+use crate::shares::Passed;
+
 /// What a host that passes a request on says about it to the next one.
 pub(crate) const MARK: HeaderName = HeaderName::from_static("x-sas-hop");
 /// RFC 8586: the hosts that a request passed. Nobody takes it out, so that a circle ends also where marks are not believed.
@@ -290,11 +292,12 @@ impl Peers {
 
     /// Whether the request passed this host before, by what every host says of itself and nobody takes out.
     pub(crate) fn has_passed(&self, headers: &HeaderMap) -> bool {
-        let lists = headers.get_all(CDN_LOOP).iter().filter_map(|value| value.to_str().ok());
-        lists.flat_map(|list| list.split(',')).any(|hop| {
-            let hop = hop.split(';').next().unwrap_or_default().trim();
-            hop.strip_prefix("sas-").is_some_and(|name| name == self.name)
-        })
+        has_passed(&self.name, headers)
+    }
+
+    /// Whether a request could be passed on to a host: another one, that is there, and that it has not passed.
+    pub(crate) fn could_have(&self, name: &str, headers: &HeaderMap) -> bool {
+        name != self.name && self.known.read().contains_key(name) && !has_passed(name, headers)
     }
 
     /// Signs a request for `peer`, and says that it was here.
@@ -415,9 +418,25 @@ impl Peers {
     }
 }
 
-/// A lease for a call of another host.
-pub(crate) fn lease(peer: &Arc<Peer>) -> Lease {
-    Lease::new(Arc::clone(peer) as Arc<dyn Instance>, Arc::new(Nobody), 0)
+/// Whether a request passed the host of this name.
+fn has_passed(name: &str, headers: &HeaderMap) -> bool {
+    let lists = headers.get_all(CDN_LOOP).iter().filter_map(|value| value.to_str().ok());
+    lists.flat_map(|list| list.split(',')).any(|hop| {
+        let hop = hop.split(';').next().unwrap_or_default().trim();
+        hop.strip_prefix("sas-").is_some_and(|passed| passed == name)
+    })
+}
+
+/// A lease for a call of another host, which `passed` counts until it is over.
+pub(crate) fn lease(peer: &Arc<Peer>, passed: Option<&Arc<Passed>>) -> Lease {
+    let owner = match passed {
+        Some(passed) => {
+            passed.begin();
+            Arc::clone(passed) as Arc<dyn LeaseOwner>
+        }
+        None => Arc::new(Nobody),
+    };
+    Lease::new(Arc::clone(peer) as Arc<dyn Instance>, owner, 0)
 }
 
 /// What a request says that another host passed on.

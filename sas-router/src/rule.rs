@@ -35,6 +35,8 @@ pub(crate) struct Rule {
     wakes: bool,
     fallback: Option<RevisionKey>,
     placeholder: bool,
+    /// With an action that leads to another host.
+    service: Option<Arc<str>>,
     /// As written, to find the same rule in the next version.
     matches: RouteMatch,
 }
@@ -214,6 +216,7 @@ impl Rule {
             wakes: rule.wakes,
             fallback: rule.fallback,
             placeholder: rule.placeholder,
+            service: rule.service.as_deref().map(Arc::from),
             matches: rule.matches,
         })
     }
@@ -234,7 +237,9 @@ impl Rule {
                 return Ok(Route::Redirect { status: *status, location });
             }
             Action::Remote(peer) => {
-                return Ok(Route::Remote(RemoteTarget::new(Arc::clone(peer), self.tenant, self.timeout)));
+                let mut remote = RemoteTarget::new(Arc::clone(peer), self.tenant, self.timeout);
+                remote.service.clone_from(&self.service);
+                return Ok(Route::Remote(remote));
             }
         };
         let value = match &self.affinity {

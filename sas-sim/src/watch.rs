@@ -213,6 +213,14 @@ impl Pool for WatchedPool {
         }
     }
 
+    fn is_full(&self, revision: RevisionKey) -> bool {
+        self.inner.is_full(revision)
+    }
+
+    fn visit_short(&self, shard: usize, visit: &mut dyn FnMut(&Arc<Deployed>)) {
+        self.inner.visit_short(shard, visit);
+    }
+
     fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {
         self.inner.instance(revision, id)
     }

@@ -8,8 +8,8 @@ use sas_control::{
     UsageExporter,
 };
 use sas_core::{
-    AnswerCounter, DataPlane, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, Handler, Hosts,
-    Invoker, MemoryStore, MeterSink, Pool, Quotas, Rehearsals, Scalers, SpecErrors, Store, Triggers,
+    AnswerCounter, DataPlane, EngineFactory, EngineKey, EngineSpec, Error, ErrorKind, Handler, HostShares,
+    Hosts, Invoker, MemoryStore, MeterSink, Pool, Quotas, Rehearsals, Scalers, SpecErrors, Store, Triggers,
 };
 #[cfg(feature = "tls")]
 use sas_router::CertificateDir;
@@ -314,6 +314,7 @@ impl PlatformBuilder {
         plane.quotas = Some(admission as Arc<dyn Quotas>);
         plane.answers = Some(Arc::clone(&gateway) as Arc<dyn AnswerCounter>);
         plane.rehearsals = Some(Arc::clone(&gateway) as Arc<dyn Rehearsals>);
+        plane.shares = Some(Arc::clone(&gateway) as Arc<dyn HostShares>);
         let mut control_config = ControlConfig::new(Arc::clone(&store), Arc::clone(&engines), plane.clone());
         for change in self.control {
             change(&mut control_config);

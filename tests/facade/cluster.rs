@@ -1,5 +1,7 @@
 //! Several platforms on one state, each in a runtime of its own, over real sockets.
 
+mod spread;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -13,8 +15,8 @@ use std::{
 use sas::{
     ClusterOptions,
     core::{
-        BrokerIngress, BrokerSpec, Clock, EnvValue, MemoryStore, Place, Secret, SystemClock, Timestamp,
-        TriggerSpec,
+        BrokerIngress, BrokerSpec, Clock, EnvValue, MemoryStore, Place, Secret, Store as _, SystemClock,
+        Timestamp, TriggerSpec,
     },
     prelude::*,
 };
@@ -57,6 +59,16 @@ fn start(name: &'static str, store: &Arc<MemoryStore>, seen: &Seen) -> Host {
 
 /// The same by a clock of its own.
 fn start_by(name: &'static str, store: &Arc<MemoryStore>, seen: &Seen, clock: impl Clock) -> Host {
+    start_as(name, store, seen, |builder| builder.clock(clock))
+}
+
+/// The same as somebody configures it.
+fn start_as(
+    name: &'static str,
+    store: &Arc<MemoryStore>,
+    seen: &Seen,
+    configured: impl FnOnce(PlatformBuilder) -> PlatformBuilder,
+) -> Host {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("threads");
     let listen = free_port();
@@ -65,6 +77,9 @@ fn start_by(name: &'static str, store: &Arc<MemoryStore>, seen: &Seen, clock: im
         .with("who", move |request: Request, _cx| {
             let answers = answers.clone();
             async move {
+                if request.uri().path() == "/work" {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
                 if request.uri().path() == "/slow" {
                     tokio::time::sleep(Duration::from_millis(300)).await;
                 }
@@ -86,11 +101,10 @@ fn start_by(name: &'static str, store: &Arc<MemoryStore>, seen: &Seen, clock: im
     let building = Platform::builder()
         .runtime(functions)
         .store(Arc::clone(store))
-        .clock(clock)
         .admin_token("a-token-of-the-tests")
         .listen(listen)
-        .cluster(options)
-        .build();
+        .cluster(options);
+    let building = configured(building).build();
     let platform = runtime.block_on(building).expect("it is built");
     Host { name, runtime, platform: Arc::new(platform), listen }
 }
@@ -193,6 +207,7 @@ fn what_is_deployed_on_one_host_answers_on_all_and_another_host_goes_on_when_its
         client.block_on(call_with(a.listen, "GET", "s0.shop.svc", forged, "/", "")).expect("an answer");
     assert_eq!(inside.status, 404, "names within the platform are not for clients");
 
+    assert_eq!(spread::spreads(&client, &store), 0, "each runs on one host, and nothing is written of it");
     let gone = names.iter().filter(|n| b.acts_for(&format!("shop/{n}"))).cloned().collect::<Vec<_>>();
     b.kill();
     let killed = now();

@@ -16,11 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     BROKERS, Control, DOMAINS, QUOTAS, SERVICES, TENANTS, TRIGGERS, domains::DomainRecord, parts::Names,
+    spread::SPREAD,
 };
 use crate::{
     labels::LabelSelector,
-    reconcile::{changes, routes_away},
+    reconcile::{Observed, changes, routes_away},
     record::{RevisionState, ServiceRecord},
+    spread::PartState,
 };
 
 /// Where the highest number of a tenant is.
@@ -34,8 +36,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// The longest wait after failures that follow each other.
 const LONGEST_AGAIN: Duration = Duration::from_secs(10);
 /// What other hosts write that this one holds in memory.
-const FOLLOWED_PREFIXES: [&str; 8] =
-    [SERVICES, TENANTS, QUOTAS, DOMAINS, super::apps::APPS, TRIGGERS, BROKERS, super::life::PURGES];
+const FOLLOWED_PREFIXES: [&str; 9] =
+    [SERVICES, TENANTS, QUOTAS, DOMAINS, super::apps::APPS, TRIGGERS, BROKERS, super::life::PURGES, SPREAD];
 
 /// What is still to be followed.
 #[derive(Debug, Default)]
@@ -97,6 +99,10 @@ impl Control {
             let Some(record) = state.record.clone() else { continue };
             let path = record.path();
             let away = state.observed.is_away();
+            if self.keeps(&path, &state.observed) {
+                self.following.services.add(&path);
+                continue;
+            }
             let peer = match hosts.place(&path) {
                 Place::There(peer) => peer,
                 // Until what it needs is there, its requests wait.
@@ -116,6 +122,7 @@ impl Control {
             self.following.services.add(&path);
         }
         self.following.more.notify_one();
+        self.look_at_spreads();
         self.place_all_triggers().await
     }
 
@@ -329,6 +336,11 @@ impl Control {
                     }
                 }
                 (super::life::PURGES, value) => self.follow_purge(&name, value.as_deref()),
+                (SPREAD, value) => {
+                    if let Some(path) = self.follow_spread(&name, value.as_deref(), version) {
+                        self.following.services.add(&path);
+                    }
+                }
                 _ => {}
             }
         }
@@ -376,6 +388,7 @@ impl Control {
             SERVICES => self.records().iter().map(|record| record.path()).collect(),
             DOMAINS => self.domains().iter().map(|record| record.mapping.host.clone()).collect(),
             QUOTAS => self.tenant_quotas.stored_names(),
+            SPREAD => self.spreads.keys(),
             super::life::PURGES => self.purges_begun(),
             _ => Vec::new(),
         };
@@ -434,6 +447,19 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Brings what runs of a service up to what is known now.
+    pub(super) fn follow_one(&self, path: &str) {
+        self.following.services.add(path);
+        self.following.more.notify_one();
+    }
+
+    /// Whether requests for a service stay at this host although another one acts for it: it runs a part.
+    fn keeps(&self, path: &str, observed: &Observed) -> bool {
+        matches!(self.place(path), Some(Place::There(_)))
+            && !observed.is_away()
+            && self.standing(path).part.is_some_and(|part| part.state != PartState::Joining)
     }
 
     /// Begins to follow what other hosts write, from a version on that all of it was read at or after.

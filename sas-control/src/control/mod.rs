@@ -15,6 +15,7 @@ mod recover;
 mod recovered;
 mod rehearsals;
 mod rollout;
+mod spread;
 mod steps;
 mod triggers;
 mod uploads;
@@ -31,10 +32,10 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use sas_core::{
     AnswerCounter, Artifact, BlobStore, BrokerSpec, Clock, Commit, DataPlane, DecisionQuery, DecisionSink,
-    Error, ErrorKind, Hosts, Invoker, LifecycleEvent, LifecycleSink, LogQuery, LogSink, MeterSink, Pool,
-    Principal, Recorder, Rehearsals, RequestId, Result, RevisionKey, Router, Scalers, Store, SystemClock,
-    TenantKey, TenantQuota, TriggerSpec, Triggers, UsageQuery, Version, WorkflowHost, WorkflowSpec,
-    commit_as_owner,
+    Error, ErrorKind, HostShares, Hosts, Invoker, LifecycleEvent, LifecycleSink, LogQuery, LogSink,
+    MeterSink, Pool, Principal, Recorder, Rehearsals, RequestId, Result, RevisionKey, Router, Scalers,
+    SizeBounds, Store, SystemClock, TenantKey, TenantQuota, TriggerSpec, Triggers, UsageQuery, Version,
+    WorkflowHost, WorkflowSpec, commit_as_owner,
 };
 use sas_knative::manifest::{DomainMapping, ParseOptions};
 use tokio::time::Instant;
@@ -53,6 +54,7 @@ use crate::{
     record::ServiceRecord,
     registry::RuntimeRegistry,
     requests::RequestLog,
+    spread::SpreadConfig,
     tokens::Tokens,
 };
 use parts::{DamagedKeys, Lifecycle, Names, Pins, RequestIds, Services, Sinks, TenantQuotas, Tenants, Turns};
@@ -153,6 +155,8 @@ pub struct ControlConfig {
     pub recorder: Recorder,
     /// What counts as wrong with the platform, and how often it is looked for.
     pub diagnosis: DiagnosisConfig,
+    /// How fast services spread over several hosts that need more than one, and come back.
+    pub spread: SpreadConfig,
     /// Seed of the ids of test runs.
     pub seed: u64,
 }
@@ -187,6 +191,7 @@ impl ControlConfig {
             prices: None,
             recorder: Recorder::default(),
             diagnosis: DiagnosisConfig::default(),
+            spread: SpreadConfig::default(),
             seed: 0,
         }
     }
@@ -235,6 +240,8 @@ pub struct Control {
     apps: apps::Apps,
     /// Services that have not the environment of their app yet.
     behind: Names,
+    spreads: spread::Spreads,
+    shares: Option<Arc<dyn HostShares>>,
     purges: life::Purges,
     tokens: Tokens,
     pub(crate) audit: AuditLog,
@@ -273,6 +280,10 @@ pub(crate) struct LiveState {
     counted: Vec<RevisionKey>,
     /// Revisions whose size a roll-out has its hand on.
     bounded: Vec<rollout::Bounded>,
+    /// What the pool was told of the sizes of revisions, because of a roll-out or of a part.
+    told: Vec<(RevisionKey, SizeBounds)>,
+    /// The version of the parts that holds here: the pool and the gateway were told of it.
+    applied: u64,
     /// Revisions that started while the pool held them and that it does not hold now.
     pub(crate) started: HashSet<String>,
 }
@@ -389,6 +400,8 @@ impl Control {
             uploads: uploads::Uploads::default(),
             apps: apps::Apps::default(),
             behind: Names::default(),
+            spreads: spread::Spreads::new(config.spread),
+            shares: config.plane.shares,
             purges: life::Purges::default(),
             tokens,
             audit,
@@ -402,6 +415,10 @@ impl Control {
         });
         let housekeeping = recover::housekeeping(Arc::downgrade(&control), control.lifecycle.stop.clone());
         control.lifecycle.tasks.spawn(housekeeping);
+        if control.hosts.is_some() && control.shares.is_some() {
+            let spreading = spread::spreading(Arc::downgrade(&control), control.lifecycle.stop.clone());
+            control.lifecycle.tasks.spawn(spreading);
+        }
         control
     }
 
@@ -704,6 +721,8 @@ impl Live {
                 artifacts: HashMap::new(),
                 counted: Vec::new(),
                 bounded: Vec::new(),
+                told: Vec::new(),
+                applied: 0,
                 started: HashSet::new(),
             }),
             sizing: Mutex::new(()),

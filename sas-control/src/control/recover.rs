@@ -39,6 +39,7 @@ impl Control {
         self.recover_engines(&mut recovery).await?;
         self.recover_apps(&mut recovery).await?;
         self.recover_purges().await?;
+        self.recover_spreads().await?;
         let mut paths = Vec::new();
         for entry in self.entries(SERVICES).await? {
             match ServiceRecord::decode(&entry.key, &entry.value) {
@@ -271,7 +272,13 @@ impl Control {
     /// change left.
     pub(super) async fn tidy(self: &Arc<Self>) {
         let pending = self.pending_reconcile.all();
-        for path in pending.iter().filter(|path| self.acts_for(path)) {
+        for path in &pending {
+            if !self.acts_for(path) {
+                if self.standing(path).part.is_some() {
+                    self.size(path);
+                }
+                continue;
+            }
             self.size(path);
             if let Err(error) = self.roll(path).await {
                 tracing::warn!(service = %path, error = %error.chain(), "a roll-out could not go on; it is tried again");

@@ -100,19 +100,29 @@ impl Control {
                 }
             }
         }
-        for was in before.iter().filter(|was| after.iter().all(|is| is.key != was.key)) {
-            self.pool.set_bounds(was.key, None);
+        let standing = self.standing(path);
+        let mut bounds: Vec<(RevisionKey, SizeBounds)> = after.iter().map(|is| (is.key, is.bounds)).collect();
+        for (key, part) in self.part_bounds(path, &live, &standing) {
+            match bounds.iter_mut().find(|(bounded, _)| *bounded == key) {
+                Some((_, bounds)) => *bounds = bounds.and(part),
+                None => bounds.push((key, part)),
+            }
         }
-        // What shrinks first, so that both together never have more than they may.
+        let told = live.state.lock().told.clone();
+        for (key, _) in told.iter().filter(|(was, _)| bounds.iter().all(|(is, _)| is != was)) {
+            self.pool.set_bounds(*key, None);
+        }
+        // What shrinks first, so that all together never have more than they may.
         let had = |key: RevisionKey| {
-            before.iter().find(|was| was.key == key).map_or(u32::MAX, |was| was.bounds.ceiling)
+            let was = told.iter().find(|(was, _)| *was == key);
+            was.map_or(u32::MAX, |(_, bounds)| bounds.ceiling)
         };
-        let mut told = after.clone();
-        told.sort_by_key(|is| is.bounds.ceiling > had(is.key));
-        for is in told {
-            self.pool.set_bounds(is.key, Some(is.bounds));
+        bounds.sort_by_key(|(key, bounds)| bounds.ceiling > had(*key));
+        for (key, bounds) in &bounds {
+            self.pool.set_bounds(*key, Some(*bounds));
         }
-        live.state.lock().bounded = after;
+        let mut state = live.state.lock();
+        (state.bounded, state.told) = (after, bounds);
     }
 
     /// A revision that was just registered and whose roll-out sizes it has no minimum of its own until then, and one instance
@@ -127,7 +137,9 @@ impl Control {
         if comes || moves {
             let bounds = SizeBounds::new(0, 1, 1);
             self.pool.set_bounds(key, Some(bounds));
-            live.state.lock().bounded.push(Bounded { key, bounds, ended: None });
+            let mut state = live.state.lock();
+            state.bounded.push(Bounded { key, bounds, ended: None });
+            state.told.push((key, bounds));
         }
     }
 

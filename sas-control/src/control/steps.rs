@@ -3,7 +3,7 @@
 use super::deploy::fields_of;
 use super::{Control, Live, ROUNDS, blocking, invalid};
 use crate::package;
-use crate::reconcile::{Command, Registration, reconcile, reconcile_away, waits_for_time};
+use crate::reconcile::{Command, Registration, reconcile, reconcile_away, reconcile_part, waits_for_time};
 use crate::record::{Field, RevisionRecord, RevisionState, Rolling, ServiceRecord};
 use crate::rollout::RolloutProgress;
 use sas_core::{
@@ -20,12 +20,18 @@ impl Control {
         let mut advanced = false;
         for _ in 0..ROUNDS {
             let Some(live) = self.live(path) else { return Ok(()) };
-            let (record, commands) = {
+            let (record, commands, undecided) = {
                 let mut state = live.state.lock();
                 state.observed.domains = self.domains.of(path);
+                state.observed.standing = self.standing(path);
                 let record = state.record.clone();
                 let (desired, now) = (record.as_deref(), self.clock.now());
-                let commands = match (self.place(path), &self.hosts) {
+                let place = self.place(path);
+                let undecided = matches!(place, Some(Place::Undecided));
+                let commands = match (place, &self.hosts) {
+                    (Some(Place::There(peer)), _) if state.observed.standing.part.is_some() => {
+                        reconcile_part(desired, &state.observed, now, &self.rules, &peer)
+                    }
                     (Some(Place::There(peer)), _) => {
                         reconcile_away(desired, &state.observed, now, &self.rules, &peer)
                     }
@@ -38,11 +44,15 @@ impl Control {
                     (Some(Place::Undecided), _) => Vec::new(),
                     (None | Some(Place::Here(_)), _) => reconcile(desired, &state.observed, now, &self.rules),
                 };
-                (record, commands)
+                (record, commands, undecided)
             };
             if commands.is_empty() {
                 self.count_answers(&live);
                 self.size(path);
+                if !undecided {
+                    let mut state = live.state.lock();
+                    state.applied = state.observed.standing.version;
+                }
                 // A roll-out that has nothing to wait for goes on at once; but each step is seen by itself.
                 if !std::mem::replace(&mut advanced, true)
                     && self.acts_for(path)
@@ -83,6 +93,10 @@ impl Control {
                 match self.start(live, record, &revision, true).await {
                     Ok((_, artifact)) => {
                         live.state.lock().observed.blocked.remove(&revision);
+                        if was_ready && !self.acts_for(path) {
+                            // A part of what another host acts for: that one writes what follows.
+                            return Ok(());
+                        }
                         self.prepared(path, live, &revision, Ok(&artifact)).await
                     }
                     // It ran before: what hinders it now may pass, so it is tried again.
@@ -107,6 +121,13 @@ impl Control {
                     quotas.set_service(path, quota);
                 }
                 live.state.lock().observed.quota = quota;
+                Ok(())
+            }
+            Command::Share(hosts) => {
+                if let Some(shares) = &self.shares {
+                    shares.set_hosts(path, hosts.clone());
+                }
+                live.state.lock().observed.shared = hosts;
                 Ok(())
             }
             Command::Rehearse(rehearsal) => {
@@ -292,10 +313,11 @@ impl Control {
         if routable && let Some(key) = runs {
             return Ok((key, artifact));
         }
-        let spec = if routable || found.spec.scaling.min == 0 {
+        let spec = if routable && self.runs_all(&record.path()) || found.spec.scaling.min == 0 {
             Arc::clone(&found.spec)
         } else {
-            // A revision without traffic has no minimum, as Knative's unreachable ones.
+            // A revision without traffic has no minimum, as Knative's unreachable ones. Of what several hosts run, the part
+            // says what is kept.
             let mut spec = RevisionSpec::clone(&found.spec);
             spec.scaling.min = 0;
             Arc::new(spec)

@@ -98,6 +98,23 @@ impl Pool for Engines {
         }
     }
 
+    fn is_full(&self, revision: RevisionKey) -> bool {
+        let running = self.places[revision.place()].load();
+        running.as_ref().is_some_and(|running| running.engine.pool.is_full(revision))
+    }
+
+    /// Of the shard of [`Pool::take_load`].
+    fn visit_short(&self, shard: usize, visit: &mut dyn FnMut(&Arc<Deployed>)) {
+        let (place, at) = (shard % EngineKey::PLACES, shard / EngineKey::PLACES);
+        let Some(running) = self.places[place].load_full() else { return };
+        let pool = &running.engine.pool;
+        let last = at + 1 == self.shards() / EngineKey::PLACES;
+        let end = if last { pool.shards() } else { (at + 1).min(pool.shards()) };
+        for shard in at..end {
+            pool.visit_short(shard, visit);
+        }
+    }
+
     fn instance(&self, revision: RevisionKey, id: InstanceId) -> Option<Arc<dyn Instance>> {
         self.at(revision)?.engine.pool.instance(revision, id)
     }

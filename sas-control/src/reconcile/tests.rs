@@ -2,10 +2,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Command, GcLimits, NO_GC, Observed, Registration, Rules, collectable, reconcile};
-use crate::{RevisionState, ServiceRecord};
+use super::{
+    Command, GcLimits, NO_GC, Observed, Registration, Rules, collectable, reconcile, reconcile_part,
+};
+use crate::{
+    RevisionState, ServiceRecord,
+    spread::{Part, PartState, Range, Standing},
+};
 use proptest::prelude::*;
-use sas_core::{HostPattern, RevisionKey, RouteAction, RouteChange, Timestamp};
+use sas_core::{HostPattern, HostShare, Quota, RevisionKey, RouteAction, RouteChange, Timestamp};
 use sas_knative::manifest::TrafficTarget;
 use serde_json::json;
 
@@ -346,4 +351,60 @@ fn collection_takes_the_old_first_then_what_is_beyond_the_maximum_and_never_what
     assert!(collected(&gc).is_empty(), "three of r1, r2 and r5 stay");
     (gc.min_non_active, gc.max_non_active) = (0, 1);
     assert_eq!(collected(&gc), ["r2", "r1"], "the old, then the one whose traffic is longest ago");
+}
+
+#[test]
+fn a_host_with_a_part_runs_what_gets_requests_and_leads_them_here_once_all_of_it_runs() {
+    let mut record = ServiceRecord::new("default", "hello", sas_core::TenantKey(1), Timestamp(0));
+    record.quota = Some(Quota::rate(90.0, 30));
+    record.revisions.push(crate::record::tests::revision("r1"));
+    record.traffic = vec![TrafficTarget::latest()];
+    let rules = Rules::new("example.org");
+    let mut observed = Observed::default();
+    let part = |state| Part {
+        host: "b".to_owned(),
+        state,
+        share: 333,
+        revisions: BTreeMap::from([("r1".to_owned(), Range { min: 0, max: 2, goal: 2 })]),
+    };
+    let hosts = vec![HostShare::new("a", 667), HostShare::new("b", 333)];
+    observed.standing = Standing { part: Some(part(PartState::Joining)), hosts: hosts.clone(), version: 7 };
+    let next = |record: &ServiceRecord, observed: &Observed| {
+        reconcile_part(Some(record), observed, Timestamp(1), &rules, "a")
+    };
+    assert_eq!(next(&record, &observed), [Command::Start { revision: "r1".to_owned() }]);
+    observed.registrations.push(Registration::new("r1", RevisionKey::new(1, 0), true, Timestamp(0)));
+    let [Command::Limit(Some(quota))] = next(&record, &observed)[..] else { panic!("no limit") };
+    assert_eq!((quota.rate.round(), quota.burst), (30.0, 9), "a third of it");
+    observed.quota = Some(quota);
+    assert_eq!(next(&record, &observed), [Command::Share(hosts.clone())]);
+    observed.shared = hosts;
+    let leads = |observed: &Observed, record: &ServiceRecord| {
+        let commands = next(record, observed);
+        let [Command::Route(changes)] = &commands[..] else { panic!("no routes: {commands:?}") };
+        changes.iter().all(|change| match change {
+            RouteChange::Set { rules, .. } => {
+                rules.iter().all(|rule| matches!(rule.action, RouteAction::Remote { .. }))
+            }
+            _ => false,
+        })
+    };
+    assert!(leads(&observed, &record), "it joins: requests go to the host that acts");
+    for state in [PartState::Serving, PartState::Leaving] {
+        observed.standing.part = Some(part(state));
+        assert!(!leads(&observed, &record), "{state:?}: what comes here is served here");
+    }
+    let [Command::Route(changes)] = &next(&record, &observed)[..] else { panic!("no routes") };
+    for change in changes {
+        let RouteChange::Set { host, rules } = change else { panic!("{change:?}") };
+        observed.hosts.insert(host.clone(), rules.clone());
+    }
+    assert_eq!(next(&record, &observed), []);
+    // Another revision that this part says nothing of yet: who comes here by its routes goes as before, and nobody is led
+    // here who was not.
+    record.revisions.push(crate::record::tests::revision("r2"));
+    record.traffic = vec![TrafficTarget::revision("r1", 50), TrafficTarget::revision("r2", 50)];
+    assert_eq!(next(&record, &observed), []);
+    observed.hosts.clear();
+    assert!(leads(&observed, &record));
 }

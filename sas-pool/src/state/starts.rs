@@ -275,6 +275,34 @@ impl State {
         }
     }
 
+    /// Instances that the budgets have room for: those that hold a place in them, and those that would find one now.
+    pub(crate) fn room(&self, rules: &Rules, a: u32) -> Option<u32> {
+        let measured = self.actives[a as usize].measured;
+        let free = rules.gate.lock().free(rules.memory_of(self.deployed(a), measured))?;
+        Some(free.saturating_add(self.placed(a)))
+    }
+
+    /// Instances that hold a place in the budgets.
+    fn placed(&self, a: u32) -> u32 {
+        let active = &self.actives[a as usize];
+        let waits = active.coming.iter().filter(|&&i| self.instances[i as usize].phase == Phase::Gated);
+        active.have() - waits.count() as u32
+    }
+
+    /// Whether a request more would wait although nothing more may start for it.
+    pub(crate) fn is_full(&self, rules: &Rules, a: u32) -> bool {
+        let active = &self.actives[a as usize];
+        active.free == 0
+            && (active.have() >= active.max || self.room(rules, a).is_some_and(|room| room <= self.placed(a)))
+    }
+
+    /// Whether it wants more instances than the budgets have room for.
+    pub(crate) fn is_short(&self, rules: &Rules, a: u32) -> bool {
+        let active = &self.actives[a as usize];
+        let wanted = active.asked.max(active.min).max(active.floor());
+        !active.orphan && wanted > self.placed(a) && self.room(rules, a).is_some_and(|room| wanted > room)
+    }
+
     /// Why the first of a revision's starts that wait at the gate still does; `None`: none does.
     pub(crate) fn gated(&self, rules: &Rules, a: u32) -> Option<String> {
         let coming = &self.actives[a as usize].coming;

@@ -24,6 +24,7 @@ use crate::{
     interim::Interim,
     peer::{self, Peer},
     retry::{again, may_repeat},
+    shares::Passed,
     stall::WriteBy,
     tail::{MeterDraft, Tail},
     timed::{Limits, Timed},
@@ -40,6 +41,8 @@ pub(super) struct Delivery<'a> {
     pub(super) manner: Manner,
     /// The host that gets it instead of an instance of this one.
     pub(super) peer: Option<&'a Arc<Peer>>,
+    /// Who counts it among what that host was given.
+    pub(super) passed: Option<&'a Arc<Passed>>,
     /// The revision that runs on this host; `None`: another host gets the request, and meters it.
     pub(super) deployed: Option<&'a Arc<Deployed>>,
     pub(super) cx: &'a Cx,
@@ -154,7 +157,9 @@ impl Gateway {
                 span.asks(if attempt == 1 { arrived } else { Instant::now() });
             }
             let claimed = match delivery.peer {
-                Some(peer) => Ok(Claimed { lease: peer::lease(peer), at: Instant::now(), cold: false }),
+                Some(peer) => {
+                    Ok(Claimed { lease: peer::lease(peer, delivery.passed), at: Instant::now(), cold: false })
+                }
                 None => self.claim(&claim, cx).await,
             };
             let Claimed { mut lease, at, cold } = match claimed {

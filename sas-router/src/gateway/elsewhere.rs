@@ -3,11 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
-use sas_core::{Cx, RemoteTarget, Request, Response, Route};
+use sas_core::{Cx, Deployed, RemoteTarget, Request, Response, Route, RouteTarget};
 use tokio::time::Instant;
 
 use super::{Gateway, deliver::Refused, passed_on_twice};
-use crate::{connection::ClientConnection, failure::Failure, peer::Marked, tail::Tail};
+use crate::{
+    connection::ClientConnection, failure::Failure, forward, peer::Marked, shares::Passed, tail::Tail,
+};
 
 /// How long a request waits before its route is looked up again: at first, and at most.
 const WAITS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(50)];
@@ -42,6 +44,8 @@ impl Gateway {
         let hops = marked.map_or(0, |marked| marked.hops);
         let mut place = None;
         let [mut wait, longest] = WAITS;
+        // First whoever has a part of the service, then the host that acts for it, and so on.
+        let mut by_share = true;
         loop {
             if let Some(draft) = &mut tail.draft {
                 draft.record.tenant = Some(remote.tenant);
@@ -49,7 +53,19 @@ impl Gateway {
             if let Some(span) = &mut tail.span {
                 span.goes_to(remote.tenant, None);
             }
-            let refused = if peers.is_some_and(|peers| *peers.name() == *remote.peer) {
+            let shared = remote.service.as_deref().filter(|_| by_share);
+            let shared = shared.and_then(|service| self.other_host(service, request));
+            by_share = !by_share;
+            let few = peers.is_some_and(|peers| hops < peers.most_hops());
+            let refused = if let Some((host, passed)) = shared.filter(|_| few) {
+                let mut to = remote.clone();
+                to.peer = host;
+                match self.pass_on(request, &to, Some(&passed), cx, arrived, connection, hops + 1, tail).await
+                {
+                    Ok(response) => return Ok(Onward::Answered(response)),
+                    Err(refused) => refused,
+                }
+            } else if peers.is_some_and(|peers| *peers.name() == *remote.peer) {
                 let why = "this host takes the service over, or nobody acts for it now";
                 let failure = Failure::new(StatusCode::SERVICE_UNAVAILABLE, "router", "moving", why);
                 Refused::new(failure.after(Duration::from_secs(1)), true)
@@ -59,7 +75,7 @@ impl Gateway {
                 let why = format!("{} passed it on to this host", marked.from);
                 Refused::new(passed_on_twice(&why), true)
             } else {
-                match self.pass_on(request, &remote, cx, arrived, connection, hops + 1, tail).await {
+                match self.pass_on(request, &remote, None, cx, arrived, connection, hops + 1, tail).await {
                     Ok(response) => return Ok(Onward::Answered(response)),
                     Err(refused) => refused,
                 }
@@ -80,6 +96,44 @@ impl Gateway {
                 Ok(route) => return Ok(Onward::Route(route)),
                 Err(failure) => return Err(Refused::new(failure, true)),
             }
+        }
+    }
+
+    /// Another host that runs a part of the service and could have the request.
+    fn other_host(&self, service: &str, request: &Request) -> Option<(Arc<str>, Arc<Passed>)> {
+        let peers = self.config.peers.as_ref()?;
+        self.shares.of(service)?.choose(|host| peers.could_have(host, request.headers()))
+    }
+
+    /// Passes a request on to another host that runs a part of its service, if this host's part is full. `None`: it stays.
+    #[allow(clippy::too_many_arguments, reason = "a request, where it goes, and who counts it")]
+    pub(super) async fn leave_to_others(
+        &self,
+        request: &mut Request,
+        target: &RouteTarget,
+        deployed: &Deployed,
+        cx: &Cx,
+        arrived: Instant,
+        connection: &Arc<ClientConnection>,
+        tail: &mut Tail,
+    ) -> Option<Result<Response, Box<Refused>>> {
+        let sharing = self.shares.of(deployed.name.service_path())?;
+        if !target.wakes || !self.pool.is_full(target.revision) {
+            return None;
+        }
+        let peers = self.config.peers.as_ref()?;
+        let (host, passed) = sharing.choose(|host| peers.could_have(host, request.headers()))?;
+        let to = RemoteTarget::new(host, target.tenant, target.timeout);
+        let upgrade = request.extensions().get::<hyper::upgrade::OnUpgrade>().is_some();
+        if upgrade && forward::wants_upgrade(request.headers()) {
+            // What can't be put back when the other host is not there stays.
+            return None;
+        }
+        let passing = self.pass_on(request, &to, Some(&passed), cx, arrived, connection, 1, tail);
+        match Box::pin(passing).await {
+            // Nobody has seen it: it waits here.
+            Err(refused) if refused.unsent => None,
+            passed => Some(passed),
         }
     }
 }

@@ -17,9 +17,9 @@ use async_trait::async_trait;
 use http::{HeaderValue, Method, Response as HttpResponse, StatusCode, Version, header, header::Entry};
 use sas_core::{
     AnswerCounter, AnswerCounts, Body, CallError, CallTimings, Cx, Deployed, Error, ErrorKind, Fault,
-    Handler, Invoker, LatencyCounts, Mirror, MirrorCounts, Payer, Pool, Purpose, Rehearsals, RemoteTarget,
-    Request, RequestId, Response, RevisionKey, Route, RouteError, RouteQuery, RouteTarget, Router, Target,
-    TraceContext,
+    Handler, HostShare, HostShares, Invoker, LatencyCounts, Mirror, MirrorCounts, Payer, Pool, Purpose,
+    Rehearsals, RemoteTarget, Request, RequestId, Response, RevisionKey, Route, RouteError, RouteQuery,
+    RouteTarget, Router, Target, TraceContext,
 };
 use tokio::time::Instant;
 
@@ -43,6 +43,7 @@ use crate::{
     peer::{self, Marked},
     rehearsals::TriedOut,
     retry::RetryBudget,
+    shares::{Passed, Shares},
     span::{self, SpanDraft},
     tail::{Draft, Tail},
     tally::{Tallies, Tally},
@@ -74,6 +75,7 @@ pub struct Gateway {
     budget: RetryBudget,
     tallies: Tallies,
     tried: TriedOut,
+    shares: Shares,
     upstream: Arc<Upstream>,
     /// The origin of requests that came through no connection of ours.
     embedded: Arc<ClientConnection>,
@@ -100,6 +102,7 @@ impl Gateway {
             budget: RetryBudget::new(config.retry),
             tallies: Tallies::default(),
             tried: TriedOut::default(),
+            shares: Shares::default(),
             upstream: Upstream::new(config.upstream),
             embedded: Arc::new(ClientConnection::new(None, false)),
             config,
@@ -202,6 +205,12 @@ impl Gateway {
                 span.caused(&cx);
             }
         }
+        if marked.is_none() {
+            let passing = self.leave_to_others(request, &target, &deployed, &cx, arrived, connection, tail);
+            if let Some(answered) = passing.await {
+                return answered.map_err(|refused| refused.failure);
+            }
+        }
         if cx.purpose.held_to_quotas() {
             tail.permit = Some(self.admit(request, &target, &deployed, arrived)?);
         }
@@ -248,6 +257,7 @@ impl Gateway {
                 target: &target,
                 manner: Manner::of(&deployed),
                 peer: None,
+                passed: None,
                 deployed: Some(&deployed),
                 cx: &cx,
                 arrived,
@@ -331,6 +341,7 @@ impl Gateway {
         &self,
         request: &mut Request,
         remote: &RemoteTarget,
+        passed: Option<&Arc<Passed>>,
         cx: &Cx,
         arrived: Instant,
         connection: &Arc<ClientConnection>,
@@ -360,7 +371,7 @@ impl Gateway {
         }
         let interim = connection.interim().filter(|_| request.version() == Version::HTTP_11);
         // For another try, where one may follow.
-        let before = (!peers.hold().is_zero()).then(|| request.headers().clone());
+        let before = (passed.is_some() || !peers.hold().is_zero()).then(|| request.headers().clone());
         self.prepare(request, cx.request, Some(connection), hops > 1, tail);
         peers.sign(request, &peer, cx, hops);
         // The key of no revision: nothing is counted for one here.
@@ -370,6 +381,7 @@ impl Gateway {
             target: &target,
             manner: Manner::of_peer(peer.protocol),
             peer: Some(&peer),
+            passed,
             deployed: None,
             cx,
             arrived,
@@ -579,6 +591,12 @@ impl Rehearsals for Gateway {
     }
 }
 
+impl HostShares for Gateway {
+    fn set_hosts(&self, service: &str, hosts: Vec<HostShare>) {
+        self.shares.set(service, hosts);
+    }
+}
+
 #[async_trait]
 impl Handler for Gateway {
     async fn handle(&self, mut request: Request) -> Response {
@@ -713,6 +731,14 @@ impl Invoker for Gateway {
             span.caused(&cx);
             span.goes_to(to.tenant, Some((to.revision, &deployed)));
         }
+        if matches!(target, Target::Service(_)) {
+            self.give_key(&mut request, &cx);
+            let passing =
+                self.leave_to_others(&mut request, &to, &deployed, &cx, arrived, &connection, &mut tail);
+            if let Some(answered) = passing.await {
+                return answered.map_err(|refused| refused.into_error(request, &mut tail));
+            }
+        }
         if cx.purpose.held_to_quotas() {
             match self.admit(&request, &to, &deployed, arrived) {
                 Ok(permit) => tail.permit = Some(permit),
@@ -732,6 +758,7 @@ impl Invoker for Gateway {
             target: &to,
             manner: Manner::of(&deployed),
             peer: None,
+            passed: None,
             deployed: Some(&deployed),
             cx: &cx,
             arrived,

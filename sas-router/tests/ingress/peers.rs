@@ -6,8 +6,8 @@ use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http_body_util::{BodyExt as _, channel::Channel};
 use sas_core::{
-    Body, BoxError, Cx, Endpoint, Invoker as _, Payer, Protocol, RequestId, RouteAction, RouteRule, Target,
-    TenantKey,
+    Body, BoxError, Cx, Endpoint, HostShare, HostShares as _, Invoker as _, Payer, Protocol, RequestId,
+    RouteAction, RouteRule, Split, Target, TenantKey,
 };
 use sas_router::{AdmissionConfig, GatewayConfig, Peers, ServerConfig};
 use tokio_tungstenite::tungstenite::Message;
@@ -355,4 +355,83 @@ async fn a_host_that_knows_less_than_the_one_that_passed_a_request_on_waits_unti
     route(&b.table, HOST, b.revision);
     of_b.set_view(2);
     assert_eq!(asking.await.unwrap(), "b after sas-a");
+}
+
+/// A platform whose instances answer with its name, and say how often they did.
+async fn answering(name: &'static str) -> (Platform, Arc<Peers>) {
+    let (platform, peers) = host(name, KEY).await;
+    platform.pool.add_inside(platform.revision, handler(move |_| async move { text(200, name.to_owned()) }));
+    (platform, peers)
+}
+
+fn shares(hosts: &[(&str, u32)]) -> Vec<HostShare> {
+    hosts.iter().map(|(host, weight)| HostShare::new(*host, *weight)).collect()
+}
+
+async fn ask(client: &mut Client) -> String {
+    let response = client.send(get("/")).await;
+    assert_eq!(response.status(), 200);
+    read(response).await
+}
+
+#[tokio::test]
+async fn requests_go_to_the_hosts_that_run_parts_and_at_last_to_the_one_that_acts() {
+    let ((a, to), (b, _), (c, _)) = (host("a", KEY).await, answering("b").await, answering("c").await);
+    to.set_hold(Duration::from_secs(5));
+    to.set_over("b", Endpoint::Tcp(b.address()), Protocol::H2c);
+    to.set_over("c", Endpoint::Tcp(c.address()), Protocol::H2c);
+    let mut rule = RouteRule::new(TenantKey(1), RouteAction::Remote { peer: "b".to_owned() });
+    rule.service = Some("default/hello".to_owned());
+    set(&a.table, HOST, vec![rule]);
+    let mut client = Client::connect(a.address()).await;
+    for _ in 0..4 {
+        assert_eq!(ask(&mut client).await, "b", "nobody else runs it");
+    }
+    a.gateway.set_hosts("default/hello", shares(&[("b", 500), ("c", 500)]));
+    let mut answered = Vec::new();
+    for _ in 0..40 {
+        answered.push(ask(&mut client).await);
+    }
+    let of_c = answered.iter().filter(|name| *name == "c").count();
+    assert!((8..=32).contains(&of_c), "{answered:?}");
+    // One that is not there loses nothing.
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    to.set_over("c", Endpoint::Tcp(nobody), Protocol::H2c);
+    for _ in 0..20 {
+        assert_eq!(ask(&mut client).await, "b");
+    }
+    a.gateway.set_hosts("default/hello", Vec::new());
+    assert_eq!(ask(&mut client).await, "b");
+}
+
+#[tokio::test]
+async fn a_full_part_leaves_requests_of_clients_to_others_and_keeps_those_that_were_passed_on() {
+    let ((b, to_c), (c, to_b)) = (answering("b").await, answering("c").await);
+    to_c.set_over("c", Endpoint::Tcp(c.address()), Protocol::H2c);
+    to_b.set_over("b", Endpoint::Tcp(b.address()), Protocol::H2c);
+    for host in [&b, &c] {
+        host.gateway.set_hosts("default/hello", shares(&[("b", 500), ("c", 500)]));
+    }
+    let mut client = Client::connect(b.address()).await;
+    assert_eq!(ask(&mut client).await, "b", "it has room");
+    b.pool.fill(true);
+    assert_eq!(ask(&mut client).await, "c");
+    // Both are full: c keeps what b passed on.
+    c.pool.fill(true);
+    assert_eq!(ask(&mut client).await, "c");
+    // Without anybody else it stays.
+    to_c.remove("c");
+    assert_eq!(ask(&mut client).await, "b");
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    to_c.set_over("c", Endpoint::Tcp(nobody), Protocol::H2c);
+    assert_eq!(ask(&mut client).await, "b", "c is not there");
+    // What calls from within is passed on, too.
+    to_c.set_over("c", Endpoint::Tcp(c.address()), Protocol::H2c);
+    let cx = Cx::new(Payer::Owner, RequestId(7), tokio::time::Instant::now() + Duration::from_secs(9));
+    let rule = RouteRule::new(TenantKey(1), RouteAction::Split(vec![Split::new(b.revision, 100)]));
+    set(&b.table, "hello.default.svc", vec![rule]);
+    let rule = RouteRule::new(TenantKey(1), RouteAction::Split(vec![Split::new(c.revision, 100)]));
+    set(&c.table, "hello.default.svc", vec![rule]);
+    let called = b.gateway.invoke(Target::Service("default/hello".into()), get("/"), &cx).await;
+    assert_eq!(read(called.unwrap()).await, "c");
 }

@@ -199,6 +199,8 @@ pub struct FixedPool {
     /// Whether claims wait for an instance instead of being refused, and for how many places in the queue that was.
     queues: std::sync::atomic::AtomicBool,
     places: AtomicUsize,
+    /// Whether it says that it is full.
+    full: std::sync::atomic::AtomicBool,
     me: std::sync::Weak<FixedPool>,
 }
 
@@ -274,6 +276,11 @@ impl FixedPool {
         self.queues.store(true, Ordering::SeqCst);
     }
 
+    /// Says from now on whether it is full; it serves all the same.
+    pub fn fill(&self, full: bool) {
+        self.full.store(full, Ordering::SeqCst);
+    }
+
     /// Places in the queue that were given out.
     pub fn places(&self) -> usize {
         self.places.load(Ordering::SeqCst)
@@ -318,6 +325,9 @@ impl Pool for FixedPool {
     }
     fn deployed(&self, revision: RevisionKey) -> Option<Arc<Deployed>> {
         self.revisions.lock().unwrap().get(&revision).map(|registered| Arc::clone(&registered.deployed))
+    }
+    fn is_full(&self, _: RevisionKey) -> bool {
+        self.full.load(Ordering::SeqCst)
     }
     fn try_claim(&self, claim: &Claim) -> Option<Lease> {
         let mut revisions = self.revisions.lock().unwrap();

@@ -20,7 +20,7 @@ pub(crate) struct Reasons {
 }
 
 /// The reasons with which the pool tells that it started something.
-const STARTS: [&str; 3] = ["Activated", "Expected", "RollOut"];
+const STARTS: [&str; 4] = ["Activated", "Expected", "RollOut", "Part"];
 
 impl Invariant for Reasons {
     fn name(&self) -> &'static str {
