@@ -40,6 +40,16 @@ pub(crate) const CLIENTS: usize = 6;
 impl Load {
     /// Asks for these services at these hosts in turn.
     pub(crate) fn begin(round: &str, hosts: &[SocketAddr], services: &[String]) -> Self {
+        Self::begin_with(round, hosts, services, |number| if number % 7 == 0 { 150 } else { 5 })
+    }
+
+    /// The same where the request of a number takes so many milliseconds.
+    pub(crate) fn begin_with(
+        round: &str,
+        hosts: &[SocketAddr],
+        services: &[String],
+        takes: fn(usize) -> u64,
+    ) -> Self {
         let (stop, hosts) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(hosts.to_vec())));
         let mut clients = JoinSet::new();
         for client in 0..CLIENTS {
@@ -57,7 +67,7 @@ impl Load {
                     };
                     let service = &services[(client * 5 + number) % services.len()];
                     let id = format!("{round}-{client}-{number}");
-                    let path = format!("/do/{id}?ms={}", if number % 7 == 0 { 150 } else { 5 });
+                    let path = format!("/do/{id}?ms={}", takes(number));
                     let began = Instant::now();
                     let host = format!("{service}.default.localhost");
                     let answer = call(to, "POST", &host, &path, "a body").await;

@@ -7,6 +7,7 @@ mod shared;
 
 mod gate;
 mod load;
+mod spread;
 mod world;
 
 use std::time::Duration;

@@ -58,7 +58,46 @@ struct Seen {
     members: BTreeMap<String, Member>,
     renewed: HashMap<String, Instant>,
     written: Vec<(Version, String)>,
+    /// Of services that several hosts run: which ones, since when; none: one alone.
+    parts: HashMap<String, Vec<(Instant, PartsByHost)>>,
     wrong: Vec<String>,
+}
+
+type PartsByHost = BTreeMap<String, Part>;
+
+/// What a host may run of a service.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Part {
+    state: String,
+    revisions: BTreeMap<String, Range>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Range {
+    max: u32,
+}
+
+impl Part {
+    pub(crate) fn serves(&self) -> bool {
+        self.state == "serving"
+    }
+
+    /// Most instances of all revisions together.
+    pub(crate) fn most(&self) -> u32 {
+        self.revisions.values().map(|range| range.max).sum()
+    }
+}
+
+#[derive(Deserialize)]
+struct Parts {
+    hosts: Vec<Named>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    host: String,
+    #[serde(flatten)]
+    part: Part,
 }
 
 impl Seen {
@@ -87,7 +126,23 @@ impl Seen {
                 self.wrong.push(format!("{key}: {owner:?} after {:?}", owners.last()));
             }
             owners.push((at, change.version, owner));
+        } else if let Some(service) = key.strip_prefix("spread/parts/default/") {
+            let parts: Parts = match &change.value {
+                Some(value) => serde_json::from_slice(value).expect("parts"),
+                None => Parts { hosts: Vec::new() },
+            };
+            let parts = parts.hosts.into_iter().map(|named| (named.host, named.part)).collect();
+            self.parts.entry(service.to_owned()).or_default().push((at, parts));
         }
+    }
+
+    /// Whether a host had a part of a service at that time, or a moment before.
+    fn had_part(&self, service: &str, host: &str, at: Instant) -> bool {
+        let all = self.parts.get(service).map_or(&[][..], Vec::as_slice);
+        all.iter().enumerate().any(|(n, (since, parts))| {
+            let until = all.get(n + 1).map_or(at, |(until, _)| *until);
+            parts.get(host).is_some_and(|part| part.most() > 0) && *since <= at + SEEN && until + START >= at
+        })
     }
 }
 
@@ -95,6 +150,8 @@ impl Seen {
 #[derive(Default)]
 pub(crate) struct Report {
     done: Mutex<HashMap<String, u32>>,
+    /// Requests that each host's instances have done.
+    by: Mutex<BTreeMap<String, u32>>,
     events: Mutex<BTreeMap<String, u32>>,
     /// Service, host, when.
     started: Mutex<Vec<(String, String, Instant)>>,
@@ -110,6 +167,11 @@ impl Report {
     /// Events by their ids, and how often each came.
     pub(crate) fn events(&self) -> BTreeMap<String, u32> {
         self.events.lock().clone()
+    }
+
+    /// Requests that each host's instances have done.
+    pub(crate) fn done_by(&self) -> BTreeMap<String, u32> {
+        self.by.lock().clone()
     }
 
     async fn take(&self, line: &str) {
@@ -132,7 +194,12 @@ impl Report {
                 }
             }
             "event" => *self.events.lock().entry(id.to_owned()).or_default() += 1,
-            _ => *self.done.lock().entry(id.to_owned()).or_default() += 1,
+            _ => {
+                *self.done.lock().entry(id.to_owned()).or_default() += 1;
+                if let Some(host) = pid.parse().ok().and_then(|pid| self.host_of(pid)) {
+                    *self.by.lock().entry(host).or_default() += 1;
+                }
+            }
         }
     }
 
@@ -188,6 +255,8 @@ impl Host {
 pub(crate) struct World {
     pub(crate) server: PostgresServer,
     pub(crate) term: Duration,
+    /// Most instances of each host that starts from now on.
+    pub(crate) most: Option<u32>,
     pub(crate) report: Arc<Report>,
     pub(crate) store: Arc<dyn Store>,
     seen: Arc<Mutex<Seen>>,
@@ -235,7 +304,19 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let reports = listener.local_addr().expect("an address").port();
         tasks.spawn(take_reports(listener, Arc::clone(&report)));
-        Some(Self { server, term, report, store, seen, database, reports, dir, _tasks: tasks, _alone: alone })
+        Some(Self {
+            server,
+            term,
+            most: None,
+            report,
+            store,
+            seen,
+            database,
+            reports,
+            dir,
+            _tasks: tasks,
+            _alone: alone,
+        })
     }
 
     pub(crate) async fn host(&self, name: &'static str) -> Host {
@@ -265,6 +346,9 @@ impl World {
         let mut command = platform_command(&["--admin", "127.0.0.1:0", "--package-root", "/"]);
         command.args(["--listen", &listen.to_string(), "--advertise", &peers.address.to_string()]);
         command.args(["--host-name", name, "--host-term", &self.term.as_secs().to_string()]);
+        if let Some(most) = self.most {
+            command.args(["--host-max-instances", &most.to_string()]);
+        }
         command.arg("--store").arg(&url).arg("--packages").arg(&url);
         command.arg("--state").arg(dir.join(name)).arg("--peers-secret").arg(dir.join("secret"));
         // Programs tell the test what they do, on a port of loopback.
@@ -385,7 +469,17 @@ spec:
         of.count()
     }
 
-    /// No shard had two owners in one epoch. Each start was of a host that owned the service then, or a moment before.
+    /// Which hosts run a service together, and how far each is with that; none: one alone.
+    pub(crate) fn parts(&self, service: &str) -> PartsByHost {
+        let seen = self.seen.lock();
+        seen.parts
+            .get(service)
+            .and_then(|parts| parts.last())
+            .map_or_else(BTreeMap::new, |(_, last)| last.clone())
+    }
+
+    /// No shard had two owners in one epoch. Each start was of a host that owned the service or had a part of it then, or a
+    /// moment before.
     pub(crate) fn assert_sound(&self) {
         let seen = self.seen.lock();
         assert_eq!(seen.wrong, Vec::<String>::new());
@@ -395,6 +489,7 @@ spec:
                 let until = owners.get(n + 1).map_or(*at, |(until, ..)| *until);
                 owner.holder == *host && *since <= *at + SEEN && until + START >= *at
             });
+            let owned = owned || seen.had_part(service, host, *at);
             assert!(owned, "{host} has started {service} at {at:?}, whose owners were {owners:?}");
         }
     }
