@@ -478,11 +478,16 @@ spec:
             .map_or_else(BTreeMap::new, |(_, last)| last.clone())
     }
 
+    /// No shard had two owners in one epoch.
+    pub(crate) fn assert_one_owner(&self) {
+        assert_eq!(self.seen.lock().wrong, Vec::<String>::new());
+    }
+
     /// No shard had two owners in one epoch. Each start was of a host that owned the service or had a part of it then, or a
     /// moment before.
     pub(crate) fn assert_sound(&self) {
+        self.assert_one_owner();
         let seen = self.seen.lock();
-        assert_eq!(seen.wrong, Vec::<String>::new());
         for (service, host, at) in &*self.report.started.lock() {
             let owners = &seen.owners[&shard_of(&format!("default/{service}"), SHARDS)];
             let owned = owners.iter().enumerate().any(|(n, (since, _, owner))| {

@@ -406,7 +406,7 @@ async fn engines_and_the_diagnosis_are_shown_and_a_host_of_one_engine_says_so() 
     assert_eq!(world.call("POST", "/v1/engines/bank/upgrade", "").await.0, 404);
     assert_eq!(world.call("DELETE", "/v1/engines/bank", "").await.0, 404);
     let (status, said) = world.call("GET", "/v1/diagnosis", "").await;
-    assert_eq!((status, said["checks"].as_array().unwrap().len()), (200, 13), "{said}");
+    assert_eq!((status, said["checks"].as_array().unwrap().len()), (200, 14), "{said}");
     assert!(
         said["findings"].as_array().unwrap().iter().all(|found| found["name"] == "leaked_handles"),
         "{said}"

@@ -9,6 +9,15 @@ use super::*;
 /// Requests at once: more than three hosts have instances for, as some are on their way.
 const CLIENTS: usize = 9;
 
+/// These wait for many seconds: CI runs them, and whoever sets `SAS_LONG=1`.
+fn is_left_out() -> bool {
+    let left_out = ["CI", "SAS_LONG"].iter().all(|name| std::env::var_os(name).is_none());
+    if left_out {
+        println!("skipped: set SAS_LONG=1, it takes a quarter of a minute");
+    }
+    left_out
+}
+
 /// A host that runs two instances at most, of whatever.
 fn small(name: &'static str, store: &Arc<MemoryStore>, seen: &Seen) -> Host {
     start_as(name, store, seen, |builder| {
@@ -148,6 +157,9 @@ fn a_service_that_one_host_can_not_hold_runs_on_several_and_comes_back() {
 
 #[test]
 fn a_host_that_dies_takes_its_own_requests_along_and_no_others_whichever_it_is() {
+    if is_left_out() {
+        return;
+    }
     let (store, seen, client) = (Arc::new(MemoryStore::default()), Seen::default(), client());
     let mut hosts = vec![small("a", &store, &seen), small("b", &store, &seen), small("c", &store, &seen)];
     until_shared(&hosts.iter().collect::<Vec<_>>());
@@ -187,6 +199,9 @@ fn a_host_that_dies_takes_its_own_requests_along_and_no_others_whichever_it_is()
 
 #[test]
 fn hosts_that_are_shut_down_give_back_what_they_have_of_it_and_lose_nothing() {
+    if is_left_out() {
+        return;
+    }
     let (store, seen, client) = (Arc::new(MemoryStore::default()), Seen::default(), client());
     let mut hosts = vec![small("a", &store, &seen), small("b", &store, &seen), small("c", &store, &seen)];
     until_shared(&hosts.iter().collect::<Vec<_>>());
@@ -213,6 +228,9 @@ fn hosts_that_are_shut_down_give_back_what_they_have_of_it_and_lose_nothing() {
 
 #[test]
 fn a_host_that_comes_and_acts_drops_nothing_of_what_runs_and_the_minimum_is_there_once() {
+    if is_left_out() {
+        return;
+    }
     let (store, seen, client) = (Arc::new(MemoryStore::default()), Seen::default(), client());
     let (a, b, c) = (small("a", &store, &seen), small("b", &store, &seen), small("c", &store, &seen));
     until_shared(&[&a, &b, &c]);
