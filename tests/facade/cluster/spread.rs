@@ -183,7 +183,8 @@ fn a_host_that_dies_takes_its_own_requests_along_and_no_others_whichever_it_is()
         // Those that were on it are over by then.
         std::thread::park_timeout(TERM);
         let lost = std::mem::take(&mut *load.lost.lock());
-        assert!(lost.len() <= CLIENTS, "{lost:?}");
+        // A client whose request was cut asks another host at once, which may pass it on to the one that is still dying.
+        assert!(lost.len() <= 2 * CLIENTS, "{lost:?}");
         let answers = load.answering(3_500);
         let (all, lost) = (answers.values().sum::<usize>(), load.lost.lock().clone());
         assert!(all > 20 && lost.is_empty(), "acts: {acts}: {answers:?}, lost: {lost:?}");
