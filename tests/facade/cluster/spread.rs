@@ -10,6 +10,7 @@ use super::*;
 const CLIENTS: usize = 9;
 
 /// These wait for many seconds: CI runs them, and whoever sets `SAS_LONG=1`.
+#[allow(clippy::print_stdout, reason = "the test's output says what was skipped")]
 fn is_left_out() -> bool {
     let left_out = ["CI", "SAS_LONG"].iter().all(|name| std::env::var_os(name).is_none());
     if left_out {
