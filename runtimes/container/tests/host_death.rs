@@ -27,9 +27,9 @@ fn count(short: u64, long: u64) -> u64 {
 /// What this process holds is counted, so that no other test of this file may run meanwhile.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// What there is beyond what `census` finds: mounts of a directory's, namespaces that this process holds, and the files below
-/// the directory.
-fn inventory(dir: &Path) -> BTreeSet<String> {
+/// What there is beyond what `census` finds: mounts of a directory's and the files below it; and how many namespaces this process
+/// holds.
+fn inventory(dir: &Path) -> (BTreeSet<String>, usize) {
     fn walk(dir: &Path, found: &mut BTreeSet<String>) {
         for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -51,8 +51,13 @@ fn inventory(dir: &Path) -> BTreeSet<String> {
         let to = std::fs::read_link(fd.path()).unwrap_or_default().display().to_string();
         spaces += usize::from(to.starts_with("net:[") || to.starts_with("mnt:["));
     }
-    found.insert(format!("{spaces} namespaces are held"));
-    found
+    (found, spaces)
+}
+
+/// Nothing is there that was not there before. A runtime that was dropped just before may have made a network meanwhile, which it
+/// gives up: that may be less.
+fn nothing_more(now: &(BTreeSet<String>, usize), before: &(BTreeSet<String>, usize)) -> bool {
+    now.0 == before.0 && now.1 <= before.1
 }
 
 /// Control groups of ours, wherever they are mounted.
@@ -154,7 +159,10 @@ async fn a_host_killed_under_load_leaves_nothing_behind() {
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(std::fs::read_dir(store.join("runs")).unwrap().count(), 1, "its own run");
     drop(runtime);
-    until("nothing of it is left but what was before", || inventory(place.dir.path()) == before).await;
+    until("nothing of it is left but what was before", || {
+        nothing_more(&inventory(place.dir.path()), &before)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -193,5 +201,8 @@ async fn cycles_of_deploy_load_kill_and_removal_leave_nothing_behind() {
     assert_eq!(support::census(&store), Vec::<String>::new());
     drop(runtime);
     until("its groups are gone with it", || groups_of(&store).is_empty()).await;
-    until("nothing of it is left but what was before", || inventory(place.dir.path()) == before).await;
+    until("nothing of it is left but what was before", || {
+        nothing_more(&inventory(place.dir.path()), &before)
+    })
+    .await;
 }
