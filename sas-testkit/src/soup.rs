@@ -11,8 +11,40 @@
 #[derive(Clone, Debug)]
 pub struct Soup {
     state: u64,
-    words: &'static [&'static str],
+    words: Vec<&'static str>,
 }
+
+/// What messages with CloudEvents in them are made of, whatever carries them.
+const OF_EVENTS: &[&str] = &[
+    "application/cloudevents",
+    "+json",
+    "-batch",
+    "; charset=utf-8",
+    "application/json",
+    "text/plain",
+    "1.0",
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    ",",
+    "\"specversion\"",
+    "\"1.0\"",
+    "\"id\"",
+    "\"source\"",
+    "\"type\"",
+    "\"data\"",
+    "\"x\"",
+    "2147483648",
+    "-1",
+    "true",
+    "2026-01-05T00:00:00Z",
+    "2026-01-05T00:00:00.5+01:00",
+    "a",
+    "%41",
+    "%zz",
+];
 
 /// What is to be found in every text sooner or later: what no attribute may hold, what is encoded, and what trims and ends.
 const STRANGE: [&str; 10] = ["\u{1}", "\u{FFFF}", "\u{FDD0}", "\u{85}", " ", "%", "\"", "ü", "😀", "\r\n"];
@@ -20,7 +52,12 @@ const STRANGE: [&str; 10] = ["\u{1}", "\u{FFFF}", "\u{FDD0}", "\u{85}", " ", "%"
 impl Soup {
     /// Texts of these words.
     pub fn new(seed: u64, words: &'static [&'static str]) -> Self {
-        Self { state: seed, words }
+        Self { state: seed, words: words.to_vec() }
+    }
+
+    /// Texts of the words that messages with CloudEvents are made of, and of those of one protocol.
+    pub fn of_events(seed: u64, own: &'static [&'static str]) -> Self {
+        Self { state: seed, words: [OF_EVENTS, own].concat() }
     }
 
     /// A number below `end`, which is not 0.
@@ -33,11 +70,13 @@ impl Soup {
 
     /// No words, or some.
     pub fn text(&mut self) -> String {
-        let words = self.words;
         (0..self.below(5))
             .map(|_| match self.below(8) {
                 0 => STRANGE[self.below(STRANGE.len())],
-                _ => words[self.below(words.len())],
+                _ => {
+                    let at = self.below(self.words.len());
+                    self.words[at]
+                }
             })
             .collect()
     }
